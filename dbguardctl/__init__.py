@@ -1,0 +1,1 @@
+"""dbguardctl: the command line client of dbguardd."""

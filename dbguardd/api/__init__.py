@@ -1,0 +1,1 @@
+"""The API: HTTP/1.1 on a Unix socket. Roles come from the kernel, never from the request."""

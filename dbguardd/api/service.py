@@ -1,0 +1,93 @@
+"""What the API asks of the daemon. The daemon implements it; neither side imports the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dbguardd.wire import BackupRow, Event, JobRow, Role, Status
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks, as the kernel says."""
+
+    uid: int
+    gid: int
+    pid: int
+    user: str
+    groups: frozenset[int]
+
+
+class Service(Protocol):
+    """Every method raises only errors of dbguardd.errors; those that change something write the audit log."""
+
+    def role(self, actor: Actor) -> Role | None:
+        """The role that the policy in force gives to this peer; None: not even reading."""
+
+    def denied(self, actor: Actor, action: str) -> None:
+        """Record a refused request in the audit log."""
+
+    def status(self) -> Status: ...
+
+    def backups(self, database: str) -> list[BackupRow]:
+        """The backups of one database, newest first, with what keeps each. Raises NotFound."""
+
+    def show(self, id: str) -> Json:
+        """One backup, job or database in full, by id, by the first characters of an id, or by name."""
+
+    def submit(self, verb: str, fields: Mapping[str, Any], actor: Actor, idempotency_key: str | None) -> JobRow:
+        """Queue a job; the same key from the same uid gives the same job. Raises Usage, NotFound, Busy."""
+
+    async def wait(self, job: str, seconds: float) -> JobRow:
+        """The job when it has ended, or as it is after `seconds`."""
+
+    def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]: ...
+
+    def job(self, id: str) -> JobRow: ...
+
+    def cancel(self, id: str, actor: Actor) -> JobRow: ...
+
+    def events(self, after: int, database: str | None, job: str | None, limit: int) -> list[Event]: ...
+
+    def follow(self, after: int, database: str | None, job: str | None) -> AsyncIterator[Event | None]:
+        """Yield events after that id as they come; None now and then, when there is nothing (a heartbeat)."""
+
+    def pause(self, database: str, seconds: float | None, actor: Actor) -> Json: ...
+
+    def resume(self, database: str, actor: Actor) -> Json: ...
+
+    async def hold(self, backup: str, reason: str, actor: Actor) -> Json: ...
+
+    async def release(self, backup: str, actor: Actor) -> Json: ...
+
+    def schedule(self, count: int) -> Json: ...
+
+    async def reload(self, actor: Actor) -> Json: ...
+
+    async def protect(self, fields: Mapping[str, Any], actor: Actor) -> Json: ...
+
+    def config(self, origin: bool) -> Json: ...
+
+    def config_check(self) -> Json: ...
+
+    def config_diff(self) -> Json: ...
+
+    async def config_accept(self, actor: Actor) -> Json: ...
+
+    def config_explain(self, key: str) -> Json: ...
+
+    def config_schema(self) -> Json: ...
+
+    def keys(self) -> Json: ...
+
+    async def recovery_sheet(self, key: str, actor: Actor) -> Json: ...
+
+    async def recovery_test(self, key: str, identity: str, actor: Actor) -> Json: ...
+
+    def audit(self, after: int, limit: int) -> Json: ...
+
+    def audit_verify(self) -> Json: ...

@@ -1,0 +1,131 @@
+"""What an engine is: a record of the things that one kind of database can do.
+
+An engine runs in the engine half of a worker, as the owner of the database, without keys, repository or network
+beyond its server. It knows the seam (Sink, Tree) and nothing of what is behind it. All methods raise only errors of
+dbguardd.errors. `progress(step, done_bytes, total_bytes)` is called often enough to show life (at least each second);
+it raises Cancelled when the job is to end, so an engine only has to clean up on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dbguardd.flow import Facts, Sink, Tree
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What is there, found without changing anything."""
+
+    version: str
+    size_bytes: int
+    facts: Facts
+    warnings: tuple[str, ...] = ()  # sentences for people: a vulnerable library, a network file system
+
+
+@dataclass(frozen=True, slots=True)
+class TablePrint:
+    """The content of one table: how many rows, and a digest (hex) that is equal exactly when the rows are."""
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """The content of a database. Two are equal exactly when schema and rows are."""
+
+    schema_digest: str
+    tables: Mapping[str, TablePrint]
+
+    @property
+    def rows(self) -> int:
+        """All rows together."""
+        return sum(table.rows for table in self.tables.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A proof query: its single value must lie in [min, max], or equal `equals`."""
+
+    sql: str
+    min: float | None = None
+    max: float | None = None
+    equals: str | float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check and how it ended: ok, failed, inconclusive or not configured."""
+
+    name: str
+    outcome: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What the engine found when it opened a restored database."""
+
+    findings: Sequence[Finding]
+    fingerprint: Fingerprint | None
+    facts: Facts = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True if no check failed and none was inconclusive."""
+        return all(finding.outcome in ("ok", "not configured") for finding in self.findings)
+
+
+class Snapshots(Protocol):
+    """Backups of one database: the thing that every engine can do."""
+
+    def probe(self) -> Probe:
+        """Say what is there. Changes nothing."""
+
+    def dump(self, sink: Sink, progress: Progress) -> Facts:
+        """Write a consistent backup of the live database into `sink`; return what restore() must know.
+
+        The database stays usable meanwhile. Afterwards the same snapshot is still at hand for fingerprint(), until
+        release(). Whatever happens, close() leaves nothing behind.
+        """
+
+    def fingerprint(self, progress: Progress) -> Fingerprint:
+        """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content."""
+
+    def release(self) -> None:
+        """Let go of the snapshot of the last dump(), with all its temporary files. Safe to call at any time."""
+
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
+        """Rebuild the database at `target`, which must not exist; durable on return.
+
+        On failure nothing is left at `target`. Never touches the live database.
+        """
+
+    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+        """Open a restored database, run the engine's own checks and the proof queries, and take its fingerprint."""
+
+    def replace(self, source: Path, progress: Progress) -> None:
+        """Make the live database equal to the restored one at `source`, as one atomic step for its users.
+
+        Raises TargetInUse if a process uses the live database, and then changes nothing. If the live database is
+        missing it is created.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
+
+    name: str
+    snapshots: Snapshots
+
+
+OpenEngine = Callable[[Mapping[str, Any]], Engine]
+"""Makes an Engine from its settings (the JSON form of the policy's table, plus `staging`: a private directory)."""

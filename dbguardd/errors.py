@@ -1,0 +1,564 @@
+"""Every outcome that dbguard reports on purpose: one class, one row of the table.
+
+An error says what happened (message), what was seen (detail) and what to do (hints: lines that can be pasted). Its
+class says the rest: a stable code, the exit status of a command, the status of an HTTP answer, whether trying again
+can help, and what it means for the data. Exit codes, problem objects (RFC 9457), `dbguardctl explain` and
+dbguard-errors(7) are all made from this table, so a new row here is all that a new error needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+from uuid import UUID, uuid5
+
+_NAMESPACE = UUID("6a1f3c0e-5d7b-4f0c-9a2e-8b4d1c3f5a70")
+
+
+class GuardError(Exception):
+    """Something that dbguard could not do.
+
+    `message` is one line, starting with the object it is about; `detail` holds the real numbers and names; `hints` are
+    commands or orders; `facts` are machine-readable members of the problem object (JSON values, snake_case).
+    """
+
+    code: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    exit_status: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+    transient: ClassVar[bool] = False
+    meaning: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+
+    def __init__(
+        self, message: str, *, detail: str = "", hints: Sequence[str] = (), facts: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hints = tuple(hints)
+        self.facts: dict[str, Any] = dict(facts or {})
+
+    def problem(self) -> dict[str, Any]:
+        """Return the RFC 9457 problem object: what crosses pipes and the socket."""
+        return {
+            **self.facts,
+            "type": f"urn:dbguard:error:{self.code}",
+            "title": self.title,
+            "status": self.http_status,
+            "code": self.code,
+            "message": self.message,
+            "detail": self.detail,
+            "retryable": self.transient,
+            "hints": list(self.hints),
+            "exit_code": self.exit_status,
+        }
+
+
+_MEMBERS = frozenset(("type", "title", "status", "code", "message", "detail", "retryable", "hints", "exit_code"))
+
+
+def from_problem(problem: Mapping[str, Any]) -> GuardError:
+    """Rebuild the error that problem() described; an unknown code becomes an Internal error."""
+    kind = OUTCOMES.get(str(problem.get("code")), Internal)
+    hints = problem.get("hints")
+    return kind(
+        str(problem.get("message") or problem.get("title") or "unknown error"),
+        detail=str(problem.get("detail") or ""),
+        hints=[str(hint) for hint in hints] if isinstance(hints, list) else (),
+        facts={key: value for key, value in problem.items() if key not in _MEMBERS},
+    )
+
+
+def message_id(code: str) -> str:
+    """Return the journal MESSAGE_ID (32 hex digits) of an outcome."""
+    return uuid5(_NAMESPACE, code).hex
+
+
+# ------------------------------------------------------------------------------------------------ 0: asking
+
+
+class Usage(GuardError):
+    """The request does not make sense."""
+
+    code, title = "DBG-0001", "Wrong usage"
+    exit_status, http_status = 2, 400
+    meaning = "Nothing was done."
+    advice = "Read the help of the command: dbguardctl COMMAND --help."
+
+
+class DaemonUnreachable(GuardError):
+    """The client cannot talk to the daemon."""
+
+    code, title = "DBG-0002", "Cannot reach dbguardd"
+    exit_status, http_status, transient = 6, 503, True
+    meaning = "Nothing is known from here about backups; while the daemon is down none are made."
+    advice = "Look at the service: systemctl status dbguardd, journalctl -u dbguardd."
+
+
+class NotPermitted(GuardError):
+    """The peer's role does not allow the request."""
+
+    code, title = "DBG-0003", "Not permitted"
+    exit_status, http_status = 5, 403
+    meaning = "Nothing was done. The refusal stands in the audit log."
+    advice = "Ask an administrator for the role, or to add you to the group that [access] names in the policy."
+
+
+class NotFound(GuardError):
+    """No such database, backup, job, hold, storage or code."""
+
+    code, title = "DBG-0004", "Not found"
+    exit_status, http_status = 8, 404
+    meaning = "Nothing was done."
+    advice = "List what there is: dbguardctl status, dbguardctl list NAME, dbguardctl job list."
+
+
+class Busy(GuardError):
+    """Another job holds what this one needs."""
+
+    code, title = "DBG-0005", "Busy"
+    exit_status, http_status, transient = 7, 409, True
+    meaning = "Nothing was done; the other job goes on."
+    advice = "Watch the other job with dbguardctl job watch ID, then try again."
+
+
+class StillRunning(GuardError):
+    """Waiting ended before the job did."""
+
+    code, title = "DBG-0006", "Waiting timed out"
+    exit_status, http_status, transient = 12, 504, True
+    meaning = "The job goes on in the daemon."
+    advice = "Go on waiting with dbguardctl job watch ID, or stop it with dbguardctl job cancel ID."
+
+
+class Cancelled(GuardError):
+    """The job was cancelled by someone."""
+
+    code, title = "DBG-0007", "Cancelled"
+    exit_status, http_status = 1, 409
+    meaning = "What the job had not finished does not count; what was acknowledged before stays."
+    advice = "Start the job again when you want it."
+
+
+class Internal(GuardError):
+    """A bug in dbguard."""
+
+    code, title = "DBG-0008", "Internal error"
+    meaning = "The job failed. What was acknowledged before stays."
+    advice = "Keep the journal of dbguardd around the time of the failure and report the bug."
+
+
+class TooLarge(GuardError):
+    """A request exceeds a limit of the API."""
+
+    code, title = "DBG-0009", "Request too large"
+    exit_status, http_status = 2, 413
+    meaning = "Nothing was done."
+    advice = "Requests are small JSON objects of at most 1 MiB; ask for less at once."
+
+
+class SecondInstance(GuardError):
+    """Another dbguardd owns the state directory or the socket."""
+
+    code, title = "DBG-0010", "Another dbguardd is running"
+    exit_status, http_status = 7, 409
+    meaning = "The running daemon is not disturbed. This one did nothing."
+    advice = "Use the running daemon, or give this one its own --state and --socket."
+
+
+# ------------------------------------------------------------------------------------------------ 1: policy
+
+
+class PolicyInvalid(GuardError):
+    """The policy has mistakes. `detail` lists all of them with file, line and column."""
+
+    code, title = "DBG-1001", "Policy not valid"
+    exit_status, http_status = 9, 422
+    meaning = "A running daemon keeps the policy it has; nothing changes until the file is right."
+    advice = "Mend the file and run dbguardctl config check."
+
+
+class PolicyShrinks(GuardError):
+    """The new policy would delete existing backups at once."""
+
+    code, title = "DBG-1002", "The policy would delete backups"
+    exit_status, http_status = 10, 409
+    meaning = "The old policy stays in force. No backup was deleted."
+    advice = "See what would go with dbguardctl config diff; if that is wanted, dbguardctl config accept."
+
+
+class PolicyUnsafe(GuardError):
+    """A policy or secret file can be changed or read by people who should not."""
+
+    code, title = "DBG-1003", "A file is not safe to trust"
+    exit_status, http_status = 9, 422
+    meaning = "The file was not used."
+    advice = "Give it to the daemon's user or root and take write permission from group and others (secrets: 0600)."
+
+
+class SecretMissing(GuardError):
+    """A secret that the policy names cannot be read."""
+
+    code, title = "DBG-1004", "A secret is missing"
+    exit_status, http_status = 11, 503
+    meaning = "Whatever needs the secret cannot run; other databases are not affected."
+    advice = "Provide the credential, file or command that the policy names, then reload or restart dbguardd."
+
+
+# ------------------------------------------------------------------------------------------------ 2: databases
+
+
+class SourceMissing(GuardError):
+    """The database is not where the policy says."""
+
+    code, title = "DBG-2001", "Database missing"
+    http_status = 502
+    meaning = "No backup was made. Earlier backups are untouched and can be restored."
+    advice = "Was it moved or deleted? Mend path in the policy, or restore it: dbguardctl restore NAME --dry-run."
+
+
+class SourceInvalid(GuardError):
+    """What lies there is not a database that the engine can read."""
+
+    code, title = "DBG-2002", "Not a database"
+    http_status = 502
+    meaning = "No backup was made. Earlier backups are untouched."
+    advice = "Check the path and the engine in the policy."
+
+
+class SourceEncrypted(GuardError):
+    """The file looks encrypted, or is not what its header should be."""
+
+    code, title = "DBG-2003", "Database is encrypted or has a foreign header"
+    http_status = 502
+    meaning = "No backup was made. Earlier backups are untouched."
+    advice = "SQLCipher and SEE files cannot be read without their key; guard the directory with engine files instead."
+
+
+class SourceLocked(GuardError):
+    """The application holds a lock that dbguard does not wait for any longer."""
+
+    code, title = "DBG-2004", "Database locked"
+    http_status, transient = 503, True
+    meaning = "No backup was made this time; the application was not disturbed. It is tried again."
+    advice = "Find who holds the lock (lsof PATH); raise lock_timeout if the application needs long exclusive locks."
+
+
+class SourceDamaged(GuardError):
+    """The live database itself is damaged."""
+
+    code, title = "DBG-2005", "The live database is damaged"
+    exit_status, http_status = 4, 502
+    meaning = "The damage is in the live file, not in the backups. Earlier proven backups are the good copies."
+    advice = "Stop the application, then restore the last proven backup: dbguardctl restore NAME --dry-run."
+
+
+class SourceChanged(GuardError):
+    """The file was replaced, truncated or changed in a way that breaks the snapshot."""
+
+    code, title = "DBG-2006", "Database replaced during the backup"
+    http_status, transient = 503, True
+    meaning = "The half-made backup was thrown away. Earlier backups are untouched. It is tried again."
+    advice = (
+        "If this repeats, something replaces the file instead of writing to it: back up after that, with a schedule."
+    )
+
+
+class SourceDenied(GuardError):
+    """The engine may not read the database."""
+
+    code, title = "DBG-2007", "No permission to read the database"
+    http_status = 502
+    meaning = "No backup was made. Earlier backups are untouched."
+    advice = "Set run_as to a user who may read the file and write to its directory (SQLite needs -shm there)."
+
+
+class Unsupported(GuardError):
+    """The engine or storage cannot do that."""
+
+    code, title = "DBG-2008", "Not supported"
+    exit_status, http_status = 2, 422
+    meaning = "Nothing was done."
+    advice = "See which methods the engine has in dbguard.toml(5)."
+
+
+class WouldBlock(GuardError):
+    """A consistent copy would hold the application longer than max_block allows."""
+
+    code, title = "DBG-2009", "The application would be blocked for too long"
+    http_status, transient = 503, True
+    meaning = "No backup was made this time; the application was not held longer than max_block. It is tried again."
+    advice = "Use WAL mode (PRAGMA journal_mode=WAL), raise max_block, or back up in a quiet window."
+
+
+# ------------------------------------------------------------------------------------------------ 3: storage
+
+
+class Unreachable(GuardError):
+    """A storage does not answer, or answers with input/output errors."""
+
+    code, title = "DBG-3001", "Storage not reachable"
+    exit_status, http_status, transient = 11, 503, True
+    meaning = "Nothing new could be stored. What was acknowledged before is not affected by this error."
+    advice = "Check the disk, mount or network of the storage, then dbguardctl check."
+
+
+class NoSpace(GuardError):
+    """There is not enough room."""
+
+    code, title = "DBG-3002", "Not enough space"
+    exit_status, http_status, transient = 11, 507, True
+    meaning = "The backup or restore was not made; nothing that exists was changed or deleted to make room."
+    advice = "Free space on the file system, or see what retention would free: dbguardctl prune --dry-run."
+
+
+class Conflict(GuardError):
+    """An object of that name exists with other bytes."""
+
+    code, title = "DBG-3003", "An object exists with other content"
+    exit_status, http_status = 4, 409
+    meaning = "Nothing was overwritten. The stored object is damaged or foreign."
+    advice = "Run dbguardctl check --data to learn which backups are affected."
+
+
+class ObjectMissing(GuardError):
+    """An object that should be in the storage is not there."""
+
+    code, title = "DBG-3004", "An object is missing from the storage"
+    exit_status, http_status = 4, 404
+    meaning = "Backups that need the object cannot be restored in full from this storage."
+    advice = "Run dbguardctl check --data to learn which backups are affected; make a new full backup now."
+
+
+class Degraded(GuardError):
+    """The storage failed to make bytes durable twice in a row."""
+
+    code, title = "DBG-3005", "Storage failed to make data durable"
+    exit_status, http_status, transient = 11, 503, True
+    meaning = "The job was not acknowledged. The disk may be failing; older backups on it should be checked."
+    advice = "Look at the kernel log (journalctl -k), then run dbguardctl check --data."
+
+
+# ------------------------------------------------------------------------------------------------ 4: repository
+
+
+class Damaged(GuardError):
+    """Stored bytes are not the bytes that were stored."""
+
+    code, title = "DBG-4001", "Damage in the repository"
+    exit_status, http_status = 4, 500
+    meaning = "No wrong byte was handed out. The backups named here cannot be restored in full from this storage."
+    advice = (
+        "Run dbguardctl check --data for the whole extent, and make a new full backup: dbguardctl backup NAME --full."
+    )
+
+
+class NotARepository(GuardError):
+    """There is no repository in the storage, or its description is unreadable."""
+
+    code, title = "DBG-4002", "No repository there"
+    exit_status, http_status = 11, 503
+    meaning = "Nothing was read or written. An empty mount point looks like this too."
+    advice = "Check that the right disk is mounted at the storage's path; dbguardctl init makes a new repository."
+
+
+class FormatTooNew(GuardError):
+    """The repository needs a newer dbguard."""
+
+    code, title = "DBG-4003", "Repository format not known"
+    exit_status, http_status = 11, 503
+    meaning = "Nothing was written. The backups are fine, this version cannot read them."
+    advice = "Install the dbguard version that wrote it, or a newer one."
+
+
+# ------------------------------------------------------------------------------------------------ 5: keys
+
+
+class KeyRefused(GuardError):
+    """The key does not open this repository."""
+
+    code, title = "DBG-5001", "The key does not open the repository"
+    exit_status, http_status = 11, 503
+    meaning = "The data is not damaged; it is sealed with another key. Nothing was written."
+    advice = "Use the machine key of the host that wrote it, or the recovery key from the recovery sheet."
+
+
+class KeyMissing(GuardError):
+    """A key that the policy names cannot be found."""
+
+    code, title = "DBG-5002", "Key missing"
+    exit_status, http_status = 11, 503
+    meaning = "Backups can neither be made nor read until a key is there. Stored data is not affected."
+    advice = "Restore the key file or credential, or use the recovery key: dbguardctl key recovery-test shows how."
+
+
+class KeyUnsafe(GuardError):
+    """A key file is readable by others, or a recovery recipient is unusable."""
+
+    code, title = "DBG-5003", "Key not safe"
+    exit_status, http_status = 9, 422
+    meaning = "The key was not used."
+    advice = "Make the key file 0600 and owned by the daemon's user."
+
+
+# ------------------------------------------------------------------------------------------------ 6: proof, restore
+
+
+class ProofFailed(GuardError):
+    """A test restore does not equal what was backed up."""
+
+    code, title = "DBG-6001", "Verification failed"
+    exit_status, http_status = 4, 500
+    meaning = "The backup is not proven and does not count as the last good one. Older proven backups are kept."
+    advice = "See the failed step with dbguardctl show ID, then make a new backup: dbguardctl backup NAME --full."
+
+
+class TargetExists(GuardError):
+    """Something is already where the restore should go."""
+
+    code, title = "DBG-6002", "The target exists"
+    exit_status, http_status = 10, 409
+    meaning = "Nothing was overwritten."
+    advice = "Choose another place with --to, or replace the live database with --in-place."
+
+
+class TargetInUse(GuardError):
+    """Another process uses the database that should be replaced."""
+
+    code, title = "DBG-6003", "The target is in use"
+    exit_status, http_status = 10, 409
+    meaning = "The live database was not touched."
+    advice = "Stop the application that uses it, then repeat the restore."
+
+
+class ConfirmMissing(GuardError):
+    """A destructive request came without its typed confirmation."""
+
+    code, title = "DBG-6004", "Confirmation missing"
+    exit_status, http_status = 10, 409
+    meaning = "Nothing was done."
+    advice = "Repeat with --confirm NAME, typing the name of the database."
+
+
+class PlanChanged(GuardError):
+    """The world is no longer what the plan was made for."""
+
+    code, title = "DBG-6005", "The plan no longer fits"
+    exit_status, http_status = 10, 409
+    meaning = "Nothing was done."
+    advice = "Make the plan again with --dry-run."
+
+
+# ------------------------------------------------------------------------------------------------ 7: guards
+
+
+class Held(GuardError):
+    """A hold or a guarantee of the policy forbids the deletion."""
+
+    code, title = "DBG-7001", "Held"
+    exit_status, http_status = 10, 409
+    meaning = "Nothing was deleted."
+    advice = "See the reasons with dbguardctl list NAME --why; a hold ends with dbguardctl release ID."
+
+
+class Breaker(GuardError):
+    """One run would delete more than a run may."""
+
+    code, title = "DBG-7002", "Too much would be deleted at once"
+    exit_status, http_status = 10, 409
+    meaning = "Nothing was deleted."
+    advice = "Look at dbguardctl prune --dry-run; if it is right, repeat with --confirm NAME."
+
+
+class ClockDoubt(GuardError):
+    """The clock cannot be trusted, so nothing is deleted."""
+
+    code, title = "DBG-7003", "The clock is in doubt"
+    exit_status, http_status, transient = 10, 503, True
+    meaning = "Backups go on; every deletion is frozen until the clock of the host and of the storage agree."
+    advice = "Check the time on this host (timedatectl) and on the storage."
+
+
+# ------------------------------------------------------------------------------------------------ 8: jobs
+
+
+class WorkerDied(GuardError):
+    """A worker process ended without a result."""
+
+    code, title = "DBG-8001", "The worker died"
+    http_status, transient = 500, True
+    meaning = "The job failed. What was acknowledged before stays; the next run starts afresh."
+    advice = "Out of memory? journalctl -k. Otherwise look at the job: dbguardctl job show ID."
+
+
+class Stalled(GuardError):
+    """A worker made no progress for stall_timeout and was stopped."""
+
+    code, title = "DBG-8002", "The job stalled"
+    http_status, transient = 504, True
+    meaning = "The job was stopped. What was acknowledged before stays."
+    advice = "Is the storage or the database hanging? Raise stall_timeout if the step is really that slow."
+
+
+class Interrupted(GuardError):
+    """The daemon ended while the job ran."""
+
+    code, title = "DBG-8003", "Interrupted"
+    http_status, transient = 500, True
+    meaning = "The job did not finish. What was acknowledged before stays; the schedule repeats it."
+    advice = "Nothing needs to be done; to repeat it now, start the job again."
+
+
+# ------------------------------------------------------------------------------------------------ 9: the daemon's own books
+
+
+class AuditBroken(GuardError):
+    """The audit chain does not verify."""
+
+    code, title = "DBG-9001", "The audit log was changed"
+    exit_status, http_status = 4, 500
+    meaning = "Entries from the named one on cannot be trusted. Backups are not affected."
+    advice = "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit."
+
+
+class CatalogDamaged(GuardError):
+    """The catalog cannot be read."""
+
+    code, title = "DBG-9002", "The catalog is damaged"
+    meaning = "The catalog is an index; every backup is still in the repository."
+    advice = "Move the catalog file away and restart dbguardd: it is rebuilt from the repositories."
+
+
+OUTCOMES: Mapping[str, type[GuardError]] = {
+    kind.code: kind
+    for kind in (
+        *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
+        *(SecondInstance, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
+        *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
+        *(Unsupported, WouldBlock),
+        *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
+        *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
+        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, PlanChanged, Held, Breaker, ClockDoubt),
+        *(WorkerDied, Stalled, Interrupted, AuditBroken, CatalogDamaged),
+    )
+}
+"""Every row, by code."""
+
+EXIT_STATUSES: Mapping[int, str] = {
+    0: "done, healthy",
+    1: "failed",
+    2: "wrong usage",
+    3: "done, but something needs attention (late, warning, partial)",
+    4: "verification failed: a backup is not proven, or damage was found",
+    5: "not permitted",
+    6: "daemon not reachable",
+    7: "busy, or a conflicting job",
+    8: "no such database, backup or job",
+    9: "policy not valid",
+    10: "refused by a guard (hold, confirmation missing, target exists, shrink)",
+    11: "storage or key not available, or no space",
+    12: "waiting timed out; the job goes on",
+    130: "interrupted; the job goes on",
+}
+"""What the exit status of every command means."""

@@ -1,0 +1,59 @@
+"""The seam: the one place that a database's bytes cross.
+
+An engine writes a backup into a Sink and reads one back from a Tree. The repository implements both. Neither side
+imports the other: jobs join them, in one process (tests) or across two with different privileges (worker/).
+
+A backup is a set of named streams of two kinds. A *flow* stream is a sequence of bytes (a dump, a file): the
+repository cuts it by content. A *paged* stream is a file of equal pages (SQLite, DuckDB, a relation): the repository
+compares it page by page with the parent backup. Paged data is never pushed through the seam: the engine hands over an
+open file, and the repository reads (adopt) or writes (deliver) it with as many threads as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, Protocol
+
+Facts = Mapping[str, Any]
+"""JSON values that an engine wants to find again: versions, log positions, counts."""
+
+
+class Sink(Protocol):
+    """Where an engine writes one backup."""
+
+    def write(self, name: str, *, stamp: str = "") -> AbstractContextManager[BinaryIO]:
+        """Open the flow stream `name` for writing; it is kept when the block ends without an exception.
+
+        `stamp` is whatever proves later that the stream has not changed (see reuse).
+        """
+
+    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+        """Take the paged stream `name` from the open file descriptor `file` and return when all of it was read.
+
+        The file must be a regular file that does not change until this returns; its size need not be a multiple of
+        `page_size` (bytes, a power of two from 512 to 65536). The descriptor stays the caller's.
+        """
+
+    def reuse(self, name: str, stamp: str) -> bool:
+        """Take `name` over from the parent backup if it bears the same stamp; True means: do not send it."""
+
+
+class Tree(Protocol):
+    """One finished backup, for reading. Raises Damaged before it yields or writes a wrong byte."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the engine returned from dump()."""
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the streams in the order they were written."""
+
+    def read(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Open one stream of either kind for reading from its start. Raises NotFound."""
+
+    def deliver(self, name: str, file: int) -> int:
+        """Write the whole stream into the open file `file` from offset 0; return its size in bytes.
+
+        Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable.
+        """

@@ -1,0 +1,281 @@
+"""What crosses the socket: every request and every answer. Standard library only; all that dbguardctl imports.
+
+A request's docstring is its help, its fields are its options: the command line, the API with its OpenAPI description
+and the man page are made from them. Answers are JSON objects with a `schema` member; times are RFC 3339 in UTC and
+end in `_at`, numbers carry their unit in the name, unknown is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+API_VERSION = 1
+SOCKET = "/run/dbguard/api.sock"
+MAX_REQUEST_BYTES = 1 << 20
+
+
+class Role(StrEnum):
+    """What a peer may ask. It comes from the kernel (SO_PEERCRED and groups) and the policy's [access]."""
+
+    READ = "read"
+    OPERATE = "operate"
+    ADMIN = "admin"
+
+
+class Grade(StrEnum):
+    """How much is known of a backup, from least to most."""
+
+    STORED = "stored"
+    CHECKED = "checked"
+    RESTORED = "restored"
+    PROVEN = "proven"
+
+
+class JobState(StrEnum):
+    """Where a job is. The last four are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+class Health(StrEnum):
+    """What `status` says of one database, from worst to best."""
+
+    FAILING = "failing"
+    LATE = "late"
+    UNPROVEN = "unproven"
+    PAUSED = "paused"
+    ORPHANED = "orphaned"
+    SAFE = "safe"
+
+
+def option(text: str, default: Any = "") -> Any:
+    """A request field with its help text; bool fields become flags, a field named `database` an argument."""
+    return field(default=default, metadata={"help": text})
+
+
+# ------------------------------------------------------------------------------------------------ requests: jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What every job request has in common: nothing but being one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup(Request):
+    """Back up a database now."""
+
+    database: str
+    full: bool = option("store every page again instead of only what changed", False)
+    verify: bool = option("prove the backup by a test restore right away, whatever the policy says", False)
+    note: str = option("a remark that is kept with the backup")
+
+
+@dataclass(frozen=True, slots=True)
+class Verify(Request):
+    """Restore a backup into a private place, compare it with what was backed up, and record the proof."""
+
+    database: str
+    backup: str = option("id of the backup, or its first characters; the newest if not given")
+
+
+@dataclass(frozen=True, slots=True)
+class Restore(Request):
+    """Restore a database to a new place; the live one is only replaced with --in-place."""
+
+    database: str
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the newest backup not younger than this moment, such as '2026-09-12 08:59' or 'yesterday 09:00'")
+    to: str = option("path of the restored database; it must not exist")
+    in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
+    confirm: str = option("the name of the database, typed in full: needed for --in-place")
+    dry_run: bool = option("print what would be done, and do nothing", False)
+
+
+@dataclass(frozen=True, slots=True)
+class Undo(Request):
+    """Put back the state that the last restore --in-place replaced."""
+
+    database: str
+    confirm: str = option("the name of the database, typed in full")
+
+
+@dataclass(frozen=True, slots=True)
+class Check(Request):
+    """Check settings, database, storage, keys and repository without restoring."""
+
+    database: str
+    data: bool = option("read and decrypt every stored byte, not only the structure", False)
+
+
+@dataclass(frozen=True, slots=True)
+class Expire(Request):
+    """Delete the backups that the policy's `keep` no longer asks for; each verdict has its reasons."""
+
+    database: str
+    dry_run: bool = option("print what would be deleted and why, and delete nothing", False)
+    confirm: str = option("the name of the database, to let one run delete more than the breaker allows")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep(Request):
+    """Free the space of expired backups whose grace is over."""
+
+    storage: str
+    dry_run: bool = option("print what would be freed, and free nothing", False)
+
+
+REQUESTS: Mapping[str, type[Request]] = {
+    "backup": Backup,
+    "verify": Verify,
+    "restore": Restore,
+    "undo": Undo,
+    "check": Check,
+    "expire": Expire,
+    "sweep": Sweep,
+}
+"""Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+@dataclass(slots=True)
+class BackupRow:
+    """One backup, as `list` and `show` tell it."""
+
+    id: str
+    database: str
+    engine: str
+    created_at: str
+    kind: str  # full | incremental
+    method: str  # pages | dump
+    grade: Grade
+    source_bytes: int
+    stored_bytes: int
+    storage: str
+    proven_at: str | None = None
+    restore_seconds: float | None = None
+    kept_because: list[str] = field(default_factory=list)
+    expires_at: str | None = None
+    holds: list[str] = field(default_factory=list)
+    note: str = ""
+    failure: str | None = None  # why the last verification failed; None if it did not
+
+
+@dataclass(slots=True)
+class JobRow:
+    """One job, as `job list` tells it. `result` and `problem` are there when it has ended."""
+
+    id: str
+    verb: str
+    database: str | None
+    state: JobState
+    actor: str  # "schedule", or the user's name
+    request: dict[str, Any]
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    attempt: int = 1
+    step: str = ""
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    result: dict[str, Any] | None = None
+    problem: dict[str, Any] | None = None
+    stderr_tail: str = ""
+
+
+@dataclass(slots=True)
+class Event:
+    """Something that happened; `id` grows, so a reader can resume after the last one it saw."""
+
+    id: int
+    at: str
+    event: str  # noun.verb, from the documented list
+    database: str | None
+    job: str | None
+    facts: dict[str, Any]
+
+
+@dataclass(slots=True)
+class DatabaseStatus:
+    """What can be said of one database now."""
+
+    name: str
+    engine: str
+    state: Health
+    recoverable_to_at: str | None
+    recoverable_since_at: str | None
+    last_proven_at: str | None
+    proven_backup: str | None
+    restore_seconds: float | None
+    next_run_at: str | None
+    next_verb: str | None
+    backups: int
+    source_bytes: int | None
+    rpo_seconds: float | None
+    rto_seconds: float | None
+    paused_until_at: str | None
+    running_job: str | None
+    problem: dict[str, Any] | None
+    attention: list[str]
+    hints: list[str]
+
+
+@dataclass(slots=True)
+class StorageStatus:
+    """What can be said of one storage now."""
+
+    name: str
+    url: str
+    ok: bool
+    free_bytes: int | None
+    total_bytes: int | None
+    keep_free_bytes: int | None
+    stored_bytes: int | None
+    problem: dict[str, Any] | None
+
+
+@dataclass(slots=True)
+class KeyStatus:
+    """What can be said of one key now."""
+
+    name: str
+    kind: str
+    recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
+    recovery_tested_at: str | None
+
+
+@dataclass(slots=True)
+class Status:
+    """One screen: what could be restored, when that was last proven, how long it takes, what to do."""
+
+    schema: str
+    version: str
+    host: str
+    policy_loaded_at: str
+    policy_problem: dict[str, Any] | None
+    timezone: str
+    attention: list[str]
+    databases: list[DatabaseStatus]
+    storages: list[StorageStatus]
+    keys: list[KeyStatus]
+
+
+def to_json(value: Any) -> Any:
+    """Return answers and requests (dataclasses, lists, mappings of them) as plain JSON values."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value

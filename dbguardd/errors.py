@@ -510,7 +510,7 @@ class Interrupted(GuardError):
     advice = "Nothing needs to be done; to repeat it now, start the job again."
 
 
-# ------------------------------------------------------------------------------------------------ 9: the daemon's own books
+# ------------------------------------------------------------------------------------------------ 9: own books
 
 
 class AuditBroken(GuardError):

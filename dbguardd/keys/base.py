@@ -28,6 +28,8 @@ class KeyWrapper(Protocol):
         """Seal `secret`, bound to `context` (the repository's id)."""
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """Open it again. Raises KeyRefused if the key or the context is another; KeyMissing if this wrapper can only
-        wrap (an age recipient without its identity).
+        """Open it again.
+
+        Raises KeyRefused if the key or the context is another; KeyMissing if this wrapper can only wrap (an age
+        recipient without its identity).
         """

@@ -57,8 +57,9 @@ class Storage(Protocol):
         """
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Return exactly the bytes asked for; a negative `start` counts from the end. Raises ObjectMissing, Damaged
-        when the object is shorter than asked for, Unreachable.
+        """Return exactly the bytes asked for; a negative `start` counts from the end.
+
+        Raises ObjectMissing, Damaged when the object is shorter than asked for, Unreachable.
         """
 
     def list(self, prefix: str) -> Iterator[Entry]:

@@ -1,0 +1,130 @@
+"""What a repository knows: backups, proofs, holds, and what a sweep or a check found. Plain values.
+
+A Backup is exactly the manifest that is stored for it (canonical JSON, sealed): nothing about a backup is known from
+anywhere else. Whether it has expired, is held or was proven are records beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Where the root of a stream's map lies: the name of a pack (hex) and the number of a frame in it."""
+
+    pack: str
+    frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream of a backup. `kind` is paged or flow; `digest` (hex) is keyed; `size` in bytes."""
+
+    name: str
+    kind: str
+    size: int
+    page_size: int  # 0 for a flow stream
+    digest: str
+    stamp: str
+    root: Root
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """One restorable point of one database: its manifest. `kind` is full or incremental."""
+
+    id: str
+    database: str
+    engine: str
+    method: str
+    kind: str
+    created_at: datetime
+    parent: str | None
+    facts: Mapping[str, Any] = field(repr=False)
+    note: str
+    streams: tuple[Stream, ...] = field(repr=False)
+    source_bytes: int
+    stored_bytes: int
+    packs: int
+    tool_version: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What one test restore of a backup reached. `findings` are JSON objects of the steps that were taken."""
+
+    backup: str
+    at: datetime
+    grade: str
+    restore_seconds: float | None
+    findings: tuple[Mapping[str, Any], ...]
+    tool_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why a backup may not be deleted, who said so and when."""
+
+    backup: str
+    reason: str
+    actor: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A backup that is invisible and will be swept. `at` is the storage's own time of the tomb."""
+
+    backup: str
+    reasons: tuple[str, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a check found, or did not look at.
+
+    `severity` is damage (a backup cannot be restored in full), warning (untidy, no backup is affected) or unseen (what
+    this check did not look at). `object` is the name of the stored object; `backups` are the ids that need it.
+    """
+
+    severity: str
+    object: str
+    message: str
+    backups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did, or would do. Bytes are bytes in the storage."""
+
+    backups: tuple[str, ...] = ()  # deleted now: their grace was over
+    objects: int = 0  # all objects deleted now
+    bytes: int = 0
+    marked: int = 0  # packs that got a tomb now
+    marked_bytes: int = 0
+    waiting: int = 0  # packs whose tomb is younger than the grace
+    kept: int = 0  # packs that are needed again since their tomb was written
+    next_at: datetime | None = None  # when the oldest waiting tomb is due, by the storage's clock
+    dry_run: bool = False
+
+
+def encode(value: Mapping[str, Any]) -> bytes:
+    """Return canonical JSON: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a time as text, UTC, to the microsecond."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def moment(text: str) -> datetime:
+    """Read what rfc3339 wrote. Raises ValueError."""
+    return datetime.fromisoformat(text)

@@ -1,0 +1,86 @@
+"""What a job is: one verb, and all that it may touch while it runs.
+
+A job is a plain function from a Run and a request to a JSON result. It runs in the repository half of a worker; the
+engine is on the other side of the seam. Scheduled, asked for over the socket or run by hand after a disaster, it is the
+same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from dbguardd.engines.base import Progress, Snapshots
+from dbguardd.repository import Backup, Repository
+from dbguardd.storage.base import Storage
+from dbguardd.wire import Request
+
+R = TypeVar("R", bound=Request)
+Result = dict[str, Any]
+
+
+class Report(Protocol):
+    """Tells the daemon a fact that it keeps: an event (`noun.verb`) and what goes into the catalog."""
+
+    def __call__(self, event: str, /, **facts: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a job. `spec` is what the policy says of the database, storage and key (JSON)."""
+
+    id: str
+    actor: str
+    spec: Mapping[str, Any]
+    storage: Storage
+    repository: Repository
+    snapshots: Snapshots
+    staging: str
+    now: Callable[[], datetime]
+    monotonic: Callable[[], float]
+    report: Report
+    progress: Progress
+    cancelled: Callable[[], bool]
+
+    @property
+    def database(self) -> Mapping[str, Any]:
+        """What the policy says of the database of this job."""
+        database: Mapping[str, Any] = self.spec["database"]
+        return database
+
+    @property
+    def name(self) -> str:
+        """The name of the database of this job."""
+        return str(self.database["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[R]):
+    """One verb: its name, what it takes, and what it does."""
+
+    name: str
+    request: type[R]
+    run: Callable[[Run, R], Result]
+
+
+def row(backup: Backup, storage: str) -> dict[str, Any]:
+    """Return the part of wire.BackupRow that the repository itself knows."""
+    return {
+        "id": backup.id,
+        "database": backup.database,
+        "engine": backup.engine,
+        "created_at": instant(backup.created_at),
+        "kind": backup.kind,
+        "method": backup.method,
+        "source_bytes": backup.source_bytes,
+        "stored_bytes": backup.stored_bytes,
+        "storage": storage,
+        "note": backup.note,
+    }
+
+
+def instant(moment: datetime) -> str:
+    """Return a UTC moment as RFC 3339 with milliseconds and a Z."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,103 @@
+"""The daemon's own errands: read a repository into the catalog, holds, and recovery keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dbguardd.errors import NotFound
+from dbguardd.jobs.base import Job, Result, Run, instant, row
+from dbguardd.jobs.verify import graded
+from dbguardd.keys import identity_opens, new_identity, open_recipient
+from dbguardd.wire import Grade, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Scan(Request):
+    """Report every backup, proof and hold of a repository: how a lost catalog comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Request):
+    """Keep one backup from being deleted."""
+
+    backup: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Request):
+    """End all holds of one backup."""
+
+    backup: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySheet(Request):
+    """Make a new recovery identity, give it access to the repository, and return it once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryTest(Request):
+    """Try whether a recovery identity opens the repository."""
+
+    identity: str
+
+
+def scan(run: Run, request: Scan) -> Result:
+    """Report what the repository holds; nothing is changed."""
+    storage = run.spec["storage"]["name"]
+    backups = run.repository.backups()
+    for backup in backups:
+        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED)
+    known = {backup.id for backup in backups}
+    for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at):
+        if proof.backup in known:
+            run.report("backup.graded", **graded(proof))
+    for holds in run.repository.holds().values():
+        for hold in holds:
+            run.report("backup.held", id=hold.backup, reason=hold.reason, actor=hold.actor, at=instant(hold.at))
+    return {"backups": len(backups)}
+
+
+def hold(run: Run, request: Hold) -> Result:
+    """Hold a backup."""
+    backup = run.repository.backup(request.backup)
+    now = run.now()
+    run.repository.hold(backup.id, request.reason, run.actor, now)
+    run.report("backup.held", id=backup.id, reason=request.reason, actor=run.actor, at=instant(now))
+    return {"backup": backup.id}
+
+
+def release(run: Run, request: Release) -> Result:
+    """Release a backup from all its holds. Raises NotFound if there is none."""
+    backup = run.repository.backup(request.backup)
+    holds = run.repository.holds().get(backup.id, [])
+    if not holds:
+        raise NotFound(f"backup {backup.id} is not held", hints=[f"dbguardctl list {backup.database} --why"])
+    run.repository.release(backup.id, run.actor, run.now())
+    run.report("backup.released", id=backup.id, reason=", ".join(hold.reason for hold in holds))
+    return {"backup": backup.id, "released": [hold.reason for hold in holds]}
+
+
+def recovery_sheet(run: Run, request: RecoverySheet) -> Result:
+    """Wrap the root key for a new age identity. The identity is returned and kept nowhere."""
+    identity, recipient = new_identity()
+    run.repository.add_recipient(open_recipient(recipient))
+    run.report("recovery.added", recipient=recipient, key=run.spec["key"]["name"])
+    return {"identity": identity, "recipient": recipient, "repository": run.repository.id}
+
+
+def recovery_test(run: Run, request: RecoveryTest) -> Result:
+    """Open the root key with the identity, exactly as after a disaster. Raises KeyRefused."""
+    recipient = identity_opens(run.repository, request.identity)
+    run.report("recovery.tested", recipient=recipient, key=run.spec["key"]["name"], at=instant(run.now()))
+    return {"recipient": recipient, "repository": run.repository.id}
+
+
+BOOKS = (
+    Job("scan", Scan, scan),
+    Job("hold", Hold, hold),
+    Job("release", Release, release),
+    Job("recovery-sheet", RecoverySheet, recovery_sheet),
+    Job("recovery-test", RecoveryTest, recovery_test),
+)

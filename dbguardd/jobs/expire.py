@@ -1,0 +1,101 @@
+"""Let go of the backups that the policy no longer asks for, and of the space of those whose grace is over."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from dbguardd.errors import Breaker, ClockDoubt
+from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.restore import release_old_undo
+from dbguardd.repository import Backup
+from dbguardd.rules import retention
+from dbguardd.wire import Expire, Grade, Sweep
+
+_CLOCK_DOUBT_SECONDS = 300.0
+
+
+def expire(run: Run, request: Expire) -> Result:
+    """Decide by the rules, then write a tomb for each backup that goes. A dry run returns the verdict only."""
+    now = run.now()
+    if not request.dry_run:
+        release_old_undo(run, now)
+    backups = run.repository.backups(run.name)
+    verdict = decide(run, backups, now)
+    plan = {
+        "keep": [{"id": id, "because": list(reasons)} for id, reasons in verdict.keep.items()],
+        "drop": [{"id": id, "because": list(reasons)} for id, reasons in verdict.drop.items()],
+        "breaker": verdict.breaker,
+    }
+    if request.dry_run or not verdict.drop:
+        return {"plan": plan, "expired": []}
+    _trust_clock(run, backups, now)
+    if verdict.breaker and request.confirm != run.name:
+        raise Breaker(
+            f"{run.name}: {len(verdict.drop)} of {len(backups)} backups would go at once",
+            detail=verdict.breaker,
+            hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
+        )
+    run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now)
+    until = instant(now + _grace(run))
+    for id, reasons in verdict.drop.items():
+        run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
+    return {"plan": plan, "expired": list(verdict.drop)}
+
+
+def decide(run: Run, backups: list[Backup], now: datetime) -> retention.Verdict:
+    """Ask the retention rule, with what is proven and held."""
+    proven = {proof.backup for proof in run.repository.proofs() if proof.grade == Grade.PROVEN}
+    holds = run.repository.holds()
+    dated = [
+        retention.Dated(
+            backup.id,
+            backup.created_at,
+            proven=backup.id in proven,
+            holds=tuple(hold.reason for hold in holds.get(backup.id, ())),
+        )
+        for backup in backups
+    ]
+    return retention.decide(dated, retention.Keep.from_spec(run.database), now)
+
+
+def sweep(run: Run, request: Sweep) -> Result:
+    """Free what no backup needs any more, in two steps a grace apart."""
+    swept = run.repository.sweep(run.now(), _grace(run), dry_run=request.dry_run)
+    if not request.dry_run:
+        for id in swept.backups:
+            run.report("backup.swept", id=id)
+        run.report("sweep.done", objects=swept.objects, freed_bytes=swept.bytes, marked=swept.marked)
+    return {
+        "backups": list(swept.backups),
+        "objects": swept.objects,
+        "freed_bytes": swept.bytes,
+        "marked": swept.marked,
+        "marked_bytes": swept.marked_bytes,
+        "waiting": swept.waiting,
+        "next_at": None if swept.next_at is None else instant(swept.next_at),
+        "dry_run": swept.dry_run,
+    }
+
+
+def _grace(run: Run) -> timedelta:
+    return timedelta(seconds=float(run.spec["storage"]["grace_seconds"]))
+
+
+def _trust_clock(run: Run, backups: list[Backup], now: datetime) -> None:
+    """Refuse to delete by a clock that the storage or the backups themselves contradict. Raises ClockDoubt."""
+    skew = run.storage.probe().clock_skew_seconds
+    if abs(skew) > _CLOCK_DOUBT_SECONDS:
+        raise ClockDoubt(
+            f"{run.name}: nothing is deleted while the clocks disagree",
+            detail=f"The storage's clock differs from this host's by {skew:.0f} s.",
+        )
+    newest = max((backup.created_at for backup in backups), default=datetime.min.replace(tzinfo=UTC))
+    if newest > now + timedelta(seconds=_CLOCK_DOUBT_SECONDS):
+        raise ClockDoubt(
+            f"{run.name}: nothing is deleted while the clock is behind the newest backup",
+            detail=f"It is {instant(now)} here, and the newest backup was made at {instant(newest)}.",
+        )
+
+
+EXPIRE = Job("expire", Expire, expire)
+SWEEP = Job("sweep", Sweep, sweep)

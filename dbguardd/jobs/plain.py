@@ -1,0 +1,96 @@
+"""Plain copies: verified files beside the repository that anyone can restore with `cp`.
+
+A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). NAME_latest.EXT is a link that only
+ever points to a copy of a proven backup whose bytes were read back. The newest `count` copies stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from dbguardd.errors import NoSpace, Unreachable
+from dbguardd.jobs.base import Run
+from dbguardd.repository import Backup
+
+
+def keep_plain(run: Run, backup: Backup) -> str | None:
+    """Write a plain copy of a proven backup if the policy asks for it; return its path.
+
+    Raises NoSpace and Unreachable; a failure leaves the older copies and the link as they were.
+    """
+    wanted = run.database["keep_plain"]
+    if not wanted["count"]:
+        return None
+    place = Path(wanted["path"])
+    suffix = Path(str(run.database["settings"]["path"])).suffix or ".db"
+    stem, suffix = run.name, ".sql" if backup.method == "dump" else suffix
+    copy = place / f"{stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{suffix}"
+    try:
+        if not copy.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+            _sweep_temporary(place, stem)
+            _write(run, backup, copy)
+        _point(place / f"{stem}_latest{suffix}", copy.name)
+        _rotate(place, stem, suffix, int(wanted["count"]))
+    except OSError as error:
+        kind = NoSpace if error.errno in (28, 122) else Unreachable
+        raise kind(f"{run.name}: no plain copy could be written to {place}", detail=str(error)) from error
+    run.report("plain.written", backup=backup.id, path=str(copy))
+    return str(copy)
+
+
+def _write(run: Run, backup: Backup, copy: Path) -> None:
+    """Write, read back, make durable, then give it its name."""
+    name = backup.streams[0].name
+    temporary = copy.with_name(f".tmp-{copy.name}")
+    file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with run.repository.tree(backup) as tree:
+            tree.deliver(name, file)
+        os.fsync(file)
+        os.lseek(file, 0, os.SEEK_SET)
+        with os.fdopen(os.dup(file), "rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        checksum = temporary.with_name(f"{temporary.name}.sha256")
+        checksum.write_text(f"{digest}  {copy.name}\n")
+        os.replace(checksum, copy.with_name(f"{copy.name}.sha256"))
+        os.replace(temporary, copy)
+    finally:
+        os.close(file)
+        temporary.unlink(missing_ok=True)
+    _sync(copy.parent)
+
+
+def _point(link: Path, name: str) -> None:
+    """Let `link` point to `name` in one step, for good."""
+    temporary = link.with_name(f".tmp-{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    os.replace(temporary, link)
+    _sync(link.parent)
+
+
+def _rotate(place: Path, stem: str, suffix: str, count: int) -> None:
+    """Remove all but the newest `count` copies; only files whose names this module makes."""
+    pattern = re.compile(rf"{re.escape(stem)}_\d{{8}}T\d{{6}}Z{re.escape(suffix)}")
+    copies = sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
+    for old in copies[:-count]:
+        old.unlink(missing_ok=True)
+        old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
+
+
+def _sweep_temporary(place: Path, stem: str) -> None:
+    """Remove what a killed worker left; one job a database runs at a time, so nobody else is writing."""
+    for path in place.glob(f".tmp-{stem}_*"):
+        path.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

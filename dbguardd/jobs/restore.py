@@ -1,0 +1,219 @@
+"""Restore a database: to a new place, or in place with a safety copy and a way back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Finding
+from dbguardd.errors import (
+    ConfirmMissing,
+    NoSpace,
+    NotFound,
+    ProofFailed,
+    SourceEncrypted,
+    SourceInvalid,
+    SourceMissing,
+    TargetExists,
+    Usage,
+)
+from dbguardd.jobs.backup import take
+from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.choose import choose
+from dbguardd.jobs.verify import same_content
+from dbguardd.repository import Backup
+from dbguardd.wire import Grade, Restore, Undo, to_json
+
+UNDO_REASON = "restore undo"
+UNDO_DAYS = 7
+
+
+def restore(run: Run, request: Restore) -> Result:
+    """Restore one backup. A dry run returns the plan; otherwise what was restored where, compared with the snapshot."""
+    if request.in_place and request.to:
+        raise Usage(f"{run.name}: --to and --in-place exclude each other")
+    if request.backup and request.at:
+        raise Usage(f"{run.name}: give a backup id or --at, not both")
+    backup = choose(run, request.backup, request.at)
+    target = live(run) if request.in_place else Path(request.to or _new_place(run, backup))
+    _check_target(run, target, request.in_place)
+    plan = _plan(run, backup, target, request.in_place)
+    if request.dry_run:
+        return {"plan": plan}
+    if request.in_place and request.confirm != run.name:
+        raise ConfirmMissing(
+            f"{run.name}: restoring in place replaces the live database",
+            detail=f"{target} would be replaced by its state of {instant(backup.created_at)}.",
+            hints=[f"dbguardctl restore {run.name} --id {backup.id} --in-place --confirm {run.name}"],
+        )
+    _check_space(run, plan)
+    if request.in_place:
+        return _in_place(run, backup, plan)
+    started = run.monotonic()
+    findings = _restore_and_compare(run, backup, target)
+    seconds = round(run.monotonic() - started, 3)
+    run.report("restore.done", backup=backup.id, target=str(target), seconds=seconds)
+    return {"target": str(target), "plan": plan, "findings": to_json(findings), "seconds": seconds}
+
+
+def undo(run: Run, request: Undo) -> Result:
+    """Put back the state that the last in-place restore replaced. It can itself be undone."""
+    held = [
+        backup
+        for backup in run.repository.backups(run.name)
+        if any(hold.reason == UNDO_REASON for hold in run.repository.holds().get(backup.id, ()))
+    ]
+    if not held:
+        raise NotFound(f"{run.name}: there is no restore to undo", hints=[f"dbguardctl list {run.name}"])
+    if request.confirm != run.name:
+        raise ConfirmMissing(
+            f"{run.name}: undoing the restore replaces the live database",
+            detail=f"Its state of {instant(held[0].created_at)} would come back.",
+            hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
+        )
+    plan = _plan(run, held[0], live(run), in_place=True)
+    _check_space(run, plan)
+    return _in_place(run, held[0], plan)
+
+
+def live(run: Run) -> Path:
+    """Return the path of the live database."""
+    return Path(str(run.database["settings"]["path"]))
+
+
+def release_old_undo(run: Run, now: datetime) -> None:
+    """Let retention have safety copies whose time for an undo is over."""
+    holds = run.repository.holds()
+    for backup in run.repository.backups(run.name):
+        for hold in holds.get(backup.id, ()):
+            if hold.reason == UNDO_REASON and hold.at < now - timedelta(days=UNDO_DAYS):
+                run.repository.release(backup.id, run.actor, now)
+                run.report("backup.released", id=backup.id, reason=UNDO_REASON)
+
+
+def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
+    """Stage and compare first; then the safety copy; then one atomic step.
+
+    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
+    """
+    started = run.monotonic()
+    staged = Path(run.staging) / "restored"
+    safety = _safety_copy(run)
+    findings = _restore_and_compare(run, backup, staged)
+    run.snapshots.replace(staged, run.progress)
+    run.snapshots.release()
+    seconds = round(run.monotonic() - started, 3)
+    run.report("restore.done", backup=backup.id, target=plan["to"], seconds=seconds, safety_copy=safety)
+    return {
+        "target": plan["to"],
+        "plan": dict(plan),
+        "findings": to_json(findings),
+        "seconds": seconds,
+        "safety_copy": safety,
+        "undo": f"dbguardctl restore undo {run.name} --confirm {run.name}" if safety else None,
+    }
+
+
+def _safety_copy(run: Run) -> str | None:
+    """Back up the live database and hold that backup; None if there is no live database to lose.
+
+    Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
+    """
+    try:
+        made = take(run, note="before restore --in-place", fingerprint=False)
+    except SourceMissing:
+        return None
+    except (SourceInvalid, SourceEncrypted) as error:
+        error.hints = (f"move {live(run)} away by hand (nothing of it can be kept by a backup), then restore again",)
+        raise
+    now = run.now()
+    run.repository.hold(made.id, UNDO_REASON, run.actor, now)
+    run.report("backup.held", id=made.id, reason=UNDO_REASON, actor=run.actor, at=instant(now))
+    return str(made.id)
+
+
+def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding]:
+    """Restore to `target` and read it once through the engine. Raises ProofFailed if it is not what was backed up."""
+    with run.repository.tree(backup) as tree:
+        run.snapshots.restore(tree, target, run.progress)
+    examined = run.snapshots.examine(target, (), run.progress)
+    findings = [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
+    failed = [finding for finding in findings if finding.outcome == "failed"]
+    if failed:
+        raise ProofFailed(
+            f"{run.name}: the restored copy of {backup.id} is not what was backed up",
+            detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
+            hints=[f"dbguardctl list {run.name}", f"the copy was left at {target} for inspection"],
+        )
+    return findings
+
+
+def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, Any]:
+    proofs = [proof for proof in run.repository.proofs() if proof.backup == backup.id]
+    newest = max(proofs, key=lambda proof: proof.at, default=None)
+    needs = backup.source_bytes * (3 if in_place else 1)
+    return {
+        "backup": backup.id,
+        "created_at": instant(backup.created_at),
+        "grade": newest.grade if newest else str(Grade.STORED),
+        "proven_at": instant(newest.at) if newest and newest.grade == Grade.PROVEN else None,
+        "to": str(target),
+        "in_place": in_place,
+        "needs_bytes": needs,
+        "free_bytes": _free_bytes(Path(run.staging).parent if in_place else target.parent),
+        "takes_seconds": newest.restore_seconds if newest else None,
+    }
+
+
+def _check_target(run: Run, target: Path, in_place: bool) -> None:
+    """Refuse a place that is taken, missing or the live database itself."""
+    if not target.is_absolute():
+        raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
+    if in_place:
+        return
+    for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal"))):
+        if _exists(path):
+            raise TargetExists(
+                f"{run.name}: {path} exists",
+                detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
+                hints=[f"dbguardctl restore {run.name} --to {target}.restored"],
+            )
+
+
+def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
+    if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
+        raise NoSpace(
+            f"{run.name}: not enough space to restore to {plan['to']}",
+            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} are free.",
+            hints=["free space there, or choose another place with --to"],
+            facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
+        )
+
+
+def _new_place(run: Run, backup: Backup) -> str:
+    path = live(run)
+    return str(path.with_name(f"{path.stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{path.suffix}"))
+
+
+def _exists(path: Path) -> bool:
+    """Say if something is there, even a dangling link; unknown (no permission to look) is left to the engine half."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
+
+
+def _free_bytes(directory: Path) -> int | None:
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return None
+    return room.f_bavail * room.f_frsize
+
+
+RESTORE = Job("restore", Restore, restore)
+UNDO = Job("undo", Undo, undo)

@@ -1,0 +1,124 @@
+"""Prove a backup: restore it into a private place and compare it with the fingerprint of its own snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dbguardd import __version__
+from dbguardd.engines.base import Examination, Finding, Query
+from dbguardd.errors import Cancelled, GuardError, ProofFailed
+from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.choose import choose
+from dbguardd.jobs.plain import keep_plain
+from dbguardd.repository import Backup, Proof
+from dbguardd.wire import Grade, Verify, to_json
+
+
+def verify(run: Run, request: Verify) -> Result:
+    """Restore one backup, examine it, record the proof. Raises ProofFailed when it is not what was backed up."""
+    backup = choose(run, request.backup)
+    proof = prove(run, backup)
+    plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
+    return {"proof": {**graded(proof), "findings": proof.findings}, "plain_copy": plain}
+
+
+def prove(run: Run, backup: Backup) -> Proof:
+    """Restore `backup` into the staging directory and grade it; the record is kept whatever comes out.
+
+    Trouble with the machine (no space, no storage) is not a verdict on the backup: it is raised as it is, and the grade
+    stays what it was. Damage and differences are a verdict.
+    """
+    target = Path(run.staging) / "proof"
+    started = run.monotonic()
+    findings: list[Finding] = []
+    grade = Grade.STORED
+    seconds: float | None = None
+    try:
+        with run.repository.tree(backup) as tree:
+            run.snapshots.restore(tree, target, run.progress)
+        seconds = run.monotonic() - started
+        grade = Grade.CHECKED
+        findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
+        examined = run.snapshots.examine(target, _queries(run.database), run.progress)
+        findings += [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
+        grade = _grade(examined, findings)
+    except GuardError as error:
+        if error.transient or isinstance(error, Cancelled):
+            raise
+        findings.append(Finding("restore", "failed", f"{error.code} {error.message}. {error.detail}".strip()))
+    finally:
+        with suppress(GuardError):
+            run.snapshots.release()
+    proof = Proof(backup.id, run.now(), grade, seconds, tuple(to_json(findings)), __version__)
+    run.repository.add_proof(proof)
+    run.report("backup.graded", **graded(proof))
+    if failure := failure_of(proof):
+        raise ProofFailed(
+            f"{run.name}: backup {backup.id} did not pass its test restore",
+            detail=failure,
+            hints=[f"dbguardctl show {backup.id}", f"dbguardctl backup {run.name} --full"],
+            facts={"database": run.name, "backup": backup.id},
+        )
+    return proof
+
+
+def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> Finding:
+    """Compare a restored database with the fingerprint that was taken inside the backup's own snapshot."""
+    name = "content equals the snapshot"
+    if expected is None:
+        return Finding(name, "inconclusive", "the backup has no fingerprint: it was interrupted before that")
+    if examined.fingerprint is None:
+        return Finding(name, "failed", "the restored database could not be read")
+    found = to_json(examined.fingerprint)
+    if found == expected:
+        return Finding(name, "ok", f"{len(found['tables'])} tables, {examined.fingerprint.rows} rows equal")
+    return Finding(name, "failed", "; ".join(_differences(expected, found)))
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[str]:
+    """Say in words what differs, worst first, at most five."""
+    said = [] if expected["schema_digest"] == found["schema_digest"] else ["the schema differs"]
+    wanted, got = expected["tables"], found["tables"]
+    said += [f"table {name} is missing" for name in wanted if name not in got]
+    said += [f"table {name} was not there" for name in got if name not in wanted]
+    for name in wanted:
+        if name in got and wanted[name] != got[name]:
+            rows, now = wanted[name]["rows"], got[name]["rows"]
+            said.append(f"table {name} has {now} rows instead of {rows}" if rows != now else f"table {name} differs")
+    return said[:5]
+
+
+def _grade(examined: Examination, findings: Sequence[Finding]) -> Grade:
+    if any(finding.outcome == "failed" for finding in findings):
+        return Grade.RESTORED if examined.ok else Grade.CHECKED
+    if any(finding.outcome == "inconclusive" for finding in findings):
+        return Grade.RESTORED
+    return Grade.PROVEN
+
+
+def _queries(database: Mapping[str, Any]) -> list[Query]:
+    return [Query(**query) for query in database.get("queries", ())]
+
+
+def failure_of(proof: Proof) -> str | None:
+    """Return what went wrong in one line, or None."""
+    failed = [finding for finding in proof.findings if finding["outcome"] == "failed"]
+    return "; ".join(f"{finding['name']}: {finding['detail'] or 'failed'}" for finding in failed) or None
+
+
+def graded(proof: Proof) -> dict[str, Any]:
+    """Return what the catalog keeps of a proof."""
+    return {
+        "id": proof.backup,
+        "grade": proof.grade,
+        "verified_at": instant(proof.at),
+        "proven_at": instant(proof.at) if proof.grade == Grade.PROVEN else None,
+        "restore_seconds": None if proof.restore_seconds is None else round(proof.restore_seconds, 3),
+        "failure": failure_of(proof),
+    }
+
+
+VERIFY = Job("verify", Verify, verify)

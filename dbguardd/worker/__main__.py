@@ -1,0 +1,38 @@
+"""One half of a worker: `python -I -m dbguardd.worker repository|engine PARENT_PID SEAM_FD`.
+
+The job, as JSON, comes on standard input, so that nothing of it shows in the process list.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+
+from dbguardd.errors import Cancelled, WorkerDied
+from dbguardd.worker.channel import Channel
+from dbguardd.worker.child import settle
+
+
+def main() -> int:
+    """Run the half that the command line names, to its end."""
+    half, parent, seam = sys.argv[1:]
+    cancelled = settle(int(parent))
+    spec = json.load(sys.stdin)
+    with socket.socket(fileno=int(seam)) as end:
+        channel = Channel(end, cancelled)
+        if half == "engine":
+            from dbguardd.worker import engine_half  # noqa: PLC0415 each half loads only its own drivers
+
+            try:
+                engine_half.run(channel, spec)
+            except (WorkerDied, Cancelled):
+                return 0  # the repository half hung up: the ordinary end
+            return 0
+        from dbguardd.worker import repository_half  # noqa: PLC0415
+
+        return repository_half.run(channel, spec, cancelled)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Messages between the two halves of a worker: JSON, raw bytes and open files over one Unix socket pair.
+
+The socket is SOCK_SEQPACKET, so a message is never torn or joined. The first byte says what it is: `D` up to 128 KiB of
+stream data; `J` a JSON object, perhaps with one file descriptor; `P` the first parts of a JSON object that is longer
+than one message. An object has at most 16 MiB. Neither half trusts the other with more than that: a longer or different
+message ends the conversation.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
+
+DATA_BYTES = 128 << 10
+"""The most stream data in one message; fits the kernel's default socket buffer."""
+_OBJECT_BYTES = 16 << 20
+_POLL_SECONDS = 0.25
+
+Object = dict[str, Any]
+
+
+class Channel:
+    """One end of the seam. `cancelled` is asked at least four times a second while waiting for the other half."""
+
+    def __init__(self, end: socket.socket, cancelled: Callable[[], bool]) -> None:
+        self._end = end
+        self._cancelled = cancelled
+        self._end.settimeout(_POLL_SECONDS)
+
+    def send(self, message: Mapping[str, Any], file: int | None = None) -> None:
+        """Send one JSON message, with a descriptor that the other half gets its own copy of."""
+        raw = memoryview(json.dumps(message, separators=(",", ":")).encode())
+        if len(raw) > _OBJECT_BYTES:
+            raise Internal(f"seam: an object of {len(raw)} bytes is over the limit of {_OBJECT_BYTES}")
+        while len(raw) > DATA_BYTES:
+            part, raw = raw[:DATA_BYTES], raw[DATA_BYTES:]
+            self._patiently(lambda part=part: self._end.sendmsg([b"P", part]))  # type: ignore[misc]
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))] if file is not None else []
+        self._patiently(lambda: self._end.sendmsg([b"J", raw], ancillary))
+
+    def send_data(self, data: bytes | memoryview) -> None:
+        """Send stream data in as many messages as it takes."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), DATA_BYTES):
+            piece = view[start : start + DATA_BYTES]
+            self._patiently(lambda piece=piece: self._end.sendmsg([b"D", piece]))  # type: ignore[misc]
+
+    def receive(self) -> tuple[Object | bytes, int | None]:
+        """Return the next message (an object or stream data) and the descriptor that came with it."""
+        parts: list[bytes] = []
+        while True:
+            raw, file = self._receive_raw()
+            if raw[:1] == b"D" and not parts and file is None:
+                return raw[1:], None
+            parts.append(raw[1:])
+            if raw[:1] == b"J":
+                break
+            if raw[:1] != b"P" or file is not None or len(parts) * DATA_BYTES > _OBJECT_BYTES:
+                raise WorkerDied("the other half of the worker sent nonsense")
+        message = json.loads(b"".join(parts))
+        if not isinstance(message, dict):
+            raise WorkerDied("the other half of the worker sent nonsense")
+        return message, file
+
+    def _receive_raw(self) -> tuple[bytes, int | None]:
+        raw, ancillary, flags, _ = self._patiently(lambda: self._end.recvmsg(DATA_BYTES + 1, socket.CMSG_SPACE(16)))
+        files = _descriptors(ancillary)
+        if not raw or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(files) > 1:
+            for file in files:
+                os.close(file)
+            detail = "It sent nonsense." if raw else "It closed the seam."
+            raise WorkerDied("the other half of the worker ended early", detail=detail)
+        return raw, files[0] if files else None
+
+    def receive_object(self) -> Object:
+        """Return the next message, which must be an object without a descriptor."""
+        message, file = self.receive()
+        if file is not None:
+            os.close(file)
+        if not isinstance(message, dict):
+            raise WorkerDied("the other half of the worker sent data out of turn")
+        return message
+
+    def answer(self) -> Any:
+        """Wait for the answer to what was just asked: its value, or its problem raised."""
+        message = self.receive_object()
+        if "problem" in message:
+            raise from_problem(message["problem"])
+        return message["value"]
+
+    def close(self) -> None:
+        """End the conversation; the other half notices."""
+        self._end.close()
+
+    def _patiently(self, act: Callable[[], Any]) -> Any:
+        """Repeat until it goes through, noticing a cancellation meanwhile."""
+        while True:
+            try:
+                return act()
+            except TimeoutError:
+                if self._cancelled():
+                    raise Cancelled("the job was cancelled") from None
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise WorkerDied("the other half of the worker ended early", detail=str(error)) from error
+
+
+def problem_of(error: BaseException) -> Object:
+    """Return the problem object of any exception; an unexpected one is an Internal error."""
+    if isinstance(error, GuardError):
+        return error.problem()
+    return Internal(f"{type(error).__name__}: {error}"[:500]).problem()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    for file in found:
+        os.set_inheritable(file, False)
+    return list(found)

@@ -1,0 +1,200 @@
+"""The engine half: runs as the owner of the database, opens it, and knows no key and no repository.
+
+It answers calls of the repository half. While a call runs, the engine's Sink and Tree are asked over the same channel.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dbguardd.engines import ENGINES
+from dbguardd.engines.base import Query, Snapshots
+from dbguardd.errors import Cancelled, NotFound, Usage, from_problem
+from dbguardd.flow import Facts
+from dbguardd.wire import to_json
+from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+
+
+class SeamSink:
+    """A Sink whose other side is the repository half."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @contextmanager
+    def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
+        """Open a flow stream; leaving the block without an exception keeps it."""
+        self._channel.send({"sink": "write", "name": name, "stamp": stamp})
+        out = io.BufferedWriter(_Pushing(self._channel), DATA_BYTES)
+        try:
+            yield out
+            out.flush()
+        except BaseException:
+            self._channel.send({"sink": "abort"})
+            raise
+        self._channel.send({"sink": "end"})
+        self._channel.answer()
+
+    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+        """Hand an open file to the repository half and wait until it has read it."""
+        self._channel.send({"sink": "adopt", "name": name, "page_size": page_size, "stamp": stamp}, file)
+        self._channel.answer()
+
+    def reuse(self, name: str, stamp: str) -> bool:
+        """Ask whether the parent backup has the stream already."""
+        self._channel.send({"sink": "reuse", "name": name, "stamp": stamp})
+        return bool(self._channel.answer())
+
+
+class SeamTree:
+    """A Tree whose other side is the repository half."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @property
+    def facts(self) -> Facts:
+        """What dump() returned when the backup was made."""
+        self._channel.send({"tree": "facts"})
+        answer: Facts = self._channel.answer()
+        return answer
+
+    def names(self) -> Iterator[str]:
+        """Yield the streams in the order they were written."""
+        self._channel.send({"tree": "names"})
+        yield from self._channel.answer()
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[BinaryIO]:
+        """Open one stream. One at a time: the stream is drained when the block ends."""
+        self._channel.send({"tree": "read", "name": name})
+        source = _Pulling(self._channel)
+        try:
+            yield io.BufferedReader(source, DATA_BYTES)
+        finally:
+            source.drain()
+
+    def deliver(self, name: str, file: int) -> int:
+        """Let the repository half write the stream into an open file."""
+        self._channel.send({"tree": "deliver", "name": name}, file)
+        return int(self._channel.answer())
+
+
+class _Pushing(io.RawIOBase):
+    """Raw stream whose writes become data messages."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._channel.send_data(data)
+        return len(data)
+
+
+class _Pulling(io.RawIOBase):
+    """Raw stream whose reads take data messages until the end message."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._rest = memoryview(b"")
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest and not self._ended:
+            message, _ = self._channel.receive()
+            if isinstance(message, bytes):
+                self._rest = memoryview(message)
+            else:
+                self._ended = True
+                if "problem" in message:
+                    raise from_problem(message["problem"])
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
+
+    def drain(self) -> None:
+        """Read what is left, so that the next question gets its own answer."""
+        scratch = bytearray(DATA_BYTES)
+        while not self._ended or self._rest:
+            self.readinto(scratch)
+
+
+class EngineHalf:
+    """Serves the calls of the repository half on one engine until the channel closes."""
+
+    def __init__(self, channel: Channel, snapshots: Snapshots) -> None:
+        self._channel = channel
+        self._snapshots = snapshots
+
+    def serve(self) -> None:
+        """Answer calls until the repository half hangs up."""
+        while True:
+            call = self._channel.receive_object()
+            try:
+                answer: Object = {"return": to_json(self._call(str(call["call"]), call["args"]))}
+            except Cancelled:
+                raise
+            except Exception as error:  # noqa: BLE001 the other half decides what an error means
+                answer = {"return": None, "problem": problem_of(error)}
+            self._channel.send(answer)
+
+    def _call(self, name: str, args: Mapping[str, Any]) -> Any:
+        snapshots, progress = self._snapshots, self._progress
+        match name:
+            case "probe":
+                return snapshots.probe()
+            case "dump":
+                return snapshots.dump(SeamSink(self._channel), progress)
+            case "fingerprint":
+                return snapshots.fingerprint(progress)
+            case "release":
+                return snapshots.release()
+            case "restore":
+                return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
+            case "examine":
+                queries = [Query(**query) for query in args["queries"]]
+                return snapshots.examine(Path(args["target"]), queries, progress)
+            case "replace":
+                return snapshots.replace(Path(args["source"]), progress)
+        raise Usage(f"the engine half has no call {name}")
+
+    def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
+        self._channel.send({"progress": [step, done_bytes, total_bytes]})
+
+
+def run(channel: Channel, settings: Mapping[str, Any]) -> None:
+    """Open the engine on a staging directory of its own, serve, and leave nothing behind."""
+    staging = Path(settings["staging"])
+    _wipe(staging)
+    staging.mkdir(mode=0o700, parents=False)
+    kind = settings["engine"]
+    if kind not in ENGINES:
+        raise NotFound(f"there is no engine {kind}")
+    snapshots = ENGINES[kind](settings).snapshots
+    try:
+        EngineHalf(channel, snapshots).serve()
+    finally:
+        with suppress(Exception):
+            snapshots.release()
+        _wipe(staging)
+
+
+def _wipe(staging: Path) -> None:
+    """Remove what an earlier, killed worker left; only ever a directory that belongs to this user."""
+    if staging.is_symlink() or (staging.exists() and staging.stat().st_uid != os.geteuid()):
+        sys.exit(f"{staging} belongs to someone else")
+    shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""The engine as the repository half sees it: each call goes over the seam, and the seam's questions are answered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint
+from dbguardd.errors import WorkerDied, from_problem
+from dbguardd.flow import Facts, Sink, Tree
+from dbguardd.wire import to_json
+from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+
+
+class _GivenUp(Exception):  # noqa: N818
+    """The engine left the block of a stream with an exception."""
+
+
+class RemoteSnapshots:
+    """The Snapshots protocol over a Channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def probe(self) -> Probe:
+        """Say what is there."""
+        found = self._call("probe", {}, _silent)
+        return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]))
+
+    def dump(self, sink: Sink, progress: Progress) -> Facts:
+        """Write a consistent backup of the live database into `sink`."""
+        facts: Facts = self._call("dump", {}, progress, sink=sink)
+        return facts
+
+    def fingerprint(self, progress: Progress) -> Fingerprint:
+        """Return the content of the snapshot that the last dump() wrote."""
+        return fingerprint_from(self._call("fingerprint", {}, progress))
+
+    def release(self) -> None:
+        """Let go of the snapshot."""
+        self._call("release", {}, _silent)
+
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
+        """Rebuild the database at `target`."""
+        self._call("restore", {"target": str(target)}, progress, tree=tree)
+
+    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+        """Open a restored database and say what is found."""
+        found = self._call("examine", {"target": str(target), "queries": to_json(queries)}, progress)
+        print_ = found["fingerprint"]
+        return Examination(
+            [Finding(**finding) for finding in found["findings"]],
+            None if print_ is None else fingerprint_from(print_),
+            found["facts"],
+        )
+
+    def replace(self, source: Path, progress: Progress) -> None:
+        """Make the live database equal to the restored one at `source`."""
+        self._call("replace", {"source": str(source)}, progress)
+
+    def _call(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        progress: Progress,
+        *,
+        sink: Sink | None = None,
+        tree: Tree | None = None,
+    ) -> Any:
+        self._channel.send({"call": name, "args": args})
+        while True:
+            message, file = self._channel.receive()
+            try:
+                if not isinstance(message, dict):
+                    raise WorkerDied("the engine half sent data out of turn")
+                if "return" in message:
+                    if "problem" in message:
+                        raise from_problem(message["problem"])
+                    return message["return"]
+                self._serve(message, file, progress, sink, tree)
+            finally:
+                if file is not None:
+                    os.close(file)
+
+    def _serve(
+        self, message: Object, file: int | None, progress: Progress, sink: Sink | None, tree: Tree | None
+    ) -> None:
+        if "progress" in message:
+            step, done_bytes, total_bytes = message["progress"]
+            progress(str(step), int(done_bytes), None if total_bytes is None else int(total_bytes))
+        elif "sink" in message and sink is not None:
+            self._serve_sink(message, file, sink)
+        elif "tree" in message and tree is not None:
+            self._serve_tree(message, file, tree)
+        else:
+            raise WorkerDied("the engine half asked out of turn")
+
+    def _serve_sink(self, message: Object, file: int | None, sink: Sink) -> None:
+        name, stamp = str(message["name"]), str(message["stamp"])
+        match message["sink"]:
+            case "write":
+                self._take_stream(name, stamp, sink)
+            case "adopt" if file is not None:
+                self._answer(lambda: sink.adopt(name, file, int(message["page_size"]), stamp=stamp))
+            case "reuse":
+                self._answer(lambda: sink.reuse(name, stamp))
+            case _:
+                raise WorkerDied("the engine half asked out of turn")
+
+    def _take_stream(self, name: str, stamp: str, sink: Sink) -> None:
+        """Copy data messages into the sink until the engine ends or aborts the stream."""
+        with suppress(_GivenUp):
+            with sink.write(name, stamp=stamp) as out:
+                while isinstance(part := self._channel.receive()[0], bytes):
+                    out.write(part)
+                if part.get("sink") != "end":
+                    raise _GivenUp  # the stream is not kept; why, comes with the call's own problem
+            self._channel.send({"value": None})
+
+    def _serve_tree(self, message: Object, file: int | None, tree: Tree) -> None:
+        name = str(message.get("name", ""))
+        match message["tree"]:
+            case "facts":
+                self._answer(lambda: tree.facts)
+            case "names":
+                self._answer(lambda: list(tree.names()))
+            case "deliver" if file is not None:
+                self._answer(lambda: tree.deliver(name, file))
+            case "read":
+                self._send_stream(name, tree)
+            case _:
+                raise WorkerDied("the engine half asked out of turn")
+
+    def _send_stream(self, name: str, tree: Tree) -> None:
+        try:
+            with tree.read(name) as source:
+                while data := source.read(DATA_BYTES):
+                    self._channel.send_data(data)
+        except Exception as error:  # noqa: BLE001 the engine cleans up first, then the call fails with the same error
+            self._channel.send({"problem": problem_of(error)})
+        else:
+            self._channel.send({"value": None})
+
+    def _answer(self, act: Any) -> None:
+        """Answer with a value; an error goes to the engine, which cleans up and returns it as the call's own."""
+        try:
+            value = act()
+        except Exception as error:  # noqa: BLE001
+            self._channel.send({"problem": problem_of(error)})
+        else:
+            self._channel.send({"value": to_json(value)})
+
+
+def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:
+    """Rebuild a fingerprint from its JSON form."""
+    tables = {name: TablePrint(int(table["rows"]), str(table["digest"])) for name, table in value["tables"].items()}
+    return Fingerprint(str(value["schema_digest"]), tables)
+
+
+def _silent(step: str, done_bytes: int, total_bytes: int | None) -> None:
+    """Progress of calls that end at once."""

@@ -1,0 +1,130 @@
+"""The repository half: opens storage, keys and repository, and runs one job. It never opens a database.
+
+It tells the daemon what happens in JSON lines on standard output: progress, reports, and one result or problem.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
+
+from dbguardd.errors import Cancelled, GuardError, KeyMissing, NotARepository, NotFound
+from dbguardd.jobs import JOBS
+from dbguardd.jobs.base import Run
+from dbguardd.keys import create_machine_key, open_recipient, open_wrappers
+from dbguardd.repository import Repository
+from dbguardd.storage import open_storage
+from dbguardd.storage.base import Storage
+from dbguardd.wire import to_json
+from dbguardd.worker.channel import Channel, problem_of
+from dbguardd.worker.remote import RemoteSnapshots
+
+_PROGRESS_SECONDS = 0.2
+
+
+class Voice:
+    """Writes messages to the daemon, one a line; progress at most five times a second."""
+
+    def __init__(self, out: int, cancelled: Callable[[], bool]) -> None:
+        self._out = out
+        self._cancelled = cancelled
+        self._lock = Lock()
+        self._spoke = 0.0
+        self._step = ""
+
+    def progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
+        """Tell how far the job is. Raises Cancelled when it is to stop: jobs call this at safe points."""
+        if self._cancelled():
+            raise Cancelled("the job was cancelled")
+        now = time.monotonic()
+        if step != self._step or now - self._spoke >= _PROGRESS_SECONDS:
+            self._step, self._spoke = step, now
+            self.say({"type": "progress", "step": step, "done_bytes": done_bytes, "total_bytes": total_bytes})
+
+    def report(self, event: str, /, **facts: Any) -> None:
+        """Tell a fact that the daemon keeps."""
+        self.say({"type": "report", "event": event, "facts": to_json(facts)})
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        """Write one line, whole."""
+        data = memoryview(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        with self._lock:
+            while data:
+                data = data[os.write(self._out, data) :]
+
+
+def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]) -> int:
+    """Run the job of `spec` to its end and say how it ended."""
+    voice = Voice(1, cancelled)
+    try:
+        storage, repository = open_repository(spec, voice, datetime.now(UTC))
+        job = JOBS.get(spec["verb"])
+        if job is None:
+            raise NotFound(f"there is no job {spec['verb']}")
+        result = job.run(
+            Run(
+                id=spec["job"],
+                actor=spec["actor"],
+                spec=spec,
+                storage=storage,
+                repository=repository,
+                snapshots=RemoteSnapshots(channel),
+                staging=spec.get("staging", ""),
+                now=lambda: datetime.now(UTC),
+                monotonic=time.monotonic,
+                report=voice.report,
+                progress=voice.progress,
+                cancelled=cancelled,
+            ),
+            job.request(**spec["request"]),
+        )
+    except Exception as error:  # noqa: BLE001 every way to fail is told to the daemon
+        voice.say({"type": "problem", "problem": problem_of(error)})
+        if not isinstance(error, GuardError):
+            raise  # a bug: the trace goes to standard error, which the daemon keeps with the job
+        return 1
+    voice.say({"type": "result", "result": to_json(result)})
+    return 0
+
+
+def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tuple[Storage, Repository]:
+    """Open the repository that the policy names, making it if this storage never had one.
+
+    The daemon remembers which repository it has seen in a storage (`repository_id`). If it saw one and it is gone,
+    that is an unmounted disk or worse, and nothing is created in its place.
+    """
+    expected = spec["storage"].get("repository_id")
+    storage = open_storage(spec["storage"], create=expected is None)
+    try:
+        repository = Repository.open(storage, open_wrappers(spec["key"]))
+    except (NotARepository, KeyMissing) as error:
+        if expected is not None or any(True for _ in storage.list("")):
+            raise
+        if isinstance(error, KeyMissing):
+            create_machine_key(spec["key"])
+        repository = Repository.create(storage, open_wrappers(spec["key"]), now)
+        voice.report("repository.created", storage=spec["storage"]["name"], id=repository.id)
+    if expected is not None and repository.id != expected:
+        raise NotARepository(
+            f"storage {spec['storage']['name']} holds another repository than before",
+            detail=f"Repository {repository.id} is there, {expected} was used until now.",
+            hints=["mount the right disk, or give the new one a storage table of its own in the policy"],
+        )
+    if expected is None:
+        voice.report("repository.opened", storage=spec["storage"]["name"], id=repository.id)
+    _admit(spec, repository, voice)
+    return storage, repository
+
+
+def _admit(spec: Mapping[str, Any], repository: Repository, voice: Voice) -> None:
+    """Give the recovery recipients that the policy names access to the repository."""
+    known = {label for _, label, _ in repository.recipients()}
+    for recipient in spec["key"].get("recovery", ()):
+        if recipient not in known:
+            repository.add_recipient(open_recipient(recipient))
+            voice.report("recovery.added", recipient=recipient, key=spec["key"]["name"])

@@ -1,0 +1,200 @@
+"""Starts both halves of a worker, joins them by the seam, and watches them until the job ends.
+
+The daemon calls this for each job, and so does `dbguardd run`. Children get a clean environment, a session of their
+own and the job on a pipe; they die with this process. Cancelling is SIGTERM, then SIGKILL of both sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dbguardd.errors import Cancelled, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
+from dbguardd.wire import ENGINE_VERBS
+
+_MESSAGE_BYTES = 1 << 20
+_STDERR_BYTES = 8 << 10
+_GRACE_SECONDS = 30.0
+
+OnMessage = Callable[[dict[str, Any]], None]
+
+
+async def run_worker(
+    spec: Mapping[str, Any], on_message: OnMessage, cancel: asyncio.Event, *, stall_timeout: float
+) -> dict[str, Any]:
+    """Run one job in a new worker and return its result.
+
+    `on_message` gets every progress and report message as it comes. Raises the problem that the job reports,
+    Cancelled after `cancel` was set, Stalled when nothing was heard for `stall_timeout` seconds, WorkerDied (with the
+    end of standard error as detail) when a half ended without a word.
+    """
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    children: list[asyncio.subprocess.Process] = []
+    try:
+        if spec["verb"] in ENGINE_VERBS:
+            database, spec = spec["database"], {**spec, "staging": staging_of(spec)}
+            settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
+            children.append(await _start("engine", there, settings, database.get("run_as")))
+        children.insert(0, await _start("repository", here, spec, None))
+        here.close()
+        there.close()
+        return await _watch(children, on_message, cancel, stall_timeout)
+    finally:
+        here.close()
+        there.close()
+        await asyncio.gather(*(_end(child) for child in children))
+
+
+def staging_of(spec: Mapping[str, Any]) -> str:
+    """Return the private directory of the engine half: one for each database and user, so that leftovers are found."""
+    database = spec["database"]
+    run_as = database.get("run_as")
+    return str(Path(spec["state"]) / "staging" / f"{database['name']}-{os.geteuid() if run_as is None else run_as}")
+
+
+async def _start(
+    half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int | None
+) -> asyncio.subprocess.Process:
+    argv = [sys.executable, "-I", "-m", "dbguardd.worker", half, str(os.getpid()), str(seam.fileno())]
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE if half == "repository" else asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=[seam.fileno()],
+        start_new_session=True,
+        limit=_MESSAGE_BYTES,
+        env=_environment(),
+        cwd="/",
+        **_identity(run_as),
+    )
+    assert process.stdin is not None  # noqa: S101 it was asked for
+    with suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(json.dumps(spec).encode())
+        await process.stdin.drain()
+        process.stdin.close()
+    return process
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("CREDENTIALS_DIRECTORY",) if name in os.environ}
+    return {**kept, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
+
+
+def _identity(run_as: int | None) -> dict[str, Any]:
+    """Return how the child gets the database owner's identity; nothing if it is ours already."""
+    if run_as is None or run_as == os.geteuid():
+        return {}
+    try:
+        user = pwd.getpwuid(run_as)
+    except KeyError as error:
+        raise SourceDenied(f"no user has the id {run_as}, which owns the database") from error
+    if os.geteuid() != 0:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        raise SourceDenied(
+            f"the database belongs to {user.pw_name}, and dbguardd runs as {name}",
+            detail="Without CAP_SETUID the daemon can only read databases of its own user.",
+            hints=[f'run dbguardd as a service, or set run_as = "{name}" if that user may read the database'],
+        )
+    return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
+
+
+async def _watch(
+    children: list[asyncio.subprocess.Process], on_message: OnMessage, cancel: asyncio.Event, stall_timeout: float
+) -> dict[str, Any]:
+    """Read messages until the result; a stop request is passed on once."""
+    repository = children[0]
+    assert repository.stdout is not None  # noqa: S101 it was asked for
+    errors = [asyncio.create_task(_tail(child)) for child in children]
+    stopping = asyncio.create_task(_stop_on(cancel, repository))
+    try:
+        while True:
+            try:
+                line = await asyncio.wait_for(repository.stdout.readline(), stall_timeout)
+            except TimeoutError:
+                raise Stalled(f"no progress for {stall_timeout:g} s") from None
+            except ValueError as error:
+                raise WorkerDied("the worker sent a message that is too long") from error
+            if not line:
+                break
+            message = json.loads(line)
+            if message["type"] == "result":
+                result: dict[str, Any] = message["result"]
+                return result
+            if message["type"] == "problem":
+                raise await _explained(from_problem(message["problem"]), children, errors)
+            on_message(message)
+        if cancel.is_set():
+            raise Cancelled("the job was cancelled")
+        raise await _explained(WorkerDied("the worker ended without a result"), children, errors)
+    finally:
+        stopping.cancel()
+        for task in errors:
+            task.cancel()
+
+
+async def _stop_on(cancel: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+    """Ask the repository half to stop at its next safe point; force it when it does not."""
+    await cancel.wait()
+    with suppress(ProcessLookupError):
+        process.terminate()
+    await asyncio.sleep(_GRACE_SECONDS)
+    _kill(process)
+
+
+async def _tail(process: asyncio.subprocess.Process) -> str:
+    """Drain standard error, keeping its end."""
+    assert process.stderr is not None  # noqa: S101 it was asked for
+    kept = b""
+    while data := await process.stderr.read(4096):
+        kept = (kept + data)[-_STDERR_BYTES:]
+    return kept.decode(errors="replace")
+
+
+async def _explained(
+    error: GuardError, children: list[asyncio.subprocess.Process], errors: list[asyncio.Task[str]]
+) -> GuardError:
+    """Add how the halves ended to an error that says that one did."""
+    if not isinstance(error, WorkerDied):
+        return error
+    notes = [error.detail] if error.detail else []
+    for name, child, tail in zip(("repository", "engine"), children, errors, strict=False):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(child.wait(), 2)
+        if child.returncode:
+            notes.append(f"The {name} half ended with {_ending(child.returncode)}.")
+        with suppress(TimeoutError):
+            notes.append((await asyncio.wait_for(asyncio.shield(tail), 2)).strip()[-2000:])
+    error.detail = "\n".join(note for note in notes if note)
+    return error
+
+
+def _ending(returncode: int) -> str:
+    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"status {returncode}"
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """Let a half end by itself for a moment, then kill its whole session; always reap it."""
+    try:
+        await asyncio.wait_for(child.wait(), 10)
+    except TimeoutError:
+        _kill(child)
+        await child.wait()
+    finally:
+        if child.returncode is None:
+            _kill(child)
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    if child.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)

@@ -128,3 +128,44 @@ def rfc3339(moment: datetime) -> str:
 def moment(text: str) -> datetime:
     """Read what rfc3339 wrote. Raises ValueError."""
     return datetime.fromisoformat(text)
+
+
+def manifest(backup: Backup) -> dict[str, Any]:
+    """Return the manifest of a backup as it is stored."""
+    streams = [
+        {
+            "digest": stream.digest,
+            "kind": stream.kind,
+            "name": stream.name,
+            "page_size": stream.page_size,
+            "root": {"frame": stream.root.frame, "pack": stream.root.pack},
+            "size": stream.size,
+            "stamp": stream.stamp,
+        }
+        for stream in backup.streams
+    ]
+    return {
+        **{name: getattr(backup, name) for name in _PLAIN},
+        "created_at": rfc3339(backup.created_at),
+        "facts": dict(backup.facts),
+        "streams": streams,
+    }
+
+
+_PLAIN = (
+    *("id", "database", "engine", "method", "kind", "parent", "note"),
+    *("source_bytes", "stored_bytes", "packs", "tool_version", "seq"),
+)
+
+
+def backup_from(body: Mapping[str, Any]) -> Backup:
+    """Read a manifest. Raises KeyError, TypeError or ValueError if it is none."""
+    streams = tuple(
+        Stream(
+            *(stream["name"], stream["kind"], stream["size"], stream["page_size"], stream["digest"], stream["stamp"]),
+            Root(stream["root"]["pack"], stream["root"]["frame"]),
+        )
+        for stream in body["streams"]
+    )
+    plain = {name: body[name] for name in _PLAIN}
+    return Backup(**plain, created_at=moment(body["created_at"]), facts=body["facts"], streams=streams)

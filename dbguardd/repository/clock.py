@@ -1,0 +1,113 @@
+"""Time for deletions: the storage's own, and reasons to doubt it. Also ULIDs.
+
+Grace periods are measured with the times that the storage itself gives its objects, so that hosts with different
+clocks agree. A local directory has the host's clock, and that one can be wrong too; so every deletion is frozen while
+
+- storage and host differ by more than five minutes,
+- something in the storage was written later than now (the clock went back),
+- nothing at all was written for 45 days (it may have leapt forward: a dead battery; the run leaves a witness, and the
+  next run that finds it old enough goes on),
+- a grace is over by the storage's clock, but not by the uptime of the same boot (sweep.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from dbguardd.errors import ClockDoubt
+from dbguardd.repository.model import rfc3339
+from dbguardd.repository.seal import Randomness
+from dbguardd.storage.base import Entry, Storage
+
+SKEW = timedelta(minutes=5)
+SILENCE = timedelta(days=45)
+PUBLISH = timedelta(minutes=5)
+"""A manifest is published within this time of the check that what it needs is there; shorter than any grace."""
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Time that no one can set: seconds since the boot `boot`, sleep included."""
+
+    boot: str
+    seconds: float
+
+
+Pulses = Callable[[], Pulse]
+
+
+def pulse() -> Pulse:
+    """Return the uptime of this boot; an unknown boot where the kernel does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return Pulse(boot, time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def margin(grace: timedelta) -> timedelta:
+    """Return how long before the end of a grace nobody may rely any more on what is doomed."""
+    return min(PUBLISH, grace / 2)
+
+
+def ulid(now: datetime, randomness: Randomness) -> str:
+    """Return a new ULID: 48 bits of milliseconds, 80 random bits, as 26 letters that sort by time."""
+    value = int(now.timestamp() * 1000) << 80 | int.from_bytes(randomness(10), "big")
+    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def storage_time(storage: Storage, now: datetime, randomness: Randomness) -> datetime:
+    """Return the storage's time, from an object just written. Leaves nothing behind."""
+    name = f"clock/{ulid(now, randomness)}"
+    storage.put(name, randomness(16))
+    try:
+        return storage.stat(name).modified_at
+    finally:
+        storage.delete(name)
+
+
+def trusted(
+    storage: Storage, now: datetime, randomness: Randomness, entries: list[Entry], grace: timedelta
+) -> datetime:
+    """Return the storage's time for a run that deletes. `entries` is all that lies in it. Raises ClockDoubt."""
+    there = storage_time(storage, now, randomness)
+    if abs(there - now) > SKEW:  # a stale answer has looked like an hour of skew: ask again before refusing
+        there = storage_time(storage, now, randomness)
+    if abs(there - now) > SKEW:
+        raise ClockDoubt(
+            f"{storage.url}: its clock and this host's differ by {abs((there - now).total_seconds()):.0f} s",
+            detail=f"storage {rfc3339(there)}, host {rfc3339(now)}; allowed are {SKEW.total_seconds():.0f} s",
+        )
+    newest = max(entries, key=lambda entry: entry.modified_at, default=None)
+    if newest is not None and newest.modified_at > there + SKEW:
+        raise ClockDoubt(
+            f"{storage.url}: the clock has gone back",
+            detail=f"{newest.name} was written at {rfc3339(newest.modified_at)}, it is {rfc3339(there)} now",
+        )
+    _no_leap(storage, there, newest, randomness, grace)
+    return there
+
+
+def _no_leap(storage: Storage, now: datetime, newest: Entry | None, randomness: Randomness, grace: timedelta) -> None:
+    witnesses = list(storage.list("clock/"))
+    for witness in witnesses:
+        if witness.modified_at > now or now - witness.modified_at > SILENCE:
+            storage.delete(witness.name)
+    seen = [witness.modified_at for witness in witnesses if grace <= now - witness.modified_at <= SILENCE]
+    if newest is None or seen or now - newest.modified_at <= SILENCE:
+        for witness in witnesses:
+            storage.delete(witness.name)
+        return
+    if not witnesses:
+        storage.put(f"clock/{ulid(now, randomness)}", randomness(16))
+    raise ClockDoubt(
+        f"{storage.url}: nothing was written for {(now - newest.modified_at).days} days; the clock may have leapt",
+        detail=f"{newest.name} is the newest object, of {rfc3339(newest.modified_at)}; it is {rfc3339(now)} now",
+        hints=("dbguardctl backup NAME", f"# or repeat in {grace.total_seconds() / 3600:.0f} h, if the time is right"),
+    )

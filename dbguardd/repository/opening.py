@@ -1,0 +1,284 @@
+"""The way into a repository: its description, the wrapped root keys, the domains.
+
+``repo.json`` (canonical JSON and a newline; the one object that is not named by its hash)::
+
+    created_at   RFC 3339
+    features     {"optional": [], "required": []}: an unknown required one means: do not touch
+    format       1
+    mac          hex HMAC-SHA256(root.derive("description"), the canonical JSON without this member)
+    min_reader   1: the lowest format that a reader must know
+    plain        {name: hex SHA-256}: objects for people (recover/...), which are not sealed
+    repo_id      hex, 16 random bytes
+
+``keys/<sha256>`` (canonical JSON): the root key wrapped for one recipient: repo_id, kind, label, offline, wrapped
+(base64 of what keys/ made, with the repository's id as context). ``domains/<sha256>``: kind "domain", slot "", sealed
+under the root key: id and key (hex), name, created_at.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from dbguardd.errors import (
+    Conflict,
+    Damaged,
+    FormatTooNew,
+    GuardError,
+    Held,
+    KeyMissing,
+    KeyRefused,
+    NotARepository,
+    NotFound,
+    ObjectMissing,
+)
+from dbguardd.keys.base import KeyWrapper
+from dbguardd.repository.model import encode, rfc3339
+from dbguardd.repository.seal import ROOT_ID, Domain, Keyring, Randomness, seal, unseal
+from dbguardd.storage.base import Storage
+
+FORMAT = 1
+FEATURES: frozenset[str] = frozenset()
+DESCRIPTION = "repo.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One wrapped copy of the root key. `name` is its object."""
+
+    name: str
+    kind: str
+    label: str
+    offline: bool
+    wrapped: bytes = field(repr=False)
+
+
+def create(
+    storage: Storage, wrappers: Sequence[KeyWrapper], now: datetime, plain: Mapping[str, bytes], randomness: Randomness
+) -> Keyring:
+    """Make a new repository: keys and plain objects first, repo.json last; until it is there, there is no repository.
+
+    Raises Conflict if there is one already, or the remains of one.
+    """
+    for prefix in (DESCRIPTION, "domains/", "packs/", "records/"):
+        for entry in storage.list(prefix):
+            raise Conflict(
+                f"{storage.url}: there is a repository already"
+                + ("" if prefix == DESCRIPTION else ", without repo.json"),
+                detail=f"found {entry.name}, written {rfc3339(entry.modified_at)}",
+            )
+    if not wrappers:
+        raise KeyMissing(f"{storage.url}: a repository needs at least one key")
+    root = Domain(randomness(16), ROOT_ID, "", randomness(32))
+    for wrapper in wrappers:
+        add(storage, root, wrapper)
+    for name, data in plain.items():
+        storage.put(name, data)
+    body = {
+        "created_at": rfc3339(now),
+        "features": {"optional": [], "required": []},
+        "format": FORMAT,
+        "min_reader": FORMAT,
+        "plain": {name: hashlib.sha256(data).hexdigest() for name, data in plain.items()},
+        "repo_id": root.repo_id.hex(),
+    }
+    storage.put(DESCRIPTION, encode({**body, "mac": _mac(root, body)}) + b"\n")
+    described(storage, root)
+    return Keyring(root, {})
+
+
+def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
+    """Open the repository with whichever wrapper can. Raises NotARepository, FormatTooNew, KeyMissing, KeyRefused."""
+    repo_id = _identity(storage)
+    recipients = [recipient for recipient in _recipients(storage, repo_id) if isinstance(recipient, Recipient)]
+    refused: list[str] = []
+    for wrapper in wrappers:
+        same = [recipient for recipient in recipients if recipient.kind == wrapper.kind]
+        for recipient in sorted(same, key=lambda recipient: recipient.label != wrapper.label):
+            try:
+                key = wrapper.unwrap(recipient.wrapped, repo_id)
+            except (KeyRefused, KeyMissing) as error:
+                refused.append(f"{recipient.kind} {recipient.label}: {error.message}")
+                continue
+            root = Domain(repo_id, ROOT_ID, "", key)
+            described(storage, root)
+            return Keyring(root, domains(storage, root))
+    there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in recipients) or "none"
+    if refused:
+        raise KeyRefused(
+            f"{storage.url}: no key at hand opens it", detail="; ".join(refused) + f". It opens for: {there}"
+        )
+    raise KeyMissing(
+        f"{storage.url}: no key at hand is of a kind that opens it",
+        detail=f"at hand: {', '.join(wrapper.kind for wrapper in wrappers) or 'none'}. It opens for: {there}",
+    )
+
+
+def described(storage: Storage, root: Domain) -> dict[str, Any]:
+    """Return repo.json, authenticated to the last byte. Raises Damaged."""
+    data = storage.get(DESCRIPTION)
+    body = _parsed(storage, data)
+    mac = str(body.pop("mac", ""))
+    if not hmac.compare_digest(mac.encode(), _mac(root, body).encode()) or data != encode({**body, "mac": mac}) + b"\n":
+        raise Damaged(f"{DESCRIPTION}: it was changed", detail=f"{len(data)} bytes at {storage.url}")
+    return body
+
+
+def recipients(storage: Storage, repo_id: bytes) -> list[Recipient]:
+    """Return who can open the repository. Unreadable key objects are left out: check() reports them."""
+    return [found for found in _recipients(storage, repo_id) if isinstance(found, Recipient)]
+
+
+def unreadable(storage: Storage, repo_id: bytes) -> Iterator[tuple[str, GuardError]]:
+    """Yield the key objects that are damaged or foreign."""
+    return (found for found in _recipients(storage, repo_id) if not isinstance(found, Recipient))
+
+
+def add(storage: Storage, root: Domain, wrapper: KeyWrapper) -> None:
+    """Wrap the root key for one more recipient, read the object back and, where the wrapper can, unwrap it."""
+    wrapped = wrapper.wrap(root.key, root.repo_id)
+    body = {
+        "kind": wrapper.kind,
+        "label": wrapper.label,
+        "offline": wrapper.offline,
+        "repo_id": root.repo_id.hex(),
+        "wrapped": base64.b64encode(wrapped).decode(),
+    }
+    data = encode(body)
+    name = f"keys/{hashlib.sha256(data).hexdigest()}"
+    storage.put(name, data)
+    if storage.get(name) != data:
+        raise Damaged(f"{name}: the storage returns other bytes than it was given", detail=storage.url)
+    if not _opens(wrapper, wrapped, root):
+        raise KeyRefused(f"{name}: the key just wrapped for {wrapper.kind} {wrapper.label} does not unwrap again")
+
+
+def drop(storage: Storage, root: Domain, wrappers: Sequence[KeyWrapper], label: str) -> None:
+    """Remove every wrapped key with this label, once one that stays was seen to open. Raises NotFound, Held."""
+    everyone = recipients(storage, root.repo_id)
+    going = [recipient for recipient in everyone if recipient.label == label]
+    staying = [recipient for recipient in everyone if recipient.label != label]
+    if not going:
+        there = ", ".join(recipient.label for recipient in everyone)
+        raise NotFound(f"{label}: no such recipient", detail=f"there are: {there}")
+    if not any(_unwraps(wrapper, recipient, root) for wrapper in wrappers for recipient in staying):
+        raise Held(
+            f"{label}: no other key at hand opens the repository",
+            detail=f"{len(staying)} other recipients are there; none of them could be tried with success",
+        )
+    for recipient in going:
+        storage.delete(recipient.name)
+
+
+def domains(storage: Storage, root: Domain) -> dict[bytes, Domain]:
+    """Open every domain, by id. One that does not open is left out; what needs it says so, and check() reports it."""
+    found: dict[bytes, Domain] = {}
+    for entry in storage.list("domains/"):
+        try:
+            domain = open_domain(storage, root, entry.name)
+        except GuardError as error:
+            if error.transient:
+                raise
+            continue
+        found[domain.id] = domain
+    return found
+
+
+def open_domain(storage: Storage, root: Domain, name: str) -> Domain:
+    """Open one object in domains/. Raises Damaged, KeyRefused, ObjectMissing."""
+    data = storage.get(name)
+    if hashlib.sha256(data).hexdigest() != name.removeprefix("domains/"):
+        raise Damaged(f"{name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+    _, text = unseal(Keyring(root, {}), "domain", "", data, name)
+    body = json.loads(text)
+    return Domain(root.repo_id, bytes.fromhex(body["id"]), body["name"], bytes.fromhex(body["key"]))
+
+
+def make_domain(storage: Storage, keyring: Keyring, name: str, now: datetime, randomness: Randomness) -> Domain:
+    """Return the domain of a database, made if there is none yet: a key that is stored nowhere else."""
+    there = Keyring(keyring.root, domains(storage, keyring.root)).named(name)
+    if there is not None:
+        return there
+    body = {"created_at": rfc3339(now), "id": randomness(16).hex(), "key": randomness(32).hex(), "name": name}
+    data = seal(keyring.root, "domain", "", encode(body), randomness)
+    stored = f"domains/{hashlib.sha256(data).hexdigest()}"
+    storage.put(stored, data)
+    open_domain(storage, keyring.root, stored)
+    made = Keyring(keyring.root, domains(storage, keyring.root)).named(name)
+    if made is None:
+        raise ObjectMissing(f"{stored}: just written, and not listed", detail=storage.url)
+    return made
+
+
+def _identity(storage: Storage) -> bytes:
+    try:
+        body = _parsed(storage, storage.get(DESCRIPTION))
+        identity = bytes.fromhex(str(body["repo_id"]))
+        least, required = int(body["min_reader"]), set(map(str, body["features"]["required"]))
+    except ObjectMissing as error:
+        raise NotARepository(f"{storage.url}: no repository there", detail=f"{DESCRIPTION} is missing") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail=repr(error)) from error
+    if least > FORMAT or required - FEATURES:
+        raise FormatTooNew(
+            f"{storage.url}: made for a newer dbguard",
+            detail=f"it needs format {least} and features {sorted(required)}; this version knows {FORMAT} and "
+            f"{sorted(FEATURES)}",
+        )
+    return identity
+
+
+def _parsed(storage: Storage, data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail=repr(error)) from error
+    if not isinstance(body, dict):
+        raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail="not a JSON object")
+    return body
+
+
+def _mac(root: Domain, body: Mapping[str, Any]) -> str:
+    return hmac.digest(root.derive(b"description"), encode(body), "sha256").hex()
+
+
+def _recipients(storage: Storage, repo_id: bytes) -> Iterator[Recipient | tuple[str, GuardError]]:
+    for entry in storage.list("keys/"):
+        try:
+            yield _recipient(entry.name, storage.get(entry.name), repo_id)
+        except Damaged as error:
+            yield entry.name, error
+
+
+def _recipient(name: str, data: bytes, repo_id: bytes) -> Recipient:
+    if hashlib.sha256(data).hexdigest() != name.removeprefix("keys/"):
+        raise Damaged(f"{name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+    try:
+        body = json.loads(data)
+        owner, wrapped = str(body["repo_id"]), base64.b64decode(body["wrapped"], validate=True)
+        found = Recipient(name, str(body["kind"]), str(body["label"]), bool(body["offline"]), wrapped)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{name}: not a wrapped key", detail=repr(error)) from error
+    if owner != repo_id.hex():
+        raise Damaged(f"{name}: a key of another repository", detail=f"it says {owner}, this is {repo_id.hex()}")
+    return found
+
+
+def _opens(wrapper: KeyWrapper, wrapped: bytes, root: Domain) -> bool:
+    try:
+        return hmac.compare_digest(wrapper.unwrap(wrapped, root.repo_id), root.key)
+    except KeyMissing:  # it can only wrap: the other half lies on paper
+        return True
+
+
+def _unwraps(wrapper: KeyWrapper, recipient: Recipient, root: Domain) -> bool:
+    try:
+        return wrapper.kind == recipient.kind and wrapper.unwrap(recipient.wrapped, root.repo_id) == root.key
+    except (KeyMissing, KeyRefused):
+        return False

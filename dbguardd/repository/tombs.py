@@ -1,0 +1,131 @@
+"""Tombs: what is about to be deleted, and since when. The first phase of the sweep, and what writers look at.
+
+A backup's tomb makes it invisible at once. A pack's tomb is only a warning: the pack stays for the grace that the tomb
+names, and a sweep looks again at every backup before it deletes the pack. In the meantime a writer that inherits packs
+from its parent, or someone who recalls a backup, may rely on a doomed pack only while its tomb is younger than the
+grace less a margin; the manifest is then there before any sweep makes up its mind. tests/repository/test_gc_model.py
+goes through all interleavings of this, and shows that each of the conditions is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from dbguardd.errors import Busy, ClockDoubt, ObjectMissing
+from dbguardd.repository.clock import SKEW, Pulse, margin
+from dbguardd.repository.model import moment, rfc3339
+from dbguardd.repository.records import Record, Records
+from dbguardd.storage.base import Entry, Storage
+
+PER_TOMB = 4096
+"""Packs in one tomb: about 280 KiB of JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tomb:
+    """One tomb: of `backup`, or of `packs`. Time zero is `stored_at`, by the storage's clock."""
+
+    name: str
+    stored_at: datetime
+    at: datetime  # by the clock of the host that wrote it
+    pulse: Pulse
+    backup: str
+    packs: frozenset[str]
+    grace: timedelta  # of packs; the grace of a backup is the sweep's
+    reasons: tuple[str, ...]
+
+    def over(self, now: datetime, pulse: Pulse, grace: timedelta) -> bool:
+        """Tell whether the grace is over by every clock there is. Raises ClockDoubt where they disagree."""
+        longest = max(grace, self.grace)
+        if now - max(self.stored_at, self.at) < longest:
+            return False
+        same_boot = pulse.boot == self.pulse.boot != ""
+        if same_boot and timedelta(seconds=pulse.seconds - self.pulse.seconds) + SKEW < longest:
+            raise ClockDoubt(
+                f"{self.name}: its grace is over by the storage's clock, but not by this host's uptime",
+                detail=f"{(now - self.stored_at).total_seconds():.0f} s by the storage, "
+                f"{pulse.seconds - self.pulse.seconds:.0f} s of uptime, the grace is {longest.total_seconds():.0f} s",
+            )
+        return True
+
+
+def tomb_of(record: Record) -> Tomb:
+    """Read a tomb. Raises KeyError, ValueError or TypeError if the record is none."""
+    body = record.body
+    return Tomb(
+        record.name,
+        record.stored_at,
+        moment(body["at"]),
+        Pulse(body["boot"], body["uptime_seconds"]),
+        body.get("backup", ""),
+        frozenset(body.get("packs", ())),
+        timedelta(seconds=body.get("grace_seconds", 0)),
+        tuple(body.get("reasons", ())),
+    )
+
+
+def bury_backup(records: Records, backup: str, reasons: Iterable[str], now: datetime, pulse: Pulse) -> None:
+    """Write the tomb of a backup."""
+    body = {"backup": backup, "reasons": list(reasons), **_when(now, pulse)}
+    records.put(records.keyring.root, "tomb", backup, body)
+
+
+def bury_packs(
+    records: Records, packs: Iterable[str], grace: timedelta, now: datetime, pulse: Pulse, ids: Callable[[], str]
+) -> None:
+    """Write tombs for packs, a few thousand to a tomb. `now` is the storage's time."""
+    names = sorted(packs)
+    for start in range(0, len(names), PER_TOMB):
+        body = {
+            "grace_seconds": grace.total_seconds(),
+            "packs": names[start : start + PER_TOMB],
+            **_when(now, pulse),
+        }
+        records.put(records.keyring.root, "tomb", ids(), body)
+
+
+def _when(now: datetime, pulse: Pulse) -> Mapping[str, Any]:
+    return {"at": rfc3339(now), "boot": pulse.boot, "uptime_seconds": round(pulse.seconds, 3)}
+
+
+def standing(records: Records) -> Iterator[Tomb]:
+    """Yield the tombs that open, oldest name first."""
+    return (tomb_of(record) for record in records.readable("tomb"))
+
+
+def rely_on(
+    storage: Storage, records: Records, packs: AbstractSet[str], storage_now: Callable[[], datetime], what: str
+) -> None:
+    """Check that a manifest which needs `packs` may be published within the margin from now.
+
+    Tombs are read before packs are listed: a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
+    """
+    for tomb in list(standing(records)):
+        doomed = packs & tomb.packs
+        if doomed and storage_now() - tomb.stored_at >= tomb.grace - margin(tomb.grace):
+            raise Busy(
+                f"{what}: {len(doomed)} packs that it shares with an older backup are about to be deleted",
+                detail=f"tomb {tomb.name}, for example {min(doomed)}; the grace is {tomb.grace}",
+                hints=("dbguardctl backup NAME --full",),
+            )
+    missing = packs - {pack_of(entry) for entry in storage.list("packs/")}
+    if missing:
+        raise ObjectMissing(
+            f"{what}: {len(missing)} of the {len(packs)} packs it needs are not in the storage",
+            detail=", ".join(pack_name(pack) for pack in sorted(missing)[:8]),
+            hints=("dbguardctl check", "dbguardctl backup NAME --full"),
+        )
+
+
+def pack_name(pack: str) -> str:
+    """Return the object name of a pack, from its hash."""
+    return f"packs/{pack[:2]}/{pack}"
+
+
+def pack_of(entry: Entry) -> str:
+    """Return the hash of a pack, from its object name."""
+    return entry.name.rpartition("/")[2]

@@ -1,1 +1,21 @@
-"""catalog."""
+"""What the daemon remembers: the catalog (rebuildable) and the audit log (append-only)."""
+
+from dbguardd.catalog.audit import Audit, Entry, Who
+from dbguardd.catalog.backups import Expired, HoldRow, ProofRow
+from dbguardd.catalog.state import Pause, Run
+from dbguardd.catalog.store import Catalog
+from dbguardd.catalog.times import to_moment, to_text
+
+__all__ = [
+    "Audit",
+    "Catalog",
+    "Entry",
+    "Expired",
+    "HoldRow",
+    "Pause",
+    "ProofRow",
+    "Run",
+    "Who",
+    "to_moment",
+    "to_text",
+]

@@ -1,0 +1,267 @@
+"""The audit log: who asked for what and how it ended; append-only JSON lines in a hash chain.
+
+1. An entry is one line: canonical JSON with `prev`, the hash of the entry before, and `hash`, the SHA-256 of the line
+   without it. Any changed, removed, added or moved byte breaks the chain or the line's own hash.
+2. An append is durable (fsync) before it returns, so an intent is on disk before the act it announces.
+3. The head is anchored outside the file: in the catalog after each append, and with `witness` (the journal). A file
+   that is shorter than its anchor, or whose end was replaced, does not verify.
+4. A line that a crash tore is kept as a note in the entry that reports it. Nothing is mended silently, and a break
+   that was found at start is found again by every later verification.
+A chain does not stop someone who can rewrite file, catalog and journal: the journal's remote copy is the bound.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from dbguardd.catalog.times import to_text
+from dbguardd.errors import AuditBroken, Degraded, GuardError, NoSpace, SecondInstance
+
+_ANCHOR = "audit_head"
+_START = "0" * 64
+_NOTE_BYTES = 4096
+_WINDOW_BYTES = 1 << 20
+_BROKEN = "audit.broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who acted, as the kernel said; uid and pid are None for the daemon itself."""
+
+    user: str
+    uid: int | None = None
+    pid: int | None = None
+    role: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log."""
+
+    seq: int
+    at: str
+    actor: Who
+    action: str
+    object: str
+    outcome: str  # intent | done | failed | denied | noted ...
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    prev: str = _START
+    hash: str = ""
+
+
+class Anchor(Protocol):
+    """Where the head is kept beside the file; Settings of the catalog."""
+
+    def get(self, key: str) -> str | None: ...
+
+    def put(self, key: str, value: str) -> None: ...
+
+
+class Audit:
+    """The open log. One writer, held by a lock."""
+
+    def __init__(self, path: Path, anchor: Anchor, witness: Callable[[Entry], None]) -> None:
+        self._path = path
+        self._anchor = anchor
+        self._witness = witness
+        self._file = -1
+        self._seq = 0
+        self._head = _START
+
+    @classmethod
+    def open(cls, path: Path, anchor: Anchor, now: datetime, witness: Callable[[Entry], None]) -> Audit:
+        """Open or create; a torn or broken end is recorded as an entry. Raises SecondInstance, Degraded."""
+        audit = cls(path, anchor, witness)
+        try:
+            audit._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(audit._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sync_directory(path.parent)
+            audit._resume(now)
+        except BlockingIOError as error:
+            audit.close()
+            raise SecondInstance(f"{path}: another process writes the audit log") from error
+        except OSError as error:
+            audit.close()
+            raise _outcome(path, error) from error
+        except BaseException:
+            audit.close()
+            raise
+        return audit
+
+    def append(
+        self,
+        now: datetime,
+        actor: Who,
+        *,
+        action: str,
+        object: str,
+        outcome: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Write one entry, durable on return. Raises NoSpace, Degraded: then the act it announces must not happen."""
+        body = asdict(Entry(self._seq + 1, to_text(now), actor, action, object, outcome, dict(facts or {}), self._head))
+        del body["hash"]
+        line = {**body, "hash": _digest(body)}
+        try:
+            self._write(_canonical(line) + b"\n")
+        except OSError as error:
+            raise _outcome(self._path, error) from error
+        entry = _entry(line)
+        self._seq, self._head = entry.seq, entry.hash
+        self._anchor.put(_ANCHOR, f"{entry.seq}:{entry.hash}")
+        self._witness(entry)
+        return entry
+
+    def show(self, after: int, limit: int) -> list[Entry]:
+        """The first `limit` entries after that number; after < 0: the last `limit`. Unreadable lines are left out."""
+        entries: list[Entry] = []
+        for line in self._lines():
+            try:
+                entry = _entry(json.loads(line))
+            except (ValueError, TypeError, KeyError):
+                continue
+            if entry.seq > after:
+                entries.append(entry)
+            if after < 0 and len(entries) > limit:
+                del entries[0]
+            elif after >= 0 and len(entries) == limit:
+                break
+        return entries
+
+    def verify(self) -> tuple[int, str]:
+        """Check every byte; return the number of entries and the head. Raises AuditBroken with all findings."""
+        findings: list[str] = []
+        expected, head, seen = 0, _START, {0: _START}
+        for number, line in enumerate(self._lines(), start=1):
+            expected += 1
+            entry, finding = _check(line, expected, head)
+            if finding:
+                findings.append(f"line {number}: {finding}")
+            if entry is not None:
+                expected, head = entry.seq, entry.hash
+                if entry.action == _BROKEN:
+                    findings.append(f"line {number}: {entry.at}: {entry.facts.get('finding', 'a break was recorded')}")
+            seen[expected] = head
+        findings += self._against_anchor(seen)
+        if findings:
+            raise AuditBroken(
+                f"{self._path}: the audit log was changed",
+                detail="\n".join(findings[:20]),
+                facts={"findings": findings[:100], "entries": len(seen) - 1},
+            )
+        return len(seen) - 1, head
+
+    def head(self) -> tuple[int, str]:
+        """The number and the hash of the last entry."""
+        return self._seq, self._head
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _write(self, line: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)  # half a line must not stand before the next one
+            raise
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield every line without its end; a last one without an end is yielded with a mark, so it never verifies."""
+        with self._path.open("rb") as file:
+            for line in file:
+                yield line[:-1] if line.endswith(b"\n") else line + b"\0torn"
+
+    def _against_anchor(self, seen: Mapping[int, str]) -> list[str]:
+        anchor = self._anchor.get(_ANCHOR)
+        if anchor is None:
+            return [] if max(seen) == 0 else ["the catalog has no anchor for this log"]
+        number, _, digest = anchor.partition(":")
+        found = seen.get(int(number))
+        if found is None:
+            return [f"the log ends before entry {number}, which the catalog knows"]
+        return [] if found == digest else [f"entry {number} is not the one that the catalog knows"]
+
+    def _resume(self, now: datetime) -> None:
+        """Find the head; record what a crash tore and what does not fit the anchor."""
+        size = os.fstat(self._file).st_size
+        data = os.pread(self._file, _WINDOW_BYTES, max(0, size - _WINDOW_BYTES))
+        torn = data[data.rfind(b"\n") + 1 :]
+        known = (self._anchor.get(_ANCHOR) or "0:").partition(":")[0]
+        seen: dict[int, str] = {}
+        for line in data.split(b"\n")[:-1]:  # lines that cannot be read: verify() says so
+            with suppress(ValueError, TypeError, KeyError):
+                entry = _entry(json.loads(line))
+                self._seq, self._head = entry.seq, entry.hash
+                seen[entry.seq] = entry.hash
+        if int(known) not in seen:  # it should be at the end, so something is wrong: look at all of it
+            seen = {0: _START, **{entry.seq: entry.hash for entry in self.show(0, sys.maxsize)}}
+        breaks = self._against_anchor(seen)
+        if torn:
+            os.ftruncate(self._file, size - len(torn))
+            os.fsync(self._file)
+            note = {"bytes": len(torn), "text": torn[:_NOTE_BYTES].decode("utf-8", "backslashreplace")}
+            self._note(now, "audit.repaired", note)
+        for finding in breaks:
+            self._note(now, _BROKEN, {"finding": finding})
+
+    def _note(self, now: datetime, action: str, facts: Mapping[str, Any]) -> None:
+        self.append(now, Who("dbguardd"), action=action, object=self._path.name, outcome="noted", facts=facts)
+
+
+def _check(line: bytes, expected: int, head: str) -> tuple[Entry | None, str]:
+    try:
+        value = json.loads(line)
+        entry = _entry(value)
+    except (ValueError, TypeError, KeyError):
+        return None, "not an entry"
+    body = {name: item for name, item in value.items() if name != "hash"}
+    if _canonical(value) != line:
+        return entry, "not in the form in which it was written"
+    if _digest(body) != entry.hash:
+        return entry, f"entry {entry.seq} was changed"
+    if entry.prev != head or entry.seq != expected:
+        return entry, f"entry {entry.seq} does not follow the one before it"
+    return entry, ""
+
+
+def _entry(value: Mapping[str, Any]) -> Entry:
+    return Entry(**{**value, "actor": Who(**value["actor"])})
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(body)).hexdigest()
+
+
+def _sync_directory(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _outcome(path: Path, error: OSError) -> GuardError:
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return NoSpace(f"{path}: no room to write the audit log", detail=str(error))
+    return Degraded(f"{path}: the audit log cannot be written", detail=str(error))

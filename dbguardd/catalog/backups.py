@@ -1,0 +1,197 @@
+"""The index of backups, their proofs and what holds them. The truth is in the repositories."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.catalog.session import Session
+from dbguardd.errors import NotFound, Usage
+from dbguardd.wire import BackupRow, Grade
+
+_COLUMNS = (
+    "id, database, engine, created_at, kind, method, grade, source_bytes, stored_bytes, storage, proven_at, "
+    "restore_seconds, note, failure"
+)
+_LIVE = "expired_at IS NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class ProofRow:
+    """One test restore of one backup, with the grade it reached."""
+
+    backup: str
+    at: str
+    grade: Grade
+    restore_seconds: float | None
+    failure: str | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRow:
+    """A reason why a backup may not be deleted."""
+
+    backup: str
+    reason: str
+    actor: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A backup that retention gave up; it can be recalled until its grace is over."""
+
+    backup: BackupRow
+    expired_at: str
+    grace_until_at: str | None
+
+
+class Backups:
+    """Rows of backups; those that expired are invisible but in expired()."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def put(self, row: BackupRow) -> None:
+        """Write the row as it is now; holds are kept in their own table and not written here."""
+        self._session.change(
+            f"INSERT OR REPLACE INTO backups ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            (
+                *(row.id, row.database, row.engine, row.created_at, row.kind, row.method, row.grade.value),
+                *(row.source_bytes, row.stored_bytes, row.storage, row.proven_at, row.restore_seconds),
+                *(row.note, row.failure),
+            ),
+        )
+
+    def grade(self, id: str, grade: Grade, proven_at: str | None, seconds: float | None, failure: str | None) -> None:
+        """Record what a verification found; what an earlier proof said stays where this one says nothing."""
+        self._session.change(
+            "UPDATE backups SET grade = ?, proven_at = coalesce(?, proven_at), "
+            "restore_seconds = coalesce(?, restore_seconds), failure = ? WHERE id = ?",
+            (grade.value, proven_at, seconds, failure, id),
+        )
+
+    def expire(self, id: str, at: str, grace_until_at: str | None) -> None:
+        """Make a backup invisible; its row stays until it is swept."""
+        self._session.change(
+            "UPDATE backups SET expired_at = ?, grace_until_at = ? WHERE id = ?", (at, grace_until_at, id)
+        )
+
+    def recall(self, id: str) -> None:
+        """Make an expired backup visible again."""
+        self._session.change("UPDATE backups SET expired_at = NULL, grace_until_at = NULL WHERE id = ?", (id,))
+
+    def forget(self, id: str) -> None:
+        """Drop a backup with its proofs and holds: its bytes are gone."""
+        for table, column in (("backups", "id"), ("proofs", "backup"), ("holds", "backup")):
+            self._session.change(f"DELETE FROM {table} WHERE {column} = ?", (id,))  # noqa: S608
+
+    def clear(self, storage: str, database: str | None = None) -> None:
+        """Drop every row of a storage, or of one database in it: before it is indexed anew."""
+        which = "SELECT id FROM backups WHERE storage = ?1 AND (?2 IS NULL OR database = ?2)"
+        for table in ("proofs", "holds"):
+            self._session.change(f"DELETE FROM {table} WHERE backup IN ({which})", (storage, database))  # noqa: S608
+        self._session.change(f"DELETE FROM backups WHERE id IN ({which})", (storage, database))  # noqa: S608
+
+    def add_proof(self, proof: ProofRow) -> None:
+        """Keep one proof."""
+        self._session.change(
+            "INSERT OR REPLACE INTO proofs (backup, at, grade, restore_seconds, failure, facts) VALUES (?,?,?,?,?,?)",
+            (
+                *(proof.backup, proof.at, proof.grade.value, proof.restore_seconds, proof.failure),
+                json.dumps(dict(proof.facts), ensure_ascii=False, separators=(",", ":")),
+            ),
+        )
+
+    def proofs(self, backup: str) -> list[ProofRow]:
+        """The proofs of one backup, newest first."""
+        rows = self._session.rows("SELECT * FROM proofs WHERE backup = ? ORDER BY at DESC", (backup,))
+        return [
+            ProofRow(
+                r["backup"], r["at"], Grade(r["grade"]), r["restore_seconds"], r["failure"], json.loads(r["facts"])
+            )
+            for r in rows
+        ]
+
+    def hold(self, hold: HoldRow) -> None:
+        """Keep one hold; the same reason again changes nothing."""
+        self._session.change(
+            "INSERT OR IGNORE INTO holds (backup, reason, actor, at) VALUES (?,?,?,?)",
+            (hold.backup, hold.reason, hold.actor, hold.at),
+        )
+
+    def release(self, backup: str) -> None:
+        """Drop all holds of a backup."""
+        self._session.change("DELETE FROM holds WHERE backup = ?", (backup,))
+
+    def holds(self, backup: str | None = None) -> list[HoldRow]:
+        """The holds of one backup or of all."""
+        rows = self._session.rows("SELECT * FROM holds WHERE ?1 IS NULL OR backup = ?1 ORDER BY backup, at", (backup,))
+        return [HoldRow(**dict(row)) for row in rows]
+
+    def of(self, database: str) -> list[BackupRow]:
+        """The backups of one database, newest first."""
+        sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY created_at DESC, id DESC"  # noqa: S608
+        return self._with_holds(self._session.rows(sql, (database,)))
+
+    def get(self, prefix: str) -> BackupRow:
+        """The backup of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
+        rows = self._session.rows(
+            f"SELECT {_COLUMNS} FROM backups WHERE id >= ? AND id < ? AND {_LIVE} ORDER BY id LIMIT 2",  # noqa: S608
+            (prefix, prefix + "\x7f"),
+        )
+        if not prefix or not rows:
+            raise NotFound(f"{prefix}: no such backup", hints=("dbguardctl status",))
+        if len(rows) > 1 and rows[0]["id"] != prefix:
+            raise Usage(f"{prefix}: several backups start like this", detail=f"{rows[0]['id']}, {rows[1]['id']}, ...")
+        return self._with_holds(rows[:1])[0]
+
+    def expired(self, database: str) -> list[Expired]:
+        """The backups that are given up but not yet swept, newest first."""
+        rows = self._session.rows(
+            f"SELECT {_COLUMNS}, expired_at, grace_until_at FROM backups "  # noqa: S608
+            "WHERE database = ? AND expired_at IS NOT NULL ORDER BY created_at DESC",
+            (database,),
+        )
+        return [Expired(_backup(row, []), row["expired_at"], row["grace_until_at"]) for row in rows]
+
+    def databases(self) -> dict[str, str]:
+        """Every database that has a backup, with its engine: also those that the policy no longer names."""
+        sql = f"SELECT database, max(engine) AS engine FROM backups WHERE {_LIVE} GROUP BY database"  # noqa: S608
+        rows = self._session.rows(sql)
+        return {row["database"]: row["engine"] for row in rows}
+
+    def stored_bytes(self, storage: str) -> int:
+        """How many bytes the backups of a storage added when they were made."""
+        row = self._session.row("SELECT coalesce(sum(stored_bytes), 0) FROM backups WHERE storage = ?", (storage,))
+        return int(row[0]) if row else 0
+
+    def _with_holds(self, rows: Iterable[sqlite3.Row]) -> list[BackupRow]:
+        held: dict[str, list[str]] = {}
+        for hold in self.holds():
+            held.setdefault(hold.backup, []).append(hold.reason)
+        return [_backup(row, held.get(row["id"], [])) for row in rows]
+
+
+def _backup(row: sqlite3.Row, holds: list[str]) -> BackupRow:
+    return BackupRow(
+        id=row["id"],
+        database=row["database"],
+        engine=row["engine"],
+        created_at=row["created_at"],
+        kind=row["kind"],
+        method=row["method"],
+        grade=Grade(row["grade"]),
+        source_bytes=row["source_bytes"],
+        stored_bytes=row["stored_bytes"],
+        storage=row["storage"],
+        proven_at=row["proven_at"],
+        restore_seconds=row["restore_seconds"],
+        holds=holds,
+        note=row["note"],
+        failure=row["failure"],
+    )

@@ -1,0 +1,88 @@
+"""What an event of a worker means for the index of backups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from dbguardd.catalog.backups import Backups, HoldRow, ProofRow
+from dbguardd.catalog.times import to_moment, to_text
+from dbguardd.errors import Internal
+from dbguardd.wire import BackupRow, Grade
+
+Facts = Mapping[str, Any]
+
+_NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds"}
+
+
+def apply(backups: Backups, event: str, facts: Facts, at: str) -> None:
+    """Change the index as the event says; an event without an effect is none. Raises Internal on bad facts."""
+    effect = EFFECTS.get(event)
+    if effect is None:
+        return
+    try:
+        effect(backups, facts, at)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Internal(f"{event}: a worker reported facts that cannot be used", detail=repr(error)) from error
+
+
+def _stored(backups: Backups, facts: Facts, at: str) -> None:
+    known = {name: value for name, value in facts.items() if name in _NAMES}
+    known["grade"] = Grade(known.get("grade", Grade.STORED))
+    known["created_at"] = _time(known.get("created_at")) or at
+    known["proven_at"] = _time(known.get("proven_at"))
+    backups.put(BackupRow(**known))
+
+
+def _graded(backups: Backups, facts: Facts, at: str) -> None:
+    id, grade = str(facts["id"]), Grade(facts["grade"])
+    failure = facts.get("failure")
+    proven_at = _time(facts.get("proven_at"))
+    if grade is Grade.PROVEN and proven_at is None:
+        proven_at = at
+    seconds = facts.get("restore_seconds")
+    seconds = None if seconds is None else float(seconds)
+    backups.grade(id, grade, proven_at, seconds, None if failure is None else str(failure))
+    rest = {name: value for name, value in facts.items() if name not in ("id", "grade", "restore_seconds", "failure")}
+    backups.add_proof(ProofRow(id, proven_at or at, grade, seconds, failure, rest))
+
+
+def _expired(backups: Backups, facts: Facts, at: str) -> None:
+    backups.expire(str(facts["id"]), at, _time(facts.get("grace_until_at")))
+
+
+def _recalled(backups: Backups, facts: Facts, at: str) -> None:
+    del at
+    backups.recall(str(facts["id"]))
+
+
+def _swept(backups: Backups, facts: Facts, at: str) -> None:
+    del at
+    backups.forget(str(facts["id"]))
+
+
+def _held(backups: Backups, facts: Facts, at: str) -> None:
+    moment = _time(facts.get("at")) or at
+    backups.hold(HoldRow(str(facts["id"]), str(facts["reason"]), str(facts.get("actor", "")), moment))
+
+
+def _released(backups: Backups, facts: Facts, at: str) -> None:
+    del at
+    backups.release(str(facts["id"]))
+
+
+def _time(value: Any) -> str | None:
+    return None if value is None else to_text(to_moment(str(value)))
+
+
+EFFECTS: Mapping[str, Callable[[Backups, Facts, str], None]] = {
+    "backup.stored": _stored,
+    "backup.graded": _graded,
+    "backup.expired": _expired,
+    "backup.recalled": _recalled,
+    "backup.swept": _swept,
+    "backup.held": _held,
+    "backup.released": _released,
+}
+"""Every event that changes the index."""

@@ -1,0 +1,53 @@
+"""What happened, in order. A bounded history: the oldest go first."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from dbguardd.catalog.session import Session
+from dbguardd.wire import Event
+
+_PRUNE_EVERY = 500
+
+
+class Events:
+    """Events with ids that grow and are never used twice, also after pruning."""
+
+    def __init__(self, session: Session, kept: int) -> None:
+        self._session = session
+        self._kept = kept
+
+    def last_id(self) -> int:
+        """The greatest id so far; 0 before the first event."""
+        row = self._session.row("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)")
+        return int(row[0]) if row else 0
+
+    def add(self, at: str, event: str, database: str | None, job: str | None, facts: Mapping[str, Any]) -> Event:
+        """Append one event and return it with its id."""
+        text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+        number = self._session.add(
+            "INSERT INTO events (at, event, database, job, facts) VALUES (?,?,?,?,?)", (at, event, database, job, text)
+        )
+        if number % _PRUNE_EVERY == 0:
+            self._session.change("DELETE FROM events WHERE id <= ?", (number - self._kept,))
+        return Event(number, at, event, database, job, json.loads(text))
+
+    def after(self, number: int, database: str | None, job: str | None, limit: int) -> list[Event]:
+        """The first `limit` events with a greater id, oldest first."""
+        where = ["id > ?"]
+        values: list[Any] = [number]
+        if database is not None:
+            where.append("database = ?")
+            values.append(database)
+        if job is not None:
+            where.append("job = ?")
+            values.append(job)
+        sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
+        return [_event(row) for row in self._session.rows(sql, (*values, limit))]
+
+
+def _event(row: sqlite3.Row) -> Event:
+    return Event(row["id"], row["at"], row["event"], row["database"], row["job"], json.loads(row["facts"]))

@@ -1,0 +1,110 @@
+"""The catalog: what the daemon knows, in one SQLite file that can be rebuilt from the repositories.
+
+Written by the daemon's thread alone. Every method is durable when it returns, or when the transaction around it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dbguardd.catalog import effects
+from dbguardd.catalog.backups import Backups, HoldRow, ProofRow
+from dbguardd.catalog.events import Events
+from dbguardd.catalog.jobs import Jobs
+from dbguardd.catalog.schema import STEPS
+from dbguardd.catalog.session import Session
+from dbguardd.catalog.state import Pauses, Requests, Runs, Settings
+from dbguardd.catalog.times import to_text
+from dbguardd.errors import FormatTooNew
+from dbguardd.wire import BackupRow, Event
+
+EVENTS_KEPT = 50_000
+
+
+class Catalog:
+    """One table a member; what spans tables is here."""
+
+    def __init__(self, session: Session, *, fresh: bool, events_kept: int = EVENTS_KEPT) -> None:
+        self._session = session
+        self.fresh = fresh  # nothing was known when it was opened: index the repositories
+        self.jobs = Jobs(session)
+        self.events = Events(session, events_kept)
+        self.backups = Backups(session)
+        self.runs = Runs(session)
+        self.pauses = Pauses(session)
+        self.settings = Settings(session)
+        self.requests = Requests(session)
+
+    @classmethod
+    def open(cls, path: Path, *, events_kept: int = EVENTS_KEPT) -> Catalog:
+        """Open, create or bring up to date. Raises CatalogDamaged, SecondInstance, FormatTooNew, NoSpace, Degraded."""
+        session = Session.open(path)
+        try:
+            fresh = _upgrade(session, path)
+            return cls(session, fresh=fresh, events_kept=events_kept)
+        except BaseException:
+            session.close()
+            raise
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Everything inside happens or nothing does. Never await inside."""
+        return self._session.transaction()
+
+    def record(
+        self, now: datetime, event: str, database: str | None, job: str | None, facts: Mapping[str, Any]
+    ) -> Event:
+        """Keep an event and do what it means for the backups, both or neither. Raises Internal on bad facts."""
+        at = to_text(now)
+        with self.transaction():
+            effects.apply(self.backups, event, facts, at)
+            return self.events.add(at, event, database, job, facts)
+
+    def rebuild(
+        self, backups: Iterable[BackupRow], proofs: Iterable[ProofRow], holds: Iterable[HoldRow], storage: str
+    ) -> None:
+        """Replace all that is known of a storage's backups by what its repository says."""
+        with self.transaction():
+            self.backups.clear(storage)
+            for backup in backups:
+                self.backups.put(backup)
+            for proof in proofs:
+                self.backups.add_proof(proof)
+            for hold in holds:
+                self.backups.hold(hold)
+
+    def replay(self, storage: str, reports: Iterable[tuple[str, Mapping[str, Any]]], now: datetime) -> int:
+        """Replace all that is known of a storage's backups by the effects of `reports`; return their number."""
+        count = 0
+        with self.transaction():
+            self.backups.clear(storage)
+            for count, (event, facts) in enumerate(reports, start=1):  # noqa: B007 - the last count is the result
+                effects.apply(self.backups, event, facts, to_text(now))
+        return count
+
+    def probe(self, now: datetime) -> None:
+        """Prove by a durable write that the catalog works. Raises the outcome if it does not."""
+        self.settings.put("alive_at", to_text(now))
+
+    def close(self) -> None:
+        """Let the file go; nothing is lost without it."""
+        self._session.close()
+
+
+def _upgrade(session: Session, path: Path) -> bool:
+    row = session.row("PRAGMA user_version")
+    version = int(row[0]) if row else 0
+    if version > len(STEPS):
+        raise FormatTooNew(
+            f"{path}: the catalog was written by a newer dbguard",
+            detail=f"it has version {version}, this dbguard knows {len(STEPS)}",
+        )
+    with session.transaction():
+        for number, step in enumerate(STEPS[version:], start=version + 1):
+            for statement in filter(None, (part.strip() for part in step.split(";"))):
+                session.change(statement)
+            session.change(f"PRAGMA user_version={number:d}")
+    return version == 0

@@ -1,1 +1,36 @@
-"""keys."""
+"""Who may open a repository: the machine's key, a passphrase, an age recipient whose identity lies elsewhere.
+
+KEYS is the table of kinds; open_wrappers opens what a policy names. pyrage and segno are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dbguardd.errors import PolicyInvalid
+from dbguardd.keys.base import KeyWrapper
+from dbguardd.keys.machine import MachineKey
+from dbguardd.keys.secret import Secret
+
+__all__ = ["KEYS", "KeyWrapper", "MachineKey", "Secret", "open_wrappers"]
+
+
+def _machine(settings: Mapping[str, Any], environ: Mapping[str, str]) -> KeyWrapper:
+    if name := settings.get("credential"):
+        return MachineKey.from_credential(str(name), environ)
+    return MachineKey.from_file(Path(settings["path"]))
+
+
+KEYS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], KeyWrapper]] = {"machine": _machine}
+"""Every kind of key that a policy can name: its type, and what opens it."""
+
+
+def open_wrappers(settings: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> list[KeyWrapper]:
+    """Open the key of a job spec. Raises KeyMissing, KeyUnsafe, PolicyInvalid."""
+    kind = settings.get("type", "machine")
+    if kind not in KEYS:
+        raise PolicyInvalid(f"{settings.get('name', 'key')}: unknown type {kind!r}", detail=", ".join(KEYS))
+    return [KEYS[kind](settings, environ)]

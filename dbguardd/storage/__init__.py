@@ -1,1 +1,59 @@
-"""storage."""
+"""Where bytes lie: storages, and what can be put around them.
+
+STORAGES is the table of kinds; open_storage opens one as a policy names it. A new kind is a new row, a module that
+keeps storage/base.py's promises, and a line in tests/storage/test_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dbguardd.errors import PolicyInvalid
+from dbguardd.storage.base import MAX_OBJECT, Buffer, Capabilities, Entry, Storage
+from dbguardd.storage.directory import Directory
+from dbguardd.storage.layers import Call, ReadOnly, Recording, Retrying
+from dbguardd.storage.memory import Memory
+from dbguardd.storage.room import Limits
+
+__all__ = [
+    "MAX_OBJECT",
+    "STORAGES",
+    "Buffer",
+    "Call",
+    "Capabilities",
+    "Directory",
+    "Entry",
+    "Limits",
+    "Memory",
+    "ReadOnly",
+    "Recording",
+    "Retrying",
+    "Storage",
+    "open_storage",
+]
+
+
+def _directory(settings: Mapping[str, Any], create: bool) -> Storage:
+    limits = Limits.of(settings.get("keep_free", 0), settings.get("max_bytes"))
+    return Directory(Path(settings["path"]), create=create, limits=limits)
+
+
+def _memory(settings: Mapping[str, Any], create: bool) -> Storage:
+    return Memory()
+
+
+STORAGES: Mapping[str, Callable[[Mapping[str, Any], bool], Storage]] = {"directory": _directory, "memory": _memory}
+"""Every kind of storage: its type in the policy, and what opens it."""
+
+
+def open_storage(settings: Mapping[str, Any], *, create: bool = False) -> Storage:
+    """Open a storage as the job spec describes it: type, and for a directory path, keep_free and max_bytes.
+
+    `create` makes what is missing of the place itself (not a repository in it). Raises PolicyInvalid, Unreachable.
+    """
+    kind = settings.get("type", "directory")
+    if kind not in STORAGES:
+        raise PolicyInvalid(f"{settings.get('name', 'storage')}: unknown type {kind!r}", detail=", ".join(STORAGES))
+    return STORAGES[kind](settings, create)

@@ -1,0 +1,60 @@
+"""Files that hold secrets: read only when nobody else can, written so that nobody else ever could."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from dbguardd.errors import GuardError, TargetExists, Unreachable
+from dbguardd.keys.secret import Secret
+
+_MOST = 64 << 10
+
+
+def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, shared_with_group: bool = False) -> Secret:
+    """Return the content of a secret file. Raises what `refuse(message, detail)` makes if others can get at it.
+
+    It must be a regular file of this process's user or of root, not readable by group or others
+    (`shared_with_group`: systemd shows the access list of a credential as group bits). OSError passes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise refuse(f"{path}: not a regular file", stat.filemode(about.st_mode))
+        if about.st_mode & (0o007 if shared_with_group else 0o077):
+            raise refuse(f"{path}: others can get at it", f"mode {stat.S_IMODE(about.st_mode):04o}, must be 0600")
+        if about.st_uid not in (os.geteuid(), 0):
+            raise refuse(f"{path}: belongs to someone else", f"uid {about.st_uid}, must be {os.geteuid()} or 0")
+        content = file.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise refuse(f"{path}: too large for a secret", f"{about.st_size} bytes, at most {_MOST}")
+    return Secret(content)
+
+
+def write_private(path: Path, secret: Secret, random: Callable[[int], bytes] = os.urandom) -> None:
+    """Create a secret file (0600), whole and durable or not at all. Raises TargetExists, Unreachable."""
+    temporary = path.with_name(f".tmp-{path.name[:100]}-{random(8).hex()}")
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(secret.reveal())
+                    file.flush()
+                    os.fsync(fd)
+                os.link(temporary, path)
+            finally:
+                with suppress(OSError):
+                    os.unlink(temporary)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError as error:
+        raise TargetExists(f"{path}: exists already", detail="a key is never overwritten") from error
+    except OSError as error:
+        raise Unreachable(f"{path}: cannot be written", detail=f"{error.strerror}") from error

@@ -1,0 +1,71 @@
+"""The machine's own key: 32 random bytes in a file that only the daemon reads, or a systemd credential."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from dbguardd.errors import Damaged, KeyMissing, KeyUnsafe
+from dbguardd.keys.envelope import header_of, seal, unseal
+from dbguardd.keys.files import read_private, write_private
+from dbguardd.keys.secret import Secret
+
+KEY_BYTES = 32
+_HEADER = b"machine"
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+
+class MachineKey:
+    """Opens the repository without anybody being there; lost together with the machine."""
+
+    kind = "machine"
+    offline = False
+
+    def __init__(self, key: Secret, label: str) -> None:
+        if len(key.reveal()) != KEY_BYTES:
+            detail = f"{len(key.reveal())} bytes, must be {KEY_BYTES}"
+            raise KeyUnsafe(f"{label}: not a machine key", detail=detail)
+        self._key = key
+        self.label = label
+
+    @classmethod
+    def create(cls, path: Path, random: Callable[[int], bytes] = os.urandom) -> Self:
+        """Make a new key file (0600), durably. Raises TargetExists: a key is never overwritten."""
+        key = Secret(random(KEY_BYTES))
+        write_private(path, key, random)
+        return cls(key, str(path))
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a key file. Raises KeyMissing; KeyUnsafe if others can read it or it is not 32 bytes long."""
+        return cls(_read(path, str(path)), str(path))
+
+    @classmethod
+    def from_credential(cls, name: str, environ: Mapping[str, str]) -> Self:
+        """Read a systemd credential (LoadCredentialEncrypted=). Raises KeyMissing, KeyUnsafe."""
+        label = f"credential {name}"
+        folder = environ.get("CREDENTIALS_DIRECTORY", "")
+        if not folder or not _NAME.fullmatch(name):
+            raise KeyMissing(f"{label}: not given", detail="set LoadCredentialEncrypted= in the unit of dbguardd")
+        return cls(_read(Path(folder, name), label, credential=True), label)
+
+    def wrap(self, secret: bytes, context: bytes) -> bytes:
+        return seal(self._key.reveal(), _HEADER, secret, context)
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        if header_of(wrapped, self.label) != _HEADER:
+            raise Damaged(f"{self.label}: this was not wrapped by a machine key")
+        return unseal(self._key.reveal(), wrapped, context, self.label)
+
+
+def _read(path: Path, label: str, *, credential: bool = False) -> Secret:
+    def unsafe(message: str, detail: str) -> KeyUnsafe:
+        return KeyUnsafe(message, detail=detail, hints=[f"chmod 600 {path}"])
+
+    try:
+        return read_private(path, unsafe, shared_with_group=credential)
+    except OSError as error:
+        raise KeyMissing(f"{label}: cannot be read", detail=f"{path}: {error.strerror}") from error

@@ -1,0 +1,164 @@
+"""Atomic publishing: a file appears under its name whole and durable, or not at all.
+
+The order is the whole point: write into a file without a name (or with a temporary one), fsync it, link it to its name
+without replacing anything, fsync the directory. Who is killed or loses power in between leaves no half-written object,
+and loses none that was acknowledged. tests/faults/test_publish_states.py enumerates the states.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dbguardd.storage.calls import Calls
+
+TEMPORARY = ".tmp-"
+"""How the name of every unfinished file begins. No object's name begins with a dot."""
+
+STALE_SECONDS = 24 * 3600
+"""Age at which an unfinished file is dead though its owner cannot be looked up (other host, or before a reboot)."""
+
+_MOST_BUFFERS = 512  # of one writev; the kernel takes 1024
+_NO_TMPFILE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT))
+_NO_DIRECTORY_SYNC = frozenset((errno.EINVAL, errno.EOPNOTSUPP))
+
+
+class NotDurable(Exception):
+    """An fsync failed. The kernel may have dropped the pages and will not say so again: the file is worthless."""
+
+
+def write_all(calls: Calls, fd: int, parts: Sequence[memoryview]) -> None:
+    """Write every byte of `parts`, however many the kernel takes at once."""
+    rest = [part for part in parts if len(part)]
+    while rest:
+        written = calls.writev(fd, rest[:_MOST_BUFFERS])
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
+
+
+def sync_file(calls: Calls, fd: int) -> None:
+    """Make the bytes of a file durable. Raises NotDurable; OSError when only room was missing."""
+    try:
+        calls.fsync(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NotDurable(str(error)) from error
+
+
+def sync_directory(calls: Calls, fd: int) -> bool:
+    """Make the entries of a directory durable; False if this file system has no way to.
+
+    Raises NotDurable.
+    """
+    try:
+        calls.fsync(fd)
+    except OSError as error:
+        if error.errno in _NO_DIRECTORY_SYNC:
+            return False
+        raise NotDurable(str(error)) from error
+    return True
+
+
+class Draft:
+    """Writes files that nobody sees before they are whole.
+
+    `temporaries` is a held directory for files with a temporary name, used where the file system or the missing /proc
+    rule out files without a name.
+    """
+
+    def __init__(self, calls: Calls, temporaries: int, owner: str, *, nameless: bool = True) -> None:
+        self._calls = calls
+        self._temporaries = temporaries
+        self._owner = owner
+        self._nameless = nameless and os.path.isdir("/proc/self/fd")
+
+    def publish(self, directory: int, name: str, parts: Sequence[memoryview]) -> bool:
+        """Write `parts` and link them to `name` in the held `directory`; False if the name is taken.
+
+        The file is durable, its name not yet: sync_directory comes next. Raises NotDurable, OSError.
+        """
+        with self._open(directory, name) as (fd, temporary):
+            write_all(self._calls, fd, parts)
+            sync_file(self._calls, fd)
+            try:
+                if temporary:
+                    self._calls.link(temporary, name, src_dir_fd=self._temporaries, dst_dir_fd=directory)
+                else:
+                    self._calls.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+            except FileExistsError:
+                return False
+        return True
+
+    @contextmanager
+    def _open(self, directory: int, name: str) -> Iterator[tuple[int, str]]:
+        fd, temporary = self._create(directory, name)
+        try:
+            yield fd, temporary
+        finally:
+            with suppress(OSError):  # after fsync a failing close takes nothing back; before it the file is thrown away
+                self._calls.close(fd)
+            if temporary:
+                with suppress(OSError):  # the next open of the storage sweeps it
+                    self._calls.unlink(temporary, dir_fd=self._temporaries)
+
+    def _create(self, directory: int, name: str) -> tuple[int, str]:
+        if self._nameless:
+            try:
+                return self._calls.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o400, dir_fd=directory), ""
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+                self._nameless = False
+        temporary = f"{TEMPORARY}{name}-{self._owner}-{self._calls.random(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return self._calls.open(temporary, flags, 0o400, dir_fd=self._temporaries), temporary
+
+
+def owner_of(pid: int) -> str:
+    """Return who owns the files of a process: HOST.PID.START, unique over hosts, reboots and reused process ids.
+
+    HOST stands for this boot and this process namespace. START is 0 for a process that does not exist.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = ""
+    try:
+        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        start = "0"
+    return f"{hashlib.sha256(boot.encode()).hexdigest()[:12]}.{pid}.{start}"
+
+
+def sweep_orphans(calls: Calls, directory: int) -> int:
+    """Remove the unfinished files of dead owners from a held directory; return how many.
+
+    Owners of another host or boot cannot be looked up: their files go when nobody touched them for STALE_SECONDS.
+    """
+    swept = 0
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(TEMPORARY)]
+    for name in names:
+        with suppress(OSError):  # someone else swept it, or the storage is read-only
+            if _is_orphan(name, os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime, calls.now()):
+                calls.unlink(name, dir_fd=directory)
+                swept += 1
+    return swept
+
+
+def _is_orphan(name: str, touched: float, now: float) -> bool:
+    owner = name.rpartition("-")[0].rpartition("-")[2]
+    host, _, process = owner.partition(".")
+    pid = process.partition(".")[0]
+    if pid.isascii() and pid.isdigit():
+        current = owner_of(int(pid))
+        if current.partition(".")[0] == host:
+            return current != owner
+    return now - touched > STALE_SECONDS

@@ -1,0 +1,93 @@
+"""How much a storage may hold: what stays free on its file system, and how much it may take in all."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dbguardd.errors import NoSpace, PolicyInvalid
+
+_PERCENT = re.compile(r"(\d{1,2}(?:\.\d{1,3})?)%", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`keep_free` bytes stay free (below 1: that fraction of the file system); all objects fit in `max_bytes`."""
+
+    keep_free: float = 0
+    max_bytes: int | None = None
+
+    @classmethod
+    def of(cls, keep_free: int | str, max_bytes: int | None) -> Limits:
+        """Read them as a policy writes them: bytes, or "10%" of the file system. Raises PolicyInvalid."""
+        if isinstance(keep_free, str):
+            if not (match := _PERCENT.fullmatch(keep_free)):
+                raise PolicyInvalid(f"keep_free {keep_free!r} is neither a number of bytes nor a percentage")
+            keep_free_value = float(match[1]) / 100
+        else:
+            keep_free_value = float(keep_free)
+        if keep_free_value < 0 or (max_bytes is not None and max_bytes < 0):
+            raise PolicyInvalid("a storage cannot have less than nothing", detail=f"keep_free {keep_free}")
+        return cls(keep_free_value, max_bytes)
+
+    def keep_free_bytes(self, disk: os.statvfs_result) -> int:
+        """Return how many bytes of the file system must stay free."""
+        total = disk.f_blocks * disk.f_frsize
+        return int(self.keep_free * total if self.keep_free < 1 else self.keep_free)
+
+
+@dataclass(slots=True)
+class Room:
+    """Room that is left under Limits. Counting what is there happens once, and again before anything is refused.
+
+    Other processes that write at the same time can overshoot max_bytes by what they write in that time; keep_free is
+    asked of the file system each time.
+    """
+
+    limits: Limits
+    count: Callable[[], int]
+    _used: int | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def need(self, what: str, size: int, disk: os.statvfs_result) -> None:
+        """Raise NoSpace unless `size` more bytes fit."""
+        keep = self.limits.keep_free_bytes(disk)
+        free = disk.f_bavail * disk.f_frsize
+        facts = {"needed_bytes": size, "free_bytes": free, "keep_free_bytes": keep}
+        if free - size < keep:
+            raise NoSpace(
+                f"{what}: the file system is too full",
+                detail=f"{size} bytes needed, {free} free, of which {keep} must stay free (keep_free)",
+                facts=facts,
+            )
+        limit = self.limits.max_bytes
+        if limit is not None and self.used() + size > limit and self.used(again=True) + size > limit:
+            raise NoSpace(
+                f"{what}: the storage has reached its limit",
+                detail=f"{size} bytes needed, {self.used()} of {limit} (max_bytes) used",
+                facts={**facts, "used_bytes": self.used(), "max_bytes": limit},
+            )
+
+    def used(self, *, again: bool = False) -> int:
+        """Return the bytes of all objects, counted at the first call or `again`."""
+        with self._lock:
+            if self._used is None or again:
+                self._used = self.count()
+            return self._used
+
+    def changed(self, size: int) -> None:
+        """Note that `size` bytes came (or went, if negative)."""
+        with self._lock:
+            if self._used is not None:
+                self._used += size
+
+    def usable(self, disk: os.statvfs_result) -> tuple[int, int, int]:
+        """Return free, total and keep-free bytes, so that free minus keep-free is what may still be written."""
+        keep, unit = self.limits.keep_free_bytes(disk), disk.f_frsize
+        free, total = disk.f_bavail * unit, disk.f_blocks * unit
+        if (limit := self.limits.max_bytes) is not None:
+            free, total = min(free, keep + max(0, limit - self.used(again=True))), min(total, limit)
+        return free, total, keep

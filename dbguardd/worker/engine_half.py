@@ -32,11 +32,13 @@ class SeamSink:
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
         """Open a flow stream; leaving the block without an exception keeps it."""
         self._channel.send({"sink": "write", "name": name, "stamp": stamp})
-        out = io.BufferedWriter(_Pushing(self._channel), DATA_BYTES)
+        raw = _Pushing(self._channel)
+        out = io.BufferedWriter(raw, DATA_BYTES)
         try:
             yield out
             out.flush()
         except BaseException:
+            raw.given_up = True
             self._channel.send({"sink": "abort"})
             raise
         self._channel.send({"sink": "end"})
@@ -88,16 +90,18 @@ class SeamTree:
 
 
 class _Pushing(io.RawIOBase):
-    """Raw stream whose writes become data messages."""
+    """Raw stream whose writes become data messages; after `given_up` they go nowhere."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.given_up = False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self._channel.send_data(data)
+        if not self.given_up:
+            self._channel.send_data(data)
         return len(data)
 
 

@@ -1,0 +1,181 @@
+"""The seam: whatever an engine does with a Sink or a Tree works the same across two processes' channel."""
+
+import io
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, TablePrint
+from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, WorkerDied
+from dbguardd.worker.channel import Channel
+from dbguardd.worker.engine_half import EngineHalf
+from dbguardd.worker.remote import RemoteSnapshots
+
+
+class MemorySink:
+    """A Sink that keeps streams in a dict; `full` makes every write fail."""
+
+    def __init__(self, full: bool = False) -> None:
+        self.streams: dict[str, bytes] = {}
+        self.full = full
+
+    @contextmanager
+    def write(self, name: str, *, stamp: str = "") -> Iterator[io.BytesIO]:
+        out = io.BytesIO()
+        yield out
+        if self.full:
+            raise NoSpace("storage: full")
+        self.streams[name] = out.getvalue()
+
+    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+        if self.full:
+            raise NoSpace("storage: full")
+        self.streams[name] = os.pread(file, os.fstat(file).st_size, 0)
+
+    def reuse(self, name: str, stamp: str) -> bool:
+        return stamp == "same"
+
+
+class MemoryTree:
+    """A Tree over a dict; reading the stream `damaged` fails after its first bytes."""
+
+    def __init__(self, streams: dict[str, bytes]) -> None:
+        self.streams = streams
+        self.facts = {"made": "here"}
+
+    def names(self) -> Iterator[str]:
+        yield from self.streams
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[io.BytesIO]:
+        if name == "damaged":
+            raise Damaged("pack: not what was stored")
+        yield io.BytesIO(self.streams[name])
+
+    def deliver(self, name: str, file: int) -> int:
+        return os.pwrite(file, self.streams[name], 0)
+
+
+class FakeEngine:
+    """Does everything an engine can do with a Sink and a Tree."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def probe(self):
+        return Probe("1.0", 5, {"a": 1}, ("careful",))
+
+    def dump(self, sink, progress):
+        progress("snapshot", 1, 2)
+        with sink.write("dump") as out:
+            for _ in range(50):
+                out.write(b"0123456789" * 1000)
+        with pytest.raises(ZeroDivisionError), sink.write("thrown away") as out:
+            out.write(b"half")
+            raise ZeroDivisionError
+        with self.file.open("rb") as source:
+            sink.adopt("pages", source.fileno(), 4096)
+        return {"reused": [sink.reuse("x", "same"), sink.reuse("x", "other")]}
+
+    def fingerprint(self, progress):
+        return Fingerprint("s", {f"table {n} with a long name": TablePrint(n, "d" * 64) for n in range(5000)})
+
+    def release(self):
+        pass
+
+    def restore(self, tree, target, progress):
+        assert tree.facts == {"made": "here"}
+        names = list(tree.names())
+        with tree.read(names[0]) as source:
+            source.read(10)  # the rest is left unread on purpose
+        with target.open("wb") as out:
+            tree.deliver(names[1], out.fileno())
+        if "damaged" in names:
+            with tree.read("damaged") as source:
+                source.read()
+
+    def examine(self, target, queries, progress):
+        return Examination([Finding("opened", "ok", queries[0].sql if queries else "")], None, {"n": 1})
+
+    def replace(self, source, progress):
+        raise SourceLocked("app: locked", detail="by pid 1", hints=["wait"], facts={"pid": 1})
+
+
+@pytest.fixture
+def seam(tmp_path):
+    """A RemoteSnapshots whose engine half runs in a thread; yields it with the cancel switch."""
+    file = tmp_path / "pages"
+    file.write_bytes(b"p" * 10_000)
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stop = threading.Event()
+
+    def serve() -> None:
+        with pytest.raises((WorkerDied, Cancelled)):
+            EngineHalf(Channel(there, lambda: False), FakeEngine(file)).serve()
+        there.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield RemoteSnapshots(Channel(here, stop.is_set)), stop, here
+    here.close()
+    thread.join()
+
+
+def silent(*_):
+    """Progress that nobody looks at."""
+
+
+def test_dump_crosses_with_streams_files_and_answers(seam):
+    remote, _, _ = seam
+    sink, steps = MemorySink(), []
+    facts = remote.dump(sink, lambda *step: steps.append(step))
+    assert facts == {"reused": [True, False]}
+    assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": b"p" * 10_000}
+    assert steps == [("snapshot", 1, 2)]
+
+
+def test_objects_longer_than_a_message_cross(seam):
+    remote, _, _ = seam
+    print_ = remote.fingerprint(silent)
+    assert len(print_.tables) == 5000
+    assert print_.tables["table 7 with a long name"] == TablePrint(7, "d" * 64)
+
+
+def test_restore_and_examine_cross(seam, tmp_path):
+    remote, _, _ = seam
+    remote.restore(MemoryTree({"a": b"x" * 300_000, "b": b"page"}), tmp_path / "out", silent)
+    assert (tmp_path / "out").read_bytes() == b"page"
+    assert remote.probe() == Probe("1.0", 5, {"a": 1}, ("careful",))
+    assert remote.examine(tmp_path / "out", (), silent).findings == [Finding("opened", "ok", "")]
+
+
+def test_errors_of_either_side_arrive_whole_and_the_channel_goes_on(seam, tmp_path):
+    remote, _, _ = seam
+    with pytest.raises(SourceLocked) as caught:
+        remote.replace(tmp_path, silent)
+    assert (caught.value.detail, caught.value.hints, caught.value.facts) == ("by pid 1", ("wait",), {"pid": 1})
+    with pytest.raises(Damaged):
+        remote.restore(MemoryTree({"a": b"x", "b": b"y", "damaged": b""}), tmp_path / "out", silent)
+    with pytest.raises(NoSpace):
+        remote.dump(MemorySink(full=True), silent)
+
+
+def test_cancelling_while_the_other_half_is_silent():
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there, pytest.raises(Cancelled):
+        Channel(here, lambda: True).receive()
+
+
+@pytest.mark.parametrize("nonsense", [b"X", b"Jnot json", b"J[1]", b"D", b"P" + b"x" * 10])
+def test_a_hostile_other_half_ends_the_conversation(nonsense):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here:
+        with there:
+            there.send(nonsense)
+        with pytest.raises((WorkerDied, ValueError)):
+            Channel(here, lambda: False).receive_object()

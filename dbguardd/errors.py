@@ -167,6 +167,15 @@ class SecondInstance(GuardError):
     advice = "Use the running daemon, or give this one its own --state and --socket."
 
 
+class Overloaded(GuardError):
+    """More connections than the API serves at once, in all or of one user."""
+
+    code, title = "DBG-0011", "Too many connections"
+    exit_status, http_status, transient = 7, 503, True
+    meaning = "Nothing was done. Jobs and schedules go on."
+    advice = "Try again; end waiting commands that nobody needs, such as dbguardctl job watch or events --follow."
+
+
 # ------------------------------------------------------------------------------------------------ 1: policy
 
 
@@ -534,7 +543,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
     kind.code: kind
     for kind in (
         *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
-        *(SecondInstance, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
+        *(SecondInstance, Overloaded, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
         *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
         *(Unsupported, WouldBlock),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),

@@ -1,1 +1,6 @@
-"""The API: HTTP/1.1 on a Unix socket. Roles come from the kernel, never from the request."""
+"""The socket: who asks (peer), what may be asked (routes), how it is answered (server). aiohttp lives here only."""
+
+from dbguardd.api.server import Limits, Running, serve
+from dbguardd.api.service import Actor, Service
+
+__all__ = ["Actor", "Limits", "Running", "Service", "serve"]

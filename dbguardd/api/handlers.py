@@ -1,0 +1,178 @@
+"""What each route does: hand the checked request to the service and give its answer a shape."""
+
+from __future__ import annotations
+
+from dbguardd.api.ask import Ask, Reply, Stream
+from dbguardd.api.service import Json
+from dbguardd.api.strict import unfit
+from dbguardd.errors import Usage
+from dbguardd.wire import JobRow, JobState, to_json
+
+_ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
+_MAX_KEY = 255
+
+
+def status(ask: Ask) -> Json:
+    """What could be restored, when that was last proven, how long it takes, what to do."""
+    return dict(to_json(ask.service.status()))
+
+
+def backups(ask: Ask) -> Json:
+    """The backups of one database, newest first, with what keeps each."""
+    rows = ask.service.backups(ask.path["name"])
+    if not ask.query["all"]:
+        rows = [row for row in rows if row.failure is None]
+    listed = to_json(rows)
+    if not ask.query["why"]:
+        for row in listed:
+            row["kept_because"] = []
+    return {"database": ask.path["name"], "backups": listed}
+
+
+def show(ask: Ask) -> Json:
+    """One backup, job or database in full; by id, by the first characters of an id, or by name."""
+    return ask.service.show(ask.path["id"])
+
+
+async def submit(ask: Ask) -> Reply:
+    """Queue a job; 202 with its place, or 200 when it ended while the peer waited."""
+    key = ask.headers.get("Idempotency-Key")
+    if key is not None and (not 0 < len(key) <= _MAX_KEY or unfit(key)):
+        raise Usage(f"Idempotency-Key: 1 to {_MAX_KEY} printable characters are expected")
+    job = ask.service.submit(ask.path["verb"], ask.body, ask.actor, key)
+    if ask.query["wait"]:
+        job = await ask.service.wait(job.id, ask.query["wait"])
+    return Reply(200 if job.state in _ENDED else 202, _job(job), {"Location": f"/v1/jobs/{job.id}"})
+
+
+def jobs(ask: Ask) -> Json:
+    """Jobs, newest first."""
+    found = ask.service.jobs(ask.query["database"], ask.query["state"], ask.query["limit"])
+    return {"jobs": to_json(found)}
+
+
+async def job(ask: Ask) -> Json:
+    """One job; with wait, when it has ended."""
+    found = ask.service.job(ask.path["id"])
+    if ask.query["wait"]:
+        found = await ask.service.wait(found.id, ask.query["wait"])
+    return _job(found)
+
+
+def cancel(ask: Ask) -> Json:
+    """Stop a job."""
+    return _job(ask.service.cancel(ask.path["id"], ask.actor))
+
+
+def events(ask: Ask) -> Json | Stream:
+    """Events after an id as JSON, or, when the peer accepts text/event-stream, as they happen."""
+    database, named = ask.query["database"], ask.query["job"]
+    if "text/event-stream" not in ask.headers.get("Accept", ""):
+        found = ask.service.events(ask.query["after"], database, named, ask.query["limit"])
+        return {"events": to_json(found)}
+    last = ask.headers.get("Last-Event-ID", "")
+    if last and not (last.isascii() and last.isdigit() and len(last) <= 18):  # noqa: PLR2004 - fits 64 bits
+        raise Usage("Last-Event-ID: the id of an event is expected")
+    return Stream(ask.service.follow(int(last) if last else ask.query["after"], database, named))
+
+
+def pause(ask: Ask) -> Json:
+    """Stop the schedule of a database."""
+    seconds = ask.body["seconds"]
+    if seconds is not None and seconds <= 0:
+        raise Usage("seconds: more than nothing is expected; leave it out to pause until resumed")
+    return ask.service.pause(ask.path["name"], seconds, ask.actor)
+
+
+def resume(ask: Ask) -> Json:
+    """Take up the schedule of a database again."""
+    return ask.service.resume(ask.path["name"], ask.actor)
+
+
+async def hold(ask: Ask) -> Json:
+    """Forbid the deletion of a backup."""
+    reason = ask.body["reason"].strip()
+    if not reason:
+        raise Usage("reason: say why the backup must stay; others will read it when they want to delete it")
+    return await ask.finish(ask.service.hold(ask.path["id"], reason, ask.actor))
+
+
+async def release(ask: Ask) -> Json:
+    """End the holds of a backup."""
+    return await ask.finish(ask.service.release(ask.path["id"], ask.actor))
+
+
+def schedule(ask: Ask) -> Json:
+    """What runs next."""
+    return ask.service.schedule(ask.query["next"])
+
+
+async def reload(ask: Ask) -> Json:
+    """Read the policy again."""
+    return await ask.finish(ask.service.reload(ask.actor))
+
+
+async def protect(ask: Ask) -> Json:
+    """Detect a database, write its policy and reload."""
+    return await ask.finish(ask.service.protect(ask.body, ask.actor))
+
+
+def config(ask: Ask) -> Json:
+    """The policy in force."""
+    return ask.service.config(ask.query["origin"])
+
+
+def config_check(ask: Ask) -> Json:
+    """Check the policy files; nothing changes."""
+    return ask.service.config_check()
+
+
+def config_diff(ask: Ask) -> Json:
+    """What a reload would change, and what it would delete."""
+    return ask.service.config_diff()
+
+
+async def config_accept(ask: Ask) -> Json:
+    """Take over a policy that deletes backups."""
+    return await ask.finish(ask.service.config_accept(ask.actor))
+
+
+def config_explain(ask: Ask) -> Json:
+    """What a setting means, its value and where that stands."""
+    if ask.query["key"] is None:
+        raise Usage("key: missing", hints=("dbguardctl config explain database.NAME.keep",))
+    return ask.service.config_explain(ask.query["key"])
+
+
+def config_schema(ask: Ask) -> Json:
+    """The JSON Schema of the policy, for editors."""
+    return ask.service.config_schema()
+
+
+def keys(ask: Ask) -> Json:
+    """The keys, and when their recovery was last tested."""
+    return ask.service.keys()
+
+
+async def recovery_sheet(ask: Ask) -> Json:
+    """Make a recovery key and return its sheet: once, it is not kept."""
+    return await ask.finish(ask.service.recovery_sheet(ask.path["name"], ask.actor))
+
+
+async def recovery_test(ask: Ask) -> Json:
+    """Prove that the identity on a recovery sheet opens the repositories."""
+    return await ask.finish(ask.service.recovery_test(ask.path["name"], ask.body["identity"], ask.actor))
+
+
+def audit(ask: Ask) -> Json:
+    """Entries of the audit log."""
+    return ask.service.audit(ask.query["after"], ask.query["limit"])
+
+
+def audit_verify(ask: Ask) -> Json:
+    """Recompute the chain of the audit log."""
+    return ask.service.audit_verify()
+
+
+def _job(row: JobRow) -> Json:
+    return {"job": to_json(row)}

@@ -1,0 +1,161 @@
+"""The HTTP server on the Unix socket: lets peers in, bounds what each can hold, shows out who keeps it waiting.
+
+Parsing HTTP is aiohttp's. A connection is counted from accept to its end, and has a deadline whenever it is the peer's
+turn: for its first request, for a body, for taking an answer, for the next request. Descriptors that a peer passes
+along are closed by the kernel: nothing here receives ancillary data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from dbguardd.api.exchange import exchange
+from dbguardd.api.listen import Listener, listen
+from dbguardd.api.peer import identify
+from dbguardd.api.service import Json, Service
+from dbguardd.errors import Overloaded
+
+_FINISH_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What peers may hold, and for how long one may keep us waiting."""
+
+    connections: int = 64
+    connections_per_uid: int = 16
+    request_seconds: float = 5.0  # from connecting to the end of the first request's head
+    body_seconds: float = 10.0
+    answer_seconds: float = 30.0  # for taking an answer, or one event
+    idle_seconds: float = 30.0  # from an answer to the end of the next request's head
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One connection: whose, and until when it may leave us waiting (None: it is our turn)."""
+
+    uid: int
+    deadline: float | None
+
+
+class Running:
+    """A server that answers until close()."""
+
+    def __init__(self, service: Service, listener: Listener, limits: Limits) -> None:
+        self._service = service
+        self._listener = listener
+        self._limits = limits
+        self._http = web.Server(
+            self._handle,
+            handler_cancellation=True,  # nobody waits for a job on behalf of a peer that hung up
+            access_log=None,
+            auto_decompress=False,
+            tcp_keepalive=False,
+            keepalive_timeout=limits.idle_seconds,
+            lingering_time=1.0,
+        )
+        self._visits: dict[web.RequestHandler, _Visit] = {}
+        self._unfinished: set[asyncio.Future[Json]] = set()
+        self._tasks = (asyncio.create_task(self._accept()), asyncio.create_task(self._watch()))
+
+    async def close(self) -> None:
+        """Let nobody in any more, let what changes something come to its end, then hang up on everybody."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listener.close()
+        if self._unfinished:
+            await asyncio.wait(self._unfinished, timeout=_FINISH_SECONDS)
+        await self._http.shutdown(1.0)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener.socket)
+            except OSError as error:  # out of descriptors: those of others will be given back
+                logging.getLogger(__name__).warning("api.accept_failed", extra={"reason": str(error)})
+                await asyncio.sleep(1.0)
+                continue
+            try:
+                uid = identify(connection).uid
+                connection.setblocking(False)
+                if self._is_full(uid):
+                    _turn_away(connection)
+                    continue
+                await loop.connect_accepted_socket(partial(self._welcome, uid), connection)
+            except OSError:  # it hung up before it was let in
+                connection.close()
+
+    def _welcome(self, uid: int) -> web.RequestHandler:
+        protocol = self._http()
+        self._visits[protocol] = _Visit(uid, asyncio.get_running_loop().time() + self._limits.request_seconds)
+        return protocol
+
+    def _is_full(self, uid: int) -> bool:
+        """Count those who are here now; forget the others."""
+        here = self._http.connections
+        self._visits = {protocol: self._visits[protocol] for protocol in here if protocol in self._visits}
+        same = sum(visit.uid == uid for visit in self._visits.values())
+        return len(here) >= self._limits.connections or same >= self._limits.connections_per_uid
+
+    async def _watch(self) -> None:
+        """Hang up on peers whose turn it has been for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(self._limits.request_seconds, self._limits.idle_seconds) / 2)
+            for protocol, visit in self._visits.items():
+                late = visit.deadline is not None and visit.deadline < loop.time()
+                if late and protocol.transport is not None:
+                    protocol.transport.abort()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        loop, limits = asyncio.get_running_loop(), self._limits
+        visit = self._visits.get(request.protocol)
+        if visit is not None:
+            visit.deadline = None
+        try:
+            return await exchange(self._service, request, self._finish, limits.body_seconds, limits.answer_seconds)
+        finally:
+            if visit is not None:
+                visit.deadline = loop.time() + limits.idle_seconds
+
+    async def _finish(self, work: Awaitable[Json]) -> Json:
+        """Do something to its end even when the peer that asked for it hangs up."""
+        task = asyncio.ensure_future(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
+
+
+async def serve(
+    service: Service, socket_path: Path, *, group: str | None = None, limits: Limits | None = None
+) -> Running:
+    """Listen at `socket_path` (mode 0660, of `group` if given) or on the socket that systemd passed, and answer.
+
+    Raises SecondInstance, PolicyUnsafe, PolicyInvalid, Usage.
+    """
+    listener = listen(socket_path, group, os.environ, os.getpid())
+    return Running(service, listener, limits or Limits())
+
+
+def _turn_away(connection: socket.socket) -> None:
+    """Say why and hang up, without waiting: a peer that does not listen misses it."""
+    problem = Overloaded("dbguardd: too many connections", hints=("dbguardctl job list",)).problem()
+    body = json.dumps(problem).encode()
+    head = (
+        f"HTTP/1.1 {problem['status']} Service Unavailable\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    with connection:
+        connection.send(head.encode() + body)

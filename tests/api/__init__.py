@@ -1,0 +1,1 @@
+"""The API on a real socket, in front of a service in memory."""

@@ -11,11 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.errors import PolicyInvalid
+from dbguardd.keys.age import AgeRecipient, new_identity
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.keys.machine import MachineKey
+from dbguardd.keys.passphrase import Cost, Passphrase
 from dbguardd.keys.secret import Secret
+from dbguardd.keys.secrets import read_secret
+from dbguardd.keys.sheet import qr_svg, qr_text, recovery_sheet
 
-__all__ = ["KEYS", "KeyWrapper", "MachineKey", "Secret", "open_wrappers"]
+__all__ = [
+    "KEYS",
+    "AgeRecipient",
+    "Cost",
+    "KeyWrapper",
+    "MachineKey",
+    "Passphrase",
+    "Secret",
+    "new_identity",
+    "open_wrappers",
+    "qr_svg",
+    "qr_text",
+    "read_secret",
+    "recovery_sheet",
+]
 
 
 def _machine(settings: Mapping[str, Any], environ: Mapping[str, str]) -> KeyWrapper:
@@ -24,13 +42,23 @@ def _machine(settings: Mapping[str, Any], environ: Mapping[str, str]) -> KeyWrap
     return MachineKey.from_file(Path(settings["path"]))
 
 
-KEYS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], KeyWrapper]] = {"machine": _machine}
-"""Every kind of key that a policy can name: its type, and what opens it."""
+def _passphrase(settings: Mapping[str, Any], environ: Mapping[str, str]) -> KeyWrapper:
+    return Passphrase(read_secret(settings.get("secret") or {}, environ))
+
+
+KEYS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str]], KeyWrapper]] = {
+    "machine": _machine,
+    "passphrase": _passphrase,
+}
+"""Every kind of key that a policy can name: its type, and what opens it. Recipients stand under `recovery`."""
 
 
 def open_wrappers(settings: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> list[KeyWrapper]:
-    """Open the key of a job spec. Raises KeyMissing, KeyUnsafe, PolicyInvalid."""
+    """Open the key of a job spec, and its recovery recipients, which can only wrap.
+
+    Raises KeyMissing, KeyUnsafe, SecretMissing, PolicyUnsafe, PolicyInvalid.
+    """
     kind = settings.get("type", "machine")
     if kind not in KEYS:
         raise PolicyInvalid(f"{settings.get('name', 'key')}: unknown type {kind!r}", detail=", ".join(KEYS))
-    return [KEYS[kind](settings, environ)]
+    return [KEYS[kind](settings, environ), *map(AgeRecipient, settings.get("recovery", ()))]

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from dbguardd.errors import GuardError, TargetExists, Unreachable
 from dbguardd.keys.secret import Secret
 
-_MOST = 64 << 10
+MOST_BYTES = 64 << 10
+"""No secret is larger."""
+
+_CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", re.ASCII)
 
 
-def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, shared_with_group: bool = False) -> Secret:
+def credential_path(name: str, environ: Mapping[str, str]) -> Path:
+    """Return where systemd puts a credential of this service. Raises FileNotFoundError if it gives none."""
+    folder = environ.get("CREDENTIALS_DIRECTORY", "")
+    if not folder or not _CREDENTIAL.fullmatch(name):
+        raise FileNotFoundError(errno.ENOENT, "the unit has no such credential", name)
+    return Path(folder, name)
+
+
+def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, credential: bool = False) -> Secret:
     """Return the content of a secret file. Raises what `refuse(message, detail)` makes if others can get at it.
 
     It must be a regular file of this process's user or of root, not readable by group or others
-    (`shared_with_group`: systemd shows the access list of a credential as group bits). OSError passes.
+    (`credential`: systemd shows the access list of a credential as group bits). OSError passes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
             raise refuse(f"{path}: not a regular file", stat.filemode(about.st_mode))
-        if about.st_mode & (0o007 if shared_with_group else 0o077):
+        if about.st_mode & (0o007 if credential else 0o077):
             raise refuse(f"{path}: others can get at it", f"mode {stat.S_IMODE(about.st_mode):04o}, must be 0600")
         if about.st_uid not in (os.geteuid(), 0):
             raise refuse(f"{path}: belongs to someone else", f"uid {about.st_uid}, must be {os.geteuid()} or 0")
-        content = file.read(_MOST + 1)
-    if len(content) > _MOST:
-        raise refuse(f"{path}: too large for a secret", f"{about.st_size} bytes, at most {_MOST}")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise refuse(f"{path}: too large for a secret", f"{about.st_size} bytes, at most {MOST_BYTES}")
     return Secret(content)
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from dbguardd.errors import Damaged, KeyMissing, KeyUnsafe
+from dbguardd.errors import KeyMissing, KeyRefused, KeyUnsafe
 from dbguardd.keys.envelope import header_of, seal, unseal
-from dbguardd.keys.files import read_private, write_private
+from dbguardd.keys.files import credential_path, read_private, write_private
 from dbguardd.keys.secret import Secret
 
 KEY_BYTES = 32
 _HEADER = b"machine"
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
 class MachineKey:
@@ -47,25 +45,27 @@ class MachineKey:
     def from_credential(cls, name: str, environ: Mapping[str, str]) -> Self:
         """Read a systemd credential (LoadCredentialEncrypted=). Raises KeyMissing, KeyUnsafe."""
         label = f"credential {name}"
-        folder = environ.get("CREDENTIALS_DIRECTORY", "")
-        if not folder or not _NAME.fullmatch(name):
-            raise KeyMissing(f"{label}: not given", detail="set LoadCredentialEncrypted= in the unit of dbguardd")
-        return cls(_read(Path(folder, name), label, credential=True), label)
+        try:
+            path = credential_path(name, environ)
+        except FileNotFoundError as error:
+            detail = "no such credential in $CREDENTIALS_DIRECTORY; see LoadCredentialEncrypted= in systemd.exec(5)"
+            raise KeyMissing(f"{label}: not given to dbguardd", detail=detail) from error
+        return cls(_read(path, label, credential=True), label)
 
     def wrap(self, secret: bytes, context: bytes) -> bytes:
         return seal(self._key.reveal(), _HEADER, secret, context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         if header_of(wrapped, self.label) != _HEADER:
-            raise Damaged(f"{self.label}: this was not wrapped by a machine key")
+            raise KeyRefused(f"{self.label}: not wrapped by a machine key")
         return unseal(self._key.reveal(), wrapped, context, self.label)
 
 
 def _read(path: Path, label: str, *, credential: bool = False) -> Secret:
     def unsafe(message: str, detail: str) -> KeyUnsafe:
-        return KeyUnsafe(message, detail=detail, hints=[f"chmod 600 {path}"])
+        return KeyUnsafe(message, detail=detail, hints=[f"ls -l {path}", f"chmod 600 {path}"])
 
     try:
-        return read_private(path, unsafe, shared_with_group=credential)
+        return read_private(path, unsafe, credential=credential)
     except OSError as error:
         raise KeyMissing(f"{label}: cannot be read", detail=f"{path}: {error.strerror}") from error

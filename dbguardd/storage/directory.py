@@ -284,7 +284,7 @@ def _same(fd: int, parts: Sequence[memoryview]) -> bool:
     for part in parts:
         for start in range(0, len(part), 1 << 20):
             piece = part[start : start + (1 << 20)]
-            if os.pread(fd, len(piece), place) != piece:
+            if os.pread(fd, len(piece), place) != piece.tobytes():  # memoryview compares item by item
                 return False
             place += len(piece)
     return True

@@ -1,0 +1,97 @@
+"""A recovery key that does not live on the machine: an age recipient; its identity lies in a drawer.
+
+The wrap is an ordinary age file (age-encryption.org/v1), so stock age opens it without dbguard. Inside is one line of
+JSON: {"context": hex, "secret": hex}. pyrage is imported when something is wrapped or opened.
+"""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Self
+
+from dbguardd.errors import Damaged, KeyMissing, KeyRefused, KeyUnsafe, Unsupported
+from dbguardd.keys.secret import Secret
+
+_MOST = 64 << 10  # bytes of a wrap
+
+
+class AgeRecipient:
+    """Wraps for whoever has the identity of `recipient` ("age1..."); unwraps only if it is given."""
+
+    kind = "age"
+    offline = True
+
+    def __init__(self, recipient: str, identity: Secret | None = None) -> None:
+        self.label = recipient
+        self._identity = identity
+
+    @classmethod
+    def from_identity(cls, text: Secret) -> Self:
+        """Open from an identity as people have it. Raises KeyUnsafe if it is none.
+
+        That is a file of age-keygen with its comments, or what was typed from a recovery sheet: spaces, line breaks
+        and small letters do not matter.
+        """
+        lines = text.reveal().decode("ascii", errors="replace").splitlines()
+        identity = "".join("".join(line.split()) for line in lines if not line.lstrip().startswith("#")).upper()
+        age = _age()
+        try:
+            recipient = str(age.x25519.Identity.from_str(identity).to_public())
+        except age.IdentityError as error:
+            raise KeyUnsafe(
+                "recovery identity: not readable; a character may be mistyped or missing",
+                detail=f"{len(identity)} characters, should be 74, starting with AGE-SECRET-KEY-1",
+            ) from error
+        return cls(recipient, Secret(identity.encode()))
+
+    def check(self) -> None:
+        """Raise KeyUnsafe unless something can be wrapped for this recipient."""
+        self._recipient()
+
+    def wrap(self, secret: bytes, context: bytes) -> bytes:
+        plain = json.dumps({"context": context.hex(), "secret": secret.hex()}, separators=(",", ":"))
+        wrapped: bytes = _age().encrypt(f"{plain}\n".encode(), [self._recipient()])
+        return wrapped
+
+    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        if self._identity is None:
+            raise KeyMissing(f"{self.label}: its identity is not on this machine")
+        if len(wrapped) > _MOST:
+            raise Damaged(f"{self.label}: too large for a wrapped key", detail=f"{len(wrapped)} bytes")
+        age = _age()
+        identity = age.x25519.Identity.from_str(self._identity.reveal().decode())
+        try:
+            plain = json.loads(age.decrypt(wrapped, [identity]))
+            found, secret = bytes.fromhex(plain["context"]), bytes.fromhex(plain["secret"])
+        except age.DecryptError as error:
+            if "No matching keys" in str(error):
+                raise KeyRefused(f"{self.label}: wrapped for another recipient") from error
+            raise Damaged(f"{self.label}: the wrapped key is damaged", detail=str(error).splitlines()[0]) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(f"{self.label}: something else is wrapped") from error
+        if found != context:
+            raise KeyRefused(f"{self.label}: wrapped for another repository", detail=f"{found.hex()[:64]}")
+        return secret
+
+    def _recipient(self) -> object:
+        age = _age()
+        try:
+            return age.x25519.Recipient.from_str(self.label)
+        except age.RecipientError as error:
+            raise KeyUnsafe(f"{self.label[:80]}: not an age recipient", detail=str(error)) from error
+
+
+def new_identity() -> tuple[Secret, str]:
+    """Make a recovery key: the identity to write down, and the recipient ("age1...") that wraps for it."""
+    identity = _age().x25519.Identity.generate()
+    return Secret(str(identity).encode()), str(identity.to_public())
+
+
+def _age() -> ModuleType:
+    try:
+        import pyrage  # noqa: PLC0415  # takes long to import, and only recovery needs it
+    except ImportError as error:
+        raise Unsupported("recovery key: pyrage is not installed", detail=str(error)) from error
+    module: ModuleType = pyrage
+    return module

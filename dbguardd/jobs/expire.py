@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from dbguardd.errors import Breaker, ClockDoubt
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.restore import release_old_undo
+from dbguardd.jobs.verify import failure_of
 from dbguardd.repository import Backup
 from dbguardd.rules import retention
 from dbguardd.wire import Expire, Grade, Sweep
@@ -44,14 +45,15 @@ def expire(run: Run, request: Expire) -> Result:
 
 def decide(run: Run, backups: list[Backup], now: datetime) -> retention.Verdict:
     """Ask the retention rule, with what is proven and held."""
-    proven = {proof.backup for proof in run.repository.proofs() if proof.grade == Grade.PROVEN}
+    newest = {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
     holds = run.repository.holds()
     dated = [
         retention.Dated(
             backup.id,
             backup.created_at,
-            proven=backup.id in proven,
+            proven=backup.id in newest and newest[backup.id].grade == Grade.PROVEN,
             holds=tuple(hold.reason for hold in holds.get(backup.id, ())),
+            failed=backup.id in newest and failure_of(newest[backup.id]) is not None,
         )
         for backup in backups
     ]

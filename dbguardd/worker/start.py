@@ -41,10 +41,11 @@ async def run_worker(
     children: list[asyncio.subprocess.Process] = []
     try:
         if spec["verb"] in ENGINE_VERBS:
-            database, spec = spec["database"], {**spec, "staging": staging_of(spec)}
+            database, run_as = spec["database"], _owner(spec["database"])
+            spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as)}
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
-            children.append(await _start("engine", there, settings, database.get("run_as")))
-        children.insert(0, await _start("repository", here, spec, None))
+            children.append(await _start("engine", there, settings, run_as))
+        children.insert(0, await _start("repository", here, spec, os.geteuid()))
         here.close()
         there.close()
         return await _watch(children, on_message, cancel, stall_timeout)
@@ -54,16 +55,37 @@ async def run_worker(
         await asyncio.gather(*(_end(child) for child in children))
 
 
-def staging_of(spec: Mapping[str, Any]) -> str:
+def staging_of(state: str, database: str, run_as: int) -> str:
     """Return the private directory of the engine half: one for each database and user, so that leftovers are found."""
-    database = spec["database"]
-    run_as = database.get("run_as")
-    return str(Path(spec["state"]) / "staging" / f"{database['name']}-{os.geteuid() if run_as is None else run_as}")
+    return str(Path(state) / "staging" / f"{database}-{run_as}")
 
 
-async def _start(
-    half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int | None
-) -> asyncio.subprocess.Process:
+def _owner(database: Mapping[str, Any]) -> int:
+    """Return who opens the database: the user that the policy names, or who owns the file (or its directory).
+
+    A daemon that cannot become someone else tries with its own rights.
+    """
+    if database.get("run_as") is not None:
+        return int(database["run_as"])
+    if not _may_become_others():
+        return os.geteuid()
+    path = Path(str(database["settings"]["path"]))
+    for place in (path, path.parent):
+        with suppress(OSError):
+            return place.stat().st_uid
+    return os.geteuid()
+
+
+def _may_become_others() -> bool:
+    """Say if this process has CAP_SETUID (bit 7 of its effective capabilities)."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> 7 & 1)
+    return os.geteuid() == 0
+
+
+async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int) -> asyncio.subprocess.Process:
     argv = [sys.executable, "-I", "-m", "dbguardd.worker", half, str(os.getpid()), str(seam.fileno())]
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -90,15 +112,15 @@ def _environment() -> dict[str, str]:
     return {**kept, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 
-def _identity(run_as: int | None) -> dict[str, Any]:
+def _identity(run_as: int) -> dict[str, Any]:
     """Return how the child gets the database owner's identity; nothing if it is ours already."""
-    if run_as is None or run_as == os.geteuid():
+    if run_as == os.geteuid():
         return {}
     try:
         user = pwd.getpwuid(run_as)
     except KeyError as error:
         raise SourceDenied(f"no user has the id {run_as}, which owns the database") from error
-    if os.geteuid() != 0:
+    if not _may_become_others():
         name = pwd.getpwuid(os.geteuid()).pw_name
         raise SourceDenied(
             f"the database belongs to {user.pw_name}, and dbguardd runs as {name}",

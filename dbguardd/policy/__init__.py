@@ -1,1 +1,6 @@
-"""policy."""
+"""The policy: what is protected, how often, where, for how long. It is read once and never changes."""
+
+from dbguardd.policy.load import Host, Loaded, check, check_text, load
+from dbguardd.policy.policy import Guarded, Policy
+
+__all__ = ["Guarded", "Host", "Loaded", "Policy", "check", "check_text", "load"]

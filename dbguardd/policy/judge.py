@@ -1,0 +1,228 @@
+"""What keys say together: references that lead nowhere, guards that guard nothing, promises that cannot be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from difflib import get_close_matches
+
+from dbguardd.errors import PolicyInvalid
+from dbguardd.policy.mistakes import Mistake, Path
+from dbguardd.policy.model import Key, Proof, Secret, Settings, Storage
+from dbguardd.policy.policy import Guarded, Policy
+from dbguardd.policy.schedule import Schedule
+from dbguardd.policy.units import format_duration
+
+_ALMOST_NEVER = timedelta(days=400)
+
+
+def judge(policy: Policy, state: str, uid_of: Callable[[str], int], gid_of: Callable[[str], int]) -> Iterator[Mistake]:
+    """Yield every error and warning about keys that are right by themselves; `state` is the state directory."""
+    yield from _layers(policy)
+    yield from _keys(policy)
+    yield from _accounts(policy, uid_of, gid_of)
+    yield from _paths(policy, state)
+    for name, own in policy.database.items():
+        if own.class_ is None or own.class_ in policy.class_:
+            yield from _database(policy.guarded(name))
+
+
+def _error(code: str, message: str, *path: str | int, hint: str = "") -> Mistake:
+    return Mistake("error", f"config/{code}", message, path, hint=hint)
+
+
+def _warning(code: str, message: str, *path: str | int, hint: str = "") -> Mistake:
+    return Mistake("warning", f"config/{code}", message, path, hint=hint)
+
+
+def _layers(policy: Policy) -> Iterator[Mistake]:
+    """References of [defaults], classes and databases, each where it stands."""
+    layers: list[tuple[str, Path, Settings]] = [("defaults", ("defaults",), policy.defaults)]
+    layers += [(f'class "{name}"', ("class", name), settings) for name, settings in policy.class_.items()]
+    layers += [(f'database "{name}"', ("database", name), own) for name, own in policy.database.items()]
+    storages, keys = {*policy.storage, "local"}, {*policy.key, "main"}
+    for owner, path, settings in layers:
+        given = settings.model_fields_set
+        if "storage" in given:
+            yield from _storage_list(owner, path, settings.storage, storages)
+        if "key" in given and settings.key not in keys:
+            yield _unknown(f"{owner}: key", "key", settings.key, keys, *path, "key")
+        if "keep" in given and settings.keep.empty:
+            what = f"{owner}: keep keeps nothing; every backup would go except the newest and the proven ones"
+            yield _error(
+                "keeps-nothing", what, *path, "keep", hint="at least one of last, daily, weekly, ... or within"
+            )
+        if "proof" in given:
+            yield from _queries(owner, path, settings.proof)
+    for name, own in policy.database.items():
+        if not _complete(policy, name):
+            known = set(policy.class_)
+            yield _unknown(f'database "{name}": class', "class", str(own.class_), known, "database", name, "class")
+
+
+def _queries(owner: str, path: Path, proof: Proof) -> Iterator[Mistake]:
+    for index, query in enumerate(proof.queries):
+        here = (*path, "proof", "queries", index)
+        if query.min is None and query.max is None and query.equals is None:
+            yield _error("bad-value", f"{owner}: a proof query needs min, max or equals: nothing is compared", *here)
+        elif query.equals is not None and (query.min is not None or query.max is not None):
+            yield _error("bad-value", f"{owner}: a proof query has either equals, or min and max", *here)
+        elif query.min is not None and query.max is not None and query.min > query.max:
+            yield _error("bad-value", f"{owner}: min is larger than max, so no value is right", *here)
+
+
+def _storage_list(owner: str, path: Path, names: tuple[str, ...], known: set[str]) -> Iterator[Mistake]:
+    if not names:
+        yield _error("bad-value", f"{owner}: storage must name one storage", *path, "storage")
+    if len(names) > 1:
+        what = f"{owner}: storage names {len(names)} storages; this version keeps backups in exactly one"
+        yield _error("not-yet", what, *path, "storage", hint="copies to further storages come in a later version")
+    for index, name in enumerate(names):
+        if name not in known:
+            yield _unknown(f"{owner}: storage", "storage", name, known, *path, "storage", index)
+
+
+def _unknown(subject: str, kind: str, name: str, known: set[str], *path: str | int) -> Mistake:
+    close = get_close_matches(name, sorted(known), 1, 0.6)
+    hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(sorted(known)) or 'none'}"
+    return _error(f"unknown-{kind}", f"{subject} names [{kind}.{name}], which does not exist", *path, hint=hint)
+
+
+def _keys(policy: Policy) -> Iterator[Mistake]:
+    for name, key in policy.key.items():
+        yield from _machine_key(name, key) if key.type == "machine" else _passphrase(name, key)
+        if key.secret is not None:
+            yield from _secret(name, key.secret)
+    used = dict.fromkeys(policy.guarded(name).key for name in policy.database if _complete(policy, name))
+    for name in used:
+        if name not in policy.key and name != "main":
+            continue
+        key = policy.key_of(name, "/")
+        if key.type == "machine" and not key.recovery:
+            what = f'key "{name}" has no recovery recipient: if this machine is lost, nobody can read the backups'
+            hint = f"dbguardctl key recovery-sheet {name}"
+            yield _warning("no-recovery", what, *(("key", name) if name in policy.key else ()), hint=hint)
+
+
+def _machine_key(name: str, key: Key) -> Iterator[Mistake]:
+    if key.path is not None and key.credential is not None:
+        yield _error("bad-value", f'key "{name}" has both path and credential; it needs one', "key", name, "path")
+    if key.secret is not None:
+        yield _error("bad-value", f'key "{name}": secret belongs to type = "passphrase"', "key", name, "secret")
+
+
+def _passphrase(name: str, key: Key) -> Iterator[Mistake]:
+    if key.secret is None:
+        what = f'key "{name}" needs the setting "secret": where the passphrase is'
+        yield _error("missing-key", what, "key", name, "type", hint='such as secret = { credential = "NAME" }')
+    for member in ("path", "credential"):
+        if getattr(key, member) is not None:
+            yield _error("bad-value", f'key "{name}": {member} belongs to type = "machine"', "key", name, member)
+
+
+def _secret(name: str, secret: Secret) -> Iterator[Mistake]:
+    if len(secret.model_dump(exclude_none=True)) != 1:
+        what = f'key "{name}": secret needs exactly one of credential, file, command'
+        yield _error("bad-value", what, "key", name, "secret")
+    if secret.command and not secret.command[0].startswith("/"):
+        what = f'key "{name}": the command must be an absolute path and its arguments'
+        yield _error("bad-value", what, "key", name, "secret", "command")
+
+
+def _complete(policy: Policy, database: str) -> bool:
+    own = policy.database[database]
+    return own.class_ is None or own.class_ in policy.class_
+
+
+def _accounts(policy: Policy, uid_of: Callable[[str], int], gid_of: Callable[[str], int]) -> Iterator[Mistake]:
+    for name, own in policy.database.items():
+        if own.run_as is not None and (message := _refusal(uid_of, own.run_as)):
+            yield _error("unknown-user", f'database "{name}": run_as: {message}', "database", name, "run_as")
+    for role in sorted(policy.access.model_fields_set):
+        for index, account in enumerate(getattr(policy.access, role)):
+            group = account.removeprefix("group:")
+            message = _refusal(uid_of, account) if group == account else _refusal(gid_of, group)
+            if message:
+                yield _warning("unknown-account", f"access: {role}: {message}", "access", role, index)
+
+
+def _refusal(look_up: Callable[[str], int], name: str) -> str:
+    try:
+        look_up(name)
+    except PolicyInvalid as error:
+        return error.message
+    return ""
+
+
+def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
+    by_path: dict[str, str] = {}
+    storages = {name: policy.storage_of(name, state) for name in dict.fromkeys((*policy.storage, "local"))}
+    for name, own in policy.database.items():
+        here = ("database", name, "path")
+        if own.path in by_path:
+            what = f'database "{name}" and database "{by_path[own.path]}" are the same file'
+            yield _error("same-path", what, *here, hint="one database, one table")
+        by_path.setdefault(own.path, name)
+        for storage_name, storage in storages.items():
+            if _inside(own.path, storage.path):
+                what = f'database "{name}" lies in storage "{storage_name}" ({storage.path})'
+                yield _error("path-in-storage", what, *here, hint="a repository holds nothing but its own objects")
+            elif _inside(storage.path, own.path):
+                what = f'storage "{storage_name}" would lie in database "{name}" ({own.path})'
+                yield _error("storage-in-path", what, "storage", storage_name, "path")
+        plain = own.keep_plain
+        if plain is not None:
+            yield from _plain_path(name, plain.path, own.path, storages)
+    yield from _storages(storages)
+
+
+def _plain_path(name: str, plain: str, path: str, storages: dict[str, Storage]) -> Iterator[Mistake]:
+    here = ("database", name, "keep_plain", "path")
+    if _inside(plain, path):
+        yield _error("bad-value", f'database "{name}": keep_plain must be a directory beside the database', *here)
+    for storage_name, storage in storages.items():
+        if _inside(plain, storage.path):
+            what = f'database "{name}": keep_plain lies in storage "{storage_name}" ({storage.path})'
+            yield _error("path-in-storage", what, *here, hint="a repository holds nothing but its own objects")
+
+
+def _storages(storages: dict[str, Storage]) -> Iterator[Mistake]:
+    names = list(storages)
+    for index, name in enumerate(names):
+        for other in names[:index]:
+            inner, outer = storages[name].path, storages[other].path
+            if _inside(inner, outer) or _inside(outer, inner):
+                what = f'storage "{name}" and storage "{other}" lie in one another or are the same directory'
+                yield _error("same-path", what, "storage", name if name != "local" else other, "path")
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+
+
+def _database(guarded: Guarded) -> Iterator[Mistake]:
+    name, keep = guarded.name, guarded.keep
+    here = ("database", name)
+    gaps = guarded.backup.gaps()
+    rpo = guarded.objective.rpo
+    if gaps is None or gaps[1] > _ALMOST_NEVER:
+        what = f'database "{name}": backup = "{guarded.backup.text}" runs less than once a year'
+        yield _warning("rare", what, *here, "backup")
+    elif rpo is not None and rpo < gaps[1]:
+        what = (
+            f'database "{name}": rpo {format_duration(rpo)} cannot be met: '
+            f'backup = "{guarded.backup.text}" leaves {format_duration(gaps[1])} between two backups'
+        )
+        yield _warning("rpo", what, *here, "objective", hint="back up more often, or promise less")
+    if guarded.verify == "off":
+        what = f'database "{name}": verify = "off": no backup will ever be proven'
+        if guarded.proof.queries:
+            what += ", and its proof queries are never asked"
+        yield _warning("never-proven", what, *here, "verify")
+    verify = guarded.verify
+    if isinstance(verify, Schedule) and rpo is not None and (proofs := verify.gaps()) and rpo < proofs[1]:
+        what = f'database "{name}": rpo {format_duration(rpo)} cannot be met: a backup is proven only "{verify.text}"'
+        yield _warning("rpo", what, *here, "verify", hint='verify = "after-backup" proves each one')
+    if keep.last == 0 and keep.hourly == 0 and keep.daily == 0 and not keep.empty and keep.within is None:
+        what = f'database "{name}": keep asks for nothing recent (no last, hourly, daily or within)'
+        yield _warning("keeps-little", what, *here, "keep", hint="mistakes are mostly noticed within days")

@@ -1,0 +1,266 @@
+"""Reading the policy: the main file, then conf.d/*.toml beside it in name order, checked as a whole.
+
+1. Nothing is believed that somebody else could have written: each file is a regular one that belongs to root or the
+   daemon's user and that no one else may write, and so is its directory. It is opened once and judged by what was
+   opened.
+2. Tables that are keyed by a name (database, class, storage, key) merge by name; in every table a later file wins key
+   by key. Values that are tables themselves (keep, retry, ...) are replaced as a whole.
+3. All mistakes of all files are found at once.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dbguardd.errors import PolicyInvalid, PolicyUnsafe
+from dbguardd.policy import mistakes
+from dbguardd.policy.accounts import gid_of_group, uid_of_user
+from dbguardd.policy.judge import judge
+from dbguardd.policy.mistakes import Mistake
+from dbguardd.policy.policy import Policy
+from dbguardd.policy.scan import MAX_BYTES, scan_text, scan_values
+from dbguardd.policy.translate import translate
+
+NAMED = frozenset(("database", "class", "storage", "key"))
+"""Tables of tables, keyed by a name."""
+
+_SYNTAX = re.compile(r"(?P<what>.*?) ?\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file as it was read."""
+
+    path: str
+    text: str
+    values: Json = dataclass_field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the check asks of the host: the directory of the daemon's state, and who has an account."""
+
+    state: str = "/var/lib/dbguard"
+    uid_of: Callable[[str], int] = uid_of_user
+    gid_of: Callable[[str], int] = gid_of_group
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A policy in force: what it says, where each key came from, and what is odd but allowed."""
+
+    policy: Policy
+    origins: Mapping[str, str]
+    """for every key that stands in a file, dotted: the file and line, "/etc/dbguard/policy.toml:9" """
+    warnings: tuple[Mistake, ...]
+    files: tuple[str, ...]
+
+
+def load(path: Path, owner: int = 0, host: Host | None = None) -> Loaded:
+    """Return the policy in `path` and its drop-ins; `owner` is the uid that is trusted beside root.
+
+    Raises PolicyInvalid with every mistake (text in `detail`, objects in the fact `mistakes`), PolicyUnsafe.
+    """
+    policy, sources, found = check(path, owner, host)
+    errors = [mistake for mistake in found if mistake.severity == "error"]
+    if policy is None or errors:
+        raise mistakes.refusal(str(path), found)
+    return Loaded(policy, origins(sources), tuple(found), tuple(source.path for source in sources))
+
+
+def check(
+    path: Path, owner: int = 0, host: Host | None = None
+) -> tuple[Policy | None, Sequence[Source], list[Mistake]]:
+    """Return the policy (None if it cannot be one), the files that were read, and every mistake in them.
+
+    Raises PolicyUnsafe; PolicyInvalid only if there is no file at all.
+    """
+    found: list[Mistake] = []
+    sources = [parse(str(file), read(file, owner), found) for file in policy_files(path, owner)]
+    if any(mistake.code == "config/syntax" for mistake in found):
+        return None, sources, found  # half a policy would only produce mistakes that are none
+    return _check_sources(sources, found, host or Host())
+
+
+def check_text(files: Mapping[str, str], host: Host | None = None) -> tuple[Policy | None, list[Mistake]]:
+    """Like check(), for texts by file name that are not in place yet."""
+    found: list[Mistake] = []
+    sources = [parse(name, text.encode(), found) for name, text in files.items()]
+    if any(mistake.code == "config/syntax" for mistake in found):
+        return None, found
+    policy, _, found = _check_sources(sources, found, host or Host())
+    return policy, found
+
+
+def _check_sources(
+    sources: Sequence[Source], found: list[Mistake], host: Host
+) -> tuple[Policy | None, Sequence[Source], list[Mistake]]:
+    merged, owners = merge(sources)
+    spans: dict[str, Any] = {}
+
+    def locate(mistake: Mistake, of_key: bool) -> Mistake:
+        return _locate(mistake, of_key, sources, owners, spans)
+
+    for where, what in scan_values(merged):
+        found.append(locate(Mistake("error", "config/bad-value", f"{mistakes.dotted(where)}: {what}", where), False))
+    policy: Policy | None
+    try:
+        policy = Policy.model_validate(merged)
+    except ValidationError as error:
+        found += [locate(mistake, of_key) for mistake, of_key in translate(error, merged)]
+        policy = None
+    else:
+        found += [locate(mistake, False) for mistake in judge(policy, host.state, host.uid_of, host.gid_of)]
+    order = {source.path: index for index, source in enumerate(sources)}
+    found.sort(key=lambda mistake: (order.get(mistake.file, 0), mistake.line, mistake.column))
+    return policy, sources, found
+
+
+def policy_files(path: Path, owner: int) -> list[Path]:
+    """Return the main file and its drop-ins in the order in which they count. Raises PolicyUnsafe."""
+    drop_ins = path.parent / "conf.d"
+    files = [path]
+    if drop_ins.is_dir():
+        _trust(drop_ins, drop_ins.stat(), owner)
+        files += sorted(file for file in drop_ins.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
+    _trust(path.parent, path.parent.stat() if path.parent.is_dir() else None, owner)
+    return files
+
+
+def read(file: Path, owner: int) -> bytes:
+    """Return the bytes of one file of the policy, at most one more than allowed.
+
+    Raises PolicyUnsafe if others could have written it, PolicyInvalid if it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # before opening: opening a pipe would wait
+            raise PolicyUnsafe(f"{file}: not a regular file", detail="A policy is read from regular files only.")
+        with file.open("rb") as opened:
+            _trust(file, Path(f"/proc/self/fd/{opened.fileno()}").stat(), owner)
+            return opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise PolicyInvalid(
+            f"{file}: cannot be read", detail=str(error), hints=[f"ls -l {file}", "man 5 dbguard.toml"]
+        ) from error
+
+
+def _trust(file: Path, status: Any, owner: int) -> None:
+    if status is None:
+        return
+    mode = status.st_mode
+    kind = "a regular file" if stat.S_ISREG(mode) else "a directory"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise PolicyUnsafe(f"{file}: not {kind}", detail="A policy is read from regular files only.")
+    sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+        raise PolicyUnsafe(
+            f"{file}: others may write to it",
+            detail=f"Its mode is {stat.S_IMODE(mode):04o}; group and others must not have write permission.",
+            hints=[f"chmod go-w {file}"],
+        )
+    if status.st_uid not in (0, owner):
+        raise PolicyUnsafe(
+            f"{file}: belongs to somebody else",
+            detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, the daemon's user.",
+            hints=[f"chown {owner} {file}"],
+        )
+
+
+def parse(name: str, data: bytes, found: list[Mistake]) -> Source:
+    """Return one file with its values; adds what is wrong with it as TOML to `found`."""
+    if len(data) > MAX_BYTES:
+        found.append(Mistake("error", "config/syntax", f"the file is larger than {MAX_BYTES // 1024} KiB", file=name))
+        return Source(name, "")
+    try:
+        text = data.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        what = f"the file is not UTF-8 (byte {error.start})"
+        found.append(Mistake("error", "config/syntax", what, file=name))
+        return Source(name, "")
+    hostile = [
+        Mistake("error", "config/syntax", what, file=name, **mistakes.place(text, start, end))
+        for start, end, what in scan_text(text)
+    ]
+    if hostile:
+        found += hostile
+        return Source(name, text)
+    try:
+        return Source(name, text, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        found.append(_syntax(name, text, str(error)))
+    except (RecursionError, ValueError) as error:  # a number of 5,000 digits
+        found.append(Mistake("error", "config/syntax", f"not TOML: {error}", file=name))
+    return Source(name, text)
+
+
+def _syntax(name: str, text: str, message: str) -> Mistake:
+    match = _SYNTAX.fullmatch(message)
+    what = match["what"] if match else message
+    if match is None or match["line"] is None:
+        start = len(text.rstrip("\n"))
+    else:
+        lines = text.split("\n")
+        start = sum(len(line) + 1 for line in lines[: int(match["line"]) - 1]) + int(match["column"]) - 1
+    where = mistakes.place(text, min(start, len(text)), start + 1)
+    return Mistake("error", "config/syntax", f"not TOML: {what[:1].lower()}{what[1:]}", file=name, **where)
+
+
+def merge(sources: Sequence[Source]) -> tuple[Json, Mapping[mistakes.Path, int]]:
+    """Return the values of all files together, and for each key that was merged the index of the file it is from."""
+    merged: Json = {}
+    owners: dict[mistakes.Path, int] = {}
+    for index, source in enumerate(sources):
+        for table, values in source.values.items():
+            _merge(merged, owners, (table,), values, index)
+    return merged, owners
+
+
+def _merge(into: Json, owners: dict[mistakes.Path, int], path: mistakes.Path, value: Any, index: int) -> None:
+    key, named = str(path[-1]), path[0] in NAMED
+    owners.setdefault(path, index)
+    there = into.get(key)
+    if len(path) <= (2 if named else 1) and isinstance(value, dict) and (there is None or isinstance(there, dict)):
+        table = into.setdefault(key, {})
+        for name, item in value.items():
+            _merge(table, owners, (*path, name), item, index)
+        return
+    into[key] = value
+    owners[path] = index
+
+
+def _locate(
+    mistake: Mistake, of_key: bool, sources: Sequence[Source], owners: Mapping[Any, int], spans: dict[str, Any]
+) -> Mistake:
+    """Return the mistake with the file, line and column of the key or value that its path names."""
+    path = mistake.path
+    owner = next((owners[path[:end]] for end in range(len(path), 0, -1) if path[:end] in owners), 0)
+    if not sources:
+        return mistake
+    source = sources[owner]
+    if source.path not in spans:
+        spans[source.path] = mistakes.load_spans(source.text)
+    span = mistakes.span_of(spans[source.path], path, of_key=of_key) if spans[source.path] else None
+    where = mistakes.place(source.text, span.start, span.stop) if span else {}
+    return Mistake(mistake.severity, mistake.code, mistake.message, path, source.path, hint=mistake.hint, **where)
+
+
+def origins(sources: Sequence[Source]) -> Mapping[str, str]:
+    """Return for every key that stands in a file, dotted: the file and line that decide it."""
+    _, owners = merge(sources)
+    spans = [mistakes.load_spans(source.text) for source in sources]
+    known: dict[str, str] = {}
+    for path, index in owners.items():
+        span = mistakes.span_of(spans[index], path, of_key=True) if spans[index] else None
+        line = f":{sources[index].text.count(chr(10), 0, span.start) + 1}" if span else ""
+        known[mistakes.dotted(path)] = f"{sources[index].path}{line}"
+    return known

@@ -1,0 +1,155 @@
+"""Mistakes in the policy, and how they are shown: what, where, the line itself, and what may have been meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spanned_toml import loads as loads_with_spans
+
+from dbguardd.errors import PolicyInvalid
+
+Path = tuple[str | int, ...]
+MAX_SHOWN = 100
+_SECRETS = re.compile(r"(?i)((?:password|passwd|passphrase|secret|token)[\"']?\s*=\s*)(?!\{)\S.*")
+_IDENTITY = re.compile(r"(?i)(AGE-SECRET-KEY-)[A-Z0-9-]+")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One error or warning. Lines and columns count from 1; line 0: the place is not known."""
+
+    severity: str  # error | warning
+    code: str  # config/unknown-key, config/bad-value, ...
+    message: str
+    path: Path = ()
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    length: int = 0
+    source: str = ""
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "severity": self.severity,
+            "code": self.code,
+            "message": self.message,
+            "key": dotted(self.path),
+            "file": self.file or None,
+            "line": self.line or None,
+            "column": self.column or None,
+            "length": self.length or None,
+            "source": self.source if self.line else None,
+            "hint": self.hint or None,
+        }
+
+    def to_text(self) -> str:
+        """Return it as a person reads it, with the source line and carets."""
+        head = f"{self.severity}[{self.code}]: {self.message}"
+        if not self.line:
+            place = f"\n --> {self.file}" if self.file else ""
+            return f"{head}{place}" + (f"\n   = {self.hint}" if self.hint else "")
+        margin = " " * len(str(self.line))
+        marks = "^" * max(1, min(self.length, len(self.source) - self.column + 1))
+        indent = re.sub(r"[^\t]", " ", self.source[: self.column - 1])
+        return (
+            f"{head}\n{margin}--> {self.file}:{self.line}:{self.column}\n{margin} |\n"
+            f"{self.line} | {self.source}\n{margin} | {indent}{marks} {self.hint}".rstrip()
+        )
+
+
+def dotted(path: Path) -> str:
+    """Return a path as TOML writes a key: database.app.proof.queries[0].sql."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if _BARE.fullmatch(part) else f'"{part}"'
+            text += f".{key}" if text else key
+    return text
+
+
+def span_of(spans: Any, path: Path, *, of_key: bool) -> slice | None:
+    """Return where a key or its value stands, or the nearest table around it; `spans` is from load_spans()."""
+    here, key_span, span = spans, None, None
+    for part in path:
+        inner = here.inner() if hasattr(here, "inner") else here
+        if isinstance(inner, dict):
+            found = next((key for key in inner if _plain(key) == part), None)
+            if found is None:
+                return key_span or span
+            key_span, here = _real(found), inner[found]
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            here = inner[part]
+        else:
+            break
+        span = _real(here) or key_span or span
+    return (key_span if of_key else None) or span
+
+
+def load_spans(text: str) -> Any:
+    """Return the values of a TOML text with their places; None if that parser cannot read what tomllib can."""
+    try:
+        return loads_with_spans(text)
+    except Exception:  # noqa: BLE001 - it only serves to point at a mistake; without it the path is named
+        return None
+
+
+def _plain(key: Any) -> Any:
+    return key.inner() if hasattr(key, "inner") else key
+
+
+def _real(item: Any) -> slice | None:
+    span = item.span() if hasattr(item, "span") else None
+    return span if isinstance(span, slice) and span.stop > span.start else None
+
+
+def place(text: str, start: int, end: int) -> dict[str, Any]:
+    """Return the members line, column, length and source of a Mistake for a stretch of text.
+
+    What looks like a secret is masked: mistakes are printed, logged and sent.
+    """
+    begin = text.rfind("\n", 0, start) + 1
+    stop = text.find("\n", start)
+    stop = len(text) if stop < 0 else stop
+    return {
+        "line": text.count("\n", 0, start) + 1,
+        "column": start - begin + 1,
+        "length": max(1, min(end, stop) - start),
+        "source": _IDENTITY.sub(r"\1***", _SECRETS.sub(r"\1***", text[begin:stop])),
+    }
+
+
+def report(mistakes: Sequence[Mistake], *, running: str = "") -> str:
+    """Return all mistakes as `config check` prints them, with a last line that counts them."""
+    shown = "\n\n".join(mistake.to_text() for mistake in mistakes[:MAX_SHOWN])
+    return f"{shown}\n\n{summary(mistakes, running=running)}" if mistakes else summary(mistakes, running=running)
+
+
+def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
+    """Return one line: "3 errors in /etc/dbguard/policy.toml." `running` is a sentence to add to it."""
+    counts = [
+        f"{number} {kind}{'' if number == 1 else 's'}"
+        for kind in ("error", "warning")
+        if (number := sum(mistake.severity == kind for mistake in mistakes))
+    ]
+    files = sorted({mistake.file for mistake in mistakes if mistake.file})
+    where = f" in {', '.join(files)}" if files else ""
+    line = f"{' and '.join(counts)}{where}." if counts else "No mistakes."
+    return f"{line} {running}".rstrip()
+
+
+def refusal(policy: str, mistakes: Sequence[Mistake], facts: Mapping[str, Any] | None = None) -> PolicyInvalid:
+    """Return the error of a policy with mistakes: text for people in `detail`, objects in the fact `mistakes`."""
+    return PolicyInvalid(
+        f"{policy}: {summary(mistakes).removesuffix('.')}",
+        detail=report(mistakes),
+        hints=["dbguardctl config check"],
+        facts={"mistakes": [mistake.to_json() for mistake in mistakes[:MAX_SHOWN]], **(facts or {})},
+    )

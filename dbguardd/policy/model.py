@@ -1,0 +1,317 @@
+"""The policy: every table and key, its default, and one line that says what it does.
+
+The line under a key is its documentation everywhere: `config explain`, the JSON schema, dbguard.toml(5). A key that is
+not here is an error. Tables given for a database replace those of its class, and those replace [defaults], key by key;
+a value that is a table itself (keep, retry, objective, proof, keep_plain) is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from functools import partial
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictStr,
+    WithJsonSchema,
+)
+
+from dbguardd.policy.schedule import Schedule, Timetable, parse_schedule
+from dbguardd.policy.units import Duration, Room, Size, refuse
+from dbguardd.wire import Role
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""What databases, classes, storages and keys may be called."""
+
+_ACCOUNT = r"^(group:)?[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?$"
+_RECIPIENT = r"^age1[02-9ac-hj-np-z]{58}$"
+
+
+def _zone(value: Any) -> ZoneInfo:
+    if isinstance(value, ZoneInfo):
+        return value
+    try:
+        if isinstance(value, str) and value:
+            return ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise refuse(f'"{value}" is not a time zone, such as "Europe/Berlin" or "UTC"') from error
+    raise refuse('must be a time zone in quotes, such as "Europe/Berlin" or "UTC"')
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or "//" in value or {"..", "."} & set(value.split("/")):
+        raise refuse("must be an absolute path without . and .. in it")
+    return value.rstrip("/") or "/"
+
+
+def _positive(value: timedelta) -> timedelta:
+    if not value:
+        raise refuse("must be longer than nothing")
+    return value
+
+
+def _schedule_or(value: Any, words: Collection[str]) -> Any:
+    if isinstance(value, str) and value in words:
+        return value
+    return parse_schedule(value)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _at(schedule: str | Schedule) -> str:
+    return schedule if isinstance(schedule, str) else schedule.text
+
+
+Zone = Annotated[ZoneInfo, PlainValidator(_zone), PlainSerializer(str), WithJsonSchema({"type": "string"})]
+AbsolutePath = Annotated[str, Field(max_length=4096), AfterValidator(_absolute)]
+Name = Annotated[str, Field(pattern=NAME)]
+Names = Annotated[tuple[Annotated[StrictStr, Field(pattern=NAME)], ...], Field(strict=False)]
+Accounts = Annotated[tuple[Annotated[StrictStr, Field(pattern=_ACCOUNT)], ...], Field(strict=False)]
+Recipients = Annotated[
+    tuple[Annotated[StrictStr, Field(pattern=_RECIPIENT)], ...], BeforeValidator(_as_list), Field(strict=False)
+]
+Words = Annotated[tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
+Length = Annotated[Duration, AfterValidator(_positive)]
+Count = Annotated[int, Field(ge=0, le=1000)]
+When = Annotated[
+    Schedule | Literal["after-backup", "off"],
+    PlainValidator(partial(_schedule_or, words=("after-backup", "off"))),
+    PlainSerializer(_at),
+    WithJsonSchema({"type": "string", "examples": ["after-backup", "sun 04:00", "off"]}),
+]
+
+
+class Table(BaseModel):
+    """A table of the policy: strict types, no unknown keys, no changes."""
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
+        title=None,
+    )
+
+
+class Keep(Table):
+    """Which backups stay; a backup stays if any of these asks for it."""
+
+    last: Count = 0
+    """the newest ones, so many"""
+    hourly: Count = 0
+    """one for each of the last hours that have a backup, so many hours"""
+    daily: Count = 0
+    """one for each of the last days that have a backup, so many days"""
+    weekly: Count = 0
+    """one for each of the last weeks (from Monday) that have a backup, so many weeks"""
+    monthly: Count = 0
+    """one for each of the last months that have a backup, so many months"""
+    yearly: Count = 0
+    """one for each of the last years that have a backup, so many years"""
+    within: Length | None = None
+    """every backup that is at most so much older than the newest one"""
+
+    @property
+    def empty(self) -> bool:
+        """True if it asks for no backup at all."""
+        return self.within is None and not any(
+            (self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)
+        )
+
+
+class Retry(Table):
+    """What happens after a failure that may pass by itself."""
+
+    times: Annotated[int, Field(ge=0, le=20)] = 3
+    """how often a failed job is tried again before it is given up until its next time"""
+    wait: Length = timedelta(minutes=2)
+    """how long to wait before the first of these tries"""
+    backoff: Annotated[float, Field(ge=1, le=10)] = 2.0
+    """by how much each wait is longer than the one before"""
+
+
+class Objective(Table):
+    """What must hold for this database; compared with reality all the time."""
+
+    rpo: Length | None = None
+    """how much of the newest data may be lost at most: the age of the newest proven backup"""
+    rto: Length | None = None
+    """how long a restore may take at most, as measured by the last proof"""
+
+
+class KeepPlain(Table):
+    """Plain copies beside the repository: complete, verified files that can be restored with cp."""
+
+    count: Annotated[int, Field(ge=1, le=1000)]
+    """how many of the newest plain copies stay"""
+    path: AbsolutePath
+    """the directory for them; they are named NAME_YYYYMMDDTHHMMSSZ, and `latest` points to a checked one"""
+
+
+class Query(Table):
+    """One question to a restored database; its single value must lie in [min, max], or equal `equals`."""
+
+    sql: Annotated[str, Field(min_length=1, max_length=65536)]
+    """the query; it runs read-only in the restored copy, never in the live database"""
+    min: int | float | None = None
+    """the smallest value that is right"""
+    max: int | float | None = None
+    """the largest value that is right"""
+    equals: StrictStr | int | float | None = None
+    """the only value that is right"""
+    why: str = ""
+    """what the query proves, for people"""
+
+
+class Proof(Table):
+    """What "restored correctly" means for this database, beyond the engine's checks and equal content."""
+
+    queries: Annotated[tuple[Query, ...], Field(strict=False, max_length=100)] = ()
+    """questions to the restored copy, each with its right answer"""
+
+
+class Settings(Table):
+    """What [defaults], [class.NAME] and [database.NAME] can say."""
+
+    timezone: Zone = ZoneInfo("UTC")
+    """the zone of all schedules, and of the days, weeks and months of `keep`"""
+    backup: Timetable = parse_schedule("daily 01:00")
+    """when to back up: "daily 01:00", "every 15min", "mon..fri 02:30", "first sun 05:00" or five cron fields"""
+    window: Length = timedelta(hours=4)
+    """how much later than planned a run may start; after that it is overdue"""
+    missed: Literal["run-once", "skip"] = "run-once"
+    """what to do about runs that were missed for longer than `window`: make up for all of them once, or skip them"""
+    jitter: Duration = timedelta(minutes=5)
+    """runs are later than planned by up to so much (at most a tenth of the interval), always the same for a database"""
+    verify: When = "after-backup"
+    """when to prove the newest backup by a test restore: "after-backup", a schedule, or "off" """
+    expire: When = "after-backup"
+    """when to delete the backups that `keep` no longer asks for: "after-backup", a schedule, or "off" """
+    keep: Keep = Keep(last=3, daily=7, weekly=4, monthly=12)
+    """which backups stay: counts of last, hourly, daily, weekly, monthly, yearly; or all `within` a duration"""
+    min_proven: Annotated[int, Field(ge=1, le=100)] = 2
+    """so many of the newest proven backups are never deleted, whatever `keep` says"""
+    full_every: Length | None = None
+    """store every page again when the newest full backup is older than this; without it, as the repository sees fit"""
+    storage: Names = ("local",)
+    """the storage for the backups; exactly one in this version"""
+    compress: Annotated[str, Field(pattern=r"^zstd:([1-9]|1[0-9])$")] = "zstd:1"
+    """the compression, "zstd:1" (fast) to "zstd:19" (small)"""
+    key: Name = "main"
+    """the key that the backups are sealed with"""
+    retry: Retry = Retry()
+    """tries after a failure that may pass by itself: times, wait, backoff"""
+    stall_timeout: Length = timedelta(minutes=10)
+    """a job that makes no progress for so long is stopped"""
+    objective: Objective = Objective()
+    """what must hold: rpo, rto; `status` says when it does not"""
+    proof: Proof = Proof()
+    """what a test restore must show beyond the engine's checks and equal content"""
+
+    @property
+    def compress_level(self) -> int:
+        """The zstd level."""
+        return int(self.compress.removeprefix("zstd:"))
+
+
+class Database(Settings):
+    """A database to protect."""
+
+    engine: Literal["sqlite"]
+    """the kind of database: "sqlite" """
+    path: AbsolutePath
+    """the database file"""
+    class_: Name | None = Field(default=None, alias="class")
+    """the class whose settings it takes before those of [defaults]"""
+    method: Literal["pages", "dump"] = "pages"
+    """how it is read: "pages" stores only changed pages of the file, "dump" stores its content as SQL"""
+    max_block: Length = timedelta(milliseconds=100)
+    """for how long the application may be kept from writing at most"""
+    lock_timeout: Duration = timedelta(seconds=5)
+    """how long to wait for a lock that the application holds"""
+    run_as: Annotated[str, Field(pattern=_ACCOUNT)] | None = None
+    """the user who reads the database; without it the owner of the file"""
+    keep_plain: KeepPlain | None = None
+    """plain copies beside the repository: count and path"""
+
+
+class Storage(Table):
+    """A place for backups."""
+
+    type: Literal["directory"]
+    """the kind of storage: "directory" """
+    path: AbsolutePath
+    """the directory; on another disk than the databases if possible"""
+    keep_free: Room = "10%"
+    """backups stop before less than this is free on its file system: a share or a size"""
+    max_size: Size | None = None
+    """backups stop before the storage holds more than this"""
+    grace: Duration = timedelta(hours=24)
+    """how long the bytes of deleted backups stay, so that a deletion can be taken back"""
+    sweep: Timetable = parse_schedule("daily 05:00")
+    """when to free the space of deleted backups whose grace is over, in the zone of [defaults]"""
+
+
+class Secret(Table):
+    """Where a secret is: exactly one of these."""
+
+    credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")] | None = None
+    """the name of a systemd credential"""
+    file: AbsolutePath | None = None
+    """a file that only its owner may read (0600)"""
+    command: Words | None = None
+    """a command that prints it: an absolute path and its arguments"""
+
+
+class Key(Table):
+    """Who can open the backups."""
+
+    type: Literal["machine", "passphrase"]
+    """"machine": a key that lives on this host; "passphrase": a secret that people know"""
+    path: AbsolutePath | None = None
+    """the machine key's file; without it machine.key in the state directory"""
+    credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")] | None = None
+    """the systemd credential that is the machine key, instead of a file"""
+    secret: Secret | None = None
+    """where the passphrase is: { credential = "NAME" }, { file = "/path" } or { command = ["/path", "..."] }"""
+    recovery: Recipients = ()
+    """age recipients ("age1...") that open the backups when this machine is lost; keep their identities elsewhere"""
+
+
+class Access(Table):
+    """Who may ask what: lists of "USER" and "group:NAME", as the kernel knows them."""
+
+    read: Accounts = ("group:adm",)
+    """may see status, backups, jobs and events"""
+    operate: Accounts = ("group:dbguard",)
+    """may also start backups, verifications and restores to new places"""
+    admin: Accounts = ("root",)
+    """may also restore in place, delete, hold, reload, and use keys"""
+
+    def role(self, user: str, groups: Collection[str]) -> Role | None:
+        """Return the highest role of a user who is in these groups; None: not even reading."""
+        names = {user, *(f"group:{group}" for group in groups)}
+        for role, accounts in ((Role.ADMIN, self.admin), (Role.OPERATE, self.operate), (Role.READ, self.read)):
+            if names & set(accounts):
+                return role
+        return None
+
+
+class Daemon(Table):
+    """The daemon itself."""
+
+    max_jobs: Annotated[int, Field(ge=1, le=64)] = 2
+    """how many jobs run at the same time at most"""

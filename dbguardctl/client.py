@@ -1,0 +1,138 @@
+"""The API of dbguardd as calls: HTTP/1.1 over its Unix socket, with the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from dbguardd.errors import DaemonUnreachable, GuardError, Internal, from_problem
+
+Json = dict[str, Any]
+
+_ANSWER_SECONDS = 30.0
+_MAX_ANSWER_BYTES = 256 << 20
+_HEARTBEAT_SECONDS = 90.0
+
+
+class _Connection(http.client.HTTPConnection):
+    """An HTTP connection to a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("dbguard", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Daemon:
+    """A dbguardd at a socket. Every method raises GuardError: what the daemon said, or DaemonUnreachable."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def get(self, *parts: str, **query: Any) -> Json:
+        """Return the answer to GET /v1/PARTS; a query value of None is left out."""
+        return self._ask("GET", _target(parts, query), None, {}, query.get("wait"))
+
+    def post(self, *parts: str, body: Mapping[str, Any] | None = None, key: str = "", **query: Any) -> Json:
+        """Return the answer to POST /v1/PARTS; asked twice with the same `key`, the daemon acts once."""
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._ask("POST", _target(parts, query), dict(body or {}), headers, query.get("wait"))
+
+    def follow(self, *parts: str, after: int | None = None, **query: Any) -> Iterator[Json]:
+        """Yield events as they come, until the daemon ends the stream. The last id seen allows to go on after it."""
+        headers = {"Accept": "text/event-stream"}
+        if after is not None:
+            headers["Last-Event-ID"] = str(after)
+        connection = _Connection(self.path, _HEARTBEAT_SECONDS)
+        try:
+            response = self._send(connection, "GET", _target(parts, query), None, headers)
+            if response.status >= 400:
+                raise _problem(response, response.read())
+            yield from _events(response)
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(self.path, error) from error
+        finally:
+            connection.close()
+
+    def _ask(self, method: str, target: str, body: Json | None, headers: Mapping[str, str], wait: Any) -> Json:
+        connection = _Connection(self.path, _ANSWER_SECONDS + float(wait or 0))
+        try:
+            response = self._send(connection, method, target, body, headers)
+            data = response.read(_MAX_ANSWER_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(self.path, error) from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _problem(response, data)
+        return _object(data, response.status)
+
+    def _send(
+        self, connection: _Connection, method: str, target: str, body: Json | None, headers: Mapping[str, str]
+    ) -> http.client.HTTPResponse:
+        data = None if body is None else json.dumps(body).encode()
+        kind = {} if data is None else {"Content-Type": "application/json"}
+        connection.request(method, target, data, {**kind, **headers})
+        return connection.getresponse()
+
+
+def _target(parts: tuple[str, ...], query: Mapping[str, Any]) -> str:
+    path = "/".join(quote(part, safe="") for part in parts)
+    given = {
+        key: ("true" if value else "false") if isinstance(value, bool) else value
+        for key, value in query.items()
+        if value is not None
+    }
+    return f"/v1/{path}" + (f"?{urlencode(given)}" if given else "")
+
+
+def _object(data: bytes, status: int) -> Json:
+    try:
+        answer = json.loads(data)
+    except ValueError as error:
+        raise Internal("dbguardd: the answer is not JSON", detail=f"HTTP status {status}, {len(data)} bytes") from error
+    if not isinstance(answer, dict):
+        raise Internal("dbguardd: the answer is not a JSON object", detail=f"HTTP status {status}")
+    return answer
+
+
+def _problem(response: http.client.HTTPResponse, data: bytes) -> GuardError:
+    problem = _object(data, response.status)
+    return from_problem({"message": f"dbguardd: HTTP status {response.status} {response.reason}", **problem})
+
+
+def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
+    hints = ["systemctl status dbguardd"]
+    match error:
+        case FileNotFoundError():
+            why = "the socket does not exist"
+        case ConnectionRefusedError():
+            why = "nobody listens there"
+        case PermissionError():
+            why, hints = "you may not open the socket", ["sudo dbguardctl status"]
+        case TimeoutError():
+            why = "no answer in time"
+        case http.client.RemoteDisconnected() | ConnectionError() | http.client.IncompleteRead():
+            why, hints = "the daemon ended the connection", ["journalctl -u dbguardd -n 20"]
+        case _:
+            why = str(error) or type(error).__name__
+    return DaemonUnreachable(f"cannot reach dbguardd: {path}: {why}", hints=hints, facts={"socket": path})
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[Json]:
+    data: list[str] = []
+    while raw := response.readline(1 << 20):
+        line = raw.decode(errors="replace").rstrip("\r\n")
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            yield _object("\n".join(data).encode(), response.status)
+            data.clear()

@@ -1,0 +1,114 @@
+"""key: who could open the backups, and proof that the recovery key does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from dbguardctl.app import Group, pass_session
+from dbguardctl.options import Name, _ask
+from dbguardctl.screen import Block, Cell, Table, paragraph, text
+from dbguardctl.session import Session
+from dbguardctl.words import when
+from dbguardd.errors import TargetExists, Usage
+
+
+def _complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    rows = _ask(ctx, "keys").get("keys", [])
+    return [CompletionItem(row["name"]) for row in rows if row["name"].startswith(incomplete)]
+
+
+_name = click.argument("name", metavar="NAME", default="main", type=Name(), shell_complete=_complete_key)
+
+
+@click.group(cls=Group)
+def key() -> None:
+    """Look after the keys: without one, backups are noise."""
+
+
+@key.command("list")
+@pass_session
+def key_list(session: Session) -> None:
+    """List the keys, and whether a recovery copy was ever tested."""
+    answer = session.daemon.get("keys")
+    if session.json:
+        session.print_json(answer)
+        return
+    rows = [
+        (
+            Cell(row["name"], "strong"),
+            row["kind"],
+            Cell(", ".join(row["recovery"]) or "none", "" if row["recovery"] else "warn"),
+            when(row["recovery_tested_at"], session.now, session.zone) if row["recovery_tested_at"] else "never",
+        )
+        for row in answer["keys"]
+    ]
+    session.out.show([Table(("KEY", "KIND", "RECOVERY", "TESTED"), rows)])
+
+
+@key.command("recovery-sheet")
+@_name
+@click.option("--svg", metavar="FILE", default="", help="Write the QR code of the sheet to this new file, mode 0600.")
+@pass_session
+def recovery_sheet(session: Session, name: str, svg: str) -> None:
+    """Make a recovery key and print its sheet, once. The daemon keeps only the public half: print it, then clear."""
+    file = _create(svg) if svg else None
+    try:
+        answer = session.daemon.post("keys", name, "recovery-sheet")
+        if file is not None:
+            os.write(file, str(answer.get("qr_svg") or "").encode())
+    except BaseException:
+        if file is not None:
+            Path(svg).unlink(missing_ok=True)
+        raise
+    finally:
+        if file is not None:
+            os.close(file)
+    if session.json:
+        session.print_json(answer)
+        return
+    session.out.show(paragraph(str(answer.get("sheet_text") or answer.get("identity") or "")))
+    session.say("Print this or write it down, keep it away from this machine, and close this window. Then: ",
+                Cell(f"dbguardctl key recovery-test {name}", "try"))  # fmt: skip
+
+
+def _create(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise TargetExists(f"{path}: exists already", hints=["choose another file with --svg"]) from error
+    except OSError as error:
+        raise Usage(f"{path}: {error.strerror}") from error
+
+
+@key.command("recovery-test")
+@_name
+@pass_session
+def recovery_test(session: Session, name: str) -> None:
+    """Prove that a recovery key opens the backups. It is typed without echo, or read from standard input."""
+    identity = _identity(session)
+    answer: dict[str, Any] = session.daemon.post("keys", name, "recovery-test", body={"identity": identity})
+    blocks: list[Block] = [text(Cell("proven", "good"), f"  the recovery key opens the backups of key {name}")]
+    session.answer(answer, blocks)
+
+
+def _identity(session: Session) -> str:
+    if sys.stdin.isatty():
+        from getpass import getpass  # noqa: PLC0415 - only when a person types
+
+        words = getpass("Recovery key (AGE-SECRET-KEY-1..., not shown): ", stream=None)
+    else:
+        words = sys.stdin.read(65536)
+    lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if len(lines) != 1:
+        raise Usage(
+            "key recovery-test: one line with the recovery key is needed",
+            detail=f"There were {len(lines)} lines.",
+            hints=["dbguardctl key recovery-test main < FILE"],
+        )
+    return lines[0]

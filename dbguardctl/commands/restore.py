@@ -1,0 +1,84 @@
+"""restore and undo: get the data back, by default to a new place."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from dbguardctl.app import Command, pass_session
+from dbguardctl.commands.work import seconds
+from dbguardctl.moments import parse_moment
+from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
+from dbguardctl.screen import Cell, text
+from dbguardctl.session import Session
+from dbguardctl.watch import run as run_job
+from dbguardctl.words import absolute, size, utc_text
+from dbguardd import wire
+from dbguardd.errors import ConfirmMissing, Usage
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    return complete_database(ctx, param, incomplete)
+
+
+@click.command(cls=Command, help=f"{wire.Restore.__doc__}\n\n`restore undo NAME` puts back what --in-place replaced.")
+@click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=_complete)
+@click.option("--undo", "back", is_flag=True, help="Put back the state that the last restore --in-place replaced.")
+@request_options(wire.Restore, rename={"backup": "id"})
+@wait_options
+@pass_session
+def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool, timeout: str, **fields: Any) -> int:
+    """Restore a database, or undo that."""
+    back, words = (True, words[1:]) if words[0] == "undo" and len(words) == 2 else (back, words)
+    if len(words) != 1:
+        raise Usage("restore: one database at a time", hints=["dbguardctl restore NAME --dry-run"])
+    database = words[0]
+    session.wanted_database = database
+    if back:
+        if any(value for name, value in fields.items() if name != "confirm"):
+            raise Usage("restore undo: takes only --confirm", hints=[f"dbguardctl restore undo {database}"])
+        return _undo(session, database, fields["confirm"], no_wait, timeout)
+    if fields["at"] and fields["backup"]:
+        raise Usage("restore: --at and --id are two ways to say what to restore; give one")
+    if fields["in_place"] and fields["to"]:
+        raise Usage("restore: --to is a new place and --in-place the live one; give one")
+    if fields["at"]:
+        fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
+        session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")
+    if fields["in_place"] and not fields["dry_run"]:
+        fields["confirm"] = _confirm(session, database, fields["confirm"], "replaces the live database")
+    return run_job(session, "restore", {"database": database, **fields}, name="restore", no_wait=no_wait,
+                   timeout=seconds(timeout))  # fmt: skip
+
+
+@click.command(cls=Command, help=wire.Undo.__doc__)
+@database_argument()
+@request_options(wire.Undo)
+@wait_options
+@pass_session
+def undo(session: Session, database: str, no_wait: bool, timeout: str, confirm: str) -> int:
+    """Undo a restore in place."""
+    session.wanted_database = database
+    return _undo(session, database, confirm, no_wait, timeout)
+
+
+def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout: str) -> int:
+    confirm = _confirm(session, database, confirm, "replaces the live database by the state before the last restore")
+    fields = {"database": database, "confirm": confirm}
+    return run_job(session, "undo", fields, name="undo", no_wait=no_wait, timeout=seconds(timeout))
+
+
+def _confirm(session: Session, database: str, given: str, what: str) -> str:
+    """Return the typed name. On a terminal the user is asked; a script must have said --confirm."""
+    if not given and sys.stdin.isatty() and sys.stderr.isatty() and not session.json:
+        live = next((row for row in session.daemon.get("status")["databases"] if row["name"] == database), None)
+        much = f" ({size(live['source_bytes'])})" if live and live["source_bytes"] else ""
+        session.err.show([text(Cell("This ", "bad"), Cell(f'{what} "{database}"{much}.', "bad"))])
+        given = str(click.prompt(f"Type {database} to go on", default="", show_default=False, err=True)).strip()
+    if given != database:
+        why = f"--confirm says {given!r}" if given else "--confirm is not given"
+        raise ConfirmMissing(f"{database}: {what}, which needs the name typed in full", detail=f"{why}.",
+                             hints=[f"repeat with --confirm {database}"])  # fmt: skip
+    return given

@@ -1,0 +1,98 @@
+"""init and protect: from nothing to the first proof."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dbguardctl.app import Command, pass_session
+from dbguardctl.screen import Block, Cell, text
+from dbguardctl.session import Session
+from dbguardctl.views.setup import protected
+from dbguardctl.watch import failure, wait
+from dbguardd.errors import NotPermitted, TargetExists, Usage
+
+STARTER = """\
+# What dbguardd protects, how often, where, and for how long. Every key: man 5 dbguard.toml
+#
+#   check it     dbguardctl config check      all mistakes at once, with file, line and a suggestion
+#   preview it   dbguardctl config diff       what would change, and what retention would delete
+#   apply it     systemctl reload dbguardd    a bad file is refused; the old policy keeps running
+#
+# Drop-ins in conf.d/*.toml beside this file are merged after it; `dbguardctl protect PATH` writes one for you.
+# No secret stands here. It is named: { credential = "NAME" }, { file = "/path" } or { command = ["..."] }.
+
+version = 1
+
+# [defaults]                          # every database inherits these
+# backup = "daily 01:00"              # also "every 15min", "sun 02:00", or five cron fields
+# verify = "after-backup"             # restore each backup somewhere safe and compare
+# keep   = { last = 3, daily = 7, weekly = 4, monthly = 12 }
+
+# [database.app]                      # a database, and the name it has everywhere
+# engine = "sqlite"
+# path   = "/var/lib/app/app.db"
+"""
+
+
+@click.command(cls=Command)
+@click.option("--policy", default="/etc/dbguard/policy.toml", show_default=True, metavar="FILE",
+              help="The policy file to begin.")  # fmt: skip
+@pass_session
+def init(session: Session, policy: str) -> None:
+    """Begin a policy file, commented, if there is none, and print what to do next."""
+    path = Path(policy)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(STARTER)
+    except FileExistsError as error:
+        raise TargetExists(f"{path}: there is a policy already", hints=["dbguardctl config check"]) from error
+    except PermissionError as error:
+        raise NotPermitted(f"{path}: {error.strerror}", hints=[f"sudo dbguardctl init --policy {path}"]) from error
+    except OSError as error:
+        raise Usage(f"{path}: {error.strerror}") from error
+    steps = ["systemctl enable --now dbguardd", "dbguardctl protect PATH", "dbguardctl key recovery-sheet main"]
+    blocks: list[Block] = [text(Cell("ok", "good"), f"  wrote {path} ({len(STARTER.splitlines())} lines)")]
+    blocks += [text(Cell("next  ", "dim"), Cell(step, "try"), indent=4) for step in steps]
+    session.answer({"schema": "dbguard.init/1", "policy": str(path), "next": steps}, blocks)
+
+
+@click.command(cls=Command)
+@click.argument("path", metavar="PATH", type=click.Path())
+@click.option("--name", default="", metavar="NAME", help="Name of the database; otherwise made from the path.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
+@pass_session
+def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
+    """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
+    body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
+    answer = session.daemon.post("protect", body=body)
+    row: dict[str, Any] | None = answer.get("job")
+    if not session.json:
+        session.out.show(protected(answer, session.zone))
+    if row is None:
+        if session.json:
+            session.print_json({**answer, "schema": "dbguard.protect/1"})
+        return 0
+    row = wait(session, row)
+    error = failure(row)
+    if session.json:
+        session.print_json({**answer, "schema": "dbguard.protect/1", "job": row})
+    if error:
+        raise error
+    if not session.json:
+        session.out.show(_proven(session, row))
+    return 0
+
+
+def _proven(session: Session, row: dict[str, Any]) -> list[Block]:
+    from dbguardctl.views.jobs import finished  # noqa: PLC0415 - not for a dry run
+    from dbguardctl.views.setup import promise  # noqa: PLC0415
+
+    answer = session.daemon.get("status")
+    blocks = finished(row, session.now, session.zone)
+    return blocks + promise(answer, str(row["database"]))

@@ -1,0 +1,119 @@
+"""Command line options made from the request dataclasses, and completion of names and ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from dbguardctl.session import Session
+from dbguardd.errors import GuardError
+from dbguardd.wire import Request
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def request_options(
+    request: type[Request], *, skip: Collection[str] = (), rename: Mapping[str, str] | None = None
+) -> Decorator:
+    """Add an option for every field of a request that has a default; `rename` gives a field another option name."""
+    rename = rename or {}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for field in reversed(fields(request)):
+            if field.default is MISSING or field.name in skip:
+                continue
+            name = rename.get(field.name, field.name).replace("_", "-")
+            text = str(field.metadata["help"])
+            help = f"{text[:1].upper()}{text[1:]}."
+            if isinstance(field.default, bool):
+                option = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
+            else:
+                metavar = {"at": "TIME", "backup": "ID", "confirm": "NAME", "to": "PATH"}.get(field.name, "TEXT")
+                complete = complete_id if field.name == "backup" else None
+                option = click.option(
+                    f"--{name}", field.name, default=field.default, metavar=metavar, help=help,
+                    show_default=False, shell_complete=complete,
+                )  # fmt: skip
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how long to wait for a job."""
+    function = click.option(
+        "--timeout", metavar="SPAN", default="", help="Stop waiting after that long (90s, 2h); the job goes on."
+    )(function)
+    return click.option("--no-wait", is_flag=True, help="Print the id of the job and do not wait for it.")(function)
+
+
+def _ask(ctx: click.Context, *parts: str, **query: Any) -> dict[str, Any]:
+    """Ask the daemon while the shell completes; without one there is nothing to suggest."""
+    session = ctx.find_root().obj or Session()
+    session.socket = session.socket or str(ctx.find_root().params.get("socket") or "")
+    try:
+        return dict(session.daemon.get(*parts, **query))
+    except GuardError:
+        return {}
+
+
+def complete_database(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Suggest the names of databases."""
+    rows = _ask(ctx, "status").get("databases", [])
+    return [CompletionItem(row["name"], help=row["engine"]) for row in rows if row["name"].startswith(incomplete)]
+
+
+def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Suggest the ids of backups: of the database that was typed, else of all."""
+    named = ctx.params.get("database")
+    names = [named] if named else [row["name"] for row in _ask(ctx, "status").get("databases", [])]
+    found = []
+    for name in names:
+        for row in _ask(ctx, "databases", name, "backups").get("backups", []):
+            if row["id"].startswith(incomplete.upper()):
+                found.append(CompletionItem(row["id"], help=f"{row['database']} {row['created_at']} {row['grade']}"))
+    return found
+
+
+def complete_database_or_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Suggest names of databases, and ids of backups once something is typed."""
+    names = complete_database(ctx, param, incomplete)
+    return names if names or not incomplete else complete_id(ctx, param, incomplete)
+
+
+def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Suggest the ids of jobs."""
+    rows = _ask(ctx, "jobs", limit=50).get("jobs", [])
+    return [
+        CompletionItem(row["id"], help=f"{row['verb']} {row['database'] or ''} {row['state']}")
+        for row in rows
+        if row["id"].startswith(incomplete.upper())
+    ]
+
+
+class Name(click.ParamType[str]):
+    """A name or an id: short, without slashes, as it goes into a path of the API."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text or len(text) > 200 or "/" in text or not text.isprintable():
+            self.fail(f"{text[:60]!r} is not a name", param, ctx)
+        return text
+
+
+def database_argument(*, required: bool = True) -> Decorator:
+    """Add the argument NAME of a database."""
+    return click.argument("database", metavar="NAME" if required else "[NAME]", type=Name(), required=required,
+                          shell_complete=complete_database)  # fmt: skip
+
+
+def id_argument(metavar: str = "ID", complete: Callable[..., Any] = complete_id) -> Decorator:
+    """Add the argument ID of a backup, or of what `complete` suggests."""
+    return click.argument("id", metavar=metavar, type=Name(), shell_complete=complete)

@@ -1,0 +1,125 @@
+"""One run of dbguardctl: what the global options say, the way to the daemon, and the way to the user."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, tzinfo
+from typing import Any, TextIO
+
+from dbguardctl.client import Daemon, Json
+from dbguardctl.screen import Block, Cell, Screen, text
+from dbguardctl.words import when
+from dbguardd.errors import GuardError, NotFound
+from dbguardd.wire import SOCKET
+
+
+class Session:
+    """The global options fill the fields while the command line is read; commands use the rest."""
+
+    def __init__(self, now: datetime | None = None, zone: tzinfo | None = None) -> None:
+        self.now = now or datetime.now(UTC)
+        self.zone = zone
+        self.json = False
+        self.color = "auto"
+        self.quiet = False
+        self.verbose = False
+        self.socket = ""
+        self.wanted_database = ""
+        """The name that the user typed, for a suggestion if there is no such database."""
+
+    @property
+    def daemon(self) -> Daemon:
+        """The daemon at --socket, $DBGUARD_SOCKET, or the usual place."""
+        return Daemon(self.socket or os.environ.get("DBGUARD_SOCKET") or SOCKET)
+
+    def screen(self, stream: TextIO) -> Screen:
+        """The screen on a stream: rich on a terminal, colours as --color, NO_COLOR and TERM say."""
+        terminal = stream.isatty()
+        colour = self.color == "always" or (
+            self.color == "auto"
+            and terminal
+            and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM", "dumb") != "dumb"
+        )
+        return Screen(stream, rich=terminal or colour, colour=colour, utf8=speaks_utf8())
+
+    @property
+    def out(self) -> Screen:
+        """Where results go."""
+        return self.screen(sys.stdout)
+
+    @property
+    def err(self) -> Screen:
+        """Where messages go."""
+        return self.screen(sys.stderr)
+
+    def answer(self, answer: Json, blocks: Iterable[Block]) -> None:
+        """Print an answer: the JSON object with --json, else the blocks; nothing of them is made before."""
+        if self.json:
+            self.print_json(answer)
+        else:
+            self.out.show(blocks)
+
+    def print_json(self, answer: Any) -> None:
+        """Print one JSON object on a line of its own; indented on a terminal."""
+        indent = 2 if sys.stdout.isatty() else None
+        sys.stdout.write(json.dumps(answer, indent=indent) + "\n")
+        sys.stdout.flush()
+
+    def say(self, *cells: Cell | str) -> None:
+        """Tell the user something that is not the result; --quiet and --json keep it away."""
+        if not (self.quiet or self.json):
+            self.err.show([text(*cells)])
+
+    def report(self, error: GuardError) -> None:
+        """Print an error to stderr: its problem object with --json, else what, why, state of the data, what to do."""
+        self._suggest(error)
+        if self.json:
+            sys.stderr.write(json.dumps(error.problem()) + "\n")
+        else:
+            self.err.show(error_blocks(error, self.now, self.zone, self.verbose))
+
+    def _suggest(self, error: GuardError) -> None:
+        if not isinstance(error, NotFound) or not self.wanted_database or error.hints:
+            return
+        try:
+            names = [str(row["name"]) for row in self.daemon.get("status")["databases"]]
+        except (GuardError, KeyError, TypeError):
+            return
+        error.hints = tuple(did_you_mean(self.wanted_database, names))
+
+
+def did_you_mean(word: str, words: list[str]) -> list[str]:
+    """Return hints for a name that does not exist: the likely ones, or all if they are few."""
+    import difflib  # noqa: PLC0415 - only on the way to an error
+
+    near = difflib.get_close_matches(word, words, 3, 0.6)
+    if near:
+        return [f"did you mean {' or '.join(near)}?"]
+    return [f"there is: {', '.join(words[:10])}"] if words else []
+
+
+def speaks_utf8() -> bool:
+    """True if the user's locale is UTF-8."""
+    from dbguardctl import screen  # noqa: PLC0415 - the same name
+
+    return screen.speaks_utf8(os.environ, bool(sys.flags.utf8_mode))
+
+
+def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose: bool) -> list[Block]:
+    """Return an error as people read it; the lines to paste come last."""
+    blocks: list[Block] = [text(Cell(f"error[{error.code}]", "bad"), ": ", Cell(error.message, "strong"))]
+    blocks += [text(line, indent=7) for line in error.detail.splitlines()]
+    if error.meaning:
+        blocks.append(text(error.meaning, indent=7))
+    if proven := error.facts.get("last_proven_at"):
+        blocks.append(text(f"Last proven backup: {when(str(proven), now, zone)}.", indent=7))
+    if error.facts.get("instance") and verbose:
+        blocks.append(text(f"At {error.facts['instance']}, HTTP status {error.http_status}.", indent=7))
+    if error.advice and (verbose or not error.hints):
+        blocks.append(text(Cell("try  ", "dim"), error.advice, indent=7))
+    blocks += [text(Cell("fix  ", "dim"), Cell(hint, "try"), indent=7) for hint in error.hints]
+    return blocks

@@ -1,0 +1,112 @@
+"""`list` and `show`: what can be restored, how sure that is, and why each backup is still there."""
+
+from __future__ import annotations
+
+from datetime import datetime, tzinfo
+from typing import Any
+
+from dbguardctl.screen import Block, Cell, Line, Table, text
+from dbguardctl.views.facts import facts, value
+from dbguardctl.words import absolute, count, shorten, size, span, when, zone_name
+
+Json = dict[str, Any]
+
+GRADES = {"proven": "good", "restored": "", "checked": "", "stored": "warn"}
+FEW = 20
+
+
+def grade(row: Json) -> Cell:
+    """Return the grade of a backup; FAILED if its last verification did."""
+    if row.get("failure"):
+        return Cell("FAILED", "bad")
+    return Cell(row["grade"], GRADES.get(row["grade"], ""))
+
+
+def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, everything: bool) -> list[Block]:
+    """Return the table of `list NAME`: newest first, the first twenty unless `everything`."""
+    rows = answer["backups"]
+    name = answer.get("database") or (rows[0]["database"] if rows else "")
+    if not rows:
+        return [
+            text(Cell(name, "strong"), ": there is no backup yet."),
+            text(Cell("fix  ", "dim"), Cell(f"dbguardctl backup {name}", "try")),
+        ]
+    shown = rows if everything else rows[:FEW]
+    proven = sum(row["grade"] == "proven" for row in rows)
+    oldest, newest = (when(rows[number]["created_at"], now, zone) for number in (-1, 0))
+    tally = f"{count(len(rows), 'backup')}, {proven} proven, from {oldest} to {newest}"
+    blocks: list[Block] = [
+        text(Cell(name, "strong"), f" \N{MIDDLE DOT} {rows[0]['engine']} \N{MIDDLE DOT} {tally}"),
+        text(f"Times are {zone_name(now, zone)}."),
+        Line(),
+    ]  # fmt: skip
+    short = shorten([row["id"] for row in rows])
+    columns = ["ID", "WHEN", "KIND", "SIZE", "STORED", "GRADE", "WHERE"] + (["KEPT BECAUSE", "GOES"] if why else [])
+    noted = any(row.get("note") for row in shown)
+    table = []
+    for row in shown:
+        cells: list[Cell | str] = [
+            Cell(short[row["id"]], "strong"), when(row["created_at"], now, zone), row["kind"],
+            size(row["source_bytes"]), size(row["stored_bytes"]), grade(row), row["storage"],
+        ]  # fmt: skip
+        if why:
+            cells += [_kept(row), _goes(row, now, zone)]
+        if noted:
+            cells.append(row.get("note") or "")
+        table.append(cells)
+    blocks.append(Table(columns + (["NOTE"] if noted else []), table, right=frozenset((3, 4))))
+    if len(rows) > len(shown):
+        blocks.append(text(f"{len(rows) - len(shown)} older: ", Cell(f"dbguardctl list {name} --all", "try")))
+    return blocks
+
+
+def _kept(row: Json) -> str:
+    holds = [f'HOLD "{reason}"' for reason in row["holds"]]
+    return ", ".join([*row["kept_because"], *holds]) or "nothing"
+
+
+def _goes(row: Json, now: datetime, zone: tzinfo | None) -> str:
+    if row["holds"]:
+        return "never while held"
+    return when(row["expires_at"], now, zone) if row["expires_at"] else "never"
+
+
+def backup(row: Json, zone: tzinfo | None) -> list[Block]:
+    """Return one backup in full."""
+    lead: list[tuple[Cell | str, ...]] = [
+        ("made", absolute(row["created_at"], zone)),
+        ("kind", f"{row['kind']}, {row['method']}, {row['engine']}"),
+        ("size", f"{size(row['source_bytes'])}, {size(row['stored_bytes'])} stored in {row['storage']}"),
+        ("grade", grade(row)),
+        ("proven", absolute(row["proven_at"], zone) if row["proven_at"] else "never"),
+        ("a restore takes", f"about {span(row['restore_seconds'])}" if row["restore_seconds"] else "unknown"),
+        ("kept because", _kept(row)),
+        ("goes", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
+    ]
+    if row.get("note"):
+        lead.append(("note", row["note"]))
+    if row.get("failure"):
+        lead.append(("failed", Cell(row["failure"], "bad")))
+    known = frozenset(
+        ("id", "database", "engine", "created_at", "kind", "method", "grade", "source_bytes", "stored_bytes", "storage")
+        + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure")
+    )
+    lead += [(name.replace("_", " "), value(name, part, zone)) for name, part in row.items() if name not in known]
+    return [
+        text("backup ", Cell(row["id"], "strong"), f" of {row['database']}"),
+        Table((), lead, indent=2),
+        text(Cell("try  ", "dim"), Cell(f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run", "try"),
+             indent=2),
+    ]  # fmt: skip
+
+
+def show(answer: Json, zone: tzinfo | None) -> list[Block]:
+    """Return what `show ID` says besides jobs and databases: a backup with its fingerprint and proofs."""
+    blocks = backup(answer["backup"], zone)
+    for name, part in answer.items():
+        if name in ("schema", "kind", "backup") or not part:
+            continue
+        blocks.append(text(Cell(name.replace("_", " "), "strong")))
+        for item in part if isinstance(part, list) else [part]:
+            blocks.append(facts(item, zone) if isinstance(item, dict) else text(value(name, item, zone), indent=2))
+    return blocks

@@ -1,0 +1,111 @@
+"""The schedule, events and the audit log."""
+
+from __future__ import annotations
+
+from datetime import datetime, tzinfo
+from typing import Any
+
+from dbguardctl.screen import Block, Cell, Table, text
+from dbguardctl.views.facts import facts, one_line
+from dbguardctl.words import absolute, ahead, when, zone_name
+
+Json = dict[str, Any]
+
+_BAD = ("failed", "refused", "broken", "damaged", "missed", "lost", "denied")
+_GOOD = ("graded", "proven", "done", "stored", "recovered")
+
+
+def schedule(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return the next runs, soonest first."""
+    rows = answer.get("runs") or answer.get("schedule") or []
+    if not rows:
+        return [text("Nothing is scheduled.")]
+    table: list[list[Cell | str]] = [
+        [
+            when(row.get("at") or row.get("next_run_at"), now, zone),
+            ahead(row.get("at") or row.get("next_run_at"), now, zone),
+            Cell(str(row.get("database") or row.get("storage") or ""), "strong"),
+            str(row.get("verb") or ""),
+            str(row.get("schedule") or row.get("rule") or ""),
+            str(row.get("state") or row.get("why") or ""),
+        ]
+        for row in rows
+    ]
+    columns = ["WHEN", "", "DATABASE", "VERB", "SCHEDULE", ""]
+    keep = [0, *(number for number in range(1, 6) if any(_words(row[number]) for row in table))]
+    return [
+        text(f"Times are {zone_name(now, zone)}."),
+        Table([columns[number] for number in keep], [[row[number] for number in keep] for row in table]),
+    ]
+
+
+def _words(cell: Cell | str) -> str:
+    return cell if isinstance(cell, str) else cell.text
+
+
+def _style(name: str) -> str:
+    verb = name.rpartition(".")[2]
+    return "bad" if verb in _BAD else "good" if verb in _GOOD else ""
+
+
+def events(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return a table of events."""
+    if not rows:
+        return [text("No events.")]
+    table = [
+        [
+            str(row["id"]), when(row["at"], now, zone), Cell(row["event"], _style(row["event"])),
+            row["database"] or "", one_line(row["facts"], zone),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [
+        text(f"Times are {zone_name(now, zone)}."),
+        Table(("ID", "WHEN", "EVENT", "DATABASE", "FACTS"), table, right=frozenset((0,))),
+    ]
+
+
+def event_line(row: Json, zone: tzinfo | None) -> list[Block]:
+    """Return one event as it comes."""
+    database = f"  {row['database']}" if row["database"] else ""
+    return [
+        text(absolute(row["at"], zone), "  ", Cell(row["event"], _style(row["event"])), database, "  ",
+             Cell(one_line(row["facts"], zone), "dim"))
+    ]  # fmt: skip
+
+
+def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return a table of audit entries."""
+    rows = answer.get("entries") or []
+    if not rows:
+        return [text("No entries.")]
+    table: list[list[Cell | str]] = []
+    for row in rows:
+        rest = {name: part for name, part in row.items() if name not in _AUDIT_KNOWN}
+        actor = str(row.get("actor") or row.get("user") or "")
+        uid = f" ({row['uid']})" if row.get("uid") is not None else ""
+        table.append(
+            [
+                str(row.get("seq", row.get("id", ""))), when(row.get("at"), now, zone), actor + uid,
+                str(row.get("action") or ""),
+                Cell(str(row.get("outcome") or ""), "bad" if row.get("outcome") in ("refused", "denied") else ""),
+                one_line(rest, zone),
+            ]
+        )  # fmt: skip
+    return [
+        text(f"Times are {zone_name(now, zone)}."),
+        Table(("ENTRY", "WHEN", "WHO", "ACTION", "OUTCOME", "DETAILS"), table, right=frozenset((0,))),
+    ]
+
+
+_AUDIT_KNOWN = frozenset(
+    ("seq", "id", "at", "actor", "user", "uid", "action", "outcome", "hash", "previous", "prev", "mac", "chain")
+)
+
+
+def audit_verified(answer: Json, zone: tzinfo | None) -> list[Block]:
+    """Return what the check of the chain has found."""
+    good = answer.get("ok", True)
+    verdict = Cell("ok", "good") if good else Cell("FAIL", "bad")
+    words = "  nobody has changed the audit log" if good else "  the audit log was changed"
+    return [text(verdict, words), facts(answer, zone, skip=frozenset(("ok",)))]

@@ -1,0 +1,79 @@
+"""Any JSON object as lines: the unit that ends a member's name says how its value reads."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import Any
+
+from dbguardctl.screen import Block, Cell, Table, text
+from dbguardctl.words import absolute, size, span
+
+_UNITS = ("_at", "_bytes", "_seconds", "_ratio")
+
+
+def value(name: str, item: Any, zone: tzinfo | None) -> str:
+    """Return one value in words: sizes for _bytes, spans for _seconds, moments for _at, unknown for null."""
+    match item:
+        case None:
+            return "never" if name.endswith("_at") else "unknown"
+        case bool():
+            return "yes" if item else "no"
+        case int() | float():
+            return _number(name, item)
+        case str():
+            return absolute(item, zone) if name.endswith("_at") else item
+        case list() | tuple():
+            return ", ".join(value(name, part, zone) for part in item) or "none"
+        case dict():
+            return ", ".join(f"{_label(key)} {value(key, part, zone)}" for key, part in item.items()) or "none"
+        case _:
+            return str(item)
+
+
+def _number(name: str, item: float) -> str:
+    if name.endswith("_bytes"):
+        return size(item)
+    if name.endswith("_seconds"):
+        return span(item)
+    if name.endswith("_ratio"):
+        return f"{item * 100:.1f} %"
+    return f"{item:,}".replace(",", " ") if isinstance(item, int) else f"{item:g}"
+
+
+def _label(name: str) -> str:
+    for ending in _UNITS:
+        name = name.removesuffix(ending)
+    return name.replace("_", " ")
+
+
+def facts(item: dict[str, Any], zone: tzinfo | None, *, indent: int = 2, skip: frozenset[str] = frozenset()) -> Table:
+    """Return an object as a table of names and values."""
+    rows: list[tuple[Cell | str, ...]] = [
+        (_label(name), value(name, part, zone)) for name, part in item.items() if name not in skip and name != "schema"
+    ]
+    return Table((), rows, indent=indent)
+
+
+def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
+    """Return an object in one line: name value, name value."""
+    return ", ".join(
+        f"{_label(name)} {value(name, part, zone)}" for name, part in item.items() if part not in ("", None)
+    )
+
+
+def findings(rows: list[dict[str, Any]]) -> list[Block]:
+    """Return checks and how they ended, one a line, with what to do under those that are not ok."""
+    styles = {"ok": "good", "failed": "bad", "inconclusive": "warn", "not configured": "dim"}
+    words = {"ok": "ok", "failed": "FAIL", "inconclusive": "UNSURE", "not configured": "-"}
+    blocks: list[Block] = []
+    width = max((len(str(row.get("name", ""))) for row in rows), default=0)
+    for row in rows:
+        outcome = str(row.get("outcome", "inconclusive"))
+        word = Cell(f"{words.get(outcome, outcome):<7}", styles.get(outcome, "warn"))
+        blocks.append(text(f"{str(row.get('name', '')):<{width}}  ", word, str(row.get("detail") or ""), indent=2))
+        for hint in row.get("hints") or ():
+            blocks.append(text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=width + 11))
+    bad = sum(row.get("outcome") in ("failed", "inconclusive") for row in rows)
+    noun = f"{len(rows)} check{'' if len(rows) == 1 else 's'}"
+    blocks.append(text(f"{bad} of {noun} did not pass." if bad else f"All {noun} passed."))
+    return blocks

@@ -1,0 +1,232 @@
+"""`status`: one screen that says what could be restored, when that was proven, how long it takes, what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, tzinfo
+from typing import Any
+
+from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
+from dbguardctl.words import (
+    ago,
+    ahead,
+    count,
+    days_ago,
+    parse_utc,
+    size,
+    span,
+    when,
+    zone_name,
+)
+from dbguardd.wire import Health
+
+Json = dict[str, Any]
+
+_STYLES = {
+    Health.FAILING: "bad",
+    Health.LATE: "warn",
+    Health.UNPROVEN: "warn",
+    Health.PAUSED: "dim",
+    Health.ORPHANED: "dim",
+    Health.SAFE: "good",
+}
+_ORDER = {str(health): number for number, health in enumerate(Health)}
+_NEEDY = frozenset((Health.FAILING, Health.LATE, Health.UNPROVEN))
+
+
+def needs_attention(answer: Json) -> bool:
+    """True if a person should look: the exit status of `status` is 3 then."""
+    return bool(
+        answer.get("attention")
+        or answer.get("policy_problem")
+        or any(row["state"] in _NEEDY or row["attention"] or row["problem"] for row in answer["databases"])
+        or any(not row["ok"] for row in answer["storages"])
+        or any(not row["recovery"] for row in answer["keys"])
+    )
+
+
+def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return the whole screen: head, databases (worst first), what is wrong and what to do, storages, keys."""
+    rows = sorted(answer["databases"], key=lambda row: _ORDER.get(row["state"], 0))
+    blocks = _head(answer, rows, now, zone)
+    if rows:
+        columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
+        blocks += [Line(), Table(columns, [_row(row, screen, now, zone) for row in rows])]
+    else:
+        blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"),
+                                Cell("dbguardctl protect PATH", "try"))]  # fmt: skip
+    wrong = [block for row in rows for block in trouble(row, screen)]
+    wrong += [text(screen.mark("warn"), " ", line) for line in answer.get("attention") or ()]
+    if problem := answer.get("policy_problem"):
+        wrong += _problem("policy", problem, screen, "bad")
+    blocks += [Line(), *wrong] if wrong else []
+    blocks += [Line(), *_storages(answer["storages"], screen), *_keys(answer["keys"], screen, now, zone)]
+    return blocks
+
+
+def _head(answer: Json, rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
+    states = Counter(row["state"] for row in rows)
+    tally = ", ".join(f"{states[str(health)]} {health}" for health in reversed(Health) if states[str(health)])
+    policy = "policy has mistakes" if answer.get("policy_problem") else "policy ok"
+    return [
+        text(
+            Cell(f"dbguard {answer['version']} on {answer['host']}", "strong"),
+            f" \N{MIDDLE DOT} {policy} (loaded {when(answer['policy_loaded_at'], now, zone)})",
+            f" \N{MIDDLE DOT} {count(len(rows), 'database')}" + (f": {tally}" if tally else ""),
+        ),
+        text(f"Times are {zone_name(now, zone)}."),
+    ]
+
+
+def _row(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Cell | str]:
+    style = _STYLES.get(row["state"], "warn")
+    restorable = ago(row["recoverable_to_at"], now, zone)
+    goal = f"  (goal {span(row['rpo_seconds'])})" if row.get("rpo_seconds") else ""
+    takes = span(row["restore_seconds"])
+    takes += f"  (goal {span(row['rto_seconds'])})" if row.get("rto_seconds") else ""
+    return [
+        screen.mark(style),
+        Cell(row["name"], "strong"),
+        row["engine"],
+        Cell(restorable + goal, style if style in ("bad", "warn") else ""),
+        Cell(*_proven(row, now, zone)),
+        takes,
+        _next(row, now, zone),
+    ]
+
+
+def _proven(row: Json, now: datetime, zone: tzinfo | None) -> tuple[str, str]:
+    moment = row["last_proven_at"]
+    return (when(moment, now, zone), "good") if moment else ("never", "warn")
+
+
+def _next(row: Json, now: datetime, zone: tzinfo | None) -> str:
+    if row["state"] == Health.ORPHANED:
+        return "never: not in the policy"
+    if row["running_job"]:
+        return "running now"
+    if row["state"] == Health.PAUSED:
+        until = row["paused_until_at"]
+        return f"paused until {when(until, now, zone)}" if until else "paused"
+    if not row["next_run_at"]:
+        return "not scheduled"
+    verb = row["next_verb"] or "backup"
+    return ahead(row["next_run_at"], now, zone) + ("" if verb == "backup" else f" ({verb})")
+
+
+def trouble(row: Json, screen: Screen) -> list[Block]:
+    """Return what is wrong with a database and what to do about it: lines that can be pasted."""
+    style = _STYLES.get(row["state"], "warn")
+    blocks: list[Block] = []
+    if row["problem"]:
+        blocks += _problem(row["name"], row["problem"], screen, style if style == "bad" else "warn", row["hints"])
+        hints: list[str] = []
+    else:
+        hints = list(row["hints"])
+    for line in row["attention"]:
+        blocks.append(text(screen.mark(style if style in ("bad", "warn") else "warn"), " ", _named(row["name"], line)))
+    if not blocks and row["state"] in _NEEDY:
+        blocks.append(text(screen.mark(style), " ", _named(row["name"], _plain_state(row))))
+        hints = hints or [f"dbguardctl {'verify' if row['backups'] else 'backup'} {row['name']}"]
+    return blocks + [text(Cell("try  ", "dim"), Cell(hint, "try"), indent=4) for hint in hints if blocks]
+
+
+def _plain_state(row: Json) -> str:
+    if not row["backups"]:
+        return "there is no backup yet."
+    if row["state"] == Health.UNPROVEN:
+        return "a backup exists, but no restore of the newest has been proven."
+    if row["state"] == Health.LATE:
+        return "the last backup is older than it should be."
+    return "the last run failed."
+
+
+def _named(name: str, line: str) -> str:
+    return line if line.startswith(name) else f"{name}: {line}"
+
+
+def _problem(name: str, problem: Json, screen: Screen, style: str, more: list[str] | None = None) -> list[Block]:
+    blocks: list[Block] = [
+        text(screen.mark(style), " ", _named(name, str(problem.get("message") or problem.get("title") or "failed")),
+             Cell(f"  [{problem.get('code', 'DBG-0008')}]", "dim"))
+    ]  # fmt: skip
+    blocks += [text(line, indent=4) for line in str(problem.get("detail") or "").splitlines()]
+    hints = list(dict.fromkeys([*(problem.get("hints") or ()), *(more or ())]))
+    return blocks + [text(Cell("try  ", "dim"), Cell(str(hint), "try"), indent=4) for hint in hints]
+
+
+def _storages(rows: list[Json], screen: Screen) -> list[Block]:
+    blocks: list[Block] = []
+    for row in rows:
+        if not row["ok"]:
+            problem = row["problem"] or {"message": "not reachable", "code": "DBG-3001"}
+            blocks += _problem(f"storage {row['name']}", problem, screen, "bad")
+            continue
+        parts = [f"storage  {row['name']}: {size(row['stored_bytes'])} stored"]
+        if row["free_bytes"] is not None:
+            room = f", {size(row['free_bytes'])} free"
+            if row["total_bytes"]:
+                room += f" of {size(row['total_bytes'])}"
+            if row["keep_free_bytes"]:
+                room += f" (stops at {size(row['keep_free_bytes'])})"
+            parts.append(room)
+        blocks.append(text(*parts))
+    return blocks
+
+
+def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
+    blocks: list[Block] = []
+    for row in rows:
+        if row["recovery"]:
+            tested = row["recovery_tested_at"]
+            age = f"recovery copy proven {days_ago(tested, now, zone)}" if tested else "recovery copy never tested"
+            blocks.append(text(f"key      {row['name']}: {age}"))
+            if not tested:
+                blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl key recovery-test {row['name']}", "try"),
+                                   indent=9))  # fmt: skip
+        else:
+            blocks += [
+                text(screen.mark("warn"), f" key {row['name']}: has no recovery recipient. "
+                     "If this machine is lost, nobody can read the backups."),
+                text(Cell("fix  ", "dim"), Cell(f"dbguardctl key recovery-sheet {row['name']}", "try"), indent=4),
+            ]  # fmt: skip
+    return blocks
+
+
+def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return what `status NAME` says of one database."""
+    style = _STYLES.get(row["state"], "warn")
+    since, to = row["recoverable_since_at"], row["recoverable_to_at"]
+    window = "nothing yet" if not to else f"{when(to, now, zone)} ({_age(to, now)} ago)"
+    if since and since != to:
+        window += f", the oldest backup is of {when(since, now, zone)}"
+    proven = "never"
+    if row["last_proven_at"]:
+        proven = when(row["last_proven_at"], now, zone)
+        proven += f", backup {row['proven_backup']}" if row["proven_backup"] else ""
+    goals = [f"lose at most {span(row['rpo_seconds'])}"] if row["rpo_seconds"] else []
+    goals += [f"restore within {span(row['rto_seconds'])}"] if row["rto_seconds"] else []
+    rows: list[tuple[Cell | str, ...]] = [
+        ("could restore to", window),
+        ("proven", proven),
+        ("a restore takes", f"about {span(row['restore_seconds'])}" if row["restore_seconds"] else "unknown"),
+        ("goals", ", ".join(goals) or "none in the policy"),
+        ("next", _next(row, now, zone)),
+        ("backups", f"{row['backups']}, database {size(row['source_bytes'])}"),
+    ]
+    if row["running_job"]:
+        rows.append(("running job", Cell(f"dbguardctl job watch {row['running_job']}", "try")))
+    blocks: list[Block] = [
+        text(screen.mark(style), " ", Cell(row["name"], "strong"), f" \N{MIDDLE DOT} {row['engine']} \N{MIDDLE DOT} ",
+             Cell(row["state"], style)),
+        text(f"Times are {zone_name(now, zone)}."),
+        Line(),
+        Table((), rows, indent=2),
+    ]  # fmt: skip
+    wrong = trouble(row, screen)
+    return blocks + ([Line(), *wrong] if wrong else [])
+
+
+def _age(moment: str, now: datetime) -> str:
+    parsed = parse_utc(moment)
+    return span((now - parsed).total_seconds()) if parsed else "unknown"

@@ -141,7 +141,13 @@ def unreadable(storage: Storage, repo_id: bytes) -> Iterator[tuple[str, GuardErr
 
 
 def add(storage: Storage, root: Domain, wrapper: KeyWrapper) -> None:
-    """Wrap the root key for one more recipient, read the object back and, where the wrapper can, unwrap it."""
+    """Wrap the root key for one more recipient, read the object back and, where the wrapper can, unwrap it.
+
+    Nothing is written if the recipient has a wrapped key that it opens (or, if it can only wrap, one of its label).
+    """
+    for known in recipients(storage, root.repo_id):
+        if (known.kind, known.label) == (wrapper.kind, wrapper.label) and _opens(wrapper, known.wrapped, root):
+            return
     wrapped = wrapper.wrap(root.key, root.repo_id)
     body = {
         "kind": wrapper.kind,
@@ -275,6 +281,8 @@ def _opens(wrapper: KeyWrapper, wrapped: bytes, root: Domain) -> bool:
         return hmac.compare_digest(wrapper.unwrap(wrapped, root.repo_id), root.key)
     except KeyMissing:  # it can only wrap: the other half lies on paper
         return True
+    except KeyRefused:
+        return False
 
 
 def _unwraps(wrapper: KeyWrapper, recipient: Recipient, root: Domain) -> bool:

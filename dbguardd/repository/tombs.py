@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.errors import Busy, ClockDoubt, ObjectMissing
-from dbguardd.repository.clock import SKEW, Pulse, margin
+from dbguardd.errors import Busy, ClockDoubt, Damaged, ObjectMissing
+from dbguardd.repository.clock import SKEW, Pulse, margin, ulid
 from dbguardd.repository.model import moment, rfc3339
 from dbguardd.repository.records import Record, Records
+from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
 
 PER_TOMB = 4096
@@ -54,18 +55,21 @@ class Tomb:
 
 
 def tomb_of(record: Record) -> Tomb:
-    """Read a tomb. Raises KeyError, ValueError or TypeError if the record is none."""
+    """Read a tomb. Raises Damaged if the record is none."""
     body = record.body
-    return Tomb(
-        record.name,
-        record.stored_at,
-        moment(body["at"]),
-        Pulse(body["boot"], body["uptime_seconds"]),
-        body.get("backup", ""),
-        frozenset(body.get("packs", ())),
-        timedelta(seconds=body.get("grace_seconds", 0)),
-        tuple(body.get("reasons", ())),
-    )
+    try:
+        return Tomb(
+            record.name,
+            record.stored_at,
+            moment(body["at"]),
+            Pulse(body["boot"], body["uptime_seconds"]),
+            body.get("backup", ""),
+            frozenset(body.get("packs", ())),
+            timedelta(seconds=body.get("grace_seconds", 0)),
+            tuple(body.get("reasons", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{record.name}: not a tomb of this format", detail=repr(error)) from error
 
 
 def bury_backup(records: Records, backup: str, reasons: Iterable[str], now: datetime, pulse: Pulse) -> None:
@@ -75,7 +79,7 @@ def bury_backup(records: Records, backup: str, reasons: Iterable[str], now: date
 
 
 def bury_packs(
-    records: Records, packs: Iterable[str], grace: timedelta, now: datetime, pulse: Pulse, ids: Callable[[], str]
+    records: Records, packs: Iterable[str], grace: timedelta, *, now: datetime, pulse: Pulse, randomness: Randomness
 ) -> None:
     """Write tombs for packs, a few thousand to a tomb. `now` is the storage's time."""
     names = sorted(packs)
@@ -85,7 +89,7 @@ def bury_packs(
             "packs": names[start : start + PER_TOMB],
             **_when(now, pulse),
         }
-        records.put(records.keyring.root, "tomb", ids(), body)
+        records.put(records.keyring.root, "tomb", ulid(now, randomness), body)
 
 
 def _when(now: datetime, pulse: Pulse) -> Mapping[str, Any]:

@@ -1,0 +1,191 @@
+"""The check: whether everything is there that the backups need, and is what was stored.
+
+Quick: repo.json and what it names, wrapped keys, domains and every record are read in full and opened. Packs are
+listed, both ends of each are read, and its trailer must account for every byte of its size. What each backup needs must
+be there. With `data`, every byte of every pack is read too, must have the hash that the pack is named after, and every
+frame is opened. What a check did not look at is a finding of its own (severity "unseen"), always the last ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.repository import opening
+from dbguardd.repository.frames import Digests
+from dbguardd.repository.ledger import read_backup
+from dbguardd.repository.model import Backup, Finding
+from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
+from dbguardd.repository.reading import PackReader
+from dbguardd.repository.records import KINDS, Record, Records, Unreadable
+from dbguardd.repository.seal import Domain
+from dbguardd.repository.sweep import Needs
+from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
+from dbguardd.storage.base import Entry, Storage
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the step, the bytes done and the bytes in all."""
+
+_KNOWN = ("keys/", "domains/", "packs/", "records/", "clock/")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the records told, for the checks after them."""
+
+    backups: list[tuple[Backup, Domain]] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    about: dict[str, str] = field(default_factory=dict)
+    expired: set[str] = field(default_factory=set)
+    needing: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """One check of one storage."""
+
+    storage: Storage
+    records: Records
+    needs: Needs
+    progress: Progress
+
+    def run(self, data: bool) -> Iterator[Finding]:
+        """Yield what is found; nothing is changed. Raises Unreachable."""
+        seen = _Seen()
+        yield from self._description()
+        yield from self._keys()
+        for kind in KINDS:
+            self.progress(f"records/{kind}", 0, None)
+            for found in self.records.scan(kind):
+                yield from self._record(found, seen)
+        for slot, name in sorted(seen.about.items()):
+            if slot not in seen.ids and slot not in seen.expired:
+                yield Finding("warning", name, "is about a backup that is not there")
+        packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
+        yield from self._needed(seen, packs)
+        yield from self._packs(seen, packs, data)
+        yield from self._unseen(seen, packs, data)
+
+    def _description(self) -> Iterator[Finding]:
+        root = self.records.keyring.root
+        named: Mapping[str, str] = {}
+        try:
+            named = opening.described(self.storage, root)["plain"]
+        except GuardError as error:
+            yield _finding(opening.DESCRIPTION, error)
+        for name, digest in named.items():
+            try:
+                if hashlib.sha256(self.storage.get(name)).hexdigest() != digest:
+                    yield Finding("damage", name, "is not what repo.json says it is")
+            except (ObjectMissing, Damaged) as error:
+                yield _finding(name, error)
+        for entry in self.storage.list(""):
+            if entry.name != opening.DESCRIPTION and entry.name not in named and not entry.name.startswith(_KNOWN):
+                yield Finding("warning", entry.name, "does not belong to the repository")
+
+    def _keys(self) -> Iterator[Finding]:
+        root = self.records.keyring.root
+        for name, error in opening.unreadable(self.storage, root.repo_id):
+            yield _finding(name, error)
+        for entry in self.storage.list("domains/"):
+            try:
+                opening.open_domain(self.storage, root, entry.name)
+            except GuardError as error:
+                yield _finding(entry.name, error)
+
+    def _record(self, found: Record | Unreadable, seen: _Seen) -> Iterator[Finding]:
+        if isinstance(found, Unreadable):
+            seen.ids.add(found.slot)
+            yield _finding(found.name, found.error, (found.slot,) if found.kind != "tomb" else ())
+            return
+        try:
+            if found.kind == "backup":
+                seen.ids.add(found.slot)
+                seen.backups.append((read_backup(found), found.domain))
+            elif found.kind == "tomb":
+                seen.expired |= {tomb_of(found).backup} - {""}
+            else:
+                seen.about[found.slot] = found.name
+        except Damaged as error:
+            yield _finding(found.name, error, (found.slot,))
+
+    def _needed(self, seen: _Seen, packs: Mapping[str, Entry]) -> Iterator[Finding]:
+        self.progress("maps", 0, None)
+        for backup, domain in seen.backups:
+            needed: AbstractSet[str] = frozenset()
+            try:
+                needed = self.needs(backup, domain)
+            except GuardError as error:
+                if error.transient:
+                    raise
+                yield _finding(f"backup {backup.id} of {backup.database}", error, (backup.id,))
+            for pack in needed:
+                seen.needing.setdefault(pack, []).append(backup.id)
+        for pack in sorted(seen.needing.keys() - packs.keys()):
+            yield Finding("damage", pack_name(pack), "is missing", tuple(seen.needing[pack]))
+
+    def _packs(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[Finding]:
+        total, done = sum(entry.size for entry in packs.values()), 0
+        readers = {domain.id: PackReader(self.storage, domain) for domain in self.records.keyring.domains.values()}
+        pool = ThreadPoolExecutor(2)
+        try:
+            look = self._whole if data else self._ends
+            for entry, error in pool.map(lambda entry: (entry, _outcome(look, entry, readers)), packs.values()):
+                done += entry.size
+                self.progress("packs", done, total)
+                if error is not None:
+                    yield _finding(entry.name, error, tuple(seen.needing.get(pack_of(entry), ())))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _ends(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
+        header = self.storage.get(entry.name, 0, min(HEADER, entry.size))
+        reader = readers.get(header[24:40])
+        if reader is None or pack_name(pack_of(entry)) != entry.name:
+            raise Damaged(f"{entry.name}: not a pack of this repository", detail=f"it starts with {header[:40].hex()}")
+        reader.pack(pack_of(entry))
+
+    def _whole(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
+        data = self.storage.get(entry.name)
+        if hashlib.sha256(data).hexdigest() != pack_of(entry) or len(data) < HEADER + TAIL:
+            raise Damaged(f"{entry.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+        domain = self.records.keyring.domains.get(data[24:40])
+        if domain is None or pack_name(pack_of(entry)) != entry.name:
+            raise Damaged(f"{entry.name}: not a pack of this repository", detail=f"it starts with {data[:40].hex()}")
+        view, digests = memoryview(data), Digests(domain)
+        tail = data[-min(len(data), TAIL + trailer_length(data[-TAIL:])) :]
+        pack = Pack(domain, pack_of(entry), len(data), data[:HEADER], tail)
+        for number, record in enumerate(pack.records):
+            pack.open(number, view[record.start : record.start + record.stored], digests)
+
+    def _unseen(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[Finding]:
+        size = sum(entry.size for entry in packs.values())
+        if not data:
+            text = f"{len(packs)} packs, {size} bytes: only both ends of each were read; --data reads every byte"
+            yield Finding("unseen", "packs/", text)
+        idle = packs.keys() - seen.needing.keys()
+        if idle:
+            left = sum(packs[pack].size for pack in idle)
+            yield Finding("unseen", "packs/", f"{len(idle)} packs, {left} bytes, no backup needs; a sweep frees them")
+        yield Finding("unseen", "", "databases were not opened: only dbguardctl verify proves that a backup restores")
+
+
+def _outcome(
+    look: Callable[[Entry, Mapping[bytes, PackReader]], None], entry: Entry, readers: Mapping[bytes, PackReader]
+) -> GuardError | None:
+    try:
+        look(entry, readers)
+    except GuardError as error:
+        if error.transient:
+            raise
+        return error
+    return None
+
+
+def _finding(name: str, error: GuardError, backups: tuple[str, ...] = ()) -> Finding:
+    said = error.message.removeprefix(f"{name}: ")
+    return Finding("damage", name, f"{said} ({error.detail})" if error.detail else said, backups)

@@ -1,0 +1,201 @@
+"""The books of a repository: which backups there are, what was proven of them, who holds them, which have expired.
+
+Everything is read from the records each time; a record that was opened once is remembered, for it can never change.
+Records that do not open are left out here, so that one damaged object does not hide all others: check() reports them,
+and a sweep refuses to run beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from dbguardd.errors import Breaker, Busy, Damaged, Held, NotFound, Usage
+from dbguardd.repository.clock import Pulses, margin
+from dbguardd.repository.model import Backup, Expired, Hold, Proof, backup_from, manifest, moment, rfc3339
+from dbguardd.repository.records import Record, Records, Unreadable
+from dbguardd.repository.seal import Domain
+from dbguardd.repository.tombs import bury_backup, standing
+from dbguardd.storage.base import Storage
+
+
+class Ledger:
+    """Reads and writes the records about backups."""
+
+    def __init__(self, storage: Storage, records: Records, pulses: Pulses) -> None:
+        self._storage = storage
+        self._records = records
+        self._pulses = pulses
+
+    def backups(self, database: str | None = None) -> list[Backup]:
+        """Return the backups that have not expired, newest first."""
+        return [backup for backup, _ in self.newest(database)]
+
+    def newest(self, database: str | None = None, *, expired: bool = False) -> Iterator[tuple[Backup, Domain]]:
+        """Yield backups and the domains that seal them, newest first; stop early and nothing more is read."""
+        gone = set() if expired else set(self.tombs())
+        for entry in reversed(self._records.entries("backup")):
+            slot = entry.name.rpartition("/")[2].rpartition("-")[0]
+            if slot in gone:
+                continue
+            record = self._records.open(entry)
+            if isinstance(record, Record) and (database is None or record.domain.name == database):
+                yield read_backup(record), record.domain
+
+    def find(self, id: str) -> tuple[Backup, Domain]:
+        """Return the backup whose id starts with `id`. Raises NotFound, Usage, Damaged and what opening it raises."""
+        wanted = id.upper()
+        if not wanted.isalnum():
+            raise NotFound(f"{id}: not the id of a backup")
+        entries = self._records.entries("backup", wanted)
+        if not entries:
+            raise NotFound(f"{id}: no such backup", detail=self._storage.url)
+        if len(entries) > 1:
+            ids = ", ".join(entry.name.rpartition("/")[2][:26] for entry in entries[:8])
+            raise Usage(f"{id}: {len(entries)} backups start with that", detail=ids)
+        record = self._records.open(entries[0])
+        if isinstance(record, Unreadable):
+            raise record.error
+        if record.slot in self.tombs():
+            raise NotFound(f"{record.slot}: the backup has expired", detail="it can be recalled while its grace lasts")
+        return read_backup(record), record.domain
+
+    def publish(self, backup: Backup, domain: Domain) -> str:
+        """Write the manifest: the moment from which on the backup exists. Return the name of the record."""
+        return self._records.put(domain, "backup", backup.id, manifest(backup))
+
+    def attest(self, id: str, fingerprint: Mapping[str, Any], now: datetime) -> None:
+        """Store the fingerprint of a backup. Raises NotFound."""
+        backup, domain = self.find(id)
+        self._records.put(domain, "print", backup.id, {"at": rfc3339(now), "content": dict(fingerprint)})
+
+    def fingerprint(self, id: str) -> dict[str, Any] | None:
+        """Return the fingerprint of a backup, or None. Raises Damaged if it is there and does not open."""
+        found = list(self._records.scan("print", self.find(id)[0].id))
+        for record in found:
+            if isinstance(record, Unreadable):
+                raise record.error
+            content: dict[str, Any] = record.body["content"]
+            return content
+        return None
+
+    def add_proof(self, proof: Proof) -> None:
+        """Store what a test restore reached. Raises NotFound."""
+        backup, domain = self.find(proof.backup)
+        body = {
+            "at": rfc3339(proof.at),
+            "findings": [dict(finding) for finding in proof.findings],
+            "grade": proof.grade,
+            "restore_seconds": proof.restore_seconds,
+            "tool_version": proof.tool_version,
+        }
+        self._records.put(domain, "proof", backup.id, json.loads(json.dumps(body)))
+
+    def proofs(self) -> list[Proof]:
+        """Return all proofs, by backup and then by time."""
+        found = [
+            Proof(
+                record.slot,
+                moment(record.body["at"]),
+                record.body["grade"],
+                record.body["restore_seconds"],
+                tuple(record.body["findings"]),
+                record.body["tool_version"],
+            )
+            for record in self._records.readable("proof")
+        ]
+        return sorted(found, key=lambda proof: (proof.backup, proof.at))
+
+    def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
+        """Forbid the deletion of a backup. Raises NotFound."""
+        backup, domain = self.find(id)
+        self._records.put(domain, "hold", backup.id, {"actor": actor, "at": rfc3339(now), "reason": reason})
+
+    def release(self, id: str, actor: str, now: datetime) -> None:
+        """End every hold of a backup. Raises NotFound if there is none."""
+        backup, domain = self.find(id)
+        ending = [record.hash for record in self._holding(backup.id)]
+        if not ending:
+            raise NotFound(f"{backup.id}: nothing holds it")
+        self._records.put(domain, "release", backup.id, {"actor": actor, "at": rfc3339(now), "holds": ending})
+
+    def holds(self) -> dict[str, list[Hold]]:
+        """Return the holds in force, by backup."""
+        found: dict[str, list[Hold]] = {}
+        for record in self._holding():
+            body = record.body
+            found.setdefault(record.slot, []).append(
+                Hold(record.slot, body["reason"], body["actor"], moment(body["at"]))
+            )
+        return found
+
+    def _holding(self, slot: str = "") -> list[Record]:
+        holds = list(self._records.readable("hold", slot))
+        ended = {hold for record in self._records.readable("release", slot) for hold in record.body["holds"]}
+        return [record for record in holds if record.hash not in ended]
+
+    def tombs(self) -> dict[str, Expired]:
+        """Return the expired backups, with the oldest tomb of each."""
+        found: dict[str, Expired] = {}
+        for tomb in standing(self._records):
+            if tomb.backup and (tomb.backup not in found or tomb.stored_at < found[tomb.backup].at):
+                found[tomb.backup] = Expired(tomb.backup, tomb.reasons, tomb.stored_at)
+        return found
+
+    def expire(self, reasons: Mapping[str, Sequence[str]], now: datetime, *, confirmed: bool) -> None:
+        """Write a tomb for each backup. Raises NotFound, Held, and Breaker if a database would keep none."""
+        there = {entry.name.rpartition("/")[2][:26] for entry in self._records.entries("backup")}
+        gone = set(self.tombs())
+        holds = self.holds()
+        unclear = {record.slot for record in self._records.scan("hold") if isinstance(record, Unreadable)}
+        for id in reasons:
+            if id in unclear:
+                raise Held(f"{id}: there is a hold that does not open", hints=("dbguardctl check",))
+            if id not in there:
+                raise NotFound(f"{id}: no such backup", detail=self._storage.url)
+            if id in holds:
+                said = "; ".join(f"{hold.reason} ({hold.actor})" for hold in holds[id])
+                raise Held(f"{id}: the backup is held", detail=said, hints=(f"dbguardctl release {id}",))
+        if not confirmed:
+            self._keeps_one(set(reasons) - gone)
+        for id in sorted(set(reasons) - gone):
+            bury_backup(self._records, id, reasons[id], now, self._pulses())
+
+    def _keeps_one(self, going: set[str]) -> None:
+        stays: dict[str, bool] = {}
+        for backup in self.backups():
+            stays[backup.database] = stays.get(backup.database, False) or backup.id not in going
+        empty = sorted(database for database, kept in stays.items() if not kept)
+        if empty and going:
+            raise Breaker(
+                f"{empty[0]}: not one backup would be left",
+                detail=f"{len(going)} would expire: {', '.join(sorted(going))}",
+            )
+
+    def recall(self, ids: Iterable[str], storage_now: datetime, grace: timedelta) -> None:
+        """Take tombs away again. Raises NotFound; Busy when the grace is nearly over and a sweep may be at it."""
+        expired = self.tombs()
+        for id in ids:
+            if id not in expired:
+                raise NotFound(f"{id}: not an expired backup")
+            left = expired[id].at + grace - storage_now
+            if left <= margin(grace):
+                raise Busy(f"{id}: its grace is over", detail=f"expired at {rfc3339(expired[id].at)}, grace {grace}")
+            for entry in self._records.entries("tomb", id):
+                self._storage.delete(entry.name)
+
+
+def read_backup(record: Record) -> Backup:
+    """Read the manifest in a record. Raises Damaged."""
+    try:
+        backup = backup_from(record.body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{record.name}: not a manifest of this format", detail=repr(error)) from error
+    if backup.id != record.slot or backup.database != record.domain.name:
+        raise Damaged(
+            f"{record.name}: the manifest names another place",
+            detail=f"backup {backup.id} of {backup.database}, sealed for {record.domain.name}",
+        )
+    return backup

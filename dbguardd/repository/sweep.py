@@ -1,0 +1,198 @@
+"""The sweep: gives back the space of what no backup needs, in two runs at least one grace apart.
+
+First run: packs that no backup needs get a tomb. A later run, when the grace of a tomb is over, reads every backup
+again and deletes the packs in the tomb that still nothing needs, and the backups that expired a grace ago. Nobody has
+to stop for it: see tombs.py for what writers do. The order of one run, so that it can be killed anywhere and repeated:
+
+1. the storage's time (clock.py) and the tombs that are due,
+2. all backups, what each needs, and all packs; anything unreadable or missing ends the run here,
+3. manifests of expired backups, then their other records, then their tombs,
+4. packs that are due, then their tombs,
+5. new tombs.
+
+A manifest goes before its packs, and a tomb after what lies in it: at no moment is there a backup that lacks a pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dbguardd.errors import Breaker, Damaged, ObjectMissing
+from dbguardd.repository.clock import Pulse, Pulses, trusted
+from dbguardd.repository.ledger import Ledger, read_backup
+from dbguardd.repository.model import Backup, Swept
+from dbguardd.repository.records import KINDS, Record, Records, Unreadable
+from dbguardd.repository.seal import Domain, Randomness
+from dbguardd.repository.tombs import Tomb, bury_packs, pack_name, pack_of, tomb_of
+from dbguardd.storage.base import Entry, Storage
+
+Needs = Callable[[Backup, Domain], AbstractSet[str]]
+"""Returns the hashes of all packs that a backup needs. Raises Damaged, ObjectMissing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breakers:
+    """What one run may delete without being told so explicitly: shares of all there is, from a number on."""
+
+    bytes_share: float = 0.5
+    packs_from: int = 9
+    backups_share: float = 0.5
+    backups_from: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies in the repository at one moment, as far as a sweep is concerned."""
+
+    now: datetime
+    packs: Mapping[str, Entry]
+    needed: frozenset[str]  # by backups that are visible
+    recallable: frozenset[str]  # by those, and by expired ones within their grace or held
+    backups: int
+    expired: tuple[str, ...]  # their grace is over
+    due: tuple[Tomb, ...]
+    waiting: tuple[Tomb, ...]
+
+    @property
+    def doomed(self) -> frozenset[str]:
+        """Packs to delete now."""
+        return self._named(self.due) - self.recallable
+
+    @property
+    def fresh(self) -> frozenset[str]:
+        """Packs to write a tomb for."""
+        return frozenset(self.packs) - self.needed - self._named(self.due) - self._named(self.waiting)
+
+    def _named(self, tombs: Iterable[Tomb]) -> frozenset[str]:
+        return frozenset(pack for tomb in tombs for pack in tomb.packs if pack in self.packs)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeping:
+    """One sweep over one storage."""
+
+    storage: Storage
+    records: Records
+    ledger: Ledger
+    needs: Needs
+    pulses: Pulses
+    randomness: Randomness
+
+    def run(
+        self, now: datetime, grace: timedelta, *, dry_run: bool, confirmed: bool, breakers: Breakers | None = None
+    ) -> Swept:
+        """Do one run, or tell what it would do. Raises ClockDoubt, Breaker, Damaged, ObjectMissing."""
+        survey = self.survey(now, grace)
+        fresh = [pack for pack in survey.fresh if self._old_enough(survey, pack, grace)]
+        if not confirmed:
+            _not_too_much(survey, breakers or Breakers())
+        deleted, freed = (0, 0) if dry_run else self._delete(survey)
+        if not dry_run:
+            bury_packs(self.records, fresh, grace, now=survey.now, pulse=self.pulses(), randomness=self.randomness)
+        waits = [tomb for tomb in survey.waiting if tomb.packs]
+        return Swept(
+            backups=survey.expired,
+            objects=len(survey.doomed) if dry_run else deleted,
+            bytes=sum(survey.packs[pack].size for pack in survey.doomed) if dry_run else freed,
+            marked=len(fresh),
+            marked_bytes=sum(survey.packs[pack].size for pack in fresh),
+            waiting=len({pack for tomb in waits for pack in tomb.packs if pack in survey.packs}),
+            kept=len({pack for tomb in survey.due for pack in tomb.packs} & survey.recallable),
+            next_at=min((tomb.stored_at + max(grace, tomb.grace) for tomb in waits), default=None),
+            dry_run=dry_run,
+        )
+
+    def survey(self, now: datetime, grace: timedelta) -> Survey:
+        """Read what a run must know; refuse where something cannot be known. Tombs first, backups later, packs last."""
+        there = trusted(self.storage, now, self.randomness, list(self.storage.list("")), grace)
+        pulse = self.pulses()
+        tombs = [tomb_of(record) for record in self._all("tomb")]
+        for kind in ("hold", "release"):
+            self._all(kind)
+        held = self.ledger.holds()
+        expired = {tomb.backup for tomb in tombs if tomb.backup}
+        over = {tomb.backup for tomb in tombs if tomb.backup and tomb.over(there, pulse, grace)} - held.keys()
+        backups = [(read_backup(record), record.domain) for record in self._all("backup", beside=over)]
+        need = {backup.id: self.needs(backup, domain) for backup, domain in backups}
+        packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
+        for backup, _ in backups:
+            _complete(backup, need[backup.id] - packs.keys())
+        due, waiting = _sorted(tombs, there, pulse, grace)
+        return Survey(
+            there,
+            packs,
+            frozenset(pack for id, packs in need.items() if id not in expired for pack in packs),
+            frozenset(pack for packs in need.values() for pack in packs),
+            len(need) + len(over),
+            tuple(sorted(over)),
+            due,
+            waiting,
+        )
+
+    def _all(self, kind: str, beside: AbstractSet[str] = frozenset()) -> list[Record]:
+        """Return every record of a kind except those of the backups `beside`. Raises what an unreadable one says."""
+        found: list[Record] = []
+        for record in self.records.scan(kind):
+            if record.slot in beside:
+                continue
+            if isinstance(record, Unreadable):
+                raise Damaged(
+                    f"{record.name}: nothing is swept beside a record that does not open",
+                    detail=f"{record.error.message} {record.error.detail}",
+                    hints=("dbguardctl check",),
+                ) from record.error
+            found.append(record)
+        return found
+
+    def _old_enough(self, survey: Survey, pack: str, grace: timedelta) -> bool:
+        """Young packs may belong to a backup in the making; what an expired one needed is marked at once."""
+        return pack in survey.recallable or survey.now - survey.packs[pack].modified_at >= grace
+
+    def _delete(self, survey: Survey) -> tuple[int, int]:
+        """Delete what is due, in the order that the module names; return the objects and bytes."""
+        names: list[Entry] = []
+        for backup in survey.expired:
+            order = [kind for kind in KINDS if kind != "tomb"] + ["tomb"]
+            for kind in order:
+                names += self.records.entries(kind, backup)
+        names += [survey.packs[pack] for pack in sorted(survey.doomed)]
+        for entry in names:
+            self.storage.delete(entry.name)
+        for tomb in survey.due:
+            self.storage.delete(tomb.name)
+        return len(names) + len(survey.due), sum(entry.size for entry in names)
+
+
+def _sorted(
+    tombs: Iterable[Tomb], now: datetime, pulse: Pulse, grace: timedelta
+) -> tuple[tuple[Tomb, ...], tuple[Tomb, ...]]:
+    due: list[Tomb] = []
+    waiting: list[Tomb] = []
+    for tomb in tombs:
+        if not tomb.backup:
+            (due if tomb.over(now, pulse, grace) else waiting).append(tomb)
+    return tuple(due), tuple(waiting)
+
+
+def _complete(backup: Backup, missing: AbstractSet[str]) -> None:
+    if missing:
+        raise ObjectMissing(
+            f"{backup.database}: backup {backup.id} lacks {len(missing)} packs; nothing is swept",
+            detail=", ".join(pack_name(pack) for pack in sorted(missing)[:8]),
+            hints=("dbguardctl check", f"dbguardctl backup {backup.database} --full"),
+        )
+
+
+def _not_too_much(survey: Survey, breakers: Breakers) -> None:
+    total = sum(entry.size for entry in survey.packs.values())
+    going = sum(survey.packs[pack].size for pack in survey.doomed)
+    if len(survey.doomed) >= breakers.packs_from and going > total * breakers.bytes_share:
+        raise Breaker(
+            f"sweep: {going} of {total} bytes would be deleted in one run",
+            detail=f"{len(survey.doomed)} of {len(survey.packs)} packs; {survey.backups} backups are there",
+        )
+    if len(survey.expired) >= breakers.backups_from and len(survey.expired) > survey.backups * breakers.backups_share:
+        raise Breaker(f"sweep: {len(survey.expired)} of {survey.backups} backups would be deleted in one run")

@@ -26,6 +26,7 @@ from dbguardd.api.service import Json, Service
 from dbguardd.errors import Overloaded
 
 _FINISH_SECONDS = 10.0
+_ANSWER_SECONDS = 0.2  # at the end, for answers under way; streams and waits have no end of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Running:
         self._listener.close()
         if self._unfinished:
             await asyncio.wait(self._unfinished, timeout=_FINISH_SECONDS)
-        await self._http.shutdown(1.0)
+        await self._http.shutdown(_ANSWER_SECONDS)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()

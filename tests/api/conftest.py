@@ -211,8 +211,8 @@ class Served:
 
     def raw(self):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(self.path)  # blocks while the queue is full, which it does not with a timeout
         connection.settimeout(20)
-        connection.connect(self.path)
         return connection
 
 

@@ -10,6 +10,7 @@ from dbguardd.wire import JobRow, JobState, to_json
 
 _ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
 _MAX_KEY = 255
+_NEWEST = 20
 
 
 def status(ask: Ask) -> Json:
@@ -21,7 +22,7 @@ def backups(ask: Ask) -> Json:
     """The backups of one database, newest first, with what keeps each."""
     rows = ask.service.backups(ask.path["name"])
     if not ask.query["all"]:
-        rows = [row for row in rows if row.failure is None]
+        rows = rows[:_NEWEST]
     listed = to_json(rows)
     if not ask.query["why"]:
         for row in listed:

@@ -84,7 +84,7 @@ def _starts(verb: str, role: Role = OPERATE, stricter: Callable[[Mapping[str, An
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", READ, do.status, "status", wire.Status),
     Route("GET", "/v1/databases/{name}/backups", READ, do.backups, "list", _BACKUPS, query=(
-        Param("all", bool, "also those that failed a verification", True),
+        Param("all", bool, "every one, not only the newest twenty", True),
         Param("why", bool, "say what keeps each", True),
     )),
     Route("GET", "/v1/show/{id}", READ, do.show, "show", {"kind": str}),

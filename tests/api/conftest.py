@@ -31,6 +31,7 @@ class Store:
         self.by_key = {}
         self.past = [Event(n, AT, "backup.stored", "app", "j1", {"n": n}) for n in range(1, 6)]
         self.payload = ""
+        self.listed = [FAILED, BACKUP]
         self.ended = threading.Event()  # a job that waits, ends
         self.gate = threading.Event()  # a hold that is being made, may go on
         self.gate.set()
@@ -54,7 +55,7 @@ class Store:
     def backups(self, database):
         if database != "app":
             raise NotFound(f"{database}: no such database", hints=("dbguardctl status",))
-        return [FAILED, BACKUP]
+        return self.listed
 
     def show(self, id):
         if id == "bug":

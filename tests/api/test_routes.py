@@ -4,6 +4,7 @@ import pytest
 
 from dbguardd.api.routes import ROUTES
 from dbguardd.wire import REQUESTS, Role
+from tests.api.conftest import BACKUP
 
 BODIES = {
     "/v1/protect": {"path": "/srv/app.db"},
@@ -109,8 +110,11 @@ def test_the_answers_carry_what_the_service_said(api, me):
     rows = api.ask("GET", "/v1/databases/app/backups").content["backups"]
     assert [row["id"] for row in rows] == ["01J2", "01J1"]
     assert rows[1]["kept_because"] == ["last"]
-    plain = api.ask("GET", "/v1/databases/app/backups?all=0&why=false").content["backups"]
-    assert [(row["id"], row["kept_because"]) for row in plain] == [("01J1", [])]
+    plain = api.ask("GET", "/v1/databases/app/backups?why=false").content["backups"]
+    assert [(row["id"], row["kept_because"]) for row in plain] == [("01J2", []), ("01J1", [])]
+    api.store.listed = [BACKUP] * 30
+    assert len(api.ask("GET", "/v1/databases/app/backups").content["backups"]) == 30
+    assert len(api.ask("GET", "/v1/databases/app/backups?all=false").content["backups"]) == 20
     gone = api.ask("GET", "/v1/databases/a%2Fpp/backups")
     assert (gone.status, gone.content["message"]) == (404, "a/pp: no such database")
     assert gone.content["instance"] == "/v1/databases/a%2Fpp/backups"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from dbguardd.catalog.backups import Backups, HoldRow, ProofRow
+from dbguardd.catalog.state import Settings
 from dbguardd.catalog.times import to_moment, to_text
 from dbguardd.errors import Internal
 from dbguardd.wire import BackupRow, Grade
@@ -25,6 +27,24 @@ def apply(backups: Backups, event: str, facts: Facts, at: str) -> None:
         effect(backups, facts, at)
     except (KeyError, TypeError, ValueError) as error:
         raise Internal(f"{event}: a worker reported facts that cannot be used", detail=repr(error)) from error
+
+
+def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
+    """Keep what an event says of a storage or a key: the repository seen there, its recovery and the test of that."""
+    match event:
+        case "repository.created" | "repository.opened":
+            settings.put(f"repository:{facts['storage']}", str(facts["id"]))
+        case "recovery.tested":
+            settings.put(f"recovery_tested:{facts['key']}", at)
+        case "recovery.added":
+            known = recovery(settings, str(facts["key"]))
+            settings.put(f"recovery:{facts['key']}", json.dumps([*known, str(facts["recipient"])]))
+
+
+def recovery(settings: Settings, key: str) -> list[str]:
+    """Return the recovery recipients that were added to the repositories of a key."""
+    known: list[str] = json.loads(settings.get(f"recovery:{key}") or "[]")
+    return known
 
 
 def _stored(backups: Backups, facts: Facts, at: str) -> None:

@@ -86,7 +86,8 @@ STEPS: tuple[str, ...] = (
     CREATE TABLE runs (
         target TEXT NOT NULL,
         verb TEXT NOT NULL,
-        due_at TEXT,
+        known_at TEXT NOT NULL,
+        started_at TEXT,
         finished_at TEXT,
         succeeded_at TEXT,
         failures INTEGER NOT NULL,

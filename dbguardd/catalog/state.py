@@ -19,7 +19,8 @@ class Run:
 
     target: str
     verb: str
-    due_at: str | None = None  # the newest scheduled moment that was served
+    known_at: str  # since when it is expected to run
+    started_at: str | None = None  # of the newest run that came to an end
     finished_at: str | None = None
     succeeded_at: str | None = None
     failures: int = 0  # since the last success
@@ -43,10 +44,14 @@ class Runs:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def get(self, target: str, verb: str) -> Run:
-        """The memory of one verb; an empty one if it never ran."""
+    def get(self, target: str, verb: str) -> Run | None:
+        """The memory of one verb; None if nothing was ever expected of it."""
         row = self._session.row("SELECT * FROM runs WHERE target = ? AND verb = ?", (target, verb))
-        return Run(target, verb) if row is None else _run(dict(row))
+        return None if row is None else _run(dict(row))
+
+    def drop(self, target: str, verb: str) -> None:
+        """Forget a memory: it is no longer expected to run."""
+        self._session.change("DELETE FROM runs WHERE target = ? AND verb = ?", (target, verb))
 
     def all(self) -> list[Run]:
         """Every memory."""
@@ -56,10 +61,10 @@ class Runs:
         """Write one memory."""
         problem = None if run.problem is None else json.dumps(dict(run.problem), ensure_ascii=False)
         self._session.change(
-            "INSERT OR REPLACE INTO runs (target, verb, due_at, finished_at, succeeded_at, failures, job, problem) "
-            "VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO runs (target, verb, known_at, started_at, finished_at, succeeded_at, failures, "
+            "job, problem) VALUES (?,?,?,?,?,?,?,?,?)",
             (
-                *(run.target, run.verb, run.due_at, run.finished_at, run.succeeded_at),
+                *(run.target, run.verb, run.known_at, run.started_at, run.finished_at, run.succeeded_at),
                 *(run.failures, run.job, problem),
             ),
         )

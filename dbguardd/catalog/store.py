@@ -61,6 +61,7 @@ class Catalog:
         at = to_text(now)
         with self.transaction():
             effects.apply(self.backups, event, facts, at)
+            effects.remember(self.settings, event, facts, at)
             return self.events.add(at, event, database, job, facts)
 
     def rebuild(

@@ -1,0 +1,55 @@
+"""What surrounds the runner: how a worker is run, what the policy says, time, ids, and where events are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from dbguardd.catalog import Who
+from dbguardd.daemon.live import Terms
+
+OnMessage = Callable[[dict[str, Any]], None]
+
+
+class RunWorker(Protocol):
+    """Runs one job in a worker and returns its result; worker/start.py."""
+
+    def __call__(
+        self, spec: Mapping[str, Any], on_message: OnMessage, cancel: asyncio.Event, /, *, stall_timeout: float
+    ) -> Awaitable[dict[str, Any]]: ...
+
+
+class Log(Protocol):
+    """Takes events as noun.verb with facts; structlog's loggers do."""
+
+    def info(self, event: str, **facts: Any) -> Any: ...
+
+    def warning(self, event: str, **facts: Any) -> Any: ...
+
+    def error(self, event: str, **facts: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for: `hidden` members of the request (secrets) go to the worker only and are never kept."""
+
+    verb: str
+    request: Mapping[str, Any]
+    who: Who
+    hidden: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the runner needs from outside. `terms` raises NotFound and the like when the policy does not allow it."""
+
+    run_worker: RunWorker
+    terms: Callable[[str, Mapping[str, Any]], Terms]
+    now: Callable[[], datetime]
+    new_id: Callable[[datetime], str]
+    random: Callable[[], float]
+    log: Log
+    state: str

@@ -1,0 +1,25 @@
+"""Tells everybody who waits that something happened."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Bell:
+    """Rings for all who wait now. Whoever does not wait misses nothing that is not in the catalog."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake everybody who waits."""
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for the next ring; False if none came in time."""
+        try:
+            await asyncio.wait_for(self._event.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,32 @@
+"""Time and ids of the daemon, passed in wherever they are needed, so that tests have their own."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+Now = Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The wall clock, which people set, and one that only goes on (CLOCK_BOOTTIME, also while suspended)."""
+
+    now: Now
+    steady: Callable[[], float]
+
+
+def system_clock() -> Clock:
+    """Return the clocks of this host."""
+    return Clock(lambda: datetime.now(UTC), lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def new_id(now: datetime) -> str:
+    """Return a new ULID: 26 characters that sort by time."""
+    number = int(now.timestamp() * 1000) << 80 | secrets.randbits(80)
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))

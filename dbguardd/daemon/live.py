@@ -1,0 +1,113 @@
+"""A job that has not ended, what it claims while it runs, and which of those that wait may start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dbguardd.catalog import Who
+from dbguardd.wire import JobRow
+
+BY_DATABASE = frozenset(("backup", "verify", "restore", "undo", "check", "expire"))
+"""One of these at a time for each database."""
+
+ALONE_IN_STORAGE = frozenset(("sweep", "scan"))
+"""Nothing else works on the storage meanwhile."""
+
+ERRANDS = frozenset(("hold", "release", "recovery-sheet", "recovery-test"))
+"""Short, asked for by a person who waits: they do not count against max_jobs."""
+
+RETRIED = frozenset(("backup", "verify", "expire", "sweep", "scan"))
+"""Tried again after a failure that may pass; nobody would want that of a restore."""
+
+UNIQUE = frozenset(("backup", "verify", "expire", "sweep", "scan"))
+"""Asking again for what waits or runs already is answered with Busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the policy says of one run: the spec's members database, storage and key, and how often and how long."""
+
+    spec: Mapping[str, Any]
+    retries: int = 0
+    wait_seconds: float = 120.0
+    backoff: float = 2.0
+    window_seconds: float = 14400.0
+    stall_seconds: float = 600.0
+    verify_after: bool = False
+
+    @property
+    def storage(self) -> str:
+        """The name of the storage."""
+        return str(self.spec["storage"]["name"])
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """One job from submit to its end. `hidden` and `outcome` may hold secrets: they never leave memory."""
+
+    row: JobRow
+    who: Who
+    terms: Terms
+    hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    outcome: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    not_before: float = 0.0  # seconds of the event loop's clock
+    attempt_started_at: str = ""
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled_by: str = ""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def errand(self) -> bool:
+        """True if it does not count against the limit of jobs."""
+        return self.row.verb in ERRANDS
+
+    @property
+    def dry(self) -> bool:
+        """True if it changes nothing."""
+        return bool(self.row.request.get("dry_run"))
+
+    @property
+    def target(self) -> str:
+        """What its schedule goes by: the database, or `storage:NAME`."""
+        return self.row.database or f"storage:{self.terms.storage}"
+
+    def claims(self) -> tuple[tuple[str, bool], ...]:
+        """What it needs while it runs, and whether alone."""
+        storage = (f"storage:{self.terms.storage}", self.row.verb in ALONE_IN_STORAGE)
+        if self.row.verb in BY_DATABASE and self.row.database is not None:
+            return storage, (f"database:{self.row.database}", True)
+        return (storage,)
+
+    def same_as(self, verb: str, database: str | None, storage: str, request: Mapping[str, Any]) -> bool:
+        """True if that request asks for what this job does."""
+        if self.row.verb != verb or self.row.database != database or self.terms.storage != storage:
+            return False
+        return self.dry == bool(request.get("dry_run")) and self.row.request.get("backup") == request.get("backup")
+
+
+def startable(waiting: Sequence[Live], running: Iterable[Live], now: float, limit: int) -> list[Live]:
+    """Return the jobs that may start now, in order. One that waits for a claim keeps it from those behind it."""
+    running = list(running)
+    alone = {name for live in running for name, exclusive in live.claims() if exclusive}
+    shared = Counter(name for live in running for name, exclusive in live.claims() if not exclusive)
+    busy = sum(not live.errand for live in running)
+    chosen = []
+    for live in waiting:
+        if live.not_before > now:
+            continue
+        free = all(name not in alone and not (exclusive and shared[name]) for name, exclusive in live.claims())
+        room = live.errand or busy < limit
+        if free and room:
+            chosen.append(live)
+            busy += not live.errand
+        for name, exclusive in live.claims():
+            if exclusive:
+                alone.add(name)
+            else:
+                shared[name] += 1
+    return chosen

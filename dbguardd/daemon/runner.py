@@ -1,0 +1,385 @@
+"""Runs jobs: each in a worker of its own, as many at a time as the policy allows, none twice, all to a recorded end.
+
+1. A job that was accepted ends as done, failed, cancelled or interrupted, and the catalog has the end. Jobs that an
+   earlier daemon left without one are interrupted.
+2. Reports of a worker are in the catalog (event and effect together) before anything follows from them.
+3. What destroys or replaces data has its intent in the audit log before its worker starts.
+4. Progress lives in memory; only its last state is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from dbguardd.catalog import Audit, Catalog, Run, to_moment, to_text
+from dbguardd.catalog.effects import EFFECTS
+from dbguardd.daemon.around import Order, Surroundings
+from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.live import RETRIED, UNIQUE, Live, startable
+from dbguardd.errors import Busy, Cancelled, GuardError, Internal, Interrupted, Overloaded, WorkerDied, from_problem
+from dbguardd.wire import Event, JobRow, JobState
+
+MAX_WAITING = 500
+_RING_SECONDS = 0.5
+_AUDITED = frozenset(("restore", "undo", "expire", "sweep", "hold", "release", "recovery-sheet", "recovery-test"))
+_NOT_LOGGED = frozenset(("problem", "verb", "event", "level", "exc_info", "findings"))
+_SECRET_RESULTS = frozenset(("recovery-sheet",))
+
+
+class Runner:
+    """All jobs of this daemon. Use it from the thread of the event loop."""
+
+    def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, max_jobs: int = 2) -> None:
+        self._catalog = catalog
+        self._audit = audit
+        self._around = around
+        self._log = around.log
+        self._waiting: list[Live] = []
+        self._running: dict[str, Live] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._rung = 0.0
+        self.max_jobs = max_jobs
+        self.accepting = True
+        self.trouble: GuardError | None = None  # the catalog could not keep an end
+        self.bell = Bell()
+        self.on_end: Callable[[JobRow], None] = lambda row: None
+
+    # ------------------------------------------------------------------------------------------------ asking
+
+    def submit(self, order: Order) -> JobRow:
+        """Queue a job and return its row. Raises Busy, Overloaded, Interrupted, and what `terms` raises."""
+        if not self.accepting:
+            raise Interrupted("dbguardd is stopping and takes no new jobs")
+        terms = self._around.terms(order.verb, order.request)
+        database = order.request.get("database")
+        for live in self._live():
+            if order.verb in UNIQUE and live.same_as(order.verb, database, terms.storage, order.request):
+                raise Busy(
+                    f"{database or terms.storage}: {order.verb} is {live.row.state} already",
+                    detail=f"job {live.row.id}, asked for by {live.row.actor}",
+                    hints=[f"dbguardctl job watch {live.row.id}"],
+                    facts={"job": live.row.id},
+                )
+        if len(self._waiting) >= MAX_WAITING:
+            raise Overloaded(f"{len(self._waiting)} jobs are waiting already")
+        now = self._around.now()
+        row = JobRow(
+            id=self._around.new_id(now),
+            verb=order.verb,
+            database=database,
+            state=JobState.QUEUED,
+            actor=order.who.user,
+            request=dict(order.request),
+            created_at=to_text(now),
+        )
+        live = Live(row, order.who, terms, hidden=order.hidden or {})
+        with self._catalog.transaction():
+            self._catalog.jobs.put(row, terms.storage)
+            self._tell("job.queued", live, {"verb": row.verb, "actor": row.actor})
+        self._waiting.append(live)
+        self._pump()
+        return replace(row)
+
+    def job(self, prefix: str) -> JobRow:
+        """The job of that id, or whose id starts with it, as it is now. Raises NotFound, Usage."""
+        row = self._catalog.jobs.get(prefix)
+        live = self._find(row.id)
+        return row if live is None else replace(live.row)
+
+    def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]:
+        """The newest jobs first, as they are now."""
+        rows = self._catalog.jobs.find(database, state, limit)
+        live = {job.row.id: job for job in self._live()}
+        return [replace(live[row.id].row) if row.id in live else row for row in rows]
+
+    def active(self, database: str) -> JobRow | None:
+        """The job that runs for a database, or else the first that waits for it."""
+        jobs = [live for live in self._live() if live.row.database == database]
+        return replace(jobs[0].row) if jobs else None
+
+    async def wait(self, id: str, seconds: float) -> JobRow:
+        """The job when it has ended, or as it is after `seconds`. Raises NotFound."""
+        live = self._find(id)
+        if live is not None:
+            await asyncio.wait([ended := asyncio.ensure_future(live.ended.wait())], timeout=seconds)
+            ended.cancel()
+            return replace(live.row)
+        return self.job(id)
+
+    async def perform(self, order: Order) -> Mapping[str, Any]:
+        """Run a job to its end and return the result, with what is secret in it. Raises its problem."""
+        live = self._find(self.submit(order).id)
+        if live is None:
+            raise Internal(f"{order.verb}: the job was lost")
+        await live.ended.wait()
+        if live.row.problem is not None:
+            raise from_problem(live.row.problem)
+        return live.outcome
+
+    def cancel(self, prefix: str, by: str) -> JobRow:
+        """Stop a job that waits, or ask a running one to stop. Raises NotFound, Busy when it has ended."""
+        row = self.job(prefix)
+        live = self._find(row.id)
+        if live is None:
+            raise Busy(f"job {row.id} has ended already: {row.state}", hints=[f"dbguardctl job show {row.id}"])
+        live.cancelled_by = by
+        live.cancel.set()
+        if live in self._waiting:
+            self._waiting.remove(live)
+            self._end(live, JobState.CANCELLED, Cancelled(f"job {row.id} was cancelled by {by} before it ran"))
+            self._pump()
+        return replace(live.row)
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    def close_leftovers(self) -> int:
+        """Interrupt what an earlier daemon left without an end; return how many. The schedule repeats it."""
+        rows = self._catalog.jobs.unfinished()
+        now = to_text(self._around.now())
+        for row in rows:
+            error = Interrupted(f"job {row.id} ended with the daemon that ran it", detail=f"It was {row.state}.")
+            ended = replace(row, state=JobState.INTERRUPTED, finished_at=now, problem=error.problem())
+            with self._catalog.transaction():
+                self._catalog.jobs.put(ended, None)
+                self._record("job.interrupted", row.database, row.id, {"verb": row.verb})
+            self._log.warning("job.interrupted", job=row.id, database=row.database, action=row.verb, code=error.code)
+        return len(rows)
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more jobs, ask those that run to stop at their next safe point, and wait for their ends."""
+        self.accepting = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for live in (*self._waiting,):
+            self._waiting.remove(live)
+            self._end(
+                live, JobState.INTERRUPTED, Interrupted(f"job {live.row.id} did not start before the daemon ended")
+            )
+        for live in self._running.values():
+            live.cancel.set()
+        tasks = [live.task for live in self._running.values() if live.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def idle(self) -> bool:
+        """True if nothing runs or waits."""
+        return not self._waiting and not self._running
+
+    def wake(self) -> None:
+        """Look again at what waits: the policy may have changed."""
+        self._pump()
+
+    # ------------------------------------------------------------------------------------------------ running
+
+    def _pump(self) -> None:
+        loop = asyncio.get_running_loop()
+        for live in startable(self._waiting, self._running.values(), loop.time(), self.max_jobs):
+            self._waiting.remove(live)
+            self._running[live.row.id] = live
+            live.task = loop.create_task(self._run(live), name=f"job-{live.row.id}")
+        later = [live.not_before for live in self._waiting if live.not_before > loop.time()]
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(min(later), self._pump) if later else None
+
+    async def _run(self, live: Live) -> None:
+        """One attempt, from claim to its consequences."""
+        error: GuardError | None = None
+        try:
+            self._start(live)
+            live.outcome = await self._work(live)
+        except GuardError as problem:
+            error = problem
+        except asyncio.CancelledError:
+            error = Interrupted(f"job {live.row.id} did not stop in time and was killed with the daemon")
+        except Exception as bug:  # noqa: BLE001 - a bug fails this job, not the daemon
+            self._log.error("job.crashed", job=live.row.id, exc_info=True)
+            error = Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
+        del self._running[live.row.id]
+        if error is None:
+            self._follow(live)
+            self._end(live, JobState.DONE, None)
+        elif not self.accepting and isinstance(error, Cancelled | Interrupted) and not live.cancelled_by:
+            self._end(live, JobState.INTERRUPTED, Interrupted(f"job {live.row.id} was stopped with the daemon"))
+        elif isinstance(error, Cancelled):
+            self._end(live, JobState.CANCELLED, error)
+        elif not self._again(live, error):
+            self._end(live, JobState.FAILED, error)
+        if self.accepting:
+            self._pump()
+
+    def _start(self, live: Live) -> None:
+        row, now = live.row, self._around.now()
+        live.terms = self._around.terms(row.verb, row.request)  # the policy may have changed since submit
+        live.attempt_started_at = to_text(now)
+        row.state = JobState.RUNNING
+        row.started_at = row.started_at or live.attempt_started_at
+        if row.verb in _AUDITED and not live.dry:
+            self._witness(live, "intent", {"request": row.request})
+        with self._catalog.transaction():
+            self._catalog.jobs.put(row, live.terms.storage)
+            self._tell("job.started", live, {"verb": row.verb, "attempt": row.attempt})
+
+    async def _work(self, live: Live) -> Mapping[str, Any]:
+        row = live.row
+        storage = dict(live.terms.spec["storage"])
+        seen = self._catalog.settings.get(f"repository:{live.terms.storage}")
+        if seen is not None:
+            storage["repository_id"] = seen
+        spec = {
+            **live.terms.spec,
+            "storage": storage,
+            "job": row.id,
+            "verb": row.verb,
+            "request": {**row.request, **live.hidden},
+            "actor": row.actor,
+            "state": self._around.state,
+        }
+        index: list[tuple[str, Mapping[str, Any]]] | None = [] if row.verb == "scan" else None
+
+        def on_message(message: dict[str, Any]) -> None:
+            self._heard(live, message, index)
+
+        result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=live.terms.stall_seconds)
+        if index is not None:
+            count = self._catalog.replay(live.terms.storage, index, self._around.now())
+            self._tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
+        return result
+
+    def _heard(self, live: Live, message: Mapping[str, Any], index: list[tuple[str, Mapping[str, Any]]] | None) -> None:
+        row = live.row
+        if message.get("type") == "progress":
+            row.step = str(message.get("step", ""))
+            row.done_bytes = int(message.get("done_bytes") or 0)
+            total = message.get("total_bytes")
+            row.total_bytes = None if total is None else int(total)
+            now = asyncio.get_running_loop().time()
+            if now - self._rung >= _RING_SECONDS:
+                self._rung = now
+                self.bell.ring()
+        elif message.get("type") == "report":
+            event, facts = str(message["event"]), dict(message.get("facts") or {})
+            if event == "backup.stored":
+                facts.setdefault("storage", live.terms.storage)
+            if index is not None and event in EFFECTS:
+                index.append((event, facts))
+            else:
+                self._tell(event, live, facts)
+
+    def _follow(self, live: Live) -> None:
+        """Have a new backup proved, if it was asked for; its result names the job."""
+        row = live.row
+        if row.verb != "backup" or not (row.request.get("verify") or live.terms.verify_after) or not self.accepting:
+            return
+        backup = live.outcome.get("backup", {}).get("id", "")
+        try:
+            job = self.submit(Order("verify", {"database": row.database, "backup": backup}, live.who))
+        except GuardError as error:
+            self._log.warning("verify.refused", database=row.database, code=error.code, problem=error.message)
+            return
+        live.outcome = {**live.outcome, "verify_job": job.id}
+
+    def _again(self, live: Live, error: GuardError) -> bool:
+        """Queue the job for another try, if that can help and the window is open."""
+        row, terms = live.row, live.terms
+        if row.verb not in RETRIED or not error.transient or row.attempt > terms.retries or not self.accepting:
+            return False
+        wait = terms.wait_seconds * terms.backoff ** (row.attempt - 1) * (0.75 + 0.5 * self._around.random())
+        age = (self._around.now() - to_moment(row.created_at)).total_seconds()
+        if age + wait > terms.window_seconds:
+            return False
+        row.state, row.attempt = JobState.QUEUED, row.attempt + 1
+        row.step, row.done_bytes, row.total_bytes, row.problem = "", 0, None, error.problem()
+        live.not_before = asyncio.get_running_loop().time() + wait
+        try:
+            with self._catalog.transaction():
+                self._catalog.jobs.put(row, terms.storage)
+                facts = {"wait_seconds": round(wait, 3), "attempt": row.attempt, "problem": row.problem}
+                self._tell("job.retrying", live, facts)
+        except GuardError:
+            return False
+        self._waiting.append(live)
+        return True
+
+    def _end(self, live: Live, state: JobState, error: GuardError | None) -> None:
+        row, now = live.row, self._around.now()
+        row.state, row.finished_at = state, to_text(now)
+        row.problem = None if error is None else error.problem()
+        row.result = None
+        if error is None:
+            row.result = {} if row.verb in _SECRET_RESULTS else dict(live.outcome)
+        if isinstance(error, WorkerDied):
+            row.stderr_tail = error.detail
+        seconds = (now - to_moment(row.started_at or row.created_at)).total_seconds()
+        try:
+            if row.verb in _AUDITED and not live.dry and row.started_at is not None:
+                self._witness(live, str(state), {"problem": error.code} if error else {})
+            with self._catalog.transaction():
+                self._catalog.jobs.put(row, live.terms.storage)
+                self._remember(live, error)
+                facts = {"verb": row.verb, "seconds": round(seconds, 3), "problem": row.problem}
+                self._tell(f"job.{state}", live, facts)
+            self.trouble = None
+        except GuardError as trouble:
+            self.trouble = trouble
+            self._log.error("catalog.failed", code=trouble.code, problem=trouble.message, job=row.id)
+        live.ended.set()
+        self.bell.ring()
+        self.on_end(replace(row))
+
+    def _remember(self, live: Live, error: GuardError | None) -> None:
+        """Write what the schedule goes by. An interrupted run does not count: it is due again."""
+        row = live.row
+        if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
+            return
+        old = self._catalog.runs.get(live.target, row.verb) or Run(live.target, row.verb, known_at=row.created_at)
+        failed = row.state is JobState.FAILED
+        self._catalog.runs.put(
+            replace(
+                old,
+                started_at=live.attempt_started_at,
+                finished_at=row.finished_at,
+                succeeded_at=row.finished_at if row.state is JobState.DONE else old.succeeded_at,
+                failures=old.failures + 1 if failed else 0 if row.state is JobState.DONE else old.failures,
+                job=row.id,
+                problem=error.problem() if failed and error is not None else None,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------ telling
+
+    def _tell(self, event: str, live: Live, facts: Mapping[str, Any]) -> None:
+        row, problem = live.row, facts.get("problem")
+        self._record(event, row.database, row.id, facts)
+        known = {name: value for name, value in facts.items() if name not in _NOT_LOGGED}
+        if problem:
+            known |= {"code": problem["code"], "problem": problem["message"], "detail": problem["detail"]}
+        known |= {"job": row.id, "database": row.database, "action": row.verb, "storage": live.terms.storage}
+        (self._log.error if event == "job.failed" else self._log.info)(event, **known)
+
+    def _record(self, event: str, database: str | None, job: str | None, facts: Mapping[str, Any]) -> Event:
+        kept = self._catalog.record(self._around.now(), event, database, job, facts)
+        self.bell.ring()
+        return kept
+
+    def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
+        self._audit.append(
+            self._around.now(),
+            live.who,
+            action=f"job.{live.row.verb}",
+            object=live.target,
+            outcome=outcome,
+            facts={"job": live.row.id, **facts},
+        )
+
+    def _live(self) -> list[Live]:
+        return [*self._running.values(), *self._waiting]
+
+    def _find(self, id: str) -> Live | None:
+        return next((live for live in self._live() if live.row.id == id), None)

@@ -96,7 +96,9 @@ def main() -> None:
             writer.terminate()
             writer.communicate()
         shutil.rmtree(place, ignore_errors=True)
-    print(f"\n# Done in {time.monotonic() - started:.0f} s. The daemon has stopped and everything of the demo is removed.")
+    print(
+        f"\n# Done in {time.monotonic() - started:.0f} s. The daemon has stopped and everything of the demo is removed."
+    )
 
 
 def show(demo: Demo, path: Path, shop: bool) -> None:

@@ -1,7 +1,7 @@
 """Plain copies: verified files beside the repository that anyone can restore with `cp`.
 
-A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). NAME_latest.EXT is a link that only
-ever points to a copy of a proven backup whose bytes were read back. The newest `count` copies stay.
+A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). NAME_latest.EXT is a link that
+only ever points to a copy of a proven backup whose bytes were read back. The newest `count` copies stay.
 """
 
 from __future__ import annotations

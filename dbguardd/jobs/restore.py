@@ -139,6 +139,7 @@ def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding
     """Restore to `target` and read it once through the engine. Raises ProofFailed if it is not what was backed up."""
     with run.repository.tree(backup) as tree:
         run.snapshots.restore(tree, target, run.progress)
+    run.report("restore.written", backup=backup.id, target=str(target))
     examined = run.snapshots.examine(target, (), run.progress)
     findings = [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
     failed = [finding for finding in findings if finding.outcome == "failed"]

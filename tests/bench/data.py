@@ -105,7 +105,14 @@ def _batch(dice: random.Random, prose: Prose, users: int) -> Iterator[tuple[str,
     yield (
         "users",
         (
-            (email(), prose.cut(8, 20), dice.choice(prose.words[:50]), prose.cut(0, 200), payload(), dice.random() * 1e4)
+            (
+                email(),
+                prose.cut(8, 20),
+                dice.choice(prose.words[:50]),
+                prose.cut(0, 200),
+                payload(),
+                dice.random() * 1e4,
+            )
             + (dice.randrange(500), f"2025-{dice.randint(1, 12):02}-{dice.randint(1, 28):02}T12:00:00Z")
             for _ in range(400)
         ),

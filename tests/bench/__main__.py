@@ -1,0 +1,205 @@
+"""`python -m tests.bench`: dbguard beside its peers on one realistic SQLite file, interleaved, as ratios.
+
+Each figure is the median of the rounds; each ratio is the median of the ratios of the same round, so that a machine
+that is slow for a while is slow for both. Results go to standard output and, as JSON, to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import daemon_rows, writer
+from tests.bench.data import change, make
+from tests.bench.measure import Figures, run, size_of
+from tests.bench.ours import Ours
+from tests.bench.peers import Peer, environment, peers
+
+PHASES = ("full", "unchanged", "changed", "restore")
+GOALS = {  # row, peer, at most: DESIGN's table
+    ("full", "restic"): 0.40,
+    ("full", "borg zstd-3"): 0.45,
+    ("unchanged", "restic"): 0.35,
+    ("changed", "restic"): 0.08,
+    ("changed", "borg fixed 64K"): 0.35,
+    ("restore", "restic"): 0.75,
+    ("restore", "borg zstd-3"): 0.50,
+}
+STORED_GOAL = 1.05
+CHANGED_BYTES_GOAL = 6_000_000  # for each GiB of the database
+MEMORY_GOAL = 150 << 20
+
+
+def main() -> None:
+    """Make the data, run every tool in turn, print the table."""
+    asked = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    asked.add_argument("--size-mib", type=int, default=1024, help="size of the database (1024)")
+    asked.add_argument("--rounds", type=int, default=3, help="rounds of every tool (3)")
+    asked.add_argument("--rows", default="files,writer,daemon", help="which groups of rows (files,writer,daemon)")
+    asked.add_argument("--peers", default="", help="only these peers, by comma")
+    asked.add_argument("--dir", type=Path, help="where to work (a temporary directory)")
+    asked.add_argument("--out", type=Path, default=Path(".bench/result.json"), help="where the JSON goes")
+    options = asked.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="dbguard-bench-", dir=options.dir))
+    result: dict[str, object] = {"schema": "dbguard.bench/1", "size_mib": options.size_mib, "rounds": options.rounds}
+    try:
+        base, changed = place / "base.db", place / "changed.db"
+        if {"files", "writer"} & set(options.rows.split(",")):
+            print(f"making {options.size_mib} MiB of data", flush=True)
+            make(base, options.size_mib << 20)
+            shutil.copy(base, changed)
+            change(changed, 0.01)
+        chosen = [peer for peer in peers() if not options.peers or peer.name in options.peers.split(",")]
+        if "files" in options.rows:
+            result["files"] = files(place, base, changed, chosen, options.rounds, options.size_mib)
+        if "writer" in options.rows:
+            result["writer"] = writer.rows(place, base)
+        if "daemon" in options.rows:
+            result["daemon"] = daemon_rows.rows(place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2))
+    print(f"written to {options.out}")
+
+
+def files(place: Path, base: Path, changed: Path, chosen: list[Peer], rounds: int, size_mib: int) -> dict[str, object]:
+    """Full, unchanged, 1 % changed, restore: every tool in turn, round by round."""
+    figures: dict[str, dict[str, list[Figures]]] = {}
+    for number in range(rounds):
+        for name, phases in (
+            ("dbguard", _our_round(place, base, changed)),
+            *_their_rounds(place, base, changed, chosen),
+        ):
+            for phase, figure in phases.items():
+                figures.setdefault(phase, {}).setdefault(name, []).append(figure)
+            said = ", ".join(f"{phase} {figure.wall:.2f} s" for phase, figure in phases.items())
+            print(f"round {number + 1}: {name:16} {said}", flush=True)
+    return _report(figures, size_mib)
+
+
+def _fresh(place: Path, source: Path) -> Path:
+    """Return an empty directory with the source in it, in the page cache."""
+    work = place / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "src").mkdir(parents=True)
+    os.link(source, work / "src" / "db")
+    _warm(source)
+    return work
+
+
+def _warm(path: Path) -> None:
+    with path.open("rb") as file:
+        while file.read(1 << 22):
+            pass
+
+
+def _swap(work: Path, source: Path) -> None:
+    os.link(source, work / "src" / "new")
+    os.replace(work / "src" / "new", work / "src" / "db")
+    _warm(source)
+    os.sync()
+
+
+def _our_round(place: Path, base: Path, changed: Path) -> dict[str, Figures]:
+    work = _fresh(place, base)
+    ours = Ours(work)
+    found = {"full": ours.backup()}
+    os.utime(work / "src" / "db")
+    found["unchanged"] = ours.backup()
+    _swap(work, changed)
+    found["changed"] = ours.backup()
+    found["restore"] = ours.restore(work / "out")
+    _same(work / "out", changed)
+    return found
+
+
+def _their_rounds(place: Path, base: Path, changed: Path, chosen: list[Peer]):
+    for peer in chosen:
+        work = _fresh(place, base)
+        seen = environment(peer, work)
+        for command in peer.init(work):
+            run([command], work, seen)
+        phases: dict[str, Figures] = {}
+        for number, phase in enumerate(PHASES):
+            before = size_of(work / "repo")
+            if phase == "unchanged":
+                os.utime(work / "src" / "db")
+            if phase == "changed":
+                _swap(work, changed)
+            if phase == "restore":
+                (work / "out").mkdir()
+                phases[phase] = run(peer.restore(work, number - 1, work / "out"), work / "src", seen)
+                _same(work / "out" / "db", changed)
+            elif peer.incremental or phase == "full" or phase == "changed":
+                phases[phase] = run(peer.backup(work, number), work / "src", seen)
+                phases[phase].stored = size_of(work / "repo") - before
+        yield peer.name, phases
+
+
+def _same(one: Path, other: Path) -> None:
+    """Every tool must give back what it was given; a fast wrong restore does not count."""
+    if not one.exists() or one.stat().st_size < other.stat().st_size // 2:
+        raise SystemExit(f"{one} is not what was backed up")
+
+
+def _report(figures: dict[str, dict[str, list[Figures]]], size_mib: int) -> dict[str, object]:
+    rows = []
+    print(f"\n{'work':10} {'tool':16} {'wall s':>7} {'cpu s':>6} {'MiB peak':>8} {'MB stored':>9}  dbguard / it")
+    for phase in PHASES:
+        ours = figures[phase]["dbguard"]
+        for name, theirs in figures[phase].items():
+            ratio = statistics.median(a.wall / b.wall for a, b in zip(ours, theirs, strict=True))
+            goal = GOALS.get((phase, name))
+            row = {
+                "work": phase,
+                "tool": name,
+                "wall_seconds": round(statistics.median(f.wall for f in theirs), 3),
+                "cpu_seconds": round(statistics.median(f.cpu for f in theirs), 3),
+                "peak_bytes": max(f.peak for f in theirs),
+                "stored_bytes": int(statistics.median(f.stored for f in theirs)),
+                "ratio": round(ratio, 3),
+                "goal": goal,
+                "met": None if goal is None else ratio <= goal,
+            }
+            rows.append(row)
+            verdict = "" if goal is None else f"  goal {goal:.2f} {'met' if ratio <= goal else 'MISSED'}"
+            print(
+                f"{phase:10} {name:16} {row['wall_seconds']:7.2f} {row['cpu_seconds']:6.2f} {row['peak_bytes'] >> 20:8} "
+                f"{row['stored_bytes'] / 1e6:9.1f}  {ratio:.2f}{verdict}"
+            )
+    return {"rows": rows, "more": _sizes(figures, size_mib)}
+
+
+def _sizes(figures: dict[str, dict[str, list[Figures]]], size_mib: int) -> list[dict[str, object]]:
+    """What is not a time: stored bytes and memory."""
+    found: list[dict[str, object]] = []
+    ours, restic = figures["full"]["dbguard"][0], figures["full"].get("restic")
+    if restic:
+        found.append(_judge("full, stored bytes / restic", ours.stored / restic[0].stored, STORED_GOAL))
+    grown = figures["changed"]["dbguard"][0].stored
+    found.append(_judge("1 % changed, stored bytes per GiB", grown * 1024 / size_mib, CHANGED_BYTES_GOAL))
+    peak = max(figure.peak for phase in PHASES for figure in figures[phase]["dbguard"])
+    found.append(_judge("peak memory of both halves, bytes", peak, MEMORY_GOAL))
+    acked = figures["full"]["dbguard"][0].whole
+    print(f"a full backup with its fingerprint: {acked:.2f} s (acknowledged after {ours.wall:.2f} s)")
+    return found
+
+
+def _judge(name: str, value: float, goal: float) -> dict[str, object]:
+    met = value <= goal
+    print(f"{name}: {value:,.2f}, goal {goal:,.2f} {'met' if met else 'MISSED'}")
+    return {"row": name, "value": value, "goal": goal, "met": met}
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)

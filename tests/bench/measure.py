@@ -1,0 +1,91 @@
+"""Times processes from outside: wall, CPU and the peak of memory of a command with all its children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Figures:
+    """What one piece of work cost. `whole` is the wall time until the process ended, if that is later than `wall`."""
+
+    wall: float
+    cpu: float
+    peak: int
+    stored: int = 0
+    whole: float = 0.0
+
+
+class PeakMemory:
+    """Samples the resident memory of a process and its descendants, added up, until the block ends."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.bytes = max(self.bytes, sum(map(resident, [self.pid, *descendants(self.pid)])))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the children of a process, and theirs."""
+    found: list[int] = []
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return found
+    for child in map(int, children):
+        found += [child, *descendants(child)]
+    return found
+
+
+def resident(pid: int) -> int:
+    """Return the private and shared memory of a process in bytes, 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def run(commands: Sequence[Sequence[str]], cwd: Path, environment: Mapping[str, str]) -> Figures:
+    """Run commands one after the other. Raises SystemExit with their output if one fails."""
+    total = Figures(0.0, 0.0, 0)
+    for argv in commands:
+        started = time.monotonic()
+        process = subprocess.Popen(
+            argv, cwd=cwd, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        total.wall += time.monotonic() - started
+        total.cpu += usage.ru_utime + usage.ru_stime
+        total.peak = max(total.peak, usage.ru_maxrss << 10)
+        if process.returncode:
+            raise SystemExit(f"{argv}: {process.returncode}\n{output.decode(errors='replace')[-2000:]}")
+    total.whole = total.wall
+    return total
+
+
+def size_of(place: Path) -> int:
+    """Return the bytes of all files below a place."""
+    return sum(path.lstat().st_size for path in place.rglob("*") if path.is_file()) if place.exists() else 0

@@ -1,0 +1,110 @@
+"""What a busy application loses while it is backed up: a writer at 1,000 transactions a second, in WAL mode."""
+
+from __future__ import annotations
+
+import array
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.ours import Ours
+
+RATE = 1000
+ALONE_SECONDS = 8.0
+P999_GOAL = 3.0
+RATE_GOAL = 0.99
+
+
+def rows(place: Path, base: Path) -> list[dict[str, object]]:
+    """Measure the writer alone, then during a full and an incremental backup."""
+    work = place / "writer"
+    (work / "src").mkdir(parents=True)
+    live = work / "src" / "db"
+    shutil.copy(base, live)
+    ours = Ours(work)
+    stop, log = work / "stop", work / "log"
+    argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    marks = []
+    try:
+        started = time.perf_counter()
+        time.sleep(ALONE_SECONDS)
+        marks.append(("alone", started, time.perf_counter(), 0))
+        for name, options in (("full", ("--full",)), ("incremental", ())):
+            started = time.perf_counter()
+            figures = ours.backup(*options)
+            marks.append((name, started, started + figures.wall + 1.0, _wal_bytes(live)))
+            time.sleep(2)
+    finally:
+        stop.touch()
+        process.wait()
+        process.stdout.close()
+    return _judge(marks, log)
+
+
+def _wal_bytes(live: Path) -> int:
+    wal = live.with_name(live.name + "-wal")
+    return wal.stat().st_size if wal.exists() else 0
+
+
+def _judge(marks: list[tuple[str, float, float, int]], log: Path) -> list[dict[str, object]]:
+    data = array.array("d")
+    data.frombytes(log.read_bytes())
+    found: list[dict[str, object]] = []
+    alone: dict[str, float] = {}
+    for name, start, end, wal in marks:
+        times = sorted(data[i + 1] for i in range(0, len(data), 2) if start <= data[i] < end)
+        row: dict[str, object] = {
+            "work": name,
+            "rate": round(len(times) / (end - start), 1),
+            "p50_ms": round(1e3 * times[len(times) // 2], 3),
+            "p99_ms": round(1e3 * times[int(len(times) * 0.99)], 2),
+            "p999_ms": round(1e3 * times[int(len(times) * 0.999)], 2),
+            "max_ms": round(1e3 * times[-1], 1),
+            "wal_bytes": wal,
+        }
+        if name == "alone":
+            alone = {"rate": float(row["rate"]), "p999_ms": float(row["p999_ms"])}  # type: ignore[arg-type]
+        else:
+            kept, slower = row["rate"] / alone["rate"], row["p999_ms"] / alone["p999_ms"]  # type: ignore[operator]
+            row |= {"rate_kept": round(kept, 3), "p999_ratio": round(slower, 2)}
+            row["met"] = kept >= RATE_GOAL and slower <= P999_GOAL
+        print("writer", json.dumps(row), flush=True)
+        found.append(row)
+    return found
+
+
+def write(path: str, stop: Path, log: Path) -> None:
+    """Run transactions at RATE until `stop` exists; latency counts from when each one was due."""
+    db = sqlite3.connect(path, isolation_level=None, timeout=60)
+    db.execute("pragma synchronous = normal")
+    last = {
+        table: db.execute(f"select max(id) from {table}").fetchone()[0] for table in ("events", "orders", "documents")
+    }
+    dice, out = random.Random(1), array.array("d")
+    due = time.perf_counter()
+    print("writing", flush=True)
+    while not (len(out) % 400 == 0 and stop.exists()):
+        due += 1 / RATE
+        if (wait := due - time.perf_counter()) > 0:
+            time.sleep(wait)
+        db.execute("begin immediate")
+        for _ in range(3):
+            db.execute("update events set seen = seen + 1 where id = ?", (dice.randint(1, last["events"]),))
+        db.execute("update orders set counter = counter + 1 where id = ?", (dice.randint(1, last["orders"]),))
+        db.execute("update documents set rev = rev + 1 where id = ?", (dice.randint(1, last["documents"]),))
+        db.execute("insert into events values (null, 1, 1, 'click', '{\"ok\": true}', 0)")
+        db.execute("commit")
+        out.extend((due, time.perf_counter() - due))
+    log.write_bytes(out.tobytes())
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -93,15 +93,6 @@ def _keys(policy: Policy) -> Iterator[Mistake]:
         yield from _machine_key(name, key) if key.type == "machine" else _passphrase(name, key)
         if key.secret is not None:
             yield from _secret(name, key.secret)
-    used = dict.fromkeys(policy.guarded(name).key for name in policy.database if _complete(policy, name))
-    for name in used:
-        if name not in policy.key and name != "main":
-            continue
-        key = policy.key_of(name, "/")
-        if key.type == "machine" and not key.recovery:
-            what = f'key "{name}" has no recovery recipient: if this machine is lost, nobody can read the backups'
-            hint = f"dbguardctl key recovery-sheet {name}"
-            yield _warning("no-recovery", what, *(("key", name) if name in policy.key else ()), hint=hint)
 
 
 def _machine_key(name: str, key: Key) -> Iterator[Mistake]:
@@ -156,7 +147,11 @@ def _refusal(look_up: Callable[[str], int], name: str) -> str:
 
 def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
     by_path: dict[str, str] = {}
-    storages = {name: policy.storage_of(name, state) for name in dict.fromkeys((*policy.storage, "local"))}
+    used = (
+        name for database in policy.database if _complete(policy, database) for name in policy.guarded(database).storage
+    )
+    names = dict.fromkeys((*policy.storage, *used))
+    storages = {name: policy.storage_of(name, state) for name in names if name in policy.storage or name == "local"}
     for name, own in policy.database.items():
         here = ("database", name, "path")
         if own.path in by_path:

@@ -73,7 +73,9 @@ def _at(schedule: str | Schedule) -> str:
     return schedule if isinstance(schedule, str) else schedule.text
 
 
-Zone = Annotated[ZoneInfo, PlainValidator(_zone), PlainSerializer(str), WithJsonSchema({"type": "string"})]
+Zone = Annotated[
+    ZoneInfo, PlainValidator(_zone), PlainSerializer(str), WithJsonSchema({"x-kind": "time zone", "type": "string"})
+]
 AbsolutePath = Annotated[str, Field(max_length=4096), AfterValidator(_absolute)]
 Name = Annotated[str, Field(pattern=NAME)]
 Names = Annotated[tuple[Annotated[StrictStr, Field(pattern=NAME)], ...], Field(strict=False)]
@@ -88,7 +90,13 @@ When = Annotated[
     Schedule | Literal["after-backup", "off"],
     PlainValidator(partial(_schedule_or, words=("after-backup", "off"))),
     PlainSerializer(_at),
-    WithJsonSchema({"type": "string", "examples": ["after-backup", "sun 04:00", "off"]}),
+    WithJsonSchema(
+        {
+            "x-kind": '"after-backup", schedule or "off"',
+            "type": "string",
+            "examples": ["after-backup", "sun 04:00", "off"],
+        }
+    ),
 ]
 
 

@@ -205,6 +205,12 @@ Timetable = Annotated[
     Schedule,
     PlainValidator(parse_schedule),
     PlainSerializer(lambda schedule: schedule.text),
-    WithJsonSchema({"type": "string", "examples": ["daily 01:00", "every 15min", "sun 02:00", "30 2 * * 1-5"]}),
+    WithJsonSchema(
+        {
+            "x-kind": "schedule",
+            "type": "string",
+            "examples": ["daily 01:00", "every 15min", "sun 02:00", "30 2 * * 1-5"],
+        }
+    ),
 ]
 """A schedule as a setting."""

@@ -130,7 +130,14 @@ Duration = Annotated[
     timedelta,
     PlainValidator(parse_duration),
     PlainSerializer(format_duration),
-    WithJsonSchema({"type": "string", "pattern": r"^(\s*\d+(\.\d+)?\s*[a-z]+)+\s*$", "examples": ["5min", "30d"]}),
+    WithJsonSchema(
+        {
+            "x-kind": "duration",
+            "type": "string",
+            "pattern": r"^(\s*\d+(\.\d+)?\s*[a-z]+)+\s*$",
+            "examples": ["5min", "30d"],
+        }
+    ),
 ]
 """A length of time."""
 
@@ -138,7 +145,9 @@ Size = Annotated[
     int,
     PlainValidator(parse_size),
     PlainSerializer(format_size),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*[A-Za-z]{1,3}$", "examples": ["200GiB"]}),
+    WithJsonSchema(
+        {"x-kind": "size", "type": "string", "pattern": r"^\d+(\.\d+)?\s*[A-Za-z]{1,3}$", "examples": ["200GiB"]}
+    ),
 ]
 """A number of bytes."""
 
@@ -147,7 +156,12 @@ Room = Annotated[
     PlainValidator(parse_room),
     PlainSerializer(_format_room),
     WithJsonSchema(
-        {"type": "string", "pattern": r"^(\d{1,2}%|\d+(\.\d+)?\s*[A-Za-z]{1,3})$", "examples": ["10%", "20GiB"]}
+        {
+            "x-kind": "share or size",
+            "type": "string",
+            "pattern": r"^(\d{1,2}%|\d+(\.\d+)?\s*[A-Za-z]{1,3})$",
+            "examples": ["10%", "20GiB"],
+        }
     ),
 ]
 """A share of a file system, or a number of bytes."""

@@ -1,0 +1,220 @@
+"""The language of the policy itself: every key with its text, the JSON schema, and what tells two policies apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel
+
+from dbguardd.errors import NotFound
+from dbguardd.policy.model import Database, Key, Settings, Storage, Table
+from dbguardd.policy.policy import Policy
+from dbguardd.policy.translate import model_in
+
+Json = dict[str, Any]
+SCHEMA_PATH = "/usr/share/dbguard/policy.schema.json"
+_NAMED: Mapping[str, type[Table]] = {"class": Settings, "database": Database, "storage": Storage, "key": Key}
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """One key of the language. `key` is dotted, with NAME for names and [] for entries of a list."""
+
+    key: str
+    text: str
+    kind: str
+    default: Any  # a JSON value; None: there is none
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key whose effective value differs between two policies; None: it was or is not there."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def to_json(self) -> Json:
+        """Return it as a JSON object."""
+        return {"key": self.key, "old": self.old, "new": self.new}
+
+
+def json_schema() -> Json:
+    """Return the JSON schema of a policy file, for editors."""
+    schema = Policy.model_json_schema(by_alias=True)
+    for model in _tables(Policy):
+        own = schema if model is Policy else schema["$defs"][model.__name__]
+        defaults = _defaults(model)
+        for key, described in own["properties"].items():
+            described.pop("default", None)  # pydantic writes durations and schedules as no policy does
+            if defaults.get(key) not in (None, {}, []):
+                described["default"] = defaults[key]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "dbguard policy",
+        "description": "The policy of dbguardd: dbguard.toml(5).",
+    }
+
+
+def _tables(model: type[BaseModel]) -> set[type[BaseModel]]:
+    inner = {found for field in model.model_fields.values() if (found := model_in(field.annotation))}
+    return {model}.union(*(_tables(table) for table in inner))
+
+
+def _defaults(model: type[BaseModel]) -> Json:
+    """Return the default of every key that has one, as JSON."""
+    return model.model_construct().model_dump(mode="json", exclude_none=True, warnings=False)
+
+
+def documented() -> Iterator[Documented]:
+    """Yield every key of the language, in its order; keys of [class.NAME] and [database.NAME] once, as [defaults]."""
+    schema = json_schema()
+    for name, field in Policy.model_fields.items():
+        table = field.alias or name
+        prefix = f"{table}.NAME" if table in _NAMED else table
+        model = model_in(field.annotation)
+        if model is None:
+            yield _documented(table, Policy, name, schema)
+        elif model is not Settings or table == "defaults":
+            inherited = Settings.model_fields if model is Database else {}
+            yield from _fields(prefix, model, schema, without=inherited)
+
+
+def _fields(prefix: str, model: type[BaseModel], schema: Json, without: Mapping[str, Any]) -> Iterator[Documented]:
+    for name, field in model.model_fields.items():
+        if name in without:
+            continue
+        key = f"{prefix}.{field.alias or name}"
+        yield _documented(key, model, name, schema)
+        inner = model_in(field.annotation)
+        if inner is not None:
+            yield from _fields(f"{key}[]" if "tuple" in str(field.annotation) else key, inner, schema, {})
+
+
+def _documented(key: str, model: type[BaseModel], name: str, schema: Json) -> Documented:
+    field = model.model_fields[name]
+    own = schema if model is Policy else schema["$defs"][model.__name__]
+    described = own["properties"][field.alias or name]
+    text = " ".join((field.description or "").split())
+    return Documented(key, text, _kind(described, schema), described.get("default"), field.is_required())
+
+
+def _kind(described: Json, schema: Json) -> str:
+    """Return the type of a key in words."""
+    if "anyOf" in described:
+        kinds = {_kind(option, schema): None for option in described["anyOf"] if option.get("type") != "null"}
+        if "number" in kinds:
+            kinds.pop("whole number", None)
+        return " or ".join(kinds)
+    for member, words in (("x-kind", str), ("$ref", lambda _: "table"), ("const", _quoted), ("enum", _choice)):
+        if member in described:
+            return words(described[member])
+    match described.get("type"):
+        case "array":
+            return f"list of {_kind(described.get('items', {}), schema)}"
+        case "integer" | "number" as kind:
+            low, high = described.get("minimum"), described.get("maximum")
+            name = "whole number" if kind == "integer" else "number"
+            return name if low is None or high is None else f"{name}, {low} to {high}"
+    return "text"
+
+
+def _choice(values: list[Any]) -> str:
+    return " or ".join(map(_quoted, values))
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def explain(key: str, policy: Policy | None = None) -> Json:
+    """Return what a key means: "keep", "keep.daily", "database.app.keep", "storage.local.path".
+
+    With a policy, `value` is what is in force there, null if the key does not name one place. Raises NotFound.
+    """
+    parts = key.replace("[", ".[").split(".")
+    parts = [part for part in parts if not part.startswith("[")]
+    pattern = _pattern(parts)
+    known = {entry.key.replace("[]", ""): entry for entry in documented()}
+    found = [entry for name, entry in known.items() if name == pattern]
+    if not found:
+        found = [entry for name, entry in known.items() if name.split(".", 2 if ".NAME." in name else 1)[-1] == key]
+    if not found:
+        short = {name.split(".", 2 if ".NAME." in name else 1)[-1]: name for name in known}
+        close = get_close_matches(key, [*known, *short], 1, 0.6)
+        raise NotFound(
+            f"{key}: no such key in the policy",
+            detail=f"Did you mean {close[0]}?" if close else "dbguard.toml(5) has them all.",
+            hints=[f"dbguardctl config explain {close[0]}"] if close else ["man 5 dbguard.toml"],
+        )
+    entry = found[0]
+    inherited = entry.key.startswith("defaults.")
+    where = ["[defaults]", "[class.NAME]", "[database.NAME]"] if inherited else [f"[{_table(entry.key)}]"]
+    return {
+        "key": key,
+        "means": entry.text,
+        "type": entry.kind,
+        "default": entry.default,
+        "required": entry.required,
+        "tables": where if _table(entry.key) else [],
+        "value": None if policy is None else _value(policy, parts),
+    }
+
+
+def _pattern(parts: list[str]) -> str:
+    """Return the documented key of a concrete one: database.app.keep is defaults.keep."""
+    if len(parts) < 2 or parts[0] not in _NAMED:
+        return ".".join(parts)
+    table, _, *rest = parts
+    inherited = table in ("class", "database") and rest and rest[0] in Settings.model_fields
+    return ".".join(["defaults", *rest] if inherited else [table, "NAME", *rest])
+
+
+def _table(key: str) -> str:
+    parts = key.split(".")
+    return ".".join(parts[: 2 if parts[0] in _NAMED else 1]) if len(parts) > 1 else ""
+
+
+def _value(policy: Policy, parts: list[str]) -> Any:
+    here: Any = effective(policy)
+    for part in parts:
+        if not isinstance(here, dict) or part not in here:
+            return None
+        here = here[part]
+    return here
+
+
+def effective(policy: Policy) -> Json:
+    """Return the policy as JSON with every default filled in and every class applied."""
+    values = policy.model_dump(mode="json")
+    values["database"] = {name: policy.guarded(name).model_dump(mode="json") for name in policy.database}
+    return values
+
+
+def diff(old: Policy, new: Policy) -> list[Change]:
+    """Return every key whose effect differs, by name; databases, storages and keys that come or go as a whole."""
+    before, after = effective(old), effective(new)
+    changes: list[Change] = []
+    for table in ("database", "storage", "key"):
+        _diff(before.pop(table), after.pop(table), (table,), 1, changes)
+    if not old.database and not new.database:
+        _diff(before, after, (), 2, changes)
+    else:
+        _diff({"access": before["access"], "daemon": before["daemon"]}, after, (), 2, changes)
+    return sorted(changes, key=lambda change: change.key)
+
+
+def _diff(old: Json, new: Json, path: tuple[str, ...], depth: int, changes: list[Change]) -> None:
+    for key in dict.fromkeys((*old, *new) if path else old):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if depth and isinstance(before, dict) and isinstance(after, dict):
+            _diff(before, after, (*path, key), depth - 1, changes)
+        else:
+            changes.append(Change(".".join((*path, key)), before, after))

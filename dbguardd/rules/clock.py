@@ -1,0 +1,39 @@
+"""Whether the clock can be believed. A clock that was set to 2099 must not expire anything.
+
+Pure. Doubt freezes deletions, never backups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+LARGEST_STEP = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The wall clock and, at the same moment, the seconds since boot (with suspend: CLOCK_BOOTTIME)."""
+
+    wall: datetime
+    since_boot_seconds: float
+    boot_id: str = ""
+
+
+def doubt(earlier: Reading, later: Reading, largest: timedelta = LARGEST_STEP) -> str:
+    """Return why the wall clock is not to be believed after `earlier`; empty if it is.
+
+    Within one boot the two clocks must agree. Across boots only a clock that went back can be seen; a step forward is
+    found by comparing with the storage's clock.
+    """
+    passed = later.wall - earlier.wall
+    if earlier.boot_id != later.boot_id:
+        return f"The clock is {_hours(-passed)} behind what it was before the last start." if passed < -largest else ""
+    step = passed - timedelta(seconds=later.since_boot_seconds - earlier.since_boot_seconds)
+    if abs(step) <= largest:
+        return ""
+    return f"The clock was set {'forward' if step > timedelta(0) else 'back'} by {_hours(abs(step))}."
+
+
+def _hours(span: timedelta) -> str:
+    return f"{span / timedelta(hours=1):.1f} h" if span < timedelta(days=2) else f"{span.days} days"

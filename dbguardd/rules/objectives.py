@@ -1,0 +1,155 @@
+"""What can be said of a database now: safe, late, failing, ..., why, and what to do about it.
+
+Pure. Only a proven backup counts: what could be restored is what a real restore has shown. The state is the worst that
+applies; everything else that needs a person stands in `attention`, each with a line to paste in `hints`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dbguardd.wire import Health
+
+PATIENCE = 1.5
+"""Without an rpo, a database is late when nothing was proven for so many times the planned interval."""
+
+_ORDER = (Health.FAILING, Health.LATE, Health.UNPROVEN, Health.PAUSED, Health.ORPHANED, Health.SAFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one database. Unknown is None; times are UTC.
+
+    `recoverable_to_at`: when the newest proven backup was made. `interval`: the longest planned time between two
+    backups, or between two proofs if that is longer. `overdue_since_at`: the planned time of a run that is later than
+    its window. `failures`: backups or verifications that failed since the last one that did not.
+    """
+
+    name: str
+    in_policy: bool = True
+    backups: int = 0
+    newest_at: datetime | None = None
+    recoverable_to_at: datetime | None = None
+    restore_seconds: float | None = None
+    rpo: timedelta | None = None
+    rto: timedelta | None = None
+    interval: timedelta | None = None
+    verified: bool = True  # False: verify = "off"
+    overdue_since_at: datetime | None = None
+    failures: int = 0
+    failing_since_at: datetime | None = None
+    problem: str = ""
+    failed_job: str = ""
+    paused: bool = False
+    paused_until_at: datetime | None = None
+    key: str = "main"
+    has_recovery: bool | None = None  # None: not known yet
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What `status` says: the state, sentences that need a person, and commands that help."""
+
+    state: Health
+    attention: tuple[str, ...]
+    hints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    state: Health
+    attention: str = ""
+    hint: str = ""
+
+
+def judge(facts: Facts, now: datetime) -> Judgement:
+    """Return the state of a database with all reasons, worst first."""
+    points = sorted(_points(facts, now), key=lambda point: _ORDER.index(point.state))
+    return Judgement(
+        points[0].state if points else Health.SAFE,
+        tuple(dict.fromkeys(point.attention for point in points if point.attention)),
+        tuple(dict.fromkeys(point.hint for point in points if point.hint)),
+    )
+
+
+def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
+    name = facts.name
+    if not facts.in_policy:
+        what = f"{name}: not in the policy any more; its {facts.backups} backups stay, no new ones are made"
+        yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
+        return
+    if facts.failures:
+        yield _failing(facts)
+    if facts.paused:
+        until = "until somebody resumes it" if facts.paused_until_at is None else f"until {_utc(facts.paused_until_at)}"
+        yield _Point(Health.PAUSED, f"{name}: paused {until}", f"dbguardctl resume {name}")
+    if facts.recoverable_to_at is None:
+        yield _unproven(facts)
+    else:
+        yield from _late(facts, now, facts.recoverable_to_at)
+    if facts.overdue_since_at is not None and not facts.paused:
+        what = f"{name}: overdue, it should have run at {_utc(facts.overdue_since_at)}"
+        yield _Point(Health.LATE, what, f"dbguardctl job list --database {name}")
+    if (
+        facts.rto is not None
+        and facts.restore_seconds is not None
+        and facts.restore_seconds > facts.rto.total_seconds()
+    ):
+        took, goal = length(timedelta(seconds=facts.restore_seconds)), length(facts.rto)
+        yield _Point(Health.SAFE, f"{name}: a restore takes {took}, longer than the goal of {goal}")
+    if facts.has_recovery is False:
+        what = f"{name}: nobody can read its backups if this machine is lost: key {facts.key} has no recovery recipient"
+        yield _Point(Health.SAFE, what, f"dbguardctl key recovery-sheet {facts.key}")
+
+
+def _failing(facts: Facts) -> _Point:
+    times = "the last run" if facts.failures == 1 else f"{facts.failures} runs"
+    since = f" since {_utc(facts.failing_since_at)}" if facts.failing_since_at and facts.failures > 1 else ""
+    problem = facts.problem.removeprefix(f"{facts.name}: ")
+    what = f"{facts.name}: {times} failed{since}" + (f": {problem}" if problem else "")
+    hint = f"dbguardctl job show {facts.failed_job}" if facts.failed_job else f"dbguardctl job list {facts.name}"
+    return _Point(Health.FAILING, what, hint)
+
+
+def _unproven(facts: Facts) -> _Point:
+    name = facts.name
+    if facts.newest_at is None:
+        return _Point(Health.UNPROVEN, f"{name}: there is no backup yet", f"dbguardctl backup {name} --verify")
+    why = "" if facts.verified else ' (verify = "off")'
+    what = f"{name}: a backup exists, but no restore of it has ever been proven{why}"
+    return _Point(Health.UNPROVEN, what, f"dbguardctl verify {name}")
+
+
+def _late(facts: Facts, now: datetime, proven_at: datetime) -> Iterator[_Point]:
+    age = now - proven_at
+    if facts.rpo is not None:
+        limit, goal = facts.rpo, f"the goal is {length(facts.rpo)}"
+    elif facts.interval is not None:
+        limit, goal = facts.interval * PATIENCE, f"planned is every {length(facts.interval)}"
+    else:
+        return
+    if age <= limit:
+        return
+    what = f"{facts.name}: the newest proven backup is {length(age)} old, {goal}"
+    newer = facts.newest_at is not None and facts.newest_at > proven_at
+    yield _Point(Health.LATE, what, f"dbguardctl {'verify' if newer else 'backup'} {facts.name}")
+
+
+def _utc(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def length(span: timedelta) -> str:
+    """Return a length of time for people, in its two largest units: "3 d 4 h", "15 min"."""
+    seconds = span.total_seconds()
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    rest = int(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+    return " ".join(part for part in parts[:2] if part)

@@ -1,0 +1,163 @@
+"""SQLite: a file, copied raw beside its users and proven through SQLite.
+
+Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot (the copy), content (the
+fingerprint), script (SQL text), publish and examine (restore and its proof), pour (in place).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query
+from dbguardd.engines.sqlite import snapshot
+from dbguardd.engines.sqlite.examine import examine
+from dbguardd.engines.sqlite.holder import refusal
+from dbguardd.engines.sqlite.live import Header, open_live, read_header
+from dbguardd.engines.sqlite.publish import fresh, outcome
+from dbguardd.engines.sqlite.still import read_fingerprint
+from dbguardd.errors import PolicyInvalid, SourceMissing, Unsupported
+from dbguardd.flow import Facts, Sink, Tree
+
+__all__ = ["Sqlite", "open_sqlite"]
+
+_STREAM = "database"
+_FIXED = ((3, 44, 6), (3, 50, 7))  # branches to which the fix of the WAL-reset bug was ported; else 3.51.3
+
+
+def open_sqlite(settings: Mapping[str, Any]) -> Engine:
+    """Make the engine.
+
+    Settings: path, staging (a private directory of this job), method ("pages" or "dump"), max_block_seconds,
+    lock_timeout_seconds.
+    """
+    return Engine("sqlite", Sqlite(settings))
+
+
+class Sqlite:
+    """Backups of one SQLite file. Implements engines.base.Snapshots."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        method = str(settings.get("method", "pages"))
+        if method not in ("pages", "dump"):
+            raise PolicyInvalid(f"method {method!r}: SQLite has the methods pages and dump")
+        self._path = str(settings["path"])
+        self._method = method
+        self._staging = Path(str(settings["staging"]))
+        self._budget = snapshot.Budget(
+            max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
+            lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
+        )
+
+    @property
+    def _snapshot(self) -> Path:
+        return self._staging / snapshot.NAME
+
+    def probe(self) -> Probe:
+        with open_live(self._path) as live:
+            header, size = read_header(live), live.found.st_size
+            log = live.side("-wal")
+        facts = {"path": live.path, "journal_mode": _mode(header), "log_bytes": log.size if log else 0}
+        return Probe(sqlite3.sqlite_version, size, facts | _header_facts(header), tuple(_warnings(header)))
+
+    def dump(self, sink: Sink, progress: Progress) -> Facts:
+        self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        taken = snapshot.take(self._path, self._staging, self._budget, progress)
+        facts = self._facts(taken)
+        file = os.open(self._snapshot, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            sink.adopt(_STREAM, file, int(facts["page_size"]))
+        finally:
+            os.close(file)
+        return facts
+
+    def _facts(self, taken: snapshot.Taken) -> dict[str, Any]:
+        found = taken.found
+        with open(self._snapshot, "rb") as file:
+            header = Header.parse(file.read(100).ljust(100, b"\0"))
+        return {
+            **_header_facts(header),
+            "method": self._method,
+            "name": os.path.basename(self._path),
+            "journal_mode": _mode(header),
+            "size_bytes": self._snapshot.stat().st_size,
+            "sqlite_version": sqlite3.sqlite_version,
+            "mode": found.st_mode & 0o7777,
+            "uid": found.st_uid,
+            "gid": found.st_gid,
+            "way": taken.way,
+            "blocked_seconds": round(taken.blocked_seconds, 6),
+            "copy_seconds": round(taken.copy_seconds, 6),
+            "log_bytes": taken.log_bytes,
+            "tries": taken.tries,
+            "cloned": taken.cloned,
+        }
+
+    def fingerprint(self, progress: Progress) -> Fingerprint:
+        if not self._snapshot.exists():
+            raise SourceMissing(f"{self._path}: no snapshot is at hand", detail="dump() makes it, release() ends it")
+        try:
+            return read_fingerprint(self._snapshot, progress, "fingerprint")
+        except sqlite3.Error as error:
+            raise refusal(self._path, str(error), _code(error)) from error
+
+    def release(self) -> None:
+        snapshot.wipe(self._staging)
+
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
+        progress("restore", 0, None)
+        with fresh(target, int(tree.facts.get("mode", 0o600))) as work:
+            _deliver(tree, work, target)
+            progress("restore", work.stat().st_size, None)
+
+    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+        return examine(target, queries, progress)
+
+    def replace(self, source: Path, progress: Progress) -> None:
+        raise Unsupported(f"{self._path}: not replaced in place")
+
+
+def _deliver(tree: Tree, work: Path, target: Path) -> None:
+    try:
+        file = os.open(work, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            tree.deliver(_STREAM, file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise outcome(target, error) from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+
+
+def _mode(header: Header) -> str:
+    return "wal" if header.wal else "rollback"
+
+
+def _header_facts(header: Header) -> dict[str, Any]:
+    return {
+        "page_size": header.page_size,
+        "page_count": header.page_count,
+        "change_counter": header.change_counter,
+        "encoding": header.encoding,
+        "auto_vacuum": header.auto_vacuum,
+        "user_version": header.user_version,
+        "application_id": header.application_id,
+        "written_by": header.written_by,
+    }
+
+
+def _warnings(header: Header) -> list[str]:
+    version = sqlite3.sqlite_version_info
+    fixed = version >= (3, 51, 3) or any(version[:2] == good[:2] and version >= good for good in _FIXED)
+    if header.wal and not fixed:
+        return [
+            f"SQLite {sqlite3.sqlite_version} on this host has the WAL-reset bug (fixed in 3.51.3); dbguard never "
+            "checkpoints the live database, but the application may be affected"
+        ]
+    return []

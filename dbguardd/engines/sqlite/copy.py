@@ -1,0 +1,89 @@
+"""Copies one file raw, in steps: by reflink where the file system can, else inside the kernel, else by hand."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dbguardd.errors import NoSpace, Unreachable
+
+_FICLONE = 0x40049409
+STEP_BYTES = 1 << 20
+_NOT_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
+
+class Copy:
+    """One copy under way. Descriptors stay the caller's; see `copying`."""
+
+    def __init__(self, source: int, target: int, name: str) -> None:
+        self._source = source
+        self._target = target
+        self._name = name
+        self._in_kernel = True
+        self.position = 0
+        self.cloned = False
+
+    def clone(self) -> bool:
+        """Share all blocks at once; False if the file system cannot, or the files lie on two."""
+        try:
+            fcntl.ioctl(self._target, _FICLONE, self._source)
+        except OSError:
+            return False
+        self.position = os.fstat(self._target).st_size
+        self.cloned = True
+        return True
+
+    def check_room(self) -> None:
+        """Raise NoSpace, before anything is written, if the copy cannot fit."""
+        room = os.fstatvfs(self._target)
+        free, need = room.f_bavail * room.f_frsize, os.fstat(self._source).st_size
+        if free < need:
+            raise NoSpace(
+                f"{self._name}: no room for the staged copy",
+                detail=f"{need} bytes needed, {free} bytes free in the staging directory",
+                facts={"needed_bytes": need, "free_bytes": free},
+            )
+
+    def step(self, limit: int = STEP_BYTES) -> bool:
+        """Copy up to `limit` bytes; False at the end of the source. Raises NoSpace, Unreachable."""
+        try:
+            done = self._move(limit)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NoSpace(f"{self._name}: no room for the staged copy", detail=error.strerror or "") from error
+            raise Unreachable(f"{self._name}: cannot be copied to staging", detail=str(error)) from error
+        self.position += done
+        return done > 0
+
+    def finish(self) -> None:
+        """Copy to the end."""
+        while self.step():
+            pass
+
+    def _move(self, limit: int) -> int:
+        if self._in_kernel:
+            try:
+                return os.copy_file_range(self._source, self._target, limit, self.position, self.position)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                self._in_kernel = False
+        data = memoryview(os.pread(self._source, limit, self.position))
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._target, data[done:], self.position + done)
+        return done
+
+
+@contextmanager
+def copying(source: int, target: Path, name: str) -> Iterator[Copy]:
+    """Begin a copy of the open file `source` to the new file `target`; `name` stands in errors."""
+    file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield Copy(source, file, name)
+    finally:
+        os.close(file)

@@ -1,0 +1,165 @@
+"""Examines a restored database: its size, SQLite's own checks, the proof queries, and its fingerprint."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
+from dbguardd.engines.sqlite.still import open_still, page_span, read_fingerprint
+from dbguardd.errors import GuardError
+
+_QUERY_SECONDS = 60.0
+_STEPS = 100_000  # VDBE instructions between two looks at the clock
+_COMPLAINTS = 20
+_DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"))
+_READING = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
+
+
+def examine(target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    """Open `target` and check everything that can be checked without the backup. Raises only what progress raises."""
+    findings: list[Finding] = []
+    found: Fingerprint | None = None
+    facts: dict[str, object] = {}
+    try:
+        with open_still(target, many_threads=True) as checker, ThreadPoolExecutor(1) as pool:
+            facts = _facts(checker, target)
+            findings.append(_size(checker, target))
+            # SQLite checks in C while this thread, which Python slows down, reads the content.
+            checks = pool.submit(_own_checks, checker)
+            try:
+                found = _content(target, findings, progress)
+                while not checks.done():
+                    progress("examine", 0, None)
+                    _rest(checks.done)
+            finally:
+                checker.interrupt()
+            findings.extend(checks.result())
+        findings.extend(_proof(target, queries, progress))
+    except sqlite3.Error as error:
+        findings.append(Finding("open", "failed", f"{target}: {error}"))
+    return Examination(tuple(findings), found, facts)
+
+
+def _rest(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 0.5
+    while not done() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def _facts(connection: sqlite3.Connection, target: Path) -> dict[str, object]:
+    pages, size = page_span(connection)
+    return {
+        "size_bytes": target.stat().st_size,
+        "page_count": pages,
+        "page_size": size,
+        "sqlite_version": sqlite3.sqlite_version,
+    }
+
+
+def _size(connection: sqlite3.Connection, target: Path) -> Finding:
+    pages, size = page_span(connection)
+    have = target.stat().st_size
+    if have < pages * size:
+        return Finding("size", "failed", f"{have} bytes, but the header counts {pages} pages of {size} bytes")
+    return Finding("size", "ok", f"{pages} pages of {size} bytes")
+
+
+def _own_checks(connection: sqlite3.Connection) -> list[Finding]:
+    return [_integrity(connection), _foreign_keys(connection)]
+
+
+def _integrity(connection: sqlite3.Connection) -> Finding:
+    name = "integrity_check"
+    try:
+        lines = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_COMPLAINTS})")]
+    except sqlite3.Error as error:
+        # An index needs a collation or function that only the application has: nothing is known about the file.
+        missing = error.sqlite_errorcode == sqlite3.SQLITE_ERROR and "no such" in str(error)
+        return Finding(name, "inconclusive" if missing else "failed", str(error))
+    return Finding(name, "ok") if lines == ["ok"] else Finding(name, "failed", "; ".join(lines))
+
+
+def _foreign_keys(connection: sqlite3.Connection) -> Finding:
+    """Count rows without a parent. They are content, equal to the live database's: said, but no failure."""
+    name = "foreign_key_check"
+    try:
+        orphans: dict[str, int] = {}
+        for table, *_ in connection.execute("PRAGMA foreign_key_check"):
+            orphans[table] = orphans.get(table, 0) + 1
+    except sqlite3.Error as error:
+        return Finding(name, "ok", f"not applicable: {error}")
+    said = ", ".join(f"{count} rows of {table} have no parent row" for table, count in sorted(orphans.items()))
+    return Finding(name, "ok", said)
+
+
+def _content(target: Path, findings: list[Finding], progress: Progress) -> Fingerprint | None:
+    try:
+        found = read_fingerprint(target, progress, "examine")
+    except sqlite3.Error as error:
+        findings.append(Finding("content", "failed", str(error)))
+        return None
+    findings.append(Finding("content", "ok", f"{len(found.tables)} tables, {found.rows} rows"))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ proof queries
+
+
+def _proof(target: Path, queries: Sequence[Query], progress: Progress) -> list[Finding]:
+    if not queries:
+        return [Finding("proof queries", "not configured")]
+    return [_ask(target, query, progress) for query in queries]
+
+
+def _ask(target: Path, query: Query, progress: Progress) -> Finding:
+    name = f"query: {query.sql}"
+    raised: list[GuardError] = []
+    end = time.monotonic() + _QUERY_SECONDS
+
+    def watch() -> int:
+        try:
+            progress("examine", 0, None)
+        except GuardError as error:  # SQLite swallows what a callback raises
+            raised.append(error)
+        return int(bool(raised) or time.monotonic() > end)
+
+    try:
+        with open_still(target) as connection:
+            connection.set_progress_handler(watch, _STEPS)
+            connection.set_authorizer(_authorize)
+            rows = connection.execute(query.sql).fetchmany(2)
+    except sqlite3.Error as error:
+        if raised:
+            raise raised[0] from error
+        if time.monotonic() > end:
+            return Finding(name, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
+        return Finding(name, "failed", str(error))
+    if len(rows) != 1 or len(rows[0]) != 1:
+        return Finding(name, "failed", "the query must return exactly one row of one value")
+    return _judge(name, query, rows[0][0])
+
+
+def _authorize(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:
+    if action in _READING or (action == sqlite3.SQLITE_FUNCTION and second not in _DENIED_FUNCTIONS):
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY
+
+
+def _judge(name: str, query: Query, value: object) -> Finding:
+    wrong = ""
+    number = value if isinstance(value, int | float) else None
+    if query.equals is not None:
+        same = number == query.equals if isinstance(query.equals, int | float) else value == query.equals
+        wrong = "" if same else f"expected {query.equals!r}"
+    if query.min is not None and (number is None or number < query.min):
+        wrong = f"expected at least {query.min!r}"
+    if query.max is not None and (number is None or number > query.max):
+        wrong = f"expected at most {query.max!r}"
+    if query.equals is None and query.min is None and query.max is None and value is None:
+        wrong = "expected a value"
+    why = f" ({query.why})" if query.why else ""
+    return Finding(name, "failed", f"{value!r}, {wrong}{why}") if wrong else Finding(name, "ok", f"{value!r}{why}")

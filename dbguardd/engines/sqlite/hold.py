@@ -1,0 +1,44 @@
+"""Holds a read transaction on a live WAL database until standard input ends. Runs as a script, in its own process.
+
+Arguments: the file: URI (with mode=ro) and the time to wait for locks in seconds. Answers with JSON lines: {"held":
+version} once the read mark stands, {"released": true} when it is gone, or {"error": text, "code": SQLite result code}.
+mode=ro and query_only: this connection never checkpoints, never writes the database or its log, and deletes nothing
+when it closes. Imports nothing of dbguardd, so that it starts fast (python -I -S).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+
+
+def _say(**message: object) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def main(uri: str, timeout_seconds: float) -> int:
+    """Take the read mark, wait for the end of standard input, let go."""
+    try:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_seconds)
+        for pragma in ("query_only=1", "mmap_size=0", "cell_size_check=1", "trusted_schema=0"):
+            connection.execute(f"PRAGMA {pragma}")
+        # BEGIN alone takes no lock. user_version is read from page 1 without parsing the schema, so that a broken
+        # schema does not stop the copy.
+        connection.execute("BEGIN")
+        connection.execute("PRAGMA user_version").fetchall()
+    except sqlite3.Error as error:
+        _say(error=str(error), code=getattr(error, "sqlite_errorcode", 0))
+        return 1
+    _say(held=sqlite3.sqlite_version)
+    while os.read(0, 512):
+        pass
+    connection.execute("ROLLBACK")
+    connection.close()
+    _say(released=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], float(sys.argv[2])))

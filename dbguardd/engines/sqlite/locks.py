@@ -1,0 +1,111 @@
+"""SQLite's lock bytes on the live file, spoken without SQLite (os_unix.c; the bytes are part of the file format).
+
+Open-file-description locks (F_OFD_*) are used: they conflict with SQLite's POSIX locks as they should, but belong to
+one descriptor instead of the process, so no other close() in the process can drop them by accident.
+
+SHARED on the main file forbids: changing the main file in a rollback journal mode (that takes EXCLUSIVE), rolling back
+a hot journal, leaving or entering WAL mode, and deleting `-wal` and `-shm` as the last user. It forbids nothing that a
+running WAL application does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable
+
+from dbguardd.engines.sqlite.live import Live, open_side
+from dbguardd.errors import SourceLocked
+
+_PENDING = 0x4000_0000
+_RESERVED = _PENDING + 1
+_SHARED, _SHARED_LENGTH = _PENDING + 2, 510
+_DEAD_MAN = 128  # of -shm: every connection in WAL mode holds it shared as long as it lives
+_FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux
+_PAUSE_SECONDS = 0.005
+
+
+def _set(file: int, kind: int, start: int, length: int) -> bool:
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, 0, start, length, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _holder(file: int, start: int, length: int) -> int | None:
+    """Return the process that holds any lock in the range (-1: not a process's), None if nobody does."""
+    answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, start, length, 0))
+    kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+def try_shared(file: int) -> bool:
+    """Take SHARED as unixLock does; False if a writer is in the way. A waiting writer (PENDING) goes first."""
+    if not _set(file, fcntl.F_RDLCK, _PENDING, 1):
+        return False
+    try:
+        return _set(file, fcntl.F_RDLCK, _SHARED, _SHARED_LENGTH)
+    finally:
+        _set(file, fcntl.F_UNLCK, _PENDING, 1)
+
+
+def drop_shared(file: int) -> None:
+    """Give SHARED back."""
+    _set(file, fcntl.F_UNLCK, _SHARED, _SHARED_LENGTH)
+
+
+def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
+    """Take SHARED, waiting until `deadline` (monotonic seconds). Raises SourceLocked naming the holder."""
+    while not try_shared(live.file):
+        if time.monotonic() >= deadline:
+            pid = _holder(live.file, _PENDING, 2 + _SHARED_LENGTH)
+            raise SourceLocked(
+                f"{live.path}: another process holds an exclusive lock",
+                detail=_describe(pid),
+                hints=[f"lsof {live.path}"],
+                facts={"holder_pid": pid},
+            )
+        alive()
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _describe(pid: int | None) -> str:
+    if pid is None or pid <= 0:
+        return "the holder let go just now, or is on another host"
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f"process {pid} ({file.read().strip()})"
+    except OSError:
+        return f"process {pid}"
+
+
+def user(live: Live) -> int | None:
+    """Return a process that holds any lock on the main file, None if there is none."""
+    return _holder(live.file, _PENDING, 2 + _SHARED_LENGTH)
+
+
+def writer_present(live: Live) -> bool:
+    """Return True if a connection holds RESERVED: then an existing journal belongs to a living transaction."""
+    return _holder(live.file, _RESERVED, 1) is not None
+
+
+def wal_in_use(shm: int) -> bool:
+    """Return True if any connection has the WAL index (the open `-shm`) in use."""
+    return _holder(shm, _DEAD_MAN, 1) is not None
+
+
+def wal_in_use_at(path: str) -> bool:
+    """Return True if any connection uses the WAL of the database at `path`."""
+    shm = open_side(path + "-shm")
+    if shm is None:
+        return False
+    try:
+        return wal_in_use(shm)
+    finally:
+        os.close(shm)

@@ -1,0 +1,92 @@
+"""Puts a finished database file at a new place: all or nothing, durable, never over an existing file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dbguardd.errors import GuardError, NoSpace, NotPermitted, TargetExists, Unreachable, Unsupported
+
+_SIDES = ("-wal", "-shm", "-journal")
+_RIGHTS = 0o777
+
+
+@contextmanager
+def fresh(target: Path, mode: int) -> Iterator[Path]:
+    """Yield a new empty file beside `target`; when the block ends well it becomes `target`, durable.
+
+    On any failure neither it nor a side file of it is left. Raises TargetExists also for a stale -wal, -shm or
+    -journal at the target: SQLite would apply them to the restored file (measured: old rows came back).
+    """
+    check_free(target)
+    with _outcomes(target):
+        file, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".dbguard", dir=target.parent)
+        os.close(file)
+    work = Path(name)
+    try:
+        yield work
+        check_free(target)
+        with _outcomes(target):
+            _sync(work, (mode & _RIGHTS) | 0o600)
+            os.link(work, target)
+            work.unlink()
+            sync_directory(target.parent)
+    finally:
+        for side in ("", *_SIDES):
+            with suppress(OSError):
+                work.with_name(f"{work.name}{side}").unlink(missing_ok=True)
+
+
+def check_free(target: Path) -> None:
+    """Raise TargetExists if `target` or a side file of that name exists."""
+    for side in ("", *_SIDES):
+        path = target.with_name(f"{target.name}{side}")
+        if os.path.lexists(path):
+            what = "something is there" if not side else "a side file of an earlier database is there"
+            raise TargetExists(f"{path}: {what}", detail="a restore never overwrites", hints=[f"ls -l {path}"])
+
+
+def _sync(path: Path, mode: int) -> None:
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fchmod(file, mode)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _outcomes(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise outcome(target, error) from error
+
+
+def outcome(target: Path, error: OSError) -> GuardError:
+    """Return what an operating system error at the target means."""
+    detail = error.strerror or str(error)
+    match error.errno:
+        case errno.EEXIST:
+            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(f"{target}: no room for the restored database", detail=detail)
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return NotPermitted(f"{target}: cannot be written", detail=f"{detail}, as uid {os.geteuid()}")
+        case errno.ENOTSUP | errno.EMLINK:
+            return Unsupported(f"{target}: the file system has no hard links", detail=detail)
+        case _:
+            return Unreachable(f"{target}: cannot be written", detail=detail)

@@ -1,0 +1,53 @@
+"""Opens a database file at rest (the staged snapshot, a restored copy) for reading: bounded, and trusting nothing."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from dbguardd.engines.base import Fingerprint, Progress
+from dbguardd.engines.sqlite import content
+from dbguardd.engines.sqlite.holder import uri
+
+SIDES = ("-wal", "-journal", "-shm")
+
+
+@contextmanager
+def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open `path` read-only. Raises sqlite3.Error.
+
+    Without a log or journal beside it the file is opened as immutable, so that reading leaves no file behind.
+    """
+    alone = not any((path.parent / f"{path.name}{side}").exists() for side in SIDES)
+    query = "mode=ro&immutable=1" if alone else "mode=ro"
+    address = uri(os.fspath(path.absolute()), query)
+    with closing(
+        sqlite3.connect(address, uri=True, isolation_level=None, timeout=5.0, check_same_thread=not many_threads)
+    ) as connection:
+        for pragma in ("query_only=1", "trusted_schema=0", "cell_size_check=1", "mmap_size=0", "cache_size=-8000"):
+            connection.execute(f"PRAGMA {pragma}")
+        yield connection
+
+
+def read_fingerprint(path: Path, progress: Progress, step: str) -> Fingerprint:
+    """Return the content of a database at rest. Raises sqlite3.Error for damage."""
+    total = path.stat().st_size
+
+    def tick(done: int) -> None:
+        progress(step, min(done, total), total)
+
+    with open_still(path) as connection:
+        pages, size = page_span(connection)
+        if pages * size > total:
+            raise content.Endless(f"the header counts {pages} pages of {size} bytes, the file has {total} bytes")
+        return content.fingerprint(connection, total, tick)
+
+
+def page_span(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return page count (from the header) and page size in bytes."""
+    (pages,) = connection.execute("PRAGMA main.page_count").fetchone()
+    (size,) = connection.execute("PRAGMA main.page_size").fetchone()
+    return int(pages), int(size)

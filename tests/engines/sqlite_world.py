@@ -1,0 +1,77 @@
+"""SQLite databases and the processes that use them, for tests."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+_USER = Path(__file__).with_name("sqlite_user.py")
+
+
+class User:
+    """A running sqlite_user.py."""
+
+    def __init__(self, child):
+        self.child = child
+
+    def hear(self):
+        line = self.child.stdout.readline()
+        return json.loads(line) if line else {}
+
+    def end(self):
+        """Close its input and return its last words."""
+        self.child.stdin.close()
+        heard = {}
+        while words := self.hear():
+            heard.update(words)
+        self.child.wait(30)
+        return heard
+
+
+@contextmanager
+def using(path, action, number=0.0):
+    """Another process uses the database until the block ends."""
+    command = [sys.executable, str(_USER), str(path), action, str(number)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        user = User(child)
+        try:
+            assert user.hear() == {"ready": True}
+            yield user
+        finally:
+            if not child.stdin.closed:
+                child.stdin.close()
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+def ledger(path, journal_mode="wal", accounts=50, filler=0, page_size=4096):
+    """Make a database whose two sums always add up to 0."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"PRAGMA page_size={page_size}")
+        db.execute(f"PRAGMA journal_mode={journal_mode}")
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("BEGIN")
+        for table in ("a", "b"):
+            db.execute(f"CREATE TABLE {table}(id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)")
+            db.executemany(f"INSERT INTO {table} VALUES(?, 0)", [(n,) for n in range(accounts)])
+        db.execute("CREATE TABLE moves(id INTEGER PRIMARY KEY, note TEXT)")
+        db.execute("CREATE INDEX moves_note ON moves(note)")
+        db.execute("CREATE TABLE filler(data BLOB)")
+        db.executemany("INSERT INTO filler VALUES(randomblob(?))", [(50_000,)] * (filler // 50_000))
+        db.execute("COMMIT")
+
+
+def balance(path):
+    with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as db:
+        return db.execute("SELECT (SELECT sum(amount) FROM a) + (SELECT sum(amount) FROM b)").fetchone()[0]
+
+
+def directory(path):
+    """Names and sizes of everything in a directory."""
+    return {entry.name: entry.stat().st_size for entry in Path(path).iterdir()}

@@ -10,41 +10,42 @@ from typing import Any
 import click
 
 from dbguardctl.session import Session
+from dbguardd.errors import Usage
 
 PROGRAM = "dbguardctl"
 
-SECTIONS: dict[str, dict[str, str]] = {
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Every day": {
-        "status": "daily:status",
-        "list": "daily:list_backups",
-        "show": "daily:show",
-        "backup": "work:backup",
-        "verify": "work:verify",
-        "restore": "restore:restore",
-        "undo": "restore:undo",
-        "check": "work:check",
-        "prune": "work:prune",
-        "hold": "daily:hold",
-        "release": "daily:release",
+        "status": ("daily:status", "what could be restored, when that was proven, what to do"),
+        "list": ("daily:list_backups", "the backups of a database; --why says what keeps them"),
+        "show": ("daily:show", "one backup, job or database in full"),
+        "backup": ("work:backup", "back up a database now, or all of them"),
+        "verify": ("work:verify", "restore a backup somewhere safe, compare, record the proof"),
+        "restore": ("restore:restore", "restore to a new place, or --in-place; restore undo"),
+        "undo": ("restore:undo", "put back what restore --in-place replaced"),
+        "check": ("work:check", "look at everything that a restore needs, without restoring"),
+        "prune": ("work:prune", "delete what the policy no longer keeps; --dry-run says why"),
+        "hold": ("daily:hold", "keep a backup whatever the policy says"),
+        "release": ("daily:release", "end the holds of a backup"),
     },
     "Set up": {
-        "init": "setup:init",
-        "protect": "setup:protect",
-        "config": "config:config",
-        "key": "keys:key",
+        "init": ("setup:init", "begin a policy file"),
+        "protect": ("setup:protect", "protect a database: find, write policy, back up, prove"),
+        "config": ("config:config", "check, show, explain, diff, accept the policy"),
+        "key": ("keys:key", "keys: recovery sheet and recovery test"),
     },
     "Look after": {
-        "schedule": "care:schedule",
-        "pause": "care:pause",
-        "resume": "care:resume",
-        "run": "work:run",
-        "job": "jobs:job",
-        "events": "care:events",
-        "audit": "care:audit",
+        "schedule": ("care:schedule", "what runs next"),
+        "pause": ("care:pause", "start no scheduled jobs of a database for a while"),
+        "resume": ("care:resume", "end a pause"),
+        "run": ("work:run", "run a job of a database as the schedule would"),
+        "job": ("jobs:job", "list, show, watch, cancel running and past work"),
+        "events": ("care:events", "what has happened; --follow as it happens"),
+        "audit": ("care:audit", "who asked for what, and proof that nobody changed that"),
     },
     "Help": {
-        "explain": "help:explain",
-        "completion": "help:completion",
+        "explain": ("help:explain", "what an error code means; needs no daemon"),
+        "completion": ("help:completion", "completion for bash, zsh or fish"),
     },
 }
 """Every command: module and name below dbguardctl.commands, imported when it is used."""
@@ -60,12 +61,33 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands of ours."""
+    """A group of commands of ours, which suggests the likely one for a name that does not exist."""
 
     command_class = Command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if (
+            args
+            and not args[0].startswith("-")
+            and self.get_command(ctx, args[0]) is None
+            and not ctx.resilient_parsing
+        ):
+            command = f"{ctx.command_path} {args[0]}"
+            raise Usage(f"{command}: no such command", hints=suggestions(args[0], self.list_commands(ctx), ctx))
+        return super().resolve_command(ctx, args)
 
-class Commands(click.Group):
+
+def suggestions(word: str, names: list[str], ctx: click.Context) -> list[str]:
+    """Return the likely commands in full, or the way to the help."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
+
+    near = get_close_matches(word, names, 3, 0.5)
+    return [f"{ctx.command_path} {name}" for name in near] or [f"{ctx.command_path} --help"]
+
+
+class Commands(Group):
     """The top: commands come from SECTIONS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -73,20 +95,16 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for section in SECTIONS.values():
-            if where := section.get(cmd_name):
-                module, _, name = where.partition(":")
+            if cmd_name in section:
+                module, _, name = section[cmd_name][0].partition(":")
                 command: click.Command = getattr(import_module(f"dbguardctl.commands.{module}"), name)
                 return command
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in SECTIONS.items():
-            rows = []
-            for name in section:
-                command = self.get_command(ctx, name)
-                rows.append((name, command.get_short_help_str(90) if command else ""))
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl([(name, text) for name, (_, text) in section.items()])
 
 
 def session_of(ctx: click.Context) -> Session:

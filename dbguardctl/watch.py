@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
+from dbguardctl.progress import Look, looker
 from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done
-from dbguardctl.words import size, span
+from dbguardctl.words import span
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 Json = dict[str, Any]
-Look = Callable[[Json], None]
-
-_TERMINAL_WAIT, _PLAIN_WAIT, _SILENT_WAIT = 0.2, 1.0, 20.0
 
 
 def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
@@ -30,7 +25,14 @@ def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     except DaemonUnreachable:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
-    return dict(answer["job"])
+    row: Json = answer["job"]
+    session.say(f"{what(row)} {'waits for its turn' if row['state'] == 'queued' else 'started'}")
+    return row
+
+
+def what(row: Json) -> str:
+    """Return a job's name for people: app: backup 01K4Z7Q2AB0000000000000J01."""
+    return f"{row['database'] or row['request'].get('storage') or 'dbguard'}: {row['verb']} {row['id']}"
 
 
 def wait(session: Session, row: Json, timeout: float | None = None) -> Json:
@@ -38,41 +40,109 @@ def wait(session: Session, row: Json, timeout: float | None = None) -> Json:
 
     Raises StillRunning after `timeout` seconds, DaemonUnreachable. Ctrl-C leaves the job alone.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    looker, pause = _looker(session)
+    if row["state"] in FINAL:
+        return row
+    look, pause = looker(session)
     try:
-        with looker as look:
-            while row["state"] not in FINAL:
-                rest = pause if deadline is None else min(pause, deadline - time.monotonic())
-                if rest <= 0:
-                    raise StillRunning(
-                        f"{_what(row)}: not done after {span(timeout)}",
-                        detail=f"It is {row['state']}: {part_done(row)}.",
-                        hints=[f"dbguardctl job watch {row['id']}"],
-                        facts={"job": row["id"]},
-                    )
-                row = session.daemon.get("jobs", row["id"], wait=round(rest, 3))["job"]
-                look(row)
+        return _poll(session, row, look, pause, None if timeout is None else time.monotonic() + timeout)
     except KeyboardInterrupt:
-        session.say(f"{_what(row)} goes on. Watch it: ", Cell(f"dbguardctl job watch {row['id']}", "try"),
+        session.say(f"{what(row)} goes on. Watch it: ", Cell(f"dbguardctl job watch {row['id']}", "try"),
                     "   stop it: ", Cell(f"dbguardctl job cancel {row['id']}", "try"))  # fmt: skip
         raise
+
+
+def _poll(
+    session: Session, row: Json, looking: AbstractContextManager[Look], pause: float, deadline: float | None
+) -> Json:
+    begun = time.monotonic()
+    with looking as look:
+        while row["state"] not in FINAL:
+            rest = pause if deadline is None else min(pause, deadline - time.monotonic())
+            if rest <= 0:
+                raise StillRunning(
+                    f"{what(row)}: not done after {span(time.monotonic() - begun)}",
+                    detail=f"It is {row['state']}: {part_done(row)}.",
+                    hints=[f"dbguardctl job watch {row['id']}"],
+                    facts={"job": row["id"]},
+                )
+            tried = row["attempt"]
+            row = session.daemon.get("jobs", row["id"], wait=round(rest, 3))["job"]
+            if row["attempt"] > tried and row["problem"]:
+                session.say(f"{what(row)}: attempt {tried} failed, it is tried again: {row['problem'].get('message')}")
+            look(row)
     return row
 
 
-def _what(row: Json) -> str:
-    return f"{row['database'] or 'dbguard'}: {row['verb']} {row['id']}"
+def proof_job(session: Session, row: Json) -> Json | None:
+    """Return the verification that follows a backup, if the policy or the request asks for one."""
+    made = (row["result"] or {}).get("backup")
+    if row["verb"] != "backup" or row["state"] != "done" or not isinstance(made, dict):
+        return None
+    jobs = session.daemon.get("jobs", database=row["database"], limit=20)["jobs"]
+    return next((job for job in jobs if job["verb"] == "verify" and job["request"].get("backup") == made["id"]), None)
 
 
 def failure(row: Json) -> GuardError | None:
-    """Return why a job that ended did not succeed; None if it did."""
-    if row["state"] == "done":
+    """Return why a job that ended did not succeed; None if it did, or if it goes on."""
+    if row["state"] == "done" or row["state"] not in FINAL:
         return None
     if row["problem"]:
         error = from_problem(row["problem"])
         error.facts.setdefault("job", row["id"])
         return error
-    return Internal(f"{_what(row)}: {row['state']} without a reason", hints=[f"dbguardctl job show {row['id']}"])
+    return Internal(f"{what(row)}: {row['state']} without a reason", hints=[f"dbguardctl job show {row['id']}"])
+
+
+def settle(session: Session, row: Json, timeout: float | None = None) -> list[Json]:
+    """Wait for a job and for the proof that follows a backup, print what each achieved, and return their rows."""
+    rows = [wait(session, row, timeout)]
+    _show(session, rows[0])
+    follower = proof_job(session, rows[0])
+    if follower is not None:
+        session.say(f"{what(follower)} proves it")
+        rows.append(wait(session, follower, timeout))
+        _show(session, rows[1])
+    return rows
+
+
+def _show(session: Session, row: Json) -> None:
+    if not session.json and failure(row) is None:
+        session.out.show(finished(row, session.now, session.zone))
+
+
+def verdict(rows: list[Json]) -> int:
+    """Return the exit status of jobs that are done: 3 if a check failed or a proof fell short, 4 for damage."""
+    statuses = [0]
+    for row in rows:
+        result = row["result"] or {}
+        proof = result.get("proof") or {}
+        found = (*(result.get("findings") or ()), *(proof.get("findings") or ()))
+        short = bool(proof) and proof.get("grade") not in (None, "proven")
+        if result.get("damaged"):
+            statuses.append(4)
+        elif short or any(finding.get("outcome") in ("failed", "inconclusive") for finding in found):
+            statuses.append(3)
+    return max(statuses)
+
+
+def answer(name: str, rows: list[Json]) -> Json:
+    """Return the JSON answer of a command that ran a job: its row, what it made, and the proof that followed."""
+    merged: Json = {"schema": f"dbguard.{name}/1", "job": rows[0]}
+    for row in rows:
+        merged = {**(row["result"] or {}), **merged}
+    if len(rows) > 1:
+        merged["proof_job"] = rows[1]
+    return merged
+
+
+def finish(session: Session, name: str, rows: list[Json]) -> int:
+    """Print the JSON answer if that is wanted, and return the exit status. Raises what a job failed of."""
+    if session.json:
+        session.print_json(answer(name, rows))
+    for row in rows:
+        if error := failure(row):
+            raise error
+    return verdict(rows)
 
 
 def run(
@@ -80,120 +150,51 @@ def run(
     verb: str,
     fields: Mapping[str, Any],
     *,
-    name: str,
+    name: str = "",
     no_wait: bool = False,
     timeout: float | None = None,
 ) -> int:
     """Start a job, wait for it, print what it achieved and return the exit status. `name`: the command, for JSON."""
     row = start(session, verb, fields)
-    if not no_wait:
-        session.say(
-            f"{row['database'] or 'dbguard'}: {verb} {row['id']} {'started' if row['state'] != 'queued' else 'queued'}"
-        )
-        row = wait(session, row, timeout)
-    return tell(session, row, name=name)
+    if no_wait:
+        if not session.json:
+            session.out.stream.write(f"{row['id']}\n")
+        return finish(session, name or verb, [row])
+    return finish(session, name or verb, settle(session, row, timeout))
 
 
-def tell(session: Session, row: Json, *, name: str) -> int:
-    """Print a job as it is now and return the exit status; raise its problem if it has failed."""
-    screen = session.out
-    answer = {**(row["result"] or {}), "schema": f"dbguard.{name}/1", "job": row}
-    if row["state"] not in FINAL:
-        if session.json:
-            session.print_json(answer)
-        else:
-            screen.stream.write(f"{row['id']}\n")
-        return 0
-    if error := failure(row):
-        if session.json:
-            session.print_json(answer)
-        raise error
-    if session.json:
-        session.print_json(answer)
-    else:
-        screen.show(finished(row, session.now, session.zone))
-    return verdict(row)
+def batch(
+    session: Session, verb: str, requests: list[dict[str, Any]], *, no_wait: bool, timeout: float | None
+) -> tuple[list[Json], int]:
+    """Start one job for each request, then wait for all; return their rows and the exit status.
 
+    One that fails does not stop the others: its error is reported and the exit status is that of the first failure.
+    """
+    rows: list[Json] = []
+    failures: list[int] = []
 
-def verdict(row: Json) -> int:
-    """Return the exit status of a job that is done: 3 if a check failed or a verification stopped short of proven."""
-    result = row["result"] or {}
-    outcomes = {found.get("outcome") for found in result.get("findings") or () if isinstance(found, dict)}
-    if outcomes & {"failed", "inconclusive"} or result.get("attention"):
-        return 3
-    if row["verb"] == "verify":
-        proof = result.get("proof")
-        grade = (proof if isinstance(proof, dict) else result).get("grade")
-        return 0 if grade in (None, "proven") else 3
-    return 0
+    def failed(error: GuardError) -> None:
+        failures.append(error.exit_status)
+        if not session.json:
+            session.report(error)
 
-
-def _looker(session: Session) -> tuple[AbstractContextManager[Look], float]:
-    if session.json or session.quiet:
-        return nullcontext(lambda row: None), _SILENT_WAIT
-    screen = session.err
-    if screen.rich and screen.stream.isatty():
-        return _Bars(session), _TERMINAL_WAIT
-    return nullcontext(_Lines(session).look), _PLAIN_WAIT
-
-
-class _Lines:
-    """One line for each step and each tenth of it: for logs and pipes."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._said = ("", -1)
-
-    def look(self, row: Json) -> None:
-        total = row["total_bytes"]
-        tenth = row["done_bytes"] * 10 // total if total else 0
-        if row["step"] and row["state"] == "running" and (row["step"], tenth) != self._said:
-            self._said = (row["step"], tenth)
-            amount = f" {tenth * 10} % of {size(total)}" if total else ""
-            self._session.say(f"  {row['step']}{amount}")
-
-
-class _Bars:
-    """A bar for each step, on a terminal."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._tasks: dict[str, Any] = {}
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> Look:
-        from rich import progress  # noqa: PLC0415 - rich costs 30 ms and only a terminal needs it
-
-        self._progress = progress.Progress(
-            progress.TextColumn("  {task.description:<12}", markup=False),
-            progress.BarColumn(bar_width=20),
-            progress.TextColumn("{task.fields[amount]}", markup=False),
-            progress.TimeElapsedColumn(),
-            console=self._session.err.console(),
-        )
-        self._progress.start()
-        return self._look
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def _look(self, row: Json) -> None:
-        bars = self._progress
-        if bars is None:
-            return
-        step = row["step"] if row["state"] == "running" else ""
-        for name, task in self._tasks.items():
-            if name != step and not bars.tasks[task].finished:
-                bars.update(task, total=bars.tasks[task].completed or 1, completed=bars.tasks[task].completed or 1)
-        if not step:
-            return
-        total, done = row["total_bytes"], row["done_bytes"]
-        amount = f"{size(done)} of {size(total)}" if total else size(done) if done else ""
-        if step not in self._tasks:
-            self._tasks[step] = bars.add_task(_encodable(step), total=total, amount=amount)
-        bars.update(self._tasks[step], total=total, completed=done, amount=amount)
-
-
-def _encodable(words: str) -> str:
-    return words if words.isprintable() else ascii(words)
+    for fields in requests:
+        try:
+            rows.append(start(session, verb, fields))
+        except GuardError as error:
+            failed(error)
+            rows.append({"id": None, "verb": verb, "request": fields, "state": "failed", "problem": error.problem()})
+    ended: list[Json] = []
+    for row in rows:
+        try:
+            settled = settle(session, row, timeout) if row["id"] and not no_wait else [row]
+        except GuardError as error:
+            settled = [row]
+            failed(error)
+        ended += settled
+        for problem in [failure(done) for done in settled if done["id"]]:
+            if problem is not None:
+                failed(problem)
+    if failures:
+        return ended, failures[0]
+    return ended, 0 if no_wait else verdict(ended)

@@ -180,3 +180,16 @@ def day_start(moment: datetime, zone: tzinfo | None, days: int = 0) -> datetime:
     """Return the naive local midnight of the day `days` after that of `moment`."""
     local = moment.astimezone(zone).replace(tzinfo=None)
     return local.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=days)
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid_at(id: str) -> str | None:
+    """Return the moment in a ULID as RFC 3339, None for what is no ULID."""
+    if len(id) != 26 or any(char not in _CROCKFORD for char in id[:10]):
+        return None
+    milliseconds = 0
+    for char in id[:10]:
+        milliseconds = milliseconds * 32 + _CROCKFORD.index(char)
+    return utc_text(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds))

@@ -10,7 +10,7 @@ from dbguardctl.options import Name, complete_database, complete_job, id_argumen
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import jobs as view
-from dbguardctl.watch import tell, wait
+from dbguardctl.watch import finish, settle
 from dbguardd.wire import JobState
 
 
@@ -54,7 +54,7 @@ def job_show(session: Session, id: str) -> None:
 def job_watch(session: Session, id: str, timeout: str) -> int:
     """Wait for a job, and end as the command that started it would have."""
     row = session.daemon.get("jobs", id)["job"]
-    return tell(session, wait(session, row, seconds(timeout)), name="job")
+    return finish(session, "job", settle(session, row, seconds(timeout)))
 
 
 @job.command("cancel")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
+from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.commands.work import seconds
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
-from dbguardctl.watch import run as run_job
 from dbguardctl.words import absolute, size, utc_text
 from dbguardd import wire
 from dbguardd.errors import ConfirmMissing, Usage
@@ -44,12 +45,14 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
         raise Usage("restore: --at and --id are two ways to say what to restore; give one")
     if fields["in_place"] and fields["to"]:
         raise Usage("restore: --to is a new place and --in-place the live one; give one")
+    if fields["to"]:
+        fields["to"] = os.path.abspath(fields["to"])
     if fields["at"]:
         fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
         session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")
     if fields["in_place"] and not fields["dry_run"]:
         fields["confirm"] = _confirm(session, database, fields["confirm"], "replaces the live database")
-    return run_job(session, "restore", {"database": database, **fields}, name="restore", no_wait=no_wait,
+    return watch.run(session, "restore", {"database": database, **fields}, no_wait=no_wait,
                    timeout=seconds(timeout))  # fmt: skip
 
 
@@ -67,7 +70,7 @@ def undo(session: Session, database: str, no_wait: bool, timeout: str, confirm: 
 def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout: str) -> int:
     confirm = _confirm(session, database, confirm, "replaces the live database by the state before the last restore")
     fields = {"database": database, "confirm": confirm}
-    return run_job(session, "undo", fields, name="undo", no_wait=no_wait, timeout=seconds(timeout))
+    return watch.run(session, "undo", fields, no_wait=no_wait, timeout=seconds(timeout))
 
 
 def _confirm(session: Session, database: str, given: str, what: str) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
+from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
-from dbguardctl.views.setup import protected
-from dbguardctl.watch import failure, wait
-from dbguardd.errors import NotPermitted, TargetExists, Usage
+from dbguardctl.views.setup import promise, protected
+from dbguardd.errors import Busy, NotPermitted, TargetExists, Usage
 
 STARTER = """\
 # What dbguardd protects, how often, where, and for how long. Every key: man 5 dbguard.toml
@@ -71,28 +71,33 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
     """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
     body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
     answer = session.daemon.post("protect", body=body)
-    row: dict[str, Any] | None = answer.get("job")
     if not session.json:
         session.out.show(protected(answer, session.zone))
-    if row is None:
+    if dry_run:
         if session.json:
-            session.print_json({**answer, "schema": "dbguard.protect/1"})
+            session.print_json(answer)
         return 0
-    row = wait(session, row)
-    error = failure(row)
+    rows = watch.settle(session, _first_backup(session, answer))
     if session.json:
-        session.print_json({**answer, "schema": "dbguard.protect/1", "job": row})
-    if error:
-        raise error
+        session.print_json({**answer, **watch.answer("protect", rows)})
+    for row in rows:
+        if error := watch.failure(row):
+            raise error
     if not session.json:
-        session.out.show(_proven(session, row))
-    return 0
+        session.out.show(promise(session.daemon.get("status"), str(rows[0]["database"])))
+    return watch.verdict(rows)
 
 
-def _proven(session: Session, row: dict[str, Any]) -> list[Block]:
-    from dbguardctl.views.jobs import finished  # noqa: PLC0415 - not for a dry run
-    from dbguardctl.views.setup import promise  # noqa: PLC0415
-
-    answer = session.daemon.get("status")
-    blocks = finished(row, session.now, session.zone)
-    return blocks + promise(answer, str(row["database"]))
+def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the job of the first backup: the daemon's own, or one asked for here."""
+    job = answer.get("job")
+    if isinstance(job, dict):
+        return job
+    try:
+        if not job:
+            return watch.start(session, "backup", {"database": answer["name"], "verify": True})
+    except Busy as error:
+        job = error.facts.get("job")
+        if not job:
+            raise
+    return dict(session.daemon.get("jobs", str(job))["job"])

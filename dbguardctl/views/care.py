@@ -81,26 +81,22 @@ def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         return [text("No entries.")]
     table: list[list[Cell | str]] = []
     for row in rows:
-        rest = {name: part for name, part in row.items() if name not in _AUDIT_KNOWN}
-        actor = str(row.get("actor") or row.get("user") or "")
-        uid = f" ({row['uid']})" if row.get("uid") is not None else ""
+                who = row.get("actor") or {}
+        who = who if isinstance(who, dict) else {"user": who}
+        uid = f" (uid {who['uid']})" if who.get("uid") is not None else ""
         table.append(
             [
-                str(row.get("seq", row.get("id", ""))), when(row.get("at"), now, zone), actor + uid,
+                str(row.get("seq", row.get("id", ""))), when(row.get("at"), now, zone), f"{who.get('user', '')}{uid}",
                 str(row.get("action") or ""),
-                Cell(str(row.get("outcome") or ""), "bad" if row.get("outcome") in ("refused", "denied") else ""),
-                one_line(rest, zone),
+                str(row.get("object") or ""),
+                Cell(str(row.get("outcome") or ""), "bad" if row.get("outcome") in ("failed", "denied", "refused") else ""),
+                one_line(dict(row.get("facts") or {}), zone),
             ]
         )  # fmt: skip
     return [
         text(f"Times are {zone_name(now, zone)}."),
-        Table(("ENTRY", "WHEN", "WHO", "ACTION", "OUTCOME", "DETAILS"), table, right=frozenset((0,))),
+        Table(("ENTRY", "WHEN", "WHO", "ACTION", "OF", "OUTCOME", "DETAILS"), table, right=frozenset((0,))),
     ]
-
-
-_AUDIT_KNOWN = frozenset(
-    ("seq", "id", "at", "actor", "user", "uid", "action", "outcome", "hash", "previous", "prev", "mac", "chain")
-)
 
 
 def audit_verified(answer: Json, zone: tzinfo | None) -> list[Block]:

@@ -61,19 +61,20 @@ def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
     )
 
 
-def findings(rows: list[dict[str, Any]]) -> list[Block]:
+def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]:
     """Return checks and how they ended, one a line, with what to do under those that are not ok."""
     styles = {"ok": "good", "failed": "bad", "inconclusive": "warn", "not configured": "dim"}
     words = {"ok": "ok", "failed": "FAIL", "inconclusive": "UNSURE", "not configured": "-"}
     blocks: list[Block] = []
-    width = max((len(str(row.get("name", ""))) for row in rows), default=0)
+    width = min(40, max((len(str(row.get("name", ""))) for row in rows), default=0))
     for row in rows:
         outcome = str(row.get("outcome", "inconclusive"))
-        word = Cell(f"{words.get(outcome, outcome):<7}", styles.get(outcome, "warn"))
+        word = Cell(f"{words.get(outcome, outcome):<8}", styles.get(outcome, "warn"))
         blocks.append(text(f"{str(row.get('name', '')):<{width}}  ", word, str(row.get("detail") or ""), indent=2))
         for hint in row.get("hints") or ():
-            blocks.append(text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=width + 11))
-    bad = sum(row.get("outcome") in ("failed", "inconclusive") for row in rows)
-    noun = f"{len(rows)} check{'' if len(rows) == 1 else 's'}"
-    blocks.append(text(f"{bad} of {noun} did not pass." if bad else f"All {noun} passed."))
+            blocks.append(text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=width + 12))
+    if verdict:
+        bad = sum(row.get("outcome") in ("failed", "inconclusive") for row in rows)
+        of = f"{len(rows)} check{'' if len(rows) == 1 else 's'}"
+        blocks.append(text(Cell(f"{bad} of {of} did not pass.", "bad") if bad else Cell(f"{of}, all passed.", "good")))
     return blocks

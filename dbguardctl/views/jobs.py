@@ -6,14 +6,15 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
-from dbguardctl.views.facts import facts, findings, one_line, value
-from dbguardctl.words import absolute, parse_utc, shorten, size, span, when
+from dbguardctl.views.facts import facts, findings, one_line
+from dbguardctl.views.restore import planned, restored
+from dbguardctl.words import absolute, parse_utc, shorten, size, span, ulid_at, when
 
 Json = dict[str, Any]
 
 STATES = {"queued": "dim", "running": "", "done": "good", "failed": "bad", "cancelled": "warn", "interrupted": "warn"}
-_OK = Cell("ok", "good")
 FINAL = frozenset(("done", "failed", "cancelled", "interrupted"))
+_OK = Cell("ok", "good")
 
 
 def seconds(row: Json, now: datetime | None = None) -> float | None:
@@ -26,7 +27,7 @@ def part_done(row: Json) -> str:
     """Return how far a running job is: snapshot 63 %."""
     total, done = row["total_bytes"], row["done_bytes"]
     amount = f" {done * 100 // total} %" if total else f" {size(done)}" if done else ""
-    return f"{row['step'] or 'starting'}{amount}"
+    return f"{row['step'] or 'not yet begun'}{amount}"
 
 
 def jobs(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
@@ -39,10 +40,10 @@ def jobs(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         [
             Cell(short[row["id"]], "strong"),
             row["verb"],
-            row["database"] or "",
+            row["database"] or row["request"].get("storage") or "",
             Cell(row["state"], STATES.get(row["state"], "")),
             when(row["started_at"] or row["created_at"], now, zone),
-            span(seconds(row, now)),
+            span(seconds(row, now)) if row["started_at"] else "",
             row["actor"],
             _outcome(row),
         ]
@@ -63,14 +64,14 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         ("state", Cell(row["state"], STATES.get(row["state"], ""))),
         ("by", row["actor"]),
         ("asked", absolute(row["created_at"], zone)),
-        ("started", absolute(row["started_at"], zone) if row["started_at"] else "never"),
+        ("started", absolute(row["started_at"], zone) if row["started_at"] else "not yet"),
         ("ended", absolute(row["finished_at"], zone) if row["finished_at"] else "not yet"),
         ("took", span(seconds(row, now))),
         ("attempt", str(row["attempt"])),
     ]
     if row["state"] == "running":
         rows.append(("step", part_done(row)))
-    if asked := one_line({name: part for name, part in row["request"].items() if part is not False}, zone):
+    if asked := one_line({name: part for name, part in row["request"].items() if part not in (False, "")}, zone):
         rows.append(("request", asked))
     blocks: list[Block] = [
         text(f"job {row['verb']} ", Cell(row["id"], "strong"), f" of {row['database']}" if row["database"] else ""),
@@ -96,104 +97,81 @@ def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         case "backup":
             return _backup(row, result, took)
         case "verify":
-            return _verify(row, result, zone, took)
+            return _verify(row, result, took)
+        case "restore" if row["request"].get("dry_run"):
+            return planned(row, result, zone)
         case "restore" | "undo":
-            return _restore(row, result, zone, took)
+            return restored(row, result, zone, took)
         case "check":
             return [text(Cell(row["database"] or "", "strong")), *findings(result.get("findings") or [])]
+        case "expire":
+            return _expire(row, result, now, zone, took)
         case _:
-            return _plan(row, result, now, zone, took)
+            done = "would be done; nothing was" if row["request"].get("dry_run") else "done"
+            name = row["database"] or row["request"].get("storage") or ""
+            verdict = Cell(f"{row['verb']} {name}: {done} \N{MIDDLE DOT} {took} in all", "strong")
+            return [facts(result, zone), text(_OK, "  ", verdict)]
 
 
 def _backup(row: Json, result: Json, took: str) -> list[Block]:
-    made = result.get("backup")
-    made = made if isinstance(made, dict) else {"id": made or "", **result}
-    proven = made.get("grade") == "proven"
+    made = result.get("backup") or {}
     blocks: list[Block] = []
     if made.get("source_bytes") is not None:
-        blocks.append(text(f"{size(made['source_bytes'])} {made.get('kind', '')}, {size(made.get('stored_bytes'))} new "
-                           f"in {made.get('storage') or 'the storage'}", indent=2))  # fmt: skip
-    restore = made.get("restore_seconds")
-    about = f" \N{MIDDLE DOT} a restore takes about {span(restore)}" if restore else ""
-    verdict = f"backup {made.get('id')} is {made.get('grade') or 'stored'} \N{MIDDLE DOT} {took} in all{about}"
-    blocks.append(text(_OK, "  ", Cell(verdict, "strong")))
-    if not proven:
-        blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl verify {row['database']}", "try"),
-                           "   proves it by a test restore", indent=4))  # fmt: skip
-    return blocks
-
-
-def _verify(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
-    proof = result.get("proof")
-    proof = dict(proof) if isinstance(proof, dict) else result
-    blocks: list[Block] = []
-    found = proof.get("findings")
-    if found and isinstance(found, list):
-        blocks += findings(found)
-    grade, at = proof.get("grade", "restored"), proof.get("created_at") or proof.get("backup_created_at")
-    point = f" to {absolute(at, zone)}" if at else ""
-    id = proof.get("backup") or row["request"].get("backup") or ""
-    if grade == "proven":
-        takes = span(proof.get("restore_seconds"))
-        line = f"{row['database']} can be restored{point} in {takes}"
-        blocks.append(text(Cell("proven", "good"), "  ", Cell(line, "strong"), f" \N{MIDDLE DOT} {took} in all"))
-    else:
+        already = _already(made)
         blocks.append(
-            text(Cell(str(grade), "warn"), f"  backup {id} of {row['database']} \N{MIDDLE DOT} {took} in all")
+            text(
+                f"{made.get('kind', '')} {size(made['source_bytes'])}, {size(made.get('stored_bytes'))} new{already}",
+                f" in {made.get('storage') or 'the storage'}",
+                indent=2,
+            )
         )
+    blocked = (result.get("facts") or {}).get("blocked_seconds")
+    if blocked is not None:
+        blocks.append(text(f"the application was never blocked longer than {span(blocked)}", indent=2))
+    grade = made.get("grade") or "stored"
+    verdict = Cell(f"backup {made.get('id')} is {grade}", "strong")
+    return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
+
+
+def _already(made: Json) -> str:
+    source, stored = made.get("source_bytes"), made.get("stored_bytes")
+    if not source or stored is None or made.get("kind") != "incremental" or stored >= source:
+        return ""
+    return f" ({(1 - stored / source) * 100:.1f} % saved)"
+
+
+def _verify(row: Json, result: Json, took: str) -> list[Block]:
+    proof = result.get("proof") or {}
+    blocks = findings(proof.get("findings") or [], verdict=False)
+    if proof.get("grade") == "proven":
+        line = Cell(f"{row['database']} can be restored in {span(proof.get('restore_seconds'))}", "strong")
+        blocks.append(text(Cell("proven", "good"), "  ", line, f" \N{MIDDLE DOT} backup {proof.get('id')}",
+                           f" \N{MIDDLE DOT} {took} in all"))  # fmt: skip
+    else:
+        line = Cell(f"backup {proof.get('id')} of {row['database']} is {proof.get('grade')}, not proven", "strong")
+        blocks.append(text(Cell("UNSURE", "warn"), "  ", line, f" \N{MIDDLE DOT} {took} in all"))
+    if plain := result.get("plain_copy"):
+        blocks.append(text(f"plain copy {one_line(plain, None) if isinstance(plain, dict) else plain}", indent=2))
     return blocks
 
 
-def _restore(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
-    if row["request"].get("dry_run"):
-        plan = result.get("plan")
-        return [
-            text("Would restore ", Cell(str(row["database"]), "strong")),
-            facts(plan if isinstance(plan, dict) else result, zone, skip=frozenset(("dry_run",))),
-            text(Cell("do it  ", "dim"), Cell(_same(row), "try"), indent=2),
-        ]
-    target = result.get("target") or row["request"].get("to") or "its place"
-    line = f"{row['database']} is restored to {target}"
-    blocks: list[Block] = [text(_OK, "  ", Cell(line, "strong"), f" \N{MIDDLE DOT} {took} in all")]
-    rest = facts(result, zone, skip=frozenset(("target",)), indent=4)
-    if rest.rows:
-        blocks.append(rest)
-    if row["request"].get("in_place"):
-        undo = f"dbguardctl restore undo {row['database']}"
-        blocks.append(text(Cell("undo  ", "dim"), Cell(undo, "try"), "   brings back what was replaced", indent=4))
-    return blocks
-
-
-def _same(row: Json) -> str:
-    """Return the command that does what a dry run has planned."""
-    asked = row["request"]
-    words = ["dbguardctl", "restore", str(row["database"])]
-    for name, flag in (("at", "--at"), ("backup", "--id"), ("to", "--to")):
-        if asked.get(name):
-            quoted = str(asked[name]).replace("'", "'\\''")
-            words += [flag, f"'{quoted}'" if not quoted.replace("/", "").replace("-", "").isalnum() else quoted]
-    return " ".join(words + (["--in-place"] if asked.get("in_place") else []))
-
-
-def _plan(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: str) -> list[Block]:
-    """Return what an expiry or a sweep has done or would do: tables for lists of objects, lines for the rest."""
-    what = f"{row['verb']} {row['database'] or row['request'].get('storage') or ''}".strip()
-    blocks: list[Block] = []
-    rest: Json = {}
-    for name, part in result.items():
-        if not (isinstance(part, list) and part and all(isinstance(item, dict) for item in part)):
-            rest[name] = part
-            continue
-        names = list(dict.fromkeys(key for item in part for key in item))
-        rows = [[_short(key, item.get(key), now, zone) for key in names] for item in part]
-        heads = [key.removesuffix("_at").removesuffix("_bytes").replace("_", " ").upper() for key in names]
-        blocks += [text(Cell(name.replace("_", " "), "strong")), Table(heads, rows, indent=2)]
-    if rest:
-        blocks.append(facts(rest, zone))
+def _expire(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: str) -> list[Block]:
+    plan = result.get("plan") or {}
     dry = bool(row["request"].get("dry_run"))
-    done = f"{what}: this would be done; nothing was" if dry else f"{what} is done \N{MIDDLE DOT} {took} in all"
-    return [*blocks, text(_OK, "  ", Cell(done, "strong"))]
-
-
-def _short(name: str, item: Any, now: datetime, zone: tzinfo | None) -> str:
-    return when(item, now, zone) if name.endswith("_at") and item else value(name, item, zone)
+    keep, drop = plan.get("keep") or [], plan.get("drop") or []
+    ids = shorten([item["id"] for item in (*keep, *drop)])
+    rows: list[tuple[Cell | str, ...]] = [
+        (Cell(ids[item["id"]], "strong"), when(ulid_at(item["id"]), now, zone), Cell(word, style),
+         ", ".join(item.get("because") or ()))
+        for items, word, style in ((keep, "keep", ""), (drop, "goes" if dry else "gone", "warn"))
+        for item in items
+    ]  # fmt: skip
+    blocks: list[Block] = [text(Cell(str(row["database"]), "strong"))]
+    blocks += [Table(("ID", "WHEN", "VERDICT", "BECAUSE"), rows, indent=2)] if rows else []
+    if plan.get("breaker"):
+        confirm = Cell(f"dbguardctl prune {row['database']} --confirm {row['database']}", "try")
+        blocks.append(text(Cell(f"{plan['breaker']}  ", "warn"), Cell("fix  ", "dim"), confirm, indent=2))
+    done = (
+        f"{len(drop)} would go, {len(keep)} stay; nothing was deleted" if dry else f"{len(drop)} gone, {len(keep)} stay"
+    )
+    return [*blocks, text(_OK, "  ", Cell(f"{row['database']}: {done}", "strong"), f" \N{MIDDLE DOT} {took} in all")]

@@ -1,0 +1,67 @@
+"""Restores: the plan of a dry run, and what a restore has put where."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import Any
+
+from dbguardctl.screen import Block, Cell, Table, text
+from dbguardctl.views.facts import findings
+from dbguardctl.words import absolute, size, span
+
+Json = dict[str, Any]
+
+
+def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
+    """Return what a restore would do, and the command that does it."""
+    plan = result.get("plan") or result
+    name = str(row["database"])
+    sure = plan.get("grade") or "unknown"
+    if plan.get("proven_at"):
+        sure = f"proven {absolute(plan['proven_at'], zone)}"
+    place = str(plan.get("to"))
+    untouched = "(replaces the live database)" if plan.get("in_place") else f"({name} itself is not touched)"
+    takes = plan.get("takes_seconds")
+    free = f", {size(plan['free_bytes'])} are free" if plan.get("free_bytes") is not None else ""
+    rows: list[tuple[Cell | str, ...]] = [
+        ("from", f"backup {plan.get('backup')}, {sure}"),
+        ("to", f"{place}   {untouched}"),
+        ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
+        ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
+        ("do it", Cell(command(row), "try")),
+    ]
+    if not plan.get("in_place"):
+        more = Cell("... --in-place", "try")
+        rows.append(("replace", more))
+    lead = f"  as it was at {absolute(plan.get('created_at'), zone)} ({plan.get('created_at')})"
+    return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2)]
+
+
+def command(row: Json) -> str:
+    """Return the command that does what a dry run has planned."""
+    asked = row["request"]
+    words = ["dbguardctl", "restore", str(row["database"])]
+    for name, flag in (("at", "--at"), ("backup", "--id"), ("to", "--to")):
+        if asked.get(name):
+            words += [flag, _quoted(str(asked[name]))]
+    return " ".join(words + (["--in-place"] if asked.get("in_place") else []))
+
+
+def _quoted(word: str) -> str:
+    from shlex import quote  # noqa: PLC0415 - only for a plan
+
+    return quote(word)
+
+
+def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
+    """Return what was restored where, what was compared, and the way back."""
+    plan = result.get("plan") or {}
+    blocks = findings(result.get("findings") or [], verdict=False)
+    point = f" as it was at {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
+    done = Cell(f"{row['database']}{point} is at {result.get('target')}", "strong")
+    blocks.append(text(Cell("ok", "good"), "  ", done, f" \N{MIDDLE DOT} {took} in all"))
+    if result.get("safety_copy"):
+        blocks.append(text(f"the state before is kept as backup {result['safety_copy']}", indent=4))
+    if result.get("undo"):
+        blocks.append(text(Cell("undo  ", "dim"), Cell(str(result["undo"]), "try"), indent=4))
+    return blocks

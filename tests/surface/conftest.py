@@ -1,0 +1,40 @@
+"""A fake daemon, and the real dbguardctl against it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.surface.fake import FakeDaemon
+
+Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon(tmp_path)
+    yield fake
+    fake.stop()
+
+
+def environment(socket: Path | str, **more: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8", "TZ": "Europe/Berlin", "COLUMNS": "120",
+        "DBGUARD_SOCKET": str(socket), **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def ctl(daemon: FakeDaemon) -> Ctl:
+    def run(*words: str, input: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dbguardctl", *words], env=environment(daemon.socket, **more), text=True,
+            input=input if input is not None else "", capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from difflib import get_close_matches
+from functools import partial
 
 from dbguardd.errors import PolicyInvalid
 from dbguardd.policy.mistakes import Mistake, Path
@@ -22,9 +23,9 @@ def judge(policy: Policy, state: str, uid_of: Callable[[str], int], gid_of: Call
     yield from _keys(policy)
     yield from _accounts(policy, uid_of, gid_of)
     yield from _paths(policy, state)
-    for name, own in policy.database.items():
-        if own.class_ is None or own.class_ in policy.class_:
-            yield from _database(policy.guarded(name))
+    for name in policy.database:
+        if _complete(policy, name):
+            yield from _database(policy.guarded(name), partial(_where, policy, name))
 
 
 def _error(code: str, message: str, *path: str | int, hint: str = "") -> Mistake:
@@ -195,29 +196,38 @@ def _inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(f"{directory.rstrip('/')}/")
 
 
-def _database(guarded: Guarded) -> Iterator[Mistake]:
+def _where(policy: Policy, name: str, key: str) -> Path:
+    """Return where the setting stands that is in force for a database: its own table, its class, [defaults]."""
+    own = policy.database[name]
+    layers: list[tuple[Path, Settings]] = [(("database", name), own)]
+    if own.class_ is not None:
+        layers.append((("class", own.class_), policy.class_[own.class_]))
+    layers.append((("defaults",), policy.defaults))
+    return next(((*path, key) for path, layer in layers if key in layer.model_fields_set), ("database", name))
+
+
+def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistake]:
     name, keep = guarded.name, guarded.keep
-    here = ("database", name)
     gaps = guarded.backup.gaps()
     rpo = guarded.objective.rpo
     if gaps is None or gaps[1] > _ALMOST_NEVER:
         what = f'database "{name}": backup = "{guarded.backup.text}" runs less than once a year'
-        yield _warning("rare", what, *here, "backup")
+        yield _warning("rare", what, *where("backup"))
     elif rpo is not None and rpo < gaps[1]:
         what = (
             f'database "{name}": rpo {format_duration(rpo)} cannot be met: '
             f'backup = "{guarded.backup.text}" leaves {format_duration(gaps[1])} between two backups'
         )
-        yield _warning("rpo", what, *here, "objective", hint="back up more often, or promise less")
+        yield _warning("rpo", what, *where("objective"), hint="back up more often, or promise less")
     if guarded.verify == "off":
         what = f'database "{name}": verify = "off": no backup will ever be proven'
         if guarded.proof.queries:
             what += ", and its proof queries are never asked"
-        yield _warning("never-proven", what, *here, "verify")
+        yield _warning("never-proven", what, *where("verify"))
     verify = guarded.verify
     if isinstance(verify, Schedule) and rpo is not None and (proofs := verify.gaps()) and rpo < proofs[1]:
         what = f'database "{name}": rpo {format_duration(rpo)} cannot be met: a backup is proven only "{verify.text}"'
-        yield _warning("rpo", what, *here, "verify", hint='verify = "after-backup" proves each one')
+        yield _warning("rpo", what, *where("verify"), hint='verify = "after-backup" proves each one')
     if keep.last == 0 and keep.hourly == 0 and keep.daily == 0 and not keep.empty and keep.within is None:
         what = f'database "{name}": keep asks for nothing recent (no last, hourly, daily or within)'
-        yield _warning("keeps-little", what, *here, "keep", hint="mistakes are mostly noticed within days")
+        yield _warning("keeps-little", what, *where("keep"), hint="mistakes are mostly noticed within days")

@@ -58,7 +58,7 @@ class Directory:
         except OSError as error:
             raise _outcome(self.url, "the directory", error) from error
         self.close = weakref.finalize(self, os.close, self._root)
-        self._room = Room(limits or Limits(), lambda: sum(entry.size for entry in self.list("")))
+        self._room = Room(limits or Limits())
         self._draft = Draft(self._calls, self._root, owner_of(os.getpid()), nameless=nameless)
         sweep_orphans(self._calls, self._root)
 
@@ -69,17 +69,12 @@ class Directory:
     def put(self, name: str, data: Buffer | Sequence[Buffer]) -> None:
         *folders, last = split_name(name)
         parts = as_parts(name, data)
-        size = sum(map(len, parts))
         if self._failure:
             raise self._degraded(name, self._failure)
-        with self._told(name, storing=size):
-            self._room.need(f"{self.url}: {name}", size, self._calls.statvfs(self._root))
-            with self._inside(folders, create=True) as folder:
-                if self._write(folder, last, parts):
-                    self._room.changed(size)
-                else:
-                    self._compare(folder, name, last, parts)
-                self._sync(folder)
+        with self._told(name, storing=sum(map(len, parts))), self._inside(folders, create=True) as folder:
+            if self._has(folder, last) or not self._write(folder, name, last, parts):
+                self._compare(folder, name, last, parts)
+            self._sync(folder)
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         with self._told(name), self._opened(name) as (fd, size):
@@ -111,7 +106,7 @@ class Directory:
     def probe(self) -> Capabilities:
         name = f"probe-{self._calls.random(8).hex()}"
         create_only, reads, skew = try_out(self, name, self._calls.now())
-        free, total, keep = self._room.usable(self._calls.statvfs(self._root))
+        free, total, keep = self._room.usable(self._calls.statvfs(self._root), self._count)
         return Capabilities(create_only, reads, self._syncs_folders, skew, free, total, keep)
 
     # ------------------------------------------------------------------------------------------------- writing
@@ -125,15 +120,29 @@ class Directory:
         finally:
             os.close(parent)
 
-    def _write(self, folder: int, last: str, parts: Sequence[memoryview]) -> bool:
-        """Link a durable file to its name; False if the name is taken. A second file is tried when fsync fails."""
+    def _write(self, folder: int, name: str, last: str, parts: Sequence[memoryview]) -> bool:
+        """Link a durable file to its name; False if the name was taken. A second file is tried when fsync fails."""
+        size = sum(map(len, parts))
+        self._room.need(f"{self.url}: {name}", size, self._calls.statvfs(self._root), self._count)
         try:
-            return self._draft.publish(folder, last, parts)
-        except NotDurable:
             try:
-                return self._draft.publish(folder, last, parts)
-            except NotDurable as error:
-                raise self._degraded(last, str(error)) from error
+                written = self._draft.publish(folder, last, parts)
+            except NotDurable:
+                written = self._draft.publish(folder, last, parts)
+        except NotDurable as error:
+            raise self._degraded(name, str(error)) from error
+        self._room.changed(size * written)
+        return written
+
+    def _has(self, folder: int, last: str) -> bool:
+        try:
+            os.stat(last, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _count(self) -> int:
+        return sum(entry.size for entry in self.list(""))
 
     def _compare(self, folder: int, name: str, last: str, parts: Sequence[memoryview]) -> None:
         """Accept what has the name already if it has the same bytes, and make it as durable as our own."""
@@ -175,16 +184,8 @@ class Directory:
         held = [self._root]
         try:
             for depth, part in enumerate(folders, 1):
-                try:
-                    child = os.open(part, _FOLDER, dir_fd=held[-1])
-                except FileNotFoundError:
-                    if not create:
-                        raise
-                    with suppress(FileExistsError):
-                        self._calls.mkdir(part, 0o700, dir_fd=held[-1])
-                    child = os.open(part, _FOLDER, dir_fd=held[-1])
-                held.append(child)
                 path = "/".join(folders[:depth])
+                held.append(self._enter(held[-1], part, path, create))
                 if create and path not in self._durable_folders:
                     # Also one that exists: who made it may have been killed before it was durable.
                     self._sync(held[-2])
@@ -193,6 +194,21 @@ class Directory:
         finally:
             for fd in held[1:]:
                 os.close(fd)
+
+    def _enter(self, parent: int, part: str, path: str, create: bool) -> int:
+        try:
+            return os.open(part, _FOLDER, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                raise
+            with suppress(FileExistsError):
+                self._calls.mkdir(part, 0o700, dir_fd=parent)
+            return os.open(part, _FOLDER, dir_fd=parent)
+        except NotADirectoryError as error:
+            if not stat.S_ISREG(os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode):
+                raise
+            kind = Conflict if create else ObjectMissing
+            raise kind(f"{path}: an object, so there are none below it", detail=self.url) from error
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[int, int]]:

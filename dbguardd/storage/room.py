@@ -41,18 +41,17 @@ class Limits:
 
 @dataclass(slots=True)
 class Room:
-    """Room that is left under Limits. Counting what is there happens once, and again before anything is refused.
+    """Room that is left under Limits. What is there is counted (`count`) once, and again before anything is refused.
 
     Other processes that write at the same time can overshoot max_bytes by what they write in that time; keep_free is
     asked of the file system each time.
     """
 
     limits: Limits
-    count: Callable[[], int]
     _used: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def need(self, what: str, size: int, disk: os.statvfs_result) -> None:
+    def need(self, what: str, size: int, disk: os.statvfs_result, count: Callable[[], int]) -> None:
         """Raise NoSpace unless `size` more bytes fit."""
         keep = self.limits.keep_free_bytes(disk)
         free = disk.f_bavail * disk.f_frsize
@@ -64,18 +63,19 @@ class Room:
                 facts=facts,
             )
         limit = self.limits.max_bytes
-        if limit is not None and self.used() + size > limit and self.used(again=True) + size > limit:
+        if limit is None or self._sum(count) + size <= limit:
+            return
+        if (used := self._sum(count, again=True)) + size > limit:
             raise NoSpace(
                 f"{what}: the storage has reached its limit",
-                detail=f"{size} bytes needed, {self.used()} of {limit} (max_bytes) used",
-                facts={**facts, "used_bytes": self.used(), "max_bytes": limit},
+                detail=f"{size} bytes needed, {used} of {limit} (max_bytes) used",
+                facts={**facts, "used_bytes": used, "max_bytes": limit},
             )
 
-    def used(self, *, again: bool = False) -> int:
-        """Return the bytes of all objects, counted at the first call or `again`."""
+    def _sum(self, count: Callable[[], int], *, again: bool = False) -> int:
         with self._lock:
             if self._used is None or again:
-                self._used = self.count()
+                self._used = count()
             return self._used
 
     def changed(self, size: int) -> None:
@@ -84,10 +84,10 @@ class Room:
             if self._used is not None:
                 self._used += size
 
-    def usable(self, disk: os.statvfs_result) -> tuple[int, int, int]:
+    def usable(self, disk: os.statvfs_result, count: Callable[[], int]) -> tuple[int, int, int]:
         """Return free, total and keep-free bytes, so that free minus keep-free is what may still be written."""
         keep, unit = self.limits.keep_free_bytes(disk), disk.f_frsize
         free, total = disk.f_bavail * unit, disk.f_blocks * unit
         if (limit := self.limits.max_bytes) is not None:
-            free, total = min(free, keep + max(0, limit - self.used(again=True))), min(total, limit)
+            free, total = min(free, keep + max(0, limit - self._sum(count, again=True))), min(total, limit)
         return free, total, keep

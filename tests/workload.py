@@ -1,7 +1,7 @@
 """A small application for tests and the demo: a shop whose sums must always agree, written to all the time.
 
-Run as `python -m tests.workload PATH SECONDS [RATE]` it is the writer: every transaction moves money between two accounts
-and books it, so that in every consistent snapshot the balances add up to zero and equal the bookings.
+Run as `python -m tests.workload PATH SECONDS [RATE]` it is the writer: every transaction moves money between two
+accounts and books it, so that in every consistent snapshot the balances add up to zero and equal the bookings.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from dbguardd.errors import NotFound
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.verify import graded
-from dbguardd.keys import identity_opens, new_identity, open_recipient
+from dbguardd.keys import AgeRecipient, Secret, new_identity
+from dbguardd.repository import Repository
 from dbguardd.wire import Grade, Request
 
 
@@ -82,16 +83,18 @@ def release(run: Run, request: Release) -> Result:
 def recovery_sheet(run: Run, request: RecoverySheet) -> Result:
     """Wrap the root key for a new age identity. The identity is returned and kept nowhere."""
     identity, recipient = new_identity()
-    run.repository.add_recipient(open_recipient(recipient))
+    run.repository.add_recipient(AgeRecipient(recipient))
     run.report("recovery.added", recipient=recipient, key=run.spec["key"]["name"])
-    return {"identity": identity, "recipient": recipient, "repository": run.repository.id}
+    return {"identity": identity.reveal().decode(), "recipient": recipient, "repository": run.repository.id}
 
 
 def recovery_test(run: Run, request: RecoveryTest) -> Result:
-    """Open the root key with the identity, exactly as after a disaster. Raises KeyRefused."""
-    recipient = identity_opens(run.repository, request.identity)
-    run.report("recovery.tested", recipient=recipient, key=run.spec["key"]["name"], at=instant(run.now()))
-    return {"recipient": recipient, "repository": run.repository.id}
+    """Open the repository with the identity alone, exactly as after a disaster. Raises KeyUnsafe, KeyRefused."""
+    wrapper = AgeRecipient.from_identity(Secret(request.identity.encode()))
+    opened = Repository.open(run.storage, [wrapper])
+    count = len(opened.backups())
+    run.report("recovery.tested", recipient=wrapper.label, key=run.spec["key"]["name"], at=instant(run.now()))
+    return {"recipient": wrapper.label, "repository": opened.id, "backups": count}
 
 
 BOOKS = (

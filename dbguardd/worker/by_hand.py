@@ -6,34 +6,85 @@ It needs the policy, the storage and the key; no running daemon, no socket, no c
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pwd
+import secrets
 import signal
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import GuardError
+from dbguardd.errors import GuardError, SecondInstance
+from dbguardd.policy import Policy
 from dbguardd.worker.start import run_worker
 
+_STALL_SECONDS = 3600.0
 
-def run(spec: Mapping[str, Any], *, stall_timeout: float, as_json: bool) -> int:
-    """Run the job of `spec`, show what happens, and return the exit status."""
-    try:
-        result = asyncio.run(_run(spec, stall_timeout, as_json))
-    except GuardError as error:
-        _complain(error, as_json)
-        return error.exit_status
+
+def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as_json: bool) -> int:
+    """Run one job as `policy` says, show what happens, and return the exit status.
+
+    Raises SecondInstance while a daemon (or another job by hand) owns the state directory.
+    """
+    spec = _spec(policy, state, verb, request)
+    with _alone(Path(state)):
+        result = asyncio.run(_run(spec, as_json))
     _show({"type": "result", "result": result}, as_json)
     return 0
 
 
-async def _run(spec: Mapping[str, Any], stall_timeout: float, as_json: bool) -> dict[str, Any]:
+def _spec(policy: Policy, state: str, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the job spec that the daemon would have made."""
+    if "database" in request:
+        parts = policy.spec(str(request["database"]), state)
+    else:
+        keys = {policy.guarded(name).key for name in policy.names()} or {"main"}
+        parts = {
+            "database": None,
+            "storage": policy.storage_spec(str(request["storage"]), state),
+            "key": policy.key_spec(min(keys), state),
+        }
+    return {
+        **parts,
+        "job": secrets.token_hex(13).upper(),
+        "verb": verb,
+        "request": dict(request),
+        "actor": pwd.getpwuid(os.getuid()).pw_name,
+        "state": state,
+    }
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Hold the lock that the daemon holds, so that the two never work side by side on one state directory."""
+    for place, mode in ((state, 0o700), (state / "staging", 0o1733)):
+        if not place.is_dir():
+            place.mkdir(mode=mode)
+            place.chmod(mode)
+    lock = os.open(state / "dbguardd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SecondInstance(
+                f"dbguardd is running on {state}",
+                detail="Two of them would work on the same staging and storage.",
+                hints=["use dbguardctl, which asks the running daemon", "or stop it first: systemctl stop dbguardd"],
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     cancel = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, cancel.set)
-    return await run_worker(spec, lambda message: _show(message, as_json), cancel, stall_timeout=stall_timeout)
+    return await run_worker(spec, lambda message: _show(message, as_json), cancel, stall_timeout=_STALL_SECONDS)
 
 
 def _show(message: Mapping[str, Any], as_json: bool) -> None:
@@ -56,7 +107,8 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) and " " not in value else json.dumps(value)
 
 
-def _complain(error: GuardError, as_json: bool) -> None:
+def complain(error: GuardError, *, as_json: bool) -> None:
+    """Print an error as people or programs want it, on standard error."""
     if as_json:
         print(json.dumps(error.problem()), file=sys.stderr)
         return

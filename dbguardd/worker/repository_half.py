@@ -10,13 +10,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, KeyMissing, NotARepository, NotFound
 from dbguardd.jobs import JOBS
 from dbguardd.jobs.base import Run
-from dbguardd.keys import create_machine_key, open_recipient, open_wrappers
+from dbguardd.keys import AgeRecipient, MachineKey, open_wrappers
 from dbguardd.repository import Repository
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
@@ -106,7 +107,7 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
         if expected is not None or any(True for _ in storage.list("")):
             raise
         if isinstance(error, KeyMissing):
-            create_machine_key(spec["key"])
+            _make_machine_key(spec["key"], error)
         repository = Repository.create(storage, open_wrappers(spec["key"]), now)
         voice.report("repository.created", storage=spec["storage"]["name"], id=repository.id)
     if expected is not None and repository.id != expected:
@@ -121,10 +122,17 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
     return storage, repository
 
 
+def _make_machine_key(key: Mapping[str, Any], missing: KeyMissing) -> None:
+    """Make the key file of a fresh installation; a credential or passphrase can only come from a person."""
+    if key["type"] != "machine" or "path" not in key:
+        raise missing
+    MachineKey.create(Path(key["path"]))
+
+
 def _admit(spec: Mapping[str, Any], repository: Repository, voice: Voice) -> None:
     """Give the recovery recipients that the policy names access to the repository."""
     known = {label for _, label, _ in repository.recipients()}
     for recipient in spec["key"].get("recovery", ()):
         if recipient not in known:
-            repository.add_recipient(open_recipient(recipient))
+            repository.add_recipient(AgeRecipient(recipient))
             voice.report("recovery.added", recipient=recipient, key=spec["key"]["name"])

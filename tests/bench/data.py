@@ -1,7 +1,7 @@
 """Makes realistic SQLite databases: users, events with JSON, orders, prose, attachments. Compresses about 2.5 times.
 
-The content is drawn from a seed, so two runs make the same rows. Words follow Zipf's law over invented syllables, a third
-of the attachments is incompressible, ids and sessions are random: what a compressor meets in real applications.
+The content is drawn from a seed, so two runs make the same rows. Words follow Zipf's law over invented syllables, half
+of the attachments are incompressible, sessions are random: what a compressor meets in real applications.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ create table users (id integer primary key, email text, name text, city text, bi
 create index users_email on users (email);
 create table events (id integer primary key, user_id integer, ts integer, type text, payload text, seen integer);
 create index events_user on events (user_id, ts);
-create table orders (id integer primary key, user_id integer, cents integer, tax integer, status text, placed_at integer,
-  note text, counter integer);
+create table orders (id integer primary key, user_id integer, cents integer, tax integer, status text,
+  placed_at integer, note text, counter integer);
 create index orders_user on orders (user_id);
 create table documents (id integer primary key, user_id integer, title text, body text, rev integer);
 create table attachments (id integer primary key, document_id integer, mime text, data blob);

@@ -27,8 +27,7 @@ class Peer:
 
 def peers() -> list[Peer]:
     """Return every peer that is installed here."""
-    found = [*_restic(), *_borg(), *_plain()]
-    return found
+    return [*_restic(), *_borg(), *_plain()]
 
 
 def _version(*argv: str) -> str:

@@ -1,0 +1,83 @@
+"""dbguardd: the way in, and the one place where the parts meet."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from dbguardd import __version__
+from dbguardd.errors import GuardError
+from dbguardd.wire import REQUESTS, SOCKET
+
+POLICY = "/etc/dbguard/policy.toml"
+STATE = "/var/lib/dbguard"
+
+
+def main() -> int:
+    """Run the daemon, check a policy, or run one job by hand."""
+    options = _parser().parse_args()
+    try:
+        if options.command == "run":
+            return _run_by_hand(options)
+        if options.check_config:
+            return _check(options)
+        return _serve(options)
+    except GuardError as error:
+        from dbguardd.worker.by_hand import complain  # noqa: PLC0415 each way in loads only what it needs
+
+        complain(error, as_json=bool(getattr(options, "json", False)))
+        return error.exit_status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("dbguardd", description="Keeps databases restorable, and proves it.")
+    parser.add_argument("--version", action="version", version=f"dbguardd {__version__}")
+    parser.add_argument("--policy", type=Path, default=Path(POLICY), help=f"the policy file ({POLICY})")
+    parser.add_argument("--state", type=Path, default=Path(STATE), help=f"where state and backups go ({STATE})")
+    parser.add_argument("--socket", type=Path, default=Path(SOCKET), help=f"where to listen ({SOCKET})")
+    parser.add_argument("--check-config", action="store_true", help="check the policy, say what is wrong, and end")
+    commands = parser.add_subparsers(dest="command")
+    run = commands.add_parser("run", help="run one job here and now, without a daemon: after a disaster, in scripts")
+    run.add_argument("--json", action="store_true", help="print what happens as JSON lines")
+    verbs = run.add_subparsers(dest="verb", required=True)
+    for name, request in REQUESTS.items():
+        verb = verbs.add_parser(name, help=request.__doc__, description=request.__doc__)
+        for field in fields(request):
+            if field.default is MISSING:
+                verb.add_argument(field.name, help=f"name of the {field.name}, as in the policy")
+            else:
+                kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"default": ""}
+                verb.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **kind)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    from dbguardd.policy import Host, load  # noqa: PLC0415
+
+    loaded = load(options.policy, os.geteuid(), Host(state=str(options.state)))
+    print(f"{options.policy}: ok, {len(loaded.policy.names())} databases in {len(loaded.files)} files")
+    for warning in loaded.warnings:
+        print(warning, file=sys.stderr)
+    return 3 if loaded.warnings else 0
+
+
+def _run_by_hand(options: argparse.Namespace) -> int:
+    from dbguardd.policy import Host, load  # noqa: PLC0415
+    from dbguardd.worker import by_hand  # noqa: PLC0415
+
+    state = str(options.state.absolute())
+    policy = load(options.policy.absolute(), os.geteuid(), Host(state=state)).policy
+    request = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
+    return by_hand.run(policy, state, options.verb, request, as_json=options.json)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    raise SystemExit("later")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

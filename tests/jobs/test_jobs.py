@@ -1,0 +1,241 @@
+"""Each verb on a world in memory: what it promises, what it refuses, what it records."""
+
+import json
+
+import pytest
+
+from dbguardd.errors import (
+    Breaker,
+    Cancelled,
+    ConfirmMissing,
+    NotFound,
+    ProofFailed,
+    SourceMissing,
+    TargetExists,
+    TargetInUse,
+    Usage,
+)
+from tests.jobs.world import World
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def test_a_backup_is_acknowledged_before_its_fingerprint(world):
+    id = world.backup()
+    names = [name for name, _ in world.events]
+    assert names.index("backup.stored") < names.index("snapshot.fingerprinted")
+    assert world.said("backup.stored")[0]["id"] == id
+    assert world.repository.fingerprint(id)["tables"]["users"]["rows"] == 3
+
+
+def test_a_backup_that_dies_before_its_fingerprint_is_kept_but_never_proven(world):
+    world.engine.break_fingerprint = True
+    with pytest.raises(Cancelled):
+        world.backup()
+    assert len(world.ids()) == 1
+    proof = world.do("verify", database="app")["proof"]
+    assert (proof["grade"], proof["failure"]) == ("restored", None)
+
+
+def test_verify_proves_and_measures(world):
+    id = world.backup()
+    proof = world.do("verify", database="app")["proof"]
+    assert (proof["id"], proof["grade"], proof["failure"]) == (id, "proven", None)
+    assert world.said("backup.graded")[0]["proven_at"]
+    assert [finding["outcome"] for finding in proof["findings"]] == ["ok", "ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("restored", "said"),
+    [
+        (b'{"users": [1, 2]}', "table users has 2 rows instead of 3"),
+        (b'{"users": [1, 2, 4]}', "table users differs"),
+        (b"{}", "table users is missing"),
+        (b'{"users": [1, 2, 3], "more": []}', "table more was not there"),
+    ],
+)
+def test_wrong_content_that_opens_is_never_proven(world, restored, said):
+    id = world.backup()
+    world.engine.break_restore = restored
+    with pytest.raises(ProofFailed) as caught:
+        world.do("verify", database="app")
+    assert said in caught.value.detail
+    graded = world.said("backup.graded")[0]
+    assert (graded["id"], graded["proven_at"]) == (id, None)
+    assert said in graded["failure"]
+
+
+def test_a_proof_query_that_does_not_hold_fails_the_proof(world):
+    world.spec["database"]["queries"] = [{"sql": "rows", "min": 100, "max": None, "equals": None, "why": ""}]
+    world.backup()
+    with pytest.raises(ProofFailed, match="did not pass"):
+        world.do("verify", database="app")
+
+
+def test_restore_goes_to_a_new_place_and_never_overwrites(world, tmp_path):
+    world.backup()
+    target = tmp_path / "live" / "restored.json"
+    plan = world.do("restore", database="app", to=str(target), dry_run=True)["plan"]
+    assert not target.exists()
+    assert (plan["to"], plan["in_place"], plan["grade"]) == (str(target), False, "stored")
+    world.do("restore", database="app", to=str(target))
+    assert json.loads(target.read_text()) == {"users": [1, 2, 3]}
+    with pytest.raises(TargetExists):
+        world.do("restore", database="app", to=str(target))
+    target.with_name("other.json-wal").touch()
+    with pytest.raises(TargetExists):
+        world.do("restore", database="app", to=str(target.with_name("other.json")))
+    with pytest.raises(Usage):
+        world.do("restore", database="app", to="relative.json")
+
+
+def test_restore_at_takes_the_newest_backup_not_after(world, tmp_path):
+    first = world.backup(users=[1])
+    moment = world.now
+    world.backup(users=[1, 2])
+    plan = world.do("restore", database="app", at=moment.isoformat(), dry_run=True)["plan"]
+    assert plan["backup"] == first
+    with pytest.raises(NotFound):
+        world.do("restore", database="app", at="2020-01-01T00:00:00Z", dry_run=True)
+    with pytest.raises(Usage):
+        world.do("restore", database="app", at="2020-01-01T00:00:00", dry_run=True)
+
+
+def test_in_place_needs_the_name_takes_a_safety_copy_and_can_be_undone_twice(world):
+    world.backup(users=[1])
+    world.write(users=[1, 2])
+    with pytest.raises(ConfirmMissing):
+        world.do("restore", database="app", in_place=True)
+    with pytest.raises(ConfirmMissing):
+        world.do("restore", database="app", in_place=True, confirm="other")
+    world.later(minutes=1)
+    done = world.do("restore", database="app", in_place=True, confirm="app")
+    assert world.live() == {"users": [1]}
+    assert done["safety_copy"] == world.ids()[0]
+    world.later(minutes=1)
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [1, 2]}
+    world.later(minutes=1)
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [1]}
+
+
+def test_in_place_changes_nothing_if_the_copy_is_wrong_or_the_live_one_in_use(world):
+    world.backup(users=[1])
+    world.write(users=[9])
+    world.engine.break_restore = b'{"users": []}'
+    with pytest.raises(ProofFailed):
+        world.do("restore", database="app", in_place=True, confirm="app")
+    assert world.live() == {"users": [9]}
+    world.engine.break_restore = b""
+    world.engine.in_use = True
+    with pytest.raises(TargetInUse):
+        world.do("restore", database="app", in_place=True, confirm="app")
+    assert world.live() == {"users": [9]}
+
+
+def test_a_lost_database_comes_back_in_place_without_a_safety_copy(world):
+    world.backup(users=[1])
+    world.path.unlink()
+    with pytest.raises(SourceMissing):
+        world.backup()
+    done = world.do("restore", database="app", in_place=True, confirm="app")
+    assert (world.live(), done["safety_copy"], done["undo"]) == ({"users": [1]}, None, None)
+
+
+def test_expire_keeps_what_the_policy_asks_for_with_reasons_and_a_dry_run_deletes_nothing(world):
+    ids = [world.backup(users=[n]) for n in range(5)]
+    plan = world.do("expire", database="app", dry_run=True)["plan"]
+    assert [entry["id"] for entry in plan["keep"]] == [ids[4], ids[3]]
+    assert all(entry["because"] for entry in plan["keep"] + plan["drop"])
+    assert len(world.ids()) == 5
+    world.do("expire", database="app")
+    assert world.ids() == [ids[4], ids[3]]
+
+
+def test_expire_never_takes_the_newest_proven_one_nor_a_held_one(world):
+    proven, held, *_ = [world.backup(users=[n]) for n in range(5)]
+    world.do("verify", database="app", backup=proven)
+    world.do("hold", backup=held, reason="audit")
+    world.do("expire", database="app")
+    assert {proven, held} <= set(world.ids())
+    world.do("release", backup=held)
+    world.do("expire", database="app")
+    assert held not in world.ids()
+    assert proven in world.ids()
+    with pytest.raises(NotFound):
+        world.do("release", backup=proven)
+
+
+def test_one_run_does_not_delete_nearly_everything_unasked(world):
+    ids = [world.backup(users=[n]) for n in range(12)]
+    with pytest.raises(Breaker):
+        world.do("expire", database="app")
+    assert len(world.ids()) == 12
+    world.do("expire", database="app", confirm="app")
+    assert world.ids() == [ids[11], ids[10]]
+
+
+def test_check_finds_what_is_missing(world):
+    world.backup()
+    found = {finding["name"]: finding for finding in world.do("check", database="app", data=True)["findings"]}
+    assert found["key main"]["outcome"] == "failed"
+    assert found["proof"]["outcome"] == "failed"
+    assert found["every stored byte"]["outcome"] == "ok"
+    assert world.do("recovery-sheet")["identity"].startswith("AGE-SECRET-KEY-1")
+    world.do("verify", database="app")
+    found = {finding["name"]: finding for finding in world.do("check", database="app")["findings"]}
+    assert (found["key main"]["outcome"], found["proof"]["outcome"]) == ("ok", "ok")
+
+
+def test_the_recovery_identity_alone_opens_the_repository(world):
+    id = world.backup()
+    identity = world.do("recovery-sheet")["identity"]
+    assert world.do("recovery-test", identity=identity)["backups"] == 1
+    other = World(world.place / "live")
+    with pytest.raises(Exception, match="recipient|opens|key"):
+        other.do("recovery-test", identity=identity)
+    assert id
+
+
+def test_scan_tells_everything_that_a_lost_catalog_knew(world):
+    ids = [world.backup(users=[n]) for n in range(3)]
+    world.do("verify", database="app", backup=ids[1])
+    world.do("hold", backup=ids[0], reason="audit")
+    world.events.clear()
+    assert world.do("scan") == {"backups": 3}
+    assert {facts["id"] for facts in world.said("backup.stored")} == set(ids)
+    assert [facts["grade"] for facts in world.said("backup.graded")] == ["proven"]
+    assert [facts["reason"] for facts in world.said("backup.held")] == ["audit"]
+
+
+def test_plain_copies_are_verified_rotated_and_linked(world, tmp_path):
+    world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
+    for number in range(4):
+        world.backup(users=[number])
+        copy = world.do("verify", database="app")["plain_copy"]
+    names = sorted(path.name for path in (tmp_path / "plain").iterdir())
+    assert len([name for name in names if name.endswith(".sql")]) == 3  # two copies and the link
+    assert len([name for name in names if name.endswith(".sha256")]) == 2
+    link = tmp_path / "plain" / "app_latest.sql"
+    assert str(link.resolve()) == copy
+    assert json.loads(link.read_text()) == {"users": [3]}
+
+
+def test_an_unproven_backup_never_becomes_the_latest_plain_copy(world, tmp_path):
+    world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
+    world.backup(users=[1])
+    world.engine.break_restore = b'{"users": []}'
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app")
+    assert not (tmp_path / "plain").exists()
+
+
+def test_a_cancelled_backup_leaves_nothing(world):
+    world.cancelled = True
+    with pytest.raises(Cancelled):
+        world.backup()
+    assert world.ids() == []

@@ -1,0 +1,162 @@
+"""A whole world for jobs in one process: storage in memory, a toy engine, a clock that is set by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, TablePrint
+from dbguardd.errors import Cancelled, SourceMissing, TargetInUse
+from dbguardd.jobs import JOBS
+from dbguardd.jobs.base import Run
+from dbguardd.keys import MachineKey
+from dbguardd.repository import Repository
+from dbguardd.storage import Memory
+
+
+class ToyEngine:
+    """A database that is one JSON file: {"table": [rows]}. `break_*` make it misbehave on purpose."""
+
+    def __init__(self, path: Path, staging: Path) -> None:
+        self.path = path
+        self.staging = staging
+        self.snapshot: bytes | None = None
+        self.break_fingerprint = False
+        self.break_restore = b""
+        self.in_use = False
+
+    def probe(self):
+        return Probe("1", self.path.stat().st_size, {}, ())
+
+    def dump(self, sink, progress):
+        if not self.path.exists():
+            raise SourceMissing(f"{self.path} is gone")
+        self.snapshot = self.path.read_bytes()
+        progress("snapshot", 0, len(self.snapshot))
+        with sink.write("dump.json") as out:
+            out.write(self.snapshot)
+        return {"blocked_seconds": 0.001}
+
+    def fingerprint(self, progress):
+        if self.break_fingerprint:
+            raise Cancelled("cancelled in the middle")
+        return _print(self.snapshot)
+
+    def release(self):
+        self.snapshot = None
+
+    def restore(self, tree, target, progress):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tree.read("dump.json") as source, target.open("xb") as out:
+            shutil.copyfileobj(source, out)
+        if self.break_restore:
+            target.write_bytes(self.break_restore)
+
+    def examine(self, target, queries, progress):
+        found = [Finding("opened", "ok")]
+        rows = sum(map(len, json.loads(target.read_bytes()).values()))
+        for query in queries:
+            good = query.min is None or rows >= query.min
+            found.append(Finding(query.sql, "ok" if good else "failed", f"{rows} rows"))
+        return Examination(found, _print(target.read_bytes()))
+
+    def replace(self, source, progress):
+        if self.in_use:
+            raise TargetInUse(f"{self.path} is in use")
+        self.path.write_bytes(source.read_bytes())
+
+
+def _print(data: bytes | None) -> Fingerprint:
+    assert data is not None
+    tables = {name: TablePrint(len(rows), json.dumps(rows)) for name, rows in json.loads(data).items()}
+    return Fingerprint("schema", tables)
+
+
+class World:
+    """One database `app`, one storage, one repository; `do` runs a job as the worker would."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.path = place / "live" / "app.json"
+        self.path.parent.mkdir()
+        self.now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+        self.storage = Memory()
+        self.repository = Repository.create(self.storage, [MachineKey.create(place / "key")], self.now)
+        self.engine = ToyEngine(self.path, place / "staging")
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.cancelled = False
+        self.spec: dict[str, Any] = {
+            "database": {
+                "name": "app",
+                "engine": "toy",
+                "settings": {"path": str(self.path), "method": "dump"},
+                "compress_level": 1,
+                "keep": {"last": 2},
+                "min_proven": 1,
+                "timezone": "UTC",
+                "queries": [],
+                "keep_plain": {"count": 0, "path": ""},
+            },
+            "storage": {"name": "local", "type": "memory", "grace_seconds": 86400},
+            "key": {"name": "main", "type": "machine"},
+        }
+        self.write(users=[1, 2, 3])
+
+    def write(self, **tables: list[int]) -> None:
+        """Let the application change its database."""
+        self.path.write_text(json.dumps(tables))
+
+    def live(self) -> dict[str, list[int]]:
+        """Read the live database."""
+        found: dict[str, list[int]] = json.loads(self.path.read_text())
+        return found
+
+    def later(self, **delta: float) -> None:
+        """Let time pass."""
+        self.now += timedelta(**delta)
+
+    def do(self, verb: str, **request: Any) -> dict[str, Any]:
+        """Run one job."""
+        job = JOBS[verb]
+        shutil.rmtree(self.engine.staging, ignore_errors=True)
+        run = Run(
+            id="J",
+            actor="alice",
+            spec=self.spec,
+            storage=self.storage,
+            repository=self.repository,
+            snapshots=self.engine,
+            staging=str(self.engine.staging),
+            now=self._now,
+            monotonic=lambda: self.now.timestamp(),
+            report=lambda event, /, **facts: self.events.append((event, facts)),
+            progress=self._progress,
+            cancelled=lambda: self.cancelled,
+        )
+        return job.run(run, job.request(**request))
+
+    def _now(self) -> datetime:
+        return self.now
+
+    def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
+        if self.cancelled:
+            raise Cancelled("cancelled")
+
+    def backup(self, **tables: list[int]) -> str:
+        """Change the database, back it up, and return the id of the backup; each one a minute after the last."""
+        self.later(minutes=1)
+        if tables:
+            self.write(**tables)
+        made: str = self.do("backup", database="app")["backup"]["id"]
+        return made
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Return the facts of all events of that name."""
+        return [facts for name, facts in self.events if name == event]
+
+    def ids(self) -> list[str]:
+        """Return the ids of the backups that can be seen, newest first."""
+        return [backup.id for backup in self.repository.backups("app")]

@@ -1,1 +1,299 @@
-"""repository."""
+"""A repository: the encrypted, deduplicated backups in one storage. Only what is here is used from outside.
+
+Where to read on: seal.py (keys and envelopes), records.py and ledger.py (the books), saving.py and tree.py (backups in
+and out), packs.py and frames.py (bytes), tombs.py and sweep.py (giving space back), check.py (damage). The format is
+described byte by byte in dbguard-repository(5); recover.py reads it without anything else of dbguard.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from dbguardd import __version__
+from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.keys.base import KeyWrapper
+from dbguardd.repository import opening
+from dbguardd.repository.check import Checking, Progress
+from dbguardd.repository.clock import PUBLISH, Pulses, pulse, storage_time, ulid
+from dbguardd.repository.ledger import Ledger
+from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
+from dbguardd.repository.opening import Recipient
+from dbguardd.repository.records import Records
+from dbguardd.repository.saving import Saving
+from dbguardd.repository.seal import Domain, Keyring, Randomness
+from dbguardd.repository.sweep import Breakers, Sweeping
+from dbguardd.repository.tombs import pack_of, rely_on
+from dbguardd.repository.tree import Tree, packs_of
+from dbguardd.storage.base import Storage
+
+__all__ = [
+    "Backup",
+    "Breakers",
+    "Expired",
+    "Finding",
+    "Hold",
+    "Proof",
+    "Recipient",
+    "Repository",
+    "Stream",
+    "Swept",
+]
+
+
+_PARENTS = 3  # backups that are tried as a parent before a full one is made
+
+
+class Repository:
+    """One open repository. Any number of processes may use it at once; nothing is ever edited in place."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyring: Keyring,
+        wrappers: Sequence[KeyWrapper],
+        *,
+        randomness: Randomness = os.urandom,
+        pulses: Pulses = pulse,
+    ) -> None:
+        self._storage = storage
+        self._wrappers = tuple(wrappers)
+        self._randomness = randomness
+        self._pulses = pulses
+        self._records = Records(storage, keyring, randomness)
+        self._ledger = Ledger(storage, self._records, pulses)
+        self._needs: dict[str, AbstractSet[str]] = {}
+
+    # ------------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        wrappers: Sequence[KeyWrapper],
+        now: datetime,
+        *,
+        randomness: Randomness = os.urandom,
+        pulses: Pulses = pulse,
+    ) -> Repository:
+        """Make a new repository. Raises Conflict if there is one, or the remains of one."""
+        keyring = opening.create(storage, wrappers, now, {}, randomness)
+        return cls(storage, keyring, wrappers, randomness=randomness, pulses=pulses)
+
+    @classmethod
+    def open(
+        cls,
+        storage: Storage,
+        wrappers: Sequence[KeyWrapper],
+        *,
+        randomness: Randomness = os.urandom,
+        pulses: Pulses = pulse,
+    ) -> Repository:
+        """Open with whichever wrapper can. Raises NotARepository, FormatTooNew, KeyRefused, KeyMissing, Damaged."""
+        return cls(storage, opening.unlock(storage, wrappers), wrappers, randomness=randomness, pulses=pulses)
+
+    @property
+    def id(self) -> str:
+        """The repository's id: 32 hex digits."""
+        return self._records.keyring.root.repo_id.hex()
+
+    def recipients(self) -> list[tuple[str, str, bool]]:
+        """Return kind, label and offline of everyone who can open the repository."""
+        return [(found.kind, found.label, found.offline) for found in self.wrapped()]
+
+    def wrapped(self) -> list[Recipient]:
+        """Return the wrapped copies of the root key, to try a key on them. Their context is the id, as bytes."""
+        return opening.recipients(self._storage, self._records.keyring.root.repo_id)
+
+    def add_recipient(self, wrapper: KeyWrapper) -> None:
+        """Let one more key open the repository; the new object was read back and, where possible, unwrapped."""
+        opening.add(self._storage, self._records.keyring.root, wrapper)
+        self._wrappers += (wrapper,)
+
+    def drop_recipient(self, label: str) -> None:
+        """Let a key no longer open the repository. Raises NotFound, Held if no other key was seen to open it."""
+        opening.drop(self._storage, self._records.keyring.root, self._wrappers, label)
+
+    # ------------------------------------------------------------------------------------------ backups in and out
+
+    @contextmanager
+    def saving(
+        self,
+        database: str,
+        engine: str,
+        method: str,
+        now: datetime,
+        *,
+        full: bool = False,
+        note: str = "",
+        level: int = 1,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Saving]:
+        """Open a sink for one new backup; it exists once its seal() has returned, and not before.
+
+        It builds on the newest backup of the same database that has not expired and lacks nothing, unless `full`.
+        """
+        last, domain = next(self._ledger.newest(database, expired=True), (None, None))
+        if domain is None:
+            keyring = self._records.keyring
+            domain = opening.make_domain(self._storage, keyring, database, now, self._randomness)
+            self._records.keyring_of(domain)
+        parent = None if full else self._parent(database, domain)
+        draft = Backup(
+            id=ulid(now, self._randomness, after="" if last is None else last.id),
+            database=database,
+            engine=engine,
+            method=method,
+            kind="full",
+            created_at=now,
+            parent=None,
+            facts={},
+            note=note,
+            streams=(),
+            source_bytes=0,
+            stored_bytes=0,
+            packs=0,
+            tool_version=__version__,
+            seq=1 if last is None else last.seq + 1,
+        )
+
+        def publish(backup: Backup, packs: AbstractSet[str]) -> Backup:
+            return self._publish(backup, domain, packs)
+
+        with Saving(
+            self._storage,
+            domain,
+            draft,
+            parent=parent,
+            publish=publish,
+            level=level,
+            cancelled=cancelled,
+            randomness=self._randomness,
+        ) as saving:
+            yield saving
+
+    def _parent(self, database: str, domain: Domain) -> Backup | None:
+        """Choose what to build on; never what is visibly damaged, so that the next backup heals by being full."""
+        present: set[str] = set()
+        for backup, sealed in itertools.islice(self._ledger.newest(database), _PARENTS):
+            present = present or {pack_of(entry) for entry in self._storage.list("packs/")}
+            try:
+                if sealed.id == domain.id and self._packs_of(backup, domain) <= present:
+                    return backup
+            except (Damaged, ObjectMissing):
+                continue
+        return None
+
+    def _publish(self, backup: Backup, domain: Domain, packs: AbstractSet[str]) -> Backup:
+        """Commit: check that all it needs will stay, write the manifest, and check again if that took long."""
+
+        def check() -> None:
+            rely_on(self._storage, self._records, packs, storage_now, f"{backup.database}: backup {backup.id}")
+
+        def storage_now() -> datetime:
+            return storage_time(self._storage, backup.created_at, self._randomness)
+
+        began = self._pulses().seconds
+        check()
+        name = self._ledger.publish(backup, domain)
+        if self._pulses().seconds - began > PUBLISH.total_seconds():
+            try:
+                check()
+            except GuardError:
+                self._storage.delete(name)
+                raise
+        return backup
+
+    @contextmanager
+    def tree(self, backup: Backup) -> Iterator[Tree]:
+        """Open a backup for reading. Raises NotFound, Damaged, ObjectMissing, KeyRefused."""
+        found, domain = self._ledger.find(backup.id)
+        with Tree(self._storage, domain, found) as tree:
+            yield tree
+
+    # ------------------------------------------------------------------------------------------ the books
+
+    def backups(self, database: str | None = None) -> list[Backup]:
+        """Return the backups that have not expired, newest first."""
+        return self._ledger.backups(database)
+
+    def backup(self, id: str) -> Backup:
+        """Return the backup whose id starts with `id`. Raises NotFound, Usage if several do, Damaged."""
+        return self._ledger.find(id)[0]
+
+    def attest(self, id: str, fingerprint: Mapping[str, Any], now: datetime) -> None:
+        """Store the fingerprint that was taken in the backup's own snapshot. Raises NotFound."""
+        self._ledger.attest(id, fingerprint, now)
+
+    def fingerprint(self, id: str) -> dict[str, Any] | None:
+        """Return the fingerprint of a backup, None if it has none. Raises NotFound, Damaged."""
+        return self._ledger.fingerprint(id)
+
+    def add_proof(self, proof: Proof) -> None:
+        """Store the result of a test restore. Raises NotFound."""
+        self._ledger.add_proof(proof)
+
+    def proofs(self) -> list[Proof]:
+        """Return all proofs, by backup and then by time."""
+        return self._ledger.proofs()
+
+    def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
+        """Forbid the deletion of a backup. Raises NotFound."""
+        self._ledger.hold(id, reason, actor, now)
+
+    def release(self, id: str, actor: str, now: datetime) -> None:
+        """End every hold of a backup. Raises NotFound if there is none."""
+        self._ledger.release(id, actor, now)
+
+    def holds(self) -> dict[str, list[Hold]]:
+        """Return the holds in force, by backup."""
+        return self._ledger.holds()
+
+    # ------------------------------------------------------------------------------------------ letting go
+
+    def expire(self, reasons: Mapping[str, Sequence[str]], now: datetime, *, confirmed: bool = False) -> None:
+        """Make backups invisible, each for its reasons; a sweep deletes them after the grace.
+
+        Raises NotFound, Held, and, unless `confirmed`, Breaker if a database would be left without any backup.
+        """
+        self._ledger.expire(reasons, now, confirmed=confirmed)
+
+    def expired(self) -> list[Expired]:
+        """Return the backups that have expired and are not yet swept."""
+        return list(self._ledger.tombs().values())
+
+    def recall(self, ids: Iterable[str], now: datetime, grace: timedelta) -> None:
+        """Bring expired backups back while their grace lasts. Raises NotFound, Busy, ObjectMissing."""
+
+        def storage_now() -> datetime:
+            return storage_time(self._storage, now, self._randomness)
+
+        wanted = set(ids)
+        for backup, domain in self._ledger.newest(expired=True):
+            if backup.id in wanted:
+                packs = self._packs_of(backup, domain)
+                rely_on(self._storage, self._records, packs, storage_now, f"{backup.database}: backup {backup.id}")
+        self._ledger.recall(wanted, storage_now(), grace)
+
+    def sweep(self, now: datetime, grace: timedelta, *, dry_run: bool = False, confirmed: bool = False) -> Swept:
+        """Delete what expired a grace ago and packs that nothing needed for a grace; mark what nothing needs now.
+
+        `now` is the host's time at this moment; the storage's own decides. Raises ClockDoubt, Breaker (unless
+        `confirmed`), Damaged and ObjectMissing: beside damage nothing is deleted.
+        """
+        sweeping = Sweeping(self._storage, self._records, self._ledger, self._packs_of, self._pulses, self._randomness)
+        return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
+
+    def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
+        """Look for damage; with `data`, at every byte of every object. Yields what it found and what it did not see."""
+        return Checking(self._storage, self._records, self._packs_of, progress).run(data)
+
+    def _packs_of(self, backup: Backup, domain: Domain) -> AbstractSet[str]:
+        if backup.id not in self._needs:
+            self._needs[backup.id] = packs_of(self._storage, domain, backup)
+        return self._needs[backup.id]

@@ -56,9 +56,16 @@ def margin(grace: timedelta) -> timedelta:
     return min(PUBLISH, grace / 2)
 
 
-def ulid(now: datetime, randomness: Randomness) -> str:
-    """Return a new ULID: 48 bits of milliseconds, 80 random bits, as 26 letters that sort by time."""
-    value = int(now.timestamp() * 1000) << 80 | int.from_bytes(randomness(10), "big")
+def ulid(now: datetime, randomness: Randomness, after: str = "") -> str:
+    """Return a new ULID: 48 bits of milliseconds, 80 random bits, as 26 letters that sort by time.
+
+    It sorts behind the ULID `after`, whatever the clock says.
+    """
+    last = 0
+    for letter in after[:10]:
+        last = last << 5 | _ALPHABET.index(letter)
+    milliseconds = max(int(now.timestamp() * 1000), last + 1)
+    value = milliseconds << 80 | int.from_bytes(randomness(10), "big")
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
 
 

@@ -1,0 +1,73 @@
+# dbguard. `make test` needs Python 3.11 or later and nothing else; it makes .venv and leaves the system alone, but as
+# root on Debian it installs the few programs that some tests use.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+PY := .venv/bin/python
+SECONDS ?= 600
+PYTEST_LIMIT ?= 1500
+PROGRAMS := mandoc strace sqlite3
+
+.PHONY: help demo test lint bench soak clean programs
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/installed ## protect a live database, prove it, lose it, get it back (DB=PATH: your own, only read)
+	@$(PY) -m tests.demo $(DB)
+
+test: .venv/installed programs ## lint, types, layers and every test; fails if anything does
+	@failed=""; report=""; \
+	step() { \
+	  local name="$$1" began=$$(date +%s) result=ok; shift; \
+	  printf '\n== %s\n' "$$name"; \
+	  "$$@" || { result="FAILED ($$?)"; failed=yes; }; \
+	  report+="$$(printf '  %-8s %-12s %4d s' "$$name" "$$result" $$(($$(date +%s) - began)))"$$'\n'; \
+	}; \
+	step ruff .venv/bin/ruff check; \
+	step format .venv/bin/ruff format --check; \
+	step types .venv/bin/mypy; \
+	step layers .venv/bin/lint-imports --no-logo; \
+	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -n 2 -rfEs; \
+	printf '\n%s' "$$report"; \
+	if [ -n "$$failed" ]; then echo "FAILED"; exit 1; fi; echo "all good"
+
+lint: .venv/installed ## the quick part of test: ruff, mypy, layers
+	@.venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/lint-imports --no-logo
+
+bench: .venv/installed ## dbguard beside its peers on the same file
+	@$(PY) -m tests.bench
+
+soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
+	@$(PY) -m tests.soak $(SECONDS)
+
+clean: ## remove what make made
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo .bench
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "dbguard needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv; \
+	  else \
+	    echo "Python's venv is missing. As root: apt-get install python3-venv" >&2; exit 1; \
+	  fi; \
+	fi
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# What cannot be had is no failure: the tests that need it say that they were skipped, and why.
+programs:
+	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing+=" $$program"; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
+	    >/dev/null || true; \
+	fi; \
+	for program in $(PROGRAMS); do \
+	  command -v $$program >/dev/null || echo "$$program is missing: tests that need it are skipped (apt-get install $$program)"; \
+	done

@@ -1,7 +1,8 @@
-"""The one place that writes for people: lines and tables, plain or with rich, never obeying what they contain."""
+"""The one place that writes for people: lines and tables, which never obey what they contain."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,15 @@ from dbguardctl.words import safe
 if TYPE_CHECKING:
     from rich.console import Console
 
-STYLES: Mapping[str, str] = {
-    "good": "green",
-    "warn": "yellow",
-    "bad": "bold red",
-    "dim": "dim",
-    "strong": "bold",
-    "try": "cyan",
-    "": "",
+STYLES: Mapping[str, tuple[str, str]] = {
+    "good": ("32", "green"),
+    "warn": ("33", "yellow"),
+    "bad": ("1;31", "bold red"),
+    "dim": ("2", "dim"),
+    "strong": ("1", "bold"),
+    "try": ("36", "cyan"),
 }
-"""What a style is on a terminal with colours."""
+"""What a style is on a terminal with colours: the numbers of the escape sequence, and the same for rich."""
 
 MARKS: Mapping[str, tuple[str, str]] = {
     "good": ("\N{BLACK CIRCLE}", "ok"),
@@ -83,13 +83,13 @@ def speaks_utf8(environ: Mapping[str, str], coerced: bool) -> bool:
 class Screen:
     """Writes blocks to a stream.
 
-    With `rich` (a terminal) tables fit the width and may have colours; without it, lines are never cut or folded, so
-    that grep and awk can read them.
+    On a terminal, a table that is wider than it is folded by rich, which costs 30 ms to import. Elsewhere lines are
+    never cut or folded, so that grep and awk can read them.
     """
 
-    def __init__(self, stream: TextIO, *, rich: bool, colour: bool, utf8: bool) -> None:
+    def __init__(self, stream: TextIO, *, terminal: bool, colour: bool, utf8: bool) -> None:
         self.stream = stream
-        self.rich = rich
+        self.terminal = terminal
         self.colour = colour
         self.utf8 = utf8
         self._console: Console | None = None
@@ -102,67 +102,65 @@ class Screen:
         """Write blocks."""
         for block in blocks:
             if isinstance(block, Line):
-                self._line(block)
-            elif self.rich:
-                self._rich_table(block)
+                words = "".join(self._painted(*self._encode(cell)) for cell in block.cells)
+                self.stream.write((" " * block.indent + words).rstrip() + "\n")
             else:
-                self._plain_table(block)
+                self._table(block)
         self.stream.flush()
+
+    def console(self) -> Console:
+        """Return the rich console of the stream."""
+        from rich.console import Console  # noqa: PLC0415 - rich costs 30 ms and few screens need it
+
+        if self._console is None:
+            terminal = True if self.colour else None
+            self._console = Console(
+                file=self.stream, highlight=False, markup=False, no_color=not self.colour, force_terminal=terminal
+            )
+        return self._console
 
     def _encode(self, cell: Cell | str) -> tuple[str, str]:
         words, style = (cell, "") if isinstance(cell, str) else (cell.text, cell.style)
         words = safe(words)
         if not self.utf8:
             words = words.replace("\N{MIDDLE DOT}", "|").encode("ascii", "backslashreplace").decode("ascii")
-        return words, STYLES[style]
+        return words, style
 
-    def _line(self, line: Line) -> None:
-        cells = [self._encode(cell) for cell in line.cells]
-        if not self.colour:
-            self.stream.write((" " * line.indent + "".join(words for words, _ in cells)).rstrip() + "\n")
+    def _painted(self, words: str, style: str) -> str:
+        return f"\x1b[{STYLES[style][0]}m{words}\x1b[0m" if self.colour and style and words else words
+
+    def _table(self, table: Table) -> None:
+        rows = [[self._encode(cell) for cell in row] for row in table.rows]
+        if any(table.columns):
+            rows.insert(0, [(name, "dim") for name in table.columns])
+        widths = [max(_width(words) for words, _ in column) for column in zip(*rows, strict=True)]
+        if self.terminal and table.indent + sum(widths) + 2 * len(widths) - 2 > self._columns():
+            self._folded(table, rows)
             return
-        from rich.text import Text  # noqa: PLC0415 - rich costs 30 ms and only a terminal needs it
+        for row in rows:
+            cells = []
+            for number, ((words, style), width) in enumerate(zip(row, widths, strict=True)):
+                room, painted = " " * (width - _width(words)), self._painted(words, style)
+                cells.append(room + painted if number in table.right else painted + room)
+            self.stream.write((" " * table.indent + "  ".join(cells)).rstrip() + "\n")
 
-        self.console().print(Text.assemble(" " * line.indent, *cells), soft_wrap=True)
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
 
-    def console(self) -> Console:
-        """Return the rich console of the stream."""
-        from rich.console import Console  # noqa: PLC0415
-
-        if self._console is None:
-            self._console = Console(
-                file=self.stream, highlight=False, markup=False, emoji=False, no_color=not self.colour,
-                force_terminal=True if self.colour else None, legacy_windows=False,
-            )  # fmt: skip
-        return self._console
-
-    def _rich_table(self, table: Table) -> None:
-        from rich.padding import Padding  # noqa: PLC0415
+    def _folded(self, table: Table, rows: list[list[tuple[str, str]]]) -> None:
+        from rich.padding import Padding  # noqa: PLC0415 - as above
         from rich.table import Table as RichTable  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        grid = RichTable(box=None, padding=(0, 2, 0, 0), show_header=any(table.columns), header_style="dim")
-        width = len(table.columns) or max((len(row) for row in table.rows), default=0)
-        for number in range(width):
-            name = table.columns[number] if table.columns else ""
-            grid.add_column(Text(name), justify="right" if number in table.right else "left", overflow="fold")
-        for row in table.rows:
-            grid.add_row(*(Text(words, style) for words, style in map(self._encode, row)))
-        self.console().print(Padding(grid, (0, 0, 0, table.indent), expand=False) if table.indent else grid)
-
-    def _plain_table(self, table: Table) -> None:
-        rows = [[words for words, _ in map(self._encode, row)] for row in table.rows]
-        if any(table.columns):
-            rows.insert(0, list(table.columns))
-        widths = [max(map(_width, column)) for column in zip(*rows, strict=True)] if rows else []
+        grid = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
+        for number in range(len(rows[0])):
+            grid.add_column(justify="right" if number in table.right else "left", overflow="fold")
         for row in rows:
-            cells = (
-                f"{' ' * (width - _width(words))}{words}"
-                if number in table.right
-                else f"{words}{' ' * (width - _width(words))}"
-                for number, (words, width) in enumerate(zip(row, widths, strict=True))
-            )
-            self.stream.write((" " * table.indent + "  ".join(cells)).rstrip() + "\n")
+            grid.add_row(*(Text(words, STYLES[style][1] if style and self.colour else "") for words, style in row))
+        self.console().print(Padding(grid, (0, 0, 0, table.indent), expand=False))
 
 
 def _width(words: str) -> int:

@@ -36,7 +36,7 @@ class Session:
         return Daemon(self.socket or os.environ.get("DBGUARD_SOCKET") or SOCKET)
 
     def screen(self, stream: TextIO) -> Screen:
-        """The screen on a stream: rich on a terminal, colours as --color, NO_COLOR and TERM say."""
+        """The screen on a stream; colours as --color, NO_COLOR and TERM say."""
         terminal = stream.isatty()
         colour = self.color == "always" or (
             self.color == "auto"
@@ -44,7 +44,7 @@ class Session:
             and not os.environ.get("NO_COLOR")
             and os.environ.get("TERM", "dumb") != "dumb"
         )
-        return Screen(stream, rich=terminal or colour, colour=colour, utf8=speaks_utf8())
+        return Screen(stream, terminal=terminal, colour=colour, utf8=speaks_utf8())
 
     @property
     def out(self) -> Screen:

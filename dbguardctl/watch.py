@@ -26,7 +26,7 @@ def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
     except DaemonUnreachable:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     row: Json = answer["job"]
-    session.say(f"{what(row)} {'waits for its turn' if row['state'] == 'queued' else 'started'}")
+    session.say(f"{what(row)} started")
     return row
 
 

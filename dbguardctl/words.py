@@ -47,6 +47,8 @@ def span(seconds: float | None) -> str:
         return UNKNOWN
     if seconds < 0:
         return f"-{span(-seconds)}"
+    if 0 < seconds < 0.0995:
+        return f"{max(1, round(seconds * 1000))} ms"
     if seconds < 10 and round(seconds, 1) != round(seconds):
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -81,15 +81,16 @@ def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         return [text("No entries.")]
     table: list[list[Cell | str]] = []
     for row in rows:
-                who = row.get("actor") or {}
+        who = row.get("actor") or {}
         who = who if isinstance(who, dict) else {"user": who}
+        outcome = str(row.get("outcome") or "")
         uid = f" (uid {who['uid']})" if who.get("uid") is not None else ""
         table.append(
             [
                 str(row.get("seq", row.get("id", ""))), when(row.get("at"), now, zone), f"{who.get('user', '')}{uid}",
                 str(row.get("action") or ""),
                 str(row.get("object") or ""),
-                Cell(str(row.get("outcome") or ""), "bad" if row.get("outcome") in ("failed", "denied", "refused") else ""),
+                Cell(outcome, "bad" if outcome in ("failed", "denied", "refused") else ""),
                 one_line(dict(row.get("facts") or {}), zone),
             ]
         )  # fmt: skip

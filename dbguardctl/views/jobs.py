@@ -8,7 +8,7 @@ from typing import Any
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import facts, findings, one_line
 from dbguardctl.views.restore import planned, restored
-from dbguardctl.words import absolute, parse_utc, shorten, size, span, ulid_at, when
+from dbguardctl.words import absolute, count, parse_utc, shorten, size, span, ulid_at, when
 
 Json = dict[str, Any]
 
@@ -106,11 +106,26 @@ def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
             return [text(Cell(row["database"] or "", "strong")), *findings(result.get("findings") or [])]
         case "expire":
             return _expire(row, result, now, zone, took)
+        case "sweep":
+            return _sweep(row, result, now, zone, took)
         case _:
-            done = "would be done; nothing was" if row["request"].get("dry_run") else "done"
-            name = row["database"] or row["request"].get("storage") or ""
-            verdict = Cell(f"{row['verb']} {name}: {done} \N{MIDDLE DOT} {took} in all", "strong")
-            return [facts(result, zone), text(_OK, "  ", verdict)]
+            verdict = Cell(f"{row['verb']} {row['database'] or ''}: done", "strong")
+            return [facts(result, zone), text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
+
+
+def _sweep(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: str) -> list[Block]:
+    dry = bool(row["request"].get("dry_run"))
+    freed = f"{size(result.get('freed_bytes'))} in {count(int(result.get('objects') or 0), 'object')}"
+    blocks: list[Block] = []
+    if marked := result.get("marked"):
+        many = count(marked, "object")
+        words = f"{many} ({size(result.get('marked_bytes'))}) no longer needed; freed when their grace is over"
+        blocks.append(text(words, indent=2))
+    if result.get("next_at"):
+        blocks.append(text(f"more can be freed from {when(result['next_at'], now, zone)} on", indent=2))
+    done = f"{freed} would be freed; nothing was" if dry else f"freed {freed}"
+    verdict = Cell(f"storage {row['request'].get('storage')}: {done}", "strong")
+    return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
 
 
 def _backup(row: Json, result: Json, took: str) -> list[Block]:

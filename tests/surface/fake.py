@@ -185,7 +185,8 @@ ROUTES: dict[str, Answer] = {
     "POST /keys/main/recovery-test": {"schema": "dbguard.recovery-test/1", "ok": True},
     "GET /audit": {
         "schema": "dbguard.audit/1",
-        "entries": [{"seq": 7, "at": "2026-09-12T07:14:00Z", "actor": {"user": "alice", "uid": 1000, "pid": 1, "role": "admin"},
+        "entries": [{"seq": 7, "at": "2026-09-12T07:14:00Z",
+                     "actor": {"user": "alice", "uid": 1000, "pid": 1, "role": "admin"},
                      "action": "job.restore", "object": "app", "outcome": "intent", "facts": {"job": answers.JOB},
                      "prev": "00", "hash": "00"}],
     },

@@ -1,0 +1,145 @@
+"""Handing out a stream: in order to a reader, or out of order into a file, two threads ahead."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from blake3 import blake3
+
+from dbguardd.errors import Damaged, NoSpace, Unreachable
+
+THREADS = 2
+_AHEAD = 3
+
+T = TypeVar("T")
+
+Piece = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some MiB of a stream from byte `start` on, checked. A piece that is a number is that many zeros."""
+
+    start: int
+    pieces: Sequence[Piece | int]
+    digests: bytes  # what the digest of the stream is made of
+
+
+class Source(Protocol):
+    """A stream in the repository. Any thread may assemble() any batch."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def digest(self) -> bytes: ...  # noqa: D102
+
+    def hash(self) -> blake3:
+        """Return the hash that the digests of all batches are fed to, in order."""
+
+    def batches(self) -> Iterable[range]:
+        """Yield what assemble() takes, in order."""
+
+    def assemble(self, numbers: range) -> Batch:
+        """Return a batch. Raises Damaged, ObjectMissing, Unreachable."""
+
+
+def stream(source: Source) -> Generator[Piece, None, None]:
+    """Yield all bytes in order; the last batch only when the digest of the whole stream is right."""
+    digest, waiting = source.hash(), Batch(0, (), b"")
+    for batch in _ahead(source, source.assemble):
+        yield from _filled(waiting)
+        digest.update(batch.digests)
+        waiting = batch
+    _confirm(source, digest)
+    yield from _filled(waiting)
+
+
+def deliver(source: Source, file: int) -> int:
+    """Write all bytes into a regular file, whatever was in it; zeros become holes. Return the size."""
+    _truncate(source, file)
+    digest = source.hash()
+
+    def write(numbers: range) -> bytes:
+        batch = source.assemble(numbers)
+        _write(source, file, batch)
+        return batch.digests
+
+    for digests in _ahead(source, write):
+        digest.update(digests)
+    _confirm(source, digest)
+    return source.size
+
+
+def _ahead(source: Source, work: Callable[[range], T]) -> Iterator[T]:
+    under_way: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(THREADS, "deliver")
+    try:
+        for numbers in source.batches():
+            under_way.append(pool.submit(work, numbers))
+            if len(under_way) > _AHEAD:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _filled(batch: Batch) -> Iterator[Piece]:
+    for piece in batch.pieces:
+        yield bytes(piece) if isinstance(piece, int) else piece
+
+
+def _write(source: Source, file: int, batch: Batch) -> None:
+    start, at, waiting = batch.start, batch.start, list[Piece]()
+    for piece in batch.pieces:
+        if isinstance(piece, int):
+            _pwrite(source, file, waiting, start)
+            at += piece
+            start, waiting = at, []
+        else:
+            at += len(piece)
+            waiting.append(piece)
+    _pwrite(source, file, waiting, start)
+
+
+def _pwrite(source: Source, file: int, pieces: Sequence[Piece], start: int) -> None:
+    wanted = sum([len(piece) for piece in pieces])
+    try:
+        done = os.pwritev(file, pieces, start) if pieces else 0
+        if done < wanted:
+            rest = memoryview(b"".join(pieces))
+            while done < wanted:
+                done += os.pwrite(file, rest[done:], start + done)
+    except OSError as error:
+        raise _refused(source, error, f"{wanted} bytes at {start}") from error
+
+
+def _truncate(source: Source, file: int) -> None:
+    try:
+        os.ftruncate(file, 0)
+        os.ftruncate(file, source.size)
+    except OSError as error:
+        raise _refused(source, error, f"{source.size} bytes") from error
+
+
+def _confirm(source: Source, digest: blake3) -> None:
+    if digest.digest() != source.digest:
+        raise Damaged(
+            f"{source.name}: the stream is not what was backed up",
+            detail=f"digest {digest.hexdigest()} instead of {source.digest.hex()}",
+        )
+
+
+def _refused(source: Source, error: OSError, what: str) -> NoSpace | Unreachable:
+    kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Unreachable
+    return kind(f"{source.name}: the target cannot be written", detail=f"{what}: {error}")

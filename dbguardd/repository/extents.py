@@ -1,0 +1,112 @@
+"""Reading a paged stream back: extents are put together from frames and compared before anyone sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from blake3 import blake3
+
+from dbguardd.errors import Damaged
+from dbguardd.repository.delivery import Batch, Piece
+from dbguardd.repository.frames import PAGES
+from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, Leaves, PageMap
+from dbguardd.repository.reading import Plain
+
+BATCH = 64  # extents
+
+
+class PagesReader:
+    """Puts a paged stream together, batch by batch. Raises Damaged, ObjectMissing, Unreachable."""
+
+    def __init__(self, pages: PageMap, name: str) -> None:
+        self._map, self.name = pages, name
+        self.size, self.digest = pages.root.size, pages.root.digest
+        self._unit, self._units = pages.root.unit, pages.units
+
+    def hash(self) -> blake3:
+        """Return the hash that the digests of all batches are fed to."""
+        return self._map.reader.digests.stream(self.size)
+
+    def batches(self) -> Iterator[range]:
+        """Yield the numbers of the extents that are handled at once."""
+        count = len(self._map.root.leaf_of)
+        for first in range(0, count, BATCH):
+            yield range(first, min(first + BATCH, count))
+
+    def assemble(self, numbers: range) -> Batch:
+        """Return some extents, checked."""
+        places = [self._map.locate(extent) for extent in numbers]
+        frames = self._frames(places)
+        pieces = [
+            self._extent(extent, leaves, place, frames) for extent, (leaves, place) in zip(numbers, places, strict=True)
+        ]
+        digests = b"".join([leaves.digests[DIGEST * at : DIGEST * at + DIGEST] for leaves, at in places])
+        return Batch(numbers.start * EXTENT, pieces, digests)
+
+    def _length(self, extent: int) -> int:
+        return min(EXTENT, self.size - extent * EXTENT)
+
+    def _frames(self, places: Sequence[tuple[Leaves, int]]) -> dict[tuple[int, int], Plain]:
+        wanted: set[tuple[int, int]] = set()
+        for leaves, place in places:
+            at, end = self._units * place, self._units * (place + 1)
+            wanted.update(zip(leaves.packs[at:end], leaves.frames[at:end], strict=True))
+        by_pack: dict[int, list[int]] = {}
+        for pack, frame in sorted(wanted):
+            if pack != HOLE:
+                by_pack.setdefault(pack, []).append(frame)
+        found: dict[tuple[int, int], Plain] = {}
+        for pack, numbers in by_pack.items():
+            plains = self._map.reader.frames(self._map.pack_name(pack), numbers, PAGES)
+            found.update({(pack, number): plain for number, plain in plains.items()})
+        return found
+
+    def _extent(self, extent: int, leaves: Leaves, place: int, frames: dict[tuple[int, int], Plain]) -> Piece | int:
+        length, unit = self._length(extent), self._unit
+        digest = leaves.digests[DIGEST * place : DIGEST * place + DIGEST]
+        at = self._units * place
+        end = at + -(-length // unit)
+        packs, numbers, slots = leaves.packs[at:end], leaves.frames[at:end], leaves.slots[at:end]
+        if packs[0] == HOLE and packs.count(HOLE) == len(packs):
+            piece: Piece = bytes(length)
+            parts = self._map.reader.digests.parts(piece)
+        elif _in_a_row(packs, numbers, slots):
+            data, known = frames[packs[0], numbers[0]]
+            start = slots[0] * unit
+            piece = memoryview(data)[start : start + length]
+            whole, off = divmod(start, EXTENT)
+            aligned = not off and (length == EXTENT or start + length == len(data))
+            parts = (
+                known[DIGEST * whole : DIGEST * whole + DIGEST] if aligned else self._map.reader.digests.parts(piece)
+            )
+        else:
+            piece = self._gather(length, packs, numbers, slots, frames)
+            parts = self._map.reader.digests.parts(piece)
+        if parts != digest or len(piece) != length:
+            raise Damaged(
+                f"{self.name}: bytes {extent * EXTENT} to {extent * EXTENT + length} are not what was backed up",
+                detail=f"digest {parts.hex()} instead of {digest.hex()}",
+            )
+        return length if packs[0] == HOLE and packs.count(HOLE) == len(packs) else piece
+
+    def _gather(
+        self,
+        length: int,
+        packs: Sequence[int],
+        numbers: Sequence[int],
+        slots: Sequence[int],
+        frames: dict[tuple[int, int], Plain],
+    ) -> Piece:
+        unit, pieces = self._unit, []
+        for pack, number, slot in zip(packs, numbers, slots, strict=True):
+            if pack == HOLE:
+                pieces.append(memoryview(bytes(unit)))
+            else:
+                pieces.append(memoryview(frames[pack, number][0])[slot * unit : slot * unit + unit])
+        return memoryview(b"".join(pieces))[:length]
+
+
+def _in_a_row(packs: Sequence[int], numbers: Sequence[int], slots: Sequence[int]) -> bool:
+    count = len(packs)
+    same = packs.count(packs[0]) == count and numbers.count(numbers[0]) == count
+    return same and list(slots) == list(range(slots[0], slots[0] + count))

@@ -1,0 +1,155 @@
+"""Saving a flow stream: cut by content, store the chunks that the parent does not have.
+
+Boundaries come from FastCDC (the fastcdc library: 64 KiB at least, 256 KiB on average, 1 MiB at most). The library has
+no key: where a stream is cut depends on its content alone. The boundaries are no secret and no security boundary; that
+they help nobody is due to the packs, which show neither number nor length of the frames in them. A chunk is a frame of
+kind 2 and is known by the digest of that frame, which is keyed. Chunks are compared with those of the same stream in
+the parent and with earlier ones of the stream itself, not with other streams: no index of everything is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from array import array
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import zstandard
+
+from dbguardd.errors import SourceChanged
+from dbguardd.repository.chunks import FlowMap, FlowRoot
+from dbguardd.repository.frames import CHUNK, FRAME_LIMIT, ROOT, Digests, Frame, compress
+from dbguardd.repository.paged import Saved
+from dbguardd.repository.pagemap import SELF
+from dbguardd.repository.writing import PackHandle, PackWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LEAST, AVERAGE, MOST = 64 << 10, 256 << 10, FRAME_LIMIT
+_BUFFER = 4 << 20
+_AHEAD = 16
+_MAP_LEVEL = 3
+
+Found = tuple[bytes, Frame | None, int]
+"""Id of a chunk, its frame unless it is known, its length."""
+
+
+class FlowSaver(io.RawIOBase):
+    """The file object that an engine writes one flow stream into."""
+
+    def __init__(
+        self,
+        writer: PackWriter,
+        digests: Digests,
+        name: str,
+        *,
+        level: int,
+        parent: FlowMap | None,
+        progress: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self._writer, self._digests, self._stream_name, self._level = writer, digests, name, level
+        self._parent, self._progress = parent, progress
+        self._buffer = bytearray()
+        self._under_way: deque[Future[Found]] = deque()
+        self._own = threading.local()
+        self._known: dict[bytes, tuple[str | PackHandle, int]] = {}
+        if parent is not None:
+            self._known.update(parent.known())
+        self._chunks: list[tuple[bytes, int, str | PackHandle, int]] = []
+        self._size = 0
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Take bytes; raises what the storage raises, Cancelled too."""
+        view = memoryview(data).cast("B")
+        for at in range(0, len(view), _BUFFER):
+            self._buffer += view[at : at + _BUFFER]
+            if len(self._buffer) >= _BUFFER:
+                self._cut(last=False)
+        self._size += len(view)
+        self._progress(len(view))
+        return len(view)
+
+    def finish(self) -> Saved:
+        """Store what is left and the list of the chunks."""
+        if self.closed:
+            raise SourceChanged(f"{self._stream_name}: the stream was closed before its end")
+        self._cut(last=True)
+        while self._under_way:
+            self._collect()
+        hashed = self._digests.stream(self._size)
+        hashed.update(b"".join([chunk[0] for chunk in self._chunks]))
+        digest = hashed.digest()
+        if self._parent is not None and digest == self._parent.root.digest:
+            return Saved(self._size, digest, None, tuple(self._parent.root.names), True)
+        return self._list(digest)
+
+    def _cut(self, *, last: bool) -> None:
+        from fastcdc.fastcdc_cy import fastcdc_cy  # noqa: PLC0415 (it imports click: only where a flow is written)
+
+        data = bytes(self._buffer)
+        cuts = [(chunk.offset, chunk.length) for chunk in fastcdc_cy(data, LEAST, AVERAGE, MOST)]
+        if not last:
+            cuts.pop()  # more bytes may move its end
+        done = 0
+        for offset, length in cuts:
+            done = offset + length
+            self._under_way.append(self._writer.submit(self._examine, data[offset:done]))
+            while len(self._under_way) > _AHEAD:
+                self._collect()
+        del self._buffer[:done]
+
+    def _examine(self, data: bytes) -> Found:
+        parts = self._digests.parts(data)
+        digest = self._digests.frame(parts, len(data))
+        if digest in self._known:
+            return digest, None, len(data)
+        if not hasattr(self._own, "squeezer"):
+            self._own.squeezer = zstandard.ZstdCompressor(level=self._level)
+        return digest, compress(CHUNK, data, parts, self._digests, self._own.squeezer), len(data)
+
+    def _collect(self) -> None:
+        digest, frame, length = self._under_way.popleft().result()
+        place = self._known.get(digest)
+        if place is None and frame is not None:
+            place = self._known[digest] = self._writer.add(frame)
+            if self._writer.full():
+                self._writer.flush()
+        if place is None:
+            raise SourceChanged(f"{self._stream_name}: a chunk was lost on the way")
+        self._chunks.append((digest, length, *place))
+
+    def _list(self, digest: bytes) -> Saved:
+        self._writer.reserve(4096)  # the pack that is open now shall be the one of the list
+        numbers: dict[str | PackHandle, int] = {}
+        packs = array("I", [numbers.setdefault(pack, len(numbers)) for _, _, pack, _ in self._chunks])
+        names = [_name(pack) for pack in numbers]
+        root = FlowRoot(
+            self._size,
+            digest,
+            [name.hex() if name != SELF else "" for name in names],
+            b"".join([chunk[0] for chunk in self._chunks]),
+            array("I", [chunk[1] for chunk in self._chunks]),
+            packs,
+            array("H", [chunk[3] for chunk in self._chunks]),
+        ).encode()
+        squeezer, frames = zstandard.ZstdCompressor(level=_MAP_LEVEL), []
+        for at in range(0, len(root), FRAME_LIMIT):
+            data = root[at : at + FRAME_LIMIT]
+            frames.append(compress(ROOT, data, self._digests.parts(data), self._digests, squeezer))
+        place = self._writer.add_all(frames)
+        inherited = any([isinstance(pack, str) for pack in numbers])
+        return Saved(self._size, digest, place, (*numbers, place[0]), inherited)
+
+
+def _name(pack: str | PackHandle) -> bytes:
+    if isinstance(pack, str):
+        return bytes.fromhex(pack)
+    return SELF if pack.open else bytes.fromhex(pack.name())

@@ -1,0 +1,103 @@
+"""Frames: what lies in a pack, and the keyed digests by which all content is known.
+
+A frame is at most 1 MiB of plaintext of one kind, compressed with zstd as one zstd frame that states its content size,
+or stored as it is where that is not smaller. Its digest is::
+
+    part(x)  = keyed BLAKE3 of at most 65536 bytes, 16 bytes,  key = derive("part")
+    digest   = keyed BLAKE3 of part(0) || part(1) || ... || length of the plaintext as u64, 32 bytes,
+               key = derive("frame"); the parts are the plaintext cut every 65536 bytes, the last one may be shorter
+
+So a frame that was cut out of a paged stream brings the digests of its extents along: an extent is a part.
+
+A page tag tells whether a page differs from the same page of the parent, nothing else: the first 8 bytes of the GMAC
+tag (AES-256-GCM without plaintext) of the page under derive("tag") and an all-zero nonce. GMAC is a universal hash:
+whoever does not know the key and never sees a tag (they are stored sealed) cannot make two pages of up to 65536 bytes
+with equal tags with a better chance than 2^-51. The nonce may repeat because the key seals nothing. It was chosen by
+measurement: 2.5 times as fast as keyed BLAKE3 on pages of 4096 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING
+
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from dbguardd.errors import Damaged
+
+if TYPE_CHECKING:
+    from dbguardd.repository.seal import Domain
+    from dbguardd.storage.base import Buffer
+
+PART = 65536
+FRAME_LIMIT = 1 << 20
+TAG = 8
+PAGES, CHUNK, LEAVES, ROOT = 1, 2, 3, 4
+
+_LENGTH = Struct(">Q")
+_ZERO_NONCE = bytes(12)
+
+
+class Digests:
+    """The keyed digests of one domain."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._part = domain.derive(b"part")
+        self._frame = domain.derive(b"frame")
+        self._stream = domain.derive(b"stream")
+        self._gmac = AESGCM(domain.derive(b"tag"))
+
+    def parts(self, data: Buffer) -> bytes:
+        """Return the digests of the parts of `data`, 16 bytes each, joined."""
+        view, key = memoryview(data), self._part
+        return b"".join([blake3(view[at : at + PART], key=key).digest(16) for at in range(0, len(view), PART)])
+
+    def frame(self, parts: bytes, length: int) -> bytes:
+        """Return the digest of a frame from its parts."""
+        return blake3(parts + _LENGTH.pack(length), key=self._frame).digest()
+
+    def stream(self, size: int) -> blake3:
+        """Return a hash to be fed with the digests of a stream of `size` bytes; its digest names the content."""
+        return blake3(_LENGTH.pack(size), key=self._stream)
+
+    def tags(self, data: memoryview, unit: int) -> bytes:
+        """Return the tags of the pages of `unit` bytes in `data`, 8 bytes each, joined."""
+        mac = self._gmac.encrypt
+        tags = [mac(_ZERO_NONCE, b"", data[at : at + unit])[:TAG] for at in range(0, len(data), unit)]
+        return b"".join(tags)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame that is ready to be sealed: `body` is what will be encrypted."""
+
+    kind: int
+    compressed: bool
+    length: int  # of the plaintext
+    digest: bytes
+    body: bytes
+
+
+def compress(kind: int, data: Buffer, parts: bytes, digests: Digests, squeezer: zstandard.ZstdCompressor) -> Frame:
+    """Make the frame of `data`, of which `parts` are the digests."""
+    length = len(data)
+    body = squeezer.compress(data)
+    smaller = len(body) < length
+    return Frame(kind, smaller, length, digests.frame(parts, length), body if smaller else bytes(data))
+
+
+def decompress(body: bytes, length: int, name: str) -> bytes:
+    """Return the plaintext of a compressed frame, never more than `length` bytes. Raises Damaged."""
+    try:
+        stated = zstandard.frame_content_size(body)  # max_output_size alone would be ignored where this is larger
+        if stated != length:
+            raise Damaged(f"{name}: a frame has another size", detail=f"expected {length} bytes, it states {stated}")
+        data = zstandard.ZstdDecompressor().decompress(body, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Damaged(f"{name}: a frame does not decompress", detail=str(error)) from error
+    if len(data) != length:
+        raise Damaged(f"{name}: a frame has another size", detail=f"expected {length} bytes, got {len(data)}")
+    return data

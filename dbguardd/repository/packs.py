@@ -1,0 +1,186 @@
+"""Packs: objects of some MiB that hold many sealed frames. The format, sealing and opening; no threads here.
+
+The name of a pack is packs/AA/NAME: NAME is the SHA-256 of all its bytes in hex, AA its first two digits. Integers are
+big-endian::
+
+    0    8   magic "DBGPACK1"
+    8    16  repository id
+    24   16  domain id
+    40   32  salt = HMAC-SHA256(derive("salt"), 32 random bytes || the digests of all frames)
+    72   32  key commitment
+    104      frames, one after the other: AES-256-GCM ciphertext and 16-byte tag
+             trailer: ciphertext and tag of one record of 42 bytes per frame, in order:
+                 0   32  digest of the frame
+                 32  1   kind: 1 pages, 2 chunk of a flow, 3 leaves of a page map, 4 root of a stream
+                 33  1   1 if the plaintext of the frame is a zstd frame, else 0
+                 34  4   bytes of the frame in the pack, with its tag
+                 38  4   bytes of the frame when decompressed, at most 1048576
+    -12  4   bytes of the trailer, with its tag
+    -8   8   "DBGEND01"
+
+    key || commitment = HKDF-Expand-SHA256(derive("pack"), "pack" || salt, 64)
+    frame i:  nonce = u32 0 || u64 i;  additional data = the 104 bytes || u64 i || kind || zstd || u32 length || digest
+    trailer:  nonce = u32 1 || u64 0;  additional data = the 104 bytes || "trailer"
+
+There is no slack: the frames fill exactly what lies between header and trailer. A pack has at most 65535 frames. The
+salt depends on the content as well as on the random bytes: a generator that repeats itself (a cloned machine) cannot
+put two plaintexts under one key and nonce. The commitment tells a wrong key from damage before anything is decrypted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from struct import Struct, iter_unpack
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from dbguardd.errors import Damaged, KeyRefused
+from dbguardd.repository.frames import FRAME_LIMIT, Digests, Frame, decompress
+
+if TYPE_CHECKING:
+    from dbguardd.repository.seal import Domain
+
+MAGIC, END = b"DBGPACK1", b"DBGEND01"
+HEADER = 104
+SEAL = 16
+TAIL = 12
+FRAMES_LIMIT = 65535
+
+_RECORD = Struct(">32sBBII")
+_PLACE = Struct(">QBBI32s")
+_NONCE = Struct(">IQ")
+_TAIL = Struct(">I8s")
+
+
+def object_name(pack: str) -> str:
+    """Return the name of the object in the storage."""
+    return f"packs/{pack[:2]}/{pack}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the trailer says about one frame; `start` is its offset in the pack."""
+
+    digest: bytes
+    kind: int
+    compressed: bool
+    start: int
+    stored: int
+    length: int
+
+
+def seal_pack(domain: Domain, frames: Sequence[Frame], randomness: Callable[[int], bytes] = os.urandom) -> bytearray:
+    """Return the bytes of the pack that holds `frames`."""
+    fresh = randomness(32) + b"".join([frame.digest for frame in frames])
+    salt = hmac.digest(domain.derive(b"salt"), fresh, "sha256")
+    key, commitment = _key(domain, salt)
+    header = MAGIC + domain.repo_id + domain.id + salt + commitment
+    cipher = AESGCM(key)
+    records = b"".join([_RECORD.pack(f.digest, f.kind, f.compressed, len(f.body) + SEAL, f.length) for f in frames])
+    size = HEADER + sum([len(frame.body) for frame in frames]) + SEAL * (len(frames) + 1) + len(records) + TAIL
+    pack = bytearray(size)
+    pack[:HEADER] = header
+    view, at = memoryview(pack), HEADER
+    for number, frame in enumerate(frames):
+        end = at + len(frame.body) + SEAL
+        place = header + _PLACE.pack(number, frame.kind, frame.compressed, frame.length, frame.digest)
+        cipher.encrypt_into(_NONCE.pack(0, number), frame.body, place, view[at:end])
+        at = end
+    trailer = cipher.encrypt(_NONCE.pack(1, 0), records, header + b"trailer")
+    pack[at:] = trailer + _TAIL.pack(len(trailer), END)
+    return pack
+
+
+class Pack:
+    """One opened pack: its key and its records. It is made from the two ends, frames are handed in one by one.
+
+    Raises KeyRefused when the commitment says that it was sealed with another key, Damaged for everything else.
+    """
+
+    def __init__(self, domain: Domain, name: str, size: int, header: bytes, tail: bytes) -> None:
+        self.name, self.size = name, size
+        self._header = header
+        if len(header) != HEADER or header[:8] != MAGIC or tail[-8:] != END:
+            raise self._damaged("it does not start or end like a pack")
+        if header[8:40] != domain.repo_id + domain.id:
+            raise self._damaged(f"it belongs to {header[8:40].hex()}, not to {(domain.repo_id + domain.id).hex()}")
+        key, commitment = _key(domain, header[40:72])
+        if not hmac.compare_digest(commitment, header[72:]):
+            raise KeyRefused(
+                f"pack {name}: sealed with another key", detail=f"domain {domain.id.hex()} {domain.name!r}"
+            )
+        self._cipher = AESGCM(key)
+        length = trailer_length(tail)
+        if not SEAL <= length <= min(len(tail), size - HEADER) - TAIL:
+            raise self._damaged(f"its trailer would be {length} bytes")
+        try:
+            plain = self._cipher.decrypt(_NONCE.pack(1, 0), tail[-TAIL - length : -TAIL], header + b"trailer")
+        except InvalidTag as error:
+            raise self._damaged("its trailer does not open") from error
+        self.records = self._parse(plain, size - TAIL - length)
+
+    def _parse(self, plain: bytes, end: int) -> tuple[Record, ...]:
+        if len(plain) % _RECORD.size:
+            raise self._damaged("its trailer has a broken record")
+        records: list[Record] = []
+        at = HEADER
+        for digest, kind, compressed, stored, length in iter_unpack(_RECORD.format, plain):
+            if stored < SEAL or length > FRAME_LIMIT or compressed > 1 or (not compressed and stored - SEAL != length):
+                raise self._damaged(f"frame {len(records)} cannot have {stored} and {length} bytes")
+            records.append(Record(digest, kind, bool(compressed), at, stored, length))
+            at += stored
+        if at != end:
+            raise self._damaged(f"its frames end at {at}, its trailer starts at {end}")
+        return tuple(records)
+
+    def open(self, number: int, sealed: bytes | memoryview, digests: Digests) -> tuple[bytes, bytes]:
+        """Return plaintext and part digests of frame `number` from its stored bytes. Raises Damaged."""
+        record = self.records[number]
+        place = _PLACE.pack(number, record.kind, record.compressed, record.length, record.digest)
+        try:
+            data = self._cipher.decrypt(_NONCE.pack(0, number), sealed, self._header + place)
+        except InvalidTag as error:
+            raise self._damaged(f"frame {number} at {record.start}, {record.stored} bytes, does not open") from error
+        if record.compressed:
+            data = decompress(data, record.length, f"pack {self.name}")
+        parts = digests.parts(data)
+        if digests.frame(parts, len(data)) != record.digest:
+            raise self._damaged(f"frame {number} has another digest")
+        return data, parts
+
+    def _damaged(self, detail: str) -> Damaged:
+        return Damaged(f"pack {self.name}: damaged", detail=detail, facts={"object": object_name(self.name)})
+
+
+def trailer_length(tail: bytes | bytearray) -> int:
+    """Return how many bytes the trailer has, which the last 12 bytes of a pack say."""
+    length, _end = _TAIL.unpack(tail[-TAIL:])
+    return int(length)
+
+
+def prove(domain: Domain, pack: bytearray, name: str, frames: int, digests: Digests) -> None:
+    """Open the sealed pack again, every frame of it, as a restore would. Raises Damaged."""
+    view = memoryview(pack)
+    opened = Pack(domain, name, len(pack), bytes(view[:HEADER]), bytes(view[-TAIL - trailer_length(pack[-TAIL:]) :]))
+    if len(opened.records) != frames:
+        raise Damaged(f"pack {name}: damaged", detail=f"{len(opened.records)} frames instead of {frames}")
+    for number, record in enumerate(opened.records):
+        opened.open(number, view[record.start : record.start + record.stored], digests)
+
+
+def pack_name(pack: bytearray | bytes) -> str:
+    """Return the name of a pack, from its bytes."""
+    return hashlib.sha256(pack).hexdigest()
+
+
+def _key(domain: Domain, salt: bytes) -> tuple[bytes, bytes]:
+    material = HKDFExpand(SHA256(), 64, b"pack" + salt).derive(domain.derive(b"pack"))
+    return material[:32], material[32:]

@@ -1,0 +1,381 @@
+"""Saving a paged stream: read it once, keep what the parent has, store the changed pages.
+
+Two threads read batches of 4 MiB and digest their extents. An extent with the digest that the parent's map has keeps
+its leaf. Of the others the units are tagged; units with the parent's tag keep their place, the changed ones are
+collected into frames of 256 KiB. The caller's thread puts results in order into packs and makes the leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import zstandard
+
+from dbguardd.errors import SourceChanged, SourceDenied
+from dbguardd.repository.frames import FRAME_LIMIT, LEAVES, PAGES, ROOT, TAG, Digests, Frame, compress
+from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, SELF, PackUse, PageMap, Root, Row, encode_leaves
+from dbguardd.repository.writing import PackHandle, PackWriter
+
+BATCH = 64  # extents
+FRAME = 256 << 10
+LEAVES_PER_FRAME = 512
+MAP_LEVEL = 3
+_AHEAD = 4
+_WAITING = 2048
+_ROOT_FRAMES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One extent that differs: `runs` are (first unit, units, position among the new units of the batch)."""
+
+    number: int  # in the batch
+    digest: bytes
+    tags: bytes
+    runs: tuple[tuple[int, int, int], ...]
+    fresh: bool  # nothing of the parent is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a thread found in one batch; `tail` are the new units that did not fill a frame."""
+
+    digests: bytes
+    changes: list[Change]
+    frames: list[Frame]
+    tail: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """What the parent knows about a batch."""
+
+    digests: bytes
+    tags: Callable[[int], bytes]  # of one extent of the batch, only of the units that the parent has
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The outcome. `place` is where the root lies, None where the parent's root says it all."""
+
+    size: int
+    digest: bytes
+    place: tuple[PackHandle, int] | None
+    needs: tuple[str | PackHandle, ...]
+    inherited: bool  # some pages are the parent's
+
+
+class Examiner:
+    """Looks at batches of one file. Several threads may call it."""
+
+    def __init__(self, file: int, name: str, digests: Digests, *, size: int, unit: int, level: int) -> None:
+        self._file, self._name, self.size, self.unit, self._level = file, name, size, unit, level
+        self.digests = digests
+        self._own = threading.local()
+        zeros = bytes(EXTENT)
+        self._zero = digests.parts(zeros)
+        self._zero_tags = digests.tags(memoryview(zeros), unit)
+
+    def examine(self, batch: int, old: Old | None) -> Examined:
+        """Read one batch and compare it."""
+        view = self._read(batch)
+        digests = self.digests.parts(view)
+        if old is not None and digests == old.digests:
+            return Examined(digests, [], [], b"")
+        changes: list[Change] = []
+        pieces: list[memoryview] = []
+        position = 0
+        for number in range(len(digests) // DIGEST):
+            digest = digests[DIGEST * number : DIGEST * number + DIGEST]
+            if old is not None and old.digests[DIGEST * number : DIGEST * number + DIGEST] == digest:
+                continue
+            if digest == self._zero:
+                changes.append(Change(number, digest, self._zero_tags, (), True))
+                continue
+            extent = view[EXTENT * number : EXTENT * number + EXTENT]
+            tags = self.digests.tags(extent, self.unit)
+            runs = _differing(tags, old.tags(number) if old else b"")
+            placed = []
+            for first, count in runs:
+                pieces.append(extent[first * self.unit : (first + count) * self.unit])
+                placed.append((first, count, position))
+                position += count
+            changes.append(Change(number, digest, tags, tuple(placed), old is None))
+        return Examined(digests, changes, *self._frames(view, digests, pieces))
+
+    def _frames(self, view: memoryview, digests: bytes, pieces: list[memoryview]) -> tuple[list[Frame], bytes]:
+        whole = sum([len(piece) for piece in pieces]) == len(view)
+        fresh = view if whole else memoryview(b"".join(pieces))
+        frames, end = [], len(fresh) // FRAME * FRAME
+        for at in range(0, end, FRAME):
+            data = fresh[at : at + FRAME]
+            known = digests[at // EXTENT * DIGEST : (at + FRAME) // EXTENT * DIGEST]
+            frames.append(self.frame(data, known if whole else self.digests.parts(data)))
+        return frames, bytes(fresh[end:])
+
+    def frame(self, data: memoryview | bytes, parts: bytes) -> Frame:
+        """Make a frame of pages."""
+        if not hasattr(self._own, "squeezer"):
+            self._own.squeezer = zstandard.ZstdCompressor(level=self._level)
+        return compress(PAGES, data, parts, self.digests, self._own.squeezer)
+
+    def _read(self, batch: int) -> memoryview:
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = memoryview(bytearray(BATCH * EXTENT))
+        start = batch * BATCH * EXTENT
+        length = min(BATCH * EXTENT, self.size - start)
+        view: memoryview = self._own.buffer[:length]
+        done = 0
+        while done < length:
+            try:
+                count = os.preadv(self._file, [view[done:]], start + done)
+            except OSError as error:
+                raise SourceDenied(
+                    f"{self._name}: cannot be read", detail=f"at byte {start + done}: {error}"
+                ) from error
+            if not count:
+                raise SourceChanged(
+                    f"{self._name}: became shorter during the backup",
+                    detail=f"it had {self.size} bytes, now it ends at {start + done}",
+                )
+            done += count
+        return view
+
+
+class PagesSaver:
+    """Saves one paged stream into packs."""
+
+    def __init__(
+        self,
+        writer: PackWriter,
+        examiner: Examiner,
+        page_size: int,
+        parent: PageMap | None,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._writer, self._examiner, self._page_size, self._parent = writer, examiner, page_size, parent
+        self._progress = progress
+        self._unit = examiner.unit
+        self._units = EXTENT // self._unit
+        self._per_frame = FRAME // self._unit
+        self._slots = array("H", range(self._per_frame))
+        self._extents = -(-examiner.size // EXTENT)
+        self._squeezer = zstandard.ZstdCompressor(level=MAP_LEVEL)
+        old = parent.root if parent else None
+        self._old = old
+        self._packs = (
+            {number: PackUse(use.name, use.live, use.size) for number, use in old.packs.items()} if old else {}
+        )
+        self._next = old.next_number if old else 0
+        self._numbers: dict[PackHandle, int] = {}
+        self._leaf_packs = old.leaf_packs[:] if old else array("I")
+        self._leaf_frames = old.leaf_frames[:] if old else array("H")
+        self._leaf_of = old.leaf_of[: self._extents] if old else array("I")
+        self._leaf_of.extend([HOLE] * (self._extents - len(self._leaf_of)))
+        self._rows: list[Row] = []
+        self._tail = bytearray()
+        self._tail_rows: list[tuple[Row, int]] = []
+        self._stored = 0
+
+    def run(self) -> Saved:
+        """Read everything, store what is new."""
+        size = self._examiner.size
+        stream = self._examiner.digests.stream(size)
+        under_way: deque[tuple[int, Future[Examined]]] = deque()
+        for batch in range(-(-self._extents // BATCH)):
+            under_way.append((batch, self._writer.submit(self._examiner.examine, batch, self._known(batch))))
+            if len(under_way) > _AHEAD:
+                stream.update(self._collect(*under_way.popleft()))
+        while under_way:
+            stream.update(self._collect(*under_way.popleft()))
+        digest = stream.digest()
+        if (
+            self._parent is not None
+            and digest == self._parent.root.digest
+            and self._page_size == self._parent.root.page_size
+        ):
+            return Saved(size, digest, None, tuple(self._parent.names.values()), True)
+        self._forget_behind_end()
+        self._flush_tail()
+        self._make_leaves(1)
+        return self._finish(size, digest)
+
+    def _known(self, batch: int) -> Old | None:
+        if self._parent is None:
+            return None
+        parent, first = self._parent, batch * BATCH
+        last = min(first + BATCH, self._extents, len(parent.root.leaf_of))
+        if first >= last:
+            return None
+        size = parent.root.size
+
+        def tags(number: int) -> bytes:
+            if first + number >= last:
+                return b""
+            leaves, place = parent.locate(first + number)
+            have = min(self._units, -(-(size - (first + number) * EXTENT) // self._unit))
+            return leaves.tags[TAG * self._units * place : TAG * (self._units * place + have)]
+
+        return Old(parent.digests(first, last), tags)
+
+    def _collect(self, batch: int, future: Future[Examined]) -> bytes:
+        examined = future.result()
+        placed = [self._add(frame) for frame in examined.frames]
+        for change in examined.changes:
+            row = self._row(batch * BATCH + change.number, change)
+            for first, count, position in change.runs:
+                self._place(row, (first, count, position), placed)
+            self._count(row, 1)
+            self._rows.append(row)
+        self._tail += examined.tail
+        while len(self._tail_rows) >= self._per_frame:
+            self._flush_tail()
+        if self._tail_rows and len(self._rows) > _WAITING:
+            self._flush_tail()
+        self._make_leaves(LEAVES_PER_FRAME)
+        if self._writer.full():
+            self._writer.flush()
+        self._progress(min(BATCH * EXTENT, self._examiner.size - batch * BATCH * EXTENT))
+        return examined.digests
+
+    def _row(self, extent: int, change: Change) -> Row:
+        units = self._units
+        blank = Row(
+            extent,
+            change.digest,
+            change.tags,
+            array("I", [HOLE]) * units,
+            array("H", [0]) * units,
+            array("H", [0]) * units,
+        )
+        if self._parent is None or extent >= len(self._parent.root.leaf_of):
+            return blank
+        leaves, place = self._parent.locate(extent)
+        at, end = units * place, units * place + units
+        for pack in leaves.packs[at:end]:
+            if pack != HOLE:
+                self._packs[pack].live -= 1
+        if change.fresh:
+            return blank
+        have = len(change.tags) // TAG
+        gone = units - have
+        return Row(
+            extent,
+            change.digest,
+            change.tags,
+            leaves.packs[at : at + have] + array("I", [HOLE]) * gone,
+            leaves.frames[at : at + have] + array("H", [0]) * gone,
+            leaves.slots[at : at + have] + array("H", [0]) * gone,
+        )
+
+    def _place(self, row: Row, run: tuple[int, int, int], placed: list[tuple[int, int]]) -> None:
+        first, count, position = run
+        whole = len(placed) * self._per_frame
+        while count and position < whole:
+            frame, slot = divmod(position, self._per_frame)
+            here = min(count, self._per_frame - slot)
+            number, index = placed[frame]
+            row.packs[first : first + here] = array("I", [number]) * here
+            row.frames[first : first + here] = array("H", [index]) * here
+            row.slots[first : first + here] = self._slots[slot : slot + here]
+            first, count, position = first + here, count - here, position + here
+        self._tail_rows.extend([(row, unit) for unit in range(first, first + count)])
+        row.pending += count
+        for unit in range(first, first + count):
+            row.packs[unit] = HOLE
+
+    def _flush_tail(self) -> None:
+        rows = self._tail_rows[: self._per_frame]
+        if not rows:
+            return
+        data = bytes(self._tail[:FRAME])
+        del self._tail_rows[: self._per_frame], self._tail[:FRAME]
+        number, index = self._add(self._examiner.frame(data, self._examiner.digests.parts(data)))
+        for slot, (row, unit) in enumerate(rows):
+            row.packs[unit], row.frames[unit], row.slots[unit] = number, index, slot
+            row.pending -= 1
+        self._packs[number].live += len(rows)
+
+    def _count(self, row: Row, by: int) -> None:
+        for pack in row.packs:
+            if pack != HOLE:
+                self._packs[pack].live += by
+
+    def _make_leaves(self, least: int) -> None:
+        while len(self._rows) >= least:
+            rows = self._rows[:LEAVES_PER_FRAME]
+            if any([row.pending for row in rows]):
+                return
+            del self._rows[:LEAVES_PER_FRAME]
+            data = encode_leaves(rows, self._units)
+            digests = self._examiner.digests
+            number, index = self._add(compress(LEAVES, data, digests.parts(data), digests, self._squeezer))
+            for row in rows:
+                self._leaf_of[row.extent] = len(self._leaf_packs)
+            self._leaf_packs.append(number)
+            self._leaf_frames.append(index)
+
+    def _add(self, frame: Frame) -> tuple[int, int]:
+        handle, index = self._writer.add(frame)
+        self._stored += len(frame.body)
+        if handle not in self._numbers:
+            self._numbers[handle] = self._next
+            self._packs[self._next] = PackUse(SELF, 0, 0)
+            self._next += 1
+        return self._numbers[handle], index
+
+    def _forget_behind_end(self) -> None:
+        if self._parent is None:
+            return
+        for extent in range(self._extents, len(self._parent.root.leaf_of)):
+            leaves, place = self._parent.locate(extent)
+            for pack in leaves.packs[self._units * place : self._units * (place + 1)]:
+                if pack != HOLE:
+                    self._packs[pack].live -= 1
+
+    def _finish(self, size: int, digest: bytes) -> Saved:
+        self._writer.reserve(_ROOT_FRAMES)  # the pack that is open now shall be the one of the root
+        for handle, number in self._numbers.items():
+            use = self._packs[number]
+            use.size = handle.size
+            use.name = SELF if handle.open else bytes.fromhex(handle.name())
+        used = sorted(set(self._leaf_of))
+        new = {old: place for place, old in enumerate(used)}
+        leaf_packs = array("I", [self._leaf_packs[number] for number in used])
+        leaf_frames = array("H", [self._leaf_frames[number] for number in used])
+        leaf_of = array("I", [new[number] for number in self._leaf_of])
+        needed = set(leaf_packs)
+        packs = {number: use for number, use in self._packs.items() if use.live or number in needed}
+        base = self._old.base if self._old else self._stored
+        root = Root(
+            size, self._page_size, self._unit, base, digest, self._next, packs, leaf_packs, leaf_frames, leaf_of
+        ).encode()
+        digests, frames = self._examiner.digests, []
+        for at in range(0, len(root), FRAME_LIMIT):
+            data = root[at : at + FRAME_LIMIT]
+            frames.append(compress(ROOT, data, digests.parts(data), digests, self._squeezer))
+        place = self._writer.add_all(frames)
+        needs: list[str | PackHandle] = [use.name.hex() for use in packs.values() if use.name != SELF]
+        inherited = self._old is not None and any([number < self._old.next_number for number in packs])
+        return Saved(size, digest, place, (*needs, place[0]), inherited)
+
+
+def _differing(tags: bytes, old: bytes) -> list[tuple[int, int]]:
+    """Return (first, count) of the runs of units whose tags differ."""
+    if not old:
+        return [(0, len(tags) // TAG)]
+    runs: list[tuple[int, int]] = []
+    for at in range(0, len(tags), TAG):
+        if tags[at : at + TAG] != old[at : at + TAG]:
+            unit = at // TAG
+            if runs and sum(runs[-1]) == unit:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((unit, 1))
+    return runs

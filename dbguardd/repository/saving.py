@@ -1,0 +1,178 @@
+"""A backup in the making: the Sink that an engine writes into. It exists once seal() has returned."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from dbguardd.errors import SourceChanged, SourceDenied, Usage
+from dbguardd.flow import Facts
+from dbguardd.repository.chunks import FlowMap
+from dbguardd.repository.flowing import FlowSaver
+from dbguardd.repository.frames import Digests
+from dbguardd.repository.model import Backup, Root, Stream
+from dbguardd.repository.paged import Examiner, PagesSaver, Saved
+from dbguardd.repository.pagemap import UNIT, PageMap
+from dbguardd.repository.reading import PackReader
+from dbguardd.repository.tree import open_flow, open_pages, stream_needs
+from dbguardd.repository.writing import PACK_SIZE, PackHandle, PackWriter
+
+if TYPE_CHECKING:
+    from dbguardd.repository.seal import Domain
+    from dbguardd.storage.base import Storage
+
+Publish = Callable[[Backup, AbstractSet[str]], Backup]
+"""Commits a backup that needs these packs (names in hex)."""
+
+_PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
+_MORE_PACKS = 128
+
+
+class Saving:
+    """Saves one backup; flow.Sink. For one thread. A context manager: leaving it without seal() leaves no backup.
+
+    `draft` is the backup with everything that is known before; its streams, sizes, kind and facts are filled in.
+    Raises what the storage raises, Cancelled when `cancelled` says so, SourceChanged, Damaged for an unreadable parent.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        domain: Domain,
+        draft: Backup,
+        *,
+        parent: Backup | None,
+        publish: Publish,
+        level: int = 1,
+        cancelled: Callable[[], bool] = lambda: False,
+        randomness: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._draft, self._parent, self._publish, self._level = draft, parent, publish, level
+        self._writer = PackWriter(storage, domain, cancelled=cancelled, randomness=randomness)
+        self._reader = PackReader(storage, domain)
+        self._digests = Digests(domain)
+        self._old = {stream.name: stream for stream in parent.streams} if parent else {}
+        self._streams: dict[str, tuple[Stream, tuple[PackHandle, int] | None]] = {}
+        self._needs: set[str | PackHandle] = set()
+        self._inherited = False
+        self.written_bytes = 0
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    @contextmanager
+    def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
+        """Open a flow stream; see flow.Sink."""
+        self._new(name)
+        flow = FlowSaver(
+            self._writer,
+            self._digests,
+            name,
+            level=self._level,
+            parent=self._parent_flow(name),
+            progress=self._count,
+        )
+        yield cast(BinaryIO, flow)
+        self._keep(Stream(name, "flow", 0, 0, "", stamp, Root("", 0)), flow.finish())
+
+    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+        """Take a paged stream; see flow.Sink. Raises SourceChanged if the file becomes shorter or longer."""
+        self._new(name)
+        if page_size not in _PAGE_SIZES:
+            raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
+        size = _size(name, file)
+        examiner = Examiner(file, name, self._digests, size=size, unit=max(page_size, UNIT), level=self._level)
+        saved = PagesSaver(self._writer, examiner, page_size, self._parent_pages(name, page_size), self._count).run()
+        if (now := _size(name, file)) != size:
+            raise SourceChanged(f"{name}: changed its size during the backup", detail=f"from {size} to {now} bytes")
+        self._keep(Stream(name, "paged", 0, page_size, "", stamp, Root("", 0)), saved)
+
+    def reuse(self, name: str, stamp: str) -> bool:
+        """Take a stream over from the parent; see flow.Sink."""
+        self._new(name)
+        old = self._old.get(name)
+        if old is None or not stamp or old.stamp != stamp:
+            return False
+        self._needs |= stream_needs(self._reader, old)
+        self._inherited = True
+        self._streams[name] = (old, None)
+        self._count(old.size)
+        return True
+
+    def seal(self, facts: Facts) -> Backup:
+        """Commit: wait until all packs are durable and read back, then publish the manifest. Once."""
+        self._writer.finish()
+        streams = []
+        for stream, place in self._streams.values():
+            root = Root(place[0].name(), place[1]) if place else stream.root
+            streams.append(dataclasses.replace(stream, root=root))
+        packs = {pack if isinstance(pack, str) else pack.name() for pack in self._needs}
+        inherited = self._inherited and self._parent is not None
+        backup = dataclasses.replace(
+            self._draft,
+            kind="incremental" if inherited else "full",
+            parent=self._parent.id if inherited and self._parent else None,
+            facts=dict(facts),
+            streams=tuple(streams),
+            source_bytes=sum([stream.size for stream in streams]),
+            stored_bytes=self._writer.stored_bytes,
+            packs=len(packs),
+        )
+        return self._publish(backup, packs)
+
+    def _count(self, size: int) -> None:
+        self.written_bytes += size
+
+    def _new(self, name: str) -> None:
+        if name in self._streams:
+            raise Usage(f"{name}: there is already a stream of that name in the backup")
+
+    def _keep(self, stream: Stream, saved: Saved) -> None:
+        root = stream.root if saved.place else self._old[stream.name].root
+        kept = dataclasses.replace(stream, size=saved.size, digest=saved.digest.hex(), root=root)
+        self._streams[stream.name] = (kept, saved.place)
+        self._needs |= set(saved.needs)
+        self._inherited |= saved.inherited
+
+    def _parent_flow(self, name: str) -> FlowMap | None:
+        old = self._old.get(name)
+        if old is None or old.kind != "flow":
+            return None
+        flow = open_flow(self._reader, old)
+        return None if scattered(len(flow.root.names), -(-old.size // PACK_SIZE), 0, 0) else flow
+
+    def _parent_pages(self, name: str, page_size: int) -> PageMap | None:
+        old = self._old.get(name)
+        if old is None or old.kind != "paged" or old.page_size != page_size:
+            return None
+        pages = open_pages(self._reader, old)
+        held = sum([use.size for use in pages.root.packs.values()])
+        base = pages.root.base
+        return None if scattered(len(pages.root.packs), -(-base // PACK_SIZE), held, base) else pages
+
+
+def scattered(packs: int, base_packs: int, held: int, base: int) -> bool:
+    """Decide whether a stream has become too scattered to build on: then everything is stored again.
+
+    `packs` are needed by the parent, which began as a full backup of `base` bytes in `base_packs`; the packs that are
+    needed now have `held` bytes together. Too much is 128 packs more than at the beginning (each costs a restore three
+    requests), or more than twice the bytes of the beginning, and 16 MiB (they cannot be deleted).
+    """
+    return packs > base_packs + _MORE_PACKS or held > 2 * base + 2 * PACK_SIZE
+
+
+def _size(name: str, file: int) -> int:
+    try:
+        return os.fstat(file).st_size
+    except OSError as error:
+        raise SourceDenied(f"{name}: cannot be read", detail=str(error)) from error

@@ -1,0 +1,129 @@
+"""A finished backup, for reading: flow.Tree."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from dbguardd.errors import Damaged, NotFound
+from dbguardd.flow import Facts
+from dbguardd.repository.chunks import FlowMap, FlowReader
+from dbguardd.repository.delivery import Piece, Source, deliver, stream
+from dbguardd.repository.extents import PagesReader
+from dbguardd.repository.model import Backup, Stream
+from dbguardd.repository.pagemap import PageMap
+from dbguardd.repository.reading import PackReader
+
+if TYPE_CHECKING:
+    from dbguardd.repository.seal import Domain
+    from dbguardd.storage.base import Storage
+
+
+class Tree:
+    """Reads one backup. Raises Damaged, ObjectMissing, KeyRefused, Unreachable before a wrong byte gets out."""
+
+    def __init__(self, storage: Storage, domain: Domain, backup: Backup) -> None:
+        self._backup = backup
+        self._reader = PackReader(storage, domain)
+        self._streams = {stream.name: stream for stream in backup.streams}
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._streams = {}
+
+    @property
+    def facts(self) -> Facts:
+        """What the engine returned from dump()."""
+        return self._backup.facts
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the streams in the order they were written."""
+        yield from self._streams
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[BinaryIO]:
+        """Open a stream of either kind for reading from its start. Raises NotFound."""
+        pieces = stream(self._source(name))
+        with io.BufferedReader(_Pieces(pieces), 1 << 16) as reader:
+            try:
+                yield cast(BinaryIO, reader)
+            finally:
+                pieces.close()
+
+    def deliver(self, name: str, file: int) -> int:
+        """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
+        return deliver(self._source(name), file)
+
+    def _source(self, name: str) -> Source:
+        found = self._streams.get(name)
+        if found is None:
+            raise NotFound(
+                f"backup {self._backup.id}: has no stream {name!r}", detail=f"it has {', '.join(self._streams)}"
+            )
+        if found.kind == "paged":
+            return PagesReader(open_pages(self._reader, found), name)
+        return FlowReader(open_flow(self._reader, found), name)
+
+
+class _Pieces(io.RawIOBase):
+    """The bytes of an iterator as a file."""
+
+    def __init__(self, pieces: Iterator[Piece]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def open_pages(reader: PackReader, stream: Stream) -> PageMap:
+    """Open the page map of a paged stream; it must be the one that the manifest means. Raises Damaged."""
+    pages = PageMap(reader, stream.root.pack, stream.root.frame)
+    _expect(stream, pages.root.size, pages.root.digest)
+    return pages
+
+
+def open_flow(reader: PackReader, stream: Stream) -> FlowMap:
+    """Open the list of the chunks of a flow stream; it must be the one that the manifest means. Raises Damaged."""
+    flow = FlowMap(reader, stream.root.pack, stream.root.frame)
+    _expect(stream, flow.root.size, flow.root.digest)
+    return flow
+
+
+def stream_needs(reader: PackReader, stream: Stream) -> set[str]:
+    """Return the names of the packs that a stream needs. Raises Damaged, ObjectMissing."""
+    if stream.kind == "paged":
+        return {stream.root.pack, *open_pages(reader, stream).names.values()}
+    return {stream.root.pack, *open_flow(reader, stream).root.names}
+
+
+def packs_of(storage: Storage, domain: Domain, backup: Backup) -> frozenset[str]:
+    """Return the names (hex) of all packs that a backup needs. Raises Damaged, ObjectMissing."""
+    reader = PackReader(storage, domain)
+    return frozenset().union(*(stream_needs(reader, stream) for stream in backup.streams))
+
+
+def _expect(stream: Stream, size: int, digest: bytes) -> None:
+    if (size, digest.hex()) != (stream.size, stream.digest):
+        raise Damaged(
+            f"{stream.name}: its map is not the one that the manifest means",
+            detail=f"{size} bytes {digest.hex()} instead of {stream.size} bytes {stream.digest}",
+        )

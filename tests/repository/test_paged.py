@@ -1,0 +1,244 @@
+"""Paged streams: any history of changes gives back every backup, whichever others are deleted."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbguardd.errors import Cancelled, Damaged, SourceChanged, Usage
+from dbguardd.repository.model import Backup
+from dbguardd.repository.packs import object_name
+from dbguardd.repository.reading import PackReader
+from dbguardd.repository.saving import scattered
+from dbguardd.repository.tree import Tree, open_pages, packs_of
+from tests.repository.data_path import DOMAIN, Drawer, Published, load, save, saving, threads
+
+SIZES = (0, 1, 511, 512, 4095, 4096, 4097, 65535, 65536, 65537, 131072, 262144, 262145, 300_001, 4 << 20, (4 << 20) + 1)
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size: int) -> None:
+    storage = Drawer()
+    data = noise(size)
+    first = save(storage, {"main": (data, 4096)})
+    assert first.kind == "full"
+    assert first.source_bytes == size
+    assert load(storage, first) == {"main": data}
+    assert first.packs == len(packs_of(storage, DOMAIN, first))
+    changed = b"x" + data[1:] if size else b"y"
+    second = save(storage, {"main": (changed, 4096)}, first)
+    assert load(storage, second) == {"main": changed}
+
+
+@pytest.mark.parametrize("page_size", [1 << bits for bits in range(9, 17)])
+def test_page_sizes(page_size: int) -> None:
+    storage = Drawer()
+    data = bytearray(noise(600_000))
+    first = save(storage, {"main": (bytes(data), page_size)})
+    assert load(storage, first)["main"] == data
+    data[150_000] ^= 1
+    second = save(storage, {"main": (bytes(data), page_size)}, first)
+    assert second.kind == "incremental"
+    assert second.parent == first.id
+    assert second.stored_bytes < 3 * max(page_size, 4096)
+    assert load(storage, second)["main"] == data
+    third = save(storage, {"main": (bytes(data), 1024 if page_size != 1024 else 2048)}, second)
+    assert third.kind == "full"
+    assert load(storage, third)["main"] == data
+
+
+def test_unchanged_stores_nothing() -> None:
+    storage = Drawer()
+    data = noise(5 << 20)
+    first = save(storage, {"main": (data, 4096)})
+    objects = dict(storage.objects)
+    second = save(storage, {"main": (data, 4096)}, first)
+    assert (second.stored_bytes, second.kind, second.streams) == (0, "incremental", first.streams)
+    assert storage.objects == objects
+    assert load(storage, second)["main"] == data
+
+
+def test_zeros_cost_nothing_and_stay_holes(tmp_path: Any) -> None:
+    storage = Drawer()
+    data = noise(70_000) + bytes(40 << 20) + noise(70_000, 2)
+    backup = save(storage, {"main": (data, 4096)})
+    assert backup.stored_bytes < 260_000
+    target = tmp_path / "out"
+    with open(target, "w+b") as file, Tree(storage, DOMAIN, backup) as tree:
+        file.write(b"old" * 100_000)
+        assert tree.deliver("main", file.fileno()) == len(data)
+    assert target.read_bytes() == data
+    assert target.stat().st_blocks * 512 < 1 << 20
+    filled = save(storage, {"main": (noise(len(data), 3), 4096)}, backup)
+    assert load(storage, filled)["main"] == noise(len(data), 3)
+    empty = save(storage, {"main": (bytes(len(data)), 4096)}, filled)
+    assert load(storage, empty)["main"] == bytes(len(data))
+    assert len(packs_of(storage, DOMAIN, empty)) == 1
+
+
+def test_a_few_pages_cost_a_few_pages() -> None:
+    storage = Drawer()
+    data = bytearray(noise(16 << 20))
+    first = save(storage, {"main": (bytes(data), 4096)})
+    for page in random.Random(5).sample(range(4096), 40):
+        data[page * 4096 + 17] ^= 255
+    second = save(storage, {"main": (bytes(data), 4096)}, first)
+    assert second.stored_bytes < 40 * 4096 + 40 * 250 + 6000
+    assert load(storage, second)["main"] == data
+
+
+PAGE = 4096
+STEP = st.tuples(
+    st.sampled_from(("write", "write", "grow", "shrink", "zero", "full", "same", "expire")),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEP, min_size=1, max_size=12), st.sampled_from((512, 4096, 16384, 65536)), st.integers(0, 400_000))
+def test_histories(steps: list[tuple[str, int, int]], page_size: int, size: int) -> None:
+    storage = Drawer()
+    data = bytearray(noise(size))
+    history: list[tuple[Backup, bytes]] = []
+    gone = 0
+    for what, seed, count in steps:
+        rng = random.Random(seed)
+        mutate(data, what, rng, count)
+        if what == "expire" and history:
+            history.pop(rng.randrange(len(history)))
+            sweep(storage, [backup for backup, _ in history])
+            gone += 1
+        parent = history[-1][0] if history and what != "full" else None
+        history.append((save(storage, {"main": (bytes(data), page_size)}, parent), bytes(data)))
+        if parent is not None and len(history) > 1 and history[-2][1] == data:
+            assert history[-1][0].stored_bytes == 0
+    for backup, content in history:
+        assert load(storage, backup)["main"] == content
+    for backup, content in history:  # every backup stands on its own
+        alone = Drawer(
+            {object_name(pack): storage.objects[object_name(pack)] for pack in packs_of(storage, DOMAIN, backup)}
+        )
+        assert load(alone, backup)["main"] == content
+        check_uses(storage, backup)
+
+
+def mutate(data: bytearray, what: str, rng: random.Random, count: int) -> None:
+    if what in ("write", "zero"):
+        for _ in range(count if data else 0):
+            at = rng.randrange(len(data))
+            length = min(rng.choice((1, 100, 5000, 70_000)), len(data) - at)
+            data[at : at + length] = rng.randbytes(length) if what == "write" else bytes(length)
+    elif what == "grow":
+        data += rng.randbytes(count * rng.choice((1, 4096, 10_000)))
+    elif what == "shrink":
+        del data[rng.randrange(len(data) + 1) :]
+
+
+def sweep(storage: Drawer, backups: list[Backup]) -> None:
+    needed = {object_name(pack) for backup in backups for pack in packs_of(storage, DOMAIN, backup)}
+    for name in set(storage.objects) - needed:
+        storage.delete(name)
+
+
+def check_uses(storage: Drawer, backup: Backup) -> None:
+    """What the root says about the use of packs is what the leaves say."""
+    pages = open_pages(PackReader(storage, DOMAIN), backup.streams[0])
+    count: dict[int, int] = dict.fromkeys(pages.root.packs, 0)
+    for extent in range(len(pages.root.leaf_of)):
+        leaves, place = pages.locate(extent)
+        for pack in leaves.packs[pages.units * place : pages.units * (place + 1)]:
+            if pack != 0xFFFFFFFF:
+                count[pack] += 1
+    assert count == {number: use.live for number, use in pages.root.packs.items()}
+
+
+def test_a_long_line_becomes_full_again() -> None:
+    storage = Drawer()
+    data = bytearray(noise(2_000_000))
+    backup, kinds = None, []
+    for step in range(160):
+        data[step * 12_000] ^= 1
+        backup = save(storage, {"main": (bytes(data), 4096)}, backup)
+        kinds.append(backup.kind)
+        assert backup.packs <= 132
+    assert 1 < kinds.count("full") < 4
+    assert load(storage, backup)["main"] == data  # type: ignore[arg-type]
+
+
+def test_what_is_too_scattered() -> None:
+    assert not scattered(100, 100, 800 << 20, 800 << 20)
+    assert scattered(229, 100, 800 << 20, 800 << 20)
+    assert not scattered(228, 100, 1600 << 20, 800 << 20)
+    assert scattered(228, 100, (1616 << 20) + 1, 800 << 20)
+    assert not scattered(1, 0, 0, 0)
+
+
+def test_source_that_shrinks_or_grows(tmp_path: Any) -> None:
+    published = Published()
+    for change in (-1, 5):
+        storage = Drawer()
+        path = tmp_path / f"source{change}"
+        path.write_bytes(noise(60 << 20))
+        size = path.stat().st_size
+        with open(path, "r+b") as file, saving(storage, published=published) as sink:
+            seen = []
+
+            def meddle(
+                path: Any = path, sink: Any = sink, seen: Any = seen, size: int = size, change: int = change
+            ) -> bool:
+                if sink.written_bytes > 4 << 20 and not seen:
+                    seen.append(1)
+                    os.truncate(path, size + change * (1 << 20))
+                return False
+
+            sink._writer._cancelled = meddle
+            with pytest.raises(SourceChanged):
+                sink.adopt("main", file.fileno(), 4096)
+        assert seen
+    assert not published.backups
+    assert not threads()
+
+
+def test_cancelled_midway() -> None:
+    storage, published = Drawer(), Published()
+    asked = []
+
+    def cancelled() -> bool:
+        asked.append(1)
+        return len(asked) > 8
+
+    with pytest.raises(Cancelled):
+        save(storage, {"main": (noise(80 << 20), 4096)}, cancelled=cancelled, published=published)
+    assert not published.backups
+    assert not threads()
+
+
+def test_wrong_page_size_and_same_name() -> None:
+    with tempfile.TemporaryFile() as file, saving(Drawer()) as sink:
+        for wrong in (0, 256, 1000, 131072, -4096):
+            with pytest.raises(Usage):
+                sink.adopt("main", file.fileno(), wrong)
+        sink.adopt("main", file.fileno(), 4096)
+        with pytest.raises(Usage):
+            sink.adopt("main", file.fileno(), 4096)
+
+
+def test_parent_map_gone_is_an_error_not_a_guess() -> None:
+    storage = Drawer()
+    data = noise(200_000)
+    first = save(storage, {"main": (data, 4096)})
+    storage.objects = {name: bytes(len(found)) for name, found in storage.objects.items()}
+    with pytest.raises(Damaged):
+        save(storage, {"main": (data, 4096)}, first)
+    assert not threads()

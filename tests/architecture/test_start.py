@@ -1,0 +1,48 @@
+"""What start-up loads: every job starts two processes, every command one, so they load only what they need."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "pydantic",
+    "aiohttp",
+    "structlog",
+    "rich",
+    "pyrage",
+    "segno",
+    "tomllib",
+    "spanned_toml",
+    "cronsim",
+    "schedule",
+}
+LOADS = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sorted(sys.modules))"
+
+
+def loaded(module):
+    done = subprocess.run([sys.executable, "-I", "-c", LOADS, module], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("dbguardd.worker.repository_half", HEAVY | {"asyncio", "click", "http.client"}),
+        ("dbguardd.worker.engine_half", HEAVY | {"asyncio", "click", "cryptography", "zstandard", "http.client"}),
+        ("dbguardctl.app", HEAVY | {"asyncio", "sqlite3", "cryptography", "zstandard", "blake3"}),
+        ("dbguardd.rules", HEAVY - {"cronsim"} | {"asyncio", "sqlite3", "socket", "subprocess"}),
+        ("dbguardd.errors", HEAVY | {"asyncio", "socket", "sqlite3"}),
+        ("dbguardd.wire", HEAVY | {"asyncio", "socket", "sqlite3"}),
+    ],
+)
+def test_nothing_heavy_is_loaded(module, never):
+    assert sorted(loaded(module) & never) == []
+
+
+def test_the_engine_half_has_no_keys_and_no_repository():
+    names = loaded("dbguardd.worker.engine_half")
+    assert (
+        sorted(name for name in names if name.startswith(("dbguardd.keys", "dbguardd.repository", "dbguardd.storage")))
+        == []
+    )

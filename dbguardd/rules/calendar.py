@@ -20,6 +20,7 @@ from dbguardd.policy.schedule import Schedule, parse_schedule
 LEAST_JITTER_SHARE = 10
 CATCH_UP_SHARE = 4
 MAX_COUNTED = 1000
+CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,13 @@ def next_due(timing: Timing, after: datetime) -> datetime | None:
 def due(timing: Timing, now: datetime, last_started_at: datetime | None, known_since: datetime) -> Due:
     """Decide whether to run now.
 
-    `last_started_at` is when the job last started, whatever came of it; None if it never did: then the times since
-    `known_since` count (when the database came into the policy). A last start in the future is a clock that was set
-    back: the regular times from now on count, so that no hole is left.
+    `last_started_at` is when the job last started, whatever came of it: that of the latest start, not the largest one.
+    None if it never did: then the times since `known_since` count (when the database came into the policy). A start
+    more than a minute in the future is a clock that was set back since, and counts as none: that is one run too many,
+    where to wait for that moment would leave a hole, of an hour or of seventy years.
     """
+    if last_started_at is not None and last_started_at - now > CLOCK_TOLERANCE:
+        last_started_at, known_since = None, min(known_since, now - timing.window)
     after = min(last_started_at or known_since, now)
     next_at = next_due(timing, now)
     latest = timing.schedule.latest(now - timing.shift, timing.zone)

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query
 from dbguardd.engines.sqlite import snapshot
+from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
-from dbguardd.engines.sqlite.holder import refusal
 from dbguardd.engines.sqlite.live import Header, open_live, read_header
 from dbguardd.engines.sqlite.publish import fresh, outcome
-from dbguardd.engines.sqlite.still import read_fingerprint
-from dbguardd.errors import PolicyInvalid, SourceMissing, Unsupported
+from dbguardd.engines.sqlite.replace import replace
+from dbguardd.engines.sqlite.script import replay, write_script
+from dbguardd.engines.sqlite.still import open_still, read_fingerprint
+from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
 from dbguardd.flow import Facts, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
 
-_STREAM = "database"
+_PAGES, _TEXT = "database", "dump.sql"
 _FIXED = ((3, 44, 6), (3, 50, 7))  # branches to which the fix of the WAL-reset bug was ported; else 3.51.3
 
 
@@ -67,12 +70,27 @@ class Sqlite:
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         taken = snapshot.take(self._path, self._staging, self._budget, progress)
         facts = self._facts(taken)
+        if self._method == "dump":
+            self._write_script(sink, facts, progress)
+            return facts
         file = os.open(self._snapshot, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            sink.adopt(_STREAM, file, int(facts["page_size"]))
+            sink.adopt(_PAGES, file, int(facts["page_size"]))
         finally:
             os.close(file)
         return facts
+
+    def _write_script(self, sink: Sink, facts: Facts, progress: Progress) -> None:
+        def tick(done: int) -> None:
+            progress("dump", done, None)
+
+        wal = facts["journal_mode"] == "wal"
+        try:
+            with open_still(self._snapshot) as connection, sink.write(_TEXT) as out:
+                for piece in write_script(connection, wal, tick):
+                    out.write(piece)
+        except sqlite3.Error as error:
+            raise refusal(self._path, str(error), _code(error)) from error
 
     def _facts(self, taken: snapshot.Taken) -> dict[str, Any]:
         found = taken.found
@@ -108,27 +126,44 @@ class Sqlite:
         snapshot.wipe(self._staging)
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
-        progress("restore", 0, None)
+        def tick(done: int) -> None:
+            progress("restore", done, None)
+
+        tick(0)
         with fresh(target, int(tree.facts.get("mode", 0o600))) as work:
-            _deliver(tree, work, target)
-            progress("restore", work.stat().st_size, None)
+            if tree.facts.get("method") == "dump":
+                _replay(tree, work, target, tick)
+            else:
+                _deliver(tree, work, target)
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return examine(target, queries, progress)
 
     def replace(self, source: Path, progress: Progress) -> None:
-        raise Unsupported(f"{self._path}: not replaced in place")
+        replace(self._path, source, progress)
 
 
 def _deliver(tree: Tree, work: Path, target: Path) -> None:
     try:
         file = os.open(work, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            tree.deliver(_STREAM, file)
+            tree.deliver(_PAGES, file)
         finally:
             os.close(file)
     except OSError as error:
         raise outcome(target, error) from error
+
+
+def _replay(tree: Tree, work: Path, target: Path, tick: Callable[[int], None]) -> None:
+    """Run the text in the new file. No journal: on any failure the whole file is thrown away."""
+    try:
+        with tree.read(_TEXT) as text, closing(sqlite3.connect(work, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=OFF").fetchall()
+            connection.execute("PRAGMA synchronous=OFF")
+            replay(connection, text, tick)
+    except sqlite3.Error as error:
+        kind = {sqlite3.SQLITE_FULL: NoSpace, sqlite3.SQLITE_IOERR: Unreachable}.get(_code(error) & 0xFF, ProofFailed)
+        raise kind(f"{target}: the SQL text cannot be replayed", detail=str(error)) from error
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -67,7 +67,7 @@ def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
             pid = _holder(live.file, _PENDING, 2 + _SHARED_LENGTH)
             raise SourceLocked(
                 f"{live.path}: another process holds an exclusive lock",
-                detail=_describe(pid),
+                detail=describe(pid),
                 hints=[f"lsof {live.path}"],
                 facts={"holder_pid": pid},
             )
@@ -75,7 +75,8 @@ def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _describe(pid: int | None) -> str:
+def describe(pid: int | None) -> str:
+    """Name a process for people."""
     if pid is None or pid <= 0:
         return "the holder let go just now, or is on another host"
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dbguardd.errors import GuardError, NoSpace, NotPermitted, TargetExists, Unreachable, Unsupported
 
-_SIDES = ("-wal", "-shm", "-journal")
+SIDES = ("-wal", "-shm", "-journal")
 _RIGHTS = 0o777
 
 
@@ -36,14 +36,14 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
             work.unlink()
             sync_directory(target.parent)
     finally:
-        for side in ("", *_SIDES):
+        for side in ("", *SIDES):
             with suppress(OSError):
                 work.with_name(f"{work.name}{side}").unlink(missing_ok=True)
 
 
 def check_free(target: Path) -> None:
     """Raise TargetExists if `target` or a side file of that name exists."""
-    for side in ("", *_SIDES):
+    for side in ("", *SIDES):
         path = target.with_name(f"{target.name}{side}")
         if os.path.lexists(path):
             what = "something is there" if not side else "a side file of an earlier database is there"

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.sqlite import locks
+from dbguardd.engines.sqlite.child import hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying
-from dbguardd.engines.sqlite.holder import hold, refusal
 from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
 from dbguardd.errors import SourceChanged, SourceDamaged, SourceLocked, WouldBlock
 
@@ -252,8 +252,7 @@ def _in_slices(run: _Run, journal: str | None) -> Taken:
             while copy.step():
                 if time.monotonic() - start < run.budget.max_block_seconds * _CARE:
                     continue
-                longest = max(longest, time.monotonic() - start)
-                _let_writers_in(run, copy)
+                longest = max(longest, _let_writers_in(run, copy, start))
                 slices += 1
                 start = time.monotonic()
                 if _state(live, journal) != first or bool(journal) != _hot_journal(live):
@@ -268,14 +267,19 @@ def _in_slices(run: _Run, journal: str | None) -> Taken:
     return Taken(way, longest, end - began, log.size if log else 0, run.tries, copies[0].cloned, live.found)
 
 
-def _let_writers_in(run: _Run, copy: Copy) -> None:
-    """Give SHARED back and take it again. A writer that waits holds PENDING, so it is served first."""
+def _let_writers_in(run: _Run, copy: Copy, start: float) -> float:
+    """Give SHARED back and take it again; return how long it was held (seconds).
+
+    A writer that waits holds PENDING, so it is served first. Meanwhile the kernel reads ahead for the next slice.
+    """
     locks.drop_shared(run.live.file)
-    run.seconds += run.budget.max_block_seconds * _CARE
+    held = time.monotonic() - start
+    run.seconds += held
     run.tick(copy.position)
     os.posix_fadvise(run.live.file, copy.position, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
     time.sleep(_TICK_SECONDS)
-    locks.wait_shared(run.live, run.deadline + run.budget.lock_timeout_seconds, run.alive)
+    locks.wait_shared(run.live, time.monotonic() + run.budget.lock_timeout_seconds, run.alive)
+    return held
 
 
 def _state(live: Live, journal: str | None) -> tuple[int, bytes, Mark | None]:
@@ -353,6 +357,3 @@ def _give_up(run: _Run) -> WouldBlock | SourceLocked:
         hints=["sqlite3 " + run.live.path + " 'PRAGMA journal_mode=WAL'"],
         facts={"needed_seconds": size / speed, "max_block_seconds": block, "tries": run.tries},
     )
-
-
-Alive = Callable[[], None]

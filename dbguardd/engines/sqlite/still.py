@@ -10,9 +10,8 @@ from pathlib import Path
 
 from dbguardd.engines.base import Fingerprint, Progress
 from dbguardd.engines.sqlite import content
-from dbguardd.engines.sqlite.holder import uri
-
-SIDES = ("-wal", "-journal", "-shm")
+from dbguardd.engines.sqlite.child import uri
+from dbguardd.engines.sqlite.publish import SIDES
 
 
 @contextmanager

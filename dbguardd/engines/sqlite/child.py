@@ -1,0 +1,137 @@
+"""Runs the processes that use SQLite on the live database, so that this one never does (see `live`).
+
+A child answers in JSON lines on its standard output, and ends when its standard input ends, so none outlives us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from dbguardd.errors import (
+    GuardError,
+    SourceChanged,
+    SourceDamaged,
+    SourceDenied,
+    SourceEncrypted,
+    SourceLocked,
+    WorkerDied,
+)
+
+_HOLD = Path(__file__).with_name("hold.py")
+_BEAT_SECONDS = 0.25
+_GRACE_SECONDS = 30.0
+_ENVIRONMENT = {"LANG": "C.UTF-8"}
+
+
+def uri(path: str, query: str) -> str:
+    """Return the file: URI of a path, whatever bytes are in it."""
+    return f"file:{quote(os.fsencode(path))}?{query}"
+
+
+class Child:
+    """A running child."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - for the type checker
+        self._input = process.stdin
+        self._output = process.stdout.fileno()
+        self._lines = b""
+
+    def end_input(self) -> None:
+        """Ask the child to finish."""
+        self._input.close()
+
+    def answer(self, alive: Callable[[], None]) -> dict[str, Any]:
+        """Return the next answer, an empty one if the child ended. Calls `alive` while it waits."""
+        while b"\n" not in self._lines:
+            if not select.select([self._output], [], [], _BEAT_SECONDS)[0]:
+                alive()
+                continue
+            piece = os.read(self._output, 4096)
+            if not piece:
+                return {}
+            self._lines += piece
+        line, _, self._lines = self._lines.partition(b"\n")
+        found = json.loads(line)
+        return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def child(arguments: Sequence[str]) -> Iterator[Child]:
+    """Run this Python with `arguments`, isolated; leaving the block ends it in any case."""
+    with subprocess.Popen(
+        [sys.executable, "-I", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=_ENVIRONMENT,
+    ) as process:
+        try:
+            yield Child(process)
+        finally:
+            if process.stdin and not process.stdin.closed:
+                process.stdin.close()
+            try:
+                process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+class Hold:
+    """A read transaction held by a child. `seconds` is how long the mark stood, known after release()."""
+
+    def __init__(self, path: str, process: Child) -> None:
+        self._path = path
+        self._child = process
+        self._since = 0.0
+        self.seconds = 0.0
+
+    def wait(self, alive: Callable[[], None]) -> None:
+        """Return when the read mark stands. Raises what kept it from standing."""
+        answer = self._child.answer(alive)
+        if "held" not in answer:
+            raise refusal(self._path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))
+        self._since = time.monotonic()
+
+    def release(self) -> None:
+        """End the transaction and return when it is over. Raises WorkerDied if the child had ended before."""
+        self._child.end_input()
+        answer = self._child.answer(lambda: None)
+        self.seconds = time.monotonic() - self._since
+        if "released" not in answer:
+            raise WorkerDied(f"{self._path}: the process that held the read transaction ended too early")
+
+
+@contextmanager
+def hold(path: str, timeout_seconds: float) -> Iterator[Hold]:
+    """Start a child that takes a read transaction on the live WAL database."""
+    with child(["-S", str(_HOLD), uri(path, "mode=ro"), str(timeout_seconds)]) as process:
+        yield Hold(path, process)
+
+
+def refusal(path: str, text: str, code: int) -> GuardError:
+    """Return the outcome that a SQLite result code on the live database stands for."""
+    kind: type[GuardError] = {
+        sqlite3.SQLITE_BUSY: SourceLocked,
+        sqlite3.SQLITE_LOCKED: SourceLocked,
+        sqlite3.SQLITE_PROTOCOL: SourceLocked,
+        sqlite3.SQLITE_CANTOPEN: SourceDenied,
+        sqlite3.SQLITE_READONLY: SourceDenied,
+        sqlite3.SQLITE_PERM: SourceDenied,
+        sqlite3.SQLITE_NOTADB: SourceEncrypted,
+        sqlite3.SQLITE_CORRUPT: SourceDamaged,
+        sqlite3.SQLITE_IOERR: SourceDamaged,
+        0: WorkerDied,
+    }.get(code & 0xFF, SourceChanged)
+    return kind(f"{path}: SQLite cannot read it", detail=f"{text} (result code {code})")

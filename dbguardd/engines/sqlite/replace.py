@@ -1,0 +1,193 @@
+"""Makes the live database equal to a restored one, in place, if nobody uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.sqlite import locks
+from dbguardd.engines.sqlite.child import child
+from dbguardd.engines.sqlite.live import open_live, read_header, resolve
+from dbguardd.engines.sqlite.publish import SIDES, fresh, outcome, sync_directory
+from dbguardd.errors import (
+    GuardError,
+    NoSpace,
+    NotPermitted,
+    ProofFailed,
+    SourceEncrypted,
+    SourceInvalid,
+    SourceMissing,
+    TargetExists,
+    TargetInUse,
+    WorkerDied,
+)
+
+_ASIDE = ".before-restore"
+_STEP = "replace"
+
+
+def replace(path: str, source: Path, progress: Progress) -> None:
+    """Put the content of `source` at `path`. Raises TargetInUse, TargetExists, NoSpace, NotPermitted, ProofFailed.
+
+    A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open any more is set
+    aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename.
+    """
+    try:
+        real = resolve(path)
+    except SourceMissing:
+        _create(Path(path), source, progress)
+        return
+    _refuse_users(real)
+    # SQLite is kept away from a file without a header: closing it would delete the log, which may be evidence.
+    if not _has_header(real) or not _pour(real, source, progress):
+        _swap(Path(real), source, progress)
+
+
+def _create(path: Path, source: Path, progress: Progress) -> None:
+    mode = source.stat().st_mode
+    with fresh(path, mode) as work:
+        _copy(source, work, path, progress)
+
+
+def _copy(source: Path, work: Path, target: Path, progress: Progress) -> None:
+    try:
+        with open(source, "rb") as origin, open(work, "r+b") as file:
+            total, done = source.stat().st_size, 0
+            while data := origin.read(1 << 20):
+                done += file.write(data)
+                progress(_STEP, done, total)
+    except OSError as error:
+        raise outcome(target, error) from error
+
+
+# ------------------------------------------------------------------------------------------------ nobody uses it
+
+
+def _refuse_users(real: str) -> None:
+    """Raise TargetInUse if a lock is held, or a process whose descriptors we may read has the files open."""
+    with open_live(real) as live:
+        holder = locks.user(live)
+        busy = locks.wal_in_use_at(live.path)
+    users = sorted({*_openers(real), *([holder] if holder and holder > 0 else [])})
+    if holder is not None or busy or users:
+        named = ", ".join(locks.describe(pid) for pid in users) or "a process that cannot be named from here"
+        raise TargetInUse(
+            f"{real}: in use by {named}",
+            detail="the live database was not touched",
+            hints=[f"lsof {real}"],
+            facts={"pids": users},
+        )
+
+
+def _openers(real: str) -> Iterator[int]:
+    wanted = set()
+    for side in ("", *SIDES):
+        with suppress(OSError):
+            found = os.stat(real + side)
+            wanted.add((found.st_dev, found.st_ino))
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid() and _has_open(name, wanted):
+            yield int(name)
+
+
+def _has_open(pid: str, wanted: set[tuple[int, int]]) -> bool:
+    try:
+        files = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False  # ended, or not ours to look at: locks are what is left to go by
+    for file in files:
+        with suppress(OSError):
+            found = os.stat(f"/proc/{pid}/fd/{file}")
+            if (found.st_dev, found.st_ino) in wanted:
+                return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------------ the ways
+
+
+def _has_header(real: str) -> bool:
+    with open_live(real) as live:
+        try:
+            read_header(live)
+        except (SourceInvalid, SourceEncrypted):
+            return False
+    return True
+
+
+def _pour(real: str, source: Path, progress: Progress) -> bool:
+    """Write through SQLite in a child; False if the live file is too broken for that."""
+    last: dict[str, Any] = {}
+    done, total = 0, None
+
+    def alive() -> None:
+        progress(_STEP, done, total)
+
+    with child(["-m", "dbguardd.engines.sqlite.pour", real, os.fspath(source.absolute())]) as process:
+        alive()
+        while "done" in (last := process.answer(alive)):
+            done, total = int(last["done"]), int(last["total"])
+            alive()
+    if "poured" in last:
+        return True
+    code, at = int(last.get("code", 0)) & 0xFF, last.get("at")
+    if at == "lock" and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return False
+    raise _failure(real, str(last.get("error", "the process ended")), code, str(at))
+
+
+def _failure(real: str, text: str, code: int, at: str) -> GuardError:
+    kind: type[GuardError] = {
+        sqlite3.SQLITE_BUSY: TargetInUse,
+        sqlite3.SQLITE_LOCKED: TargetInUse,
+        sqlite3.SQLITE_FULL: NoSpace,
+        sqlite3.SQLITE_READONLY: NotPermitted,
+        sqlite3.SQLITE_CANTOPEN: NotPermitted,
+        sqlite3.SQLITE_PERM: NotPermitted,
+        0: WorkerDied,
+    }.get(code, ProofFailed)
+    return kind(f"{real}: not replaced", detail=f"{text} (result code {code}, at {at})")
+
+
+def _swap(real: Path, source: Path, progress: Progress) -> None:
+    """Set the broken files aside and rename a copy into place.
+
+    The side files go first: a new main file beside an old log would come up with the old rows (measured), while an old
+    main file without its log is only what was going to be replaced anyway.
+    """
+    aside = real.with_name(real.name + _ASIDE)
+    if os.path.lexists(aside):
+        raise TargetExists(f"{aside}: an earlier restore set a database aside there", hints=[f"ls -l {aside}*"])
+    work = real.with_name(f".{real.name}.dbguard")
+    try:
+        work.unlink(missing_ok=True)
+        with fresh(work, 0o600) as copy:
+            _copy(source, copy, real, progress)
+        _dress(work, real)
+        for side in SIDES:
+            with suppress(FileNotFoundError):
+                os.rename(f"{real}{side}", f"{aside}{side}")
+        os.link(real, aside)
+        os.rename(work, real)
+        sync_directory(real.parent)
+    except OSError as error:
+        raise outcome(real, error) from error
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _dress(work: Path, real: Path) -> None:
+    """Give the copy the owner, rights, access list and label of the old file, as far as we may."""
+    old = real.stat()
+    with suppress(PermissionError):
+        os.chown(work, old.st_uid, old.st_gid)
+    with suppress(OSError):
+        shutil.copystat(real, work)
+    os.chmod(work, old.st_mode & 0o7777)
+    os.utime(work)

@@ -1,6 +1,7 @@
-"""The socket: who asks (peer), what may be asked (routes), how it is answered (server). aiohttp lives here only."""
+"""The socket: who asks (peer), what may be asked (routes), how it is answered (exchange, server)."""
 
-from dbguardd.api.server import Limits, Running, serve
+from dbguardd.api.exchange import Limits
+from dbguardd.api.server import Running, serve
 from dbguardd.api.service import Actor, Service
 
 __all__ = ["Actor", "Limits", "Running", "Service", "serve"]

@@ -1,4 +1,4 @@
-"""What a handler gets and gives: an admitted request, and a reply that knows nothing of HTTP libraries."""
+"""What a handler gets and gives: an admitted request, a reply that knows no HTTP library."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from inspect import isawaitable
 
 from aiohttp import web
@@ -25,9 +26,23 @@ from dbguardd.errors import DaemonUnreachable, GuardError, Internal, NotFound, N
 from dbguardd.wire import MAX_REQUEST_BYTES, Event, Role, to_json
 
 _RANKS: Mapping[Role, int] = {Role.READ: 0, Role.OPERATE: 1, Role.ADMIN: 2}
-_DEFAULT_PORTION = 1 << 16
+_PORTION_BYTES = 1 << 16
+_JSON: Mapping[str, str] = {"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "dbguard"}
 
 Finish = Callable[[Awaitable[Json]], Awaitable[Json]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What peers may hold, and for how long one may keep us waiting."""
+
+    connections: int = 64
+    connections_per_uid: int = 16
+    request_seconds: float = 5.0  # from connecting to the end of the first request's head
+    body_seconds: float = 10.0
+    answer_seconds: float = 30.0  # for taking an answer, or one event
+    denied_seconds: float = 0.5  # a refusal is written down; this is how fast one peer can make us write
+    idle_seconds: float = 30.0  # from an answer to the end of the next request's head
 
 
 class _Refused(Exception):  # noqa: N818 - not an error of ours: an answer with a status that no row of the table has
@@ -40,24 +55,19 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours: an answer with 
         self.headers = headers
 
 
-async def exchange(
-    service: Service, request: web.BaseRequest, finish: Finish, body_seconds: float, answer_seconds: float
-) -> web.StreamResponse:
+async def exchange(service: Service, request: web.BaseRequest, finish: Finish, limits: Limits) -> web.StreamResponse:
     """Answer one request. Raises nothing but cancellation (the peer hung up) and ConnectionError."""
-    hang_up = False
     try:
-        answer = await _answer(service, request, finish, body_seconds)
-    except _Refused as refused:
-        answer = _problem(refused.error, request, refused.status, refused.headers)
-    except GuardError as error:
-        hang_up = isinstance(error, TooLarge | DaemonUnreachable)
-        answer = _problem(error, request)
-    except Exception:
-        logging.getLogger(__name__).exception("api.failed", extra={"path": request.path[:200]})
-        answer = _problem(Internal(f"{request.method} {request.path[:200]}: failed because of a bug"), request)
+        answer = await _answer(service, request, finish, limits.body_seconds)
+        body = b"" if isinstance(answer, Stream) else _encoded(answer)
+    except Exception as error:
+        if isinstance(error, NotPermitted):
+            await asyncio.sleep(limits.denied_seconds)
+        answer = _failure(error, request)
+        body = _encoded(answer)
     if isinstance(answer, Stream):
-        return await _stream(request, answer, answer_seconds)
-    return await _reply(request, answer, answer_seconds, hang_up)
+        return await _stream(request, answer, limits.answer_seconds)
+    return await _reply(request, answer, body, limits.answer_seconds)
 
 
 async def _answer(service: Service, request: web.BaseRequest, finish: Finish, body_seconds: float) -> Reply | Stream:
@@ -135,7 +145,7 @@ async def _read(request: web.BaseRequest, body_seconds: float) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(body_seconds):
-            while portion := await request.content.read(_DEFAULT_PORTION):
+            while portion := await request.content.read(_PORTION_BYTES):
                 body += portion
                 if len(body) > MAX_REQUEST_BYTES:
                     raise TooLarge("request: too large", detail=limit)
@@ -146,24 +156,29 @@ async def _read(request: web.BaseRequest, body_seconds: float) -> bytes:
     return bytes(body)
 
 
-def _problem(
-    error: GuardError, request: web.BaseRequest, status: int | None = None, headers: Mapping[str, str] | None = None
-) -> Reply:
-    problem = error.problem()
-    problem["status"] = status or error.http_status
-    problem["instance"] = request.rel_url.raw_path[:200]
-    kind = {"Content-Type": "application/problem+json"}
-    return Reply(problem["status"], problem, {**kind, **(headers or {})})
+def _failure(error: Exception, request: web.BaseRequest) -> Reply:
+    """Return the problem object of an error; what is no error of ours is a bug and says nothing more than that."""
+    path = request.rel_url.raw_path[:200]
+    headers: Mapping[str, str] = {}
+    status, told = None, error
+    if isinstance(error, _Refused):
+        status, headers, told = error.status, error.headers, error.error
+    if not isinstance(told, GuardError):
+        logging.getLogger(__name__).error("api.failed", extra={"path": path}, exc_info=error)
+        told = Internal(f"{request.method} {path}: failed because of a bug")
+    problem = {**told.problem(), "instance": path, "status": status or told.http_status}
+    return Reply(problem["status"], problem, {"Content-Type": "application/problem+json", **headers})
 
 
-async def _reply(request: web.BaseRequest, reply: Reply, seconds: float, hang_up: bool) -> web.StreamResponse:
-    headers = {"Content-Type": "application/json", "Cache-Control": "no-store", **reply.headers}
-    text = (
-        json.dumps(reply.content, separators=(",", ":"), allow_nan=False) + "\n"
-    )  # ASCII: file names may be any bytes
-    response = web.Response(body=text.encode(), status=reply.status, headers=headers)
-    if hang_up:
-        response.force_close()
+def _encoded(reply: Reply) -> bytes:
+    """Return the JSON of an answer, in ASCII: names of files may be any bytes, and surrogates stand for some."""
+    return (json.dumps(reply.content, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+async def _reply(request: web.BaseRequest, reply: Reply, body: bytes, seconds: float) -> web.StreamResponse:
+    response = web.Response(body=body, status=reply.status, headers={**_JSON, **reply.headers})
+    if reply.status == TooLarge.http_status:
+        response.force_close()  # what else it wants to send is not read
     try:
         async with asyncio.timeout(seconds):
             await response.prepare(request)
@@ -175,7 +190,7 @@ async def _reply(request: web.BaseRequest, reply: Reply, seconds: float, hang_up
 
 async def _stream(request: web.BaseRequest, stream: Stream, seconds: float) -> web.StreamResponse:
     """Send events as they come until the peer hangs up, or is cut because it does not read."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    response = web.StreamResponse(headers={**_JSON, "Content-Type": "text/event-stream"})
     try:
         async with asyncio.timeout(seconds):
             await response.prepare(request)

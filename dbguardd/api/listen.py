@@ -1,4 +1,4 @@
-"""The listening socket: inherited from systemd, or made at a path so that nobody slips in and nobody is pushed out."""
+"""The listening socket: inherited from systemd, or made so that nobody slips in or is pushed out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Listener:
 
 
 def listen(path: Path, group: str | None, environ: Mapping[str, str], pid: int) -> Listener:
-    """Return the socket that systemd passed (LISTEN_FDS of this process), or one made at `path`, mode 0660.
+    """Return the socket that systemd passed (LISTEN_FDS), or one made at `path`, mode 0660.
 
     Raises SecondInstance (somebody answers there, or holds its lock), PolicyUnsafe, PolicyInvalid, Usage.
     """
@@ -128,7 +128,7 @@ def _not_answered(path: Path) -> None:
 
 
 def _make(path: Path, group: str | None, lock: int) -> Listener:
-    """Bind under another name, set mode and group, listen, then take the name: it is never there half-made."""
+    """Bind under another name, set mode and group, listen, then take the name: never half-made."""
     mark = "+" if path.name.startswith("~") else "~"
     draft = path.with_name(mark + path.name[1:])  # not longer than the path itself: the kernel allows 107 bytes
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

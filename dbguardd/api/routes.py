@@ -134,7 +134,7 @@ ROUTES: tuple[Route, ...] = (
 
 
 def find(method: str, segments: list[str]) -> tuple[Route, dict[str, str]] | set[str]:
-    """Return the route and its names, or the methods that the path knows: none means that it is no path of ours."""
+    """Return the route and its names, or the methods that the path takes: none if it is not ours."""
     allowed: set[str] = set()
     for route in ROUTES:
         names = route.match(segments)

@@ -1,4 +1,4 @@
-"""The HTTP server on the Unix socket: lets peers in, bounds what each can hold, shows out who keeps it waiting.
+"""The HTTP server on the Unix socket: lets peers in, bounds what each holds, shows out the slow.
 
 Parsing HTTP is aiohttp's. A connection is counted from accept to its end, and has a deadline whenever it is the peer's
 turn: for its first request, for a body, for taking an answer, for the next request. Descriptors that a peer passes
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from dbguardd.api.exchange import exchange
+from dbguardd.api.exchange import Limits, exchange
 from dbguardd.api.listen import Listener, listen
 from dbguardd.api.peer import identify
 from dbguardd.api.service import Json, Service
@@ -27,18 +27,6 @@ from dbguardd.errors import Overloaded
 
 _FINISH_SECONDS = 10.0
 _ANSWER_SECONDS = 0.2  # at the end, for answers under way; streams and waits have no end of their own
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What peers may hold, and for how long one may keep us waiting."""
-
-    connections: int = 64
-    connections_per_uid: int = 16
-    request_seconds: float = 5.0  # from connecting to the end of the first request's head
-    body_seconds: float = 10.0
-    answer_seconds: float = 30.0  # for taking an answer, or one event
-    idle_seconds: float = 30.0  # from an answer to the end of the next request's head
 
 
 @dataclass(slots=True)
@@ -126,7 +114,7 @@ class Running:
         if visit is not None:
             visit.deadline = None
         try:
-            return await exchange(self._service, request, self._finish, limits.body_seconds, limits.answer_seconds)
+            return await exchange(self._service, request, self._finish, limits)
         finally:
             if visit is not None:
                 visit.deadline = loop.time() + limits.idle_seconds
@@ -142,7 +130,7 @@ class Running:
 async def serve(
     service: Service, socket_path: Path, *, group: str | None = None, limits: Limits | None = None
 ) -> Running:
-    """Listen at `socket_path` (mode 0660, of `group` if given) or on the socket that systemd passed, and answer.
+    """Answer at `socket_path` (mode 0660, of `group` if given) or on the socket that systemd passed.
 
     Raises SecondInstance, PolicyUnsafe, PolicyInvalid, Usage.
     """

@@ -1,4 +1,4 @@
-"""Strict reading of what peers send: JSON bodies, query strings, path segments. All mistakes at once, none forgiven.
+"""Strict reading of what peers send: bodies, query strings, paths. Every mistake is named, none forgiven.
 
 Python's json takes the last of duplicate keys, NaN and infinity, and any depth; a role check that looks at one value
 and a handler that looks at another must not be possible, so none of that passes here.
@@ -55,7 +55,7 @@ def parse(body: bytes) -> Any:
 
 
 def body(kind: type, value: Any) -> dict[str, Any]:
-    """Return the fields of a request after checking them against its dataclass, defaults filled in. Raises Usage."""
+    """Return the fields of a request, checked against its dataclass, defaults filled in. Raises Usage."""
     name = kind.__name__.lower()
     if not isinstance(value, dict):
         raise Usage(f"{name}: a JSON object is expected", detail=f"got {_called(value)}")

@@ -60,6 +60,10 @@ class Store:
     def show(self, id):
         if id == "bug":
             raise RuntimeError("a secret that must not leave: hunter2")
+        if id == "nan":
+            return {"kind": float("nan")}
+        if id == "bytes":
+            return {"kind": "backup", "path": os.fsdecode(b"/srv/\xff.db")}
         return {"kind": "backup", "id": id}
 
     def submit(self, verb, fields, actor, idempotency_key):
@@ -236,7 +240,7 @@ def start(loop, tmp_path):
     def begin(limits=None):
         store = Store()
         path = tmp_path / f"{len(opened)}.sock"
-        limits = limits or Limits()
+        limits = limits or Limits(denied_seconds=0)
         running = asyncio.run_coroutine_threadsafe(serve(store, path, limits=limits), loop).result(20)
         opened.append(running)
         return Served(str(path), store, limits, loop)

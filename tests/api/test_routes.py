@@ -1,7 +1,10 @@
 """Every route answers, with its schema, to those who may."""
 
+import time
+
 import pytest
 
+from dbguardd.api import Limits
 from dbguardd.api.routes import ROUTES
 from dbguardd.wire import REQUESTS, Role
 from tests.api.conftest import BACKUP
@@ -162,3 +165,16 @@ def test_a_bug_says_so_and_nothing_else(api, caplog):
     assert "hunter2" not in str(answer.content)
     assert "Traceback" not in str(answer.content)
     assert "hunter2" in caplog.text
+
+
+def test_what_is_no_json_is_a_bug_and_what_is_no_text_is_escaped(api):
+    assert api.ask("GET", "/v1/show/nan").content["code"] == "DBG-0008"
+    assert api.ask("GET", "/v1/show/bytes").content["path"] == "/srv/\udcff.db"
+
+
+def test_refusals_cannot_be_made_faster_than_they_are_written(start):
+    api = start(Limits(denied_seconds=0.1))
+    api.store.role_now = None
+    began = time.monotonic()
+    assert api.ask("GET", "/v1/status").status == 403
+    assert time.monotonic() - began >= 0.1

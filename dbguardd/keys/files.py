@@ -34,7 +34,7 @@ def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, creden
     (`credential`: systemd shows the access list of a credential as group bits). OSError passes.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
+    try:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
             raise refuse(f"{path}: not a regular file", stat.filemode(about.st_mode))
@@ -42,10 +42,11 @@ def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, creden
             raise refuse(f"{path}: others can get at it", f"mode {stat.S_IMODE(about.st_mode):04o}, must be 0600")
         if about.st_uid not in (os.geteuid(), 0):
             raise refuse(f"{path}: belongs to someone else", f"uid {about.st_uid}, must be {os.geteuid()} or 0")
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise refuse(f"{path}: too large for a secret", f"{about.st_size} bytes, at most {MOST_BYTES}")
-    return Secret(content)
+        if about.st_size > MOST_BYTES:
+            raise refuse(f"{path}: too large for a secret", f"{about.st_size} bytes, at most {MOST_BYTES}")
+        return Secret(os.pread(fd, MOST_BYTES, 0))
+    finally:
+        os.close(fd)
 
 
 def write_private(path: Path, secret: Secret, random: Callable[[int], bytes] = os.urandom) -> None:

@@ -75,33 +75,33 @@ def _from_command(command: Sequence[str], environ: Mapping[str, str], timeout_se
         assert process.stdout is not None  # noqa: S101  # it is a pipe
         deadline = time.monotonic() + timeout_seconds
         try:
-            output = _read_all(process.stdout, deadline)
+            output = _read_all(program, process.stdout, deadline)
             status = process.wait(max(0.0, deadline - time.monotonic()))
-        except (TimeoutError, subprocess.TimeoutExpired) as error:
-            raise SecretMissing(f"{program}: did not end in time", detail=f"{timeout_seconds:g} s") from error
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-    if status or len(output) > MOST_BYTES:
-        detail = f"exit status {status}" if status else f"more than {MOST_BYTES} bytes"
-        raise SecretMissing(f"{program}: printed no secret", detail=detail)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, (TimeoutError, subprocess.TimeoutExpired)):
+                raise SecretMissing(f"{program}: did not end in time", detail=f"{timeout_seconds:g} s") from error
+            raise
+    if status:
+        raise SecretMissing(f"{program}: printed no secret", detail=f"exit status {status}")
     return _trimmed(program, Secret(output))
 
 
-def _read_all(pipe: IO[bytes], deadline: float) -> bytes:
-    """Read until the end, or until it is certainly too much. Raises TimeoutError."""
+def _read_all(program: str, pipe: IO[bytes], deadline: float) -> bytes:
+    """Read until the end. Raises TimeoutError; SecretMissing if it becomes too much."""
     output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while len(output) <= MOST_BYTES:
+        while True:
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
             piece = os.read(pipe.fileno(), MOST_BYTES)
             if not piece:
-                break
+                return output
             output += piece
-    return output
+            if len(output) > MOST_BYTES:
+                raise SecretMissing(f"{program}: printed too much", detail=f"more than {MOST_BYTES} bytes")
 
 
 def _unsafe(message: str, detail: str) -> PolicyUnsafe:

@@ -55,12 +55,12 @@ class Directory:
             if create:
                 self._create()
             self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.close = weakref.finalize(self, _close, self._root)
+            sweep_orphans(self._calls, self._root)
         except OSError as error:
             raise _outcome(self.url, "the directory", error) from error
-        self.close = weakref.finalize(self, os.close, self._root)
         self._room = Room(limits or Limits())
         self._draft = Draft(self._calls, self._root, owner_of(os.getpid()), nameless=nameless)
-        sweep_orphans(self._calls, self._root)
 
     @property
     def url(self) -> str:
@@ -118,7 +118,7 @@ class Directory:
         try:
             self._sync(parent)
         finally:
-            os.close(parent)
+            _close(parent)
 
     def _write(self, folder: int, name: str, last: str, parts: Sequence[memoryview]) -> bool:
         """Link a durable file to its name; False if the name was taken. A second file is tried when fsync fails."""
@@ -162,7 +162,7 @@ class Directory:
             except NotDurable as error:
                 raise self._degraded(name, str(error)) from error
         finally:
-            os.close(fd)
+            _close(fd)
 
     def _sync(self, folder: int) -> None:
         """Make the entries of a held directory durable. There is no second try: the name cannot be taken back."""
@@ -193,7 +193,7 @@ class Directory:
             yield held[-1]
         finally:
             for fd in held[1:]:
-                os.close(fd)
+                _close(fd)
 
     def _enter(self, parent: int, part: str, path: str, create: bool) -> int:
         try:
@@ -220,7 +220,7 @@ class Directory:
                 self._must_be_file(name, found)
                 yield fd, found.st_size
             finally:
-                os.close(fd)
+                _close(fd)
 
     def _must_be_file(self, name: str, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -267,6 +267,11 @@ class Directory:
                 raise ObjectMissing(f"{what}: not in the storage", detail=self.url) from error
         except OSError as error:
             raise _outcome(self.url, what, error, storing) from error
+
+
+def _close(fd: int) -> None:
+    with suppress(OSError):  # nothing was written through it, so it cannot have anything to say
+        os.close(fd)
 
 
 def _outcome(url: str, what: str, error: OSError, storing: int | None = None) -> GuardError:

@@ -31,6 +31,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up": {
         "init": ("setup:init", "begin a policy file"),
         "protect": ("setup:protect", "protect a database: find, write policy, back up, prove"),
+        "reload": ("setup:reload", "have the daemon read the policy again"),
         "config": ("config:config", "check, show, explain, diff, accept the policy"),
         "key": ("keys:key", "keys: recovery sheet and recovery test"),
     },

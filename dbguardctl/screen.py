@@ -50,15 +50,20 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under column names; columns in `right` are numbers. Without `columns` there is no head."""
+    """Rows under column names; without `columns` there is no head.
+
+    Columns in `right` are numbers. Those in `fold` are prose: they are folded where a terminal is too narrow.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     right: frozenset[int] = frozenset()
+    fold: frozenset[int] = frozenset()
     indent: int = 0
 
 
 Block = Line | Table
+_FOLDED = 12
 
 
 def text(*cells: Cell | str, indent: int = 0) -> Line:
@@ -134,7 +139,7 @@ class Screen:
         if any(table.columns):
             rows.insert(0, [(name, "dim") for name in table.columns])
         widths = [max(_width(words) for words, _ in column) for column in zip(*rows, strict=True)]
-        if self.terminal and table.indent + sum(widths) + 2 * len(widths) - 2 > self._columns():
+        if self.terminal and self._should_fold(table, widths):
             self._folded(table, rows)
             return
         for row in rows:
@@ -143,6 +148,12 @@ class Screen:
                 room, painted = " " * (width - _width(words)), self._painted(words, style)
                 cells.append(room + painted if number in table.right else painted + room)
             self.stream.write((" " * table.indent + "  ".join(cells)).rstrip() + "\n")
+
+    def _should_fold(self, table: Table, widths: Sequence[int]) -> bool:
+        """True if the table is too wide for the terminal, and its prose may be narrow enough to mend that."""
+        gaps, columns = table.indent + 2 * len(widths) - 2, self._columns()
+        least = sum(min(width, _FOLDED) if number in table.fold else width for number, width in enumerate(widths))
+        return bool(table.fold) and gaps + least <= columns < gaps + sum(widths)
 
     def _columns(self) -> int:
         try:
@@ -157,7 +168,12 @@ class Screen:
 
         grid = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
         for number in range(len(rows[0])):
-            grid.add_column(justify="right" if number in table.right else "left", overflow="fold")
+            fold = number in table.fold
+            grid.add_column(
+                justify="right" if number in table.right else "left",
+                no_wrap=not fold,
+                min_width=_FOLDED if fold else None,
+            )
         for row in rows:
             grid.add_row(*(Text(words, STYLES[style][1] if style and self.colour else "") for words, style in row))
         self.console().print(Padding(grid, (0, 0, 0, table.indent), expand=False))

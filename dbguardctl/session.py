@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from dbguardctl.client import Daemon, Json
 from dbguardctl.screen import Block, Cell, Screen, text
-from dbguardctl.words import when
+from dbguardctl.words import humanized, when
 from dbguardd.errors import GuardError, NotFound
 from dbguardd.wire import SOCKET
 
@@ -112,7 +112,7 @@ def speaks_utf8() -> bool:
 def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose: bool) -> list[Block]:
     """Return an error as people read it; the lines to paste come last."""
     blocks: list[Block] = [text(Cell(f"error[{error.code}]", "bad"), ": ", Cell(error.message, "strong"))]
-    blocks += [text(line, indent=7) for line in error.detail.splitlines()]
+    blocks += [text(line, indent=7) for line in humanized(error.detail).splitlines()]
     if error.meaning:
         blocks.append(text(error.meaning, indent=7))
     if proven := error.facts.get("last_proven_at"):

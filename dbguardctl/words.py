@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from datetime import UTC, datetime, timedelta, tzinfo
 
@@ -117,6 +118,21 @@ def when(text: str | None, now: datetime, zone: tzinfo | None) -> str:
         return f"{_DAYS[local.weekday()]} {time}"
     year = "" if abs(days) < 300 else f" {local.year}"
     return f"{local.day} {_MONTHS[local.month - 1]}{year} {time}"
+
+
+def date(text: str | None, now: datetime, zone: tzinfo | None) -> str:
+    """Return the day of a moment: 12 Oct, 14 Sep 2025."""
+    moment = parse_utc(text)
+    if moment is None:
+        return UNKNOWN
+    local = moment.astimezone(zone)
+    year = "" if abs((moment - now).days) < 300 else f" {local.year}"
+    return f"{local.day} {_MONTHS[local.month - 1]}{year}"
+
+
+def humanized(words: str) -> str:
+    """Return words in which long numbers of bytes read as sizes: 1116691497 bytes become 1.04 GiB."""
+    return re.sub(r"\b(\d{4,18}) bytes\b", lambda found: size(int(found[1])), words)
 
 
 def ago(text: str | None, now: datetime, zone: tzinfo | None) -> str:

@@ -12,7 +12,7 @@ from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
-from dbguardctl.views.setup import promise, protected
+from dbguardctl.views.setup import loaded, promise, protected
 from dbguardd.errors import Busy, NotPermitted, TargetExists, Usage
 
 STARTER = """\
@@ -60,6 +60,20 @@ def init(session: Session, policy: str) -> None:
     blocks: list[Block] = [text(Cell("ok", "good"), f"  wrote {path} ({len(STARTER.splitlines())} lines)")]
     blocks += [text(Cell("next  ", "dim"), Cell(step, "try"), indent=4) for step in steps]
     session.answer({"schema": "dbguard.init/1", "policy": str(path), "next": steps}, blocks)
+
+
+@click.command(cls=Command)
+@pass_session
+def reload(session: Session) -> None:
+    """Have the daemon read the policy again.
+
+    A policy with mistakes is refused, and so is one that would delete existing backups at once (see config diff); the
+    old one stays in force then.
+    """
+    answer = session.daemon.post("reload")
+    session.answer(
+        answer, [text(Cell("ok", "good"), "  the policy on disk is in force"), *loaded(answer, session.zone)]
+    )
 
 
 @click.command(cls=Command)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, value
-from dbguardctl.words import absolute, count, shorten, size, span, when, zone_name
+from dbguardctl.words import absolute, count, date, shorten, size, span, when, zone_name
 
 Json = dict[str, Any]
 
@@ -54,7 +54,9 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
         if noted:
             cells.append(row.get("note") or "")
         table.append(cells)
-    blocks.append(Table(columns + (["NOTE"] if noted else []), table, right=frozenset((3, 4))))
+    names = columns + (["NOTE"] if noted else [])
+    prose = {number for number, name in enumerate(names) if name in ("KEPT BECAUSE", "NOTE")}
+    blocks.append(Table(names, table, right=frozenset((3, 4)), fold=frozenset(prose)))
     if len(rows) > len(shown):
         blocks.append(text(f"{len(rows) - len(shown)} older: ", Cell(f"dbguardctl list {name} --all", "try")))
     return blocks
@@ -67,8 +69,8 @@ def _kept(row: Json) -> str:
 
 def _goes(row: Json, now: datetime, zone: tzinfo | None) -> str:
     if row["holds"]:
-        return "never while held"
-    return when(row["expires_at"], now, zone) if row["expires_at"] else "never"
+        return "held"
+    return date(row["expires_at"], now, zone) if row["expires_at"] else "never"
 
 
 def backup(row: Json, zone: tzinfo | None) -> list[Block]:
@@ -92,12 +94,14 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure")
     )
     lead += [(name.replace("_", " "), value(name, part, zone)) for name, part in row.items() if name not in known]
-    return [
+    blocks: list[Block] = [
         text("backup ", Cell(row["id"], "strong"), f" of {row['database']}"),
-        Table((), lead, indent=2),
-        text(Cell("try  ", "dim"), Cell(f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run", "try"),
-             indent=2),
-    ]  # fmt: skip
+        Table((), lead, indent=2, fold=frozenset((1,))),
+    ]
+    if not row.get("failure"):
+        command = f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run"
+        blocks.append(text(Cell("try  ", "dim"), Cell(command, "try"), indent=2))
+    return blocks
 
 
 def show(answer: Json, zone: tzinfo | None) -> list[Block]:

@@ -23,7 +23,7 @@ def schedule(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
     table: list[list[Cell | str]] = [
         [
             when(row.get("at") or row.get("next_run_at"), now, zone),
-            ahead(row.get("at") or row.get("next_run_at"), now, zone),
+            _soon(row.get("at") or row.get("next_run_at"), now, zone),
             Cell(str(row.get("database") or row.get("storage") or ""), "strong"),
             str(row.get("verb") or ""),
             str(row.get("schedule") or row.get("rule") or ""),
@@ -37,6 +37,11 @@ def schedule(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         text(f"Times are {zone_name(now, zone)}."),
         Table([columns[number] for number in keep], [[row[number] for number in keep] for row in table]),
     ]
+
+
+def _soon(moment: str | None, now: datetime, zone: tzinfo | None) -> str:
+    soon = ahead(moment, now, zone)
+    return soon if soon == "now" or soon.startswith("in ") else ""
 
 
 def _words(cell: Cell | str) -> str:
@@ -61,7 +66,7 @@ def events(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
     ]  # fmt: skip
     return [
         text(f"Times are {zone_name(now, zone)}."),
-        Table(("ID", "WHEN", "EVENT", "DATABASE", "FACTS"), table, right=frozenset((0,))),
+        Table(("ID", "WHEN", "EVENT", "DATABASE", "FACTS"), table, right=frozenset((0,)), fold=frozenset((4,))),
     ]
 
 
@@ -96,7 +101,12 @@ def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         )  # fmt: skip
     return [
         text(f"Times are {zone_name(now, zone)}."),
-        Table(("ENTRY", "WHEN", "WHO", "ACTION", "OF", "OUTCOME", "DETAILS"), table, right=frozenset((0,))),
+        Table(
+            ("ENTRY", "WHEN", "WHO", "ACTION", "OF", "OUTCOME", "DETAILS"),
+            table,
+            right=frozenset((0,)),
+            fold=frozenset((6,)),
+        ),
     ]
 
 

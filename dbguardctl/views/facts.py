@@ -6,7 +6,7 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
-from dbguardctl.words import absolute, size, span
+from dbguardctl.words import absolute, humanized, size, span
 
 _UNITS = ("_at", "_bytes", "_seconds", "_ratio")
 
@@ -51,7 +51,7 @@ def facts(item: dict[str, Any], zone: tzinfo | None, *, indent: int = 2, skip: f
     rows: list[tuple[Cell | str, ...]] = [
         (_label(name), value(name, part, zone)) for name, part in item.items() if name not in skip and name != "schema"
     ]
-    return Table((), rows, indent=indent)
+    return Table((), rows, indent=indent, fold=frozenset((1,)))
 
 
 def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
@@ -70,7 +70,9 @@ def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]
     for row in rows:
         outcome = str(row.get("outcome", "inconclusive"))
         word = Cell(f"{words.get(outcome, outcome):<8}", styles.get(outcome, "warn"))
-        blocks.append(text(f"{str(row.get('name', '')):<{width}}  ", word, str(row.get("detail") or ""), indent=2))
+        blocks.append(
+            text(f"{str(row.get('name', '')):<{width}}  ", word, humanized(str(row.get("detail") or "")), indent=2)
+        )
         for hint in row.get("hints") or ():
             blocks.append(text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=width + 12))
     if verdict:

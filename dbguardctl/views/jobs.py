@@ -49,7 +49,7 @@ def jobs(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         ]
         for row in rows
     ]
-    return [Table(("ID", "VERB", "DATABASE", "STATE", "STARTED", "TOOK", "BY", "OUTCOME"), table)]
+    return [Table(("ID", "VERB", "DATABASE", "STATE", "STARTED", "TOOK", "BY", "OUTCOME"), table, fold=frozenset((7,)))]
 
 
 def _outcome(row: Json) -> str:
@@ -182,7 +182,7 @@ def _expire(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: s
         for item in items
     ]  # fmt: skip
     blocks: list[Block] = [text(Cell(str(row["database"]), "strong"))]
-    blocks += [Table(("ID", "WHEN", "VERDICT", "BECAUSE"), rows, indent=2)] if rows else []
+    blocks += [Table(("ID", "WHEN", "VERDICT", "BECAUSE"), rows, indent=2, fold=frozenset((3,)))] if rows else []
     if plan.get("breaker"):
         confirm = Cell(f"dbguardctl prune {row['database']} --confirm {row['database']}", "try")
         blocks.append(text(Cell(f"{plan['breaker']}  ", "warn"), Cell("fix  ", "dim"), confirm, indent=2))

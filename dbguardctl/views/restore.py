@@ -28,7 +28,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("to", f"{place}   {untouched}"),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
         ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
-        ("do it", Cell(command(row), "try")),
+        ("do it", Cell(command(row, str(plan.get("backup") or "")), "try")),
     ]
     if not plan.get("in_place"):
         more = Cell("... --in-place", "try")
@@ -37,13 +37,12 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2)]
 
 
-def command(row: Json) -> str:
-    """Return the command that does what a dry run has planned."""
+def command(row: Json, backup: str) -> str:
+    """Return the command that does what a dry run has planned, with the very backup that was found."""
     asked = row["request"]
-    words = ["dbguardctl", "restore", str(row["database"])]
-    for name, flag in (("at", "--at"), ("backup", "--id"), ("to", "--to")):
-        if asked.get(name):
-            words += [flag, _quoted(str(asked[name]))]
+    words = ["dbguardctl", "restore", str(row["database"]), "--id", backup]
+    if asked.get("to"):
+        words += ["--to", _quoted(str(asked["to"]))]
     return " ".join(words + (["--in-place"] if asked.get("in_place") else []))
 
 

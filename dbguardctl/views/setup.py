@@ -6,7 +6,7 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, text
-from dbguardctl.views.facts import one_line, value
+from dbguardctl.views.facts import facts, one_line, value
 from dbguardctl.words import span
 
 Json = dict[str, Any]
@@ -26,6 +26,15 @@ def protected(answer: Json, zone: tzinfo | None) -> list[Block]:
     if policy:
         blocks += [Line(), *(text(line, indent=2) for line in str(policy).splitlines()), Line()]
     return blocks
+
+
+def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
+    """Return what a reload has to say besides that it succeeded."""
+    blocks: list[Block] = [
+        text(Cell("warning  ", "warn"), str(line), indent=4) for line in answer.get("warnings") or ()
+    ]
+    rest = facts(answer, zone, indent=4, skip=frozenset(("warnings", "ok")))
+    return [*blocks, rest] if rest.rows else blocks
 
 
 def promise(answer: Json, name: str) -> list[Block]:

@@ -51,7 +51,7 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
     blocks = _head(answer, rows, now, zone)
     if rows:
         columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
-        blocks += [Line(), Table(columns, [_row(row, screen, now, zone) for row in rows])]
+        blocks += [Line(), Table(columns, [_row(row, screen, now, zone) for row in rows], fold=frozenset((3, 6)))]
     else:
         blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"),
                                 Cell("dbguardctl protect PATH", "try"))]  # fmt: skip
@@ -186,7 +186,7 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
                                    indent=9))  # fmt: skip
         else:
             blocks += [
-                text(screen.mark("warn"), f" key {row['name']}: has no recovery recipient. "
+                text(screen.mark("warn"), f" key {row['name']}: no recovery recipient. "
                      "If this machine is lost, nobody can read the backups."),
                 text(Cell("fix  ", "dim"), Cell(f"dbguardctl key recovery-sheet {row['name']}", "try"), indent=4),
             ]  # fmt: skip

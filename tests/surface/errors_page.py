@@ -42,7 +42,7 @@ An error that is marked
 .Em passing
 may be gone when the same is tried again; the daemon does so by itself for
 scheduled work.
-.Sh ERRORS
+.Sh CODES
 """
 
 TAIL = """\
@@ -63,7 +63,9 @@ def page() -> str:
             group = code[4]
         lines.append(_entry(code, kind))
     lines += [".El\n.Sh EXIT STATUS\n", ".Bl -tag -width 130\n"]
-    lines += [f".It {status}\n{_text(f'{meaning[:1].upper()}{meaning[1:]}.')}" for status, meaning in EXIT_STATUSES.items()]
+    lines += [
+        f".It {status}\n{_text(f'{meaning[:1].upper()}{meaning[1:]}.')}" for status, meaning in EXIT_STATUSES.items()
+    ]
     return "".join([*lines, ".El\n", TAIL])
 
 

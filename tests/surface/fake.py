@@ -172,6 +172,7 @@ ROUTES: dict[str, Answer] = {
         "changes": [{"key": "database.app.keep.daily", "old": 7, "new": 1}],
         "deletes": [{"id": answers.APP_2, "database": "app", "created_at": "2026-09-10T23:00:00Z"}],
     },
+    "POST /reload": {"schema": "dbguard.reload/1", "databases": 4, "warnings": []},
     "POST /config/accept": {"schema": "dbguard.config-accept/1"},
     "GET /config/explain": lambda query, body: {
         "schema": "dbguard.config-explain/1", "key": query["key"], "text": "How many backups are kept.", "default": "-",

@@ -49,7 +49,7 @@ def _layers(policy: Policy) -> Iterator[Mistake]:
         if "key" in given and settings.key not in keys:
             yield _unknown(f"{owner}: key", "key", settings.key, keys, *path, "key")
         if "keep" in given and settings.keep.empty:
-            what = f"{owner}: keep keeps nothing; every backup would go except the newest and the proven ones"
+            what = f"{owner}: keep asks for no backup at all"
             yield _error(
                 "keeps-nothing", what, *path, "keep", hint="at least one of last, daily, weekly, ... or within"
             )
@@ -86,7 +86,7 @@ def _storage_list(owner: str, path: Path, names: tuple[str, ...], known: set[str
 def _unknown(subject: str, kind: str, name: str, known: set[str], *path: str | int) -> Mistake:
     close = get_close_matches(name, sorted(known), 1, 0.6)
     hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(sorted(known)) or 'none'}"
-    return _error(f"unknown-{kind}", f"{subject} names [{kind}.{name}], which does not exist", *path, hint=hint)
+    return _error(f"no-such-{kind}", f"{subject} names [{kind}.{name}], which does not exist", *path, hint=hint)
 
 
 def _keys(policy: Policy) -> Iterator[Mistake]:
@@ -129,13 +129,13 @@ def _complete(policy: Policy, database: str) -> bool:
 def _accounts(policy: Policy, uid_of: Callable[[str], int], gid_of: Callable[[str], int]) -> Iterator[Mistake]:
     for name, own in policy.database.items():
         if own.run_as is not None and (message := _refusal(uid_of, own.run_as)):
-            yield _error("unknown-user", f'database "{name}": run_as: {message}', "database", name, "run_as")
+            yield _error("no-such-user", f'database "{name}": run_as: {message}', "database", name, "run_as")
     for role in sorted(policy.access.model_fields_set):
         for index, account in enumerate(getattr(policy.access, role)):
             group = account.removeprefix("group:")
             message = _refusal(uid_of, account) if group == account else _refusal(gid_of, group)
             if message:
-                yield _warning("unknown-account", f"access: {role}: {message}", "access", role, index)
+                yield _warning("no-such-account", f"access: {role}: {message}", "access", role, index)
 
 
 def _refusal(look_up: Callable[[str], int], name: str) -> str:

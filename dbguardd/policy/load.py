@@ -111,13 +111,15 @@ def _check_sources(
     def locate(mistake: Mistake, of_key: bool) -> Mistake:
         return _locate(mistake, of_key, sources, owners, spans)
 
-    for where, what in scan_values(merged):
+    scanned = dict(scan_values(merged))
+    for where, what in scanned.items():
         found.append(locate(Mistake("error", "config/bad-value", f"{mistakes.dotted(where)}: {what}", where), False))
     policy: Policy | None
     try:
         policy = Policy.model_validate(merged)
     except ValidationError as error:
-        found += [locate(mistake, of_key) for mistake, of_key in translate(error, merged)]
+        translated = [pair for pair in translate(error, merged) if pair[0].path not in scanned]
+        found += [locate(mistake, of_key) for mistake, of_key in translated]
         policy = None
     else:
         found += [locate(mistake, False) for mistake in judge(policy, host.state, host.uid_of, host.gid_of)]

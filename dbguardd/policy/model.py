@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -24,6 +25,7 @@ from pydantic import (
     StrictStr,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from dbguardd.policy.schedule import Schedule, Timetable, parse_schedule
 from dbguardd.policy.units import Duration, Room, Size, refuse
@@ -62,7 +64,13 @@ def _positive(value: timedelta) -> timedelta:
 def _schedule_or(value: Any, words: Collection[str]) -> Any:
     if isinstance(value, str) and value in words:
         return value
-    return parse_schedule(value)
+    try:
+        return parse_schedule(value)
+    except PydanticCustomError as error:
+        close = get_close_matches(value, words, 1, 0.5) if isinstance(value, str) else []
+        reason, hint = (error.context or {}).get("reason", ""), (error.context or {}).get("hint", "")
+        choice = " or ".join(f'"{word}"' for word in words)
+        raise refuse(f"{reason}; or {choice}", hint=f'"{close[0]}"' if close else hint) from error
 
 
 def _as_list(value: Any) -> Any:
@@ -311,7 +319,7 @@ class Access(Table):
 
     def role(self, user: str, groups: Collection[str]) -> Role | None:
         """Return the highest role of a user who is in these groups; None: not even reading."""
-        names = {user, *(f"group:{group}" for group in groups)}
+        names = {user.removeprefix("group:"), *(f"group:{group}" for group in groups)}
         for role, accounts in ((Role.ADMIN, self.admin), (Role.OPERATE, self.operate), (Role.READ, self.read)):
             if names & set(accounts):
                 return role

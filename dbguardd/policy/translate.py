@@ -29,7 +29,13 @@ _ALIASES: Mapping[str, str] = {
     "keys": "key",
 }
 """What other programs call these settings."""
-_KINDS: Mapping[type, str] = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
+_KINDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number with a fraction",
+    str: "text",
+    list: "a list",
+}
 _TYPES: Mapping[str, str] = {
     "string_type": "text in quotes",
     "int_type": "a whole number",

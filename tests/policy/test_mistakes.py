@@ -1,0 +1,100 @@
+"""How mistakes are shown. To write the golden texts anew: UPDATE_GOLDEN=write pytest tests/policy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dbguardd.errors import PolicyInvalid
+from dbguardd.policy import Host, check_text
+from dbguardd.policy.mistakes import MAX_SHOWN, Mistake, dotted, refusal, report, summary
+
+GOLDEN = Path(__file__).parent / "golden"
+FILE = "/etc/dbguard/policy.toml"
+
+
+def nobody(name: str) -> int:
+    if name in ("root", "dbguard", "adm"):
+        return 0
+    raise PolicyInvalid(f"{name}: there is no such user on this host")
+
+
+HOST = Host(uid_of=nobody, gid_of=nobody)
+
+
+@pytest.mark.parametrize("name", ["bad", "together"])
+def test_golden(name):
+    policy, found = check_text({FILE: (GOLDEN / f"{name}.toml").read_text()}, HOST)
+    told = report(found, running="The running policy (loaded 2026-09-12 09:14) is unchanged.") + "\n"
+    golden = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN") == "write":
+        golden.write_text(told)
+    assert told == golden.read_text()
+    assert (policy is None) == (name == "bad")
+
+
+def test_a_mistake_in_a_drop_in_is_shown_there():
+    _, found = check_text(
+        {
+            FILE: 'version = 1\n[database.app]\nengine = "sqlite"\npath = "/a.db"\n',
+            "/etc/dbguard/conf.d/app.toml": '[database.app]\nkeep = { last = 1, yearli = 2 }\nmethod = "page"\n',
+        },
+        HOST,
+    )
+    assert [(mistake.file, mistake.line, mistake.column, mistake.hint) for mistake in found] == [
+        ("/etc/dbguard/conf.d/app.toml", 2, 20, 'did you mean "yearly"?'),
+        ("/etc/dbguard/conf.d/app.toml", 3, 10, 'did you mean "pages"?'),
+    ]
+
+
+def test_every_file_with_bad_syntax_is_named():
+    _, found = check_text({FILE: "version = \n", "/etc/dbguard/conf.d/a.toml": "[database.app\n"}, HOST)
+    assert [(mistake.code, mistake.file, mistake.line) for mistake in found] == [
+        ("config/syntax", FILE, 1),
+        ("config/syntax", "/etc/dbguard/conf.d/a.toml", 1),
+    ]
+
+
+def test_as_json():
+    _, (mistake,) = check_text({FILE: "version = 1\n[defaults]\nkeeep = 3\n"}, HOST)
+    assert mistake.to_json() == {
+        "severity": "error",
+        "code": "config/unknown-key",
+        "message": 'defaults has no setting "keeep"',
+        "key": "defaults.keeep",
+        "file": FILE,
+        "line": 3,
+        "column": 1,
+        "length": 5,
+        "source": "keeep = 3",
+        "hint": 'did you mean "keep"?',
+    }
+
+
+def test_the_error_bears_all_of_them():
+    _, found = check_text({FILE: (GOLDEN / "bad.toml").read_text()}, HOST)
+    error = refusal(FILE, found)
+    assert error.detail == report(found)
+    assert error.facts["mistakes"] == [mistake.to_json() for mistake in found]
+    assert error.message.startswith(f"{FILE}: {len(found)} errors")
+
+
+def test_many_mistakes_are_counted_and_not_all_shown():
+    found = [Mistake("error", "config/x", f"mistake {n}", file=FILE) for n in range(MAX_SHOWN + 5)]
+    assert report(found).count("error[") == MAX_SHOWN
+    assert summary(found) == f"{MAX_SHOWN + 5} errors in {FILE}."
+
+
+def test_summary():
+    error, warning = (Mistake(kind, "config/x", "x", file=FILE) for kind in ("error", "warning"))
+    assert summary([]) == "No mistakes."
+    assert summary([error]) == f"1 error in {FILE}."
+    assert summary([warning, warning]) == f"2 warnings in {FILE}."
+    assert summary([error, warning], running="Old policy.") == f"1 error and 1 warning in {FILE}. Old policy."
+
+
+def test_dotted():
+    assert dotted(("database", "app", "proof", "queries", 0, "sql")) == "database.app.proof.queries[0].sql"
+    assert dotted(("database", "my app")) == 'database."my app"'

@@ -81,7 +81,7 @@ def test_what_make_runs_exists():
 
 def test_the_unit_starts_what_the_project_installs():
     unit = (ROOT / "systemd" / "dbguardd.service").read_text()
-    for program in re.findall(r"^Exec\w+=/usr/bin/(\w+)", unit, re.MULTILINE):
+    for program in re.findall(r"^Exec\w+=\+?/usr/bin/(\w+)", unit, re.MULTILINE):
         assert program in PROJECT["project"]["scripts"]
 
 

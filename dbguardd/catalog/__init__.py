@@ -1,7 +1,7 @@
 """What the daemon remembers: the catalog (rebuildable) and the audit log (append-only)."""
 
 from dbguardd.catalog.audit import Audit, Entry, Who
-from dbguardd.catalog.backups import Expired, HoldRow, ProofRow
+from dbguardd.catalog.backups import Expired, HoldRow, ProofRow, Summary
 from dbguardd.catalog.state import Pause, Run
 from dbguardd.catalog.store import Catalog
 from dbguardd.catalog.times import to_moment, to_text
@@ -15,6 +15,7 @@ __all__ = [
     "Pause",
     "ProofRow",
     "Run",
+    "Summary",
     "Who",
     "to_moment",
     "to_text",

@@ -50,6 +50,18 @@ class Expired:
     grace_until_at: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What `status` needs to know of the backups of one database."""
+
+    count: int = 0
+    newest: BackupRow | None = None
+    proven: BackupRow | None = None  # the newest proven one
+    proven_since_at: str | None = None  # when the oldest proven one was made
+    last_proven_at: str | None = None  # when a proof was last made
+    full_at: str | None = None  # when the newest full one was made
+
+
 class Backups:
     """Rows of backups; those that expired are invisible but in expired()."""
 
@@ -137,6 +149,26 @@ class Backups:
         """The backups of one database, newest first."""
         sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY created_at DESC, id DESC"  # noqa: S608
         return self._with_holds(self._session.rows(sql, (database,)))
+
+    def summary(self, database: str) -> Summary:
+        """The few facts of a database that `status` shows, without reading all its backups."""
+        newest = self._first(f"database = ? AND {_LIVE}", database)
+        if newest is None:
+            return Summary()
+        proven = self._first(f"database = ? AND grade = 'proven' AND {_LIVE}", database)
+        full = self._first(f"database = ? AND kind = 'full' AND {_LIVE}", database)
+        row = self._session.row(
+            "SELECT count(*), min(iif(grade = 'proven', created_at, NULL)), "  # noqa: S608
+            f"max(iif(grade = 'proven', proven_at, NULL)) FROM backups WHERE database = ? AND {_LIVE}",
+            (database,),
+        )
+        count, since, last = tuple(row) if row else (0, None, None)
+        return Summary(count, newest, proven, since, last, full.created_at if full else None)
+
+    def _first(self, where: str, database: str) -> BackupRow | None:
+        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY created_at DESC LIMIT 1"  # noqa: S608
+        row = self._session.row(sql, (database,))
+        return None if row is None else _backup(row, [])
 
     def get(self, prefix: str) -> BackupRow:
         """The backup of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""

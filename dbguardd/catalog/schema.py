@@ -64,6 +64,7 @@ STEPS: tuple[str, ...] = (
         grace_until_at TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX backups_of_database ON backups (database, created_at);
+    CREATE INDEX backups_by_grade ON backups (database, grade, created_at);
 
     CREATE TABLE proofs (
         backup TEXT NOT NULL,
@@ -91,6 +92,7 @@ STEPS: tuple[str, ...] = (
         finished_at TEXT,
         succeeded_at TEXT,
         failures INTEGER NOT NULL,
+        failing_since_at TEXT,
         job TEXT,
         problem TEXT,
         PRIMARY KEY (target, verb)

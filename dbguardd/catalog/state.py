@@ -24,6 +24,7 @@ class Run:
     finished_at: str | None = None
     succeeded_at: str | None = None
     failures: int = 0  # since the last success
+    failing_since_at: str | None = None
     job: str | None = None
     problem: Mapping[str, Any] | None = None  # of the last run, if it failed
 
@@ -62,10 +63,10 @@ class Runs:
         problem = None if run.problem is None else json.dumps(dict(run.problem), ensure_ascii=False)
         self._session.change(
             "INSERT OR REPLACE INTO runs (target, verb, known_at, started_at, finished_at, succeeded_at, failures, "
-            "job, problem) VALUES (?,?,?,?,?,?,?,?,?)",
+            "failing_since_at, job, problem) VALUES (?,?,?,?,?,?,?,?,?,?)",
             (
                 *(run.target, run.verb, run.known_at, run.started_at, run.finished_at, run.succeeded_at),
-                *(run.failures, run.job, problem),
+                *(run.failures, run.failing_since_at, run.job, problem),
             ),
         )
 

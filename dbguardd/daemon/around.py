@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from dbguardd.catalog import Who
-from dbguardd.daemon.live import Terms
+from dbguardd.daemon.live import Order, Terms
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -33,21 +32,11 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is asked for: `hidden` members of the request (secrets) go to the worker only and are never kept."""
-
-    verb: str
-    request: Mapping[str, Any]
-    who: Who
-    hidden: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the runner needs from outside. `terms` raises NotFound and the like when the policy does not allow it."""
 
     run_worker: RunWorker
-    terms: Callable[[str, Mapping[str, Any]], Terms]
+    terms: Callable[[Order], Terms]
     now: Callable[[], datetime]
     new_id: Callable[[datetime], str]
     random: Callable[[], float]

@@ -38,6 +38,7 @@ class Terms:
     window_seconds: float = 14400.0
     stall_seconds: float = 600.0
     verify_after: bool = False
+    expire_after: bool = False
 
     @property
     def storage(self) -> str:
@@ -45,14 +46,34 @@ class Terms:
         return str(self.spec["storage"]["name"])
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for, by whom, about what. `storage` is given where no database says it.
+
+    `hidden` members of the request (secrets) go to the worker only and are never kept.
+    """
+
+    verb: str
+    request: Mapping[str, Any]
+    who: Who
+    database: str | None = None
+    storage: str | None = None
+    hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    after_backup: bool = False  # it proves a backup that was just made
+
+    @property
+    def dry(self) -> bool:
+        """True if it changes nothing."""
+        return bool(self.request.get("dry_run"))
+
+
 @dataclass(slots=True, eq=False)
 class Live:
-    """One job from submit to its end. `hidden` and `outcome` may hold secrets: they never leave memory."""
+    """One job from submit to its end. What `outcome` holds may be secret: it never leaves memory."""
 
     row: JobRow
-    who: Who
+    order: Order
     terms: Terms
-    hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
     outcome: Mapping[str, Any] = field(default_factory=dict, repr=False)
     not_before: float = 0.0  # seconds of the event loop's clock
     attempt_started_at: str = ""
@@ -69,7 +90,7 @@ class Live:
     @property
     def dry(self) -> bool:
         """True if it changes nothing."""
-        return bool(self.row.request.get("dry_run"))
+        return self.order.dry
 
     @property
     def target(self) -> str:
@@ -83,11 +104,12 @@ class Live:
             return storage, (f"database:{self.row.database}", True)
         return (storage,)
 
-    def same_as(self, verb: str, database: str | None, storage: str, request: Mapping[str, Any]) -> bool:
-        """True if that request asks for what this job does."""
-        if self.row.verb != verb or self.row.database != database or self.terms.storage != storage:
+    def same_as(self, order: Order, storage: str) -> bool:
+        """True if that order asks for what this job does."""
+        mine = self.order
+        if (mine.verb, mine.database, self.terms.storage) != (order.verb, order.database, storage):
             return False
-        return self.dry == bool(request.get("dry_run")) and self.row.request.get("backup") == request.get("backup")
+        return mine.dry == order.dry and mine.request.get("backup") == order.request.get("backup")
 
 
 def startable(waiting: Sequence[Live], running: Iterable[Live], now: float, limit: int) -> list[Live]:

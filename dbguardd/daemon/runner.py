@@ -16,9 +16,9 @@ from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Run, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
-from dbguardd.daemon.around import Order, Surroundings
+from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.bell import Bell
-from dbguardd.daemon.live import RETRIED, UNIQUE, Live, startable
+from dbguardd.daemon.live import RETRIED, UNIQUE, Live, Order, startable
 from dbguardd.errors import Busy, Cancelled, GuardError, Internal, Interrupted, Overloaded, WorkerDied, from_problem
 from dbguardd.wire import Event, JobRow, JobState
 
@@ -53,12 +53,11 @@ class Runner:
         """Queue a job and return its row. Raises Busy, Overloaded, Interrupted, and what `terms` raises."""
         if not self.accepting:
             raise Interrupted("dbguardd is stopping and takes no new jobs")
-        terms = self._around.terms(order.verb, order.request)
-        database = order.request.get("database")
+        terms = self._around.terms(order)
         for live in self._live():
-            if order.verb in UNIQUE and live.same_as(order.verb, database, terms.storage, order.request):
+            if order.verb in UNIQUE and live.same_as(order, terms.storage):
                 raise Busy(
-                    f"{database or terms.storage}: {order.verb} is {live.row.state} already",
+                    f"{order.database or terms.storage}: {order.verb} is {live.row.state} already",
                     detail=f"job {live.row.id}, asked for by {live.row.actor}",
                     hints=[f"dbguardctl job watch {live.row.id}"],
                     facts={"job": live.row.id},
@@ -69,13 +68,13 @@ class Runner:
         row = JobRow(
             id=self._around.new_id(now),
             verb=order.verb,
-            database=database,
+            database=order.database,
             state=JobState.QUEUED,
             actor=order.who.user,
             request=dict(order.request),
             created_at=to_text(now),
         )
-        live = Live(row, order.who, terms, hidden=order.hidden or {})
+        live = Live(row, order, terms)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, terms.storage)
             self._tell("job.queued", live, {"verb": row.verb, "actor": row.actor})
@@ -216,7 +215,7 @@ class Runner:
 
     def _start(self, live: Live) -> None:
         row, now = live.row, self._around.now()
-        live.terms = self._around.terms(row.verb, row.request)  # the policy may have changed since submit
+        live.terms = self._around.terms(live.order)  # the policy may have changed since submit
         live.attempt_started_at = to_text(now)
         row.state = JobState.RUNNING
         row.started_at = row.started_at or live.attempt_started_at
@@ -237,7 +236,7 @@ class Runner:
             "storage": storage,
             "job": row.id,
             "verb": row.verb,
-            "request": {**row.request, **live.hidden},
+            "request": {**row.request, **live.order.hidden},
             "actor": row.actor,
             "state": self._around.state,
         }
@@ -273,17 +272,28 @@ class Runner:
                 self._tell(event, live, facts)
 
     def _follow(self, live: Live) -> None:
-        """Have a new backup proved, if it was asked for; its result names the job."""
-        row = live.row
-        if row.verb != "backup" or not (row.request.get("verify") or live.terms.verify_after) or not self.accepting:
+        """Start what follows from a success; the result of a backup names the job that proves it.
+
+        A backup is proved if it was asked for, then old ones may go; not after a failed proof, which is evidence.
+        """
+        row, terms = live.row, live.terms
+        if row.database is None or not self.accepting or live.dry:
             return
-        backup = live.outcome.get("backup", {}).get("id", "")
+        proving = row.verb == "backup" and bool(row.request.get("verify") or terms.verify_after)
+        if proving:
+            request = {"database": row.database, "backup": live.outcome.get("backup", {}).get("id", "")}
+            job = self._submit_quietly(Order("verify", request, live.order.who, row.database, after_backup=True))
+            live.outcome = {**live.outcome, "verify_job": job}
+        elif terms.expire_after and (row.verb == "backup" or live.order.after_backup):
+            self._submit_quietly(Order("expire", {"database": row.database}, live.order.who, row.database))
+
+    def _submit_quietly(self, order: Order) -> str | None:
         try:
-            job = self.submit(Order("verify", {"database": row.database, "backup": backup}, live.who))
+            return self.submit(order).id
         except GuardError as error:
-            self._log.warning("verify.refused", database=row.database, code=error.code, problem=error.message)
-            return
-        live.outcome = {**live.outcome, "verify_job": job.id}
+            facts = {"database": order.database, "action": order.verb, "code": error.code, "problem": error.message}
+            self._log.warning("job.refused", **facts)
+            return None
 
     def _again(self, live: Live, error: GuardError) -> bool:
         """Queue the job for another try, if that can help and the window is open."""
@@ -347,6 +357,7 @@ class Runner:
                 finished_at=row.finished_at,
                 succeeded_at=row.finished_at if row.state is JobState.DONE else old.succeeded_at,
                 failures=old.failures + 1 if failed else 0 if row.state is JobState.DONE else old.failures,
+                failing_since_at=(old.failing_since_at or row.finished_at) if failed else None,
                 job=row.id,
                 problem=error.problem() if failed and error is not None else None,
             )
@@ -371,7 +382,7 @@ class Runner:
     def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
         self._audit.append(
             self._around.now(),
-            live.who,
+            live.order.who,
             action=f"job.{live.row.verb}",
             object=live.target,
             outcome=outcome,

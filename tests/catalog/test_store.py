@@ -37,7 +37,18 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     catalog.backups.put(row)
     catalog.backups.hold(HoldRow(row.id, "audit", "alice", to_text(NOW)))
     catalog.jobs.put(job(1, result={"backup": row.id}, problem=None), "local")
-    run = Run("app", "backup", to_text(NOW), to_text(NOW), to_text(NOW), None, 2, job(1).id, {"code": "DBG-3002"})
+    run = Run(
+        "app",
+        "backup",
+        to_text(NOW),
+        to_text(NOW),
+        to_text(NOW),
+        None,
+        2,
+        to_text(NOW),
+        job(1).id,
+        {"code": "DBG-3002"},
+    )
     catalog.runs.put(run)
     pause = Pause("app", None, "alice", to_text(NOW))
     catalog.pauses.put(pause)

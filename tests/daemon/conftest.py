@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dbguardd.catalog import Audit, Catalog, Who
-from dbguardd.daemon.around import Order, Surroundings
-from dbguardd.daemon.live import Terms
+from dbguardd.daemon.around import Surroundings
+from dbguardd.daemon.live import Order, Terms
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Cancelled, NotFound
 from dbguardd.wire import JobRow
@@ -107,13 +107,13 @@ class World:
     def pass_time(self, **parts: float) -> None:
         self.time += timedelta(**parts)
 
-    def terms_of(self, verb: str, request: Mapping[str, Any]) -> Terms:
-        name = request.get("database")
+    def terms_of(self, order: Order) -> Terms:
+        name = order.database
         if name is not None and name not in self.known:
             raise NotFound(f"{name}: no such database in the policy")
         spec = {
             "database": None if name is None else {"name": name, "engine": "sqlite"},
-            "storage": {"name": request.get("storage") or "local", "type": "directory", "path": "/x"},
+            "storage": {"name": order.storage or "local", "type": "directory", "path": "/x"},
             "key": {"name": "main", "type": "machine"},
         }
         return Terms(spec, **self.terms)
@@ -149,7 +149,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def order(verb: str, database: str | None = "app", **fields: Any) -> Order:
     request = dict(fields) if database is None else {"database": database, **fields}
-    return Order(verb, request, ALICE)
+    return Order(verb, request, ALICE, database, fields.get("storage"))
 
 
 async def started(worker: FakeWorker, times: int = 1) -> None:

@@ -436,3 +436,26 @@ def test_waiting_ends_with_its_time_and_followers_hear_of_every_end(world: World
             assert not await runner.bell.wait(0.001)
 
     run(main())
+
+
+def test_old_backups_go_after_the_new_one_is_proved_and_not_when_that_fails(world: World) -> None:
+    world.terms = {"verify_after": True, "expire_after": True}
+
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            for outcome, verbs in (
+                ([], ["backup", "verify", "expire"]),
+                (raising(ProofFailed("x")), ["backup", "verify"]),
+            ):
+                worker.specs.clear()
+                worker.acts = [storing, *outcome]
+                await ended(runner, runner.submit(order("backup")))
+                while not runner.idle():
+                    assert await runner.bell.wait(10)
+                assert [spec["verb"] for spec in worker.specs] == verbs
+            worker.specs.clear()
+            await ended(runner, runner.submit(order("verify")))
+            assert runner.idle()
+            assert [spec["verb"] for spec in worker.specs] == ["verify"]
+
+    run(main())

@@ -1,0 +1,65 @@
+"""Answers about the policy: what is in force, what is wrong in the files, what they would change."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dbguardd.catalog import Catalog, to_text
+from dbguardd.daemon.inforce import InForce
+from dbguardd.policy import reference
+from dbguardd.policy.load import Host, check
+
+Json = dict[str, Any]
+
+
+def shown(inforce: InForce, origin: bool) -> Json:
+    """Return the policy in force with every default, and where each key stands."""
+    loaded = inforce.loaded
+    answer: Json = {
+        "policy": reference.effective(loaded.policy),
+        "files": list(loaded.files),
+        "policy_loaded_at": to_text(inforce.loaded_at),
+        "problem": None if inforce.problem is None else inforce.problem.problem(),
+    }
+    return {**answer, "origins": dict(loaded.origins)} if origin else answer
+
+
+def checked(inforce: InForce) -> Json:
+    """Return every mistake in the files as they are now. Raises PolicyUnsafe, PolicyInvalid if there is no file."""
+    _, sources, mistakes = check(inforce.path, os.geteuid(), Host(str(inforce.state)))
+    rows = [{**mistake.to_json(), "text": mistake.to_text()} for mistake in mistakes]
+    errors = [row for row in rows if row["severity"] == "error"]
+    return {
+        "ok": not errors,
+        "errors": errors,
+        "warnings": [row for row in rows if row["severity"] != "error"],
+        "files": [source.path for source in sources],
+        "policy_loaded_at": to_text(inforce.loaded_at),
+    }
+
+
+def difference(inforce: InForce, catalog: Catalog) -> Json:
+    """Return what taking over the files would change, and which backups would go at once. Raises PolicyInvalid."""
+    loaded = inforce.read()
+    deletes = []
+    for name, ids in inforce.going(loaded.policy).items():
+        rows = {row.id: row for row in catalog.backups.of(name)}
+        deletes += [
+            {"id": id, "database": name, "created_at": rows[id].created_at, "reasons": list(reasons)}
+            for id, reasons in ids.items()
+        ]
+    changes = [change.to_json() for change in reference.diff(inforce.policy, loaded.policy)]
+    return {"changes": changes, "deletes": deletes}
+
+
+def explained(inforce: InForce, key: str) -> Json:
+    """Return what a key means, its value and where that stands. Raises NotFound."""
+    found = reference.explain(key, inforce.policy)
+    origins = inforce.loaded.origins
+    return {**found, "text": found["means"], "origin": origins.get(key)}
+
+
+def schema() -> Json:
+    """Return the JSON Schema of the policy."""
+    return reference.json_schema()

@@ -1,0 +1,254 @@
+"""The policy in force: loaded, replaced as a whole or not at all, and what it says of one job.
+
+1. At start a policy with mistakes is fatal. Later it is refused, and the old one stays in force.
+2. A reload that would delete existing backups at once is refused until somebody accepts it. If such a policy is met at
+   start (edited while the daemon was down), it is in force, but nothing of these databases expires until then.
+3. What was last accepted stands in accepted.json beside the catalog, so that a lost catalog does not lose it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dbguardd.catalog import Catalog, to_moment
+from dbguardd.daemon.live import ERRANDS, Order, Terms
+from dbguardd.errors import Degraded, GuardError, Internal, NotFound, PolicyShrinks
+from dbguardd.policy.accounts import uid_of_user
+from dbguardd.policy.load import Host, Loaded, load
+from dbguardd.policy.model import Key, Storage
+from dbguardd.policy.policy import Guarded, Policy, database_spec
+from dbguardd.rules import retention
+from dbguardd.wire import BackupRow, Grade
+
+Json = dict[str, Any]
+Going = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""By database: the ids of the backups that would go, with the reasons."""
+
+_ORPHAN_VERBS = frozenset(("verify", "restore", "check"))
+
+
+class InForce:
+    """One policy at a time."""
+
+    def __init__(self, path: Path, state: Path, catalog: Catalog, now: Callable[[], datetime]) -> None:
+        self.path = path
+        self.state = state
+        self._catalog = catalog
+        self._now = now
+        self._host = Host(str(state))
+        self._loaded: Loaded | None = None
+        self.loaded_at = now()
+        self.problem: GuardError | None = None  # of the last reload
+        self.frozen: Going = {}  # nothing of these databases expires
+
+    @property
+    def loaded(self) -> Loaded:
+        """What was loaded last. Raises Internal before start()."""
+        if self._loaded is None:
+            raise Internal(f"{self.path}: the policy is not loaded yet")
+        return self._loaded
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.loaded.policy
+
+    def start(self) -> None:
+        """Load for the first time. Raises PolicyInvalid, PolicyUnsafe."""
+        loaded = self.read()
+        self.frozen = self.going(loaded.policy)
+        self._loaded, self.loaded_at = loaded, self._now()
+        if self.frozen:
+            self.problem = shrinks(self.frozen)
+        else:
+            self._accept(loaded.policy)
+
+    def reload(self) -> None:
+        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks."""
+        try:
+            loaded = self.read()
+            going = self.going(loaded.policy)
+            if going:
+                raise shrinks(going)
+        except GuardError as error:
+            self.problem = error
+            raise
+        self._take(loaded)
+
+    def accept(self) -> Going:
+        """Take over what the files say now, whatever it deletes; return that. Raises PolicyInvalid, PolicyUnsafe."""
+        loaded = self.read()
+        going = self.going(loaded.policy)
+        self._take(loaded)
+        return going
+
+    def read(self) -> Loaded:
+        """Load the files without taking them over. Raises PolicyInvalid, PolicyUnsafe."""
+        return load(self.path, os.geteuid(), self._host)
+
+    def going(self, policy: Policy) -> Going:
+        """What `policy` would delete at once that what was accepted last would keep."""
+        accepted = self._accepted()
+        now, found = self._now(), {}
+        for name in policy.names():
+            if name in accepted:
+                backups = dated(self._catalog.backups.of(name))
+                new = retention.Keep.from_spec(database_spec(policy.guarded(name), _nobody))
+                gone = retention.shrinks(backups, retention.Keep.from_spec(accepted[name]), new, now)
+                if gone:
+                    found[name] = gone
+        return found
+
+    def terms(self, order: Order) -> Terms:
+        """What the policy says of a job. Raises NotFound, PolicyInvalid (run_as names nobody), PolicyShrinks."""
+        state = str(self.state)
+        if order.database is None or order.verb in ERRANDS:
+            storage = order.storage or "local"
+            key = self._key_of_storage(storage)
+            spec = {
+                "database": None,
+                "storage": self.policy.storage_spec(storage, state),
+                "key": self.policy.key_spec(key, state),
+            }
+            defaults = self.policy.defaults
+            return Terms(spec, stall_seconds=defaults.stall_timeout.total_seconds(), **_tries(defaults))
+        if order.database not in self.policy.names() and order.verb in _ORPHAN_VERBS:
+            return Terms(self._orphan(order.database))
+        guarded = self.policy.guarded(order.database)
+        if order.verb == "expire" and not order.dry and order.database in self.frozen:
+            raise shrinks({order.database: self.frozen[order.database]})
+        return Terms(
+            self.policy.spec(order.database, state),
+            window_seconds=guarded.window.total_seconds(),
+            stall_seconds=guarded.stall_timeout.total_seconds(),
+            verify_after=guarded.verify == "after-backup",
+            expire_after=guarded.expire == "after-backup",
+            **_tries(guarded),
+        )
+
+    def storage(self, name: str) -> Storage:
+        """One storage. Raises NotFound."""
+        return self.policy.storage_of(name, str(self.state))
+
+    def key(self, name: str) -> Key:
+        """One key. Raises NotFound."""
+        return self.policy.key_of(name, str(self.state))
+
+    def storages(self) -> list[str]:
+        """The storages that a database uses or the policy names, in the order of the policy."""
+        used = [self.policy.guarded(name).storage[0] for name in self.policy.names()]
+        return list(dict.fromkeys([*used, *self.policy.storage]))
+
+    def keyring(self) -> dict[str, list[str]]:
+        """The keys that a database uses or the policy names, each with the storages that it opens."""
+        found: dict[str, list[str]] = {name: [] for name in self.policy.key}
+        for name in self.policy.names():
+            guarded = self.policy.guarded(name)
+            storages = found.setdefault(guarded.key, [])
+            if guarded.storage[0] not in storages:
+                storages.append(guarded.storage[0])
+        return found or {"main": []}
+
+    def _take(self, loaded: Loaded) -> None:
+        self._accept(loaded.policy)
+        self._loaded, self.loaded_at = loaded, self._now()
+        self.problem, self.frozen = None, {}
+
+    def _key_of_storage(self, storage: str) -> str:
+        return next((key for key, storages in self.keyring().items() if storage in storages), "main")
+
+    def _orphan(self, name: str) -> Json:
+        """The spec of a database that only the repository knows: enough to prove and restore it."""
+        rows = self._catalog.backups.of(name)
+        if not rows:
+            known = ", ".join(self.policy.names()) or "none"
+            raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
+        guarded = Guarded.model_construct(engine=rows[0].engine, path="/nonexistent", method=rows[0].method)
+        guarded._name = name
+        return {
+            "database": database_spec(guarded, uid_of_user),
+            "storage": self.policy.storage_spec(rows[0].storage, str(self.state)),
+            "key": self.policy.key_spec(self._key_of_storage(rows[0].storage), str(self.state)),
+        }
+
+    def _accepted(self) -> Mapping[str, Json]:
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            databases: Mapping[str, Json] = json.loads(self._accepted_file.read_bytes())["databases"]
+            return databases
+        return {}
+
+    @property
+    def _accepted_file(self) -> Path:
+        return self.state / "accepted.json"
+
+    def _accept(self, policy: Policy) -> None:
+        specs = {name: database_spec(policy.guarded(name), _nobody) for name in policy.names()}
+        kept = {name: {key: spec[key] for key in ("keep", "min_proven", "timezone")} for name, spec in specs.items()}
+        text = json.dumps({"fingerprint": policy.fingerprint(), "databases": kept}, indent=1, sort_keys=True) + "\n"
+        write_whole(self._accepted_file, text, 0o600)
+
+
+def shrinks(going: Going) -> PolicyShrinks:
+    """The refusal of a policy that deletes."""
+    counts = {name: len(ids) for name, ids in going.items()}
+    return PolicyShrinks(
+        "the policy would delete backups that exist: " + ", ".join(f"{n} of {name}" for name, n in counts.items()),
+        detail="\n".join(
+            f"{name} {id}: {', '.join(reasons)}" for name, ids in going.items() for id, reasons in ids.items()
+        ),
+        hints=["dbguardctl config diff", "dbguardctl config accept"],
+        facts={"databases": {name: list(ids) for name, ids in going.items()}},
+    )
+
+
+def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
+    """What retention needs to know of backups."""
+    return [
+        retention.Dated(
+            row.id,
+            to_moment(row.created_at),
+            proven=row.grade is Grade.PROVEN,
+            holds=tuple(row.holds),
+            failed=row.failure is not None,
+        )
+        for row in rows
+    ]
+
+
+def write_whole(path: Path, text: str, mode: int) -> None:
+    """Write a small file all or nothing, durable on return. Raises Degraded."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123 - it takes the descriptor
+            os.fchmod(file, mode)
+            opened.write(text)
+            opened.flush()
+            os.fsync(file)
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise Degraded(f"{path}: cannot be written", detail=str(error)) from error
+
+
+def _tries(settings: Any) -> Json:
+    retry = settings.retry
+    return {"retries": retry.times, "wait_seconds": retry.wait.total_seconds(), "backoff": retry.backoff}
+
+
+def _nobody(name: str) -> int:
+    """Stands in where who reads the database does not matter."""
+    del name
+    return 0

@@ -1,0 +1,104 @@
+"""The parts of one daemon, joined: what the service asks of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dbguardd.catalog import Audit, Catalog, Who, to_moment
+from dbguardd.daemon.around import Log
+from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.clock import Clock
+from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.live import Order
+from dbguardd.daemon.runner import Runner
+from dbguardd.daemon.scheduler import Planned, Scheduler
+from dbguardd.daemon.status import Views
+from dbguardd.daemon.timetable import timetable
+from dbguardd.errors import GuardError
+from dbguardd.rules.calendar import full_due
+from dbguardd.wire import REQUESTS, to_json
+
+SCHEDULE = Who("schedule")
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Everything that is there once. `nudge` wakes the scheduler."""
+
+    catalog: Catalog
+    audit: Audit
+    clock: Clock
+    inforce: InForce
+    runner: Runner
+    scheduler: Scheduler
+    views: Views
+    log: Log
+    host: str
+    machine_id: str
+    nudge: Bell
+
+    def now(self) -> datetime:
+        """The wall clock."""
+        return self.clock.now()
+
+    def tell(self, event: str, database: str | None, facts: Mapping[str, Any]) -> None:
+        """Keep an event that no job reported."""
+        self.catalog.record(self.now(), event, database, None, facts)
+        self.log.info(event, database=database, **facts)
+        self.runner.bell.ring()
+
+    def replan(self, target: str | None = None) -> None:
+        """Look again when jobs are next."""
+        self.scheduler.reconsider(target)
+        self.nudge.ring()
+
+    def reload(self) -> None:
+        """Take over the policy files, or raise why not and keep what is in force."""
+        try:
+            self.inforce.reload()
+        except GuardError as error:
+            self.tell("policy.refused", None, {"code": error.code, "problem": error.message})
+            raise
+        self.take_over()
+
+    def accept(self) -> None:
+        """Take over the policy files although they delete backups."""
+        self.inforce.accept()
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Let everything go by the policy in force."""
+        self.runner.max_jobs = self.inforce.policy.daemon.max_jobs
+        self.scheduler.plan(timetable(self.inforce, self.machine_id))
+        self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
+        self.runner.wake()
+        self.nudge.ring()
+
+    @contextmanager
+    def audited(self, who: Who, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Write the intent before and the outcome after what happens inside."""
+        self.audit.append(self.now(), who, action=action, object=object, outcome="intent", facts=facts)
+        try:
+            yield
+        except GuardError as error:
+            problem = {"problem": error.code}
+            self.audit.append(self.now(), who, action=action, object=object, outcome="failed", facts=problem)
+            raise
+        self.audit.append(self.now(), who, action=action, object=object, outcome="done")
+
+
+def scheduled(planned: Planned, inforce: InForce, catalog: Catalog, now: datetime) -> Order:
+    """Return the order that a planned run stands for."""
+    storage = planned.target.removeprefix("storage:")
+    if storage != planned.target:
+        return Order(planned.verb, to_json(REQUESTS[planned.verb](storage)), SCHEDULE, storage=storage)  # type: ignore[call-arg]
+    request = to_json(REQUESTS[planned.verb](planned.target))  # type: ignore[call-arg]
+    if planned.verb == "backup":
+        full_at = catalog.backups.summary(planned.target).full_at
+        every = inforce.policy.guarded(planned.target).full_every
+        request["full"] = full_due(now, None if full_at is None else to_moment(full_at), every)
+    return Order(planned.verb, request, SCHEDULE, planned.target)

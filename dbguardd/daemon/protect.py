@@ -1,0 +1,147 @@
+"""Finding out what a path is, choosing a name, and writing the drop-in that protects it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from dbguardd.errors import PolicyInvalid, SourceDenied, SourceEncrypted, SourceMissing, Unsupported, Usage
+from dbguardd.policy.policy import Policy
+from dbguardd.policy.render import render_database
+
+_MAGIC = b"SQLite format 3\0"
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
+_MAX_NAME = 63
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What protect would do. Nothing is done yet."""
+
+    name: str
+    engine: str
+    path: str
+    found: str  # what lies there, in words
+    file: Path
+    text: str
+
+
+def plan(path: str, name: str, policy: Policy, policy_file: Path, now: datetime) -> Plan:
+    """Look at `path` and plan its drop-in.
+
+    Raises SourceMissing, SourceDenied, SourceEncrypted, Unsupported, and Usage if it is guarded already.
+    """
+    real, found = detect(path)
+    for other in policy.names():
+        if os.path.realpath(policy.guarded(other).path) == real:
+            raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
+    chosen = choose_name(name, real, policy)
+    file = policy_file.parent / "conf.d" / f"{chosen}.toml"
+    if file.exists():
+        raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {real} --name OTHER"])
+    text = render_database(chosen, {"engine": "sqlite", "path": real}, now, f"dbguardctl protect {_shown(real)}")
+    return Plan(chosen, "sqlite", real, found, file, text)
+
+
+def detect(path: str) -> tuple[str, str]:
+    """Return the real path and what lies there. Only the first bytes are read, and only if the daemon may."""
+    if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
+        raise Usage(f"{path!r}: an absolute path is needed")
+    real = os.path.realpath(path)
+    try:
+        status = os.stat(real)
+    except FileNotFoundError as error:
+        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {path}"]) from error
+    except OSError as error:
+        raise SourceDenied(f"{path}: cannot be looked at", detail=str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise Unsupported(f"{path}: is not a regular file", detail="This version protects SQLite database files.")
+    head = b""
+    with suppress(PermissionError):  # the engine half reads it as its owner; its first backup will tell
+        head = _head(real)
+    if head and head != _MAGIC:
+        raise SourceEncrypted(
+            f"{path}: does not begin like a SQLite database",
+            detail=f"Its first bytes are {head[:16].hex(' ')}, expected {_MAGIC.hex(' ')}.",
+        )
+    kind = "SQLite database" if head else "empty file" if not status.st_size else "file that only its owner can read"
+    return real, f"{kind}, {_size(status.st_size)}, owned by uid {status.st_uid}"
+
+
+def choose_name(name: str, path: str, policy: Policy) -> str:
+    """Return the name to use: as asked for, or the file's stem made to fit. Raises Usage if it is taken."""
+    if name:
+        if name in policy.names():
+            raise Usage(f"{name}: there is a database of that name", hints=["dbguardctl status"])
+        return name
+    stem = _NOT_IN_NAMES.sub("-", Path(path).stem.lower()).strip("-_")[:_MAX_NAME].rstrip("-_") or "database"
+    taken = set(policy.names())
+    names = (stem if number == 1 else f"{stem[: _MAX_NAME - 4]}-{number}" for number in range(1, 1000))
+    return next(candidate for candidate in names if candidate not in taken)
+
+
+def write(planned: Plan) -> None:
+    """Write the drop-in, whole and durable on return; nothing is ever replaced. Raises PolicyInvalid."""
+    directory = planned.file.parent
+    temporary = directory / f".{planned.name}.{os.getpid()}.tmp"
+    try:
+        directory.mkdir(mode=0o750, exist_ok=True)
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        with open(file, "w", encoding="utf-8") as opened:  # noqa: PTH123 - it takes the descriptor
+            os.fchmod(file, 0o640)
+            opened.write(planned.text)
+            opened.flush()
+            os.fsync(file)
+        os.link(temporary, planned.file)
+    except OSError as error:
+        raise PolicyInvalid(
+            f"{planned.file}: the drop-in cannot be written",
+            detail=str(error),
+            hints=["write it yourself, then: dbguardctl reload"],
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync_directory(directory)
+
+
+def undo(planned: Plan) -> None:
+    """Take the drop-in back: the policy with it was refused."""
+    with suppress(OSError):
+        planned.file.unlink(missing_ok=True)
+        sync_directory(planned.file.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _head(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.pread(file, len(_MAGIC), 0)
+    finally:
+        os.close(file)
+
+
+def _shown(path: str) -> str:
+    return path if re.fullmatch(r"[\w@%+=:,./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+
+
+def _size(size: float) -> str:
+    for unit in _UNITS:
+        if size < 1024 or unit == _UNITS[-1]:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
+        size /= 1024
+    return ""

@@ -1,0 +1,226 @@
+"""Starts what is due. The only importer of `schedule`, which is the registry and the ticker here.
+
+When something is due is not its business: it computes local times without zones, so that an "every 15 min" leaves a
+hole of 75 minutes in autumn, and it forgets everything at a restart. Due times come from rules/calendar, and what ran
+last from the catalog. So _Recurring replaces both of schedule's decisions (should_run, _schedule_next_run), and keeps
+its list of jobs, their order and their running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import schedule
+
+from dbguardd.catalog import Catalog, Run, to_moment, to_text
+from dbguardd.daemon.around import Log
+from dbguardd.daemon.clock import Clock
+from dbguardd.errors import Busy, GuardError
+from dbguardd.rules.calendar import Due, Timing, Verdict, due, upcoming
+from dbguardd.rules.clock import Reading, doubt
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+LONGEST_SLEEP = 60.0  # seconds: so long a step of the clock or a suspension may go unnoticed
+STEP = timedelta(seconds=2)
+DOUBT_SECONDS = 86_400.0
+DELETING = frozenset(("expire", "sweep"))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One verb on one target (a database, or `storage:NAME`) with its timing."""
+
+    target: str
+    verb: str
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """A run that lies ahead."""
+
+    at: datetime
+    target: str
+    verb: str
+    paused: bool
+
+
+class Scheduler:
+    """All planned runs. `start` submits one; it raises Busy if that runs already."""
+
+    def __init__(self, catalog: Catalog, clock: Clock, start: Callable[[Planned], None], log: Log) -> None:
+        self._catalog = catalog
+        self._clock = clock
+        self._start = start
+        self._log = log
+        self._registry = schedule.Scheduler()
+        self._served: dict[tuple[str, str], datetime] = {}  # submitted by this daemon, maybe not ended yet
+        self._skipped: dict[tuple[str, str], datetime] = {}
+        self._read = (clock.now(), clock.steady())
+        self._doubt_until: float | None = None
+        self._doubted = ""
+        alive_at = catalog.settings.get("alive_at")
+        if alive_at is not None:
+            self._check(Reading(to_moment(alive_at), 0.0, "before"), Reading(*self._read))
+
+    def plan(self, planned: Iterable[Planned]) -> None:
+        """Replace everything that is planned; what is new counts from now on."""
+        self._registry.clear()
+        now = to_text(self._clock.now())
+        with self._catalog.transaction():
+            for item in planned:
+                if self._catalog.runs.get(item.target, item.verb) is None:
+                    self._catalog.runs.put(Run(item.target, item.verb, known_at=now))
+                _Recurring(self._registry, item, self._clock, self.next_look).do(self._serve, item)
+
+    def tick(self) -> float:
+        """Start what is due; return how many seconds nothing will be."""
+        self._watch_clock()
+        self.doubt()
+        self._registry.run_pending()
+        times = [job.when for job in self._jobs()]
+        wait = (min(times) - self._clock.now()).total_seconds() if times else LONGEST_SLEEP
+        return min(max(wait, 0.0), LONGEST_SLEEP)
+
+    def reconsider(self, target: str | None = None) -> None:
+        """Look again when the jobs of a target (or all) are next: a run ended, a pause began or ended."""
+        for job in self._jobs():
+            if target is None or job.planned.target == target:
+                job._schedule_next_run()
+
+    def judge(self, planned: Planned) -> Due:
+        """What the calendar says of one planned run now."""
+        key, now = (planned.target, planned.verb), self._clock.now()
+        memory = self._catalog.runs.get(*key)
+        known = now if memory is None else to_moment(memory.known_at)
+        starts = [self._served[key]] if key in self._served else []
+        if memory is not None and memory.started_at is not None:
+            starts.append(to_moment(memory.started_at))
+        return due(planned.timing, now, max(starts, default=None), known)
+
+    def next_look(self, planned: Planned) -> datetime:
+        """When this planned run must be looked at next: now if it is due."""
+        now = self._clock.now()
+        pause = self._catalog.pauses.active(to_text(now)).get(planned.target)
+        if pause is not None:
+            return NEVER if pause.until_at is None else to_moment(pause.until_at)
+        verdict = self.judge(planned)
+        if verdict.verdict is Verdict.RUN and not (planned.verb in DELETING and self.doubt() is not None):
+            return now
+        return verdict.next_at or NEVER
+
+    def next_run(self, target: str, verbs: Collection[str]) -> tuple[datetime, str] | None:
+        """The next planned run of one of these verbs on a target."""
+        jobs = [job for job in self._jobs() if job.planned.target == target and job.planned.verb in verbs]
+        jobs = [job for job in jobs if job.when != NEVER]
+        first = min(jobs, key=lambda job: job.when, default=None)
+        return None if first is None else (first.when, first.planned.verb)
+
+    def planned(self) -> list[Planned]:
+        """Everything that is planned."""
+        return [job.planned for job in self._jobs()]
+
+    def upcoming(self, count: int) -> list[Upcoming]:
+        """The next `count` planned runs of all, in order; those that a pause will leave out are marked."""
+        now = self._clock.now()
+        pauses = self._catalog.pauses.active(to_text(now))
+        found = []
+        for item in self.planned():
+            pause = pauses.get(item.target)
+            end = None if pause is None else NEVER if pause.until_at is None else to_moment(pause.until_at)
+            for at in islice(upcoming(item.timing, now), count):
+                found.append(Upcoming(at, item.target, item.verb, end is not None and at < end))
+        return sorted(found, key=lambda run: (run.at, run.target, run.verb))[:count]
+
+    def doubt(self) -> str | None:
+        """Why nothing is deleted by schedule at present; None if the clock is trusted."""
+        if self._doubt_until is None:
+            return None
+        left = self._doubt_until - self._clock.steady()
+        if left <= 0:
+            self._doubt_until = None
+            self.reconsider()
+            return None
+        return f"{self._doubted} Nothing is deleted by schedule for another {left / 3600:.1f} h."
+
+    def _jobs(self) -> list[_Recurring]:
+        return [job for job in self._registry.get_jobs() if isinstance(job, _Recurring)]
+
+    def _serve(self, planned: Planned) -> None:
+        key, now = (planned.target, planned.verb), self._clock.now()
+        if planned.target in self._catalog.pauses.active(to_text(now)):
+            return
+        if planned.verb in DELETING and self.doubt() is not None:
+            return
+        verdict = self.judge(planned)
+        if verdict.verdict is Verdict.SKIP and verdict.planned_at and self._skipped.get(key) != verdict.planned_at:
+            self._skipped[key] = verdict.planned_at
+            self._log.warning("run.skipped", target=planned.target, action=planned.verb, reason=verdict.reason)
+        if verdict.verdict is not Verdict.RUN:
+            return
+        facts: Mapping[str, Any] = {"planned_at": verdict.planned_at and to_text(verdict.planned_at)}
+        if verdict.missed or verdict.overdue:
+            facts = {**facts, "missed": verdict.missed, "overdue": verdict.overdue}
+        try:
+            self._start(planned)
+        except Busy:
+            pass  # somebody else started the same: that serves
+        except GuardError as error:
+            facts = {**facts, "code": error.code, "problem": error.message}
+            self._log.error("run.refused", target=planned.target, action=planned.verb, **facts)
+            self._served[key] = now  # until its next time; the refusal stands in status
+            return
+        self._served[key] = now
+        self._log.info("run.started", target=planned.target, action=planned.verb, **facts)
+
+    def _watch_clock(self) -> None:
+        wall, steady = self._clock.now(), self._clock.steady()
+        before, self._read = self._read, (wall, steady)
+        step = (wall - before[0]) - timedelta(seconds=steady - before[1])
+        if abs(step) <= STEP:
+            return
+        self._log.warning("clock.stepped", seconds=round(step.total_seconds(), 3))
+        self._served = {key: min(at, wall) for key, at in self._served.items()}
+        self._check(Reading(*before), Reading(*self._read))
+        self.reconsider()
+
+    def _check(self, before: Reading, after: Reading) -> None:
+        why = doubt(before, after)
+        if why:
+            self._doubted = why
+            self._doubt_until = self._clock.steady() + DOUBT_SECONDS
+            self._log.error("clock.doubted", problem=why)
+
+
+class _Recurring(schedule.Job):
+    """A job of the registry whose times are ours: aware, in UTC, from the calendar and the catalog."""
+
+    def __init__(
+        self,
+        registry: schedule.Scheduler,
+        planned: Planned,
+        clock: Clock,
+        next_look: Callable[[Planned], datetime],
+    ) -> None:
+        super().__init__(1, registry)
+        self.planned = planned
+        self._clock = clock
+        self._next_look = next_look
+        self.next_run = NEVER
+
+    @property
+    def when(self) -> datetime:
+        """Its time."""
+        return self.next_run or NEVER
+
+    @property
+    def should_run(self) -> bool:
+        """True if its time has come."""
+        return self._clock.now() >= self.when
+
+    def _schedule_next_run(self) -> None:
+        self.next_run = self._next_look(self.planned)

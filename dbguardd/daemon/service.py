@@ -1,0 +1,303 @@
+"""What the API may ask: checks each request, writes the audit log, and hands on to who knows.
+
+Implements api.service.Service without importing it; __main__ joins the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from dbguardd.catalog import Audit, Catalog, Pause, Who, to_text
+from dbguardd.daemon import configuration, keyring, protect
+from dbguardd.daemon.live import Order
+from dbguardd.daemon.operations import Operations
+from dbguardd.daemon.peers import Peer, Refusals, role_of
+from dbguardd.errors import GuardError, NotFound, Usage
+from dbguardd.wire import REQUESTS, BackupRow, Event, JobRow, Role, Status, to_json
+
+Json = dict[str, Any]
+HEARTBEAT_SECONDS = 15.0
+_BATCH = 500
+
+
+class Service:
+    """One daemon's answers."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._do = operations
+        self._refusals = Refusals()
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._do.catalog
+
+    @property
+    def _audit(self) -> Audit:
+        return self._do.audit
+
+    # ------------------------------------------------------------------------------------------------ who
+
+    def role(self, actor: Peer) -> Role | None:
+        """The role that the policy in force gives to this peer; None: not even reading."""
+        return role_of(actor, self._do.inforce.policy.access)
+
+    def denied(self, actor: Peer, action: str) -> None:
+        """Record a refused request in the audit log; the same again within a minute is only counted."""
+        count = self._refusals.count(actor.uid, action, self._do.clock.steady())
+        if count is not None:
+            self._note(actor, action, "", "denied", {"repeated": count} if count else {})
+
+    # ------------------------------------------------------------------------------------------------ looking
+
+    def status(self) -> Status:
+        """One screen."""
+        return self._do.views.status(self._do.now())
+
+    def backups(self, database: str) -> list[BackupRow]:
+        """The backups of one database, newest first, with what keeps each. Raises NotFound."""
+        return self._do.views.backups(database, self._do.now())
+
+    def show(self, id: str) -> Json:
+        """One backup, job or database in full, by id, by the first characters of an id, or by name."""
+        now = self._do.now()
+        if id in self._do.inforce.policy.names() or id in self._catalog.backups.databases():
+            return {"kind": "database", "database": to_json(self._do.views.database(id, now))}
+        try:
+            found = self._catalog.backups.get(id)
+        except NotFound:
+            try:
+                job = self._do.runner.job(id)
+            except NotFound:
+                raise NotFound(f"{id}: no such backup, job or database", hints=["dbguardctl status"]) from None
+            events = self._catalog.events.after(0, None, job.id, _BATCH)
+            return {"kind": "job", "job": to_json(job), "events": to_json(events)}
+        row = next(row for row in self._do.views.backups(found.database, now) if row.id == found.id)
+        proofs = [{**asdict(proof), "facts": dict(proof.facts)} for proof in self._catalog.backups.proofs(row.id)]
+        holds = [asdict(hold) for hold in self._catalog.backups.holds(row.id)]
+        return {"kind": "backup", "backup": to_json(row), "proofs": proofs, "holds": holds}
+
+    def schedule(self, count: int) -> Json:
+        """What runs next."""
+        texts = {(item.target, item.verb): item.timing.schedule for item in self._do.scheduler.planned()}
+        runs = []
+        for run in self._do.scheduler.upcoming(count):
+            plan, storage = texts[run.target, run.verb], run.target.removeprefix("storage:")
+            runs.append(
+                {
+                    "at": to_text(run.at),
+                    "database": run.target if storage == run.target else None,
+                    "storage": storage if storage != run.target else None,
+                    "verb": run.verb,
+                    "schedule": plan.text,
+                    "means": plan.explain(),
+                    "state": "paused" if run.paused else "",
+                }
+            )
+        return {"timezone": str(self._do.inforce.policy.defaults.timezone), "runs": runs}
+
+    # ------------------------------------------------------------------------------------------------ jobs
+
+    def submit(self, verb: str, fields: Mapping[str, Any], actor: Peer, idempotency_key: str | None) -> JobRow:
+        """Queue a job; the same key from the same uid gives the same job. Raises Usage, NotFound, Busy."""
+        request = _request(verb, fields)
+        digest = hashlib.sha256(json.dumps([verb, request], sort_keys=True).encode()).hexdigest()
+        if idempotency_key is not None:
+            known = self._catalog.requests.job(idempotency_key, actor.uid, digest)
+            if known is not None:
+                return self._do.runner.job(known)
+        who = self._who(actor)
+        job = self._do.runner.submit(Order(verb, request, who, request.get("database"), request.get("storage")))
+        if idempotency_key is not None:
+            self._catalog.requests.put(idempotency_key, actor.uid, digest, job.id, job.created_at)
+        target = str(request.get("database") or request.get("storage") or "")
+        self._note(actor, f"job.{verb}", target, "asked", {"job": job.id, "request": request})
+        return job
+
+    async def wait(self, job: str, seconds: float) -> JobRow:
+        """The job when it has ended, or as it is after `seconds`."""
+        return await self._do.runner.wait(self._do.runner.job(job).id, seconds)
+
+    def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]:
+        """The newest jobs first."""
+        return self._do.runner.jobs(database, state, limit)
+
+    def job(self, id: str) -> JobRow:
+        """One job as it is now. Raises NotFound."""
+        return self._do.runner.job(id)
+
+    def cancel(self, id: str, actor: Peer) -> JobRow:
+        """Stop a job. Raises NotFound, Busy when it has ended."""
+        job = self._do.runner.cancel(id, actor.user)
+        self._note(actor, "job.cancel", job.id, "done", {"verb": job.verb, "database": job.database})
+        return job
+
+    # ------------------------------------------------------------------------------------------------ events
+
+    def events(self, after: int, database: str | None, job: str | None, limit: int) -> list[Event]:
+        """Events after an id, oldest first."""
+        return self._catalog.events.after(after, database, job, limit)
+
+    async def follow(self, after: int, database: str | None, job: str | None) -> AsyncIterator[Event | None]:
+        """Yield events after that id as they come; None now and then, when there is nothing (a heartbeat)."""
+        while True:
+            found = self._catalog.events.after(after, database, job, _BATCH)
+            for event in found:
+                after = event.id
+                yield event
+            if found:
+                continue
+            deadline = self._do.clock.steady() + HEARTBEAT_SECONDS
+            last = self._catalog.events.last_id()
+            while self._catalog.events.last_id() == last:
+                left = deadline - self._do.clock.steady()
+                if left <= 0 or not await self._do.runner.bell.wait(left):
+                    yield None
+                    break
+
+    # ------------------------------------------------------------------------------------------------ schedule
+
+    def pause(self, database: str, seconds: float | None, actor: Peer) -> Json:
+        """Rest the schedule of a database. Raises NotFound."""
+        self._do.inforce.policy.guarded(database)
+        now = self._do.now()
+        until = None if seconds is None else to_text(now + timedelta(seconds=seconds))
+        self._note(actor, "database.pause", database, "done", {"until_at": until})
+        self._catalog.pauses.put(Pause(database, until, actor.user, to_text(now)))
+        self._do.tell("database.paused", database, {"until_at": until, "actor": actor.user})
+        self._do.replan(database)
+        return {"database": database, "paused_until_at": until}
+
+    def resume(self, database: str, actor: Peer) -> Json:
+        """Take up the schedule of a database again. Raises NotFound."""
+        self._do.inforce.policy.guarded(database)
+        self._note(actor, "database.resume", database, "done", {})
+        was = self._catalog.pauses.drop(database)
+        if was:
+            self._do.tell("database.resumed", database, {"actor": actor.user})
+        self._do.replan(database)
+        return {"database": database, "was_paused": was}
+
+    # ------------------------------------------------------------------------------------------------ holds
+
+    async def hold(self, backup: str, reason: str, actor: Peer) -> Json:
+        """Keep a backup from being deleted. Raises NotFound."""
+        return await self._errand("hold", backup, actor, {"reason": reason})
+
+    async def release(self, backup: str, actor: Peer) -> Json:
+        """End all holds of a backup. Raises NotFound."""
+        return await self._errand("release", backup, actor, {})
+
+    async def _errand(self, verb: str, backup: str, actor: Peer, more: Mapping[str, Any]) -> Json:
+        row = self._catalog.backups.get(backup)
+        order = Order(verb, {"backup": row.id, **more}, self._who(actor), row.database, row.storage)
+        result = await self._do.runner.perform(order)
+        return {"backup": row.id, **more, **result, "holds": self._catalog.backups.get(row.id).holds}
+
+    # ------------------------------------------------------------------------------------------------ policy
+
+    async def reload(self, actor: Peer) -> Json:
+        """Read the policy again; refused as a whole when it has mistakes or deletes. Raises Policy..."""
+        with self._audited(actor, "policy.reload", str(self._do.inforce.path)):
+            self._do.reload()
+        return {"policy_loaded_at": to_text(self._do.inforce.loaded_at), "databases": self._do.inforce.policy.names()}
+
+    async def protect(self, fields: Mapping[str, Any], actor: Peer) -> Json:
+        """Detect a database, write its drop-in, reload, back up and prove."""
+        inforce = self._do.inforce
+        path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
+        plan = protect.plan(path, name, inforce.policy, inforce.path, self._do.now())
+        about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
+        if fields.get("dry_run"):
+            return {**about, "wrote": None, "would_write": str(plan.file), "text": plan.text, "job": None}
+        with self._audited(actor, "policy.protect", plan.name, {"path": plan.path, "file": str(plan.file)}):
+            await asyncio.to_thread(protect.write, plan)
+            try:
+                self._do.reload()
+            except GuardError:
+                protect.undo(plan)
+                raise
+        request = {"database": plan.name, "verify": True}
+        job = self.submit("backup", request, actor, None)
+        return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
+
+    def config(self, origin: bool) -> Json:
+        """The policy in force."""
+        return configuration.shown(self._do.inforce, origin)
+
+    def config_check(self) -> Json:
+        """Check the policy files; nothing changes."""
+        return configuration.checked(self._do.inforce)
+
+    def config_diff(self) -> Json:
+        """What a reload would change, and what it would delete."""
+        return configuration.difference(self._do.inforce, self._catalog)
+
+    async def config_accept(self, actor: Peer) -> Json:
+        """Take over the policy files although they delete backups."""
+        found = configuration.difference(self._do.inforce, self._catalog)
+        facts = {"deletes": [row["id"] for row in found["deletes"]][:1000]}
+        with self._audited(actor, "policy.accept", str(self._do.inforce.path), facts):
+            self._do.accept()
+        return {**found, "policy_loaded_at": to_text(self._do.inforce.loaded_at)}
+
+    def config_explain(self, key: str) -> Json:
+        """What a setting means, its value and where that stands. Raises NotFound."""
+        return configuration.explained(self._do.inforce, key)
+
+    def config_schema(self) -> Json:
+        """The JSON Schema of the policy."""
+        return configuration.schema()
+
+    # ------------------------------------------------------------------------------------------------ keys
+
+    def keys(self) -> Json:
+        """The keys, and when their recovery was last tested."""
+        return {"keys": to_json(self._do.views.keys())}
+
+    async def recovery_sheet(self, key: str, actor: Peer) -> Json:
+        """Make a recovery key and return its sheet, once. Raises NotFound, Unsupported."""
+        return await keyring.recovery_sheet(self._do, key, self._who(actor))
+
+    async def recovery_test(self, key: str, identity: str, actor: Peer) -> Json:
+        """Prove that the identity on a recovery sheet opens the repositories. Raises NotFound, KeyRefused."""
+        return await keyring.recovery_test(self._do, key, identity, self._who(actor))
+
+    # ------------------------------------------------------------------------------------------------ audit
+
+    def audit(self, after: int, limit: int) -> Json:
+        """Entries of the audit log: after a number, or, from 0, the newest."""
+        entries = self._audit.show(after or -1, limit)
+        return {"entries": [asdict(entry) for entry in entries]}
+
+    def audit_verify(self) -> Json:
+        """Recompute the chain of the audit log. Raises AuditBroken."""
+        entries, head = self._audit.verify()
+        return {"ok": True, "entries": entries, "head": head}
+
+    def _audited(self, actor: Peer, action: str, object: str, facts: Mapping[str, Any] | None = None) -> Any:
+        return self._do.audited(self._who(actor), action, object, facts or {})
+
+    def _note(self, actor: Peer, action: str, object: str, outcome: str, facts: Mapping[str, Any]) -> None:
+        who = self._who(actor)
+        self._audit.append(self._do.now(), who, action=action, object=object, outcome=outcome, facts=facts)
+
+    def _who(self, actor: Peer) -> Who:
+        role = self.role(actor)
+        return Who(actor.user, actor.uid, actor.pid, "" if role is None else str(role))
+
+
+def _request(verb: str, fields: Mapping[str, Any]) -> Json:
+    kind = REQUESTS.get(verb)
+    if kind is None:
+        raise NotFound(f"{verb}: there is no such job", detail=f"Jobs: {', '.join(REQUESTS)}.")
+    try:
+        request: Json = to_json(kind(**fields))
+    except TypeError as error:
+        raise Usage(f"{verb}: {str(error).partition(') ')[2] or error}") from error
+    return request

@@ -1,0 +1,227 @@
+"""What can be said now: of each database, storage and key. Reads the catalog, decides by the rules, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from dbguardd import __version__
+from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
+from dbguardd.catalog.effects import recovery
+from dbguardd.daemon.gauge import Gauge
+from dbguardd.daemon.inforce import InForce, dated
+from dbguardd.daemon.runner import Runner
+from dbguardd.daemon.scheduler import Scheduler
+from dbguardd.daemon.timetable import longest_gap, timing
+from dbguardd.errors import GuardError, NoSpace, NotFound, Unreachable
+from dbguardd.policy.policy import database_spec
+from dbguardd.policy.schedule import Schedule
+from dbguardd.rules import retention
+from dbguardd.rules.calendar import next_due
+from dbguardd.rules.objectives import Facts, judge
+from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Everything that is looked at."""
+
+    catalog: Catalog
+    inforce: InForce
+    runner: Runner
+    scheduler: Scheduler
+    gauge: Gauge
+    host: str
+    machine_id: str  # for the jitter
+    notes: tuple[str, ...] = ()  # what happened at start that a person should know
+
+    def status(self, now: datetime) -> Status:
+        """The whole screen."""
+        keys = self.keys()
+        return Status(
+            schema="dbguard.status/1",
+            version=__version__,
+            host=self.host,
+            policy_loaded_at=to_text(self.inforce.loaded_at),
+            policy_problem=None if self.inforce.problem is None else self.inforce.problem.problem(),
+            timezone=str(self.inforce.policy.defaults.timezone),
+            attention=list(self._attention()),
+            databases=self.databases(now, keys),
+            storages=[self.storage(name) for name in self.inforce.storages()],
+            keys=keys,
+        )
+
+    def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
+        """Every database of the policy in its order, then those that only have backups."""
+        keys = self.keys() if keys is None else keys
+        recoverable = {key.name: bool(key.recovery) for key in keys}
+        guarded = self.inforce.policy.names()
+        orphans = {name: engine for name, engine in self.catalog.backups.databases().items() if name not in guarded}
+        found = [self._database(name, now, recoverable) for name in guarded]
+        return found + [self._orphan(name, engine, now) for name, engine in sorted(orphans.items())]
+
+    def database(self, name: str, now: datetime) -> DatabaseStatus:
+        """One database. Raises NotFound."""
+        for found in self.databases(now):
+            if found.name == name:
+                return found
+        known = ", ".join(self.inforce.policy.names()) or "none"
+        raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
+
+    def backups(self, name: str, now: datetime) -> list[BackupRow]:
+        """The backups of one database, newest first, with what keeps each and until when. Raises NotFound."""
+        rows = self.catalog.backups.of(name)
+        if name not in self.inforce.policy.names():
+            if not rows:
+                raise NotFound(f"{name}: no such database", hints=["dbguardctl status"])
+            return [replace(row, kept_because=["not in the policy: nothing expires"]) for row in rows]
+        guarded = self.inforce.policy.guarded(name)
+        keep = retention.Keep.from_spec(database_spec(guarded, lambda user: 0))
+        facts = dated(rows)
+        kept = retention.decide(facts, keep, now).keep
+        when = timing(guarded, guarded.backup, f"{name} backup", self.machine_id)
+        ends = retention.departures(facts, keep, now, lambda moment: next_due(when, moment))
+        goes = guarded.expire if isinstance(guarded.expire, Schedule) else guarded.backup
+        expire = next_due(timing(guarded, goes, f"{name} expire", self.machine_id), now)
+        for row in rows:
+            row.kept_because = list(kept.get(row.id, ()))
+            end = ends.get(row.id) if row.id in kept else expire
+            row.expires_at = None if end is None or row.holds else to_text(end)
+        return rows
+
+    def storage(self, name: str) -> StorageStatus:
+        """One storage, as it was measured last."""
+        storage = self.inforce.storage(name)
+        level = self.gauge.level(storage.path)
+        keep_free = storage.keep_free
+        if isinstance(keep_free, str):
+            share = float(keep_free.rstrip("%")) / 100
+            floor = None if level.total_bytes is None else int(level.total_bytes * share)
+        else:
+            floor = int(keep_free)
+        problem: GuardError | None = None
+        if level.error and self.catalog.settings.get(f"repository:{name}") is not None:
+            problem = Unreachable(f"storage {name} cannot be read", detail=level.error)
+        elif floor is not None and level.free_bytes is not None and level.free_bytes < floor:
+            problem = NoSpace(
+                f"storage {name} is full",
+                detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} free.",
+                hints=["dbguardctl prune --dry-run"],
+            )
+        return StorageStatus(
+            name=name,
+            url=storage.path,
+            ok=problem is None,
+            free_bytes=level.free_bytes,
+            total_bytes=level.total_bytes,
+            keep_free_bytes=floor,
+            stored_bytes=self.catalog.backups.stored_bytes(name),
+            problem=None if problem is None else problem.problem(),
+        )
+
+    def keys(self) -> list[KeyStatus]:
+        """Every key, and who could open the backups without this machine."""
+        found = []
+        for name in self.inforce.keyring():
+            key = self.inforce.key(name)
+            known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
+            if key.type == "passphrase":
+                known["passphrase"] = None
+            found.append(KeyStatus(name, key.type, list(known), self.catalog.settings.get(f"recovery_tested:{name}")))
+        return found
+
+    def _attention(self) -> Iterable[str]:
+        yield from self.notes
+        if self.inforce.problem is not None:
+            yield f"the policy files were refused: {self.inforce.problem.message}"
+        if self.runner.trouble is not None:
+            yield f"the catalog could not be written: {self.runner.trouble.message}"
+        doubt = self.scheduler.doubt()
+        if doubt is not None:
+            yield doubt
+        for name in self.inforce.storages():
+            run = self.catalog.runs.get(f"storage:{name}", "sweep")
+            if run is not None and run.problem is not None:
+                yield f"storage {name}: the last sweep failed: {run.problem.get('message', '')}"
+
+    def _database(self, name: str, now: datetime, recoverable: dict[str, bool]) -> DatabaseStatus:
+        guarded = self.inforce.policy.guarded(name)
+        summary = self.catalog.backups.summary(name)
+        runs = [run for verb in ("backup", "verify", "expire") if (run := self.catalog.runs.get(name, verb))]
+        failing = [run for run in runs if run.problem is not None]
+        worst = max(failing, key=lambda run: run.finished_at or "", default=None)
+        pause = self.catalog.pauses.active(to_text(now)).get(name)
+        newest, proven = summary.newest, summary.proven
+        active, ahead = self.runner.active(name), self.scheduler.next_run(name, ("backup", "verify"))
+        rpo, rto = guarded.objective.rpo, guarded.objective.rto
+        facts = Facts(
+            name=name,
+            backups=summary.count,
+            newest_at=_moment(newest.created_at if newest else None),
+            recoverable_to_at=_moment(proven.created_at if proven else None),
+            restore_seconds=proven.restore_seconds if proven else None,
+            rpo=rpo,
+            rto=rto,
+            interval=longest_gap(guarded),
+            verified=guarded.verify != "off",
+            overdue_since_at=self._overdue(name),
+            failures=sum(run.failures for run in failing),
+            failing_since_at=min(
+                (to_moment(run.failing_since_at) for run in failing if run.failing_since_at), default=None
+            ),
+            problem=str((worst.problem or {}).get("message", "")) if worst else "",
+            failed_job=(worst.job or "") if worst else "",
+            paused=pause is not None,
+            paused_until_at=_moment(pause.until_at if pause else None),
+            key=guarded.key,
+            has_recovery=recoverable.get(guarded.key),
+        )
+        return replace(
+            self._row(facts, guarded.engine, summary, now, worst),
+            next_run_at=to_text(ahead[0]) if ahead else None,
+            next_verb=ahead[1] if ahead else None,
+            rpo_seconds=rpo.total_seconds() if rpo else None,
+            rto_seconds=rto.total_seconds() if rto else None,
+            paused_until_at=pause.until_at if pause else None,
+            running_job=active.id if active else None,
+        )
+
+    def _orphan(self, name: str, engine: str, now: datetime) -> DatabaseStatus:
+        summary = self.catalog.backups.summary(name)
+        return self._row(Facts(name=name, in_policy=False, backups=summary.count), engine, summary, now, None)
+
+    def _row(self, facts: Facts, engine: str, summary: Summary, now: datetime, worst: Run | None) -> DatabaseStatus:
+        judgement, proven, newest = judge(facts, now), summary.proven, summary.newest
+        return DatabaseStatus(
+            name=facts.name,
+            engine=engine,
+            state=judgement.state,
+            recoverable_to_at=proven.created_at if proven else None,
+            recoverable_since_at=summary.proven_since_at,
+            last_proven_at=summary.last_proven_at,
+            proven_backup=proven.id if proven else None,
+            restore_seconds=proven.restore_seconds if proven else None,
+            next_run_at=None,
+            next_verb=None,
+            backups=summary.count,
+            source_bytes=newest.source_bytes if newest else None,
+            rpo_seconds=None,
+            rto_seconds=None,
+            paused_until_at=None,
+            running_job=None,
+            problem=dict(worst.problem) if worst and worst.problem else None,
+            attention=list(judgement.attention),
+            hints=list(judgement.hints),
+        )
+
+    def _overdue(self, name: str) -> datetime | None:
+        for item in self.scheduler.planned():
+            if item.target == name and item.verb == "backup":
+                verdict = self.scheduler.judge(item)
+                return verdict.planned_at if verdict.overdue else None
+        return None
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else to_moment(text)

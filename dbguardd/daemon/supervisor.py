@@ -1,0 +1,238 @@
+"""The life of the daemon: start, tick, reload, stop.
+
+It sleeps until something is due, somebody asks, or a minute is over. Jobs run in workers; nothing here touches a
+guarded database. A bug in the ticking ends the daemon with an error, and systemd starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dbguardd.catalog import Entry
+from dbguardd.daemon import house
+from dbguardd.daemon.around import Log, RunWorker, Surroundings
+from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.clock import Clock, new_id
+from dbguardd.daemon.gauge import Gauge
+from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.live import Order
+from dbguardd.daemon.notify import Notify
+from dbguardd.daemon.operations import SCHEDULE, Operations, scheduled
+from dbguardd.daemon.runner import Runner
+from dbguardd.daemon.scheduler import Planned, Scheduler
+from dbguardd.daemon.service import Service
+from dbguardd.daemon.status import Views
+from dbguardd.errors import GuardError
+from dbguardd.wire import JobRow
+
+STOP_SECONDS = 60.0
+_PROBE_SECONDS = 300.0
+_GAUGE_SECONDS = 600.0
+
+
+class Answering(Protocol):
+    """An open API."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where everything is, and the two parts that the daemon does not know: workers and the API."""
+
+    policy: Path
+    state: Path
+    run_worker: RunWorker
+    serve: Callable[[Service], Awaitable[Answering]]
+    log: Log
+    host: str
+    machine_id: str
+    clock: Clock
+
+
+def this_host() -> tuple[str, str]:
+    """Return the name of this host and its stable id."""
+    name = os.uname().nodename
+    try:
+        return name, Path("/etc/machine-id").read_text(encoding="ascii").strip() or name
+    except (OSError, ValueError):
+        return name, name
+
+
+async def run(setup: Setup) -> None:
+    """Be the daemon until a signal ends it. Raises what keeps it from starting."""
+    with house.owned(setup.state):
+        witness = _witness(setup.log)
+        with house.opened(setup.state, setup.clock.now(), witness) as books:
+            inforce = InForce(setup.policy, setup.state, books.catalog, setup.clock.now)
+            inforce.start()
+            notify = Notify(os.environ)
+            try:
+                await Supervisor(setup, books, inforce, notify).live()
+            finally:
+                notify.close()
+
+
+class Supervisor:
+    """One life."""
+
+    def __init__(self, setup: Setup, books: house.Books, inforce: InForce, notify: Notify) -> None:
+        self._setup = setup
+        self._log = setup.log
+        self._notify = notify
+        self._gauge = Gauge()
+        self._stopping = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        around = Surroundings(
+            run_worker=setup.run_worker,
+            terms=inforce.terms,
+            now=setup.clock.now,
+            new_id=new_id,
+            random=random.Random().random,  # noqa: S311 - spreads retries
+            log=setup.log,
+            state=str(setup.state),
+        )
+        runner = Runner(books.catalog, books.audit, around, inforce.policy.daemon.max_jobs)
+        scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, setup.log)
+        host = (setup.host, setup.machine_id)
+        views = Views(books.catalog, inforce, runner, scheduler, self._gauge, *host, books.notes)
+        self._do = Operations(
+            catalog=books.catalog,
+            audit=books.audit,
+            clock=setup.clock,
+            inforce=inforce,
+            runner=runner,
+            scheduler=scheduler,
+            views=views,
+            log=setup.log,
+            host=setup.host,
+            machine_id=setup.machine_id,
+            nudge=Bell(),
+        )
+        runner.on_end = self._ended
+
+    async def live(self) -> None:
+        """Start, go on until a signal, stop."""
+        runner, log = self._do.runner, self._log
+        runner.close_leftovers()
+        self._do.take_over()
+        api = await self._setup.serve(Service(self._do))
+        self._listen_to_signals()
+        self._index_what_is_unknown()
+        log.info("daemon.ready", databases=len(self._do.inforce.policy.names()), pid=os.getpid())
+        self._notify.ready(self._line())
+        tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure)]
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+            log.info("daemon.stopping")
+            self._notify.stopping(STOP_SECONDS + 30)
+            await runner.stop(STOP_SECONDS)
+        finally:
+            await api.close()
+            broken = [task for task in tasks if task.done() and not task.cancelled() and task.exception()]
+            for task in (*tasks, stop, *self._background):
+                task.cancel()
+            await asyncio.gather(*tasks, stop, *self._background, return_exceptions=True)
+        for task in broken:
+            log.error("daemon.broken", problem=repr(task.exception()))
+            await task  # raises
+        log.info("daemon.stopped")
+
+    def stop(self) -> None:
+        """End the life as a signal would."""
+        self._stopping.set()
+
+    # ------------------------------------------------------------------------------------------------ going on
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                seconds = self._do.scheduler.tick()
+            except GuardError as error:  # the catalog cannot be written: look again soon
+                self._log.error("schedule.failed", code=error.code, problem=error.message)
+                seconds = 60.0
+            await self._do.nudge.wait(max(seconds, 0.001))
+
+    async def _watch(self) -> None:
+        every = self._notify.watchdog_seconds
+        pause = _PROBE_SECONDS if every is None else every / 2
+        while True:
+            try:
+                self._do.catalog.probe(self._do.now())
+            except GuardError as error:
+                self._log.error("catalog.failed", code=error.code, problem=error.message)
+            else:
+                self._notify.alive()
+            await asyncio.sleep(pause)
+
+    async def _measure(self) -> None:
+        while True:
+            await self._gauge.measure(self._paths())
+            await asyncio.sleep(_GAUGE_SECONDS)
+
+    def _paths(self) -> dict[str, str]:
+        return {name: self._do.inforce.storage(name).path for name in self._do.inforce.storages()}
+
+    def _start_planned(self, planned: Planned) -> None:
+        order = scheduled(planned, self._do.inforce, self._do.catalog, self._do.now())
+        self._do.runner.submit(order)
+
+    def _ended(self, row: JobRow) -> None:
+        target = row.database or f"storage:{row.request.get('storage', '')}"
+        self._do.replan(target)
+        self._notify.status(self._line())
+        if row.verb in ("backup", "sweep", "scan"):
+            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._paths()))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    def _index_what_is_unknown(self) -> None:
+        """Read a repository that this catalog has never seen: a new catalog, or a disk from another host."""
+        for name in self._do.inforce.storages():
+            path = Path(self._do.inforce.storage(name).path)
+            if self._do.catalog.settings.get(f"repository:{name}") is None and (path / "repo.json").is_file():
+                try:
+                    self._do.runner.submit(Order("scan", {}, SCHEDULE, storage=name))
+                except GuardError as error:
+                    self._log.error("scan.refused", storage=name, code=error.code, problem=error.message)
+
+    def _line(self) -> str:
+        databases = len(self._do.inforce.policy.names())
+        return f"Guarding {databases} {'database' if databases == 1 else 'databases'}"
+
+    # ------------------------------------------------------------------------------------------------ signals
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        self._notify.reloading()
+        try:
+            with self._do.audited(SCHEDULE, "policy.reload", str(self._do.inforce.path), {"signal": "SIGHUP"}):
+                self._do.reload()
+            self._index_what_is_unknown()
+        except GuardError as error:
+            self._log.error("policy.refused", code=error.code, problem=error.message, detail=error.detail)
+        self._notify.ready(self._line())
+
+
+def _witness(log: Log) -> Callable[[Entry], None]:
+    """Return what tells the journal of each audit entry: an anchor that the daemon cannot rewrite."""
+
+    def tell(entry: Entry) -> None:
+        facts: dict[str, Any] = {"actor": entry.actor.user, "actor_uid": entry.actor.uid, "seq": entry.seq}
+        facts |= {"hash": entry.hash, "what": entry.action, "object": entry.object, "result": entry.outcome}
+        log.info("audit.entry", action="audit", at=entry.at, **facts)
+
+    return tell

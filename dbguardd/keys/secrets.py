@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-import selectors
-import signal
-import subprocess
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dbguardd.errors import PolicyInvalid, PolicyUnsafe, SecretMissing
-from dbguardd.keys.files import MOST_BYTES, credential_path, read_private
+from dbguardd.keys.files import credential_path, read_private
 from dbguardd.keys.secret import Secret
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_HANDED_ON = ("HOME", "CREDENTIALS_DIRECTORY")
 
 
 def read_secret(
@@ -36,7 +28,9 @@ def read_secret(
         case {"file": str(path), **rest} if not rest:
             return _from_file(Path(path))
         case {"command": [str(program), *arguments], **rest} if not rest and program.startswith("/"):
-            return _from_command([program, *map(str, arguments)], environ, timeout_seconds)
+            from dbguardd.keys.command import output_of  # noqa: PLC0415  # subprocess costs time that few need
+
+            return _trimmed(program, Secret(output_of([program, *map(str, arguments)], environ, timeout_seconds)))
     raise PolicyInvalid(
         "secret: name exactly one of credential, file, command", detail=f"named: {', '.join(named) or 'none'}"
     )
@@ -54,54 +48,6 @@ def _from_file(path: Path) -> Secret:
         return _trimmed(str(path), read_private(path, _unsafe))
     except OSError as error:
         raise SecretMissing(f"{path}: cannot be read", detail=str(error.strerror)) from error
-
-
-def _from_command(command: Sequence[str], environ: Mapping[str, str], timeout_seconds: float) -> Secret:
-    program = command[0]  # the arguments may be private, the program's name is in the policy
-    environment = {"PATH": _PATH, "LANG": "C.UTF-8", **{key: environ[key] for key in _HANDED_ON if key in environ}}
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # it may repeat the secret
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise SecretMissing(f"{program}: cannot be started", detail=str(error.strerror)) from error
-    with process:
-        assert process.stdout is not None  # noqa: S101  # it is a pipe
-        deadline = time.monotonic() + timeout_seconds
-        try:
-            output = _read_all(program, process.stdout, deadline)
-            status = process.wait(max(0.0, deadline - time.monotonic()))
-        except BaseException as error:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(error, (TimeoutError, subprocess.TimeoutExpired)):
-                raise SecretMissing(f"{program}: did not end in time", detail=f"{timeout_seconds:g} s") from error
-            raise
-    if status:
-        raise SecretMissing(f"{program}: printed no secret", detail=f"exit status {status}")
-    return _trimmed(program, Secret(output))
-
-
-def _read_all(program: str, pipe: IO[bytes], deadline: float) -> bytes:
-    """Read until the end. Raises TimeoutError; SecretMissing if it becomes too much."""
-    output = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while True:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError
-            piece = os.read(pipe.fileno(), MOST_BYTES)
-            if not piece:
-                return output
-            output += piece
-            if len(output) > MOST_BYTES:
-                raise SecretMissing(f"{program}: printed too much", detail=f"more than {MOST_BYTES} bytes")
 
 
 def _unsafe(message: str, detail: str) -> PolicyUnsafe:

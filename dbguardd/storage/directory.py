@@ -58,7 +58,7 @@ class Directory:
             self.close = weakref.finalize(self, _close, self._root)
             sweep_orphans(self._calls, self._root)
         except OSError as error:
-            raise _outcome(self.url, "the directory", error) from error
+            raise _outcome(path, "the directory", error) from error
         self._room = Room(limits or Limits())
         self._draft = Draft(self._calls, self._root, owner_of(os.getpid()), nameless=nameless)
 
@@ -266,7 +266,7 @@ class Directory:
                     raise
                 raise ObjectMissing(f"{what}: not in the storage", detail=self.url) from error
         except OSError as error:
-            raise _outcome(self.url, what, error, storing) from error
+            raise _outcome(self._path, what, error, storing) from error
 
 
 def _close(fd: int) -> None:
@@ -274,17 +274,17 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
-def _outcome(url: str, what: str, error: OSError, storing: int | None = None) -> GuardError:
-    detail = f"{url}: {error.strerror or error} ({errno.errorcode.get(error.errno or 0, 'no code')})"
+def _outcome(path: Path, what: str, error: OSError, storing: int | None = None) -> GuardError:
+    detail = f"directory:{path}: {error.strerror or error} ({errno.errorcode.get(error.errno or 0, 'no code')})"
     if error.errno in _FULL:
-        return NoSpace(
-            f"{what}: no room", detail=f"{detail}; {storing} bytes to store", facts={"needed_bytes": storing}
-        )
+        detail, facts = f"{detail}; {storing or 0} bytes to store", {"needed_bytes": storing}
+        return NoSpace(f"{what}: no room", detail=detail, hints=[f"df -h {path}"], facts=facts)
     if storing is not None and error.errno in _NO_LINKS:
         return Unsupported(f"{what}: the file system may not make hard links", detail=detail)
+    hints = [f"findmnt -T {path}", f"ls -ld {path}"]
     if error.errno in (errno.ENOTDIR, errno.ELOOP):
-        return Unreachable(f"{what}: a directory of the storage is a symbolic link or a file", detail=detail)
-    return Unreachable(f"{what}: the storage does not answer as it should", detail=detail)
+        return Unreachable(f"{what}: a directory of the storage is a symbolic link", detail=detail, hints=hints)
+    return Unreachable(f"{what}: the storage does not answer as it should", detail=detail, hints=hints)
 
 
 def _entry(name: str, about: os.stat_result) -> Entry:

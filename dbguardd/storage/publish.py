@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,17 +125,20 @@ class Draft:
 def owner_of(pid: int) -> str:
     """Return who owns the files of a process: HOST.PID.START, unique over hosts, reboots and reused process ids.
 
-    HOST stands for this boot and this process namespace. START is 0 for a process that does not exist.
+    HOST stands for this boot and this process namespace. START is 0 for a process that cannot be seen.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     except OSError:
         boot = ""
+    return f"{hashlib.sha256(boot.encode()).hexdigest()[:12]}.{pid}.{_start_of(pid)}"
+
+
+def _start_of(pid: int) -> str:
     try:
-        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
-        start = "0"
-    return f"{hashlib.sha256(boot.encode()).hexdigest()[:12]}.{pid}.{start}"
+        return "0"
 
 
 def sweep_orphans(calls: Calls, directory: int) -> int:
@@ -154,11 +158,14 @@ def sweep_orphans(calls: Calls, directory: int) -> int:
 
 
 def _is_orphan(name: str, touched: float, now: float) -> bool:
-    owner = name.rpartition("-")[0].rpartition("-")[2]
-    host, _, process = owner.partition(".")
-    pid = process.partition(".")[0]
-    if pid.isascii() and pid.isdigit():
-        current = owner_of(int(pid))
-        if current.partition(".")[0] == host:
-            return current != owner
+    host, _, process = name.rpartition("-")[0].rpartition("-")[2].partition(".")
+    pid, _, start = process.partition(".")
+    if re.fullmatch(r"[1-9][0-9]{0,8}", pid) and owner_of(int(pid)).startswith(f"{host}."):
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # alive, and perhaps hidden from us in /proc
+            pass
+        return "0" not in (start, now_there := _start_of(int(pid))) and start != now_there
     return now - touched > STALE_SECONDS

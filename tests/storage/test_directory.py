@@ -350,16 +350,23 @@ def test_unfinished_files_of_the_dead_are_swept_those_of_the_living_are_not(root
     root.mkdir()
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         mine, alive = owner_of(os.getpid()), owner_of(process.pid)
-        names = {"mine": mine, "alive": alive, "reused": alive + "0", "foreign": f"{'0' * 12}.1.1"}
+        hidden = f"{alive.rpartition('.')[0]}.0"  # whoever wrote it could not see itself in /proc
+        names = {"mine": mine, "alive": alive, "reused": alive + "0", "foreign": f"{'0' * 12}.1.1", "hidden": hidden}
         paths = {key: root / f"{TEMPORARY}{key}-name-{owner}-00ff" for key, owner in names.items()}
         for path in [*paths.values(), root / ".tmp-", root / ".tmp-nonsense", root / ".other"]:
             path.write_bytes(b"")
         Directory(root)
         left = {path.name for path in root.iterdir()}
-        assert left == {paths[key].name for key in ("mine", "alive", "foreign")} | {".tmp-", ".tmp-nonsense", ".other"}
+        assert left == {paths[key].name for key in ("mine", "alive", "foreign", "hidden")} | {
+            ".tmp-",
+            ".tmp-nonsense",
+            ".other",
+        }
         later = Calls(now=lambda: time.time() + STALE_SECONDS + 10)
         Directory(root, calls=later)
-        assert {path.name for path in root.iterdir()} == {paths["mine"].name, paths["alive"].name, ".other"}
+        assert {path.name for path in root.iterdir()} == {paths[key].name for key in ("mine", "alive", "hidden")} | {
+            ".other"
+        }
         process.communicate()
     Directory(root)
     assert {path.name for path in root.iterdir()} == {paths["mine"].name, ".other"}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
@@ -20,7 +21,7 @@ from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress
-from dbguardd.repository.clock import PUBLISH, Pulses, pulse, storage_time, ulid
+from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
 from dbguardd.repository.opening import Recipient
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 
+_QUOTES = '"""'
 _PARENTS = 3  # backups that are tried as a parent before a full one is made
 
 
@@ -81,8 +83,14 @@ class Repository:
         randomness: Randomness = os.urandom,
         pulses: Pulses = pulse,
     ) -> Repository:
-        """Make a new repository. Raises Conflict if there is one, or the remains of one."""
-        keyring = opening.create(storage, wrappers, now, {}, randomness)
+        """Make a new repository, with recover.py in it. Raises Conflict if there is one, or the remains of one."""
+        reader = Path(__file__).with_name("recover.py").read_text(encoding="utf-8")
+        plain = {
+            "recover/RECOVER.txt": f"This directory is a repository of dbguard. recover.py {reader.split(_QUOTES)[1]}",
+            "recover/recover.py": reader,
+        }
+        stored = {name: text.encode() for name, text in plain.items()}
+        keyring = opening.create(storage, wrappers, now, stored, randomness)
         return cls(storage, keyring, wrappers, randomness=randomness, pulses=pulses)
 
     @classmethod
@@ -201,7 +209,7 @@ class Repository:
         began = self._pulses().seconds
         check()
         name = self._ledger.publish(backup, domain)
-        if self._pulses().seconds - began > PUBLISH.total_seconds():
+        if self._pulses().seconds - began > PROMPT_SECONDS:
             try:
                 check()
             except GuardError:

@@ -89,8 +89,11 @@ class Checking:
 
     def _keys(self) -> Iterator[Finding]:
         root = self.records.keyring.root
-        for name, error in opening.unreadable(self.storage, root.repo_id):
-            yield _finding(name, error)
+        for found in opening.wrapped_keys(self.storage):
+            if not isinstance(found, opening.Recipient):
+                yield _finding(*found)
+            elif found.repo_id != root.repo_id:
+                yield Finding("warning", found.name, f"a key of another repository, {found.repo_id.hex()}")
         for entry in self.storage.list("domains/"):
             try:
                 opening.open_domain(self.storage, root, entry.name)

@@ -26,7 +26,10 @@ from dbguardd.storage.base import Entry, Storage
 SKEW = timedelta(minutes=5)
 SILENCE = timedelta(days=45)
 PUBLISH = timedelta(minutes=5)
-"""A manifest is published within this time of the check that what it needs is there; shorter than any grace."""
+"""A manifest may rely on a doomed pack until this long before the end of its grace, or until the grace is half over."""
+
+PROMPT_SECONDS = 1.0
+"""A publication that took longer looks again at what it relied on; a grace must not be shorter than twice this."""
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -91,7 +94,8 @@ def trusted(
             f"{storage.url}: its clock and this host's differ by {abs((there - now).total_seconds()):.0f} s",
             detail=f"storage {rfc3339(there)}, host {rfc3339(now)}; allowed are {SKEW.total_seconds():.0f} s",
         )
-    newest = max(entries, key=lambda entry: entry.modified_at, default=None)
+    others = (entry for entry in entries if not entry.name.startswith("clock/"))
+    newest = max(others, key=lambda entry: entry.modified_at, default=None)
     if newest is not None and newest.modified_at > there + SKEW:
         raise ClockDoubt(
             f"{storage.url}: the clock has gone back",

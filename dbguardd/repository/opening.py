@@ -56,6 +56,7 @@ class Recipient:
     kind: str
     label: str
     offline: bool
+    repo_id: bytes
     wrapped: bytes = field(repr=False)
 
 
@@ -79,6 +80,7 @@ def create(
     for wrapper in wrappers:
         add(storage, root, wrapper)
     for name, data in plain.items():
+        storage.delete(name)  # of an attempt that was cut short, perhaps by another version
         storage.put(name, data)
     body = {
         "created_at": rfc3339(now),
@@ -96,20 +98,20 @@ def create(
 def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
     """Open the repository with whichever wrapper can. Raises NotARepository, FormatTooNew, KeyMissing, KeyRefused."""
     repo_id = _identity(storage)
-    recipients = [recipient for recipient in _recipients(storage, repo_id) if isinstance(recipient, Recipient)]
+    everyone = recipients(storage, repo_id)
     refused: list[str] = []
     for wrapper in wrappers:
-        same = [recipient for recipient in recipients if recipient.kind == wrapper.kind]
+        same = [recipient for recipient in everyone if recipient.kind == wrapper.kind]
         for recipient in sorted(same, key=lambda recipient: recipient.label != wrapper.label):
             try:
                 key = wrapper.unwrap(recipient.wrapped, repo_id)
-            except (KeyRefused, KeyMissing) as error:
+            except (KeyRefused, KeyMissing, Damaged) as error:
                 refused.append(f"{recipient.kind} {recipient.label}: {error.message}")
                 continue
             root = Domain(repo_id, ROOT_ID, "", key)
             described(storage, root)
             return Keyring(root, domains(storage, root))
-    there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in recipients) or "none"
+    there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in everyone) or "none"
     if refused:
         raise KeyRefused(
             f"{storage.url}: no key at hand opens it", detail="; ".join(refused) + f". It opens for: {there}"
@@ -131,13 +133,17 @@ def described(storage: Storage, root: Domain) -> dict[str, Any]:
 
 
 def recipients(storage: Storage, repo_id: bytes) -> list[Recipient]:
-    """Return who can open the repository. Unreadable key objects are left out: check() reports them."""
-    return [found for found in _recipients(storage, repo_id) if isinstance(found, Recipient)]
+    """Return who can open the repository. Unreadable and foreign key objects are left out: check() reports them."""
+    return [found for found in wrapped_keys(storage) if isinstance(found, Recipient) and found.repo_id == repo_id]
 
 
-def unreadable(storage: Storage, repo_id: bytes) -> Iterator[tuple[str, GuardError]]:
-    """Yield the key objects that are damaged or foreign."""
-    return (found for found in _recipients(storage, repo_id) if not isinstance(found, Recipient))
+def wrapped_keys(storage: Storage) -> Iterator[Recipient | tuple[str, Damaged]]:
+    """Yield all wrapped keys; those that are unreadable as their names with the reason."""
+    for entry in storage.list("keys/"):
+        try:
+            yield _recipient(entry.name, storage.get(entry.name))
+        except Damaged as error:
+            yield entry.name, error
 
 
 def add(storage: Storage, root: Domain, wrapper: KeyWrapper) -> None:
@@ -254,26 +260,15 @@ def _mac(root: Domain, body: Mapping[str, Any]) -> str:
     return hmac.digest(root.derive(b"description"), encode(body), "sha256").hex()
 
 
-def _recipients(storage: Storage, repo_id: bytes) -> Iterator[Recipient | tuple[str, GuardError]]:
-    for entry in storage.list("keys/"):
-        try:
-            yield _recipient(entry.name, storage.get(entry.name), repo_id)
-        except Damaged as error:
-            yield entry.name, error
-
-
-def _recipient(name: str, data: bytes, repo_id: bytes) -> Recipient:
+def _recipient(name: str, data: bytes) -> Recipient:
     if hashlib.sha256(data).hexdigest() != name.removeprefix("keys/"):
         raise Damaged(f"{name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
     try:
         body = json.loads(data)
-        owner, wrapped = str(body["repo_id"]), base64.b64decode(body["wrapped"], validate=True)
-        found = Recipient(name, str(body["kind"]), str(body["label"]), bool(body["offline"]), wrapped)
+        wrapped, repo_id = base64.b64decode(body["wrapped"], validate=True), bytes.fromhex(body["repo_id"])
+        return Recipient(name, str(body["kind"]), str(body["label"]), bool(body["offline"]), repo_id, wrapped)
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"{name}: not a wrapped key", detail=repr(error)) from error
-    if owner != repo_id.hex():
-        raise Damaged(f"{name}: a key of another repository", detail=f"it says {owner}, this is {repo_id.hex()}")
-    return found
 
 
 def _opens(wrapper: KeyWrapper, wrapped: bytes, root: Domain) -> bool:
@@ -281,12 +276,12 @@ def _opens(wrapper: KeyWrapper, wrapped: bytes, root: Domain) -> bool:
         return hmac.compare_digest(wrapper.unwrap(wrapped, root.repo_id), root.key)
     except KeyMissing:  # it can only wrap: the other half lies on paper
         return True
-    except KeyRefused:
+    except (KeyRefused, Damaged):
         return False
 
 
 def _unwraps(wrapper: KeyWrapper, recipient: Recipient, root: Domain) -> bool:
     try:
         return wrapper.kind == recipient.kind and wrapper.unwrap(recipient.wrapped, root.repo_id) == root.key
-    except (KeyMissing, KeyRefused):
+    except (KeyMissing, KeyRefused, Damaged):
         return False

@@ -5,6 +5,7 @@ import ast
 from tests.architecture.tree import product, sources
 
 FILE_LINES = 400
+TEST_LINES = 500  # cases stand below each other
 PUBLIC_METHODS = 12
 FIRST_LINE = 116  # the goal is 100
 
@@ -13,13 +14,14 @@ WAIVED = {
     "dbguardd/repository/__init__.py:Repository": "all that may be done with a repository, in one place",
     "dbguardd/repository/recover.py": "one file that reads a repository without the rest of dbguard",
     "dbguardd/api/service.py:Service": "the protocol has one method for each thing that can be asked",
+    "dbguardd/daemon/service.py:Service": "it implements that protocol",
 }
 
 
 def over_budget():
     for source in [*product(), *sources("tests")]:
         lines = source.text.count("\n")
-        if lines > FILE_LINES:
+        if lines > (TEST_LINES if source.name.startswith("tests/") else FILE_LINES):
             yield source.name, f"{lines} lines"
     for source in product():
         for node in ast.walk(source.tree):

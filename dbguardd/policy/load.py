@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import stat
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -106,7 +107,7 @@ def _check_sources(
     sources: Sequence[Source], found: list[Mistake], host: Host
 ) -> tuple[Policy | None, Sequence[Source], list[Mistake]]:
     merged, owners = merge(sources)
-    spans: dict[str, Any] = {}
+    spans: dict[str, Mapping[mistakes.Path, mistakes.Spans]] = {}
 
     def locate(mistake: Mistake, of_key: bool) -> Mistake:
         return _locate(mistake, of_key, sources, owners, spans)
@@ -241,7 +242,11 @@ def _merge(into: Json, owners: dict[mistakes.Path, int], path: mistakes.Path, va
 
 
 def _locate(
-    mistake: Mistake, of_key: bool, sources: Sequence[Source], owners: Mapping[Any, int], spans: dict[str, Any]
+    mistake: Mistake,
+    of_key: bool,
+    sources: Sequence[Source],
+    owners: Mapping[Any, int],
+    spans: dict[str, Mapping[mistakes.Path, mistakes.Spans]],
 ) -> Mistake:
     """Return the mistake with the file, line and column of the key or value that its path names."""
     path = mistake.path
@@ -250,8 +255,8 @@ def _locate(
         return mistake
     source = sources[owner]
     if source.path not in spans:
-        spans[source.path] = mistakes.load_spans(source.text)
-    span = mistakes.span_of(spans[source.path], path, of_key=of_key) if spans[source.path] else None
+        spans[source.path] = mistakes.find_spans(source.text)
+    span = mistakes.span_of(spans[source.path], path, of_key=of_key)
     where = mistakes.place(source.text, span.start, span.stop) if span else {}
     return Mistake(mistake.severity, mistake.code, mistake.message, path, source.path, hint=mistake.hint, **where)
 
@@ -259,10 +264,11 @@ def _locate(
 def origins(sources: Sequence[Source]) -> Mapping[str, str]:
     """Return for every key that stands in a file, dotted: the file and line that decide it."""
     _, owners = merge(sources)
-    spans = [mistakes.load_spans(source.text) for source in sources]
+    spans = [mistakes.find_spans(source.text) for source in sources]
+    ends = [[match.start() for match in re.finditer("\n", source.text)] for source in sources]
     known: dict[str, str] = {}
     for path, index in owners.items():
-        span = mistakes.span_of(spans[index], path, of_key=True) if spans[index] else None
-        line = f":{sources[index].text.count(chr(10), 0, span.start) + 1}" if span else ""
+        span = mistakes.span_of(spans[index], path, of_key=True)
+        line = f":{bisect_left(ends[index], span.start) + 1}" if span else ""
         known[mistakes.dotted(path)] = f"{sources[index].path}{line}"
     return known

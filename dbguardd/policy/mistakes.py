@@ -75,30 +75,49 @@ def dotted(path: Path) -> str:
     return text
 
 
-def span_of(spans: Any, path: Path, *, of_key: bool) -> slice | None:
-    """Return where a key or its value stands, or the nearest table around it; `spans` is from load_spans()."""
-    here, key_span, span = spans, None, None
-    for part in path:
-        inner = here.inner() if hasattr(here, "inner") else here
-        if isinstance(inner, dict):
-            found = next((key for key in inner if _plain(key) == part), None)
-            if found is None:
-                return key_span or span
-            key_span, here = _real(found), inner[found]
-        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
-            here = inner[part]
-        else:
-            break
-        span = _real(here) or key_span or span
-    return (key_span if of_key else None) or span
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Where the key and the value of a path stand in a text."""
+
+    key: slice | None = None
+    value: slice | None = None
 
 
-def load_spans(text: str) -> Any:
-    """Return the values of a TOML text with their places; None if that parser cannot read what tomllib can."""
+def find_spans(text: str) -> Mapping[Path, Spans]:
+    """Return where every key and value of a TOML text stands; empty if that parser cannot read what tomllib can."""
     try:
-        return loads_with_spans(text)
+        values = loads_with_spans(text)
     except Exception:  # noqa: BLE001 - it only serves to point at a mistake; without it the path is named
-        return None
+        return {}
+    found: dict[Path, Spans] = {}
+    _walk(values, (), found)
+    return found
+
+
+def _walk(value: Any, path: Path, found: dict[Path, Spans]) -> None:
+    inner = _plain(value)
+    if isinstance(inner, dict):
+        for key, item in inner.items():
+            here = (*path, _plain(key))
+            found[here] = Spans(_real(key), _real(item))
+            _walk(item, here, found)
+    elif isinstance(inner, list):
+        for index, item in enumerate(inner):
+            found[(*path, index)] = Spans(None, _real(item))
+            _walk(item, (*path, index), found)
+
+
+def span_of(spans: Mapping[Path, Spans], path: Path, *, of_key: bool) -> slice | None:
+    """Return where the key or the value of a path stands, or the nearest table around it."""
+    for end in range(len(path), 0, -1):
+        here = spans.get(path[:end])
+        if here is None:
+            continue
+        exact = end == len(path)
+        span = (here.key or here.value) if of_key or not exact else (here.value or here.key)
+        if span is not None:
+            return span
+    return None
 
 
 def _plain(key: Any) -> Any:

@@ -33,7 +33,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SOME_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 _LONGEST_SHIFT = timedelta(hours=25)  # Samoa once left out a whole day
 _SHORTEST_INTERVAL = timedelta(minutes=1)
-_SAMPLE = 60
+_SAMPLE_DAYS = 366
 _LONGEST_TEXT = 200
 _FORMS = '"daily 01:00", "every 15min", "sun 02:00", "mon..fri 02:30", "first sun 05:00" or five cron fields'
 
@@ -82,19 +82,33 @@ class Schedule:
     def gaps(self) -> tuple[timedelta, timedelta] | None:
         """Return the shortest and the longest time between two runs (in a zone without DST); None: runs at most once.
 
-        Cron lines are judged by their next 60 runs.
+        Cron lines are judged by a year of runs, rarer ones by their next runs.
         """
         if self.every is not None:
             return self.every, self.every
-        runs = list(islice(self.after(_SOME_DAY, UTC), _SAMPLE))
-        lengths = [later - earlier for earlier, later in pairwise(runs)]
-        return (min(lengths), max(lengths)) if lengths else None
+        line = CronSim(self.cron, _SOME_DAY)
+        days = (_SOME_DAY + timedelta(days=number) for number in range(_SAMPLE_DAYS))
+        days_apart = [later - earlier for earlier, later in pairwise(day for day in days if _matches(line, day))]
+        if not days_apart:
+            runs = list(islice(self.after(_SOME_DAY, UTC), 3))
+            lengths = [later - earlier for earlier, later in pairwise(runs)]
+            return (min(lengths), max(lengths)) if lengths else None
+        times = [
+            timedelta(hours=hour, minutes=minute) for hour in sorted(line.hours) for minute in sorted(line.minutes)
+        ]
+        night = times[-1] - times[0]
+        lengths = [later - earlier for earlier, later in pairwise(times)] + [apart - night for apart in days_apart]
+        return min(lengths), max(lengths)
 
     def explain(self) -> str:
         """Return the schedule in words: "At 02:30 on Monday through Friday"."""
         if self.every is not None:
             return f"Every {format_duration(self.every)}, counted from midnight UTC"
         return str(CronSim(self.cron, _SOME_DAY).explain())
+
+
+def _matches(line: CronSim, day: datetime) -> bool:
+    return day.month in line.months and bool(line.match_day(day.date()))
 
 
 def first_instant(wall: datetime, zone: tzinfo) -> datetime:

@@ -26,7 +26,7 @@ def config_check(session: Session) -> int:
     if session.json:
         session.print_json(answer)
     else:
-        session.out.show(view.checked(answer, session.zone))
+        session.out.show(view.checked(answer))
     return 9 if not ok else 3 if answer.get("warnings") else 0
 
 

@@ -86,7 +86,7 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
     body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
     answer = session.daemon.post("protect", body=body)
     if not session.json:
-        session.out.show(protected(answer, session.zone))
+        session.out.show(protected(answer))
     if dry_run:
         if session.json:
             session.print_json(answer)
@@ -109,7 +109,7 @@ def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
         return job
     try:
         if not job:
-            return watch.start(session, "backup", {"database": answer["name"], "verify": True})
+            return watch.start(session, "backup", {"database": answer["database"], "verify": True})
     except Busy as error:
         job = error.facts.get("job")
         if not job:

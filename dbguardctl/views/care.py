@@ -17,35 +17,31 @@ _GOOD = ("graded", "proven", "done", "stored", "recovered")
 
 def schedule(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return the next runs, soonest first."""
-    rows = answer.get("runs") or answer.get("schedule") or []
+    rows = answer.get("runs") or []
     if not rows:
         return [text("Nothing is scheduled.")]
     table: list[list[Cell | str]] = [
         [
-            when(row.get("at") or row.get("next_run_at"), now, zone),
-            _soon(row.get("at") or row.get("next_run_at"), now, zone),
-            Cell(str(row.get("database") or row.get("storage") or ""), "strong"),
+            when(row["at"], now, zone),
+            _soon(row["at"], now, zone),
+            Cell(str(row.get("database") or f"storage {row.get('storage')}"), "strong"),
             str(row.get("verb") or ""),
-            str(row.get("schedule") or row.get("rule") or ""),
-            str(row.get("state") or row.get("why") or ""),
+            str(row.get("schedule") or ""),
+            Cell(str(row.get("state") or ""), "warn"),
         ]
         for row in rows
     ]
-    columns = ["WHEN", "", "DATABASE", "VERB", "SCHEDULE", ""]
-    keep = [0, *(number for number in range(1, 6) if any(_words(row[number]) for row in table))]
     return [
-        text(f"Times are {zone_name(now, zone)}."),
-        Table([columns[number] for number in keep], [[row[number] for number in keep] for row in table]),
+        text(
+            f"Times are {zone_name(now, zone)}. Schedules are in {answer.get('timezone') or 'the zone of the policy'}."
+        ),
+        Table(("WHEN", "", "DATABASE", "VERB", "SCHEDULE", ""), table),
     ]
 
 
 def _soon(moment: str | None, now: datetime, zone: tzinfo | None) -> str:
     soon = ahead(moment, now, zone)
     return soon if soon == "now" or soon.startswith("in ") else ""
-
-
-def _words(cell: Cell | str) -> str:
-    return cell if isinstance(cell, str) else cell.text
 
 
 def _style(name: str) -> str:

@@ -5,27 +5,26 @@ from __future__ import annotations
 from datetime import tzinfo
 from typing import Any
 
-from dbguardctl.screen import Block, Cell, Line, text
-from dbguardctl.views.facts import facts, one_line, value
+from dbguardctl.screen import Block, Cell, Line, paragraph, text
+from dbguardctl.views.facts import facts
 from dbguardctl.words import span
 
 Json = dict[str, Any]
 
-_OWN = frozenset(("schema", "job", "text", "policy_text", "dry_run", "hints"))
 
-
-def protected(answer: Json, zone: tzinfo | None) -> list[Block]:
+def protected(answer: Json) -> list[Block]:
     """Return what was found and written, and the drop-in itself."""
     blocks: list[Block] = []
-    for name, part in answer.items():
-        if name in _OWN or part in (None, "", [], {}):
-            continue
-        words = one_line(part, zone) if isinstance(part, dict) else value(name, part, zone)
-        blocks.append(text(Cell(f"{name.removesuffix('_at').replace('_', ' '):<9} ", "dim"), words))
-    policy = answer.get("text") or answer.get("policy_text")
-    if policy:
-        blocks += [Line(), *(text(line, indent=2) for line in str(policy).splitlines()), Line()]
-    return blocks
+    for word, name in (
+        ("found", "found"),
+        ("database", "database"),
+        ("wrote", "wrote"),
+        ("would write", "would_write"),
+    ):
+        if answer.get(name):
+            blocks.append(text(Cell(f"{word:<11} ", "dim"), str(answer[name])))
+    policy = str(answer.get("text") or "")
+    return [*blocks, Line(), *paragraph(policy.rstrip(), 2), Line()] if policy else blocks
 
 
 def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:

@@ -12,6 +12,7 @@ from dbguardctl.words import (
     ahead,
     count,
     days_ago,
+    humanized,
     parse_utc,
     size,
     span,
@@ -35,14 +36,18 @@ _NEEDY = frozenset((Health.FAILING, Health.LATE, Health.UNPROVEN))
 
 
 def needs_attention(answer: Json) -> bool:
-    """True if a person should look: the exit status of `status` is 3 then."""
+    """True if a person should look: the exit status of `status` is 3 then. A pause or an orphan is no such thing."""
     return bool(
         answer.get("attention")
         or answer.get("policy_problem")
-        or any(row["state"] in _NEEDY or row["attention"] or row["problem"] for row in answer["databases"])
+        or any(_needy(row) for row in answer["databases"])
         or any(not row["ok"] for row in answer["storages"])
         or any(not row["recovery"] for row in answer["keys"])
     )
+
+
+def _needy(row: Json) -> bool:
+    return row["state"] in _NEEDY or (row["state"] == Health.SAFE and bool(row["attention"]))
 
 
 def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
@@ -51,16 +56,32 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
     blocks = _head(answer, rows, now, zone)
     if rows:
         columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
-        blocks += [Line(), Table(columns, [_row(row, screen, now, zone) for row in rows], fold=frozenset((3, 6)))]
+        table = Table(columns, [_row(row, screen, now, zone) for row in rows], fold=frozenset((3, 6)))
+        blocks += [Line(), table]
     else:
-        blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"),
-                                Cell("dbguardctl protect PATH", "try"))]  # fmt: skip
-    wrong = [block for row in rows for block in trouble(row, screen)]
-    wrong += [text(screen.mark("warn"), " ", line) for line in answer.get("attention") or ()]
-    if problem := answer.get("policy_problem"):
-        wrong += _problem("policy", problem, screen, "bad")
+        protect = Cell("dbguardctl protect PATH", "try")
+        blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"), protect)]
+    wrong = _wrong(answer, rows, screen)
     blocks += [Line(), *wrong] if wrong else []
-    blocks += [Line(), *_storages(answer["storages"], screen), *_keys(answer["keys"], screen, now, zone)]
+    return [*blocks, Line(), *_storages(answer["storages"], screen), *_keys(answer["keys"], screen, now, zone)]
+
+
+def _wrong(answer: Json, rows: list[Json], screen: Screen) -> list[Block]:
+    """Return what is wrong, each thing once: a key without recovery has a line of its own at the end."""
+    bare = [key["name"] for key in answer["keys"] if not key["recovery"]]
+    said = tuple(f"key {name} has no recovery recipient" for name in bare)
+    hinted = frozenset(f"dbguardctl key recovery-sheet {name}" for name in bare)
+    blocks: list[Block] = []
+    problem = answer.get("policy_problem")
+    if problem:
+        blocks += _problem("policy", problem, screen, "bad")
+    for row in rows:
+        attention = [line for line in row["attention"] if not any(words in line for words in said)]
+        hints = [hint for hint in row["hints"] if hint not in hinted]
+        blocks += trouble({**row, "attention": attention, "hints": hints}, screen)
+    for line in answer.get("attention") or ():
+        if not problem or str(problem.get("message")) not in line:
+            blocks.append(text(screen.mark("warn"), " ", line))
     return blocks
 
 
@@ -80,10 +101,10 @@ def _head(answer: Json, rows: list[Json], now: datetime, zone: tzinfo | None) ->
 
 def _row(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Cell | str]:
     style = _STYLES.get(row["state"], "warn")
-    restorable = ago(row["recoverable_to_at"], now, zone)
-    goal = f"  (goal {span(row['rpo_seconds'])})" if row.get("rpo_seconds") else ""
+    restorable = ago(row["recoverable_to_at"], now, zone) if row["recoverable_to_at"] else _nothing(row)
+    goal = f" (goal {span(row['rpo_seconds'])})" if row.get("rpo_seconds") else ""
     takes = span(row["restore_seconds"])
-    takes += f"  (goal {span(row['rto_seconds'])})" if row.get("rto_seconds") else ""
+    takes += f" (goal {span(row['rto_seconds'])})" if row.get("rto_seconds") else ""
     return [
         screen.mark(style),
         Cell(row["name"], "strong"),
@@ -93,6 +114,10 @@ def _row(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[
         takes,
         _next(row, now, zone),
     ]
+
+
+def _nothing(row: Json) -> str:
+    return "nothing proven yet" if row["backups"] else "nothing yet"
 
 
 def _proven(row: Json, now: datetime, zone: tzinfo | None) -> tuple[str, str]:
@@ -115,20 +140,25 @@ def _next(row: Json, now: datetime, zone: tzinfo | None) -> str:
 
 
 def trouble(row: Json, screen: Screen) -> list[Block]:
-    """Return what is wrong with a database and what to do about it: lines that can be pasted."""
+    """Return what is wrong with a database, worst first, and what to do about it: lines that can be pasted."""
     style = _STYLES.get(row["state"], "warn")
-    blocks: list[Block] = []
-    if row["problem"]:
-        blocks += _problem(row["name"], row["problem"], screen, style if style == "bad" else "warn", row["hints"])
-        hints: list[str] = []
-    else:
-        hints = list(row["hints"])
-    for line in row["attention"]:
-        blocks.append(text(screen.mark(style if style in ("bad", "warn") else "warn"), " ", _named(row["name"], line)))
-    if not blocks and row["state"] in _NEEDY:
-        blocks.append(text(screen.mark(style), " ", _named(row["name"], _plain_state(row))))
+    problem, hints = row["problem"] or {}, list(row["hints"])
+    lines = list(row["attention"])
+    if not lines and problem:
+        lines = [str(problem.get("message") or "failed")]
+    if not lines and row["state"] in _NEEDY:
+        lines = [_plain_state(row)]
         hints = hints or [f"dbguardctl {'verify' if row['backups'] else 'backup'} {row['name']}"]
-    return blocks + [text(Cell("try  ", "dim"), Cell(hint, "try"), indent=4) for hint in hints if blocks]
+    blocks: list[Block] = []
+    for number, line in enumerate(lines):
+        mark = screen.mark("warn" if style == "good" or (number and style == "bad") else style)
+        code = Cell(f"  [{problem['code']}]", "dim") if problem.get("code") and not number else ""
+        blocks.append(text(mark, " ", _named(row["name"], line), code))
+        if not number:
+            details = humanized(str(problem.get("detail") or ""))
+            blocks += [text(words, indent=4) for words in details.splitlines()]
+    hints = list(dict.fromkeys([*(problem.get("hints") or ()), *hints]))
+    return blocks + [text(Cell("try  ", "dim"), Cell(str(hint), "try"), indent=4) for hint in hints if blocks]
 
 
 def _plain_state(row: Json) -> str:
@@ -145,13 +175,12 @@ def _named(name: str, line: str) -> str:
     return line if line.startswith(name) else f"{name}: {line}"
 
 
-def _problem(name: str, problem: Json, screen: Screen, style: str, more: list[str] | None = None) -> list[Block]:
-    blocks: list[Block] = [
-        text(screen.mark(style), " ", _named(name, str(problem.get("message") or problem.get("title") or "failed")),
-             Cell(f"  [{problem.get('code', 'DBG-0008')}]", "dim"))
-    ]  # fmt: skip
-    blocks += [text(line, indent=4) for line in str(problem.get("detail") or "").splitlines()]
-    hints = list(dict.fromkeys([*(problem.get("hints") or ()), *(more or ())]))
+def _problem(name: str, problem: Json, screen: Screen, style: str) -> list[Block]:
+    message = _named(name, str(problem.get("message") or problem.get("title") or "failed"))
+    code = Cell(f"  [{problem.get('code', 'DBG-0008')}]", "dim")
+    blocks: list[Block] = [text(screen.mark(style), " ", message, code)]
+    blocks += [text(line, indent=4) for line in humanized(str(problem.get("detail") or "")).splitlines()]
+    hints = problem.get("hints") or ()
     return blocks + [text(Cell("try  ", "dim"), Cell(str(hint), "try"), indent=4) for hint in hints]
 
 
@@ -197,9 +226,9 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
     """Return what `status NAME` says of one database."""
     style = _STYLES.get(row["state"], "warn")
     since, to = row["recoverable_since_at"], row["recoverable_to_at"]
-    window = "nothing yet" if not to else f"{when(to, now, zone)} ({_age(to, now)} ago)"
+    window = _nothing(row) if not to else f"{when(to, now, zone)} ({_age(to, now)} ago)"
     if since and since != to:
-        window += f", the oldest backup is of {when(since, now, zone)}"
+        window += f", the oldest proven backup is of {when(since, now, zone)}"
     proven = "never"
     if row["last_proven_at"]:
         proven = when(row["last_proven_at"], now, zone)

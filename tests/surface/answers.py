@@ -34,7 +34,8 @@ APP = database(
     next_run_at="2026-09-12T23:00:00Z", next_verb="backup", source_bytes=1116691497,
 )  # fmt: skip
 CRM = database(
-    "crm", wire.Health.UNPROVEN, recoverable_to_at="2026-09-11T00:06:00Z", backups=1, source_bytes=5368709120,
+    "crm", wire.Health.UNPROVEN, backups=1, source_bytes=5368709120,
+    attention=["crm: a backup exists, but no restore of it has ever been proven"], hints=["dbguardctl verify crm"],
     next_run_at="2026-09-13T00:00:00Z", next_verb="backup",
 )  # fmt: skip
 CACHE = database(
@@ -45,11 +46,13 @@ CACHE = database(
         hints=["dbguardctl prune --dry-run"],
         facts={"free_bytes": 1288490188, "needed_bytes": 2254857830, "last_proven_at": "2026-09-09T01:00:30Z"},
     ).problem(),
+    attention=["cache: 11 runs failed since 2026-09-09 12:00 UTC: the storage is full"],
     hints=[f"dbguardctl job show {JOB}"],
 )  # fmt: skip
 QUIET = database(
     "quiet", wire.Health.PAUSED, recoverable_to_at="2026-09-11T23:00:00Z", last_proven_at="2026-09-11T23:10:00Z",
     restore_seconds=62.0, backups=7, paused_until_at="2026-09-12T12:00:00Z",
+    attention=["quiet: paused until 2026-09-12 12:00 UTC"], hints=["dbguardctl resume quiet"],
 )  # fmt: skip
 
 LOCAL = wire.StorageStatus(

@@ -33,7 +33,7 @@ WITHOUT_KEY = answers.status((APP,), keys=(replace(MAIN, recovery=[], recovery_t
 LOST = replace(
     answers.LOCAL, ok=False, free_bytes=None, problem=KeyRefused("storage local: sealed with another key").problem()
 )
-FRESH = replace(CRM, name="fresh", recoverable_to_at=None, backups=0, next_run_at="2026-09-12T23:00:00Z")
+FRESH = replace(CRM, name="fresh", attention=[], hints=[], backups=0, next_run_at="2026-09-12T23:00:00Z")
 
 SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
@@ -65,8 +65,12 @@ SCREENS: dict[str, Draw] = {
     "schedule": lambda s: care.schedule(ROUTES["GET /schedule"], NOW, BERLIN),
     "audit": lambda s: care.audit(ROUTES["GET /audit"], NOW, BERLIN),
     "config-diff": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN),
+    "config-check": lambda s: config.checked(
+        {"ok": False, "files": ["a.toml"], "errors": [{"text": "error[config/bad-value]: no\n --> a.toml:9:1\n9 | y"}]}
+    ),
+    "config-show": lambda s: config.shown(ROUTES["GET /config"]({"origin": "true"}, None)),
     "protect": lambda s: [
-        *protected({"found": "SQLite database", "wrote": "/etc/x.toml", "text": "[database.app]\n"}, BERLIN),
+        *protected({"database": "app", "found": "SQLite database", "wrote": "/etc/x.toml", "text": "[database.app]\n"}),
         *promise(WITHOUT_KEY, "app"),
     ],
     "error": lambda s: error_blocks(

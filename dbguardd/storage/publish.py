@@ -125,13 +125,13 @@ class Draft:
 def owner_of(pid: int) -> str:
     """Return who owns the files of a process: HOST.PID.START, unique over hosts, reboots and reused process ids.
 
-    HOST stands for this boot and this process namespace. START is 0 for a process that cannot be seen.
+    HOST stands for this boot and this process namespace; where /proc hides them, for the host's name. START is 0 for a
+    process that cannot be seen.
     """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        boot = ""
-    return f"{hashlib.sha256(boot.encode()).hexdigest()[:12]}.{pid}.{_start_of(pid)}"
+    host = os.uname().nodename
+    with suppress(OSError):
+        host = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return f"{hashlib.sha256(host.encode()).hexdigest()[:12]}.{pid}.{_start_of(pid)}"
 
 
 def _start_of(pid: int) -> str:

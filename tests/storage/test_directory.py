@@ -267,6 +267,41 @@ def test_a_directory_that_cannot_be_synced_is_not_asked_twice(root: Path) -> Non
             storage.put("a", b"x")
 
 
+def test_what_is_there_already_and_cannot_be_synced_is_not_acknowledged(root: Path) -> None:
+    Directory(root, create=True).put("a", b"x")
+    storage = Directory(root, calls=Calls(fsync=failing(errno.EIO, only=is_file)))
+    for _ in range(2):
+        with pytest.raises(Degraded):
+            storage.put("a", b"x")
+
+
+def test_a_name_that_is_taken_while_we_write(root: Path) -> None:
+    def link(*args: object, **more: object) -> None:
+        if not (root / "a").exists():
+            Directory(root).put("a", b"winner")
+        os.link(*args, **more)  # type: ignore[arg-type]
+
+    for nameless in (True, False):
+        storage = Directory(root, create=True, calls=Calls(link=link), nameless=nameless)
+        with pytest.raises(Conflict):
+            storage.put("a", b"loser")
+        assert os.listdir(root) == ["a"]
+        storage.delete("a")
+        storage.put("a", b"winner")
+        storage.delete("a")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_not_returned_short(root: Path) -> None:
+    from dbguardd.storage.directory import _pieces
+
+    (root.parent / "file").write_bytes(b"01234567")
+    with (root.parent / "file").open("r+b") as file:
+        pieces = _pieces(file.fileno(), 0, 12)
+        assert next(pieces) == b"01234567"
+        with pytest.raises(OSError, match="shorter"):
+            next(pieces)
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_file_system_that_cannot_sync_directories_is_used_and_told(root: Path, number: int) -> None:
     storage = Directory(root, create=True, calls=Calls(fsync=failing(number, times=100, only=is_folder)))

@@ -70,6 +70,40 @@ def test_a_storage_is_opened_as_the_job_names_it(tmp_path) -> None:
     storage.put("a", b"1")
     assert open_storage(settings).get("a") == b"1"
     assert open_storage({"type": "memory"}).url == "memory:"
-    for wrong in ({"type": "tape"}, {**settings, "keep_free": "lots"}, {**settings, "keep_free": "100%"}):
+    wrong_rooms = [{"keep_free": "lots"}, {"keep_free": "100%"}, {"keep_free": -1}, {"max_bytes": -1}]
+    for wrong in ({"type": "tape"}, *({**settings, **room} for room in wrong_rooms)):
         with pytest.raises(PolicyInvalid):
             open_storage(wrong)
+
+
+def test_a_listing_that_breaks_off_too_often_breaks_off() -> None:
+    class Broken(Memory):
+        def list(self, prefix):
+            yield from super().list(prefix)
+            raise Unreachable("x")
+
+    storage = Broken()
+    storage.put("a", b"")
+    waited: list[float] = []
+    entries = Retrying(storage, (1, 2), waited.append).list("")
+    assert next(entries).name == "a"
+    with pytest.raises(Unreachable):
+        next(entries)
+    assert waited == [1, 2]
+
+
+def test_a_probe_believes_nobody() -> None:
+    class Overwriting(Memory):
+        def put(self, name, data):
+            self.delete(name)
+            super().put(name, data)
+
+    class Forgetful(Memory):
+        def get(self, name, start=0, length=None):
+            return b"something"
+
+    assert Overwriting().probe().create_only is False
+    assert Forgetful().probe().read_after_write is False
+    for storage in (Overwriting(), Forgetful()):
+        storage.probe()
+        assert list(storage.list("")) == []

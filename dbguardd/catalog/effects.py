@@ -17,6 +17,8 @@ Facts = Mapping[str, Any]
 
 _NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds"}
 
+_PROOF_NAMES = frozenset(("id", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
+
 
 def apply(backups: Backups, event: str, facts: Facts, at: str) -> None:
     """Change the index as the event says; an event without an effect is none. Raises Internal on bad facts."""
@@ -64,8 +66,9 @@ def _graded(backups: Backups, facts: Facts, at: str) -> None:
     seconds = facts.get("restore_seconds")
     seconds = None if seconds is None else float(seconds)
     backups.grade(id, grade, proven_at, seconds, None if failure is None else str(failure))
-    rest = {name: value for name, value in facts.items() if name not in ("id", "grade", "restore_seconds", "failure")}
-    backups.add_proof(ProofRow(id, proven_at or at, grade, seconds, failure, rest))
+    rest = {name: value for name, value in facts.items() if name not in _PROOF_NAMES}
+    moment = _time(facts.get("verified_at")) or proven_at or at
+    backups.add_proof(ProofRow(id, moment, grade, seconds, failure, rest))
 
 
 def _expired(backups: Backups, facts: Facts, at: str) -> None:

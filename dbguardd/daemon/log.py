@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from dbguardd.daemon.lean import structlog
 from dbguardd.errors import OUTCOMES, message_id
 
 _SOCKET = "/run/systemd/journal/socket"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from datetime import datetime
 
-import segno
-
 
 def sheet_text(key: str, host: str, identity: str, recipient: str, now: datetime) -> str:
     """Return the sheet as plain text of at most 78 columns."""
@@ -35,6 +33,8 @@ this line as the key.
 
 def qr_svg(identity: str) -> str:
     """Return the secret as a QR code in SVG, medium error correction."""
+    import segno  # noqa: PLC0415 - once in a year
+
     out = io.BytesIO()
     segno.make(identity, error="m").save(out, kind="svg", scale=4, border=4, xmldecl=False)
     return out.getvalue().decode()

@@ -85,7 +85,9 @@ class Views:
         goes = guarded.expire if isinstance(guarded.expire, Schedule) else guarded.backup
         expire = next_due(timing(guarded, goes, f"{name} expire", self.machine_id), now)
         for row in rows:
-            row.kept_because = list(kept.get(row.id, ()))
+            row.kept_because = [
+                reason for reason in kept.get(row.id, ()) if not reason.startswith('hold "')
+            ]  # in holds
             end = ends.get(row.id) if row.id in kept else expire
             row.expires_at = None if end is None or row.holds else to_text(end)
         return rows

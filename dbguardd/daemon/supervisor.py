@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dbguardd.catalog import Entry
+from dbguardd.catalog import Entry, Who
 from dbguardd.daemon import house
 from dbguardd.daemon.around import Log, RunWorker, Surroundings
 from dbguardd.daemon.bell import Bell
@@ -33,6 +33,7 @@ from dbguardd.errors import GuardError
 from dbguardd.wire import JobRow
 
 STOP_SECONDS = 60.0
+_SIGNAL = Who("signal")
 _PROBE_SECONDS = 300.0
 _GAUGE_SECONDS = 600.0
 
@@ -219,7 +220,7 @@ class Supervisor:
     def _reload(self) -> None:
         self._notify.reloading()
         try:
-            with self._do.audited(SCHEDULE, "policy.reload", str(self._do.inforce.path), {"signal": "SIGHUP"}):
+            with self._do.audited(_SIGNAL, "policy.reload", str(self._do.inforce.path), {}):
                 self._do.reload()
             self._index_what_is_unknown()
         except GuardError as error:

@@ -15,7 +15,7 @@ help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/installed ## protect a live database, prove it, lose it, get it back (DB=PATH: your own, only read)
-	@$(PY) -m tests.demo $(DB)
+	@$(PY) -m tests.demo "$(DB)"
 
 test: .venv/installed programs ## lint, types, layers and every test; fails if anything does
 	@failed=""; report=""; \

@@ -140,7 +140,7 @@ async def serve(
 
 def _turn_away(connection: socket.socket) -> None:
     """Say why and hang up, without waiting: a peer that does not listen misses it."""
-    problem = Overloaded("dbguardd: too many connections", hints=("dbguardctl job list",)).problem()
+    problem = Overloaded("dbguardd: too many connections", hints=("ss -xp | grep dbguard",)).problem()
     body = json.dumps(problem).encode()
     head = (
         f"HTTP/1.1 {problem['status']} Service Unavailable\r\nContent-Type: application/problem+json\r\n"

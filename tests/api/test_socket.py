@@ -202,3 +202,26 @@ def test_closing_ends_streams_and_waits(tmp_path):
 
     asyncio.run(asyncio.wait_for(scene(), 20))
     assert [entry.name for entry in tmp_path.iterdir()] == ["api.sock.lock"]
+
+
+def test_closing_lets_what_changes_something_come_to_its_end(tmp_path):
+    async def scene():
+        store = Store()
+        store.gate.clear()
+        running = await serve(store, tmp_path / "api.sock")
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "api.sock"))
+        body = b'{"reason": "audit"}'
+        head = f"POST /v1/backups/01J1/hold HTTP/1.1\r\nHost: d\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        while not store.calls:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(running.close())
+        while (tmp_path / "api.sock").exists():
+            await asyncio.sleep(0)
+        store.gate.set()
+        await closing
+        assert store.calls[-1] == ("hold", "01J1", "audit")
+        assert b"200 OK" in await reader.read()
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))

@@ -12,7 +12,7 @@ from dbguardd.repository.frames import PAGES
 from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, Leaves, PageMap
 from dbguardd.repository.reading import Plain
 
-BATCH = 64  # extents
+BATCH = 32  # extents
 
 
 class PagesReader:

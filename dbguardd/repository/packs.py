@@ -150,7 +150,7 @@ class Pack:
         except InvalidTag as error:
             raise self._damaged(f"frame {number} at {record.start}, {record.stored} bytes, does not open") from error
         if record.compressed:
-            data = decompress(data, record.length, f"pack {self.name}")
+            data = decompress(data, record.length, f"pack {self.name}", digests.unpacker)
         parts = digests.parts(data)
         if digests.frame(parts, len(data)) != record.digest:
             raise self._damaged(f"frame {number} has another digest")

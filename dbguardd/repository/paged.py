@@ -1,6 +1,6 @@
 """Saving a paged stream: read it once, keep what the parent has, store the changed pages.
 
-Two threads read batches of 4 MiB and digest their extents. An extent with the digest that the parent's map has keeps
+Two threads read batches of 2 MiB and digest their extents. An extent with the digest that the parent's map has keeps
 its leaf. Of the others the units are tagged; units with the parent's tag keep their place, the changed ones are
 collected into frames of 256 KiB. The caller's thread puts results in order into packs and makes the leaves.
 """
@@ -12,7 +12,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import zstandard
@@ -22,7 +22,7 @@ from dbguardd.repository.frames import FRAME_LIMIT, LEAVES, PAGES, ROOT, TAG, Di
 from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, SELF, PackUse, PageMap, Root, Row, encode_leaves
 from dbguardd.repository.writing import PackHandle, PackWriter
 
-BATCH = 64  # extents
+BATCH = 32  # extents
 FRAME = 256 << 10
 LEAVES_PER_FRAME = 512
 MAP_LEVEL = 3
@@ -188,12 +188,17 @@ class PagesSaver:
         size = self._examiner.size
         stream = self._examiner.digests.stream(size)
         under_way: deque[tuple[int, Future[Examined]]] = deque()
-        for batch in range(-(-self._extents // BATCH)):
-            under_way.append((batch, self._writer.submit(self._examiner.examine, batch, self._known(batch))))
-            if len(under_way) > _AHEAD:
+        try:
+            for batch in range(-(-self._extents // BATCH)):
+                under_way.append((batch, self._writer.submit(self._examiner.examine, batch, self._known(batch))))
+                if len(under_way) > _AHEAD:
+                    stream.update(self._collect(*under_way.popleft()))
+            while under_way:
                 stream.update(self._collect(*under_way.popleft()))
-        while under_way:
-            stream.update(self._collect(*under_way.popleft()))
+        finally:
+            wait(
+                [future for _batch, future in under_way if not future.cancel()]
+            )  # the descriptor is the caller's again
         digest = stream.digest()
         if (
             self._parent is not None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from dbguardd.errors import SourceChanged, SourceDenied, Usage
+from dbguardd.errors import Damaged, GuardError, ObjectMissing, SourceChanged, SourceDenied, Usage
 from dbguardd.flow import Facts
 from dbguardd.repository.chunks import FlowMap
 from dbguardd.repository.flowing import FlowSaver
@@ -37,7 +37,8 @@ class Saving:
     """Saves one backup; flow.Sink. For one thread. A context manager: leaving it without seal() leaves no backup.
 
     `draft` is the backup with everything that is known before; its streams, sizes, kind and facts are filled in.
-    Raises what the storage raises, Cancelled when `cancelled` says so, SourceChanged, Damaged for an unreadable parent.
+    Raises what the storage raises, Cancelled when `cancelled` says so, SourceChanged. A parent that cannot be read does
+    not keep the next backup from being made: what it should have given is stored again, and the error is in `doubts`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Saving:
         self._needs: set[str | PackHandle] = set()
         self._inherited = False
         self.written_bytes = 0
+        self.doubts: list[GuardError] = []
 
     def __enter__(self) -> Saving:
         return self
@@ -92,7 +94,7 @@ class Saving:
             raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
         examiner = Examiner(file, name, self._digests, size=size, unit=max(page_size, UNIT), level=self._level)
-        saved = PagesSaver(self._writer, examiner, page_size, self._parent_pages(name, page_size), self._count).run()
+        saved = self._save_pages(examiner, page_size, self._parent_pages(name, page_size))
         if (now := _size(name, file)) != size:
             raise SourceChanged(f"{name}: changed its size during the backup", detail=f"from {size} to {now} bytes")
         self._keep(Stream(name, "paged", 0, page_size, "", stamp, Root("", 0)), saved)
@@ -103,7 +105,11 @@ class Saving:
         old = self._old.get(name)
         if old is None or not stamp or old.stamp != stamp:
             return False
-        self._needs |= stream_needs(self._reader, old)
+        try:
+            self._needs |= stream_needs(self._reader, old)
+        except (Damaged, ObjectMissing) as error:
+            self.doubts.append(error)
+            return False
         self._inherited = True
         self._streams[name] = (old, None)
         self._count(old.size)
@@ -144,18 +150,37 @@ class Saving:
         self._needs |= set(saved.needs)
         self._inherited |= saved.inherited
 
+    def _save_pages(self, examiner: Examiner, page_size: int, parent: PageMap | None) -> Saved:
+        done = self.written_bytes
+        try:
+            return PagesSaver(self._writer, examiner, page_size, parent, self._count).run()
+        except (Damaged, ObjectMissing) as error:
+            if parent is None or self._writer.failed:
+                raise
+            self.doubts.append(error)
+        self.written_bytes = done
+        return PagesSaver(self._writer, examiner, page_size, None, self._count).run()
+
     def _parent_flow(self, name: str) -> FlowMap | None:
         old = self._old.get(name)
         if old is None or old.kind != "flow":
             return None
-        flow = open_flow(self._reader, old)
+        try:
+            flow = open_flow(self._reader, old)
+        except (Damaged, ObjectMissing) as error:
+            self.doubts.append(error)
+            return None
         return None if scattered(len(flow.root.names), -(-old.size // PACK_SIZE), 0, 0) else flow
 
     def _parent_pages(self, name: str, page_size: int) -> PageMap | None:
         old = self._old.get(name)
         if old is None or old.kind != "paged" or old.page_size != page_size:
             return None
-        pages = open_pages(self._reader, old)
+        try:
+            pages = open_pages(self._reader, old)
+        except (Damaged, ObjectMissing) as error:
+            self.doubts.append(error)
+            return None
         held = sum([use.size for use in pages.root.packs.values()])
         base = pages.root.base
         return None if scattered(len(pages.root.packs), -(-base // PACK_SIZE), held, base) else pages

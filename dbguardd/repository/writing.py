@@ -85,6 +85,7 @@ class PackWriter:
         self._putter = ThreadPoolExecutor(1, "put")
         self._under_way: deque[tuple[PackHandle, Future[None]]] = deque()
         self._current = PackHandle()
+        self._failed: BaseException | None = None
         self.stored_bytes = 0
         self.packs: list[str] = []
 
@@ -97,13 +98,20 @@ class PackWriter:
         self._putter.shutdown(wait=True, cancel_futures=True)
         self._under_way.clear()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a pack could not be written; nothing that is added can become a backup any more."""
+        return self._failed is not None
+
     def submit(self, work: Callable[..., T], *arguments: object) -> Future[T]:
         """Let one of the working threads do something. The caller bounds how much."""
         self.check()
         return self._workers.submit(work, *arguments)
 
     def check(self) -> None:
-        """Raise Cancelled if someone cancelled, or the error of a pack that could not be written."""
+        """Raise Cancelled if someone cancelled, or the error of a pack that could not be written: for ever after."""
+        if self._failed is not None:
+            raise self._failed
         if self._cancelled():
             raise Cancelled("backup: cancelled")
         while self._under_way and self._under_way[0][1].done():
@@ -145,13 +153,18 @@ class PackWriter:
 
     def finish(self) -> None:
         """Write what is left; on return every pack is durable and was read back."""
+        self.check()
         self.flush()
         while self._under_way:
             self._take()
 
     def _take(self) -> None:
         pack, done = self._under_way.popleft()
-        done.result()
+        try:
+            done.result()
+        except BaseException as error:
+            self._failed = error
+            raise
         pack.settle()
         self.packs.append(pack.name())
         self.stored_bytes += pack.stored

@@ -16,6 +16,7 @@ from dbguardd.repository.reading import PackReader
 from tests.repository.data_path import DOMAIN, Drawer
 
 DIGESTS = Digests(DOMAIN)
+UNPACKER = zstandard.ZstdDecompressor()
 CONTENT = (b"", b"a", b"page " * 60, os.urandom(300), bytes(2000))
 
 
@@ -132,14 +133,14 @@ def test_nothing_can_be_told_from_outside() -> None:
 def test_a_bomb_is_refused_before_it_goes_off() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(50 << 20))
     with pytest.raises(Damaged):
-        decompress(bomb, 1 << 20, "pack x")
+        decompress(bomb, 1 << 20, "pack x", UNPACKER)
     silent = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(5000))
     with pytest.raises(Damaged):
-        decompress(silent, 5000, "pack x")
+        decompress(silent, 5000, "pack x", UNPACKER)
     two = zstandard.ZstdCompressor().compress(b"a" * 5000)
     with pytest.raises(Damaged):
-        decompress(two + two, 5000, "pack x")
-    assert decompress(two, 5000, "pack x") == b"a" * 5000
+        decompress(two + two, 5000, "pack x", UNPACKER)
+    assert decompress(two, 5000, "pack x", UNPACKER) == b"a" * 5000
 
 
 def test_a_length_that_lies_is_damage() -> None:

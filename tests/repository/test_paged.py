@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.errors import Cancelled, Damaged, SourceChanged, Usage
+from dbguardd.repository.frames import LEAVES
 from dbguardd.repository.model import Backup
 from dbguardd.repository.packs import object_name
 from dbguardd.repository.reading import PackReader
@@ -192,7 +193,7 @@ def test_source_that_shrinks_or_grows(tmp_path: Any) -> None:
         path.write_bytes(noise(60 << 20))
         size = path.stat().st_size
         with open(path, "r+b") as file, saving(storage, published=published) as sink:
-            seen = []
+            seen: list[int] = []
 
             def meddle(
                 path: Any = path, sink: Any = sink, seen: Any = seen, size: int = size, change: int = change
@@ -234,11 +235,35 @@ def test_wrong_page_size_and_same_name() -> None:
             sink.adopt("main", file.fileno(), 4096)
 
 
-def test_parent_map_gone_is_an_error_not_a_guess() -> None:
-    storage = Drawer()
-    data = noise(200_000)
-    first = save(storage, {"main": (data, 4096)})
-    storage.objects = {name: bytes(len(found)) for name, found in storage.objects.items()}
-    with pytest.raises(Damaged):
-        save(storage, {"main": (data, 4096)}, first)
+def test_a_parent_that_is_damaged_or_gone_means_full_again() -> None:
+    data = noise(3_000_000)
+    base = Drawer()
+    first = save(base, {"main": (data, 4096), "dump": data})
+    zeroed = {name: bytes(len(found)) for name, found in base.objects.items()}
+    for objects in (zeroed, {}):
+        storage = Drawer(objects)
+        backup = save(storage, {"main": (data, 4096), "dump": data}, first)
+        assert backup.kind == "full"
+        assert load(storage, backup) == {"main": data, "dump": data}
+
+
+def test_a_parent_with_one_damaged_leaf_means_full_again() -> None:
+    data = noise(3_000_000)
+    base = Drawer()
+    first = save(base, {"main": (data, 4096)})
+    reader = PackReader(base, DOMAIN)
+    pack = first.streams[0].root.pack
+    leaf = next(record for record in reader.pack(pack).records if record.kind == LEAVES)
+    broken = bytearray(base.objects[object_name(pack)])
+    broken[leaf.start] ^= 1
+    storage = Drawer({object_name(pack): bytes(broken)})
+    with saving(storage, first) as sink, tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        sink.adopt("main", file.fileno(), 4096)
+        backup = sink.seal({})
+        assert [type(doubt) for doubt in sink.doubts] == [Damaged]
+        assert sink.written_bytes == len(data)
+    assert backup.kind == "full"
+    assert load(storage, backup) == {"main": data}
     assert not threads()

@@ -83,13 +83,15 @@ class Session:
             self.err.show(error_blocks(error, self.now, self.zone, self.verbose))
 
     def _suggest(self, error: GuardError) -> None:
-        if not isinstance(error, NotFound) or not self.wanted_database or error.hints:
+        wanted = self.wanted_database
+        if not isinstance(error, NotFound) or not wanted or any("did you mean" in hint for hint in error.hints):
             return
         try:
             names = [str(row["name"]) for row in self.daemon.get("status")["databases"]]
         except (GuardError, KeyError, TypeError):
             return
-        error.hints = tuple(did_you_mean(self.wanted_database, names))
+        if wanted not in names:
+            error.hints = (*did_you_mean(wanted, names), *error.hints)
 
 
 def did_you_mean(word: str, words: list[str]) -> list[str]:

@@ -75,11 +75,14 @@ def _poll(
 
 def proof_job(session: Session, row: Json) -> Json | None:
     """Return the verification that follows a backup, if the policy or the request asks for one."""
-    made = (row["result"] or {}).get("backup")
-    if row["verb"] != "backup" or row["state"] != "done" or not isinstance(made, dict):
+    result = row["result"] or {}
+    if "verify_job" not in result:
         return None
-    jobs = session.daemon.get("jobs", database=row["database"], limit=20)["jobs"]
-    return next((job for job in jobs if job["verb"] == "verify" and job["request"].get("backup") == made["id"]), None)
+    if not result["verify_job"]:
+        session.say(f"{what(row)}: its proof could not be started; the journal of dbguardd says why")
+        return None
+    job: Json = session.daemon.get("jobs", str(result["verify_job"]))["job"]
+    return job
 
 
 def failure(row: Json) -> GuardError | None:

@@ -58,11 +58,11 @@ def config_explain(session: Session, key: str) -> None:
 @pass_session
 def config_schema(session: Session) -> None:
     """Print the JSON Schema of the policy, for editors."""
-    answer = session.daemon.get("config", "schema")
+    schema = session.daemon.get("config", "schema")
     if session.json:
-        session.print_json(answer)
+        session.print_json({"schema": "dbguard.config_schema/1", "json_schema": schema})
     else:
-        click.echo(json.dumps(answer.get("json_schema", answer), indent=2))
+        click.echo(json.dumps(schema, indent=2))
 
 
 @config.command("diff")

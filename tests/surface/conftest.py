@@ -20,6 +20,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     fake = FakeDaemon(tmp_path)
     yield fake
     fake.stop()
+    assert fake.misfits == []
 
 
 def environment(socket: Path | str, **more: str) -> dict[str, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from dbguardd.api import strict
+from dbguardd.api.routes import find
 from dbguardd.errors import GuardError, NotFound
 from dbguardd.wire import REQUESTS
 from tests.surface import answers
@@ -24,6 +26,8 @@ class FakeDaemon:
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "api.sock"
         self.asked: list[tuple[str, str, dict[str, str], Any]] = []
+        self.misfits: list[str] = []
+        """What the API of the real daemon would have refused to read."""
         self.routes: dict[str, Answer] = dict(ROUTES)
         self.jobs: dict[str, list[dict[str, Any]]] = {}
         """By id: the rows that a job goes through; the last one stays."""
@@ -40,6 +44,19 @@ class FakeDaemon:
 
     def bodies(self, route: str) -> list[Any]:
         return [body for method, path, _, body in self.asked if f"{method} {path}" == route]
+
+    def check(self, method: str, path: str, query: str, body: Any) -> None:
+        """Note what the strict API of the real daemon would refuse."""
+        found = find(method, strict.segments(path))
+        if isinstance(found, set):
+            self.misfits.append(f"no route {method} {path}")
+            return
+        try:
+            strict.query(found[0].query, query)
+            if found[0].body is not None:
+                strict.body(found[0].body, body or {})
+        except GuardError as error:
+            self.misfits.append(f"{method} {path}?{query} {body}: {error.message}")
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         self.asked.append((method, path, query, body))
@@ -97,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         target = urlsplit(self.path)
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
+        self.server.fake.check(method, target.path, target.query, body)  # type: ignore[attr-defined]
         path = unquote(target.path).removeprefix("/v1")
         query = dict(parse_qsl(target.query))
         if self.headers.get("Accept") == "text/event-stream":
@@ -187,7 +205,7 @@ ROUTES: dict[str, Answer] = {
         "schema": "dbguard.config-explain/1", "key": query["key"],
         "text": "How many backups are kept.", "type": "table", "default": None,
     },
-    "GET /config/schema": {"schema": "dbguard.config-schema/1", "json_schema": {"type": "object"}},
+    "GET /config/schema": {"type": "object"},
     "GET /keys": {"schema": "dbguard.keys/1", "keys": answers.status()["keys"]},
     "POST /keys/main/recovery-sheet": {
         "schema": "dbguard.recovery-sheet/1", "identity": "AGE-SECRET-KEY-1TEST", "recipient": "age1test",

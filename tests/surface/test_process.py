@@ -125,14 +125,17 @@ def test_a_backup_waits_for_the_proof_that_follows(
     follower = answers.job(
         "verify", "queued", id="01K4Z7Q2AB0000000000000J99", request={"database": "app", "backup": APP_1}
     )
-    daemon.routes["GET /jobs"] = {"schema": "dbguard.jobs/1", "jobs": [follower]}
-    daemon.jobs[follower["id"]] = [{**follower, "state": "done", "result": answers.RESULTS["verify"]}]
+    daemon.jobs[follower["id"]] = [follower, {**follower, "state": "done", "result": answers.RESULTS["verify"]}]
+    result = {**answers.RESULTS["backup"], "verify_job": follower["id"]}
+    daemon.verb_jobs["backup"] = [answers.job("backup", result=result)]
     assert inside("backup", "app") == 0
     assert "can be restored in 9.1 s" in capsys.readouterr().out
     assert inside("--json", "backup", "app") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["proof"]["grade"] == "proven" and answer["backup"]["id"] == APP_1
     assert (answer["job"]["verb"], answer["proof_job"]["verb"]) == ("backup", "verify")
+    daemon.jobs[follower["id"]] = [{**follower, "state": "failed", "problem": errors.ProofFailed("app: no").problem()}]
+    assert inside("backup", "app") == 4
 
 
 @pytest.mark.parametrize("kind", errors.OUTCOMES.values(), ids=lambda kind: kind.code)

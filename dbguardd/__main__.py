@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from dataclasses import MISSING, fields
@@ -39,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", type=Path, default=Path(POLICY), help=f"the policy file ({POLICY})")
     parser.add_argument("--state", type=Path, default=Path(STATE), help=f"where state and backups go ({STATE})")
     parser.add_argument("--socket", type=Path, default=Path(SOCKET), help=f"where to listen ({SOCKET})")
+    parser.add_argument("--group", help="the Unix group that may connect to the socket (only the daemon's own)")
+    parser.add_argument("--json-log", action="store_true", help="write the log as JSON lines when not under systemd")
     parser.add_argument("--check-config", action="store_true", help="check the policy, say what is wrong, and end")
     commands = parser.add_subparsers(dest="command")
     run = commands.add_parser("run", help="run one job here and now, without a daemon: after a disaster, in scripts")
@@ -66,17 +69,41 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run_by_hand(options: argparse.Namespace) -> int:
+    from dbguardd.daemon import house  # noqa: PLC0415
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker import by_hand  # noqa: PLC0415
 
-    state = str(options.state.absolute())
-    policy = load(options.policy.absolute(), os.geteuid(), Host(state=state)).policy
+    state = options.state.absolute()
+    policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
     request = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
-    return by_hand.run(policy, state, options.verb, request, as_json=options.json)
+    with house.owned(state):  # a running daemon works on the same staging and storage
+        return by_hand.run(policy, str(state), options.verb, request, as_json=options.json)
 
 
 def _serve(options: argparse.Namespace) -> int:
-    raise SystemExit("later")
+    from dbguardd.api.server import serve  # noqa: PLC0415
+    from dbguardd.daemon import log, supervisor  # noqa: PLC0415
+    from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
+    from dbguardd.worker.start import run_worker  # noqa: PLC0415
+
+    host, machine_id = supervisor.this_host()
+    socket = options.socket.absolute()
+    socket.parent.mkdir(mode=0o755, exist_ok=True)
+    asyncio.run(
+        supervisor.run(
+            supervisor.Setup(
+                policy=options.policy.absolute(),
+                state=options.state.absolute(),
+                run_worker=run_worker,
+                serve=lambda service: serve(service, socket, group=options.group),
+                log=log.setup(json_lines=options.json_log),
+                host=host,
+                machine_id=machine_id,
+                clock=system_clock(),
+            )
+        )
+    )
+    return 0
 
 
 if __name__ == "__main__":

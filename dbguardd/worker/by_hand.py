@@ -6,19 +6,17 @@ It needs the policy, the storage and the key; no running daemon, no socket, no c
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import pwd
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from dbguardd.errors import GuardError, SecondInstance
+from dbguardd.errors import GuardError
 from dbguardd.policy import Policy
 from dbguardd.worker.start import run_worker
 
@@ -26,13 +24,11 @@ _STALL_SECONDS = 3600.0
 
 
 def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as_json: bool) -> int:
-    """Run one job as `policy` says, show what happens, and return the exit status.
+    """Run one job as `policy` says, show what happens, and return the exit status. Raises the job's problem.
 
-    Raises SecondInstance while a daemon (or another job by hand) owns the state directory.
+    The caller owns the state directory meanwhile.
     """
-    spec = _spec(policy, state, verb, request)
-    with _alone(Path(state)):
-        result = asyncio.run(_run(spec, as_json))
+    result = asyncio.run(_run(_spec(policy, state, verb, request), as_json))
     _show({"type": "result", "result": result}, as_json)
     return 0
 
@@ -56,28 +52,6 @@ def _spec(policy: Policy, state: str, verb: str, request: Mapping[str, Any]) -> 
         "actor": pwd.getpwuid(os.getuid()).pw_name,
         "state": state,
     }
-
-
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Hold the lock that the daemon holds, so that the two never work side by side on one state directory."""
-    for place, mode in ((state, 0o700), (state / "staging", 0o1733)):
-        if not place.is_dir():
-            place.mkdir(mode=mode)
-            place.chmod(mode)
-    lock = os.open(state / "dbguardd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SecondInstance(
-                f"dbguardd is running on {state}",
-                detail="Two of them would work on the same staging and storage.",
-                hints=["use dbguardctl, which asks the running daemon", "or stop it first: systemctl stop dbguardd"],
-            ) from None
-        yield
-    finally:
-        os.close(lock)
 
 
 async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:

@@ -90,21 +90,14 @@ def _fresh(place: Path, source: Path) -> Path:
     work = place / "work"
     shutil.rmtree(work, ignore_errors=True)
     (work / "src").mkdir(parents=True)
-    os.link(source, work / "src" / "db")
-    _warm(source)
+    shutil.copy(source, work / "src" / "db")  # a copy: a database with two names is refused
+    os.sync()
     return work
 
 
-def _warm(path: Path) -> None:
-    with path.open("rb") as file:
-        while file.read(1 << 22):
-            pass
-
-
 def _swap(work: Path, source: Path) -> None:
-    os.link(source, work / "src" / "new")
+    shutil.copy(source, work / "src" / "new")
     os.replace(work / "src" / "new", work / "src" / "db")
-    _warm(source)
     os.sync()
 
 

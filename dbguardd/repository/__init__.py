@@ -69,7 +69,6 @@ class Repository:
         self._pulses = pulses
         self._records = Records(storage, keyring, randomness)
         self._ledger = Ledger(storage, self._records, pulses)
-        self._needs: dict[str, AbstractSet[str]] = {}
 
     # ------------------------------------------------------------------------------------------ opening
 
@@ -302,6 +301,4 @@ class Repository:
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
 
     def _packs_of(self, backup: Backup, domain: Domain) -> AbstractSet[str]:
-        if backup.id not in self._needs:
-            self._needs[backup.id] = packs_of(self._storage, domain, backup)
-        return self._needs[backup.id]
+        return packs_of(self._storage, domain, backup)

@@ -127,7 +127,7 @@ class Checking:
                     raise
                 yield _finding(f"backup {backup.id} of {backup.database}", error, (backup.id,))
             for pack in needed:
-                seen.needing.setdefault(pack, []).append(backup.id)
+                seen.needing.setdefault(pack, []).append(backup.id)  # the first name is kept, one string for all
         for pack in sorted(seen.needing.keys() - packs.keys()):
             yield Finding("damage", pack_name(pack), "is missing", tuple(seen.needing[pack]))
 

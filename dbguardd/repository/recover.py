@@ -1,14 +1,16 @@
 """Restores backups of dbguard without dbguard: one file, for the day when nothing else is left.
 
-    python3 recover.py STORAGE list
-    python3 recover.py STORAGE restore BACKUP TARGET
-    python3 recover.py STORAGE scrub            (no key needed)
+    python3 recover.py KEY STORAGE list
+    python3 recover.py KEY STORAGE restore BACKUP TARGET
+    python3 recover.py STORAGE scrub
 
-STORAGE is the directory of the repository, or a copy of it. The key is one of: --machine-key FILE (32 bytes),
---identity FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or the first line of standard
-input, with `-`), --root-key FILE (32 bytes). TARGET is a directory that does not exist; each stream of the backup
-becomes a file in it, checked against its digest. Needs Python 3.11 and the packages cryptography, zstandard and blake3;
-for --identity also pyrage, or unwrap with age yourself and pass the secret as --root-key.
+STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
+FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
+--root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
+directory that does not exist; each stream of the backup becomes a file in it, checked against its digest.
+
+Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage. Without
+pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key in hex.
 
 This is a second implementation of the format in dbguard-repository(5), written from it: it shares no code with dbguard.
 """
@@ -424,7 +426,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description="Restore backups of dbguard without dbguard.")
     parser.add_argument("storage", type=Path)
@@ -437,7 +439,7 @@ def main() -> int:
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)
     try:
-        return run(parser.parse_args())
+        return run(parser.parse_args(arguments))
     except (Unusable, OSError, KeyError, ValueError) as error:
         print(f"recover: {error}", file=sys.stderr)
         return 1

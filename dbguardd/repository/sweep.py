@@ -93,6 +93,7 @@ class Sweeping:
         if not dry_run:
             bury_packs(self.records, fresh, grace, now=survey.now, pulse=self.pulses(), randomness=self.randomness)
         waits = [tomb for tomb in survey.waiting if tomb.packs]
+        dues = [tomb.stored_at + max(grace, tomb.grace) for tomb in waits] + [survey.now + grace] * bool(fresh)
         return Swept(
             backups=survey.expired,
             objects=len(survey.doomed) if dry_run else deleted,
@@ -101,7 +102,7 @@ class Sweeping:
             marked_bytes=sum(survey.packs[pack].size for pack in fresh),
             waiting=len({pack for tomb in waits for pack in tomb.packs if pack in survey.packs}),
             kept=len({pack for tomb in survey.due for pack in tomb.packs} & survey.recallable),
-            next_at=min((tomb.stored_at + max(grace, tomb.grace) for tomb in waits), default=None),
+            next_at=min(dues, default=None),
             dry_run=dry_run,
         )
 
@@ -116,17 +117,20 @@ class Sweeping:
         expired = {tomb.backup for tomb in tombs if tomb.backup}
         over = {tomb.backup for tomb in tombs if tomb.backup and tomb.over(there, pulse, grace)} - held.keys()
         backups = [(read_backup(record), record.domain) for record in self._all("backup", beside=over)]
-        need = {backup.id: self.needs(backup, domain) for backup, domain in backups}
         packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
-        for backup, _ in backups:
-            _complete(backup, need[backup.id] - packs.keys())
+        needed: set[str] = set()
+        recallable: set[str] = set()
+        for backup, domain in backups:
+            needs = self.needs(backup, domain)
+            _complete(backup, needs - packs.keys())
+            (recallable if backup.id in expired else needed).update(needs)
         due, waiting = _sorted(tombs, there, pulse, grace)
         return Survey(
             there,
             packs,
-            frozenset(pack for id, packs in need.items() if id not in expired for pack in packs),
-            frozenset(pack for packs in need.values() for pack in packs),
-            len(need) + len(over),
+            frozenset(needed),
+            frozenset(needed | recallable),
+            len(backups) + len(over),
             tuple(sorted(over)),
             due,
             waiting,

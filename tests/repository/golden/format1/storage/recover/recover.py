@@ -1,0 +1,449 @@
+"""Restores backups of dbguard without dbguard: one file, for the day when nothing else is left.
+
+    python3 recover.py KEY STORAGE list
+    python3 recover.py KEY STORAGE restore BACKUP TARGET
+    python3 recover.py STORAGE scrub
+
+STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
+FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
+--root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
+directory that does not exist; each stream of the backup becomes a file in it, checked against its digest.
+
+Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage. Without
+pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key in hex.
+
+This is a second implementation of the format in dbguard-repository(5), written from it: it shares no code with dbguard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import hmac
+import json
+import os
+import struct
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+FORMAT = 1
+PART = 65536
+MOST = 1 << 20
+HOLE = 0xFFFFFFFF
+
+
+class Unusable(Exception):
+    """What lies there is not what the format says; the text says where."""
+
+
+class Key:
+    """The root key, or the key of one database, and what is derived from it."""
+
+    def __init__(self, repo: bytes, identity: bytes, key: bytes, name: str = "") -> None:
+        self.repo, self.id, self.key, self.name = repo, identity, key, name
+
+    def derive(self, label: bytes) -> bytes:
+        """Return 32 bytes for one use."""
+        return HKDFExpand(SHA256(), 32, b"dbguard/v1/" + label + self.repo + self.id).derive(self.key)
+
+    def cipher(self, label: bytes, header: bytes, where: str) -> AESGCM:
+        """Return the cipher of an object from its header of 104 bytes."""
+        if header[8:40] != self.repo + self.id:
+            raise Unusable(f"{where}: belongs to another repository or database")
+        both = HKDFExpand(SHA256(), 64, label + header[40:72]).derive(self.derive(label))
+        if not hmac.compare_digest(both[32:], header[72:104]):
+            raise Unusable(f"{where}: sealed with another key")
+        return AESGCM(both[:32])
+
+
+# ---------------------------------------------------------------------------------------------- objects
+
+
+def named(storage: Path, name: str) -> bytes:
+    """Return an object that is named after its hash."""
+    data = (storage / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != name.rpartition("/")[2].rpartition("-")[2]:
+        raise Unusable(f"{name}: damaged, its bytes are not those it is named after")
+    return data
+
+
+def listed(storage: Path, folder: str) -> list[str]:
+    """Return the names of the objects in a folder, in order."""
+    place = storage / folder
+    files = place.iterdir() if place.is_dir() else ()
+    return sorted(f"{folder}/{file.name}" for file in files if not file.name.startswith("."))
+
+
+def opened(key: Key, data: bytes, kind: str, slot: str, name: str) -> dict[str, Any]:
+    """Open a small sealed object."""
+    header, body = data[:104], data[104:]
+    if header[:8] != b"DBGOBJ01":
+        raise Unusable(f"{name}: not a sealed object")
+    place = header + kind.encode() + b"\0" + slot.encode()
+    try:
+        plain = key.cipher(b"object", header, name).decrypt(bytes(12), body, place)
+    except InvalidTag as error:
+        raise Unusable(f"{name}: does not open: altered or moved") from error
+    value: dict[str, Any] = json.loads(plain)
+    return value
+
+
+class Repository:
+    """An open repository in a directory."""
+
+    def __init__(self, storage: Path, root: bytes) -> None:
+        self.storage = storage
+        body = described(storage)
+        mac = body.pop("mac")
+        repo = bytes.fromhex(body["repo_id"])
+        self.root = Key(repo, bytes(16), root)
+        if hmac.digest(self.root.derive(b"description"), canonical(body), "sha256").hex() != mac:
+            raise Unusable("repo.json: it was changed, or this is another repository's key")
+        self.keys: dict[bytes, Key] = {}
+        for name in listed(storage, "domains"):
+            domain = opened(self.root, named(storage, name), "domain", "", name)
+            key = Key(repo, bytes.fromhex(domain["id"]), bytes.fromhex(domain["key"]), domain["name"])
+            self.keys[key.id] = key
+
+    def backups(self) -> Iterator[tuple[Key, dict[str, Any], bool]]:
+        """Yield the key, the manifest, and whether it has expired, of every backup, oldest first."""
+        tombs = {name.rpartition("/")[2].rpartition("-")[0] for name in listed(self.storage, "records/tomb")}
+        for name in listed(self.storage, "records/backup"):
+            slot = name.rpartition("/")[2].rpartition("-")[0]
+            try:
+                data = named(self.storage, name)
+                key = self.keys.get(data[24:40])
+                if key is None:
+                    raise Unusable(f"{name}: the key of its database is gone")
+                yield key, opened(key, data, "backup", slot, name), slot in tombs
+            except Unusable as error:
+                print(error, file=sys.stderr)
+
+
+def described(storage: Path) -> dict[str, Any]:
+    """Return repo.json."""
+    body: dict[str, Any] = json.loads((storage / "repo.json").read_bytes())
+    if body["min_reader"] > FORMAT or body["features"]["required"]:
+        raise Unusable(f"repo.json: needs a newer reader: {body['min_reader']}, {body['features']['required']}")
+    return body
+
+
+def canonical(value: dict[str, Any]) -> bytes:
+    """Return canonical JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+# ---------------------------------------------------------------------------------------------- packs
+
+
+class Packs:
+    """Reads frames of one database."""
+
+    def __init__(self, storage: Path, key: Key) -> None:
+        self.storage, self.key = storage, key
+        self.part, self.whole, self.line = (key.derive(label) for label in (b"part", b"frame", b"stream"))
+        self.known: dict[str, tuple[AESGCM, bytes, list[tuple[bytes, int, int, int, int, int]]]] = {}
+        self.last: tuple[tuple[str, int], bytes] = (("", 0), b"")
+
+    def parts(self, data: bytes) -> bytes:
+        """Return the digests of the parts of some plaintext."""
+        return b"".join(blake3(data[at : at + PART], key=self.part).digest(16) for at in range(0, len(data), PART))
+
+    def digest(self, data: bytes) -> bytes:
+        """Return the digest of a frame."""
+        return blake3(self.parts(data) + struct.pack(">Q", len(data)), key=self.whole).digest()
+
+    def frame(self, pack: str, number: int, kind: int) -> bytes:
+        """Return the plaintext of a frame, checked."""
+        if self.last[0] == (pack, number):
+            return self.last[1]
+        where = f"packs/{pack[:2]}/{pack}"
+        cipher, header, table = self.known.get(pack) or self._open(pack, where)
+        if number >= len(table) or table[number][1] != kind:
+            raise Unusable(f"{where}: frame {number} is not there or of another kind")
+        digest, _, packed, start, stored, length = table[number]
+        with (self.storage / where).open("rb") as file:
+            file.seek(start)
+            sealed = file.read(stored)
+        place = header + struct.pack(">QBBI", number, kind, packed, length) + digest
+        try:
+            data = cipher.decrypt(struct.pack(">IQ", 0, number), sealed, place)
+            if packed and zstandard.frame_content_size(data) == length:
+                data = zstandard.ZstdDecompressor().decompress(data, max_output_size=length)
+        except (InvalidTag, zstandard.ZstdError) as error:
+            raise Unusable(f"{where}: frame {number} is damaged") from error
+        if len(data) != length or self.digest(data) != digest:
+            raise Unusable(f"{where}: frame {number} has another digest")
+        self.last = ((pack, number), data)
+        return data
+
+    def _open(self, pack: str, where: str) -> tuple[AESGCM, bytes, list[tuple[bytes, int, int, int, int, int]]]:
+        with (self.storage / where).open("rb") as file:
+            header = file.read(104)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size - 12)
+            length, end = struct.unpack(">I8s", file.read(12))
+            file.seek(max(104, size - 12 - length))
+            trailer = file.read(length)
+        if header[:8] != b"DBGPACK1" or end != b"DBGEND01":
+            raise Unusable(f"{where}: not a pack")
+        cipher, table, at = self.key.cipher(b"pack", header, where), [], 104
+        try:
+            plain = cipher.decrypt(struct.pack(">IQ", 1, 0), trailer, header + b"trailer")
+        except InvalidTag as error:
+            raise Unusable(f"{where}: its trailer is damaged") from error
+        for digest, kind, packed, stored, raw in struct.iter_unpack(">32sBBII", plain):
+            if raw > MOST:
+                raise Unusable(f"{where}: a frame of {raw} bytes")
+            table.append((digest, kind, packed, at, stored, raw))
+            at += stored
+        if at != size - 12 - length:
+            raise Unusable(f"{where}: its frames do not fill it")
+        self.known[pack] = cipher, header, table
+        return self.known[pack]
+
+    def root(self, pack: str, number: int) -> bytes:
+        """Return the root of a stream, which may span several frames."""
+        data = self.frame(pack, number, 4)
+        total = struct.unpack_from("<I", data)[0]
+        while len(data) < total:
+            number += 1
+            data += self.frame(pack, number, 4)
+        return data
+
+
+# ---------------------------------------------------------------------------------------------- streams
+
+
+def flow(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the chunks of a flow stream, each with the digest that goes into that of the stream."""
+    _, _, _, _, count, chunks = struct.unpack_from("<I4sQ32sII", raw)
+    at = 56
+    names = [own(raw[at + 32 * i : at + 32 * i + 32], home) for i in range(count)]
+    at += 32 * count
+    digests = [raw[at + 32 * i : at + 32 * i + 32] for i in range(chunks)]
+    at += 32 * chunks
+    lengths = struct.unpack_from(f"<{chunks}I", raw, at)
+    numbers = struct.unpack_from(f"<{chunks}I", raw, at + 4 * chunks)
+    frames = struct.unpack_from(f"<{chunks}H", raw, at + 8 * chunks)
+    for digest, length, number, frame in zip(digests, lengths, numbers, frames, strict=True):
+        data = packs.frame(names[number], frame, 2)
+        if len(data) != length or packs.digest(data) != digest:
+            raise Unusable("a chunk is not what was backed up")
+        yield data, digest
+
+
+def paged(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the extents of a paged stream, each with the digest that goes into that of the stream."""
+    _, _, size, _, unit, _, _, _, count, leaves, extents = struct.unpack_from("<I4sQIIQ32sIIII", raw)
+    at = 80
+    numbers = struct.unpack_from(f"<{count}I", raw, at)
+    at += 12 * count
+    names = {number: own(raw[at + 32 * i : at + 32 * i + 32], home) for i, number in enumerate(numbers)}
+    at += 32 * count
+    leaf_packs = struct.unpack_from(f"<{leaves}I", raw, at)
+    leaf_frames = struct.unpack_from(f"<{leaves}H", raw, at + 4 * leaves)
+    leaf_of = struct.unpack_from(f"<{extents}I", raw, at + 6 * leaves)
+    opened_leaf, table = -1, dict[int, tuple[bytes, list[tuple[int, int, int]]]]()
+    for extent, leaf in enumerate(leaf_of):
+        if leaf != opened_leaf:
+            table = leaf_table(packs.frame(names[leaf_packs[leaf]], leaf_frames[leaf], 3))
+            opened_leaf = leaf
+        if extent not in table:
+            raise Unusable(f"the page map has no leaf for extent {extent}")
+        digest, places = table[extent]
+        length, pieces = min(PART, size - extent * PART), []
+        for place in range(-(-length // unit)):
+            pack, frame, slot = places[place]
+            want = min(unit, length - place * unit)
+            data = bytes(want) if pack == HOLE else packs.frame(names[pack], frame, 1)[slot * unit : slot * unit + want]
+            pieces.append(data)
+        whole = b"".join(pieces)
+        if len(whole) != length or packs.parts(whole) != digest:
+            raise Unusable(f"extent {extent} is not what was backed up")
+        yield whole, digest
+
+
+def leaf_table(raw: bytes) -> dict[int, tuple[bytes, list[tuple[int, int, int]]]]:
+    """Return the leaves of one frame: extent -> digest, and pack, frame and slot of each unit."""
+    count, units = struct.unpack_from("<II", raw)
+    extents = struct.unpack_from(f"<{count}I", raw, 8)
+    digests = 8 + 4 * count
+    at, total = digests + (16 + 8 * units) * count, count * units
+    packs = struct.unpack_from(f"<{total}I", raw, at)
+    frames = struct.unpack_from(f"<{total}H", raw, at + 4 * total)
+    slots = struct.unpack_from(f"<{total}H", raw, at + 6 * total)
+    places = list(zip(packs, frames, slots, strict=True))
+    return {
+        extent: (raw[digests + 16 * i : digests + 16 * i + 16], places[units * i : units * i + units])
+        for i, extent in enumerate(extents)
+    }
+
+
+def own(name: bytes, home: str) -> str:
+    """Return the name of a pack; zeros are the pack in which the root itself lies."""
+    return name.hex() if any(name) else home
+
+
+def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
+    """Write one stream to a new file and compare its size and digest."""
+    home, number = stream["root"]["pack"], stream["root"]["frame"]
+    raw = packs.root(home, number)
+    pieces = (paged if raw[4:8] == b"PMAP" else flow)(packs, raw, home)
+    line, size = blake3(struct.pack(">Q", stream["size"]), key=packs.line), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        for data, digest in pieces:
+            line.update(digest)
+            size += len(data)
+            if data.count(0) == len(data):  # a hole stays a hole
+                file.seek(len(data), os.SEEK_CUR)
+            else:
+                file.write(data)
+        file.truncate(size)
+        file.flush()
+        os.fsync(file.fileno())
+    if size != stream["size"] or line.digest().hex() != stream["digest"]:
+        raise Unusable(f"{stream['name']}: the whole is not what was backed up")
+
+
+# ---------------------------------------------------------------------------------------------- keys
+
+
+def root_key(storage: Path, options: argparse.Namespace) -> bytes:
+    """Find the root key with whatever key was given."""
+    if options.root_key:
+        return Path(options.root_key).read_bytes()
+    repo = bytes.fromhex(described(storage)["repo_id"])
+    said = []
+    for name in listed(storage, "keys"):
+        body = json.loads(named(storage, name))
+        wrapped = base64.b64decode(body["wrapped"])
+        try:
+            if body["kind"] == "machine" and options.machine_key:
+                return unwrap(Path(options.machine_key).read_bytes(), wrapped, repo)
+            if body["kind"] == "passphrase" and options.passphrase_file:
+                return unwrap(stretched(options.passphrase_file, wrapped), wrapped, repo)
+            if body["kind"] == "age" and options.identity:
+                return unaged(options.identity, wrapped, repo)
+        except Unusable as error:
+            said.append(f"{body['label']}: {error}")
+    raise Unusable("; ".join(said) or "no wrapped key in this repository is of the kind that was given")
+
+
+def unwrap(key: bytes, wrapped: bytes, repo: bytes) -> bytes:
+    """Open a wrap of a machine key or a passphrase."""
+    length = int.from_bytes(wrapped[8:10], "big")
+    header, front = wrapped[10 : 10 + length], wrapped[: 74 + length]
+    info = b"dbguard/v1/wrap" + wrapped[8:10] + header + repo
+    both = HKDF(SHA256(), 64, front[10 + length : 42 + length], info).derive(key)
+    if hashlib.sha256(wrapped[:-32]).digest() != wrapped[-32:]:
+        raise Unusable("damaged")
+    if both[32:] != front[42 + length :]:
+        raise Unusable("wrapped with another key, or for another repository")
+    return AESGCM(both[:32]).decrypt(bytes(12), wrapped[74 + length : -32], front)
+
+
+def stretched(file: str, wrapped: bytes) -> bytes:
+    """Make the key of a passphrase."""
+    text = sys.stdin.readline() if file == "-" else Path(file).read_text()
+    header = wrapped[10 : 10 + int.from_bytes(wrapped[8:10], "big")]
+    memory, iterations, lanes = struct.unpack(">III", header[11:23])
+    kdf = Argon2id(salt=header[23:], length=32, iterations=iterations, lanes=lanes, memory_cost=memory)
+    return kdf.derive(unicodedata.normalize("NFC", text.removesuffix("\n")).encode())
+
+
+def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
+    """Open a wrap for an age recipient: an age file with one line of JSON."""
+    import pyrage  # noqa: PLC0415  # only this kind of key needs it
+
+    lines = [line for line in Path(file).read_text().splitlines() if not line.lstrip().startswith("#")]
+    identity = pyrage.x25519.Identity.from_str("".join("".join(lines).split()).upper())
+    try:
+        plain = json.loads(pyrage.decrypt(wrapped, [identity]))
+    except pyrage.DecryptError as error:
+        raise Unusable(str(error)) from error
+    if plain["context"] != repo.hex():
+        raise Unusable("wrapped for another repository")
+    return bytes.fromhex(plain["secret"])
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def scrub(storage: Path) -> int:
+    """Compare every object with the hash in its name; needs no key."""
+    bad = seen = 0
+    for file in sorted(storage.rglob("*")):
+        digest = file.name.rpartition("-")[2]
+        if file.is_file() and len(digest) == 64:
+            seen += 1
+            if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                bad += 1
+                print(f"damaged: {file.relative_to(storage)}")
+    print(f"{seen} objects, {bad} damaged")
+    return 1 if bad else 0
+
+
+def safe(target: Path, name: str) -> Path:
+    """Return where a stream goes; never outside of the target."""
+    if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
+        raise Unusable(f"{name!r}: not a name for a file")
+    return target / name
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked."""
+    if options.verb == "scrub":
+        return scrub(options.storage)
+    repository = Repository(options.storage, root_key(options.storage, options))
+    if options.verb == "list":
+        for _, body, expired in repository.backups():
+            note = " (expired)" if expired else ""
+            print(f"{body['id']}  {body['created_at']}  {body['database']}  {body['source_bytes']} bytes{note}")
+        return 0
+    found = [(key, body) for key, body, _ in repository.backups() if body["id"].startswith(options.backup.upper())]
+    if len(found) != 1:
+        raise Unusable(f"{options.backup}: {len(found)} backups start with that")
+    key, body = found[0]
+    options.target.mkdir(parents=True)
+    for stream in body["streams"]:
+        restore(Packs(options.storage, key), stream, safe(options.target, stream["name"]))
+        print(f"{stream['name']}: {stream['size']} bytes, checked")
+    (options.target / "facts.dbguard.json").write_bytes(canonical(body["facts"]))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description="Restore backups of dbguard without dbguard.")
+    parser.add_argument("storage", type=Path)
+    for name in ("--root-key", "--machine-key", "--identity", "--passphrase-file"):
+        parser.add_argument(name)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list")
+    verbs.add_parser("scrub")
+    verb = verbs.add_parser("restore")
+    verb.add_argument("backup")
+    verb.add_argument("target", type=Path)
+    try:
+        return run(parser.parse_args(arguments))
+    except (Unusable, OSError, KeyError, ValueError) as error:
+        print(f"recover: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

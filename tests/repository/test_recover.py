@@ -1,0 +1,116 @@
+"""The second reader: recover.py restores what dbguard stored, knows damage, and shares no code with it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dbguardd.repository import Repository, recover
+from dbguardd.storage.memory import Memory
+from tests.repository.lifecycle_kit import World
+
+READER = Path(recover.__file__)
+
+
+def spill(storage: Memory, place: Path) -> Path:
+    """Write a storage in memory into a directory."""
+    for entry in storage.list(""):
+        (place / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        (place / entry.name).write_bytes(storage.get(entry.name))
+    return place
+
+
+def root_key(repository: Repository, place: Path) -> Path:
+    place.write_bytes(repository._records.keyring.root.key)
+    return place
+
+
+def test_it_imports_nothing_of_dbguard():
+    tree = ast.parse(READER.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert foreign == {"cryptography", "zstandard", "blake3", "pyrage"}
+
+
+def test_both_readers_agree_on_a_history(tmp_path, capsys):
+    world = World()
+    repository = world.create()
+    for number in range(12):
+        world.save(repository, "users" if number % 4 == 1 else "orders", full=number == 6)
+    ids = [backup.id for backup in repository.backups()]
+    place = spill(world.storage, tmp_path / "storage")
+    key = root_key(repository, tmp_path / "root.key")
+    assert recover.main(["--root-key", str(key), str(place), "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ids[::-1]
+    for id in ids:
+        target = tmp_path / "restored" / id
+        assert recover.main(["--root-key", str(key), str(place), "restore", id, str(target)]) == 0
+        assert hashlib.sha256((target / "main").read_bytes()).hexdigest() == world.prints[id]
+        with repository.tree(repository.backup(id)) as tree, tree.read("notes") as notes:
+            assert (target / "notes").read_bytes() == notes.read()
+
+
+def test_the_copy_in_the_storage_runs_on_its_own(tmp_path):
+    world = World()
+    repository = world.create()
+    backup = world.save(repository)
+    place = spill(world.storage, tmp_path / "storage")
+    key = root_key(repository, tmp_path / "root.key")
+    copy = place / "recover/recover.py"
+    assert copy.read_bytes() == READER.read_bytes()
+    assert b"python3 recover.py KEY STORAGE restore" in (place / "recover/RECOVER.txt").read_bytes()
+    command = [sys.executable, "-I", str(copy), "--root-key", str(key), str(place), "restore", backup.id]
+    clean = {"PATH": os.environ["PATH"]}
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, env=clean, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert hashlib.sha256((tmp_path / "out/main").read_bytes()).hexdigest() == world.prints[backup.id]
+
+
+def test_it_hands_out_no_wrong_byte_and_scrub_finds_all(tmp_path, capsys):
+    world = World()
+    repository = world.create()
+    backup = world.save(repository)
+    place = spill(world.storage, tmp_path / "storage")
+    key = root_key(repository, tmp_path / "root.key")
+    restore = ["--root-key", str(key), str(place), "restore", backup.id]
+    pack = next((place / "packs").rglob("*/*"))
+    whole = pack.read_bytes()
+    for number, at in enumerate(
+        (3, 30, 50, 80, 200, len(whole) // 2, len(whole) - 40, len(whole) - 11, len(whole) - 2)
+    ):
+        pack.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        target = tmp_path / str(number)
+        assert recover.main([*restore, str(target)]) == 1
+        assert recover.main([str(place), "scrub"]) == 1
+        shutil.rmtree(target, ignore_errors=True)
+    pack.write_bytes(whole)
+    assert recover.main([str(place), "scrub"]) == 0
+    assert "0 damaged" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_another_key_and_a_newer_format_are_refused(tmp_path, capsys):
+    world = World()
+    world.save(world.create())
+    place = spill(world.storage, tmp_path / "storage")
+    (tmp_path / "key").write_bytes(b"?" * 32)
+    assert recover.main(["--root-key", str(tmp_path / "key"), str(place), "list"]) == 1
+    assert "another repository's key" in capsys.readouterr().err
+    assert recover.main([str(place), "list"]) == 1
+    text = (place / "repo.json").read_text()
+    (place / "repo.json").write_text(text.replace('"min_reader":1', '"min_reader":2'))
+    assert recover.main(["--root-key", str(tmp_path / "key"), str(place), "list"]) == 1
+    assert "newer reader" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "a//b", "."])
+def test_no_stream_is_restored_outside_of_the_target(tmp_path, name):
+    with pytest.raises(recover.Unusable):
+        recover.safe(tmp_path, name)

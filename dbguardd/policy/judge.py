@@ -131,6 +131,8 @@ def _accounts(policy: Policy, uid_of: Callable[[str], int], gid_of: Callable[[st
     for name, own in policy.database.items():
         if own.run_as is not None and (message := _refusal(uid_of, own.run_as)):
             yield _error("no-such-user", f'database "{name}": run_as: {message}', "database", name, "run_as")
+    if not policy.access.admin:
+        yield _warning("no-admin", "access: nobody may restore in place, hold or delete", "access", "admin")
     for role in sorted(policy.access.model_fields_set):
         for index, account in enumerate(getattr(policy.access, role)):
             group = account.removeprefix("group:")

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 import tomllib
 from bisect import bisect_left
@@ -130,13 +131,20 @@ def _check_sources(
 
 
 def policy_files(path: Path, owner: int) -> list[Path]:
-    """Return the main file and its drop-ins in the order in which they count. Raises PolicyUnsafe."""
+    """Return the main file and its drop-ins in the order in which they count.
+
+    Raises PolicyUnsafe if others could have put one there, PolicyInvalid if the directories cannot be read.
+    """
     drop_ins = path.parent / "conf.d"
     files = [path]
-    if drop_ins.is_dir():
-        _trust(drop_ins, drop_ins.stat(), owner)
-        files += sorted(file for file in drop_ins.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
-    _trust(path.parent, path.parent.stat() if path.parent.is_dir() else None, owner)
+    try:
+        for folder in (path.parent, drop_ins):
+            if folder.is_dir():
+                _trust(folder, folder.stat(), owner)
+        if drop_ins.is_dir():
+            files += sorted(file for file in drop_ins.iterdir() if file.suffix == ".toml" and file.name[0] != ".")
+    except OSError as error:
+        raise _unreadable(drop_ins, error) from error
     return files
 
 
@@ -146,36 +154,36 @@ def read(file: Path, owner: int) -> bytes:
     Raises PolicyUnsafe if others could have written it, PolicyInvalid if it cannot be read.
     """
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # before opening: opening a pipe would wait
-            raise PolicyUnsafe(f"{file}: not a regular file", detail="A policy is read from regular files only.")
+        _trust(file, file.stat(), owner, regular=True)  # before opening: opening a pipe would wait
         with file.open("rb") as opened:
-            _trust(file, Path(f"/proc/self/fd/{opened.fileno()}").stat(), owner)
+            _trust(file, Path(f"/proc/self/fd/{opened.fileno()}").stat(), owner, regular=True)  # what was opened
             return opened.read(MAX_BYTES + 1)
     except OSError as error:
-        raise PolicyInvalid(
-            f"{file}: cannot be read", detail=str(error), hints=[f"ls -l {file}", "man 5 dbguard.toml"]
-        ) from error
+        raise _unreadable(file, error) from error
 
 
-def _trust(file: Path, status: Any, owner: int) -> None:
-    if status is None:
-        return
-    mode = status.st_mode
-    kind = "a regular file" if stat.S_ISREG(mode) else "a directory"
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise PolicyUnsafe(f"{file}: not {kind}", detail="A policy is read from regular files only.")
+def _unreadable(file: Path, error: OSError) -> PolicyInvalid:
+    return PolicyInvalid(
+        f"{file}: cannot be read", detail=str(error), hints=[f"ls -l {shlex.quote(str(file))}", "man 5 dbguard.toml"]
+    )
+
+
+def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> None:
+    mode, name = status.st_mode, shlex.quote(str(file))
+    if regular and not stat.S_ISREG(mode):
+        raise PolicyUnsafe(f"{file}: not a regular file", detail="A policy is read from regular files only.")
     sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         raise PolicyUnsafe(
             f"{file}: others may write to it",
             detail=f"Its mode is {stat.S_IMODE(mode):04o}; group and others must not have write permission.",
-            hints=[f"chmod go-w {file}"],
+            hints=[f"chmod go-w {name}"],
         )
     if status.st_uid not in (0, owner):
         raise PolicyUnsafe(
             f"{file}: belongs to somebody else",
             detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, the daemon's user.",
-            hints=[f"chown {owner} {file}"],
+            hints=[f"chown {owner} {name}"],
         )
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import (
     AfterValidator,
@@ -45,7 +45,9 @@ def _zone(value: Any) -> ZoneInfo:
         if isinstance(value, str) and value:
             return ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise refuse(f'"{value}" is not a time zone, such as "Europe/Berlin" or "UTC"') from error
+        close = get_close_matches(str(value), sorted(available_timezones()), 1, 0.7) if len(str(value)) < 64 else []
+        hint = f'"{close[0]}"' if close else ""
+        raise refuse(f'"{value}" is not a time zone, such as "Europe/Berlin" or "UTC"', hint=hint) from error
     raise refuse('must be a time zone in quotes, such as "Europe/Berlin" or "UTC"')
 
 

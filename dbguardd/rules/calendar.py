@@ -87,14 +87,12 @@ def due(timing: Timing, now: datetime, last_started_at: datetime | None, known_s
     overdue = late > timing.window
     missed = _count(timing, after, planned) - 1
     interval = None if next_at is None else next_at - planned
-    found = Due(Verdict.RUN, next_at, planned, missed, overdue, "planned")
-    if interval is None or late * CATCH_UP_SHARE <= interval:
-        return found if not overdue or timing.missed == "run-once" else _skip(found, "missed, and missed = skip")
+    found = Due(Verdict.RUN, next_at, planned, missed, overdue, "makes up for a missed run" if overdue else "planned")
     if overdue and timing.missed == "skip":
         return _skip(found, "missed, and missed = skip")
-    if next_at is not None and (next_at - now) * CATCH_UP_SHARE < interval:
-        return _skip(found, "missed, and the next regular run is near")
-    return Due(Verdict.RUN, next_at, planned, missed, overdue, "makes up for a missed run")
+    if next_at is not None and late * CATCH_UP_SHARE > next_at - planned > (next_at - now) * CATCH_UP_SHARE:
+        return _skip(found, "late, and the next regular run is near")
+    return found
 
 
 def _skip(found: Due, reason: str) -> Due:

@@ -109,8 +109,8 @@ def _failing(facts: Facts) -> _Point:
     since = f" since {_utc(facts.failing_since_at)}" if facts.failing_since_at and facts.failures > 1 else ""
     problem = facts.problem.removeprefix(f"{facts.name}: ")
     what = f"{facts.name}: {times} failed{since}" + (f": {problem}" if problem else "")
-    hint = f"dbguardctl job show {facts.failed_job}" if facts.failed_job else f"dbguardctl job list {facts.name}"
-    return _Point(Health.FAILING, what, hint)
+    look = f"show {facts.failed_job}" if facts.failed_job else f"list --database {facts.name}"
+    return _Point(Health.FAILING, what, f"dbguardctl job {look}")
 
 
 def _unproven(facts: Facts) -> _Point:

@@ -9,6 +9,7 @@ import pytest
 
 from dbguardd.errors import PolicyInvalid, PolicyUnsafe
 from dbguardd.policy import check, load
+from dbguardd.policy.accounts import gid_of_group, uid_of_user
 
 ME = os.geteuid()
 
@@ -141,3 +142,19 @@ def test_warnings_do_not_stop_a_policy(folder):
     assert [(warning.severity, warning.code, warning.line) for warning in loaded.warnings] == [
         ("warning", "config/rpo", 2)
     ]
+
+
+@pytest.mark.skipif(ME == 0, reason="root may read everything")
+def test_a_directory_that_cannot_be_read(folder):
+    (folder / "conf.d").chmod(0o000)
+    with pytest.raises(PolicyInvalid):
+        load(folder / "policy.toml", ME)
+    (folder / "conf.d").chmod(0o700)
+
+
+def test_accounts_of_this_host():
+    assert uid_of_user("root") == 0
+    assert gid_of_group("root") == 0
+    for look_up in (uid_of_user, gid_of_group):
+        with pytest.raises(PolicyInvalid):
+            look_up("nobody-is-called-so")

@@ -24,7 +24,7 @@ def nobody(name: str) -> int:
 HOST = Host(uid_of=nobody, gid_of=nobody)
 
 
-@pytest.mark.parametrize("name", ["bad", "together"])
+@pytest.mark.parametrize("name", ["bad", "together", "odd"])
 def test_golden(name):
     policy, found = check_text({FILE: (GOLDEN / f"{name}.toml").read_text()}, HOST)
     told = report(found, running="The running policy (loaded 2026-09-12 09:14) is unchanged.") + "\n"

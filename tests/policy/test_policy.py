@@ -259,3 +259,20 @@ def test_nothing_can_be_smuggled_in_by_the_reason():
 )
 def test_roles(user, groups, role):
     assert Access().role(user, groups) is role
+
+
+def test_no_such_storage_or_key():
+    with pytest.raises(NotFound):
+        policy(FULL).storage_spec("nope", "/s")
+    with pytest.raises(NotFound):
+        policy(FULL).key_spec("nope", "/s")
+
+
+def test_a_diff_without_databases_is_that_of_the_defaults():
+    (change,) = diff(policy(""), policy('[defaults]\nwindow = "1h"\n'))
+    assert change.to_json() == {"key": "defaults.window", "old": "4h", "new": "1h"}
+
+
+def test_a_database_in_no_storage_of_the_policy_is_told_before_any_job():
+    _, found = check_text({"p": 'version = 1\n[database.a]\nengine = "sqlite"\npath = "/a"\nstorage = ["b"]\n'})
+    assert [mistake.code for mistake in found] == ["config/no-such-storage"]

@@ -149,7 +149,7 @@ def test_three_days_off_are_made_up_for_once():
 
 def test_nothing_is_made_up_for_shortly_before_the_next_run():
     found = due(DAILY, at("2026-01-10 19:30"), at("2026-01-06 01:00:02"), SINCE)
-    assert found.verdict is Verdict.SKIP
+    assert (found.verdict, found.reason) == (Verdict.SKIP, "late, and the next regular run is near")
     assert found.next_at == at("2026-01-11 01:00")
 
 
@@ -201,3 +201,8 @@ def test_full_backups_by_age():
 def test_explain():
     assert explain("mon..fri 02:30") == "At 02:30 on Monday through Friday"
     assert explain("every 90min") == "Every 1h30min, counted from midnight UTC"
+
+
+def test_skip_also_holds_for_rare_schedules():
+    timing = Timing(parse_schedule("monthly 01:00"), ZoneInfo("UTC"), missed="skip")
+    assert due(timing, at("2026-02-01 06:00"), at("2026-01-01 01:00"), SINCE).verdict is Verdict.SKIP

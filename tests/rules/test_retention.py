@@ -198,3 +198,10 @@ def test_keep_comes_from_the_spec_of_a_job():
 def test_a_worker_can_decide_without_pydantic():
     code = "import sys, dbguardd.rules.retention; sys.exit('pydantic' in sys.modules or 'cronsim' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_departures_without_a_schedule_are_not_known():
+    backups = [Dated("a", NOW), Dated("b", NOW - timedelta(days=1), failed=True)]
+    ends = departures(backups, Keep(daily=1, yearly=1), NOW, lambda moment: None)
+    assert ends == {"a": None, "b": NOW + timedelta(days=6)}
+    assert departures([], Keep(daily=1), NOW, lambda moment: None) == {}

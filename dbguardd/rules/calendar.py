@@ -1,7 +1,11 @@
 """When something is to run: the next time, whether it is due now, and what to do about runs that were missed.
 
 Pure. A daemon asks at every tick, after a restart and after a change of the clock; the answer depends only on the
-timing, on now, and on when the job last started. Missed runs become at most one.
+timing, on now, and on when the job last started.
+
+1. Missed runs become at most one.
+2. A late run is left out when the next regular one is nearer than a quarter of the interval, and, with missed = skip,
+   when it is later than its window.
 """
 
 from __future__ import annotations
@@ -86,11 +90,10 @@ def due(timing: Timing, now: datetime, last_started_at: datetime | None, known_s
     late = now - planned
     overdue = late > timing.window
     missed = _count(timing, after, planned) - 1
-    interval = None if next_at is None else next_at - planned
     found = Due(Verdict.RUN, next_at, planned, missed, overdue, "makes up for a missed run" if overdue else "planned")
     if overdue and timing.missed == "skip":
         return _skip(found, "missed, and missed = skip")
-    if next_at is not None and late * CATCH_UP_SHARE > next_at - planned > (next_at - now) * CATCH_UP_SHARE:
+    if next_at is not None and (next_at - now) * CATCH_UP_SHARE < next_at - planned:
         return _skip(found, "late, and the next regular run is near")
     return found
 

@@ -38,6 +38,7 @@ class Limits:
 
     connections: int = 64
     connections_per_uid: int = 16
+    connections_of_strangers: int = 8  # peers without a role, together: enough to be told so, not to be in the way
     request_seconds: float = 5.0  # from connecting to the end of the first request's head
     body_seconds: float = 10.0
     answer_seconds: float = 30.0  # for taking an answer, or one event

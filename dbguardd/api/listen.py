@@ -13,7 +13,6 @@ from pathlib import Path
 
 from dbguardd.errors import PolicyInvalid, PolicyUnsafe, SecondInstance, Usage
 
-MODE = 0o660
 _BACKLOG = 128
 _FIRST_INHERITED = 3  # sd_listen_fds(3)
 
@@ -41,8 +40,8 @@ class Listener:
             os.close(self.lock)
 
 
-def listen(path: Path, group: str | None, environ: Mapping[str, str], pid: int) -> Listener:
-    """Return the socket that systemd passed (LISTEN_FDS), or one made at `path`, mode 0660.
+def listen(path: Path, group: str | None, mode: int, environ: Mapping[str, str], pid: int) -> Listener:
+    """Return the socket that systemd passed (LISTEN_FDS), or one made at `path`.
 
     Raises SecondInstance (somebody answers there, or holds its lock), PolicyUnsafe, PolicyInvalid, Usage.
     """
@@ -56,7 +55,7 @@ def listen(path: Path, group: str | None, environ: Mapping[str, str], pid: int) 
         raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=str(error)) from error
     try:
         _not_answered(path)
-        return _make(path, group, lock)
+        return _make(path, group, mode, lock)
     except BaseException:
         os.close(lock)
         raise
@@ -127,7 +126,7 @@ def _not_answered(path: Path) -> None:
     raise SecondInstance(f"{path}: somebody listens there")
 
 
-def _make(path: Path, group: str | None, lock: int) -> Listener:
+def _make(path: Path, group: str | None, mode: int, lock: int) -> Listener:
     """Bind under another name, set mode and group, listen, then take the name: never half-made."""
     mark = "+" if path.name.startswith("~") else "~"
     draft = path.with_name(mark + path.name[1:])  # not longer than the path itself: the kernel allows 107 bytes
@@ -136,7 +135,7 @@ def _make(path: Path, group: str | None, lock: int) -> Listener:
         if draft.is_socket():
             draft.unlink()  # left by a start that was killed; we hold the lock, so nobody else is making one
         made.bind(str(draft))
-        draft.chmod(MODE)
+        draft.chmod(mode)
         if group is not None:
             os.chown(draft, -1, grp.getgrnam(group).gr_gid, follow_symlinks=False)
         made.listen(_BACKLOG)

@@ -34,6 +34,7 @@ class _Visit:
     """One connection: whose, and until when it may leave us waiting (None: it is our turn)."""
 
     uid: int
+    stranger: bool
     deadline: float | None
 
 
@@ -77,26 +78,36 @@ class Running:
                 await asyncio.sleep(1.0)
                 continue
             try:
-                uid = identify(connection).uid
-                connection.setblocking(False)
-                if self._is_full(uid):
-                    _turn_away(connection)
-                    continue
-                await loop.connect_accepted_socket(partial(self._welcome, uid), connection)
+                await self._admit(connection)
             except OSError:  # it hung up before it was let in
                 connection.close()
+            except Exception:  # a bug must not make us deaf
+                logging.getLogger(__name__).exception("api.accept_failed")
+                connection.close()
 
-    def _welcome(self, uid: int) -> web.RequestHandler:
+    async def _admit(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        actor = identify(connection)
+        loop = asyncio.get_running_loop()
+        visit = _Visit(actor.uid, self._service.role(actor) is None, loop.time() + self._limits.request_seconds)
+        if self._is_full(visit):
+            _turn_away(connection)
+        else:
+            await loop.connect_accepted_socket(partial(self._welcome, visit), connection)
+
+    def _welcome(self, visit: _Visit) -> web.RequestHandler:
         protocol = self._http()
-        self._visits[protocol] = _Visit(uid, asyncio.get_running_loop().time() + self._limits.request_seconds)
+        self._visits[protocol] = visit
         return protocol
 
-    def _is_full(self, uid: int) -> bool:
-        """Count those who are here now; forget the others."""
-        here = self._http.connections
-        self._visits = {protocol: self._visits[protocol] for protocol in here if protocol in self._visits}
-        same = sum(visit.uid == uid for visit in self._visits.values())
-        return len(here) >= self._limits.connections or same >= self._limits.connections_per_uid
+    def _is_full(self, new: _Visit) -> bool:
+        """Count those who are here now, forget the others; strangers do not take the places of those with a role."""
+        here = set(self._http.connections)
+        self._visits = {protocol: visit for protocol, visit in self._visits.items() if protocol in here}
+        same = sum(visit.uid == new.uid for visit in self._visits.values())
+        alike = sum(visit.stranger == new.stranger for visit in self._visits.values())
+        limit = self._limits.connections_of_strangers if new.stranger else self._limits.connections
+        return alike >= limit or same >= self._limits.connections_per_uid
 
     async def _watch(self) -> None:
         """Hang up on peers whose turn it has been for too long."""
@@ -128,13 +139,14 @@ class Running:
 
 
 async def serve(
-    service: Service, socket_path: Path, *, group: str | None = None, limits: Limits | None = None
+    service: Service, socket_path: Path, *, group: str | None = None, mode: int = 0o660, limits: Limits | None = None
 ) -> Running:
-    """Answer at `socket_path` (mode 0660, of `group` if given) or on the socket that systemd passed.
+    """Answer at `socket_path` (of `group` if given) or on the socket that systemd passed.
 
-    Raises SecondInstance, PolicyUnsafe, PolicyInvalid, Usage.
+    Who may do what is the service's to say, so `mode` may be 0666 where several groups have roles. Raises
+    SecondInstance, PolicyUnsafe, PolicyInvalid, Usage.
     """
-    listener = listen(socket_path, group, os.environ, os.getpid())
+    listener = listen(socket_path, group, mode, os.environ, os.getpid())
     return Running(service, listener, limits or Limits())
 
 

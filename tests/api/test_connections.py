@@ -11,6 +11,7 @@ import time
 import pytest
 
 from dbguardd.api import Limits
+from dbguardd.wire import Role
 from tests.api.conftest import Connection
 
 SHORT = Limits(request_seconds=0.2, body_seconds=0.3, answer_seconds=0.3, idle_seconds=0.4)
@@ -103,6 +104,28 @@ def test_the_limit_of_all_stands_above_that_of_one(start):
     assert b"HTTP/1.1 503" in crowd[3].recv(65536)
     for connection in crowd:
         connection.close()
+
+
+def test_strangers_do_not_take_the_places_of_those_with_a_role(start):
+    api = start(Limits(connections_of_strangers=2, denied_seconds=0))
+    api.store.role_now = None
+    crowd = [api.raw() for _ in range(3)]
+    assert b"HTTP/1.1 503" in crowd[2].recv(65536)
+    crowd[0].sendall(STATUS)
+    assert b"DBG-0003" in crowd[0].recv(65536)
+    api.store.role_now = Role.READ
+    assert serves(api)
+    for connection in crowd:
+        connection.close()
+
+
+def test_a_bug_does_not_make_the_server_deaf(api, caplog):
+    known, api.store.role = api.store.role, None
+    with api.raw() as connection:
+        assert connection.recv(1) == b""
+    api.store.role = known
+    assert serves(api)
+    assert "api.accept_failed" in caplog.text
 
 
 def test_who_does_not_read_an_answer_is_cut(start):

@@ -20,7 +20,7 @@ from tests.api.conftest import Store
 
 
 def make(path, group=None):
-    return listen(path, group, {}, os.getpid())
+    return listen(path, group, 0o660, {}, os.getpid())
 
 
 def test_the_socket_is_for_owner_and_group(tmp_path):
@@ -153,9 +153,9 @@ asyncio.run(main())
 def test_what_is_passed_must_be_one_listening_socket(tmp_path):
     mine = {"LISTEN_PID": str(os.getpid())}
     with pytest.raises(Usage, match="one socket"):
-        listen(tmp_path / "api.sock", None, {**mine, "LISTEN_FDS": "2"}, os.getpid())
+        listen(tmp_path / "api.sock", None, 0o660, {**mine, "LISTEN_FDS": "2"}, os.getpid())
     for environ in ({**mine, "LISTEN_FDS": "0"}, {"LISTEN_PID": "1", "LISTEN_FDS": "1"}):
-        listen(tmp_path / "api.sock", None, environ, os.getpid()).close()
+        listen(tmp_path / "api.sock", None, 0o660, environ, os.getpid()).close()
 
 
 class Peer:

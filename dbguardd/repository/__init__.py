@@ -1,8 +1,8 @@
 """A repository: the encrypted, deduplicated backups in one storage. Only what is here is used from outside.
 
-Where to read on: seal.py (keys and envelopes), records.py and ledger.py (the books), saving.py and tree.py (backups in
-and out), packs.py and frames.py (bytes), tombs.py and sweep.py (giving space back), check.py (damage). The format is
-described byte by byte in dbguard-repository(5); recover.py reads it without anything else of dbguard.
+Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (the books), saving.py and tree.py
+(backups in and out), packs.py and frames.py (bytes), tombs.py and sweep.py (giving space back), check.py (damage). The
+format is described byte by byte in dbguard-repository(5); recover.py reads it without anything else of dbguard.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dbguardd.repository.check import Checking, Progress
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
+from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
@@ -69,6 +70,7 @@ class Repository:
         self._pulses = pulses
         self._records = Records(storage, keyring, randomness)
         self._ledger = Ledger(storage, self._records, pulses)
+        self._notes = Notes(self._records, self._ledger)
 
     # ------------------------------------------------------------------------------------------ opening
 
@@ -235,31 +237,31 @@ class Repository:
 
     def attest(self, id: str, fingerprint: Mapping[str, Any], now: datetime) -> None:
         """Store the fingerprint that was taken in the backup's own snapshot. Raises NotFound."""
-        self._ledger.attest(id, fingerprint, now)
+        self._notes.attest(id, fingerprint, now)
 
     def fingerprint(self, id: str) -> dict[str, Any] | None:
         """Return the fingerprint of a backup, None if it has none. Raises NotFound, Damaged."""
-        return self._ledger.fingerprint(id)
+        return self._notes.fingerprint(id)
 
     def add_proof(self, proof: Proof) -> None:
         """Store the result of a test restore. Raises NotFound."""
-        self._ledger.add_proof(proof)
+        self._notes.add_proof(proof)
 
     def proofs(self) -> list[Proof]:
         """Return all proofs, by backup and then by time."""
-        return self._ledger.proofs()
+        return self._notes.proofs()
 
     def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
         """Forbid the deletion of a backup. Raises NotFound."""
-        self._ledger.hold(id, reason, actor, now)
+        self._notes.hold(id, reason, actor, now)
 
     def release(self, id: str, actor: str, now: datetime) -> None:
         """End every hold of a backup. Raises NotFound if there is none."""
-        self._ledger.release(id, actor, now)
+        self._notes.release(id, actor, now)
 
     def holds(self) -> dict[str, list[Hold]]:
         """Return the holds in force, by backup."""
-        return self._ledger.holds()
+        return self._notes.holds()
 
     # ------------------------------------------------------------------------------------------ letting go
 
@@ -268,7 +270,7 @@ class Repository:
 
         Raises NotFound, Held, and, unless `confirmed`, Breaker if a database would be left without any backup.
         """
-        self._ledger.expire(reasons, now, confirmed=confirmed)
+        self._ledger.expire(reasons, now, self._notes.holds(), confirmed=confirmed)
 
     def expired(self) -> list[Expired]:
         """Return the backups that have expired and are not yet swept."""
@@ -293,7 +295,7 @@ class Repository:
         `now` is the host's time at this moment; the storage's own decides. Raises ClockDoubt, Breaker (unless
         `confirmed`), Damaged and ObjectMissing: beside damage nothing is deleted.
         """
-        sweeping = Sweeping(self._storage, self._records, self._ledger, self._packs_of, self._pulses, self._randomness)
+        sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 
     def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:

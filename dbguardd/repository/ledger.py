@@ -1,20 +1,17 @@
-"""The books of a repository: which backups there are, what was proven of them, who holds them, which have expired.
+"""The books of a repository: which backups there are, and which have expired.
 
-Everything is read from the records each time; a record that was opened once is remembered, for it can never change.
-Records that do not open are left out here, so that one damaged object does not hide all others: check() reports them,
-and a sweep refuses to run beside them.
+Everything is read from the records each time. Records that do not open are left out here, so that one damaged object
+does not hide all others: check() reports them, and a sweep refuses to run beside them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from dbguardd.errors import Breaker, Busy, Damaged, Held, NotFound, Usage
 from dbguardd.repository.clock import Pulses, margin
-from dbguardd.repository.model import Backup, Expired, Hold, Proof, backup_from, manifest, moment, rfc3339
+from dbguardd.repository.model import Backup, Expired, Hold, backup_from, manifest, rfc3339
 from dbguardd.repository.records import Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
 from dbguardd.repository.tombs import bury_backup, standing
@@ -66,76 +63,6 @@ class Ledger:
         """Write the manifest: the moment from which on the backup exists. Return the name of the record."""
         return self._records.put(domain, "backup", backup.id, manifest(backup))
 
-    def attest(self, id: str, fingerprint: Mapping[str, Any], now: datetime) -> None:
-        """Store the fingerprint of a backup. Raises NotFound."""
-        backup, domain = self.find(id)
-        self._records.put(domain, "print", backup.id, {"at": rfc3339(now), "content": dict(fingerprint)})
-
-    def fingerprint(self, id: str) -> dict[str, Any] | None:
-        """Return the fingerprint of a backup, or None. Raises Damaged if it is there and does not open."""
-        found = list(self._records.scan("print", self.find(id)[0].id))
-        for record in found:
-            if isinstance(record, Unreadable):
-                raise record.error
-            content: dict[str, Any] = record.body["content"]
-            return content
-        return None
-
-    def add_proof(self, proof: Proof) -> None:
-        """Store what a test restore reached. Raises NotFound."""
-        backup, domain = self.find(proof.backup)
-        body = {
-            "at": rfc3339(proof.at),
-            "findings": [dict(finding) for finding in proof.findings],
-            "grade": proof.grade,
-            "restore_seconds": proof.restore_seconds,
-            "tool_version": proof.tool_version,
-        }
-        self._records.put(domain, "proof", backup.id, json.loads(json.dumps(body)))
-
-    def proofs(self) -> list[Proof]:
-        """Return all proofs, by backup and then by time."""
-        found = [
-            Proof(
-                record.slot,
-                moment(record.body["at"]),
-                record.body["grade"],
-                record.body["restore_seconds"],
-                tuple(record.body["findings"]),
-                record.body["tool_version"],
-            )
-            for record in self._records.readable("proof")
-        ]
-        return sorted(found, key=lambda proof: (proof.backup, proof.at))
-
-    def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
-        """Forbid the deletion of a backup. Raises NotFound."""
-        backup, domain = self.find(id)
-        self._records.put(domain, "hold", backup.id, {"actor": actor, "at": rfc3339(now), "reason": reason})
-
-    def release(self, id: str, actor: str, now: datetime) -> None:
-        """End every hold of a backup. Raises NotFound if there is none."""
-        backup, domain = self.find(id)
-        ending = [record.hash for record in self._holding(backup.id)]
-        if not ending:
-            raise NotFound(f"{backup.id}: nothing holds it")
-        self._records.put(domain, "release", backup.id, {"actor": actor, "at": rfc3339(now), "holds": ending})
-
-    def holds(self) -> dict[str, list[Hold]]:
-        """Return the holds in force, by backup."""
-        found: dict[str, list[Hold]] = {}
-        for record in self._holding():
-            body = record.body
-            found.setdefault(record.slot, []).append(
-                Hold(record.slot, body["reason"], body["actor"], moment(body["at"]))
-            )
-        return found
-
-    def _holding(self, slot: str = "") -> list[Record]:
-        holds = list(self._records.readable("hold", slot))
-        ended = {hold for record in self._records.readable("release", slot) for hold in record.body["holds"]}
-        return [record for record in holds if record.hash not in ended]
-
     def tombs(self) -> dict[str, Expired]:
         """Return the expired backups, with the oldest tomb of each."""
         found: dict[str, Expired] = {}
@@ -144,15 +71,18 @@ class Ledger:
                 found[tomb.backup] = Expired(tomb.backup, tomb.reasons, tomb.stored_at)
         return found
 
-    def expire(self, reasons: Mapping[str, Sequence[str]], now: datetime, *, confirmed: bool) -> None:
+    def expire(
+        self,
+        reasons: Mapping[str, Sequence[str]],
+        now: datetime,
+        holds: Mapping[str, Sequence[Hold]],
+        *,
+        confirmed: bool,
+    ) -> None:
         """Write a tomb for each backup. Raises NotFound, Held, and Breaker if a database would keep none."""
         there = {entry.name.rpartition("/")[2][:26] for entry in self._records.entries("backup")}
         gone = set(self.tombs())
-        holds = self.holds()
-        unclear = {record.slot for record in self._records.scan("hold") if isinstance(record, Unreadable)}
         for id in reasons:
-            if id in unclear:
-                raise Held(f"{id}: there is a hold that does not open", hints=("dbguardctl check",))
             if id not in there:
                 raise NotFound(f"{id}: no such backup", detail=self._storage.url)
             if id in holds:

@@ -22,8 +22,9 @@ from datetime import datetime, timedelta
 
 from dbguardd.errors import Breaker, Damaged, ObjectMissing
 from dbguardd.repository.clock import Pulse, Pulses, trusted
-from dbguardd.repository.ledger import Ledger, read_backup
+from dbguardd.repository.ledger import read_backup
 from dbguardd.repository.model import Backup, Swept
+from dbguardd.repository.notes import Notes
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain, Randomness
 from dbguardd.repository.tombs import Tomb, bury_packs, pack_name, pack_of, tomb_of
@@ -76,7 +77,7 @@ class Sweeping:
 
     storage: Storage
     records: Records
-    ledger: Ledger
+    notes: Notes
     needs: Needs
     pulses: Pulses
     randomness: Randomness
@@ -113,7 +114,7 @@ class Sweeping:
         tombs = [tomb_of(record) for record in self._all("tomb")]
         for kind in ("hold", "release"):
             self._all(kind)
-        held = self.ledger.holds()
+        held = self.notes.holds()
         expired = {tomb.backup for tomb in tombs if tomb.backup}
         over = {tomb.backup for tomb in tombs if tomb.backup and tomb.over(there, pulse, grace)} - held.keys()
         backups = [(read_backup(record), record.domain) for record in self._all("backup", beside=over)]

@@ -257,6 +257,20 @@ def test_a_hold_placed_in_the_last_moment_counts(world):
     assert len(names(world, "packs/")) == 2
 
 
+def test_a_hold_that_does_not_open_is_a_hold(world):
+    repository = world.create()
+    first = world.save(repository)
+    world.save(repository)
+    repository.hold(first.id, "court", "uid 0", world.clock.host)
+    [name] = names(world, "records/hold")
+    data, at = world.storage._objects[name]
+    world.storage._objects[name] = (data[:-1] + b"\0", at)
+    with pytest.raises(Held, match="held"):
+        repository.expire({first.id: ["x"]}, world.clock.host)
+    repository.release(first.id, "uid 0", world.clock.host)
+    repository.expire({first.id: ["x"]}, world.clock.host)
+
+
 def test_leftovers_of_a_failed_backup_are_swept_but_not_young_ones(world):
     repository = world.create()
     world.save(repository)

@@ -56,7 +56,7 @@ def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime | None:
     if words == ["now"]:
         return now
     if len(words) > 1 and words[-1] == "ago":
-        return now - timedelta(seconds=parse_span(" ".join(words[:-1])))
+        return now.replace(microsecond=0) - timedelta(seconds=parse_span(" ".join(words[:-1])))
     day, clock = (words[0], words[1:]) if words and words[0] in _DAYS else ("today", words)
     if len(clock) <= 1:
         local = _clock(clock[0], day_start(now, zone, _DAYS[day])) if clock else day_start(now, zone, _DAYS[day])

@@ -84,24 +84,22 @@ class Session:
 
     def _suggest(self, error: GuardError) -> None:
         wanted = self.wanted_database
-        if not isinstance(error, NotFound) or not wanted or any("did you mean" in hint for hint in error.hints):
+        if not isinstance(error, NotFound) or not wanted or "did you mean" in error.detail.lower():
             return
         try:
             names = [str(row["name"]) for row in self.daemon.get("status")["databases"]]
         except (GuardError, KeyError, TypeError):
             return
         if wanted not in names:
-            error.hints = (*did_you_mean(wanted, names), *error.hints)
+            error.detail = " ".join(part for part in (error.detail, did_you_mean(wanted, names)) if part)
 
 
-def did_you_mean(word: str, words: list[str]) -> list[str]:
-    """Return hints for a name that does not exist: the likely ones, or all if they are few."""
-    import difflib  # noqa: PLC0415 - only on the way to an error
+def did_you_mean(word: str, words: list[str]) -> str:
+    """Return a question for a name that does not exist: is it a likely one? Nothing if there is none."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
 
-    near = difflib.get_close_matches(word, words, 3, 0.6)
-    if near:
-        return [f"did you mean {' or '.join(near)}?"]
-    return [f"there is: {', '.join(words[:10])}"] if words else []
+    near = get_close_matches(word, words, 3, 0.6)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 def speaks_utf8() -> bool:

@@ -120,6 +120,8 @@ def verdict(rows: list[Json]) -> int:
         result = row["result"] or {}
         proof = result.get("proof") or {}
         found = (*(result.get("findings") or ()), *(proof.get("findings") or ()))
+        if row["verb"] == "undo":
+            continue  # what is put back was kept as it was, without a fingerprint; damage would have failed the job
         short = bool(proof) and proof.get("grade") not in (None, "proven")
         if result.get("damaged"):
             statuses.append(4)

@@ -31,7 +31,7 @@ def status(session: Session, database: str | None = None) -> int:
     rows = [row for row in answer["databases"] if row["name"] == database]
     if not rows:
         names = [row["name"] for row in answer["databases"]]
-        raise NotFound(f"{database}: there is no such database", hints=did_you_mean(database, names))
+        raise NotFound(f"{database}: there is no such database", detail=did_you_mean(database, names))
     if session.json:
         session.print_json({**answer, "databases": rows})
     else:

@@ -26,7 +26,7 @@ def explain(session: Session, code: str) -> None:
     wanted = f"DBG-{wanted}" if wanted.isdigit() else wanted
     kind = OUTCOMES.get(wanted)
     if kind is None:
-        raise NotFound(f"{code}: there is no such code", hints=did_you_mean(wanted, list(OUTCOMES))[:1])
+        raise NotFound(f"{code}: there is no such code", detail=did_you_mean(wanted, list(OUTCOMES)))
     answer = {
         "schema": "dbguard.explain/1", "code": kind.code, "title": kind.title, "what": _what(kind),
         "meaning": kind.meaning, "advice": kind.advice, "retryable": kind.transient,

@@ -86,7 +86,7 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
     body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
     answer = session.daemon.post("protect", body=body)
     if not session.json:
-        session.out.show(protected(answer))
+        session.out.show(protected(answer, whole=dry_run or session.verbose))
     if dry_run:
         if session.json:
             session.print_json(answer)
@@ -98,7 +98,8 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
         if error := watch.failure(row):
             raise error
     if not session.json:
-        session.out.show(promise(session.daemon.get("status"), str(rows[0]["database"])))
+        name = str(rows[0]["database"])
+        session.out.show(promise(session.daemon.get("status"), name, session.now, session.zone))
     return watch.verdict(rows)
 
 

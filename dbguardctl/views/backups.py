@@ -112,5 +112,9 @@ def show(answer: Json, zone: tzinfo | None) -> list[Block]:
             continue
         blocks.append(text(Cell(name.replace("_", " "), "strong")))
         for item in part if isinstance(part, list) else [part]:
-            blocks.append(facts(item, zone) if isinstance(item, dict) else text(value(name, item, zone), indent=2))
+            if not isinstance(item, dict):
+                blocks.append(text(value(name, item, zone), indent=2))
+                continue
+            known = {key: inner for key, inner in item.items() if inner not in (None, "", [], {})}
+            blocks.append(facts(known, zone, skip=frozenset(("backup",))))
     return blocks

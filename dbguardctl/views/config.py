@@ -53,6 +53,8 @@ def _toml(item: Any) -> str:
         return f'"{item}"'
     if isinstance(item, list):
         return f"[{', '.join(map(_toml, item))}]"
+    if isinstance(item, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(part)}' for key, part in item.items() if part is not None)} }}"
     return "-" if item is None else str(item)
 
 
@@ -60,8 +62,9 @@ def explained(answer: Json, zone: tzinfo | None) -> list[Block]:
     """Return what a key means, its type, default and value now."""
     blocks: list[Block] = [text(Cell(str(answer.get("key") or ""), "strong"))]
     blocks += paragraph(str(answer.get("text") or answer.get("means") or ""), 2)
-    own = frozenset(("schema", "key", "text", "means"))
-    rest = {name: part for name, part in answer.items() if name not in own and part not in (None, "", [])}
+    words = {name: _toml(answer[name]) for name in ("default", "value") if answer.get(name) is not None}
+    known = {"type": answer.get("type"), **words, "stands at": answer.get("origin"), "in": answer.get("tables")}
+    rest = {name: part for name, part in known.items() if part}
     return [*blocks, facts(rest, zone)] if rest else blocks
 
 

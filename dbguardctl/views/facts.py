@@ -21,11 +21,11 @@ def value(name: str, item: Any, zone: tzinfo | None) -> str:
         case int() | float():
             return _number(name, item)
         case str():
-            return absolute(item, zone) if name.endswith("_at") else item
+            return absolute(item, zone) if name.endswith("_at") or name == "at" else item
         case list() | tuple():
             return ", ".join(value(name, part, zone) for part in item) or "none"
         case dict():
-            return ", ".join(f"{_label(key)} {value(key, part, zone)}" for key, part in item.items()) or "none"
+            return one_line(item, zone) or "none"
         case _:
             return str(item)
 
@@ -57,7 +57,7 @@ def facts(item: dict[str, Any], zone: tzinfo | None, *, indent: int = 2, skip: f
 def one_line(item: dict[str, Any], zone: tzinfo | None) -> str:
     """Return an object in one line: name value, name value."""
     return ", ".join(
-        f"{_label(name)} {value(name, part, zone)}" for name, part in item.items() if part not in ("", None)
+        f"{_label(name)} {value(name, part, zone)}" for name, part in item.items() if part not in ("", None, [], {})
     )
 
 

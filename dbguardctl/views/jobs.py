@@ -142,7 +142,8 @@ def _backup(row: Json, result: Json, took: str) -> list[Block]:
         )
     blocked = (result.get("facts") or {}).get("blocked_seconds")
     if blocked is not None:
-        blocks.append(text(f"the application was never blocked longer than {span(blocked)}", indent=2))
+        longer = f" longer than {span(blocked)}" if blocked else ""
+        blocks.append(text(f"the application was never blocked{longer}", indent=2))
     grade = made.get("grade") or "stored"
     verdict = Cell(f"backup {made.get('id')} is {grade}", "strong")
     return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, paragraph, text
 from dbguardctl.views.facts import facts
-from dbguardctl.words import span
+from dbguardctl.words import ahead, span
 
 Json = dict[str, Any]
 
 
-def protected(answer: Json) -> list[Block]:
-    """Return what was found and written, and the drop-in itself."""
+def protected(answer: Json, *, whole: bool) -> list[Block]:
+    """Return what was found and written; the `whole` drop-in, or only how long it is."""
     blocks: list[Block] = []
     for word, name in (
         ("found", "found"),
@@ -23,8 +23,8 @@ def protected(answer: Json) -> list[Block]:
     ):
         if answer.get(name):
             blocks.append(text(Cell(f"{word:<11} ", "dim"), str(answer[name])))
-    policy = str(answer.get("text") or "")
-    return [*blocks, Line(), *paragraph(policy.rstrip(), 2), Line()] if policy else blocks
+    policy = str(answer.get("text") or "").rstrip()
+    return [*blocks, Line(), *paragraph(policy, 2), Line()] if policy and whole else blocks
 
 
 def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
@@ -36,7 +36,7 @@ def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
     return [*blocks, rest] if rest.rows else blocks
 
 
-def promise(answer: Json, name: str) -> list[Block]:
+def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return what could be lost from now on, and how to get the data back."""
     row = next((row for row in answer["databases"] if row["name"] == name), None)
     if row is None:
@@ -44,8 +44,9 @@ def promise(answer: Json, name: str) -> list[Block]:
     blocks: list[Block] = []
     if row["last_proven_at"]:
         takes = f", and a restore takes about {span(row['restore_seconds'])}" if row["restore_seconds"] else ""
-        goal = f" You could lose at most {span(row['rpo_seconds'])}{takes}." if row["rpo_seconds"] else ""
-        blocks.append(text(Cell("proven", "good"), "    ", Cell(f"{name} is protected.", "strong"), goal))
+        goal = f" You could lose at most {span(row['rpo_seconds'])}." if row["rpo_seconds"] else ""
+        again = f" The next backup is {ahead(row['next_run_at'], now, zone)}{takes}." if row["next_run_at"] else ""
+        blocks.append(text(Cell("safe", "good"), "      ", Cell(f"{name} is protected.", "strong"), goal, again))
     blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
     for key in answer["keys"]:
         if not key["recovery"]:

@@ -1,0 +1,255 @@
+"""The daemon starts once, tells systemd the truth, reloads as a whole or not at all, and stops without losing a job."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbguardd.catalog import Catalog
+from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
+from dbguardd.wire import Health, JobState
+from tests.daemon.conftest import started, until_cancelled
+from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, stored
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    systemd = Systemd(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
+    yield systemd
+    systemd.socket.close()
+
+
+def test_systemd_hears_ready_alive_reloading_and_stopping(
+    place: Place, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+
+    async def main() -> list[str]:
+        async with place.daemon():
+            place.hangup()
+            await place.until("policy.loaded", 2)
+            heard: list[str] = []
+            async with asyncio.timeout(10):
+                while sum(message == "WATCHDOG=1" for message in heard) < 3:
+                    heard += systemd.heard()
+                    await asyncio.sleep(0.005)
+        return heard + systemd.heard()
+
+    place.guard()
+    heard = asyncio.run(main())
+    assert heard[0] == "READY=1\nSTATUS=Guarding 1 database"
+    reloading = next(
+        number for number, message in enumerate(heard) if message.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    )
+    assert int(heard[reloading].rpartition("=")[2]) > 0
+    assert any(message.startswith("READY=1") for message in heard[reloading:])
+    assert heard[-1].startswith("STOPPING=1\nEXTEND_TIMEOUT_USEC=90000000")
+
+
+def test_the_watchdog_starves_when_the_catalog_cannot_be_written(
+    place: Place, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            service._do.catalog._session.rows("PRAGMA query_only=ON")
+            await place.until("catalog.failed")
+            systemd.heard()
+            await place.until("catalog.failed", 4)
+            assert "WATCHDOG=1" not in systemd.heard()
+            service._do.catalog._session.rows("PRAGMA query_only=OFF")
+
+    asyncio.run(main())
+
+
+def test_a_second_daemon_is_refused_and_the_first_is_not_disturbed(place: Place) -> None:
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            with pytest.raises(SecondInstance, match="another dbguardd"):
+                async with place.daemon():
+                    pass
+            assert service.status().host == "db1"
+
+    asyncio.run(main())
+
+
+def test_a_policy_with_mistakes_is_fatal_at_start(place: Place) -> None:
+    place.write("version = 1\nscheduel = 3\n")
+
+    async def main() -> None:
+        async with place.daemon():
+            pass
+
+    with pytest.raises(PolicyInvalid):
+        asyncio.run(main())
+    place.write(POLICY)
+    asyncio.run(main())
+
+
+def test_a_bad_reload_keeps_the_old_policy_and_shows_why(place: Place) -> None:
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            place.policy.write_text("version = 1\n[database.app]\nengine = 'oracle'\n")
+            place.hangup()
+            await place.until("policy.refused", 2)
+            status = service.status()
+            assert [database.name for database in status.databases] == ["app"]
+            assert status.policy_problem is not None
+            assert status.policy_problem["code"] == PolicyInvalid.code
+            with pytest.raises(PolicyInvalid):
+                await service.reload(Caller())
+            checked = service.config_check()
+            assert not checked["ok"]
+            assert checked["errors"]
+            place.write(good)
+            await service.reload(Caller())
+            assert service.status().policy_problem is None
+            assert service.config_check()["ok"]
+
+    place.guard()
+    good = place.policy.read_text()
+    asyncio.run(main())
+
+
+def keeping(place: Place, last: int) -> None:
+    place.write(POLICY)
+    place.guard(keep=f"{{ last = {last} }}", min_proven="1")
+
+
+def reports() -> list[tuple[str, dict[str, Any]]]:
+    return [("backup.stored", stored(number, f"2026-09-{number:02d}T01:00:00Z")) for number in range(1, 9)]
+
+
+def test_a_policy_that_deletes_is_refused_until_it_is_accepted(place: Place) -> None:
+    keeping(place, 8)
+
+    async def main() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            keeping(place, 2)
+            diff = service.config_diff()
+            assert [row["id"] for row in diff["deletes"]] == [stored(n, "")["id"] for n in (6, 5, 4, 3, 2, 1)]
+            assert "database.app.keep" in {change["key"] for change in diff["changes"]}
+            with pytest.raises(PolicyShrinks):
+                await service.reload(Caller())
+            assert service.status().policy_problem is not None
+            assert "last" in service.backups("app")[-1].kept_because[0]
+            accepted = await service.config_accept(Caller())
+            assert len(accepted["deletes"]) == 6
+            assert service.status().policy_problem is None
+            assert service.backups("app")[-1].kept_because == []
+            await service.reload(Caller())
+
+    asyncio.run(main())
+
+
+def test_a_policy_that_deletes_met_at_start_freezes_expiry(place: Place) -> None:
+    keeping(place, 8)
+
+    async def first() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+
+    asyncio.run(first())
+    keeping(place, 2)
+
+    async def second() -> None:
+        async with place.daemon() as (service, worker):
+            assert service.status().policy_problem is not None
+            with pytest.raises(PolicyShrinks):
+                service.submit("expire", {"database": "app"}, Caller(), None)
+            await done(service, service.submit("expire", {"database": "app", "dry_run": True}, Caller(), None))
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            await service.config_accept(Caller())
+            await done(service, service.submit("expire", {"database": "app"}, Caller(), None))
+
+    asyncio.run(second())
+
+
+def test_sigterm_lets_a_job_stop_at_its_safe_point_and_closes_the_api(place: Place) -> None:
+    place.guard()
+
+    async def main() -> str:
+        async with place.daemon() as (service, worker):
+            worker.acts = [until_cancelled]
+            job = service.submit("backup", {"database": "app"}, Caller(), None)
+            await started(worker)
+        return job.id
+
+    job = asyncio.run(main())
+    assert place.closed
+    catalog = Catalog.open(place.state / "catalog.db")
+    assert catalog.jobs.get(job).state is JobState.INTERRUPTED
+    catalog.close()
+
+
+def test_a_damaged_catalog_is_set_aside_and_rebuilt_from_the_repository(place: Place) -> None:
+    place.guard()
+
+    async def first() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+
+    asyncio.run(first())
+    (place.state / "catalog.db").write_bytes(b"no catalog at all" * 1000)
+    (place.state / "store").mkdir(exist_ok=True)
+    (place.state / "store" / "repo.json").write_text("{}")
+
+    async def second() -> None:
+        scan = reporting(*reports(), ("repository.opened", {"storage": "local", "id": "r"}))
+        async with place.daemon(scan) as (service, _):
+            job = service.jobs(None, None, 1)[0]
+            assert job.verb == "scan"
+            await done(service, job)
+            assert len(service.backups("app")) == 8
+            assert any("was damaged" in line for line in service.status().attention)
+            assert [entry["action"] for entry in service.audit(0, 10)["entries"]].count("catalog.replaced") == 1
+
+    asyncio.run(second())
+    assert len(list(place.state.glob("catalog.db.damaged-*"))) == 1
+
+
+def test_what_is_due_starts_by_itself_and_its_chain_follows(place: Place) -> None:
+    place.write(POLICY.replace('verify = "off"\nexpire = "off"\n', ""))
+    place.guard(backup='"every 1h"', jitter='"0s"')
+
+    async def main() -> None:
+        async with place.daemon() as (service, worker):
+            row = service.status().databases[0]
+            assert row.state is Health.UNPROVEN
+            assert row.next_verb == "backup"
+            assert row.next_run_at is not None
+            worker.acts = [reporting(reports()[7], result={"backup": {"id": stored(8, "")["id"]}})]
+            place.wall += timedelta(hours=1)
+            place.steady += 3600
+            service._do.nudge.ring()
+            await started(worker, 3)
+            assert [spec["verb"] for spec in worker.specs] == ["backup", "verify", "expire"]
+            assert {spec["actor"] for spec in worker.specs} == {"schedule"}
+            await place.until("job.done", 3)
+            assert service.status().databases[0].proven_backup == stored(8, "")["id"]
+
+    asyncio.run(main())
+
+
+def test_the_state_directory_is_private_but_can_be_passed_through(place: Place) -> None:
+    async def main() -> None:
+        async with place.daemon():
+            assert place.state.stat().st_mode & 0o7777 == 0o711
+            assert (place.state / "staging").stat().st_mode & 0o7777 == 0o1733
+            assert (place.state / "accepted.json").stat().st_mode & 0o777 == 0o600
+
+    asyncio.run(main())

@@ -1,0 +1,73 @@
+"""Small parts: ids, the bell, the gauge, the choice of names."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.clock import new_id, system_clock
+from dbguardd.daemon.gauge import Gauge
+from dbguardd.daemon.protect import choose_name
+from dbguardd.policy.policy import Policy
+
+MOMENT = datetime(2026, 9, 12, 7, 0, tzinfo=UTC)
+
+
+def test_ids_sort_by_time_and_differ() -> None:
+    ids = [new_id(MOMENT + timedelta(milliseconds=number)) for number in range(100)]
+    assert ids == sorted(ids)
+    assert {len(id) for id in ids} == {26}
+    assert len({new_id(MOMENT)[10:] for _ in range(100)}) == 100
+
+
+def test_the_steady_clock_only_goes_on() -> None:
+    clock = system_clock()
+    first = clock.steady()
+    assert clock.steady() >= first
+    assert clock.now().utcoffset() == timedelta(0)
+
+
+def test_the_bell_wakes_all_who_wait_and_nobody_later() -> None:
+    async def main() -> None:
+        bell = Bell()
+        waiting = [asyncio.create_task(bell.wait(10)) for _ in range(3)]
+        await asyncio.sleep(0)
+        bell.ring()
+        assert await asyncio.gather(*waiting) == [True] * 3
+        assert not await bell.wait(0)
+
+    asyncio.run(main())
+
+
+def test_the_gauge_knows_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        gauge = Gauge()
+        assert gauge.level(str(tmp_path)).free_bytes is None
+        await gauge.measure({"here": str(tmp_path), "gone": str(tmp_path / "gone")})
+        level = gauge.level(str(tmp_path))
+        assert level.total_bytes is not None
+        assert level.free_bytes is not None
+        assert 0 < level.free_bytes <= level.total_bytes
+        assert "No such file" in gauge.level(str(tmp_path / "gone")).error
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/srv/App Data.sqlite3", "app-data"),
+        ("/srv/ünï.db", "n"),
+        ("/srv/---.db", "database"),
+        ("/srv/" + "x" * 200 + ".db", "x" * 63),
+        ("/srv/taken.db", "taken-2"),
+    ],
+)
+def test_names_are_made_from_the_file(path: str, name: str) -> None:
+    database = {"taken": {"engine": "sqlite", "path": "/other/taken.db"}}
+    policy = Policy.model_validate({"version": 1, "database": database})
+    chosen = choose_name("", path, policy)
+    assert chosen == name
+    Policy.model_validate({"version": 1, "database": {chosen: {"engine": "sqlite", "path": path}}})

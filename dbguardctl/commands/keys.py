@@ -43,12 +43,16 @@ def key_list(session: Session) -> None:
         (
             Cell(row["name"], "strong"),
             row["kind"],
-            Cell(", ".join(row["recovery"]) or "none", "" if row["recovery"] else "warn"),
+            Cell(", ".join(map(_shortened, row["recovery"])) or "none", "" if row["recovery"] else "warn"),
             when(row["recovery_tested_at"], session.now, session.zone) if row["recovery_tested_at"] else "never",
         )
         for row in answer["keys"]
     ]
     session.out.show([Table(("KEY", "KIND", "RECOVERY", "TESTED"), rows)])
+
+
+def _shortened(recipient: str) -> str:
+    return recipient if len(recipient) <= 24 else f"{recipient[:12]}...{recipient[-8:]}"
 
 
 @key.command("recovery-sheet")

@@ -70,7 +70,7 @@ SCREENS: dict[str, Draw] = {
     ),
     "config-show": lambda s: config.shown(ROUTES["GET /config"]({"origin": "true"}, None)),
     "protect": lambda s: [
-        *protected({"database": "app", "found": "SQLite", "wrote": "/etc/x.toml", "text": "[database.app]\n"}, whole=True),
+        *protected({"database": "app", "found": "SQLite", "wrote": "/x.toml", "text": "[database.app]\n"}, whole=True),
         *promise(WITHOUT_KEY, "app", NOW, BERLIN),
     ],
     "error": lambda s: error_blocks(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing, contextmanager
 from pathlib import Path
+
+from engine_memory import MemorySink, MemoryTree, no_progress
+
+from dbguardd.engines import ENGINES
 
 _USER = Path(__file__).with_name("sqlite_user.py")
 
@@ -75,3 +80,35 @@ def balance(path):
 def directory(path):
     """Names and sizes of everything in a directory."""
     return {entry.name: entry.stat().st_size for entry in Path(path).iterdir()}
+
+
+def shell(path, sql):
+    """Run SQL in another process and return what it prints."""
+    command = ["sqlite3", "-bail", "-cmd", ".timeout 5", str(path), sql]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def locks_on(path, pid):
+    """The POSIX locks that a process holds on a database and its WAL index, as the kernel lists them."""
+    inodes = {os.stat(name).st_ino for name in (str(path), f"{path}-shm") if os.path.exists(name)}
+    found = []
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if fields[1] == "POSIX" and int(fields[4]) == pid and int(fields[5].split(":")[2]) in inodes:
+            found.append(tuple(fields[1:]))
+    return sorted(found)
+
+
+def make(live, staging, **settings):
+    """Open the engine for a live file."""
+    return ENGINES["sqlite"]({"path": str(live), "staging": str(staging), "beat_seconds": 0, **settings}).snapshots
+
+
+def round_trip(engine, target):
+    """Back up and restore; return facts, the source's fingerprint and the examination of the restored file."""
+    sink = MemorySink()
+    facts = engine.dump(sink, no_progress)
+    taken = engine.fingerprint(no_progress)
+    engine.release()
+    engine.restore(MemoryTree(sink, facts), target, no_progress)
+    return facts, taken, engine.examine(target, [], no_progress)

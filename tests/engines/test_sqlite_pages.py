@@ -1,28 +1,23 @@
-"""Method pages: what is backed up is what the last commit made, whatever goes on beside it."""
+"""Method pages: the copy is one commit, whatever goes on beside it, and the live directory stays as it was."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
-from sqlite_world import balance, directory, ledger, using
+from sqlite_world import balance, directory, ledger, locks_on, make, round_trip, shell, using
 
-from dbguardd.engines import ENGINES
-
-
-def make(live, staging, **settings):
-    return ENGINES["sqlite"]({"path": str(live), "staging": str(staging), **settings}).snapshots
-
-
-def round_trip(engine, target):
-    sink = MemorySink()
-    facts = engine.dump(sink, no_progress)
-    taken = engine.fingerprint(no_progress)
-    engine.release()
-    engine.restore(MemoryTree(sink, facts), target, no_progress)
-    return facts, taken, engine.examine(target, [], no_progress)
+from dbguardd.errors import Cancelled, SourceChanged, SourceLocked, WouldBlock
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete", "truncate", "persist", "memory"])
 @pytest.mark.parametrize("pause", [0.0, 0.002])
-def test_a_backup_beside_a_writer_is_one_commit(live, staging, tmp_path, journal_mode, pause):
+def test_beside_a_writer(live, staging, tmp_path, journal_mode, pause):
     ledger(live, journal_mode, filler=2_000_000)
     with using(live, "write", pause) as writer:
         engine = make(live, staging, max_block_seconds=1.0)
@@ -34,4 +29,312 @@ def test_a_backup_beside_a_writer_is_one_commit(live, staging, tmp_path, journal
             assert balance(target) == 0
             assert facts["way"] == ("wal" if journal_mode == "wal" else "rollback")
         assert writer.end()["commits"] > 20
+    assert directory(staging) == {}
+
+
+@pytest.mark.parametrize("every", [1, 7, 200])
+def test_beside_a_writer_that_checkpoints_all_the_time(live, staging, tmp_path, every):
+    ledger(live, filler=4_000_000)
+    with using(live, "checkpoint-often", every), using(live, "checkpoint-often", every * 3):
+        engine = make(live, staging)
+        for number in range(6):
+            target = tmp_path / f"restored-{number}.db"
+            _, taken, found = round_trip(engine, target)
+            assert found.fingerprint == taken
+            assert found.ok, found.findings
+            assert balance(target) == 0
+
+
+def each_step(action, times=5):
+    """A progress that runs `action` after each step of the copy; a step is 1 MiB, see beat_seconds."""
+    left = [times]
+
+    def progress(step, done, total):
+        if step == "snapshot" and done and left[0]:
+            left[0] -= 1
+            action()
+
+    return progress
+
+
+COMMIT = (
+    "UPDATE a SET amount=amount-1 WHERE id=1; UPDATE b SET amount=amount+1 WHERE id=2;"
+    "INSERT INTO moves(note) VALUES('during');"
+)
+EVENTS = {
+    "commits": f"BEGIN; {COMMIT} COMMIT;",
+    "restart": f"PRAGMA wal_checkpoint(RESTART); BEGIN; {COMMIT} COMMIT;",
+    "truncate": "PRAGMA wal_checkpoint(TRUNCATE);",
+    "truncate and commit": f"PRAGMA wal_checkpoint(TRUNCATE); BEGIN; {COMMIT} COMMIT;",
+    "vacuum": "VACUUM;",
+    "schema": "CREATE TABLE IF NOT EXISTS extra(x); INSERT INTO extra VALUES(1); DROP INDEX IF EXISTS moves_note;",
+    "shrink": "DELETE FROM filler; VACUUM; PRAGMA wal_checkpoint(PASSIVE);",
+}
+
+
+@pytest.mark.parametrize("mark", ["zero", "above zero"])
+@pytest.mark.parametrize("event", EVENTS)
+def test_events_in_the_middle_of_a_wal_copy(live, staging, tmp_path, mark, event):
+    """Mark 0: the log is in the main file already when the copy begins. Above: the log has frames that are not."""
+    ledger(live, filler=1_500_000)
+    with using(live, "idle"):
+        shell(live, f"BEGIN; {COMMIT} UPDATE filler SET data=zeroblob(40000) WHERE rowid<25; COMMIT;")
+        if mark == "zero":
+            shell(live, "PRAGMA wal_checkpoint(PASSIVE);")
+        engine = make(live, staging)
+        sink = MemorySink()
+        facts = engine.dump(sink, each_step(lambda: shell(live, EVENTS[event])))
+        taken = engine.fingerprint(no_progress)
+        engine.release()
+    assert facts["way"] == "wal"
+    engine.restore(MemoryTree(sink, facts), tmp_path / "restored.db", no_progress)
+    found = engine.examine(tmp_path / "restored.db", [], no_progress)
+    assert found.ok, found.findings
+    assert found.fingerprint == taken
+    assert balance(tmp_path / "restored.db") == 0
+    with closing(sqlite3.connect(tmp_path / "restored.db")) as db:
+        assert db.execute("SELECT count(*) FROM moves WHERE note='during'").fetchone()[0] >= 1
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_a_commit_that_was_answered_before_is_in_the_backup(live, staging, tmp_path, journal_mode):
+    ledger(live, journal_mode)
+    with using(live, "idle"):
+        for number in range(5):
+            shell(live, f"INSERT INTO moves(note) VALUES('number {number}');")
+            target = tmp_path / f"{number}.db"
+            round_trip(make(live, staging), target)
+            with closing(sqlite3.connect(target)) as db:
+                assert db.execute("SELECT count(*) FROM moves").fetchone() == (number + 1,)
+
+
+# ------------------------------------------------------------------------------------------------ leaves no trace
+
+
+def test_a_cleanly_closed_wal_database_keeps_its_directory(live, staging, tmp_path):
+    ledger(live)
+    before = directory(live.parent)
+    facts, taken, found = round_trip(make(live, staging), tmp_path / "restored.db")
+    assert directory(live.parent) == before == {"app.db": live.stat().st_size}
+    assert facts["way"] == "idle"
+    assert found.fingerprint == taken
+    assert directory(tmp_path / "staging") == {}
+
+
+def test_a_crashed_wal_database_keeps_its_log(live, staging, tmp_path):
+    ledger(live)
+    with using(live, "crash-after-commit"):
+        pass
+    before = directory(live.parent)
+    log = Path(f"{live}-wal").read_bytes()
+    facts, taken, found = round_trip(make(live, staging), tmp_path / "restored.db")
+    assert directory(live.parent) == before
+    assert Path(f"{live}-wal").read_bytes() == log
+    assert facts["way"] == "idle"
+    assert found.fingerprint == taken
+    assert found.fingerprint.tables["moves"].rows == 1
+
+
+def test_a_database_in_use_keeps_its_directory(live, staging):
+    ledger(live)
+    with using(live, "idle"):
+        shell(live, "INSERT INTO moves(note) VALUES('x');")
+        before = directory(live.parent)
+        make(live, staging).dump(MemorySink(), no_progress)
+        assert directory(live.parent) == before
+
+
+def test_an_application_that_ends_during_the_copy_loses_nothing(live, staging):
+    ledger(live, filler=1_500_000)
+    with using(live, "idle") as user:
+        shell(live, "INSERT INTO moves(note) VALUES('x');")
+        engine = make(live, staging)
+        engine.dump(MemorySink(), each_step(user.end, times=1))
+    assert shell(live, "SELECT count(*) FROM moves; PRAGMA integrity_check;").split() == ["1", "ok"]
+
+
+def test_an_application_that_starts_during_an_idle_copy(live, staging, tmp_path):
+    ledger(live, filler=1_500_000)
+    engine = make(live, staging)
+    sink = MemorySink()
+    facts = engine.dump(sink, each_step(lambda: shell(live, f"BEGIN; {COMMIT} COMMIT;"), times=1))
+    assert facts["tries"] == 2
+    engine.restore(MemoryTree(sink, facts), tmp_path / "restored.db", no_progress)
+    assert balance(tmp_path / "restored.db") == 0
+
+
+def test_cancelled_in_the_middle(live, staging):
+    ledger(live, filler=3_000_000)
+    with using(live, "idle"):
+        before = directory(live.parent)
+
+        def cancel():
+            raise Cancelled("job: cancelled")
+
+        engine = make(live, staging)
+        with pytest.raises(Cancelled):
+            engine.dump(MemorySink(), each_step(cancel))
+        assert directory(staging) == {}
+        assert directory(live.parent) == before
+        shell(live, "INSERT INTO moves(note) VALUES('no lock is left');")
+
+
+def test_a_sink_that_fails_leaves_nothing_after_release(live, staging):
+    ledger(live)
+
+    def fail(name):
+        raise Cancelled("sink: cancelled")
+
+    engine = make(live, staging)
+    with pytest.raises(Cancelled):
+        engine.dump(MemorySink(fail), no_progress)
+    engine.release()
+    assert directory(staging) == {}
+
+
+def test_leftovers_in_staging_do_not_get_into_the_backup(live, staging, tmp_path):
+    ledger(live)
+    staging.mkdir()
+    with using(live, "crash-after-commit"):
+        pass
+    for side in ("", "-wal", "-shm"):
+        shutil.copy(f"{live}{side}", staging / f"snapshot.db{side}")
+    live.unlink(), Path(f"{live}-wal").unlink(), Path(f"{live}-shm").unlink()
+    ledger(live, "delete", accounts=5)
+    _, _, found = round_trip(make(live, staging), tmp_path / "restored.db")
+    assert found.fingerprint.tables["a"].rows == 5
+    assert found.fingerprint.tables["moves"].rows == 0
+
+
+# ------------------------------------------------------------------------------------------------ locks (M1)
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_the_locks_of_a_writer_survive_a_backup(live, staging, journal_mode):
+    ledger(live, journal_mode)
+    with using(live, "open-transaction") as writer:
+        before = locks_on(live, writer.child.pid)
+        assert before
+        make(live, staging).dump(MemorySink(), no_progress)
+        assert locks_on(live, writer.child.pid) == before
+        with pytest.raises(subprocess.CalledProcessError) as second:
+            shell(live, "INSERT INTO moves(note) VALUES('second');")
+        assert "locked" in second.value.stderr
+        assert writer.end() == {"closed": True}
+    assert shell(live, "SELECT note FROM moves").split() == ["mine"]
+
+
+_WATCH = """
+import sys
+sys.path.insert(0, sys.argv[3])
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "sqlite3.connect" else None)
+from engine_memory import MemorySink, no_progress
+from dbguardd.engines import ENGINES
+engine = ENGINES["sqlite"]({"path": sys.argv[1], "staging": sys.argv[2]}).snapshots
+engine.probe(); engine.dump(MemorySink(), no_progress); engine.fingerprint(no_progress)
+assert opened, "the hook saw nothing"
+assert not [name for name in opened if "app.db" in name], opened
+"""
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_the_engine_process_never_opens_the_live_file_through_sqlite(live, staging, journal_mode):
+    ledger(live, journal_mode)
+    with using(live, "idle"):
+        here = str(Path(__file__).parent)
+        subprocess.run([sys.executable, "-c", _WATCH, str(live), str(staging), here], check=True, timeout=60)
+
+
+# ------------------------------------------------------------------------------------------------ rollback journal
+
+
+def test_a_copy_longer_than_max_block_is_made_in_slices(live, staging, tmp_path):
+    ledger(live, "delete", filler=20_000_000)
+    facts, taken, found = round_trip(make(live, staging, max_block_seconds=0.001), tmp_path / "restored.db")
+    assert facts["way"] == "split" or facts["cloned"]
+    assert found.fingerprint == taken
+
+
+def test_a_commit_between_slices_starts_the_copy_again(live, staging, tmp_path):
+    ledger(live, "delete", filler=20_000_000)
+    engine = make(live, staging, max_block_seconds=0.001)
+    sink = MemorySink()
+    facts = engine.dump(sink, each_step(lambda: shell(live, f"BEGIN; {COMMIT} COMMIT;"), times=1))
+    if facts["cloned"]:
+        pytest.skip("this file system copies in one step")
+    assert facts["tries"] == 2
+    engine.restore(MemoryTree(sink, facts), tmp_path / "restored.db", no_progress)
+    assert engine.examine(tmp_path / "restored.db", [], no_progress).fingerprint.tables["moves"].rows == 1
+
+
+def test_a_writer_that_never_rests_postpones_the_backup(live, staging):
+    ledger(live, "delete", filler=40_000_000)
+    with using(live, "write", 0.0) as writer:
+        engine = make(live, staging, max_block_seconds=0.001, lock_timeout_seconds=1.5)
+        try:
+            facts = engine.dump(MemorySink(), no_progress)
+        except WouldBlock as error:
+            assert error.facts["needed_seconds"] > 0.001
+            assert "MB/s" in error.detail
+        else:
+            assert facts["cloned"]
+        assert writer.end()["commits"] > 20
+    assert directory(staging).keys() <= {"snapshot.db"}
+
+
+@pytest.mark.parametrize("journal_mode", ["delete", "truncate", "persist"])
+def test_a_hot_journal_is_rolled_back_in_the_copy_only(live, staging, tmp_path, journal_mode):
+    ledger(live, journal_mode, filler=200_000)
+    clean = live.read_bytes()
+    shell(live, f"PRAGMA journal_mode={journal_mode};")
+    with using(live, "crash", 200):
+        pass
+    assert live.read_bytes() != clean  # the crash left half of its transaction in the file
+    before, journal = directory(live.parent), Path(f"{live}-journal").read_bytes()
+    facts, _, found = round_trip(make(live, staging), tmp_path / "restored.db")
+    assert facts["way"] == "hot-journal"
+    assert found.ok, found.findings
+    assert found.fingerprint.tables["moves"].rows == 0
+    assert balance(tmp_path / "restored.db") == 0
+    assert directory(live.parent) == before
+    assert Path(f"{live}-journal").read_bytes() == journal
+
+
+def test_a_hot_journal_of_a_transaction_over_two_databases(live, staging, tmp_path):
+    """Its journal names a super-journal; while that exists the transaction has not committed."""
+    ledger(live, "delete", filler=100_000)
+    with using(live, "crash", 200):
+        pass
+    journal, parent = Path(f"{live}-journal"), Path(f"{live}-mj12345678")
+    name = os.fsencode(parent)
+    tail = (0).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
+    journal.write_bytes(journal.read_bytes() + tail + bytes.fromhex("d9d505f920a163d7"))
+    parent.write_bytes(os.fsencode(journal) + b"\0")
+    before = directory(live.parent)
+    _, _, found = round_trip(make(live, staging), tmp_path / "restored.db")
+    assert found.fingerprint.tables["moves"].rows == 0
+    assert found.ok
+    assert directory(live.parent) == before
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_an_exclusive_lock_is_waited_for_and_named(live, staging, journal_mode):
+    ledger(live, journal_mode)
+    shell(live, "PRAGMA journal_mode=delete;")
+    with using(live, "exclusive") as user:
+        with pytest.raises(SourceLocked) as locked:
+            make(live, staging, lock_timeout_seconds=0.2).dump(MemorySink(), no_progress)
+        assert locked.value.facts["holder_pid"] == user.child.pid
+
+
+def test_a_file_replaced_during_the_copy(live, staging, tmp_path):
+    ledger(live, filler=1_500_000)
+    ledger(tmp_path / "other.db")
+
+    def swap():
+        os.replace(tmp_path / "other.db", live)
+
+    with using(live, "idle"), pytest.raises(SourceChanged):
+        make(live, staging).dump(MemorySink(), each_step(swap, times=1))
     assert directory(staging) == {}

@@ -59,11 +59,6 @@ class Copy:
         self.position += done
         return done > 0
 
-    def finish(self) -> None:
-        """Copy to the end."""
-        while self.step():
-            pass
-
     def _move(self, limit: int) -> int:
         if self._in_kernel:
             try:

@@ -27,15 +27,15 @@ _SUFFIXES = ("", "-wal", "-shm", "-journal")
 _CARE = 0.8  # share of max_block after which a slice ends: its last step takes time too
 _TICK_SECONDS = 0.01  # file times have the grain of a timer tick (at most 10 ms)
 _AHEAD_BYTES = 64 << 20
-_BEAT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long the application may be held, and how long a quiet moment is waited for (seconds)."""
+    """How long the application may be held, how long a quiet moment is waited for, how often life is shown."""
 
     max_block_seconds: float
     lock_timeout_seconds: float
+    beat_seconds: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class _Run:
         """Show life now and then; cheap enough for each step."""
         self.done = position
         now = time.monotonic()
-        if now - self.beat >= _BEAT_SECONDS:
+        if now - self.beat >= self.budget.beat_seconds:
             self.beat = now
             self.alive()
 
@@ -221,8 +221,8 @@ def _copy_all(run: _Run, source: int, suffix: str) -> bool:
     with copying(source, run.staging / f"{NAME}{suffix}", run.live.path) as copy:
         if not copy.clone():
             copy.check_room()
-            base = run.done
-            while copy.step():
+            base, end = run.done, os.fstat(source).st_size  # not further: a busy writer would lead us on for ever
+            while copy.position < end and copy.step():
                 run.tick(base + copy.position)
         return copy.cloned
 

@@ -31,6 +31,7 @@ PUBLISH = timedelta(minutes=5)
 PROMPT_SECONDS = 1.0
 """A publication that took longer looks again at what it relied on; a grace must not be shorter than twice this."""
 
+_PROBE = timedelta(hours=1)
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -108,12 +109,13 @@ def trusted(
 def _no_leap(storage: Storage, now: datetime, newest: Entry | None, randomness: Randomness, grace: timedelta) -> None:
     witnesses = list(storage.list("clock/"))
     for witness in witnesses:
-        if witness.modified_at > now or now - witness.modified_at > SILENCE:
+        if witness.modified_at > now + SKEW or now - witness.modified_at > SILENCE:
             storage.delete(witness.name)
     seen = [witness.modified_at for witness in witnesses if grace <= now - witness.modified_at <= SILENCE]
     if newest is None or seen or now - newest.modified_at <= SILENCE:
         for witness in witnesses:
-            storage.delete(witness.name)
+            if now - witness.modified_at > _PROBE:  # a younger one may be what another process is just looking at
+                storage.delete(witness.name)
         return
     if not witnesses:
         storage.put(f"clock/{ulid(now, randomness)}", randomness(16))

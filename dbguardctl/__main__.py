@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
 from dbguardctl.app import PROGRAM, app
 from dbguardctl.session import Session
-from dbguardd.errors import GuardError, Usage
+from dbguardd.errors import GuardError, Internal, Usage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run dbguardctl and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     session = Session()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _mend_streams()
     try:
         status = app.main(arguments, PROGRAM, standalone_mode=False, obj=session)
         sys.stdout.flush()
@@ -32,11 +33,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         session.say("interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader has seen enough (head, less). Python would complain at exit when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        return _unwritten(error)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if session.verbose:
+            traceback.print_exc()
+        session.report(_misunderstood(error))
+        return Internal.exit_status
     return status if isinstance(status, int) else 0
+
+
+def _mend_streams() -> None:
+    """Let no character be unwritable, and no closed stream be None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unwritten(error: OSError) -> int:
+    """Return the exit status when the answer could not be written: none if its reader (head, less) has seen enough."""
+    # Python would complain again when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    sys.stderr.write(f"{PROGRAM}: the answer cannot be written: {error.strerror or error}\n")
+    return 1
+
+
+def _misunderstood(error: Exception) -> Internal:
+    return Internal(
+        "dbguardctl: the answer of the daemon is not what was expected",
+        detail=f"{type(error).__name__}: {error}",
+        hints=["dbguardctl --version", "dbguardd --version"],
+    )
 
 
 def _usage(error: click.UsageError) -> Usage:

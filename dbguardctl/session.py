@@ -57,7 +57,7 @@ class Session:
         return self.screen(sys.stderr)
 
     def answer(self, answer: Json, blocks: Iterable[Block]) -> None:
-        """Print an answer: the JSON object with --json, else the blocks; nothing of them is made before."""
+        """Print an answer: the JSON object with --json, else the blocks."""
         if self.json:
             self.print_json(answer)
         else:

@@ -256,7 +256,37 @@ def test_an_answer_that_is_none(answer: bytes, ctl: Ctl, daemon: FakeDaemon) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_answer_makes_a_traceback(
+    words: list[str], inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.routes = {route: {"schema": "dbguard.other/1"} for route in daemon.routes}
+    daemon.verb_jobs = dict.fromkeys(answers.RESULTS, [{"id": "x"}])
+    status = inside(*words)
+    shown = capsys.readouterr()
+    assert status in (0, 1, 2), shown.err
+    assert status == 0 or shown.err.splitlines()[-1].lstrip().startswith(("fix", "try"))
+
+
+def test_a_full_disk_is_no_success(daemon: FakeDaemon) -> None:
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dbguardctl", "status"], env=environment(daemon.socket), stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "dbguardctl: the answer cannot be written: No space left on device\n"
+
+
+def test_closed_streams(daemon: FakeDaemon) -> None:
+    command = f"'{sys.executable}' -m dbguardctl status <&- >&-; echo $?"
+    done = subprocess.run(["/bin/sh", "-c", command], env=environment(daemon.socket), capture_output=True, text=True,
+                          timeout=30, check=False)  # fmt: skip
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 def test_events_are_followed_across_a_broken_connection(daemon: FakeDaemon) -> None:
+    daemon.routes["GET /events"] = {"schema": "dbguard.events/1", "events": answers.EVENTS[:1]}
     command = [sys.executable, "-m", "dbguardctl", "--json", "events", "--follow", "--after", "40"]
     with subprocess.Popen(command, env=environment(daemon.socket), stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -264,6 +294,21 @@ def test_events_are_followed_across_a_broken_connection(daemon: FakeDaemon) -> N
         child.send_signal(signal.SIGINT)
         assert child.wait(20) == 130
     assert seen == [41, 42]
+
+
+def test_events_are_the_newest(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def page(query: dict[str, str], _body: object) -> dict[str, object]:
+        first = int(query["after"]) + 1
+        rows = [{**answers.EVENTS[0], "id": id} for id in range(first, min(first + int(query["limit"]), 12_001))]
+        return {"schema": "dbguard.events/1", "events": rows}
+
+    daemon.routes["GET /events"] = page
+    assert inside("--json", "events", "--limit", "3") == 0
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)["events"]] == [11_998, 11_999, 12_000]
+    assert inside("--json", "events", "--after", "7", "--limit", "2") == 0
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)["events"]] == [8, 9]
 
 
 def test_a_reader_that_has_seen_enough(daemon: FakeDaemon) -> None:

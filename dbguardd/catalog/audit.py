@@ -32,6 +32,7 @@ _START = "0" * 64
 _NOTE_BYTES = 4096
 _WINDOW_BYTES = 1 << 20
 _BROKEN = "audit.broken"
+_UNANCHORED = "audit.unanchored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,15 @@ class Entry:
     facts: Mapping[str, Any] = field(default_factory=dict)
     prev: str = _START
     hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A chain that holds. `notes`: what a person should compare with the journal all the same."""
+
+    entries: int
+    head: str
+    notes: tuple[str, ...] = ()
 
 
 class Anchor(Protocol):
@@ -138,9 +148,10 @@ class Audit:
                 break
         return entries
 
-    def verify(self) -> tuple[int, str]:
-        """Check every byte; return the number of entries and the head. Raises AuditBroken with all findings."""
+    def verify(self) -> Verified:
+        """Check every byte. Raises AuditBroken with all findings."""
         findings: list[str] = []
+        notes: list[str] = []
         expected, head, seen = 0, _START, {0: _START}
         for number, line in enumerate(self._lines(), start=1):
             expected += 1
@@ -149,8 +160,11 @@ class Audit:
                 findings.append(f"line {number}: {finding}")
             if entry is not None:
                 expected, head = entry.seq, entry.hash
+                said = f"line {number}: {entry.at}: {entry.facts.get('finding', '')}"
                 if entry.action == _BROKEN:
-                    findings.append(f"line {number}: {entry.at}: {entry.facts.get('finding', 'a break was recorded')}")
+                    findings.append(said)
+                elif entry.action == _UNANCHORED:
+                    notes.append(said)
             seen[expected] = head
         findings += self._against_anchor(seen)
         if findings:
@@ -159,7 +173,7 @@ class Audit:
                 detail="\n".join(findings[:20]),
                 facts={"findings": findings[:100], "entries": len(seen) - 1},
             )
-        return len(seen) - 1, head
+        return Verified(len(seen) - 1, head, tuple(notes))
 
     def head(self) -> tuple[int, str]:
         """The number and the hash of the last entry."""
@@ -212,12 +226,15 @@ class Audit:
                 seen[entry.seq] = entry.hash
         if int(known) not in seen:  # it should be at the end, so something is wrong: look at all of it
             seen = {0: _START, **{entry.seq: entry.hash for entry in self.show(0, sys.maxsize)}}
-        breaks = self._against_anchor(seen)
+        lost = self._anchor.get(_ANCHOR) is None and max(seen) > 0
+        breaks = [] if lost else self._against_anchor(seen)
         if torn:
             os.ftruncate(self._file, size - len(torn))
             os.fsync(self._file)
             note = {"bytes": len(torn), "text": torn[:_NOTE_BYTES].decode("utf-8", "backslashreplace")}
             self._note(now, "audit.repaired", note)
+        if lost:  # a lost catalog is no proof of a changed log, but nobody but the journal can tell now
+            self._note(now, _UNANCHORED, {"finding": f"the anchor of the {self._seq} entries before is lost"})
         for finding in breaks:
             self._note(now, _BROKEN, {"finding": finding})
 

@@ -49,7 +49,7 @@ class Session:
             "synchronous=FULL",
             "trusted_schema=OFF",
             "cell_size_check=ON",
-            "cache_size=-4096",
+            "cache_size=-1024",
             "journal_size_limit=4194304",
         ):
             self.rows(f"PRAGMA {pragma}")

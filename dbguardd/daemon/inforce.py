@@ -95,12 +95,15 @@ class InForce:
     def going(self, policy: Policy) -> Going:
         """What `policy` would delete at once that what was accepted last would keep."""
         accepted = self._accepted()
-        now, found = self._now(), {}
+        now = self._now()
+        found: dict[str, Mapping[str, tuple[str, ...]]] = {}
         for name in policy.names():
-            if name in accepted:
-                backups = dated(self._catalog.backups.of(name))
-                new = retention.Keep.from_spec(database_spec(policy.guarded(name), _nobody))
-                gone = retention.shrinks(backups, retention.Keep.from_spec(accepted[name]), new, now)
+            if name not in accepted:
+                continue
+            old = retention.Keep.from_spec(accepted[name])
+            new = retention.Keep.from_spec(database_spec(policy.guarded(name), _nobody))
+            if old != new:
+                gone = retention.shrinks(dated(self._catalog.backups.of(name)), old, new, now)
                 if gone:
                     found[name] = gone
         return found

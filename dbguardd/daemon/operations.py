@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Who, to_moment
@@ -76,7 +77,18 @@ class Operations:
         self.scheduler.plan(timetable(self.inforce, self.machine_id))
         self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
         self.runner.wake()
+        self._index_what_is_unknown()
         self.nudge.ring()
+
+    def _index_what_is_unknown(self) -> None:
+        """Read a repository that this catalog has never seen: a new catalog, or a disk from another host."""
+        for name in self.inforce.storages():
+            path = Path(self.inforce.storage(name).path)
+            if self.catalog.settings.get(f"repository:{name}") is None and (path / "repo.json").is_file():
+                try:
+                    self.runner.submit(Order("scan", {}, SCHEDULE, storage=name))
+                except GuardError as error:
+                    self.log.error("scan.refused", storage=name, code=error.code, problem=error.message)
 
     @contextmanager
     def audited(self, who: Who, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -103,8 +104,8 @@ class Runner:
         """The job when it has ended, or as it is after `seconds`. Raises NotFound."""
         live = self._find(id)
         if live is not None:
-            await asyncio.wait([ended := asyncio.ensure_future(live.ended.wait())], timeout=seconds)
-            ended.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(live.ended.wait(), seconds)
             return replace(live.row)
         return self.job(id)
 
@@ -349,17 +350,17 @@ class Runner:
         if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
             return
         old = self._catalog.runs.get(live.target, row.verb) or Run(live.target, row.verb, known_at=row.created_at)
-        failed = row.state is JobState.FAILED
+        failed, done = row.state is JobState.FAILED, row.state is JobState.DONE  # else cancelled: nothing was learnt
         self._catalog.runs.put(
             replace(
                 old,
                 started_at=live.attempt_started_at,
                 finished_at=row.finished_at,
-                succeeded_at=row.finished_at if row.state is JobState.DONE else old.succeeded_at,
-                failures=old.failures + 1 if failed else 0 if row.state is JobState.DONE else old.failures,
-                failing_since_at=(old.failing_since_at or row.finished_at) if failed else None,
+                succeeded_at=row.finished_at if done else old.succeeded_at,
+                failures=0 if done else old.failures + failed,
+                failing_since_at=None if done else old.failing_since_at or (row.finished_at if failed else None),
                 job=row.id,
-                problem=error.problem() if failed and error is not None else None,
+                problem=None if done else error.problem() if failed and error is not None else old.problem,
             )
         )
 

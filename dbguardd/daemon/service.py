@@ -277,8 +277,8 @@ class Service:
 
     def audit_verify(self) -> Json:
         """Recompute the chain of the audit log. Raises AuditBroken."""
-        entries, head = self._audit.verify()
-        return {"ok": True, "entries": entries, "head": head}
+        verified = self._audit.verify()
+        return {"ok": True, "entries": verified.entries, "head": verified.head, "notes": list(verified.notes)}
 
     def _audited(self, actor: Peer, action: str, object: str, facts: Mapping[str, Any] | None = None) -> Any:
         return self._do.audited(self._who(actor), action, object, facts or {})

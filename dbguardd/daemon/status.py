@@ -150,7 +150,7 @@ class Views:
     def _database(self, name: str, now: datetime, recoverable: dict[str, bool]) -> DatabaseStatus:
         guarded = self.inforce.policy.guarded(name)
         summary = self.catalog.backups.summary(name)
-        runs = [run for verb in ("backup", "verify", "expire") if (run := self.catalog.runs.get(name, verb))]
+        runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         failing = [run for run in runs if run.problem is not None]
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
@@ -179,8 +179,13 @@ class Views:
             key=guarded.key,
             has_recovery=recoverable.get(guarded.key),
         )
+        row = self._row(facts, guarded.engine, summary, now, worst)
+        expire = self.catalog.runs.get(name, "expire")
+        if expire is not None and expire.problem is not None:  # old backups stay: worth a look, but nothing is lost
+            row.attention.append(f"{name}: the last expiry failed: {expire.problem.get('message', '')}")
+            row.hints.append(f"dbguardctl job show {expire.job}")
         return replace(
-            self._row(facts, guarded.engine, summary, now, worst),
+            row,
             next_run_at=to_text(ahead[0]) if ahead else None,
             next_verb=ahead[1] if ahead else None,
             rpo_seconds=rpo.total_seconds() if rpo else None,

@@ -22,9 +22,8 @@ from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock, new_id
 from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce
-from dbguardd.daemon.live import Order
 from dbguardd.daemon.notify import Notify
-from dbguardd.daemon.operations import SCHEDULE, Operations, scheduled
+from dbguardd.daemon.operations import Operations, scheduled
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.service import Service
@@ -126,7 +125,6 @@ class Supervisor:
         self._do.take_over()
         api = await self._setup.serve(Service(self._do))
         self._listen_to_signals()
-        self._index_what_is_unknown()
         log.info("daemon.ready", databases=len(self._do.inforce.policy.names()), pid=os.getpid())
         self._notify.ready(self._line())
         tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure)]
@@ -195,16 +193,6 @@ class Supervisor:
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    def _index_what_is_unknown(self) -> None:
-        """Read a repository that this catalog has never seen: a new catalog, or a disk from another host."""
-        for name in self._do.inforce.storages():
-            path = Path(self._do.inforce.storage(name).path)
-            if self._do.catalog.settings.get(f"repository:{name}") is None and (path / "repo.json").is_file():
-                try:
-                    self._do.runner.submit(Order("scan", {}, SCHEDULE, storage=name))
-                except GuardError as error:
-                    self._log.error("scan.refused", storage=name, code=error.code, problem=error.message)
-
     def _line(self) -> str:
         databases = len(self._do.inforce.policy.names())
         return f"Guarding {databases} {'database' if databases == 1 else 'databases'}"
@@ -222,7 +210,6 @@ class Supervisor:
         try:
             with self._do.audited(_SIGNAL, "policy.reload", str(self._do.inforce.path), {}):
                 self._do.reload()
-            self._index_what_is_unknown()
         except GuardError as error:
             self._log.error("policy.refused", code=error.code, problem=error.message, detail=error.detail)
         self._notify.ready(self._line())

@@ -174,10 +174,16 @@ def test_failures_end_with_their_problem(world: World, verb: str, error: GuardEr
             memory = world.catalog.runs.get("app", verb)
             assert memory is not None
             assert (memory.failures, memory.problem) == (1, error.problem())
+            worker.acts = [until_cancelled]
+            job = runner.submit(order(verb))
+            runner.cancel(job.id, "bob")
+            await ended(runner, job)
+            assert world.catalog.runs.get("app", verb).problem == error.problem()  # type: ignore[union-attr]
+            worker.acts = []
             await ended(runner, runner.submit(order(verb)))
             again = world.catalog.runs.get("app", verb)
             assert again is not None
-            assert again.failures in (0, 2)
+            assert (again.failures, again.failing_since_at, again.problem) == (0, None, None)
 
     run(main())
 

@@ -44,7 +44,7 @@ class Ledger:
     def find(self, id: str) -> tuple[Backup, Domain]:
         """Return the backup whose id starts with `id`. Raises NotFound, Usage, Damaged and what opening it raises."""
         wanted = id.upper()
-        if not wanted.isalnum():
+        if not (wanted.isascii() and wanted.isalnum()):
             raise NotFound(f"{id}: not the id of a backup")
         entries = self._records.entries("backup", wanted)
         if not entries:

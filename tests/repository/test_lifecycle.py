@@ -122,8 +122,9 @@ def test_backups_are_listed_newest_first_and_restore(world):
     clean(repository)
     with pytest.raises(NotFound):
         repository.backup("01ZZZ")
-    with pytest.raises(NotFound):
-        repository.backup("../x")
+    for wrong in ("../x", "", "é", "0 1"):
+        with pytest.raises(NotFound):
+            repository.backup(wrong)
     with pytest.raises(Usage):
         repository.backup("0")
 

@@ -440,7 +440,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("target", type=Path)
     try:
         return run(parser.parse_args(arguments))
-    except (Unusable, OSError, KeyError, ValueError) as error:
+    except (Unusable, OSError, LookupError, ValueError, TypeError, struct.error) as error:
         print(f"recover: {error}", file=sys.stderr)
         return 1
 

@@ -10,6 +10,7 @@ import random
 import sqlite3
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 SCHEMA = """
@@ -20,33 +21,43 @@ create table booking (
 create index booking_at on booking (at);
 create table document (name text primary key, body blob) without rowid;
 """
+BOOK = "insert into booking (at, debit, credit, amount, memo) values (?, ?, ?, ?, ?)"
 
 
 def seed(path: Path, *, accounts: int = 500, bookings: int = 20_000, documents: int = 200, wal: bool = True) -> None:
-    """Make the database at `path`, which must not exist."""
+    """Make the database at `path`, which must not exist. Documents have 10 KiB on average."""
     dice = random.Random(7)
-    with sqlite3.connect(path) as db:
+    balances, booked = [0] * accounts, []
+    for _ in range(bookings):
+        debit, credit, amount, memo = transfer(dice, accounts)
+        balances[debit] -= amount
+        balances[credit] += amount
+        booked.append((time.time(), debit, credit, amount, memo))
+    papers = ((f"doc-{n:05}", dice.randbytes(dice.randint(10, 10_240)).hex()) for n in range(documents))
+    with closing(sqlite3.connect(path)) as db, db:
         if wal:
             db.execute("pragma journal_mode = wal")
         db.executescript(SCHEMA)
-        db.executemany("insert into account values (?, ?, 0)", ((i, f"owner {i:05}") for i in range(accounts)))
-        for name in range(documents):
-            db.execute("insert into document values (?, ?)", (f"doc-{name:05}", dice.randbytes(dice.randint(10, 9000))))
-        for _ in range(bookings):
-            book(db, dice)
-    db.close()
+        db.executemany(
+            "insert into account values (?, ?, ?)", ((i, f"owner {i:05}", b) for i, b in enumerate(balances))
+        )
+        db.executemany("insert into document values (?, ?)", papers)
+        db.executemany(BOOK, booked)
+
+
+def transfer(dice: random.Random, accounts: int) -> tuple[int, int, int, str]:
+    """Throw one transfer: debit, credit, amount, memo."""
+    debit, credit, amount = dice.randrange(accounts), dice.randrange(accounts), dice.randint(1, 10_000)
+    return debit, credit, amount, f"transfer {dice.randrange(10**9):09} of {amount} for services rendered"
 
 
 def book(db: sqlite3.Connection, dice: random.Random) -> None:
     """Move an amount from one account to another and write it down; the caller commits."""
     accounts = db.execute("select count(*) from account").fetchone()[0]
-    debit, credit, amount = dice.randrange(accounts), dice.randrange(accounts), dice.randint(1, 10_000)
+    debit, credit, amount, memo = transfer(dice, accounts)
     db.execute("update account set balance = balance - ? where id = ?", (amount, debit))
     db.execute("update account set balance = balance + ? where id = ?", (amount, credit))
-    db.execute(
-        "insert into booking (at, debit, credit, amount, memo) values (?, ?, ?, ?, ?)",
-        (time.time(), debit, credit, amount, f"transfer {dice.randrange(10**9):09} of {amount} for services rendered"),
-    )
+    db.execute(BOOK, (time.time(), debit, credit, amount, memo))
 
 
 def consistent(path: Path) -> bool:

@@ -198,6 +198,29 @@ def test_what_messages_tell_people_to_type_exists(line: str) -> None:
     assert {word for word in words if word.startswith("--")} <= known, line
 
 
+def orders() -> list[str]:
+    """Every `hints` of an error in the source that is a command of ours, NAME standing for what is filled in."""
+    found: set[str] = set()
+    for path in sorted((ROOT / "dbguardd").rglob("*.py")):
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        for word in (word for call in calls for word in call.keywords if word.arg == "hints"):
+            for node in word.value.elts if isinstance(word.value, ast.List | ast.Tuple) else []:
+                parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "NAME" for part in parts)
+                if text.startswith("dbguardctl "):
+                    found.add(text)
+    return sorted(found)
+
+
+def test_there_are_orders() -> None:
+    assert len(orders()) >= 10
+
+
+@pytest.mark.parametrize("line", orders())
+def test_what_errors_tell_people_to_do_can_be_typed(line: str) -> None:
+    parse(line)
+
+
 # ------------------------------------------------------------------------------------------------ what is loaded
 
 FORBIDDEN = (

@@ -96,7 +96,11 @@ def _batch(dice: random.Random, prose: Prose, users: int) -> Iterator[tuple[str,
 
     def blob() -> bytes:
         size = int(min(200_000, dice.lognormvariate(9.3, 0.9)))
-        return dice.randbytes(size) if dice.random() < 0.5 else prose.cut(min(size, 18_000) // 2, min(size, 18_000)).encode()
+        return (
+            dice.randbytes(size)
+            if dice.random() < 0.5
+            else prose.cut(min(size, 18_000) // 2, min(size, 18_000)).encode()
+        )
 
     def email() -> str:
         return f"{dice.choice(prose.words)}.{dice.choice(prose.words)}{dice.randrange(999)}@example.com"

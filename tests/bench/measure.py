@@ -23,10 +23,11 @@ class Figures:
 
 
 class PeakMemory:
-    """Samples the resident memory of a process and its descendants, added up, until the block ends."""
+    """Samples the resident memory of a process (or only its descendants), added up, until the block ends."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, children_only: bool = False) -> None:
         self.pid = pid
+        self._own = [] if children_only else [pid]
         self.bytes = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -41,7 +42,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
-            self.bytes = max(self.bytes, sum(map(resident, [self.pid, *descendants(self.pid)])))
+            self.bytes = max(self.bytes, sum(map(resident, [*self._own, *descendants(self.pid)])))
 
 
 def descendants(pid: int) -> list[int]:
@@ -64,6 +65,12 @@ def resident(pid: int) -> int:
         return 0
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of all its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def run(commands: Sequence[Sequence[str]], cwd: Path, environment: Mapping[str, str]) -> Figures:
     """Run commands one after the other. Raises SystemExit with their output if one fails."""
     total = Figures(0.0, 0.0, 0)
@@ -73,13 +80,14 @@ def run(commands: Sequence[Sequence[str]], cwd: Path, environment: Mapping[str, 
             argv, cwd=cwd, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         assert process.stdout is not None
-        output = process.stdout.read()
+        with PeakMemory(process.pid) as memory:
+            output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         process.stdout.close()
         total.wall += time.monotonic() - started
         total.cpu += usage.ru_utime + usage.ru_stime
-        total.peak = max(total.peak, usage.ru_maxrss << 10)
+        total.peak = max(total.peak, memory.bytes)
         if process.returncode:
             raise SystemExit(f"{argv}: {process.returncode}\n{output.decode(errors='replace')[-2000:]}")
     total.whole = total.wall

@@ -22,6 +22,7 @@ class Peer:
     backup: Callable[[Path, int], Commands]
     restore: Callable[[Path, int, Path], Commands]
     incremental: bool = True
+    exact: bool = True  # the restored file equals the source byte by byte
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -88,6 +89,7 @@ def _plain() -> list[Peer]:
                     lambda place, n, statement=statement: [[sqlite, "db", statement.format(place / "repo" / f"b{n}")]],
                     lambda place, n, out: [["cp", str(place / "repo" / f"b{n}"), str(out / "db")]],
                     incremental=False,
+                    exact=False,
                 )
             )
     if zstd := shutil.which("zstd"):

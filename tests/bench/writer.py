@@ -26,7 +26,6 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
     (work / "src").mkdir(parents=True)
     live = work / "src" / "db"
     shutil.copy(base, live)
-    ours = Ours(work)
     stop, log = work / "stop", work / "log"
     argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
@@ -34,14 +33,15 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
     process.stdout.readline()
     marks = []
     try:
-        started = time.perf_counter()
-        time.sleep(ALONE_SECONDS)
-        marks.append(("alone", started, time.perf_counter(), 0))
-        for name, options in (("full", ("--full",)), ("incremental", ())):
+        with Ours(work) as ours:
             started = time.perf_counter()
-            figures = ours.backup(*options)
-            marks.append((name, started, started + figures.wall + 1.0, _wal_bytes(live)))
-            time.sleep(2)
+            time.sleep(ALONE_SECONDS)
+            marks.append(("alone", started, time.perf_counter(), _wal_bytes(live)))
+            for name, options in (("full", ("--full",)), ("incremental", ())):
+                started = time.perf_counter()
+                figures = ours.backup(*options)
+                marks.append((name, started, started + figures.wall + 1.0, _wal_bytes(live)))
+                time.sleep(2)
     finally:
         stop.touch()
         process.wait()

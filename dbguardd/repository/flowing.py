@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LEAST, AVERAGE, MOST = 64 << 10, 256 << 10, FRAME_LIMIT
 _BUFFER = 4 << 20
-_AHEAD = 16
+_AHEAD = 8
 _MAP_LEVEL = 3
 
 Found = tuple[bytes, Frame | None, int]

@@ -24,7 +24,7 @@ from dbguardd.repository.writing import PackHandle, PackWriter
 
 BATCH = 32  # extents
 FRAME = 256 << 10
-LEAVES_PER_FRAME = 512
+LEAVES_PER_FRAME = 256
 MAP_LEVEL = 3
 _AHEAD = 4
 _WAITING = 2048

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dbguardd.repository.seal import Domain
     from dbguardd.storage.base import Storage
 
-CACHE = 24 << 20
+CACHE = 40 << 20  # a frame of each of the 128 packs that saving.scattered() allows
 _TAIL_GUESS = 16 << 10
 _RUN = 4 << 20
 _PACKS = 2048

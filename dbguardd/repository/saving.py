@@ -31,6 +31,7 @@ Publish = Callable[[Backup, AbstractSet[str]], Backup]
 
 _PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
 _MORE_PACKS = 128
+_MAP_CACHE = 4 << 20
 
 
 class Saving:
@@ -55,7 +56,7 @@ class Saving:
     ) -> None:
         self._draft, self._parent, self._publish, self._level = draft, parent, publish, level
         self._writer = PackWriter(storage, domain, cancelled=cancelled, randomness=randomness)
-        self._reader = PackReader(storage, domain)
+        self._reader = PackReader(storage, domain, cache=_MAP_CACHE)
         self._digests = Digests(domain)
         self._old = {stream.name: stream for stream in parent.streams} if parent else {}
         self._streams: dict[str, tuple[Stream, tuple[PackHandle, int] | None]] = {}

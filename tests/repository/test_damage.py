@@ -48,10 +48,10 @@ def test_every_truncation_of_a_backup_is_damage() -> None:
             load(Drawer({key: whole[:length]}), backup)
 
 
-ACTIONS: dict[str, Callable[[dict[str, bytes], str, str], None]] = {
+ACTIONS: dict[str, Callable[[dict[str, bytes], str, str], object]] = {
     "swap": lambda objects, one, two: objects.update({one: objects[two], two: objects[one]}),
     "replace": lambda objects, one, two: objects.update({one: objects[two]}),
-    "delete": lambda objects, one, two: objects.pop(one) and None,
+    "delete": lambda objects, one, two: objects.pop(one),
     "empty": lambda objects, one, two: objects.update({one: b""}),
     "zero": lambda objects, one, two: objects.update({one: bytes(len(objects[one]))}),
     "extend": lambda objects, one, two: objects.update({one: objects[one] + b"\0"}),

@@ -267,3 +267,23 @@ def test_a_parent_with_one_damaged_leaf_means_full_again() -> None:
     assert backup.kind == "full"
     assert load(storage, backup) == {"main": data}
     assert not threads()
+
+
+@pytest.mark.slow
+def test_a_restore_reads_every_frame_once_or_nearly() -> None:
+    storage = Drawer()
+    data = bytearray(noise(24 << 20))
+    rng = random.Random(9)
+    backup = save(storage, {"main": (bytes(data), 4096)})
+    for _ in range(100):
+        for page in rng.sample(range(6144), 61):
+            data[page * 4096 + 5] ^= 255
+        backup = save(storage, {"main": (bytes(data), 4096)}, backup)
+    assert backup.packs > 90
+    needed = sum([len(storage.objects[object_name(pack)]) for pack in packs_of(storage, DOMAIN, backup)])
+    storage.fetched = 0
+    with tempfile.TemporaryFile() as file, Tree(storage, DOMAIN, backup) as tree:
+        tree.deliver("main", file.fileno())
+        assert storage.fetched < 1.25 * needed
+        file.seek(0)
+        assert file.read() == data

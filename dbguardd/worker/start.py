@@ -87,18 +87,22 @@ def _may_become_others() -> bool:
 
 async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int) -> asyncio.subprocess.Process:
     argv = [sys.executable, "-I", "-m", "dbguardd.worker", half, str(os.getpid()), str(seam.fileno())]
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE if half == "repository" else asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=[seam.fileno()],
-        start_new_session=True,
-        limit=_MESSAGE_BYTES,
-        env=_environment(),
-        cwd="/",
-        **_identity(run_as),
-    )
+    identity = _identity(run_as)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE if half == "repository" else asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=[seam.fileno()],
+            start_new_session=True,
+            limit=_MESSAGE_BYTES,
+            env=_environment(),
+            cwd="/",
+            **identity,
+        )
+    except OSError as error:
+        raise _not_started(half, run_as, error) from error
     assert process.stdin is not None  # noqa: S101 it was asked for
     with suppress(BrokenPipeError, ConnectionResetError):
         process.stdin.write(json.dumps(spec).encode())
@@ -128,6 +132,18 @@ def _identity(run_as: int) -> dict[str, Any]:
             hints=[f'run dbguardd as a service, or set run_as = "{name}" if that user may read the database'],
         )
     return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
+
+
+def _not_started(half: str, run_as: int, error: OSError) -> GuardError:
+    """Return what it means that the kernel did not start a half: mostly that its user may not run our Python."""
+    if isinstance(error, PermissionError) and run_as != os.geteuid():
+        user = pwd.getpwuid(run_as).pw_name
+        return SourceDenied(
+            f"{user}, who owns the database, cannot run {sys.executable}",
+            detail=f"{error.strerror}. The database is opened by a process of its owner, which needs this Python.",
+            hints=[f"let {user} read and execute it and what it imports", 'or set run_as = "root" for the database'],
+        )
+    return WorkerDied(f"the {half} half of the worker could not be started", detail=str(error))
 
 
 async def _watch(

@@ -71,7 +71,12 @@ def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]
         outcome = str(row.get("outcome", "inconclusive"))
         word = Cell(f"{words.get(outcome, outcome):<8}", styles.get(outcome, "warn"))
         blocks.append(
-            text(f"{str(row.get('name', '')):<{width}}  ", word, humanized(str(row.get("detail") or "")), indent=2)
+            text(
+                f"{str(row.get('name', '')):<{width}}  ",
+                word,
+                humanized(str(row.get("detail") or (outcome if outcome == "not configured" else ""))),
+                indent=2,
+            )
         )
         for hint in row.get("hints") or ():
             blocks.append(text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=width + 12))

@@ -68,12 +68,11 @@ def test_each_entry_is_told_to_the_witness(path: Path, catalog: Catalog) -> None
 def test_every_flipped_byte_is_found(audit: Audit, path: Path) -> None:
     data = path.read_bytes()
     for place in range(len(data)):
-        for mask in (0x01, 0x20, 0x80):
-            changed = bytearray(data)
-            changed[place] ^= mask
-            path.write_bytes(changed)
-            with pytest.raises(AuditBroken):
-                audit.verify()
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(AuditBroken):
+            audit.verify()
     path.write_bytes(data)
     audit.verify()
 
@@ -183,8 +182,8 @@ def test_the_log_is_private_and_no_link_is_followed(path: Path, catalog: Catalog
 def test_a_long_log_resumes_at_its_end(path: Path, catalog: Catalog) -> None:
     audit = opened(path, catalog)
     with catalog.transaction():
-        for number in range(3000):
-            audit.append(NOW, ALICE, action="a", object=str(number), outcome="done", facts={"pad": "x" * 200})
+        for number in range(300):
+            audit.append(NOW, ALICE, action="a", object=str(number), outcome="done", facts={"pad": "x" * 4000})
     head = audit.head()
     audit.close()
     audit = opened(path, catalog)

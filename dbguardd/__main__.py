@@ -40,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", type=Path, default=Path(POLICY), help=f"the policy file ({POLICY})")
     parser.add_argument("--state", type=Path, default=Path(STATE), help=f"where state and backups go ({STATE})")
     parser.add_argument("--socket", type=Path, default=Path(SOCKET), help=f"where to listen ({SOCKET})")
-    parser.add_argument("--group", help="the Unix group that may connect to the socket (only the daemon's own)")
     parser.add_argument("--json-log", action="store_true", help="write the log as JSON lines when not under systemd")
     parser.add_argument("--check-config", action="store_true", help="check the policy, say what is wrong, and end")
     commands = parser.add_subparsers(dest="command")
@@ -95,7 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
                 policy=options.policy.absolute(),
                 state=options.state.absolute(),
                 run_worker=run_worker,
-                serve=lambda service: serve(service, socket, group=options.group),
+                serve=lambda service: serve(service, socket, mode=0o666),  # anybody may knock: roles are per request
                 log=log.setup(json_lines=options.json_log),
                 host=host,
                 machine_id=machine_id,

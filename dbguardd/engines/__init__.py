@@ -1,12 +1,23 @@
-"""Engines: one module or package for each kind of database. This table is all of them."""
+"""Engines: one module or package for each kind of database. This table is all of them.
+
+Each is imported when it is opened: a missing driver is an error of that database and of nothing else, and the
+repository half of a worker, which needs the vocabulary in base.py, loads none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from dbguardd.engines.base import OpenEngine
-from dbguardd.engines.sqlite import open_sqlite
+from dbguardd.engines.base import Engine, OpenEngine
+
+
+def _sqlite(settings: Mapping[str, Any]) -> Engine:
+    from dbguardd.engines.sqlite import open_sqlite  # noqa: PLC0415
+
+    return open_sqlite(settings)
+
 
 ENGINES: Mapping[str, OpenEngine] = {
-    "sqlite": open_sqlite,
+    "sqlite": _sqlite,
 }

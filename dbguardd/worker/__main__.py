@@ -22,16 +22,16 @@ def main() -> int:
     with socket.socket(fileno=int(seam)) as end:
         channel = Channel(end, cancelled)
         if half == "engine":
-            from dbguardd.worker import engine_half  # noqa: PLC0415 each half loads only its own drivers
+            from dbguardd.worker.engine_half import run as serve  # noqa: PLC0415 each half loads its own drivers
 
             try:
-                engine_half.run(channel, spec)
+                serve(channel, spec)
             except (WorkerDied, Cancelled):
                 return 0  # the repository half hung up: the ordinary end
             return 0
-        from dbguardd.worker import repository_half  # noqa: PLC0415
+        from dbguardd.worker.repository_half import run  # noqa: PLC0415
 
-        return repository_half.run(channel, spec, cancelled)
+        return run(channel, spec, cancelled)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ import ctypes
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Callable
 from threading import Event
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def settle(parent: int) -> Callable[[], bool]:
@@ -22,6 +26,7 @@ def settle(parent: int) -> Callable[[], bool]:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _drop_capabilities(libc)
     if os.getppid() != parent:
         sys.exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -30,3 +35,17 @@ def settle(parent: int) -> Callable[[], bool]:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which decides
     return stop.is_set
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Give up what let the daemon become the database's owner, for good; root itself keeps being root.
+
+    Ambient capabilities survive a change from one ordinary user to another: without this, an engine half could become
+    anybody. An empty permitted set cannot be filled again under no_new_privs (capabilities(7)).
+    """
+    if os.geteuid() == 0:
+        return
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, bytes(24)) != 0:
+        sys.exit("cannot drop capabilities")

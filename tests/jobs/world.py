@@ -131,7 +131,7 @@ class World:
             snapshots=self.engine,
             staging=str(self.engine.staging),
             now=self._now,
-            monotonic=lambda: self.now.timestamp(),
+            monotonic=lambda: self.now.timestamp(),  # noqa: PLW0108 the clock moves
             report=lambda event, /, **facts: self.events.append((event, facts)),
             progress=self._progress,
             cancelled=lambda: self.cancelled,

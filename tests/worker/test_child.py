@@ -1,0 +1,31 @@
+"""What a half gives up before it opens anything."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+BECOME_ROOT = """
+import os, sys
+from dbguardd.worker.child import settle
+settle(os.getppid())
+try:
+    os.setuid(0)
+except PermissionError:
+    print("stayed", os.getuid())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hand out a capability in the first place")
+def test_a_half_that_inherits_the_power_to_become_others_cannot_use_it(program):
+    powers = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+setuid", "--ambient-caps=+setuid"]
+    argv = [program("setpriv"), *powers, sys.executable, "-c", BECOME_ROOT]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    assert (done.stdout, done.returncode) == ("stayed 65534\n", 0), done.stderr
+
+
+def test_a_half_whose_parent_is_gone_ends_at_once():
+    argv = [sys.executable, "-c", "from dbguardd.worker.child import settle; settle(1); print('lived')"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 1)

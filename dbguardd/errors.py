@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-from uuid import UUID, uuid5
 
-_NAMESPACE = UUID("6a1f3c0e-5d7b-4f0c-9a2e-8b4d1c3f5a70")
+_NAMESPACE = "6a1f3c0e-5d7b-4f0c-9a2e-8b4d1c3f5a70"
 
 
 class GuardError(Exception):
@@ -72,7 +71,9 @@ def from_problem(problem: Mapping[str, Any]) -> GuardError:
 
 def message_id(code: str) -> str:
     """Return the journal MESSAGE_ID (32 hex digits) of an outcome."""
-    return uuid5(_NAMESPACE, code).hex
+    from uuid import UUID, uuid5  # noqa: PLC0415 slow to load, and only the journal needs it
+
+    return uuid5(UUID(_NAMESPACE), code).hex
 
 
 # ------------------------------------------------------------------------------------------------ 0: asking
@@ -450,15 +451,6 @@ class ConfirmMissing(GuardError):
     advice = "Repeat with --confirm NAME, typing the name of the database."
 
 
-class PlanChanged(GuardError):
-    """The world is no longer what the plan was made for."""
-
-    code, title = "DBG-6005", "The plan no longer fits"
-    exit_status, http_status = 10, 409
-    meaning = "Nothing was done."
-    advice = "Make the plan again with --dry-run."
-
-
 # ------------------------------------------------------------------------------------------------ 7: guards
 
 
@@ -548,7 +540,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Unsupported, WouldBlock),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
-        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, PlanChanged, Held, Breaker, ClockDoubt),
+        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, Held, Breaker, ClockDoubt),
         *(WorkerDied, Stalled, Interrupted, AuditBroken, CatalogDamaged),
     )
 }

@@ -13,7 +13,8 @@ from dbguardd.errors import DaemonUnreachable, GuardError, Internal, from_proble
 
 Json = dict[str, Any]
 
-_ANSWER_SECONDS = 30.0
+# What changes something may have to wait for its turn: a hold for the end of a sweep, for example.
+_ANSWER_SECONDS = {"GET": 30.0, "POST": 300.0}
 _MAX_ANSWER_BYTES = 256 << 20
 _HEARTBEAT_SECONDS = 90.0
 
@@ -63,7 +64,7 @@ class Daemon:
             connection.close()
 
     def _ask(self, method: str, target: str, body: Json | None, headers: Mapping[str, str], wait: Any) -> Json:
-        connection = _Connection(self.path, _ANSWER_SECONDS + float(wait or 0))
+        connection = _Connection(self.path, _ANSWER_SECONDS[method] + float(wait or 0))
         try:
             response = self._send(connection, method, target, body, headers)
             data = response.read(_MAX_ANSWER_BYTES)

@@ -26,6 +26,9 @@ class FakeDaemon:
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "api.sock"
         self.asked: list[tuple[str, str, dict[str, str], Any]] = []
+        self.keys: list[str] = []
+        self.lose_answers = 0
+        """So many POSTs are done, and their answers lost."""
         self.misfits: list[str] = []
         """What the API of the real daemon would have refused to read."""
         self.routes: dict[str, Answer] = dict(ROUTES)
@@ -119,7 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(target.query))
         if self.headers.get("Accept") == "text/event-stream":
             return self._stream(path, query)
-        status, answer = self.server.fake.answer(method, path, query, body)  # type: ignore[attr-defined]
+        fake: FakeDaemon = self.server.fake  # type: ignore[attr-defined]
+        fake.keys += [self.headers["Idempotency-Key"]] if "Idempotency-Key" in self.headers else []
+        status, answer = fake.answer(method, path, query, body)
+        if method == "POST" and fake.lose_answers:
+            fake.lose_answers -= 1
+            self.close_connection = True
+            return None
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if status < 400 else "application/problem+json")

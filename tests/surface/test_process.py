@@ -119,6 +119,20 @@ def test_requests_reach_the_daemon_as_typed(
     assert daemon.bodies("POST /databases/app/pause") == [{"seconds": 5400.0}]
 
 
+def test_a_lost_answer_does_not_make_a_second_job(
+    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.lose_answers = 1
+    assert inside("backup", "app") == 0
+    first, second = daemon.keys
+    assert first == second and len(first) >= 32
+    assert inside("backup", "app") == 0
+    assert daemon.keys[2] != first
+    daemon.lose_answers = 2
+    assert inside("backup", "app") == 6
+    assert "the daemon ended the connection" in capsys.readouterr().err
+
+
 def test_a_backup_waits_for_the_proof_that_follows(
     inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,8 @@
 """What the daemon remembers: the catalog (rebuildable) and the audit log (append-only)."""
 
 from dbguardd.catalog.audit import Audit, Entry, Who
-from dbguardd.catalog.backups import Expired, HoldRow, ProofRow, Summary
+from dbguardd.catalog.backups import Expired, Summary
+from dbguardd.catalog.marks import HoldRow, ProofRow
 from dbguardd.catalog.state import Pause, Run
 from dbguardd.catalog.store import Catalog
 from dbguardd.catalog.times import to_moment, to_text

@@ -1,12 +1,10 @@
-"""The index of backups, their proofs and what holds them. The truth is in the repositories."""
+"""The index of backups. The truth is in the repositories."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import NotFound, Usage
@@ -17,28 +15,6 @@ _COLUMNS = (
     "restore_seconds, note, failure"
 )
 _LIVE = "expired_at IS NULL"
-
-
-@dataclass(frozen=True, slots=True)
-class ProofRow:
-    """One test restore of one backup, with the grade it reached."""
-
-    backup: str
-    at: str
-    grade: Grade
-    restore_seconds: float | None
-    failure: str | None
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class HoldRow:
-    """A reason why a backup may not be deleted."""
-
-    backup: str
-    reason: str
-    actor: str
-    at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,42 +85,6 @@ class Backups:
             self._session.change(f"DELETE FROM {table} WHERE backup IN ({which})", (storage, database))  # noqa: S608
         self._session.change(f"DELETE FROM backups WHERE id IN ({which})", (storage, database))  # noqa: S608
 
-    def add_proof(self, proof: ProofRow) -> None:
-        """Keep one proof."""
-        self._session.change(
-            "INSERT OR REPLACE INTO proofs (backup, at, grade, restore_seconds, failure, facts) VALUES (?,?,?,?,?,?)",
-            (
-                *(proof.backup, proof.at, proof.grade.value, proof.restore_seconds, proof.failure),
-                json.dumps(dict(proof.facts), ensure_ascii=False, separators=(",", ":")),
-            ),
-        )
-
-    def proofs(self, backup: str) -> list[ProofRow]:
-        """The proofs of one backup, newest first."""
-        rows = self._session.rows("SELECT * FROM proofs WHERE backup = ? ORDER BY at DESC", (backup,))
-        return [
-            ProofRow(
-                r["backup"], r["at"], Grade(r["grade"]), r["restore_seconds"], r["failure"], json.loads(r["facts"])
-            )
-            for r in rows
-        ]
-
-    def hold(self, hold: HoldRow) -> None:
-        """Keep one hold; the same reason again changes nothing."""
-        self._session.change(
-            "INSERT OR IGNORE INTO holds (backup, reason, actor, at) VALUES (?,?,?,?)",
-            (hold.backup, hold.reason, hold.actor, hold.at),
-        )
-
-    def release(self, backup: str) -> None:
-        """Drop all holds of a backup."""
-        self._session.change("DELETE FROM holds WHERE backup = ?", (backup,))
-
-    def holds(self, backup: str | None = None) -> list[HoldRow]:
-        """The holds of one backup or of all."""
-        rows = self._session.rows("SELECT * FROM holds WHERE ?1 IS NULL OR backup = ?1 ORDER BY backup, at", (backup,))
-        return [HoldRow(**dict(row)) for row in rows]
-
     def of(self, database: str) -> list[BackupRow]:
         """The backups of one database, newest first."""
         sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY created_at DESC, id DESC"  # noqa: S608
@@ -204,8 +144,8 @@ class Backups:
 
     def _with_holds(self, rows: Iterable[sqlite3.Row]) -> list[BackupRow]:
         held: dict[str, list[str]] = {}
-        for hold in self.holds():
-            held.setdefault(hold.backup, []).append(hold.reason)
+        for hold in self._session.rows("SELECT backup, reason FROM holds ORDER BY backup, at"):
+            held.setdefault(hold["backup"], []).append(hold["reason"])
         return [_backup(row, held.get(row["id"], [])) for row in rows]
 
 

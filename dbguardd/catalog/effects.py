@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from dbguardd.catalog.backups import Backups, HoldRow, ProofRow
+from dbguardd.catalog.backups import Backups
+from dbguardd.catalog.marks import HoldRow, Holds, ProofRow, Proofs
 from dbguardd.catalog.state import Settings
 from dbguardd.catalog.times import to_moment, to_text
 from dbguardd.errors import Internal
@@ -20,13 +21,22 @@ _NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires
 _PROOF_NAMES = frozenset(("id", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
 
 
-def apply(backups: Backups, event: str, facts: Facts, at: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The tables that reports change."""
+
+    backups: Backups
+    proofs: Proofs
+    holds: Holds
+
+
+def apply(index: Index, event: str, facts: Facts, at: str) -> None:
     """Change the index as the event says; an event without an effect is none. Raises Internal on bad facts."""
     effect = EFFECTS.get(event)
     if effect is None:
         return
     try:
-        effect(backups, facts, at)
+        effect(index, facts, at)
     except (KeyError, TypeError, ValueError) as error:
         raise Internal(f"{event}: a worker reported facts that cannot be used", detail=repr(error)) from error
 
@@ -49,15 +59,15 @@ def recovery(settings: Settings, key: str) -> list[str]:
     return known
 
 
-def _stored(backups: Backups, facts: Facts, at: str) -> None:
+def _stored(index: Index, facts: Facts, at: str) -> None:
     known = {name: value for name, value in facts.items() if name in _NAMES}
     known["grade"] = Grade(known.get("grade", Grade.STORED))
     known["created_at"] = _time(known.get("created_at")) or at
     known["proven_at"] = _time(known.get("proven_at"))
-    backups.put(BackupRow(**known))
+    index.backups.put(BackupRow(**known))
 
 
-def _graded(backups: Backups, facts: Facts, at: str) -> None:
+def _graded(index: Index, facts: Facts, at: str) -> None:
     id, grade = str(facts["id"]), Grade(facts["grade"])
     failure = facts.get("failure")
     proven_at = _time(facts.get("proven_at"))
@@ -65,41 +75,41 @@ def _graded(backups: Backups, facts: Facts, at: str) -> None:
         proven_at = at
     seconds = facts.get("restore_seconds")
     seconds = None if seconds is None else float(seconds)
-    backups.grade(id, grade, proven_at, seconds, None if failure is None else str(failure))
+    index.backups.grade(id, grade, proven_at, seconds, None if failure is None else str(failure))
     rest = {name: value for name, value in facts.items() if name not in _PROOF_NAMES}
     moment = _time(facts.get("verified_at")) or proven_at or at
-    backups.add_proof(ProofRow(id, moment, grade, seconds, failure, rest))
+    index.proofs.put(ProofRow(id, moment, grade, seconds, failure, rest))
 
 
-def _expired(backups: Backups, facts: Facts, at: str) -> None:
-    backups.expire(str(facts["id"]), at, _time(facts.get("grace_until_at")))
+def _expired(index: Index, facts: Facts, at: str) -> None:
+    index.backups.expire(str(facts["id"]), at, _time(facts.get("grace_until_at")))
 
 
-def _recalled(backups: Backups, facts: Facts, at: str) -> None:
+def _recalled(index: Index, facts: Facts, at: str) -> None:
     del at
-    backups.recall(str(facts["id"]))
+    index.backups.recall(str(facts["id"]))
 
 
-def _swept(backups: Backups, facts: Facts, at: str) -> None:
+def _swept(index: Index, facts: Facts, at: str) -> None:
     del at
-    backups.forget(str(facts["id"]))
+    index.backups.forget(str(facts["id"]))
 
 
-def _held(backups: Backups, facts: Facts, at: str) -> None:
+def _held(index: Index, facts: Facts, at: str) -> None:
     moment = _time(facts.get("at")) or at
-    backups.hold(HoldRow(str(facts["id"]), str(facts["reason"]), str(facts.get("actor", "")), moment))
+    index.holds.put(HoldRow(str(facts["id"]), str(facts["reason"]), str(facts.get("actor", "")), moment))
 
 
-def _released(backups: Backups, facts: Facts, at: str) -> None:
+def _released(index: Index, facts: Facts, at: str) -> None:
     del at
-    backups.release(str(facts["id"]))
+    index.holds.drop(str(facts["id"]))
 
 
 def _time(value: Any) -> str | None:
     return None if value is None else to_text(to_moment(str(value)))
 
 
-EFFECTS: Mapping[str, Callable[[Backups, Facts, str], None]] = {
+EFFECTS: Mapping[str, Callable[[Index, Facts, str], None]] = {
     "backup.stored": _stored,
     "backup.graded": _graded,
     "backup.expired": _expired,

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import effects
-from dbguardd.catalog.backups import Backups, HoldRow, ProofRow
+from dbguardd.catalog.backups import Backups
 from dbguardd.catalog.events import Events
 from dbguardd.catalog.jobs import Jobs
+from dbguardd.catalog.marks import HoldRow, Holds, ProofRow, Proofs
 from dbguardd.catalog.schema import STEPS
 from dbguardd.catalog.session import Session
 from dbguardd.catalog.state import Pauses, Requests, Runs, Settings
@@ -34,6 +35,9 @@ class Catalog:
         self.jobs = Jobs(session)
         self.events = Events(session, events_kept)
         self.backups = Backups(session)
+        self.proofs = Proofs(session)
+        self.holds = Holds(session)
+        self._index = effects.Index(self.backups, self.proofs, self.holds)
         self.runs = Runs(session)
         self.pauses = Pauses(session)
         self.settings = Settings(session)
@@ -60,7 +64,7 @@ class Catalog:
         """Keep an event and do what it means for the backups, both or neither. Raises Internal on bad facts."""
         at = to_text(now)
         with self.transaction():
-            effects.apply(self.backups, event, facts, at)
+            effects.apply(self._index, event, facts, at)
             effects.remember(self.settings, event, facts, at)
             return self.events.add(at, event, database, job, facts)
 
@@ -73,9 +77,9 @@ class Catalog:
             for backup in backups:
                 self.backups.put(backup)
             for proof in proofs:
-                self.backups.add_proof(proof)
+                self.proofs.put(proof)
             for hold in holds:
-                self.backups.hold(hold)
+                self.holds.put(hold)
 
     def replay(self, storage: str, reports: Iterable[tuple[str, Mapping[str, Any]]], now: datetime) -> int:
         """Replace all that is known of a storage's backups by the effects of `reports`; return their number."""
@@ -83,7 +87,7 @@ class Catalog:
         with self.transaction():
             self.backups.clear(storage)
             for count, (event, facts) in enumerate(reports, start=1):  # noqa: B007 - the last count is the result
-                effects.apply(self.backups, event, facts, to_text(now))
+                effects.apply(self._index, event, facts, to_text(now))
         return count
 
     def probe(self, now: datetime) -> None:

@@ -7,13 +7,12 @@ from typing import Any
 from dbguardd.catalog import Who
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
-from dbguardd.daemon.sheet import qr_svg, sheet_text
 from dbguardd.errors import NotFound, Unsupported
 
 Json = dict[str, Any]
 
 
-async def recovery_sheet(operations: Operations, key: str, who: Who) -> Json:
+async def make_sheet(operations: Operations, key: str, who: Who) -> Json:
     """Make a recovery identity, let it open the repository, return it once. Raises NotFound, Unsupported."""
     storages = _storages(operations, key)
     if len(storages) > 1:
@@ -23,17 +22,21 @@ async def recovery_sheet(operations: Operations, key: str, who: Who) -> Json:
             hints=["age-keygen", f'[key.{key}] recovery = ["age1..."]'],
         )
     made = await operations.runner.perform(Order("recovery-sheet", {}, who, storage=storages[0]))
-    identity, recipient = str(made["identity"]), str(made["recipient"])
+    from dbguardd.keys import Secret, qr_svg, recovery_sheet  # noqa: PLC0415 - once in a year, and heavy
+
+    identity, recipient = Secret(str(made["identity"]).encode("ascii")), str(made["recipient"])
+    places = {operations.inforce.storage(storages[0]).path: str(made.get("repository", ""))}
+    host, now = operations.host, operations.now()
     return {
         "key": key,
-        "identity": identity,
+        "identity": made["identity"],
         "recipient": recipient,
-        "sheet_text": sheet_text(key, operations.host, identity, recipient, operations.now()),
+        "sheet_text": recovery_sheet(identity, recipient, host=host, made_at=now, repositories=places),
         "qr_svg": qr_svg(identity),
     }
 
 
-async def recovery_test(operations: Operations, key: str, identity: str, who: Who) -> Json:
+async def try_identity(operations: Operations, key: str, identity: str, who: Who) -> Json:
     """Open every repository of the key with the identity, as after a disaster. Raises NotFound, KeyRefused."""
     tested = []
     for storage in _storages(operations, key):

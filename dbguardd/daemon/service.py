@@ -78,8 +78,8 @@ class Service:
             events = self._catalog.events.after(0, None, job.id, _BATCH)
             return {"kind": "job", "job": to_json(job), "events": to_json(events)}
         row = next(row for row in self._do.views.backups(found.database, now) if row.id == found.id)
-        proofs = [{**asdict(proof), "facts": dict(proof.facts)} for proof in self._catalog.backups.proofs(row.id)]
-        holds = [asdict(hold) for hold in self._catalog.backups.holds(row.id)]
+        proofs = [{**asdict(proof), "facts": dict(proof.facts)} for proof in self._catalog.proofs.of(row.id)]
+        holds = [asdict(hold) for hold in self._catalog.holds.of(row.id)]
         return {"kind": "backup", "backup": to_json(row), "proofs": proofs, "holds": holds}
 
     def schedule(self, count: int) -> Json:
@@ -262,11 +262,11 @@ class Service:
 
     async def recovery_sheet(self, key: str, actor: Peer) -> Json:
         """Make a recovery key and return its sheet, once. Raises NotFound, Unsupported."""
-        return await keyring.recovery_sheet(self._do, key, self._who(actor))
+        return await keyring.make_sheet(self._do, key, self._who(actor))
 
     async def recovery_test(self, key: str, identity: str, actor: Peer) -> Json:
         """Prove that the identity on a recovery sheet opens the repositories. Raises NotFound, KeyRefused."""
-        return await keyring.recovery_test(self._do, key, identity, self._who(actor))
+        return await keyring.try_identity(self._do, key, identity, self._who(actor))
 
     # ------------------------------------------------------------------------------------------------ audit
 

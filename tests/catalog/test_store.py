@@ -35,7 +35,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     assert catalog.fresh
     row = backup(1, note="ünïcode", grade=Grade.PROVEN, proven_at=to_text(NOW), restore_seconds=1.5)
     catalog.backups.put(row)
-    catalog.backups.hold(HoldRow(row.id, "audit", "alice", to_text(NOW)))
+    catalog.holds.put(HoldRow(row.id, "audit", "alice", to_text(NOW)))
     catalog.jobs.put(job(1, result={"backup": row.id}, problem=None), "local")
     run = Run(
         "app",
@@ -129,7 +129,7 @@ def test_the_life_of_a_backup(catalog: Catalog) -> None:
     assert catalog.backups.of("app") == [row]
     [proven] = tell("backup.graded", grade="proven", restore_seconds=2.5, steps=["restore", "compare"])
     assert (proven.grade, proven.proven_at, proven.restore_seconds) == (Grade.PROVEN, to_text(NOW), 2.5)
-    assert catalog.backups.proofs(row.id) == [
+    assert catalog.proofs.of(row.id) == [
         ProofRow(row.id, to_text(NOW), Grade.PROVEN, 2.5, None, {"steps": ["restore", "compare"]})
     ]
     [failed] = tell("backup.graded", grade="stored", failure="pages differ", proven_at="2026-09-12T09:00:01+02:00")
@@ -145,7 +145,7 @@ def test_the_life_of_a_backup(catalog: Catalog) -> None:
     assert len(tell("backup.recalled")) == 1
     assert tell("backup.swept") == []
     assert catalog.backups.expired("app") == []
-    assert catalog.backups.proofs(row.id) == []
+    assert catalog.proofs.of(row.id) == []
 
 
 def test_every_effect_is_exercised_above() -> None:

@@ -409,7 +409,7 @@ def test_a_recovery_sheet_is_shown_once_and_tested(place: Place) -> None:
         ]
         sheet = await service.recovery_sheet("main", ALICE)
         assert sheet["identity"] == secret
-        assert secret in sheet["sheet_text"]
+        assert f"{secret[16:20]} {secret[20:24]}" in sheet["sheet_text"]
         assert sheet["qr_svg"].startswith("<svg")
         assert (await service.recovery_test("main", secret, ALICE))["ok"]
         [key] = service.keys()["keys"]

@@ -1,0 +1,83 @@
+"""What is known of backups beside themselves: the proofs of their restores, and what holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.catalog.session import Session
+from dbguardd.wire import Grade
+
+
+@dataclass(frozen=True, slots=True)
+class ProofRow:
+    """One test restore of one backup, with the grade it reached."""
+
+    backup: str
+    at: str
+    grade: Grade
+    restore_seconds: float | None
+    failure: str | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRow:
+    """A reason why a backup may not be deleted."""
+
+    backup: str
+    reason: str
+    actor: str
+    at: str
+
+
+class Proofs:
+    """Test restores by backup. They go with their backup."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def put(self, proof: ProofRow) -> None:
+        """Keep one proof."""
+        self._session.change(
+            "INSERT OR REPLACE INTO proofs (backup, at, grade, restore_seconds, failure, facts) VALUES (?,?,?,?,?,?)",
+            (
+                *(proof.backup, proof.at, proof.grade.value, proof.restore_seconds, proof.failure),
+                json.dumps(dict(proof.facts), ensure_ascii=False, separators=(",", ":")),
+            ),
+        )
+
+    def of(self, backup: str) -> list[ProofRow]:
+        """The proofs of one backup, newest first."""
+        rows = self._session.rows("SELECT * FROM proofs WHERE backup = ? ORDER BY at DESC", (backup,))
+        return [
+            ProofRow(
+                r["backup"], r["at"], Grade(r["grade"]), r["restore_seconds"], r["failure"], json.loads(r["facts"])
+            )
+            for r in rows
+        ]
+
+
+class Holds:
+    """Holds by backup. They go with their backup."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def put(self, hold: HoldRow) -> None:
+        """Keep one hold; the same reason again changes nothing."""
+        self._session.change(
+            "INSERT OR IGNORE INTO holds (backup, reason, actor, at) VALUES (?,?,?,?)",
+            (hold.backup, hold.reason, hold.actor, hold.at),
+        )
+
+    def drop(self, backup: str) -> None:
+        """Drop all holds of a backup."""
+        self._session.change("DELETE FROM holds WHERE backup = ?", (backup,))
+
+    def of(self, backup: str) -> list[HoldRow]:
+        """The holds of one backup, oldest first."""
+        rows = self._session.rows("SELECT * FROM holds WHERE backup = ? ORDER BY at", (backup,))
+        return [HoldRow(**dict(row)) for row in rows]

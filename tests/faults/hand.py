@@ -189,7 +189,6 @@ class Hand:
     storage: str = ""
     runs: int = 0
     acknowledged: list[str] = field(default_factory=list)
-    expired: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.live.mkdir()
@@ -243,8 +242,7 @@ class Hand:
 
     def noted(self, ended: Ended) -> Ended:
         """Note what a run acknowledged, however it ended."""
-        self.acknowledged += [facts["id"] for facts in ended.said("backup.stored")]
-        self.expired |= {facts["id"] for facts in ended.said("backup.expired")}
+        self.acknowledged += [facts["id"] for facts in ended.said("backup.stored") if facts["database"] == "shop"]
         return ended
 
     def backup(self, *words: str) -> str:

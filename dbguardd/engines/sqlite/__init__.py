@@ -108,7 +108,9 @@ class Sqlite:
             "uid": found.st_uid,
             "gid": found.st_gid,
             "way": taken.way,
-            "blocked_seconds": round(taken.blocked_seconds, 6),
+            # A reader of a log keeps nobody from reading or writing; the log only cannot begin anew meanwhile.
+            "blocked_seconds": 0.0 if taken.way == "wal" else round(taken.blocked_seconds, 6),
+            "log_held_seconds": round(taken.blocked_seconds, 6) if taken.way == "wal" else 0.0,
             "copy_seconds": round(taken.copy_seconds, 6),
             "log_bytes": taken.log_bytes,
             "tries": taken.tries,

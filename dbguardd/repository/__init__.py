@@ -55,6 +55,9 @@ _PARENTS = 3  # backups that are tried as a parent before a full one is made
 class Repository:
     """One open repository. Any number of processes may use it at once; nothing is ever edited in place."""
 
+    PRELUDE = ("keys/", "recover/")
+    """What create() writes before repo.json: all that one that was killed can leave, and the next one goes past."""
+
     def __init__(
         self,
         storage: Storage,

@@ -20,12 +20,21 @@ from dbguardd.storage.base import MAX_OBJECT, Buffer, Capabilities, Entry
 from dbguardd.storage.calls import Calls
 from dbguardd.storage.names import as_parts, as_range, is_part, split_name, split_prefix
 from dbguardd.storage.probe import try_out
-from dbguardd.storage.publish import Draft, NotDurable, owner_of, sweep_orphans, sync_directory, sync_file
+from dbguardd.storage.publish import (
+    STALE_SECONDS,
+    Draft,
+    NotDurable,
+    owner_of,
+    sweep_orphans,
+    sync_directory,
+    sync_file,
+)
 from dbguardd.storage.room import Limits, Room
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # non-blocking: a planted pipe must not hang us
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_PROBE = "probe-"
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
@@ -104,7 +113,10 @@ class Directory:
             return _entry(name, found)
 
     def probe(self) -> Capabilities:
-        name = f"probe-{self._calls.random(8).hex()}"
+        for left in self.list(_PROBE):  # by someone who was killed
+            if self._calls.now() - left.modified_at.timestamp() > STALE_SECONDS:
+                self.delete(left.name)
+        name = f"{_PROBE}{self._calls.random(8).hex()}"
         create_only, reads, skew = try_out(self, name, self._calls.now())
         free, total, keep = self._room.usable(self._calls.statvfs(self._root), self._count)
         return Capabilities(create_only, reads, self._syncs_folders, skew, free, total, keep)

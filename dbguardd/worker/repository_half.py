@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -104,7 +105,9 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
     try:
         repository = Repository.open(storage, open_wrappers(spec["key"]))
     except (NotARepository, KeyMissing) as error:
-        if expected is not None or any(True for _ in storage.list("")):
+        if expected is not None or not _is_free(storage):
+            with suppress(KeyMissing):
+                Repository.open(storage, ())  # that there is none matters more than a key that is missing
             raise
         if isinstance(error, KeyMissing):
             _make_machine_key(spec["key"], error)
@@ -120,6 +123,11 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
         voice.report("repository.opened", storage=spec["storage"]["name"], id=repository.id)
     _admit(spec, repository, voice)
     return storage, repository
+
+
+def _is_free(storage: Storage) -> bool:
+    """Say if a repository may be made: nothing is there, or what an attempt left that ended before its first backup."""
+    return all(entry.name.startswith(Repository.PRELUDE) for entry in storage.list(""))
 
 
 def _make_machine_key(key: Mapping[str, Any], missing: KeyMissing) -> None:

@@ -31,8 +31,10 @@ OPEN THE BACKUPS ON ANY MACHINE
 1. Write the identity into a file:     umask 077; cat > identity.txt
    A mistyped character is noticed: the last six are a checksum.
 2. Go to the directory that contains repo.json (mount the disk, copy the files).
-3. The program that lies there lists and restores; dbguard is not needed:
-     {recover}
+3. The program that lies there lists and restores; dbguard is not needed, but
+   Python 3.11 with: python3 -m pip install blake3 cryptography pyrage zstandard
+     {recover} list
+     {recover} restore BACKUP NEWDIR
 4. Without that program, age (age-encryption.org) opens the root key:
      for key in $(grep -l '"kind": *"age"' keys/*); do
        sed 's/.*"wrapped": *"\\([^"]*\\)".*/\\1/' $key | base64 -d |
@@ -52,11 +54,11 @@ def recovery_sheet(
     host: str,
     made_at: datetime,
     repositories: Mapping[str, str],
-    recover: str = "python3 recover/recover.pyz --identity identity.txt",
+    recover: str = "python3 recover/recover.py --identity identity.txt .",
 ) -> str:
     """Return the sheet as text of at most 80 columns, the identity in groups of four and as a QR code for paper.
 
-    `repositories` maps a place (a storage's url) to a repository's id; `recover` is the command of step 3.
+    `repositories` maps a place (a storage's url) to a repository's id; `recover` begins the commands of step 3.
     """
     places = [f"  repository  {line}" for place, id in repositories.items() for line in (place[:64], f"  {id}")]
     return _SHEET.format(

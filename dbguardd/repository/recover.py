@@ -30,13 +30,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import zstandard
-from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+try:
+    import zstandard
+    from blake3 import blake3
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+except ModuleNotFoundError as missing:
+    sys.exit(f"recover: {missing}. Try: python3 -m pip install blake3 cryptography pyrage zstandard")
 
 FORMAT = 1
 PART = 65536
@@ -367,10 +370,18 @@ def stretched(file: str, wrapped: bytes) -> bytes:
 
 def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
     """Open a wrap for an age recipient: an age file with one line of JSON."""
-    import pyrage  # noqa: PLC0415  # only this kind of key needs it
+    try:
+        import pyrage  # noqa: PLC0415  # only this kind of key needs it
+    except ModuleNotFoundError as missing:
+        raise Unusable(f"{missing}. Try: python3 -m pip install pyrage") from missing
 
     lines = [line for line in Path(file).read_text().splitlines() if not line.lstrip().startswith("#")]
-    identity = pyrage.x25519.Identity.from_str("".join("".join(lines).split()).upper())
+    try:
+        identity = pyrage.x25519.Identity.from_str("".join("".join(lines).split()).upper())
+    except pyrage.IdentityError as error:
+        raise Unusable(
+            "the identity is mistyped: its last six characters are a checksum, and it does not fit"
+        ) from error
     try:
         plain = json.loads(pyrage.decrypt(wrapped, [identity]))
     except pyrage.DecryptError as error:

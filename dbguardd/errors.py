@@ -370,7 +370,7 @@ class NotARepository(GuardError):
     code, title = "DBG-4002", "No repository there"
     exit_status, http_status = 11, 503
     meaning = "Nothing was read or written. An empty mount point looks like this too."
-    advice = "Check that the right disk is mounted at the storage's path; dbguardctl init makes a new repository."
+    advice = "Check that the right disk is mounted there. A storage that was never used gets its repository by itself."
 
 
 class FormatTooNew(GuardError):

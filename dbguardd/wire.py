@@ -131,6 +131,7 @@ class Sweep(Request):
 
     storage: str
     dry_run: bool = option("print what would be freed, and free nothing", False)
+    confirm: str = option("the name of the storage, to let one run free more than the breaker allows")
 
 
 REQUESTS: Mapping[str, type[Request]] = {

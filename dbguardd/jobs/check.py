@@ -15,11 +15,13 @@ def check(run: Run, request: Check) -> Result:
     findings: list[Finding] = []
     for name, look in (("database", _database), ("storage", _storage), ("key", _key), ("proof", _proof)):
         findings += _guarded(name, lambda look=look: look(run))  # type: ignore[misc]
-    findings += _guarded("repository", lambda: _repository(run, request.data))
+    stored = _guarded("repository", lambda: _repository(run, request.data))
+    findings += stored
     for finding in findings:
         run.report("check.finding", name=finding.name, outcome=finding.outcome, detail=finding.detail)
     failed = sum(finding.outcome == "failed" for finding in findings)
-    return {"findings": to_json(findings), "failed": failed, "data": request.data}
+    damaged = sum(finding.outcome == "failed" for finding in stored)
+    return {"findings": to_json(findings), "failed": failed, "damaged": damaged, "data": request.data}
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:

@@ -36,7 +36,9 @@ def expire(run: Run, request: Expire) -> Result:
             detail=verdict.breaker,
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
-    run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now)
+    run.repository.expire(
+        {id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=bool(request.confirm)
+    )
     until = instant(now + _grace(run))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
@@ -62,7 +64,8 @@ def decide(run: Run, backups: list[Backup], now: datetime) -> retention.Verdict:
 
 def sweep(run: Run, request: Sweep) -> Result:
     """Free what no backup needs any more, in two steps a grace apart."""
-    swept = run.repository.sweep(run.now(), _grace(run), dry_run=request.dry_run)
+    confirmed = request.confirm == request.storage
+    swept = run.repository.sweep(run.now(), _grace(run), dry_run=request.dry_run, confirmed=confirmed)
     if not request.dry_run:
         for id in swept.backups:
             run.report("backup.swept", id=id)

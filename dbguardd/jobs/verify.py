@@ -19,10 +19,19 @@ from dbguardd.wire import Grade, Verify, to_json
 
 def verify(run: Run, request: Verify) -> Result:
     """Restore one backup, examine it, record the proof. Raises ProofFailed when it is not what was backed up."""
-    backup = choose(run, request.backup)
+    backup = choose(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
     return {"proof": {**graded(proof), "findings": proof.findings}, "plain_copy": plain}
+
+
+def newest_with_content(run: Run) -> Backup:
+    """Return the newest backup that can be proven; the newest of all if none has a fingerprint.
+
+    Safety copies have none: they keep the bytes of a database that may be damaged.
+    """
+    newest = choose(run)
+    return next((b for b in run.repository.backups(run.name) if run.repository.fingerprint(b.id)), newest)
 
 
 def prove(run: Run, backup: Backup) -> Proof:
@@ -74,7 +83,8 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
         return Finding(name, "failed", "the restored database could not be read")
     found = to_json(examined.fingerprint)
     if found == expected:
-        return Finding(name, "ok", f"{len(found['tables'])} tables, {examined.fingerprint.rows} rows equal")
+        count = len(found["tables"])
+        return Finding(name, "ok", f"{count} table{'s' * (count != 1)}, {examined.fingerprint.rows} rows equal")
     return Finding(name, "failed", "; ".join(_differences(expected, found)))
 
 

@@ -42,6 +42,7 @@ class AgeRecipient:
             raise KeyUnsafe(
                 "recovery identity: not readable; a character may be mistyped or missing",
                 detail=f"{len(identity)} characters, should be 74, starting with AGE-SECRET-KEY-1",
+                hints=["type it again from the sheet, or scan its QR code"],
             ) from error
         return cls(recipient, Secret(identity.encode()))
 

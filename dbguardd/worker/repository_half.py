@@ -27,6 +27,8 @@ from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteSnapshots
 
 _PROGRESS_SECONDS = 0.2
+_UNFINISHED = ("keys/", "recover/")
+"""All that a creation which was killed can have left: its description, repo.json, is written last."""
 
 
 class Voice:

@@ -101,7 +101,9 @@ def locks_on(path, pid):
 
 def make(live, staging, **settings):
     """Open the engine for a live file."""
-    return ENGINES["sqlite"]({"path": str(live), "staging": str(staging), "beat_seconds": 0, **settings}).snapshots
+    return ENGINES["sqlite"](
+        {"path": str(live), "staging": str(staging), "beat_seconds": 0, "step_bytes": 1 << 20, **settings}
+    ).snapshots
 
 
 def round_trip(engine, target):

@@ -364,3 +364,59 @@ def test_a_file_replaced_during_the_copy(live, staging, tmp_path):
     with using(live, "idle"), pytest.raises(SourceChanged):
         make(live, staging).dump(MemorySink(), each_step(swap, times=1))
     assert directory(staging) == {}
+
+
+@pytest.mark.parametrize("page_size", [512, 4096, 65536])
+def test_only_the_living_part_of_the_log_is_copied(live, staging, page_size):
+    """The log file keeps its greatest size; what a checkpoint has emptied is not copied again and again."""
+    ledger(live, filler=1_000_000, page_size=page_size)
+    with using(live, "idle"):
+        shell(live, "UPDATE filler SET data=randomblob(50000);")
+        shell(live, "PRAGMA wal_checkpoint(PASSIVE);")
+        shell(live, "INSERT INTO moves(note) VALUES('x');")
+        engine = make(live, staging)
+        facts = engine.dump(MemorySink(), no_progress)
+        assert engine.fingerprint(no_progress).tables["moves"].rows == 1
+        engine.release()
+    assert 0 < facts["log_bytes"] <= 32 + 4 * (page_size + 24)
+
+
+class FileSink(MemorySink):
+    """Copies pages to a sparse file: a gigabyte has no place in memory."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def adopt(self, name, file, page_size, *, stamp=""):
+        size = os.fstat(file).st_size
+        with self.path.open("wb") as kept:
+            for at in range(0, size, 8 << 20):
+                data = os.pread(file, 8 << 20, at)
+                if data.strip(b"\0"):
+                    os.pwrite(kept.fileno(), data, at)
+            kept.truncate(size)
+
+
+@pytest.mark.slow
+def test_a_database_across_the_lock_page(live, staging, tmp_path):
+    """SQLite never uses the page at 1 GiB, where its lock bytes are; pages lie on both sides of it here."""
+    with closing(sqlite3.connect(live, isolation_level=None)) as db:
+        for pragma in ("page_size=65536", "synchronous=OFF", "journal_mode=OFF"):
+            db.execute(f"PRAGMA {pragma}")
+        db.execute("CREATE TABLE big(x)")
+        db.executemany("INSERT INTO big VALUES(zeroblob(?))", [(180_000_000,)] * 6)
+        db.execute("CREATE TABLE beyond(x)")
+        db.execute("INSERT INTO beyond VALUES('beyond')")
+        assert db.execute("SELECT rootpage FROM sqlite_schema WHERE name='beyond'").fetchone()[0] > (1 << 30) // 65536
+        db.execute("PRAGMA journal_mode=WAL")
+    with using(live, "idle"):
+        shell(live, "INSERT INTO beyond VALUES('in the log');")
+        engine = make(live, staging)
+        engine.dump(FileSink(tmp_path / "kept.db"), no_progress)
+    taken = engine.fingerprint(no_progress)
+    engine.release()
+    found = engine.examine(tmp_path / "kept.db", [], no_progress)
+    assert found.ok, found.findings
+    assert found.fingerprint == taken
+    assert taken.tables["beyond"].rows == 2

@@ -12,7 +12,6 @@ from pathlib import Path
 from dbguardd.errors import NoSpace, Unreachable
 
 _FICLONE = 0x40049409
-STEP_BYTES = 1 << 20
 _NOT_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
@@ -48,7 +47,7 @@ class Copy:
                 facts={"needed_bytes": need, "free_bytes": free},
             )
 
-    def step(self, limit: int = STEP_BYTES) -> bool:
+    def step(self, limit: int) -> bool:
         """Copy up to `limit` bytes; False at the end of the source. Raises NoSpace, Unreachable."""
         try:
             done = self._move(limit)

@@ -78,7 +78,7 @@ def _integrity(connection: sqlite3.Connection) -> Finding:
         lines = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_COMPLAINTS})")]
     except sqlite3.Error as error:
         # An index needs a collation or function that only the application has: nothing is known about the file.
-        missing = error.sqlite_errorcode == sqlite3.SQLITE_ERROR and "no such" in str(error)
+        missing = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR and "no such" in str(error)
         return Finding(name, "inconclusive" if missing else "failed", str(error))
     return Finding(name, "ok") if lines == ["ok"] else Finding(name, "failed", "; ".join(lines))
 

@@ -3,7 +3,8 @@
 One transaction of SQLite's backup interface under an exclusive lock: the live file keeps its inode, owner and rights,
 a crash or cancel rolls back, and an application that opens it later sees all of it or nothing. Then the content is read
 back and compared. Answers with JSON lines: {"done": pages, "total": pages}, and last {"poured": true} or {"error":
-text, "code": SQLite result code, "at": "lock" | "pour" | "verify"}. The end of standard input stops it.
+text, "code": SQLite result code, "at": "lock" | "pour" | "verify"}. The end of standard input before the commit stops
+it; after the commit it goes on and tells how it ended, so whoever cancels knows which of both it was.
 """
 
 from __future__ import annotations
@@ -37,18 +38,17 @@ class Pouring:
         self._beat = 0.0
 
     def step(self, status: int, remaining: int, total: int) -> None:
-        """Report after a batch of pages."""
-        self.check(total - remaining, total)
-
-    def check(self, done: int, total: int) -> None:
-        """Report now and then; raise Stopped if the input has ended."""
-        now = time.monotonic()
-        if now - self._beat < _BEAT_SECONDS:
-            return
-        self._beat = now
+        """After a batch of pages: report, or raise Stopped if the input has ended. Nothing is committed yet."""
         if select.select([0], [], [], 0)[0] and not os.read(0, 512):
             raise Stopped
-        say(done=done, total=total)
+        self.show(total - remaining, total)
+
+    def show(self, done: int, total: int) -> None:
+        """Report now and then."""
+        now = time.monotonic()
+        if now - self._beat >= _BEAT_SECONDS:
+            self._beat = now
+            say(done=done, total=total)
 
 
 def say(**message: object) -> None:
@@ -71,7 +71,7 @@ def pour(live: str, source: Path, pouring: Pouring) -> None:
         size = max(source.stat().st_size, 1)
 
         def tick(done: int) -> None:
-            pouring.check(min(done, size), size)
+            pouring.show(min(done, size), size)
 
         if fingerprint(origin, size, tick) != fingerprint(target, size, tick):
             raise sqlite3.DatabaseError("the content read back differs from the restored database")

@@ -130,10 +130,18 @@ def _pour(real: str, source: Path, progress: Progress) -> bool:
         progress(_STEP, done, total)
 
     with child(["-m", "dbguardd.engines.sqlite.pour", real, os.fspath(source.absolute())]) as process:
-        alive()
-        while "done" in (last := process.answer(alive)):
-            done, total = int(last["done"]), int(last["total"])
+        try:
             alive()
+            while "done" in (last := process.answer(alive)):
+                done, total = int(last["done"]), int(last["total"])
+                alive()
+        except GuardError:
+            # Too late to cancel if the transaction was committed already: then the replacement is a fact.
+            process.end_input()
+            while "done" in (last := process.answer(lambda: None)):
+                pass
+            if "poured" not in last:
+                raise
     if "poured" in last:
         return True
     code, at = int(last.get("code", 0)) & 0xFF, last.get("at")

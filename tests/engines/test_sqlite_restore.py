@@ -1,0 +1,265 @@
+"""Restoring, examining and replacing: all or nothing, and never what was not asked for."""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from engine_memory import MemorySink, MemoryTree, no_progress
+from sqlite_world import balance, directory, ledger, make, shell, using
+
+from dbguardd.engines.base import Query
+from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
+
+
+def backup(live, staging, **settings):
+    engine, sink = make(live, staging, **settings), MemorySink()
+    facts = engine.dump(sink, no_progress)
+    engine.release()
+    return engine, MemoryTree(sink, facts)
+
+
+class TornTree(MemoryTree):
+    """Fails after half of the bytes, as a damaged repository does."""
+
+    def deliver(self, name, file):
+        os.pwrite(file, self._streams[name][: len(self._streams[name]) // 2], 0)
+        raise Damaged("pack: damaged")
+
+
+@pytest.mark.parametrize("method", ["pages", "dump"])
+def test_the_restored_file_has_the_rights_of_the_live_one(live, staging, tmp_path, method):
+    ledger(live)
+    live.chmod(0o640)
+    engine, tree = backup(live, staging, method=method)
+    engine.restore(tree, tmp_path / "new.db", no_progress)
+    assert (tmp_path / "new.db").stat().st_mode & 0o7777 == 0o640
+    assert (tmp_path / "new.db").stat().st_nlink == 1
+    assert shell(tmp_path / "new.db", "PRAGMA journal_mode") == "wal\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["live", "new.db", "staging"]
+
+
+@pytest.mark.parametrize("side", ["", "-wal", "-shm", "-journal"])
+def test_nothing_is_overwritten_and_no_stale_side_file_is_adopted(live, staging, tmp_path, side):
+    ledger(live)
+    engine, tree = backup(live, staging)
+    target = tmp_path / "target" / "new.db"
+    target.parent.mkdir()
+    there = Path(f"{target}{side}")
+    there.write_text("precious")
+    with pytest.raises(TargetExists):
+        engine.restore(tree, target, no_progress)
+    assert there.read_text() == "precious"
+    assert len(list(target.parent.iterdir())) == 1
+
+
+def test_a_dangling_link_at_the_target_is_not_followed(live, staging, tmp_path):
+    ledger(live)
+    engine, tree = backup(live, staging)
+    (tmp_path / "new.db").symlink_to(tmp_path / "elsewhere.db")
+    with pytest.raises(TargetExists):
+        engine.restore(tree, tmp_path / "new.db", no_progress)
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
+def test_damage_leaves_nothing_at_the_target(live, staging, tmp_path):
+    ledger(live)
+    engine, tree = backup(live, staging)
+    torn = TornTree(MemorySink(), tree.facts)
+    torn._streams = tree._streams
+    (tmp_path / "target").mkdir()
+    with pytest.raises(Damaged):
+        engine.restore(torn, tmp_path / "target" / "new.db", no_progress)
+    assert directory(tmp_path / "target") == {}
+
+
+def test_text_that_does_not_replay_leaves_nothing_at_the_target(live, staging, tmp_path):
+    ledger(live)
+    engine, tree = backup(live, staging, method="dump")
+    tree._streams["dump.sql"] += b"INSERT INTO nowhere VALUES(1);\n"
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ProofFailed):
+        engine.restore(tree, tmp_path / "target" / "new.db", no_progress)
+    assert directory(tmp_path / "target") == {}
+
+
+def test_a_restore_can_be_cancelled(live, staging, tmp_path):
+    ledger(live)
+    engine, tree = backup(live, staging, method="dump")
+    (tmp_path / "target").mkdir()
+
+    def cancel(step, done, total):
+        if done:
+            raise Cancelled("job: cancelled")
+
+    with pytest.raises(Cancelled):
+        engine.restore(tree, tmp_path / "target" / "new.db", cancel)
+    assert directory(tmp_path / "target") == {}
+
+
+# ------------------------------------------------------------------------------------------------ examine
+
+QUERIES = [
+    (Query("SELECT count(*) FROM a", min=50, max=50), "ok"),
+    (Query("SELECT count(*) FROM a", min=51), "failed"),
+    (Query("SELECT count(*) FROM a", max=49), "failed"),
+    (Query("SELECT 'x'", equals="x"), "ok"),
+    (Query("SELECT 'x'", equals="y"), "failed"),
+    (Query("SELECT 2", equals=2.0), "ok"),
+    (Query("SELECT max(note) FROM moves", min=1), "failed"),
+    (Query("SELECT max(note) FROM moves"), "failed"),
+    (Query("SELECT 1, 2"), "failed"),
+    (Query("SELECT id FROM a"), "failed"),
+    (Query("SELECT nonsense"), "failed"),
+    (Query("DELETE FROM a"), "failed"),
+    (Query("ATTACH '/tmp/dbguard-never.db' AS x"), "failed"),
+    (Query("PRAGMA user_version"), "failed"),
+    (Query("SELECT 1; SELECT 2"), "failed"),
+    (Query("SELECT load_extension('x')"), "failed"),
+]
+
+
+@pytest.mark.parametrize("query, outcome", QUERIES, ids=[query.sql for query, _ in QUERIES])
+def test_proof_queries(live, staging, query, outcome):
+    ledger(live)
+    before = directory(live.parent)
+    found = make(live, staging).examine(live, [query], no_progress)
+    assert [one.outcome for one in found.findings if one.name.startswith("query")] == [outcome], found.findings
+    assert found.ok == (outcome == "ok")
+    assert directory(live.parent) == before
+
+
+def test_a_proof_query_can_be_cancelled(live, staging):
+    ledger(live)
+    endless = Query("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n")
+    shown = []
+
+    def cancel(step, done, total):
+        shown.append(step)
+        if len(shown) > 400:
+            raise Cancelled("job: cancelled")
+
+    with pytest.raises(Cancelled):
+        make(live, staging).examine(live, [endless], cancel)
+
+
+def test_no_queries_are_not_painted_green(live, staging):
+    ledger(live)
+    found = make(live, staging).examine(live, [], no_progress)
+    assert [one.outcome for one in found.findings if one.name == "proof queries"] == ["not configured"]
+
+
+def test_an_index_that_lies_is_found(live, staging):
+    ledger(live, "delete")
+    shell(live, "INSERT INTO moves(note) VALUES('one'), ('two');")
+    with closing(sqlite3.connect(live, isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_schema SET rootpage=(SELECT rootpage FROM sqlite_schema WHERE name='filler') "
+                   "WHERE name='moves_note'")  # fmt: skip
+    found = make(live, staging).examine(live, [], no_progress)
+    assert not found.ok
+
+
+def test_a_missing_collation_is_inconclusive(live, staging):
+    with closing(sqlite3.connect(live)) as db:
+        db.create_collation("mine", lambda a, b: (a > b) - (a < b))
+        db.execute("CREATE TABLE t(x TEXT COLLATE mine)")
+        db.execute("CREATE INDEX i ON t(x)")
+        db.executemany("INSERT INTO t VALUES(?)", [("b",), ("a",)])
+        db.commit()
+    engine, tree = backup(live, staging)
+    found = engine.examine(live, [], no_progress)
+    assert [one.outcome for one in found.findings if one.name == "integrity_check"] == ["inconclusive"]
+    assert found.fingerprint.tables["t"].rows == 2
+
+
+# ------------------------------------------------------------------------------------------------ replace
+
+
+@pytest.mark.parametrize("page_size", [1024, 4096])
+@pytest.mark.parametrize("live_mode", ["wal", "delete"])
+@pytest.mark.parametrize("source_mode", ["wal", "delete"])
+def test_replaced_in_place(live, staging, tmp_path, live_mode, source_mode, page_size):
+    ledger(live, live_mode, page_size=page_size, filler=300_000)
+    live.chmod(0o640)
+    source = tmp_path / "source.db"
+    ledger(source, source_mode, accounts=70)
+    inode, engine = live.stat().st_ino, make(live, staging)
+    engine.replace(source, no_progress)
+    assert live.stat().st_ino == inode
+    assert live.stat().st_mode & 0o7777 == 0o640
+    assert directory(live.parent).keys() == {"app.db"}
+    found = engine.examine(live, [], no_progress)
+    assert found.ok
+    assert found.fingerprint == engine.examine(source, [], no_progress).fingerprint
+
+
+def test_a_log_left_by_a_crash_does_not_come_back(live, staging, tmp_path):
+    ledger(live)
+    with using(live, "crash-after-commit"):
+        pass
+    ledger(tmp_path / "source.db", accounts=70)
+    make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert shell(live, "SELECT count(*) FROM a; SELECT count(*) FROM moves;").split() == ["70", "0"]
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+@pytest.mark.parametrize("action", ["idle", "open-transaction", "exclusive"])
+def test_a_database_in_use_is_not_replaced(live, staging, tmp_path, journal_mode, action):
+    ledger(live, journal_mode)
+    ledger(tmp_path / "source.db", accounts=70)
+    with using(live, action) as user:
+        before = live.read_bytes()
+        with pytest.raises(TargetInUse) as refused:
+            make(live, staging).replace(tmp_path / "source.db", no_progress)
+        assert refused.value.facts["pids"] == [user.child.pid]
+        assert live.read_bytes() == before
+
+
+def test_a_cancelled_replacement_is_rolled_back(live, staging, tmp_path):
+    ledger(live, filler=200_000)
+    ledger(tmp_path / "source.db", accounts=70, filler=40_000_000)
+    before = make(live, staging).examine(live, [], no_progress).fingerprint
+
+    def cancel(step, done, total):
+        if done:
+            raise Cancelled("job: cancelled")
+
+    with pytest.raises(Cancelled):
+        make(live, staging).replace(tmp_path / "source.db", cancel)
+    assert balance(live) == 0
+    assert make(live, staging).examine(live, [], no_progress).fingerprint == before
+
+
+def test_a_missing_database_is_created(live, staging, tmp_path):
+    ledger(tmp_path / "source.db", accounts=70)
+    make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert shell(live, "SELECT count(*) FROM a;") == "70\n"
+
+
+def test_a_file_without_a_header_is_set_aside_with_its_log(live, staging, tmp_path):
+    ledger(tmp_path / "source.db", accounts=70)
+    live.write_bytes(b"ruins" * 2000)
+    live.chmod(0o640)
+    Path(f"{live}-wal").write_bytes(b"evidence")
+    make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert directory(live.parent).keys() == {"app.db", "app.db.before-restore", "app.db.before-restore-wal"}
+    assert Path(f"{live}.before-restore").read_bytes() == b"ruins" * 2000
+    assert Path(f"{live}.before-restore-wal").read_bytes() == b"evidence"
+    assert live.stat().st_mode & 0o7777 == 0o640
+    assert shell(live, "SELECT count(*) FROM a;") == "70\n"
+
+
+def test_a_second_ruin_does_not_overwrite_the_first(live, staging, tmp_path):
+    ledger(tmp_path / "source.db")
+    Path(f"{live}.before-restore").write_text("first")
+    live.write_text("second")
+    with pytest.raises(TargetExists):
+        make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert live.read_text() == "second"
+
+
+def test_fingerprint_needs_a_snapshot(live, staging):
+    with pytest.raises(SourceMissing):
+        make(live, staging).fingerprint(no_progress)

@@ -32,9 +32,12 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             note=note,
             level=int(database["compress_level"]),
             cancelled=run.cancelled,
+            progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             facts = run.snapshots.dump(saving, run.progress)
             made = saving.seal(facts)
+            for doubt in saving.doubts:
+                run.report("parent.unreadable", backup=made.id, code=doubt.code, message=doubt.message)
         run.report(
             "backup.stored",
             **row(made, run.spec["storage"]["name"]),

@@ -81,6 +81,11 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
     }
 
 
+def reading(run: Run, backup: Backup) -> Callable[[int], None]:
+    """Return the progress of reading one backup: it shows life, and ends the reading when the job is cancelled."""
+    return lambda done_bytes: run.progress("restore", done_bytes, backup.source_bytes)
+
+
 def instant(moment: datetime) -> str:
     """Return a UTC moment as RFC 3339 with milliseconds and a Z."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -21,7 +21,7 @@ from dbguardd.errors import (
     Usage,
 )
 from dbguardd.jobs.backup import take
-from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.base import Job, Result, Run, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.verify import same_content
 from dbguardd.repository import Backup
@@ -137,7 +137,7 @@ def _safety_copy(run: Run) -> str | None:
 
 def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding]:
     """Restore to `target` and read it once through the engine. Raises ProofFailed if it is not what was backed up."""
-    with run.repository.tree(backup) as tree:
+    with run.repository.tree(backup, reading(run, backup)) as tree:
         run.snapshots.restore(tree, target, run.progress)
     run.report("restore.written", backup=backup.id, target=str(target))
     examined = run.snapshots.examine(target, (), run.progress)

@@ -10,7 +10,7 @@ from typing import Any
 from dbguardd import __version__
 from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Cancelled, GuardError, ProofFailed
-from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.base import Job, Result, Run, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
@@ -22,7 +22,7 @@ def verify(run: Run, request: Verify) -> Result:
     backup = choose(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
-    return {"proof": {**graded(proof), "findings": proof.findings}, "plain_copy": plain}
+    return {"proof": graded(proof), "plain_copy": plain}
 
 
 def newest_with_content(run: Run) -> Backup:
@@ -46,7 +46,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     grade = Grade.STORED
     seconds: float | None = None
     try:
-        with run.repository.tree(backup) as tree:
+        with run.repository.tree(backup, reading(run, backup)) as tree:
             run.snapshots.restore(tree, target, run.progress)
         seconds = run.monotonic() - started
         grade = Grade.CHECKED
@@ -128,6 +128,7 @@ def graded(proof: Proof) -> dict[str, Any]:
         "proven_at": instant(proof.at) if proof.grade == Grade.PROVEN else None,
         "restore_seconds": None if proof.restore_seconds is None else round(proof.restore_seconds, 3),
         "failure": failure_of(proof),
+        "findings": list(proof.findings),
     }
 
 

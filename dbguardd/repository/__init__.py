@@ -145,6 +145,7 @@ class Repository:
         note: str = "",
         level: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda done_bytes: None,
     ) -> Iterator[Saving]:
         """Open a sink for one new backup; it exists once its seal() has returned, and not before.
 
@@ -185,6 +186,7 @@ class Repository:
             publish=publish,
             level=level,
             cancelled=cancelled,
+            progress=progress,
             randomness=self._randomness,
         ) as saving:
             yield saving
@@ -222,10 +224,13 @@ class Repository:
         return backup
 
     @contextmanager
-    def tree(self, backup: Backup) -> Iterator[Tree]:
-        """Open a backup for reading. Raises NotFound, Damaged, ObjectMissing, KeyRefused."""
+    def tree(self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None) -> Iterator[Tree]:
+        """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
+
+        Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
+        """
         found, domain = self._ledger.find(backup.id)
-        with Tree(self._storage, domain, found) as tree:
+        with Tree(self._storage, domain, found, progress) as tree:
             yield tree
 
     # ------------------------------------------------------------------------------------------ the books

@@ -53,28 +53,33 @@ class Source(Protocol):
         """Return a batch. Raises Damaged, ObjectMissing, Unreachable."""
 
 
-def stream(source: Source) -> Generator[Piece, None, None]:
+def stream(source: Source, progress: Callable[[int], None]) -> Generator[Piece, None, None]:
     """Yield all bytes in order; the last batch only when the digest of the whole stream is right."""
     digest, waiting = source.hash(), Batch(0, (), b"")
     for batch in _ahead(source, source.assemble):
         yield from _filled(waiting)
+        progress(batch.start)
         digest.update(batch.digests)
         waiting = batch
     _confirm(source, digest)
     yield from _filled(waiting)
 
 
-def deliver(source: Source, file: int) -> int:
-    """Write all bytes into a regular file, whatever was in it; zeros become holes. Return the size."""
+def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
+    """Write all bytes into a regular file, whatever was in it; zeros become holes. Return the size.
+
+    What `progress` raises ends it.
+    """
     _truncate(source, file)
     digest = source.hash()
 
-    def write(numbers: range) -> bytes:
+    def write(numbers: range) -> tuple[int, bytes]:
         batch = source.assemble(numbers)
         _write(source, file, batch)
-        return batch.digests
+        return batch.start, batch.digests
 
-    for digests in _ahead(source, write):
+    for start, digests in _ahead(source, write):
+        progress(start)
         digest.update(digests)
     _confirm(source, digest)
     return source.size

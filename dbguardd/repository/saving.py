@@ -38,6 +38,7 @@ class Saving:
     """Saves one backup; flow.Sink. For one thread. A context manager: leaving it without seal() leaves no backup.
 
     `draft` is the backup with everything that is known before; its streams, sizes, kind and facts are filled in.
+    `progress` is told the bytes of the source that were taken in so far.
     Raises what the storage raises, Cancelled when `cancelled` says so, SourceChanged. A parent that cannot be read does
     not keep the next backup from being made: what it should have given is stored again, and the error is in `doubts`.
     """
@@ -52,6 +53,7 @@ class Saving:
         publish: Publish,
         level: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] = lambda done_bytes: None,
         randomness: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._draft, self._parent, self._publish, self._level = draft, parent, publish, level
@@ -62,6 +64,7 @@ class Saving:
         self._streams: dict[str, tuple[Stream, tuple[PackHandle, int] | None]] = {}
         self._needs: set[str | PackHandle] = set()
         self._inherited = False
+        self._progress = progress
         self.written_bytes = 0
         self.doubts: list[GuardError] = []
 
@@ -139,6 +142,7 @@ class Saving:
 
     def _count(self, size: int) -> None:
         self.written_bytes += size
+        self._progress(self.written_bytes)
 
     def _new(self, name: str) -> None:
         if name in self._streams:

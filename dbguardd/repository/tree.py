@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 class Tree:
     """Reads one backup. Raises Damaged, ObjectMissing, KeyRefused, Unreachable before a wrong byte gets out."""
 
-    def __init__(self, storage: Storage, domain: Domain, backup: Backup) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        domain: Domain,
+        backup: Backup,
+        progress: Callable[[int], None] = lambda done_bytes: None,
+    ) -> None:
+        self._progress = progress
         self._backup = backup
         self._reader = PackReader(storage, domain)
         self._streams = {stream.name: stream for stream in backup.streams}
@@ -50,7 +57,7 @@ class Tree:
     @contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
         """Open a stream of either kind for reading from its start. Raises NotFound."""
-        pieces = stream(self._source(name))
+        pieces = stream(self._source(name), self._progress)
         with io.BufferedReader(_Pieces(pieces), 1 << 16) as reader:
             try:
                 yield cast(BinaryIO, reader)
@@ -59,7 +66,7 @@ class Tree:
 
     def deliver(self, name: str, file: int) -> int:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
-        return deliver(self._source(name), file)
+        return deliver(self._source(name), file, self._progress)
 
     def _source(self, name: str) -> Source:
         found = self._streams.get(name)

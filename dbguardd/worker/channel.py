@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import select
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,12 +45,20 @@ class Channel:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))] if file is not None else []
         self._patiently(lambda: self._end.sendmsg([b"J", raw], ancillary))
 
-    def send_data(self, data: bytes | memoryview) -> None:
-        """Send stream data in as many messages as it takes."""
+    def send_data(self, data: bytes | memoryview, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Send stream data in as many messages as it takes. `meanwhile` is called before each, and while it waits.
+
+        It has to take what the other half says of its own accord, or both could wait for ever for the other to listen.
+        """
         view = memoryview(data).cast("B")
         for start in range(0, len(view), DATA_BYTES):
             piece = view[start : start + DATA_BYTES]
-            self._patiently(lambda piece=piece: self._end.sendmsg([b"D", piece]))  # type: ignore[misc]
+            meanwhile()
+            self._patiently(lambda piece=piece: self._end.sendmsg([b"D", piece]), meanwhile)  # type: ignore[misc]
+
+    def said_something(self) -> bool:
+        """Say if a message of the other half is waiting, or its end."""
+        return bool(select.select([self._end], [], [], 0)[0])
 
     def receive(self) -> tuple[Object | bytes, int | None]:
         """Return the next message (an object or stream data) and the descriptor that came with it."""
@@ -98,7 +107,7 @@ class Channel:
         """End the conversation; the other half notices."""
         self._end.close()
 
-    def _patiently(self, act: Callable[[], Any]) -> Any:
+    def _patiently(self, act: Callable[[], Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
         """Repeat until it goes through, noticing a cancellation meanwhile."""
         while True:
             try:
@@ -106,6 +115,7 @@ class Channel:
             except TimeoutError:
                 if self._cancelled():
                     raise Cancelled("the job was cancelled") from None
+                meanwhile()
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise WorkerDied("the other half of the worker ended early", detail=str(error)) from error
 

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from dbguardd.errors import Cancelled, NotFound, Usage, from_problem
 from dbguardd.flow import Facts
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+
+_BEAT_SECONDS = 0.1
 
 
 class SeamSink:
@@ -143,6 +146,7 @@ class EngineHalf:
     def __init__(self, channel: Channel, snapshots: Snapshots) -> None:
         self._channel = channel
         self._snapshots = snapshots
+        self._told = ("", 0.0)
 
     def serve(self) -> None:
         """Answer calls until the repository half hangs up."""
@@ -177,6 +181,11 @@ class EngineHalf:
         raise Usage(f"the engine half has no call {name}")
 
     def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
+        """Tell of each new step, and else ten times a second: an engine may call this for every row."""
+        now = time.monotonic()
+        if step == self._told[0] and now - self._told[1] < _BEAT_SECONDS:
+            return
+        self._told = (step, now)
         self._channel.send({"progress": [step, done_bytes, total_bytes]})
 
 

@@ -89,20 +89,19 @@ class RemoteSnapshots:
         self, message: Object, file: int | None, progress: Progress, sink: Sink | None, tree: Tree | None
     ) -> None:
         if "progress" in message:
-            step, done_bytes, total_bytes = message["progress"]
-            progress(str(step), int(done_bytes), None if total_bytes is None else int(total_bytes))
+            _tell(message, progress)
         elif "sink" in message and sink is not None:
-            self._serve_sink(message, file, sink)
+            self._serve_sink(message, file, progress, sink)
         elif "tree" in message and tree is not None:
-            self._serve_tree(message, file, tree)
+            self._serve_tree(message, file, progress, tree)
         else:
             raise WorkerDied("the engine half asked out of turn")
 
-    def _serve_sink(self, message: Object, file: int | None, sink: Sink) -> None:
+    def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:
         name, stamp = str(message["name"]), str(message["stamp"])
         match message["sink"]:
             case "write":
-                self._take_stream(name, stamp, sink)
+                self._take_stream(name, stamp, progress, sink)
             case "adopt" if file is not None:
                 self._answer(lambda: sink.adopt(name, file, int(message["page_size"]), stamp=stamp))
             case "reuse":
@@ -110,17 +109,23 @@ class RemoteSnapshots:
             case _:
                 raise WorkerDied("the engine half asked out of turn")
 
-    def _take_stream(self, name: str, stamp: str, sink: Sink) -> None:
+    def _take_stream(self, name: str, stamp: str, progress: Progress, sink: Sink) -> None:
         """Copy data messages into the sink until the engine ends or aborts the stream."""
         with suppress(_GivenUp):
             with sink.write(name, stamp=stamp) as out:
-                while isinstance(part := self._channel.receive()[0], bytes):
-                    out.write(part)
-                if part.get("sink") != "end":
-                    raise _GivenUp  # the stream is not kept; why, comes with the call's own problem
+                while True:
+                    part = self._channel.receive()[0]
+                    if isinstance(part, bytes):
+                        out.write(part)
+                    elif "progress" in part:
+                        _tell(part, progress)
+                    elif part.get("sink") == "end":
+                        break
+                    else:
+                        raise _GivenUp  # the stream is not kept; why, comes with the call's own problem
             self._channel.send({"value": None})
 
-    def _serve_tree(self, message: Object, file: int | None, tree: Tree) -> None:
+    def _serve_tree(self, message: Object, file: int | None, progress: Progress, tree: Tree) -> None:
         name = str(message.get("name", ""))
         match message["tree"]:
             case "facts":
@@ -130,15 +135,19 @@ class RemoteSnapshots:
             case "deliver" if file is not None:
                 self._answer(lambda: tree.deliver(name, file))
             case "read":
-                self._send_stream(name, tree)
+                self._send_stream(name, progress, tree)
             case _:
                 raise WorkerDied("the engine half asked out of turn")
 
-    def _send_stream(self, name: str, tree: Tree) -> None:
+    def _send_stream(self, name: str, progress: Progress, tree: Tree) -> None:
+        def listen() -> None:
+            while self._channel.said_something():
+                _tell(self._channel.receive_object(), progress)
+
         try:
             with tree.read(name) as source:
                 while data := source.read(DATA_BYTES):
-                    self._channel.send_data(data)
+                    self._channel.send_data(data, listen)
         except Exception as error:  # noqa: BLE001 the engine cleans up first, then the call fails with the same error
             self._channel.send({"problem": problem_of(error)})
         else:
@@ -152,6 +161,14 @@ class RemoteSnapshots:
             self._channel.send({"problem": problem_of(error)})
         else:
             self._channel.send({"value": to_json(value)})
+
+
+def _tell(message: Object, progress: Progress) -> None:
+    """Pass on a progress message, the only one that the engine half sends unasked."""
+    if "progress" not in message:
+        raise WorkerDied("the engine half asked out of turn")
+    step, done_bytes, total_bytes = message["progress"]
+    progress(str(step), int(done_bytes), None if total_bytes is None else int(total_bytes))
 
 
 def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:

@@ -27,8 +27,8 @@ from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteSnapshots
 
 _PROGRESS_SECONDS = 0.2
-_UNFINISHED = ("keys/", "recover/")
-"""All that a creation which was killed can have left: its description, repo.json, is written last."""
+_LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release"))
+"""Verbs that write small records only, and may use the room that is kept free: what frees space must not need it."""
 
 
 class Voice:
@@ -103,7 +103,10 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
     that is an unmounted disk or worse, and nothing is created in its place.
     """
     expected = spec["storage"].get("repository_id")
-    storage = open_storage(spec["storage"], create=expected is None)
+    settings = spec["storage"]
+    if spec["verb"] in _LIMITLESS:
+        settings = {**settings, "keep_free": 0, "max_bytes": None}
+    storage = open_storage(settings, create=expected is None)
     try:
         repository = Repository.open(storage, open_wrappers(spec["key"]))
     except (NotARepository, KeyMissing) as error:

@@ -191,7 +191,7 @@ class Hand:
     acknowledged: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.live.mkdir()
+        self.live.mkdir(exist_ok=True)
         self.write_policy()
 
     @property

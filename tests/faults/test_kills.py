@@ -23,7 +23,7 @@ WORDS = {
     "backup": ["backup", "shop"],
     "verify": ["verify", "shop"],
     "expire": ["expire", "shop", "--confirm", "shop"],
-    "sweep": ["sweep", "local"],
+    "sweep": ["sweep", "local", "--confirm", "local"],  # so many kills leave more to sweep than the breaker lets pass
 }
 
 
@@ -81,7 +81,8 @@ class Round:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_a_kill_at_any_moment_loses_nothing(press, number):
-    settings = f"keep = {{ last = {LAST} }}\nmin_proven = 1\nlock_timeout = '60s'"
+    method = "dump" if number % 5 == 3 else "pages"
+    settings = f"keep = {{ last = {LAST} }}\nmin_proven = 1\nlock_timeout = '60s'\nmethod = '{method}'"
     owner = other_user() if number % 2 else os.geteuid()
     with a_place() as place:
         hand = Hand(place, press, owner=owner, wal=number % 5 != 4, settings=settings, storage='grace = "0s"')
@@ -100,6 +101,7 @@ def test_a_kill_at_any_moment_loses_nothing(press, number):
                 one.nothing_is_lost()
         hand.is_clean()
         listed = hand.listed()
-        hand.reads(listed)
-        hand.restores(listed[0], listed[-1])
+        if method == "pages":
+            hand.reads(listed)
+        hand.restores(*listed[:2], *listed[-2:])
         print(f"{one.kills} kills {dict(one.struck)}, {len(hand.acknowledged)} acknowledged, {hand.runs} runs")

@@ -73,8 +73,9 @@ class FakeEngine:
     def dump(self, sink, progress):
         progress("snapshot", 1, 2)
         with sink.write("dump") as out:
-            for _ in range(50):
+            for number in range(50):
                 out.write(b"0123456789" * 1000)
+                progress(f"dump {number}", number, None)
         with pytest.raises(ZeroDivisionError), sink.write("thrown away") as out:
             out.write(b"half")
             raise ZeroDivisionError
@@ -93,6 +94,8 @@ class FakeEngine:
         names = list(tree.names())
         with tree.read(names[0]) as source:
             source.read(10)  # the rest is left unread on purpose
+            for number in range(2000):  # more than the socket holds, while the other half sends and waits
+                progress(f"restore {number}", number, None)
         with target.open("wb") as out:
             tree.deliver(names[1], out.fileno())
         if "damaged" in names:
@@ -136,7 +139,7 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     facts = remote.dump(sink, lambda *step: steps.append(step))
     assert facts == {"reused": [True, False]}
     assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": b"p" * 10_000}
-    assert steps == [("snapshot", 1, 2)]
+    assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]
 
 
 def test_objects_longer_than_a_message_cross(seam):
@@ -148,7 +151,11 @@ def test_objects_longer_than_a_message_cross(seam):
 
 def test_restore_and_examine_cross(seam, tmp_path):
     remote, _, _ = seam
-    remote.restore(MemoryTree({"a": b"x" * 300_000, "b": b"page"}), tmp_path / "out", silent)
+    steps = []
+    remote.restore(
+        MemoryTree({"a": b"x" * 3_000_000, "b": b"page"}), tmp_path / "out", lambda *step: steps.append(step)
+    )
+    assert steps == [(f"restore {number}", number, None) for number in range(2000)]
     assert (tmp_path / "out").read_bytes() == b"page"
     assert remote.probe() == Probe("1.0", 5, {"a": 1}, ("careful",))
     assert remote.examine(tmp_path / "out", (), silent).findings == [Finding("opened", "ok", "")]

@@ -6,6 +6,7 @@ reading it. Everything it prints after `$` is a command that works the same agai
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -66,6 +67,15 @@ class Host:
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a dbguardctl command."""
         return subprocess.run([self.bin / "dbguardctl", *words], env=self.environment, check=False, **options)
+
+    def settle(self) -> None:
+        """Wait until no job runs or waits, so that what follows from one (expiring, say) is over."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            rows = json.loads(self.run("--json", "job", "list", "--limit", "10", capture_output=True).stdout)["jobs"]
+            if all(row["finished_at"] for row in rows):
+                return
+            time.sleep(0.05)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -171,6 +181,7 @@ def the_shop(host: Host, shop: Shop) -> None:
             say(f"{written} transactions later. Only pages that changed are stored, and that backup is proven as well.")
             show(host, "backup", "shop")
         say("Which backups are there, what keeps each of them, and until when?")
+        host.settle()
         show(host, "list", "shop", "--why")
         say("What could be restored, to which moment, how fast, when was that proven, and what is still to be done?")
         show(host, "status")
@@ -210,6 +221,7 @@ def your_database(host: Host, path: Path) -> None:
         show(host, "protect", str(path), "--name", "yours")
         say("Again: only pages that changed are stored, and that backup is proven as well.")
         show(host, "backup", "yours")
+        host.settle()
         show(host, "list", "yours", "--why")
         show(host, "status")
         copies = host.place / "restored"

@@ -54,6 +54,7 @@ def live(place: Path) -> str:
             assert done.returncode in (0, 3), done.stdout
             told.append(f"$ {command}\n{done.stdout}")
             _work(database)
+            host.settle()
     text = _PROGRESS.sub("", "\n".join(told))
     for shown, real in (*paths.items(), ("/etc/dbguard/conf.d", f"{place}/conf.d")):
         text = text.replace(real, shown)

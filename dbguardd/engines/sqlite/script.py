@@ -1,7 +1,7 @@
 """Writes a database as SQL text that any sqlite3 shell restores exactly, and replays such text into a new file.
 
-Neither the shell's own .dump nor Python's iterdump is exact: both cut text at a NUL, the shell loses a carriage return
-before a line feed when it reads, and both lose rowids (man/decisions has the measurements). So the text is written
+Neither the shell's own .dump nor Python's iterdump is exact: both cut text at a NUL and lose rowids, and iterdump fails
+at infinities and at text that is no UTF-8 (man/decisions has the trials). So the text is written
 here, and tested by restoring it through the real shell. What the shell needs to be exact:
 
 - floats with 17 digits, which any parser whose error is below 0.04 of the last place reads back to the same bits, and

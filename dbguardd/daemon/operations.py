@@ -15,6 +15,7 @@ from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
+from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.status import Views
@@ -41,6 +42,7 @@ class Operations:
     host: str
     machine_id: str
     nudge: Bell
+    notify: Notify
 
     def now(self) -> datetime:
         """The wall clock."""
@@ -70,6 +72,20 @@ class Operations:
         """Take over the policy files although they delete backups."""
         self.inforce.accept()
         self.take_over()
+
+    def line(self) -> str:
+        """What systemctl status shows."""
+        databases = len(self.inforce.policy.names())
+        return f"Guarding {databases} {'database' if databases == 1 else 'databases'}"
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Tell systemd that the policy is read again, whoever asked for it, and when that is over, however it ends."""
+        self.notify.reloading()
+        try:
+            yield
+        finally:
+            self.notify.ready(self.line())
 
     def take_over(self) -> None:
         """Let everything go by the policy in force."""

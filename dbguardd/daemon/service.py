@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -203,7 +204,7 @@ class Service:
 
     async def reload(self, actor: Peer) -> Json:
         """Read the policy again; refused as a whole when it has mistakes or deletes. Raises Policy..."""
-        with self._audited(actor, "policy.reload", str(self._do.inforce.path)):
+        with self._reloading(actor, "policy.reload", str(self._do.inforce.path), {}):
             self._do.reload()
         return {"policy_loaded_at": to_text(self._do.inforce.loaded_at), "databases": self._do.inforce.policy.names()}
 
@@ -215,7 +216,7 @@ class Service:
         about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
         if fields.get("dry_run"):
             return {**about, "wrote": None, "would_write": str(plan.file), "text": plan.text, "job": None}
-        with self._audited(actor, "policy.protect", plan.name, {"path": plan.path, "file": str(plan.file)}):
+        with self._reloading(actor, "policy.protect", plan.name, {"path": plan.path, "file": str(plan.file)}):
             await asyncio.to_thread(protect.write, plan)
             try:
                 self._do.reload()
@@ -242,7 +243,7 @@ class Service:
         """Take over the policy files although they delete backups."""
         found = configuration.difference(self._do.inforce, self._catalog)
         facts = {"deletes": [row["id"] for row in found["deletes"]][:1000]}
-        with self._audited(actor, "policy.accept", str(self._do.inforce.path), facts):
+        with self._reloading(actor, "policy.accept", str(self._do.inforce.path), facts):
             self._do.accept()
         return {**found, "policy_loaded_at": to_text(self._do.inforce.loaded_at)}
 
@@ -280,8 +281,10 @@ class Service:
         verified = self._audit.verify()
         return {"ok": True, "entries": verified.entries, "head": verified.head, "notes": list(verified.notes)}
 
-    def _audited(self, actor: Peer, action: str, object: str, facts: Mapping[str, Any] | None = None) -> Any:
-        return self._do.audited(self._who(actor), action, object, facts or {})
+    @contextmanager
+    def _reloading(self, actor: Peer, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:
+        with self._do.reloading(), self._do.audited(self._who(actor), action, object, facts):
+            yield
 
     def _note(self, actor: Peer, action: str, object: str, outcome: str, facts: Mapping[str, Any]) -> None:
         who = self._who(actor)

@@ -115,6 +115,7 @@ class Supervisor:
             host=setup.host,
             machine_id=setup.machine_id,
             nudge=Bell(),
+            notify=notify,
         )
         runner.on_end = self._ended
 
@@ -126,7 +127,7 @@ class Supervisor:
         api = await self._setup.serve(Service(self._do))
         self._listen_to_signals()
         log.info("daemon.ready", databases=len(self._do.inforce.policy.names()), pid=os.getpid())
-        self._notify.ready(self._line())
+        self._notify.ready(self._do.line())
         tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure)]
         stop = asyncio.create_task(self._stopping.wait())
         try:
@@ -187,15 +188,11 @@ class Supervisor:
     def _ended(self, row: JobRow) -> None:
         target = row.database or f"storage:{row.request.get('storage', '')}"
         self._do.replan(target)
-        self._notify.status(self._line())
+        self._notify.status(self._do.line())
         if row.verb in ("backup", "sweep", "scan"):
             task = asyncio.get_running_loop().create_task(self._gauge.measure(self._paths()))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
-
-    def _line(self) -> str:
-        databases = len(self._do.inforce.policy.names())
-        return f"Guarding {databases} {'database' if databases == 1 else 'databases'}"
 
     # ------------------------------------------------------------------------------------------------ signals
 
@@ -206,13 +203,11 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _reload(self) -> None:
-        self._notify.reloading()
         try:
-            with self._do.audited(_SIGNAL, "policy.reload", str(self._do.inforce.path), {}):
+            with self._do.reloading(), self._do.audited(_SIGNAL, "policy.reload", str(self._do.inforce.path), {}):
                 self._do.reload()
         except GuardError as error:
             self._log.error("policy.refused", code=error.code, problem=error.message, detail=error.detail)
-        self._notify.ready(self._line())
 
 
 def _witness(log: Log) -> Callable[[Entry], None]:

@@ -155,6 +155,8 @@ def main() -> int:
         status, end = error.status, "Ended"
     except KeyboardInterrupt:
         status, end = 130, "Interrupted"
+    except SystemExit as stopped:
+        status, end = int(str(stopped.code)), "Stopped"
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.process.house import House, add, rows, until
+from tests.process.house import House, add, held, rows, until
 
 CALM = ('verify = "off"', 'expire = "off"')
 
@@ -24,7 +24,8 @@ def test_a_bad_policy_is_refused_and_the_old_one_stays(house: House) -> None:
     assert all(place in status["policy_problem"]["detail"] for place in places)
     shown = house.ctl("status")
     assert shown.status == 3
-    assert "refused" in shown.out
+    assert "policy has mistakes" in shown.out
+    assert all(place in shown.out for place in places), shown.out
     assert house.does("backup", "app")["proof"]["grade"] == "proven"  # work goes on by the old one
 
     house.protects(house.table("app"))
@@ -62,7 +63,7 @@ def test_databases_come_change_and_go(house: House) -> None:
     assert [row["id"] for row in house.backups("old")] == [made]
     assert "old" not in {run["database"] for run in house.does("schedule", "--next", "20")["runs"]}
     house.fails("DBG-0004", 8, "backup", "old")
-    house.fails("DBG-0004", 8, "prune", "old")
+    assert house.ctl("prune", "old").status == 8
     house.does("restore", "old", "--to", str(house.place / "again.db"))  # what it has can still be had
     assert rows(house.place / "again.db") == 50
     house.stop()
@@ -75,8 +76,6 @@ def test_a_running_job_goes_on_by_what_it_began_with(house: House) -> None:
     path = house.database("app")
     house.protects(house.table("app", 'lock_timeout = "1h"', *CALM))
     house.start()
-    from tests.process.house import held
-
     with held(path):
         job = house.submit("backup", "app")
         until(lambda: house.job(job)["step"] == "snapshot", lambda: house.job(job))

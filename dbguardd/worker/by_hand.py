@@ -63,6 +63,11 @@ async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
 
 def _show(message: Mapping[str, Any], as_json: bool) -> None:
     """Print one message: JSON lines, or what a person wants to see."""
+    with suppress(BrokenPipeError):  # nobody reads any more: the job matters more than who watches it
+        _print(message, as_json)
+
+
+def _print(message: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(message), flush=True)
     elif message["type"] == "report":

@@ -243,7 +243,7 @@ class SourceEncrypted(GuardError):
     code, title = "DBG-2003", "Database is encrypted or has a foreign header"
     http_status = 502
     meaning = "No backup was made. Earlier backups are untouched."
-    advice = "SQLCipher and SEE files cannot be read without their key; guard the directory with engine files instead."
+    advice = "Name the right file. SQLCipher and SEE files cannot be read without their key, not by this version."
 
 
 class SourceLocked(GuardError):
@@ -290,7 +290,7 @@ class Unsupported(GuardError):
     code, title = "DBG-2008", "Not supported"
     exit_status, http_status = 2, 422
     meaning = "Nothing was done."
-    advice = "See which methods the engine has in dbguard.toml(5)."
+    advice = "What this version can do is in dbguardctl(1), the methods of an engine are in dbguard.toml(5)."
 
 
 class WouldBlock(GuardError):

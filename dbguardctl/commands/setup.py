@@ -77,7 +77,7 @@ def reload(session: Session) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("path", metavar="PATH", type=click.Path())
+@click.argument("path", metavar="PATH", type=click.Path(readable=False))  # the daemon reads it
 @click.option("--name", default="", metavar="NAME", help="Name of the database; otherwise made from the path.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @pass_session

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dbguardd.errors import PolicyInvalid, SourceDenied, SourceEncrypted, SourceMissing, Unsupported, Usage
+from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.render import render_database
 
@@ -61,7 +62,11 @@ def detect(path: str) -> tuple[str, str]:
     except OSError as error:
         raise SourceDenied(f"{path}: cannot be looked at", detail=str(error)) from error
     if not stat.S_ISREG(status.st_mode):
-        raise Unsupported(f"{path}: is not a regular file", detail="This version protects SQLite database files.")
+        raise Unsupported(
+            f"{path}: is not a regular file",
+            detail="This version protects SQLite database files.",
+            hints=[f"ls -l {_shown(path)}"],
+        )
     head = b""
     with suppress(PermissionError):  # the engine half reads it as its owner; its first backup will tell
         head = _head(real)
@@ -76,11 +81,17 @@ def detect(path: str) -> tuple[str, str]:
 
 def choose_name(name: str, path: str, policy: Policy) -> str:
     """Return the name to use: as asked for, or the file's stem made to fit. Raises Usage if it is taken."""
+    stem = _NOT_IN_NAMES.sub("-", Path(path).stem.lower()).strip("-_")[:_MAX_NAME].rstrip("-_") or "database"
     if name:
+        if not re.fullmatch(NAME, name):
+            raise Usage(
+                f"{name!r}: is no name for a database",
+                detail=f"A name has a-z, 0-9, - and _, at most {_MAX_NAME}, and starts with a letter or a digit.",
+                hints=[f"dbguardctl protect {_shown(path)} --name {stem}"],
+            )
         if name in policy.names():
             raise Usage(f"{name}: there is a database of that name", hints=["dbguardctl status"])
         return name
-    stem = _NOT_IN_NAMES.sub("-", Path(path).stem.lower()).strip("-_")[:_MAX_NAME].rstrip("-_") or "database"
     taken = set(policy.names())
     names = (stem if number == 1 else f"{stem[: _MAX_NAME - 4]}-{number}" for number in range(1, 1000))
     return next(candidate for candidate in names if candidate not in taken)

@@ -180,8 +180,13 @@ def _check_target(run: Run, target: Path, in_place: bool) -> None:
             raise TargetExists(
                 f"{run.name}: {path} exists",
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[f"dbguardctl restore {run.name} --to {target}.restored"],
+                hints=[f"dbguardctl restore {run.name} --to {_beside(run, target)}"],
             )
+
+
+def _beside(run: Run, target: Path) -> Path:
+    """Return the place that was probably meant: in a directory, or beside a file."""
+    return target / live(run).name if target.is_dir() else target.with_name(f"{target.name}.restored")
 
 
 def _check_space(run: Run, plan: Mapping[str, Any]) -> None:

@@ -359,7 +359,8 @@ def test_protect_refuses_what_it_cannot_protect_and_leaves_nothing_behind(place:
             ({"path": str(place.path)}, Unsupported),
             ({"path": str(encrypted)}, SourceEncrypted),
             ({"path": str(other), "name": "app"}, Usage),
-            ({"path": str(other), "name": "Not A Name"}, PolicyInvalid),
+            ({"path": str(other), "name": "Not A Name"}, Usage),
+            ({"path": str(other), "name": "../up"}, Usage),
             ({"path": str(other) + "\n"}, Usage),
         ):
             with pytest.raises(error):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dbguardd.errors import GuardError, NoSpace, NotPermitted, TargetExists, Unreachable, Unsupported
+from dbguardd.errors import GuardError, NoSpace, NotPermitted, TargetExists, Unreachable, Unsupported, Usage
 
 SIDES = ("-wal", "-shm", "-journal")
 _RIGHTS = 0o777
@@ -84,6 +84,8 @@ def outcome(target: Path, error: OSError) -> GuardError:
             return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return NoSpace(f"{target}: no room for the restored database", detail=detail)
+        case errno.ENOENT | errno.ENOTDIR:
+            return Usage(f"{target}: there is no directory {target.parent}", hints=[f"mkdir -p {target.parent}"])
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return NotPermitted(f"{target}: cannot be written", detail=f"{detail}, as uid {os.geteuid()}")
         case errno.ENOTSUP | errno.EMLINK:

@@ -193,7 +193,10 @@ class InForce:
     def _accept(self, policy: Policy) -> None:
         specs = {name: database_spec(policy.guarded(name), _nobody) for name in policy.names()}
         kept = {name: {key: spec[key] for key in ("keep", "min_proven", "timezone")} for name, spec in specs.items()}
-        text = json.dumps({"fingerprint": policy.fingerprint(), "databases": kept}, indent=1, sort_keys=True) + "\n"
+        # What left the policy may come back one day: then its backups still have their guard.
+        left = {name: was for name, was in self._accepted().items() if self._catalog.backups.of(name)}
+        found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}
+        text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         write_whole(self._accepted_file, text, 0o600)
 
 

@@ -154,6 +154,24 @@ def test_a_policy_that_deletes_is_refused_until_it_is_accepted(place: Place) -> 
     asyncio.run(main())
 
 
+def test_a_database_that_left_the_policy_is_guarded_when_it_comes_back(place: Place) -> None:
+    keeping(place, 8)
+
+    async def main() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            place.write(POLICY)
+            await service.reload(Caller())
+            keeping(place, 2)
+            assert len(service.config_diff()["deletes"]) == 6
+            with pytest.raises(PolicyShrinks):
+                await service.reload(Caller())
+            assert len((await service.config_accept(Caller()))["deletes"]) == 6
+
+    asyncio.run(main())
+
+
 def test_a_policy_that_deletes_met_at_start_freezes_expiry(place: Place) -> None:
     keeping(place, 8)
 

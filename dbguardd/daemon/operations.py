@@ -20,7 +20,7 @@ from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
-from dbguardd.errors import GuardError
+from dbguardd.errors import Busy, GuardError
 from dbguardd.rules.calendar import full_due
 from dbguardd.wire import REQUESTS, to_json
 
@@ -87,24 +87,31 @@ class Operations:
         finally:
             self.notify.ready(self.line())
 
-    def take_over(self) -> None:
+    def take_over(self, *, at_start: bool = False) -> None:
         """Let everything go by the policy in force."""
         self.runner.max_jobs = self.inforce.policy.daemon.max_jobs
         self.scheduler.plan(timetable(self.inforce, self.machine_id))
         self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
         self.runner.wake()
-        self._index_what_is_unknown()
+        for name in self.inforce.storages():
+            if at_start or self.catalog.settings.get(f"repository:{name}") is None:
+                self.index(name)
         self.nudge.ring()
 
-    def _index_what_is_unknown(self) -> None:
-        """Read a repository that this catalog has never seen: a new catalog, or a disk from another host."""
-        for name in self.inforce.storages():
-            path = Path(self.inforce.storage(name).path)
-            if self.catalog.settings.get(f"repository:{name}") is None and (path / "repo.json").is_file():
-                try:
-                    self.runner.submit(Order("scan", {}, SCHEDULE, storage=name))
-                except GuardError as error:
-                    self.log.error("scan.refused", storage=name, code=error.code, problem=error.message)
+    def index(self, name: str) -> None:
+        """Have a repository read into the catalog again, where the catalog may not know all that happened in it.
+
+        That is so for a new catalog or a disk from another host, after jobs by hand, and after a worker or a daemon
+        that was killed between what it did and the report of it.
+        """
+        if name not in self.inforce.storages() or not (Path(self.inforce.storage(name).path) / "repo.json").is_file():
+            return
+        try:
+            self.runner.submit(Order("scan", {}, SCHEDULE, storage=name))
+        except Busy:
+            pass  # it waits already, or reads just now
+        except GuardError as error:
+            self.log.error("scan.refused", storage=name, code=error.code, problem=error.message)
 
     @contextmanager
     def audited(self, who: Who, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:

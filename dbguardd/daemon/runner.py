@@ -20,12 +20,23 @@ from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.live import RETRIED, UNIQUE, Live, Order, startable
-from dbguardd.errors import Busy, Cancelled, GuardError, Internal, Interrupted, Overloaded, WorkerDied, from_problem
+from dbguardd.errors import (
+    Busy,
+    Cancelled,
+    GuardError,
+    Internal,
+    Interrupted,
+    Overloaded,
+    Stalled,
+    WorkerDied,
+    from_problem,
+)
 from dbguardd.wire import Event, JobRow, JobState
 
 MAX_WAITING = 500
 _RING_SECONDS = 0.5
 _AUDITED = frozenset(("restore", "undo", "expire", "sweep", "hold", "release", "recovery-sheet", "recovery-test"))
+_CUT_SHORT = (WorkerDied, Stalled, Cancelled)
 _NOT_LOGGED = frozenset(("problem", "verb", "event", "level", "exc_info", "findings"))
 _SECRET_RESULTS = frozenset(("recovery-sheet",))
 
@@ -47,6 +58,8 @@ class Runner:
         self.trouble: GuardError | None = None  # the catalog could not keep an end
         self.bell = Bell()
         self.on_end: Callable[[JobRow], None] = lambda row: None
+        self.on_doubt: Callable[[str], None] = lambda storage: None
+        """Called with a storage when a job on it may have done more than it could report."""
 
     # ------------------------------------------------------------------------------------------------ asking
 
@@ -212,6 +225,8 @@ class Runner:
         elif not self._again(live, error):
             self._end(live, JobState.FAILED, error)
         if self.accepting:
+            if isinstance(error, _CUT_SHORT) and live.row.verb != "scan":
+                self.on_doubt(live.terms.storage)
             self._pump()
 
     def _start(self, live: Live) -> None:

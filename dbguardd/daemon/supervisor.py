@@ -118,12 +118,13 @@ class Supervisor:
             notify=notify,
         )
         runner.on_end = self._ended
+        runner.on_doubt = self._do.index
 
     async def live(self) -> None:
         """Start, go on until a signal, stop."""
         runner, log = self._do.runner, self._log
         runner.close_leftovers()
-        self._do.take_over()
+        self._do.take_over(at_start=True)
         api = await self._setup.serve(Service(self._do))
         self._listen_to_signals()
         log.info("daemon.ready", databases=len(self._do.inforce.policy.names()), pid=os.getpid())

@@ -1,0 +1,186 @@
+"""A real dbguardd for tests: its own policy, state and socket, started as this user, driven through dbguardctl."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+SECONDS = 120.0
+"""How long anything may take before a test gives up on it. Never a measure of anything."""
+
+BIN = Path(sys.executable).parent
+
+
+class Broken(Exception):
+    """Something that had to work did not."""
+
+
+class Live:
+    """One daemon on one place. `place` has a short name, or the socket's path is too long for the kernel."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.policy, self.state = place / "policy.toml", place / "state"
+        self.socket, self.log = place / "api.sock", place / "dbguardd.log"
+        self.environment = {**os.environ, "DBGUARD_SOCKET": str(self.socket), "COLUMNS": "120"}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def write_policy(self, text: str) -> None:
+        """Write the policy; this user may do everything."""
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        self.policy.write_text(f'version = 1\n{text}\n[access]\nadmin = ["{user}"]\n')
+        self.policy.chmod(0o600)
+
+    def argv(self, *words: str) -> list[str]:
+        """Return the command line of dbguardd on this place."""
+        return [str(BIN / "dbguardd"), "--policy", str(self.policy), "--state", str(self.state), *words]
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start a daemon without waiting for anything."""
+        with self.log.open("ab") as log:
+            argv = self.argv("--socket", str(self.socket), "--json-log")
+            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def start(self) -> Self:
+        """Start the daemon and wait until it takes connections."""
+        self.process = self.launch()
+        deadline = time.monotonic() + SECONDS
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Broken(f"dbguardd does not start ({self.process.poll()}):\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.01)
+        return self
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as end, suppress(OSError):
+            end.connect(str(self.socket))
+            return True
+        return False
+
+    @property
+    def pid(self) -> int:
+        """The process id of the daemon."""
+        assert self.process is not None
+        return self.process.pid
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop the daemon with a signal and return how it ended."""
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        process.send_signal(number)
+        try:
+            return process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise Broken(f"dbguardd does not end on signal {number}:\n{self.log.read_text()[-4000:]}") from None
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.stop(signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.stop(signal.SIGKILL if error else signal.SIGTERM)
+
+    # ------------------------------------------------------------------------------------------------ dbguardctl
+
+    def ctl(self, *words: str) -> tuple[int, dict[str, Any]]:
+        """Run `dbguardctl --json WORDS`; return its exit status and its answer, or the problem."""
+        argv = [BIN / "dbguardctl", "--json", *words]
+        done = subprocess.run(argv, env=self.environment, capture_output=True, check=False, timeout=SECONDS * 3)
+        with suppress(ValueError):
+            return done.returncode, json.loads(done.stdout or done.stderr)
+        return done.returncode, {"message": (done.stdout + done.stderr).decode(errors="replace")[-2000:]}
+
+    def must(self, *words: str) -> dict[str, Any]:
+        """Run a command that has to succeed; to need attention is a success."""
+        status, answer = self.ctl(*words)
+        if status not in (0, 3):
+            raise Broken(f"dbguardctl {' '.join(words)} ended with {status}: {json.dumps(answer)[:2000]}")
+        return answer
+
+    def backup(self, *words: str) -> str:
+        """Make a backup of the shop and return its id."""
+        return str(self.must("backup", "shop", *words)["job"]["result"]["backup"]["id"])
+
+    def submit(self, *words: str) -> str:
+        """Start a job and return its id."""
+        return str(self.must(*words, "--no-wait")["job"]["id"])
+
+    def job(self, id: str) -> dict[str, Any]:
+        """Return one job."""
+        answer = self.must("job", "show", id)
+        found: dict[str, Any] = answer.get("job", answer)
+        return found
+
+    def until(self, id: str, *states: str) -> dict[str, Any]:
+        """Wait until a job is in one of these states."""
+        deadline = time.monotonic() + SECONDS
+        while (job := self.job(id))["state"] not in states:
+            if time.monotonic() > deadline:
+                raise Broken(f"job {id} is {job['state']}, not {states}")
+            time.sleep(0.02)
+        return job
+
+    def listed(self) -> list[str]:
+        """Return the ids of all backups of the shop that dbguard says it has."""
+        return [row["id"] for row in self.must("list", "shop", "--all")["backups"]]
+
+    # ------------------------------------------------------------------------------------------------ looking inside
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the log lines with that event."""
+        found = []
+        for line in self.log.read_bytes().splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event") == name:
+                    found.append(entry)
+        return found
+
+    def workers(self) -> list[int]:
+        """Return the processes that the daemon has started."""
+        with suppress(OSError):
+            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return []
+
+
+def gone(pids: list[int]) -> None:
+    """Wait until none of these processes lives."""
+    deadline = time.monotonic() + SECONDS
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            file = os.pidfd_open(pid)
+            try:
+                if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    raise Broken(f"process {pid} does not end")
+            finally:
+                os.close(file)
+
+
+@contextmanager
+def asking(live: Live, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `dbguardctl --json WORDS` beside the block; it is ended with it."""
+    argv = [BIN / "dbguardctl", "--json", *words]
+    process = subprocess.Popen(argv, env=live.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

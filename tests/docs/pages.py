@@ -39,7 +39,7 @@ def blocks(page: str) -> list[str]:
     """The literal blocks of a page, as they are typed, and the lines that stand alone."""
     found = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", page, re.M | re.S)
     found += [f"{line}\n" for line in re.findall(r"^\.Dl (.*)", page, re.M)]
-    found += [f"{line}\n" for line in re.findall(r"^\.Ql (dbguard(?:d|ctl) .*?)(?: [.,])?$", page, re.M)]
+    found += [f"{line}\n" for line in re.findall(r"^\.Ql (dbguard(?:d|ctl) \S+ .*?)(?: [.,])?$", page, re.M)]
     return found
 
 

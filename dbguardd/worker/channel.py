@@ -83,6 +83,8 @@ class Channel:
         if not raw or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(files) > 1:
             for file in files:
                 os.close(file)
+            if self._cancelled():  # it was told so, as the answer to something, and may have ended first
+                raise Cancelled("the job was cancelled")
             detail = "It sent nonsense." if raw else "It closed the seam."
             raise WorkerDied("the other half of the worker ended early", detail=detail)
         return raw, files[0] if files else None

@@ -24,6 +24,7 @@ class RemoteSnapshots:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._within = False  # a call has not returned
 
     def probe(self) -> Probe:
         """Say what is there."""
@@ -40,8 +41,11 @@ class RemoteSnapshots:
         return fingerprint_from(self._call("fingerprint", {}, progress))
 
     def release(self) -> None:
-        """Let go of the snapshot."""
-        self._call("release", {}, _silent)
+        """Let go of the snapshot. An engine in the middle of a call that was given up listens to nothing but the end."""
+        if self._within:
+            self._channel.close()
+        else:
+            self._call("release", {}, _silent)
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
         """Rebuild the database at `target`."""
@@ -70,6 +74,7 @@ class RemoteSnapshots:
         sink: Sink | None = None,
         tree: Tree | None = None,
     ) -> Any:
+        self._within = True
         self._channel.send({"call": name, "args": args})
         while True:
             message, file = self._channel.receive()
@@ -77,6 +82,7 @@ class RemoteSnapshots:
                 if not isinstance(message, dict):
                     raise WorkerDied("the engine half sent data out of turn")
                 if "return" in message:
+                    self._within = False
                     if "problem" in message:
                         raise from_problem(message["problem"])
                     return message["return"]

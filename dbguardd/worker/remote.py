@@ -41,7 +41,7 @@ class RemoteSnapshots:
         return fingerprint_from(self._call("fingerprint", {}, progress))
 
     def release(self) -> None:
-        """Let go of the snapshot. An engine in the middle of a call that was given up listens to nothing but the end."""
+        """Let go of the snapshot. An engine in the middle of a call that was given up listens to its end only."""
         if self._within:
             self._channel.close()
         else:

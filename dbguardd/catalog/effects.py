@@ -102,7 +102,7 @@ def _held(index: Index, facts: Facts, at: str) -> None:
 
 def _released(index: Index, facts: Facts, at: str) -> None:
     del at
-    index.holds.drop(str(facts["id"]))
+    index.holds.drop(str(facts["id"]), facts.get("reasons"))
 
 
 def _time(value: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +73,11 @@ class Holds:
             (hold.backup, hold.reason, hold.actor, hold.at),
         )
 
-    def drop(self, backup: str) -> None:
-        """Drop all holds of a backup."""
-        self._session.change("DELETE FROM holds WHERE backup = ?", (backup,))
+    def drop(self, backup: str, reasons: Collection[str] | None = None) -> None:
+        """Drop the holds of a backup that have one of these reasons, or all of them."""
+        for hold in self.of(backup):
+            if reasons is None or hold.reason in reasons:
+                self._session.change("DELETE FROM holds WHERE backup = ? AND reason = ?", (backup, hold.reason))
 
     def of(self, backup: str) -> list[HoldRow]:
         """The holds of one backup, oldest first."""

@@ -76,8 +76,9 @@ def release(run: Run, request: Release) -> Result:
     if not holds:
         raise NotFound(f"backup {backup.id} is not held", hints=[f"dbguardctl list {backup.database} --why"])
     run.repository.release(backup.id, run.actor, run.now())
-    run.report("backup.released", id=backup.id, reason=", ".join(hold.reason for hold in holds))
-    return {"backup": backup.id, "released": [hold.reason for hold in holds]}
+    reasons = [hold.reason for hold in holds]
+    run.report("backup.released", id=backup.id, reason=", ".join(reasons), reasons=reasons)
+    return {"backup": backup.id, "released": reasons}
 
 
 def recovery_sheet(run: Run, request: RecoverySheet) -> Result:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt
 from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.restore import release_old_undo
+from dbguardd.jobs.restore import UNDO_REASON, past_undo
 from dbguardd.jobs.verify import failure_of
-from dbguardd.repository import Backup
+from dbguardd.repository import Backup, Hold
 from dbguardd.rules import retention
 from dbguardd.wire import Expire, Grade, Sweep
 
@@ -18,37 +19,41 @@ _CLOCK_DOUBT_SECONDS = 300.0
 def expire(run: Run, request: Expire) -> Result:
     """Decide by the rules, then write a tomb for each backup that goes. A dry run returns the verdict only."""
     now = run.now()
-    if not request.dry_run:
-        release_old_undo(run, now)
-    backups = run.repository.backups(run.name)
-    verdict = decide(run, backups, now)
+    backups, holds = run.repository.backups(run.name), run.repository.holds()
+    outlived = past_undo(backups, holds, now)
+    for id in outlived:
+        holds[id] = [hold for hold in holds[id] if hold.reason != UNDO_REASON]
+    verdict = decide(run, backups, holds, now)
     plan = {
         "keep": [{"id": id, "because": list(reasons)} for id, reasons in verdict.keep.items()],
         "drop": [{"id": id, "because": list(reasons)} for id, reasons in verdict.drop.items()],
         "breaker": verdict.breaker,
     }
-    if request.dry_run or not verdict.drop:
+    if request.dry_run or not (verdict.drop or outlived):
         return {"plan": plan, "expired": []}
     _trust_clock(run, backups, now)
-    if verdict.breaker and request.confirm != run.name:
+    for id in outlived:
+        run.repository.release(id, run.actor, now, UNDO_REASON)
+        run.report("backup.released", id=id, reason=UNDO_REASON, reasons=[UNDO_REASON])
+    confirmed = request.confirm == run.name
+    if verdict.breaker and not confirmed:
         raise Breaker(
             f"{run.name}: {len(verdict.drop)} of {len(backups)} backups would go at once",
             detail=verdict.breaker,
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
-    run.repository.expire(
-        {id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=bool(request.confirm)
-    )
+    run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=confirmed)
     until = instant(now + _grace(run))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
     return {"plan": plan, "expired": list(verdict.drop)}
 
 
-def decide(run: Run, backups: list[Backup], now: datetime) -> retention.Verdict:
+def decide(
+    run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime
+) -> retention.Verdict:
     """Ask the retention rule, with what is proven and held."""
     newest = {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
-    holds = run.repository.holds()
     dated = [
         retention.Dated(
             backup.id,
@@ -86,7 +91,7 @@ def _grace(run: Run) -> timedelta:
     return timedelta(seconds=float(run.spec["storage"]["grace_seconds"]))
 
 
-def _trust_clock(run: Run, backups: list[Backup], now: datetime) -> None:
+def _trust_clock(run: Run, backups: Sequence[Backup], now: datetime) -> None:
     """Refuse to delete by a clock that the storage or the backups themselves contradict. Raises ClockDoubt."""
     skew = run.storage.probe().clock_skew_seconds
     if abs(skew) > _CLOCK_DOUBT_SECONDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.verify import same_content
-from dbguardd.repository import Backup
+from dbguardd.repository import Backup, Hold
 from dbguardd.wire import Grade, Restore, Undo, to_json
 
 UNDO_REASON = "restore undo"
@@ -84,14 +84,14 @@ def live(run: Run) -> Path:
     return Path(str(run.database["settings"]["path"]))
 
 
-def release_old_undo(run: Run, now: datetime) -> None:
-    """Let retention have safety copies whose time for an undo is over."""
-    holds = run.repository.holds()
-    for backup in run.repository.backups(run.name):
-        for hold in holds.get(backup.id, ()):
-            if hold.reason == UNDO_REASON and hold.at < now - timedelta(days=UNDO_DAYS):
-                run.repository.release(backup.id, run.actor, now)
-                run.report("backup.released", id=backup.id, reason=UNDO_REASON)
+def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime) -> list[str]:
+    """Return the ids of the safety copies whose time for an undo is over: only that hold of theirs has ended."""
+    start = now - timedelta(days=UNDO_DAYS)
+    return [
+        backup.id
+        for backup in backups
+        if any(hold.reason == UNDO_REASON and hold.at < start for hold in holds.get(backup.id, ()))
+    ]
 
 
 def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:

@@ -263,9 +263,9 @@ class Repository:
         """Forbid the deletion of a backup. Raises NotFound."""
         self._notes.hold(id, reason, actor, now)
 
-    def release(self, id: str, actor: str, now: datetime) -> None:
-        """End every hold of a backup. Raises NotFound if there is none."""
-        self._notes.release(id, actor, now)
+    def release(self, id: str, actor: str, now: datetime, reason: str | None = None) -> None:
+        """End the holds of a backup that have this reason, or all of them. Raises NotFound if there is none."""
+        self._notes.release(id, actor, now, reason)
 
     def holds(self) -> dict[str, list[Hold]]:
         """Return the holds in force, by backup."""

@@ -66,10 +66,10 @@ class Notes:
         backup, domain = self._ledger.find(id)
         self._records.put(domain, "hold", backup.id, {"actor": actor, "at": rfc3339(now), "reason": reason})
 
-    def release(self, id: str, actor: str, now: datetime) -> None:
-        """End every hold of a backup. Raises NotFound if there is none."""
+    def release(self, id: str, actor: str, now: datetime, reason: str | None = None) -> None:
+        """End the holds of a backup that have this reason, or all of them. Raises NotFound if there is none."""
         backup, domain = self._ledger.find(id)
-        ending = [hash for hash, _ in self._holding(backup.id)]
+        ending = [hash for hash, hold in self._holding(backup.id) if reason in (None, hold.reason)]
         if not ending:
             raise NotFound(f"{backup.id}: nothing holds it")
         self._records.put(domain, "release", backup.id, {"actor": actor, "at": rfc3339(now), "holds": ending})

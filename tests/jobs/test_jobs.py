@@ -7,6 +7,7 @@ import pytest
 from dbguardd.errors import (
     Breaker,
     Cancelled,
+    ClockDoubt,
     ConfirmMissing,
     NotFound,
     ProofFailed,
@@ -168,6 +169,31 @@ def test_expire_never_takes_the_newest_proven_one_nor_a_held_one(world):
     assert proven in world.ids()
     with pytest.raises(NotFound):
         world.do("release", backup=proven)
+
+
+def _replaced(world):
+    world.later(minutes=1)
+    return world.do("restore", database="app", in_place=True, confirm="app")["safety_copy"]
+
+
+def test_the_end_of_an_undo_ends_no_other_hold_and_only_by_a_clock_that_is_trusted(world):
+    world.backup(users=[1])
+    both, one = [_replaced(world), _replaced(world)]
+    world.do("hold", backup=both, reason="court order")
+    world.later(days=30)
+    for number in range(3):
+        world.backup(users=[number])
+    world.later(days=-20)
+    with pytest.raises(ClockDoubt):
+        world.do("expire", database="app")
+    world.later(days=20)
+    planned = world.do("expire", database="app", dry_run=True)["plan"]
+    assert world.said("backup.released") == []
+    assert world.do("expire", database="app")["plan"] == planned
+    assert {facts["id"] for facts in world.said("backup.released")} == {both, one}
+    assert [hold.reason for hold in world.repository.holds()[both]] == ["court order"]
+    assert both in world.ids()
+    assert one not in world.ids()
 
 
 def test_one_run_does_not_delete_nearly_everything_unasked(world):

@@ -23,7 +23,7 @@ def _complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) 
     return [CompletionItem(row["name"]) for row in rows if row["name"].startswith(incomplete)]
 
 
-_name = click.argument("name", metavar="NAME", default="main", type=Name(), shell_complete=_complete_key)
+_name = click.argument("name", metavar="[NAME]", default="main", type=Name(), shell_complete=_complete_key)
 
 
 @click.group(cls=Group)

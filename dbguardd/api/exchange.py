@@ -110,7 +110,7 @@ def _denied(service: Service, actor: Actor, role: Role | None, needed: Role, act
     return NotPermitted(
         f"{actor.user} (uid {actor.uid}): {may}",
         detail=f"{action} needs the role {needed}.",
-        hints=("dbguardctl config explain access",),
+        hints=() if role is None else ("dbguardctl config explain access",),  # without a role it is refused as well
         facts={"needed_role": str(needed), "uid": actor.uid},
     )
 

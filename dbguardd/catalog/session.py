@@ -7,9 +7,10 @@ at once, and a connection in exclusive mode has no second.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Session:
     @classmethod
     def open(cls, path: Path) -> Session:
         """Open or create the file. Raises CatalogDamaged, SecondInstance, NoSpace, Degraded."""
+        _close_to_others(path)
         try:
             connection = sqlite3.connect(path, timeout=0.0, isolation_level=None, cached_statements=256)
         except sqlite3.Error as error:
@@ -113,6 +115,16 @@ class Session:
     def close(self) -> None:
         """Write the log back into the file and let it go."""
         self._connection.close()
+
+
+def _close_to_others(path: Path) -> None:
+    """Make the file if need be, for its owner only whatever the umask is; SQLite gives its side files the same mode."""
+    # Never opened when it exists: closing it would take away the locks that this process may have on it.
+    with suppress(OSError):  # what is wrong with it, connecting will say
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            path.chmod(0o600)
 
 
 def _outcome(error: sqlite3.Error, path: Path) -> GuardError:

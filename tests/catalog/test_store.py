@@ -1,5 +1,6 @@
 """The catalog keeps what it acknowledged, and forgets only what it says."""
 
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,20 @@ def job(number: int, state: JobState = JobState.QUEUED, **changes: object) -> Jo
         f"01K{number:023d}", "backup", "app", state, "schedule", {"database": "app", "full": False}, to_text(NOW)
     )
     return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def test_it_is_closed_to_others_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        catalog = Catalog.open(tmp_path / "catalog.db")
+        catalog.record(NOW, "job.done", "app", None, {})
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+        catalog.close()
+        (tmp_path / "catalog.db").chmod(0o644)
+        Catalog.open(tmp_path / "catalog.db").close()
+        assert (tmp_path / "catalog.db").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ its list of jobs, their order and their running.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -19,14 +20,15 @@ import schedule
 from dbguardd.catalog import Catalog, Run, to_moment, to_text
 from dbguardd.daemon.around import Log
 from dbguardd.daemon.clock import Clock
-from dbguardd.errors import Busy, GuardError
-from dbguardd.rules.calendar import Due, Timing, Verdict, due, upcoming
+from dbguardd.errors import Busy, GuardError, Interrupted
+from dbguardd.rules.calendar import CLOCK_TOLERANCE, Due, Timing, Verdict, due, upcoming
 from dbguardd.rules.clock import Reading, doubt
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 LONGEST_SLEEP = 60.0  # seconds: so long a step of the clock or a suspension may go unnoticed
 STEP = timedelta(seconds=2)
 DOUBT_SECONDS = 86_400.0
+REFUSED_FOR = timedelta(minutes=15)
 DELETING = frozenset(("expire", "sweep"))
 
 
@@ -60,6 +62,8 @@ class Scheduler:
         self._registry = schedule.Scheduler()
         self._served: dict[tuple[str, str], datetime] = {}  # submitted by this daemon, maybe not ended yet
         self._skipped: dict[tuple[str, str], datetime] = {}
+        self._refused: dict[tuple[str, str], datetime] = {}  # until then it is not tried again
+        self._known: dict[tuple[str, str], datetime] = {}  # new, for as long as the catalog cannot be told
         self._read = (clock.now(), clock.steady())
         self._doubt_until: float | None = None
         self._doubted = ""
@@ -68,14 +72,24 @@ class Scheduler:
             self._check(Reading(to_moment(alive_at), 0.0, "before"), Reading(*self._read))
 
     def plan(self, planned: Iterable[Planned]) -> None:
-        """Replace everything that is planned; what is new counts from now on."""
-        self._registry.clear()
-        now = to_text(self._clock.now())
-        with self._catalog.transaction():
-            for item in planned:
-                if self._catalog.runs.get(item.target, item.verb) is None:
-                    self._catalog.runs.put(Run(item.target, item.verb, known_at=now))
-                _Recurring(self._registry, item, self._clock, self.next_look).do(self._serve, item)
+        """Replace everything that is planned, or nothing; what is new counts from now on.
+
+        A catalog that cannot be written keeps no run from being planned. Raises what keeps the catalog from being read.
+        """
+        registry, now = schedule.Scheduler(), self._clock.now()
+        items = list(planned)
+        self._refused.clear()  # why it was refused may be over
+        new = [key for item in items if self._catalog.runs.get(*(key := (item.target, item.verb))) is None]
+        self._known = {key: self._known.get(key, now) for key in new}
+        try:
+            with self._catalog.transaction():
+                for key, since in self._known.items():
+                    self._catalog.runs.put(Run(*key, known_at=to_text(since)))
+        except GuardError as error:
+            self._log.error("schedule.failed", code=error.code, problem=error.message)
+        for item in items:
+            _Recurring(registry, item, self._clock, self.next_look).do(self._serve, item)
+        self._registry = registry
 
     def tick(self) -> float:
         """Start what is due; return how many seconds nothing will be."""
@@ -96,10 +110,12 @@ class Scheduler:
         """What the calendar says of one planned run now."""
         key, now = (planned.target, planned.verb), self._clock.now()
         memory = self._catalog.runs.get(*key)
-        known = now if memory is None else to_moment(memory.known_at)
+        known = self._known.get(key, now) if memory is None else to_moment(memory.known_at)
         starts = [self._served[key]] if key in self._served else []
         if memory is not None and memory.started_at is not None:
             starts.append(to_moment(memory.started_at))
+        # A start that lies ahead is of before the clock was set back: what was started since counts, not that one.
+        starts = [at for at in starts if at - now <= CLOCK_TOLERANCE] or starts
         return due(planned.timing, now, max(starts, default=None), known)
 
     def next_look(self, planned: Planned) -> datetime:
@@ -110,7 +126,7 @@ class Scheduler:
             return NEVER if pause.until_at is None else to_moment(pause.until_at)
         verdict = self.judge(planned)
         if verdict.verdict is Verdict.RUN and not (planned.verb in DELETING and self.doubt() is not None):
-            return now
+            return max(now, self._refused.get((planned.target, planned.verb), now))
         return verdict.next_at or NEVER
 
     def next_run(self, target: str, verbs: Collection[str]) -> tuple[datetime, str] | None:
@@ -169,13 +185,37 @@ class Scheduler:
             self._start(planned)
         except Busy:
             pass  # somebody else started the same: that serves
+        except Interrupted:  # the daemon ends; the next one finds it due
+            self._refused[key] = now + REFUSED_FOR
+            return
         except GuardError as error:
-            facts = {**facts, "code": error.code, "problem": error.message}
-            self._log.error("run.refused", target=planned.target, action=planned.verb, **facts)
-            self._served[key] = now  # until its next time; the refusal stands in status
+            self._refused[key] = now + REFUSED_FOR
+            self._log.error(
+                "run.refused",
+                target=planned.target,
+                action=planned.verb,
+                **{**facts, "code": error.code, "problem": error.message},
+            )
+            self._remember_refusal(planned, error)
             return
         self._served[key] = now
         self._log.info("run.started", target=planned.target, action=planned.verb, **facts)
+
+    def _remember_refusal(self, planned: Planned, error: GuardError) -> None:
+        """Count it as a failure, so that status says so: no job will. It stays due."""
+        now = to_text(self._clock.now())
+        with suppress(GuardError):  # mostly it is the catalog that refused
+            old = self._catalog.runs.get(planned.target, planned.verb) or Run(planned.target, planned.verb, now)
+            self._catalog.runs.put(
+                replace(
+                    old,
+                    finished_at=now,
+                    failures=old.failures + 1,
+                    failing_since_at=old.failing_since_at or now,
+                    job=None,
+                    problem=error.problem(),
+                )
+            )
 
     def _watch_clock(self) -> None:
         wall, steady = self._clock.now(), self._clock.steady()
@@ -185,6 +225,7 @@ class Scheduler:
             return
         self._log.warning("clock.stepped", seconds=round(step.total_seconds(), 3))
         self._served = {key: min(at, wall) for key, at in self._served.items()}
+        self._refused = {key: min(at, wall + REFUSED_FOR) for key, at in self._refused.items()}
         self._check(Reading(*before), Reading(*self._read))
         self.reconsider()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from dbguardd.catalog import Catalog, Pause, Run, to_text
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.scheduler import LONGEST_SLEEP, Planned, Scheduler
-from dbguardd.errors import Busy, NoSpace
+from dbguardd.errors import Busy, Interrupted, NoSpace, PolicyInvalid
 from dbguardd.policy.schedule import parse_schedule
 from dbguardd.rules.calendar import Timing
 from tests.daemon.conftest import Told
@@ -184,14 +185,36 @@ def test_a_running_job_is_not_started_twice_and_its_next_time_is_kept(bench: Ben
     assert len(bench.started) == 2
 
 
-def test_a_refusal_is_told_and_waits_for_the_next_time(bench: Bench) -> None:
-    bench.scheduler.plan([planned("every 1h")])
-    bench.error = NoSpace("no room to write the catalog")
-    bench.go_on(HOUR + 600)
-    assert [event for level, event, _ in bench.log.events if level == "error"] == ["run.refused"]
+def test_a_refusal_is_told_stands_in_the_memory_and_is_tried_again_soon(bench: Bench) -> None:
+    bench.scheduler.plan([planned("daily 01:00")])
+    bench.error = PolicyInvalid("app: run_as: there is no such user")
+    bench.go_on(16 * HOUR + 1200)
+    assert [event for level, event, _ in bench.log.events if level == "error"] == ["run.refused", "run.refused"]
+    memory = bench.catalog.runs.get("app", "backup")
+    assert memory is not None
+    assert (memory.failures, memory.failing_since_at) == (2, "2026-09-12T23:00:00.000Z")
+    assert (memory.problem or {})["message"] == "app: run_as: there is no such user"
     bench.error = None
-    bench.go_on(HOUR)
-    assert bench.times() == ["12 09:00:00"]
+    bench.go_on(DAY)
+    assert bench.times() == ["12 23:30:00", "13 23:00:00"]
+
+
+def test_a_refusal_is_over_with_a_new_policy(bench: Bench) -> None:
+    bench.scheduler.plan([planned("daily 01:00")])
+    bench.error = PolicyInvalid("app: run_as: there is no such user")
+    bench.go_on(16 * HOUR + 60)
+    bench.error = None
+    bench.scheduler.plan([planned("daily 01:00")])
+    bench.go_on(1)
+    assert bench.times() == ["12 23:01:00"]
+
+
+def test_a_daemon_that_stops_refuses_without_noise(bench: Bench) -> None:
+    bench.scheduler.plan([planned("every 1h")])
+    bench.error = Interrupted("dbguardd is stopping")
+    bench.go_on(2 * HOUR)
+    assert bench.log.events == []
+    assert bench.catalog.runs.get("app", "backup") == Run("app", "backup", known_at="2026-09-12T07:00:00.000Z")
 
 
 def test_a_pause_rests_and_its_end_makes_up(bench: Bench) -> None:
@@ -240,6 +263,67 @@ def test_a_clock_set_back_leaves_no_hole(bench: Bench) -> None:
     bench.go_on(HOUR)
     assert len(bench.started) - before in (3, 4, 5)
     assert "clock.stepped" in [event for _, event, _ in bench.log.events]
+
+
+def test_a_run_is_started_once_when_the_last_one_lies_in_the_future(bench: Bench) -> None:
+    """The battery of the clock was empty: it ran in 2037, then the time came from the network; the run takes long."""
+    bench.ends = False
+    bench.scheduler.plan([plan := planned("every 1h")])
+    bench.set_clock(days=4000)
+    bench.end(plan)
+    bench.set_clock(days=-4000)
+    bench.restart(plan)
+    bench.go_on(1)
+    assert len(bench.started) == 1
+    bench.error = Busy("app: backup is running already")
+    assert bench.scheduler.tick() == LONGEST_SLEEP
+    bench.go_on(600)
+    assert len([event for _, event, _ in bench.log.events if event == "run.started"]) == 1
+    bench.error = None
+    bench.go_on(HOUR)
+    assert bench.times() == ["12 07:00:00", "12 08:00:00"]
+
+
+class Full:
+    """A catalog on a full disk, for as long as it is full."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.full = True
+        self._catalog = catalog
+        self.runs = self
+
+    def put(self, run: Run) -> None:
+        if self.full:
+            raise NoSpace("no room to write the catalog")
+        self._catalog.runs.put(run)
+
+    def get(self, target: str, verb: str) -> Run | None:
+        return self._catalog.runs.get(target, verb)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._catalog, name)
+
+
+def test_everything_is_planned_although_the_catalog_is_full(bench: Bench) -> None:
+    full = Full(bench.catalog)
+    bench.scheduler._catalog = full  # type: ignore[assignment]
+    bench.ends = False
+    bench.scheduler.plan([planned("daily 01:00"), planned("daily 02:00", target="shop")])
+    bench.go_on(DAY)
+    assert (bench.times("app"), bench.times("shop")) == (["12 23:00:00"], ["13 00:00:00"])
+
+
+def test_a_plan_that_cannot_be_made_leaves_the_old_one(bench: Bench) -> None:
+    bench.scheduler.plan([planned("daily 01:00")])
+
+    def half() -> Iterator[Planned]:
+        yield planned("daily 02:00", target="shop")
+        raise NoSpace("no room")
+
+    with pytest.raises(NoSpace):
+        bench.scheduler.plan(half())
+    bench.go_on(DAY)
+    assert (bench.times("app"), bench.times("shop")) == (["12 23:00:00"], [])
 
 
 def test_a_clock_behind_the_last_life_is_doubted(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from dbguardctl.__main__ import main
 from dbguardd.__main__ import _parser
 from dbguardd.errors import OUTCOMES
 from dbguardd.wire import REQUESTS
+from tests.docs import decisions
 from tests.docs.pages import PAGES, ROOT, items, plain, roff, section
 from tests.docs.source import reported
 
@@ -126,3 +127,16 @@ def test_the_page_of_errors_has_no_code_that_is_not() -> None:
 def test_codes_that_documents_name_exist() -> None:
     for path in [*PAGES, ROOT / "README.md", *(ROOT / "etc").rglob("*.toml"), *(ROOT / "man/decisions").glob("*.md")]:
         assert set(re.findall(r"DBG-\d{4}", path.read_text(encoding="utf-8"))) <= set(OUTCOMES), path
+
+
+def test_the_list_of_decisions_is_that_of_the_files() -> None:
+    assert decisions.PAGE.read_text(encoding="utf-8") == decisions.page(), (
+        "make it anew: python -m tests.docs.decisions"
+    )
+
+
+def test_decisions_that_the_source_names_exist() -> None:
+    numbers = {path.name[:4] for path in (ROOT / "man" / "decisions").iterdir()}
+    for path in [*(ROOT / "dbguardd").rglob("*.py"), *(ROOT / "dbguardctl").rglob("*.py"), *PAGES]:
+        named = re.findall(r"\bdecisions?[ /](\d{4})\b", path.read_text(encoding="utf-8"))
+        assert set(named) <= numbers, path

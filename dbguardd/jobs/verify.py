@@ -9,12 +9,15 @@ from typing import Any
 
 from dbguardd import __version__
 from dbguardd.engines.base import Examination, Finding, Query
-from dbguardd.errors import Cancelled, GuardError, ProofFailed
+from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.wire import Grade, Verify, to_json
+
+_VERDICTS = (Damaged, ObjectMissing, KeyRefused, ProofFailed)
+"""What says something about the stored bytes, wherever it is met."""
 
 
 def verify(run: Run, request: Verify) -> Result:
@@ -37,8 +40,8 @@ def newest_with_content(run: Run) -> Backup:
 def prove(run: Run, backup: Backup) -> Proof:
     """Restore `backup` into the staging directory and grade it; the record is kept whatever comes out.
 
-    Trouble with the machine (no space, no storage) is not a verdict on the backup: it is raised as it is, and the grade
-    stays what it was. Damage and differences are a verdict.
+    Damage and differences are a verdict. All other trouble (no space, no storage, no permission, a bug) is not one on
+    the backup: it is raised as it is and nothing is recorded, because a backup that failed counts for nothing and goes.
     """
     target = Path(run.staging) / "proof"
     started = run.monotonic()
@@ -54,9 +57,7 @@ def prove(run: Run, backup: Backup) -> Proof:
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         findings += [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
         grade = _grade(examined, findings)
-    except GuardError as error:
-        if error.transient or isinstance(error, Cancelled):
-            raise
+    except _VERDICTS as error:
         findings.append(Finding("restore", "failed", f"{error.code} {error.message}. {error.detail}".strip()))
     finally:
         with suppress(GuardError):
@@ -78,7 +79,9 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
     """Compare a restored database with the fingerprint that was taken inside the backup's own snapshot."""
     name = "content equals the snapshot"
     if expected is None:
-        return Finding(name, "inconclusive", "the backup has no fingerprint: it was interrupted before that")
+        return Finding(
+            name, "inconclusive", "the backup has no fingerprint: safety copies have none, nor what was interrupted"
+        )
     if examined.fingerprint is None:
         return Finding(name, "failed", "the restored database could not be read")
     found = to_json(examined.fingerprint)
@@ -104,9 +107,8 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Seque
 def _grade(examined: Examination, findings: Sequence[Finding]) -> Grade:
     if any(finding.outcome == "failed" for finding in findings):
         return Grade.RESTORED if examined.ok else Grade.CHECKED
-    if any(finding.outcome == "inconclusive" for finding in findings):
-        return Grade.RESTORED
-    return Grade.PROVEN
+    known = all(finding.outcome in ("ok", "not configured") for finding in findings)
+    return Grade.PROVEN if known else Grade.RESTORED
 
 
 def _queries(database: Mapping[str, Any]) -> list[Query]:

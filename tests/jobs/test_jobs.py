@@ -4,16 +4,23 @@ import json
 
 import pytest
 
+from dbguardd.engines.base import Examination, Finding
 from dbguardd.errors import (
     Breaker,
     Cancelled,
     ClockDoubt,
     ConfirmMissing,
+    Damaged,
+    Internal,
+    KeyMissing,
+    NoSpace,
     NotFound,
+    NotPermitted,
     ProofFailed,
     SourceMissing,
     TargetExists,
     TargetInUse,
+    Unsupported,
     Usage,
 )
 from tests.jobs.world import World
@@ -74,6 +81,30 @@ def test_a_proof_query_that_does_not_hold_fails_the_proof(world):
     world.backup()
     with pytest.raises(ProofFailed, match="did not pass"):
         world.do("verify", database="app")
+
+
+@pytest.mark.parametrize("trouble", [Internal, NotPermitted, TargetExists, Unsupported, Usage, NoSpace, KeyMissing])
+def test_trouble_with_the_machine_is_no_verdict_on_a_backup(world, trouble):
+    id = world.backup()
+    world.do("verify", database="app")
+    world.engine.refuse_restore = trouble("proof: could not be tried")
+    with pytest.raises(trouble):
+        world.do("verify", database="app")
+    assert [proof.grade for proof in world.repository.proofs()] == ["proven"]
+    world.engine.refuse_restore = Damaged("pack: not what was stored")
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app", backup=id)
+    assert len(world.repository.proofs()) == 2
+
+
+def test_an_outcome_that_nobody_knows_proves_nothing(world):
+    world.backup()
+    world.engine.examine = lambda target, queries, progress: Examination(
+        [Finding("opened", "perhaps")], world.engine.fingerprint(progress)
+    )
+    world.engine.release = lambda: None
+    world.engine.snapshot = world.path.read_bytes()
+    assert world.do("verify", database="app")["proof"]["grade"] == "restored"
 
 
 def test_restore_goes_to_a_new_place_and_never_overwrites(world, tmp_path):

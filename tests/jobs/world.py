@@ -26,6 +26,7 @@ class ToyEngine:
         self.snapshot: bytes | None = None
         self.break_fingerprint = False
         self.break_restore = b""
+        self.refuse_restore: Exception | None = None
         self.in_use = False
 
     def probe(self):
@@ -50,6 +51,8 @@ class ToyEngine:
 
     def restore(self, tree, target, progress):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if self.refuse_restore:
+            raise self.refuse_restore
         with tree.read("dump.json") as source, target.open("xb") as out:
             shutil.copyfileobj(source, out)
         if self.break_restore:

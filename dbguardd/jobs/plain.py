@@ -1,7 +1,7 @@
 """Plain copies: verified files beside the repository that anyone can restore with `cp`.
 
 A copy is NAME_YYYYMMDDTHHMMSSZ.EXT with a checksum file beside it (sha256sum format). NAME_latest.EXT is a link that
-only ever points to a copy of a proven backup whose bytes were read back. The newest `count` copies stay.
+only ever points to the newest copy of a proven backup whose bytes were read back. The newest `count` copies stay.
 """
 
 from __future__ import annotations
@@ -15,31 +15,57 @@ from dbguardd.errors import NoSpace, Unreachable
 from dbguardd.jobs.base import Run, reading
 from dbguardd.repository import Backup
 
+_WHEN = r"\d{8}T\d{6}Z"
+
 
 def keep_plain(run: Run, backup: Backup) -> str | None:
     """Write a plain copy of a proven backup if the policy asks for it; return its path.
 
-    Raises NoSpace and Unreachable; a failure leaves the older copies and the link as they were.
+    None too if the policy wants `count` copies and there are that many of newer backups. A copy that is there already
+    is written again if it is not what its checksum says. Raises NoSpace and Unreachable; a failure leaves the older
+    copies and the link as they were.
     """
-    wanted = run.database["keep_plain"]
-    if not wanted["count"]:
+    wanted, count = run.database["keep_plain"], int(run.database["keep_plain"]["count"])
+    if not count:
         return None
     place = Path(wanted["path"])
     suffix = Path(str(run.database["settings"]["path"])).suffix or ".db"
     stem, suffix = run.name, ".sql" if backup.method == "dump" else suffix
     copy = place / f"{stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{suffix}"
     try:
-        if not copy.exists():
-            place.mkdir(mode=0o700, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+        if sum(other.name > copy.name for other in _copies(place, stem, suffix)) >= count:
+            return None
+        if not _intact(copy):
             _sweep_temporary(place, stem)
             _write(run, backup, copy)
-        _point(place / f"{stem}_latest{suffix}", copy.name)
-        _rotate(place, stem, suffix, int(wanted["count"]))
+        copies = _copies(place, stem, suffix)
+        _point(place / f"{stem}_latest{suffix}", copies[-1].name)
+        for old in copies[:-count]:
+            old.unlink(missing_ok=True)
+            old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
     except OSError as error:
         kind = NoSpace if error.errno in (28, 122) else Unreachable
         raise kind(f"{run.name}: no plain copy could be written to {place}", detail=str(error)) from error
     run.report("plain.written", backup=backup.id, path=str(copy))
     return str(copy)
+
+
+def _copies(place: Path, stem: str, suffix: str) -> list[Path]:
+    """Return the copies of one database, oldest first; only files whose names this module makes."""
+    pattern = re.compile(rf"{re.escape(stem)}_{_WHEN}{re.escape(suffix)}")
+    return sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
+
+
+def _intact(copy: Path) -> bool:
+    """Say if a copy is there and has the digest that its checksum file names."""
+    try:
+        said = copy.with_name(f"{copy.name}.sha256").read_text().partition(" ")[0]
+        file = os.open(copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+    with os.fdopen(file, "rb") as found:
+        return hashlib.file_digest(found, "sha256").hexdigest() == said
 
 
 def _write(run: Run, backup: Backup, copy: Path) -> None:
@@ -55,7 +81,7 @@ def _write(run: Run, backup: Backup, copy: Path) -> None:
         with os.fdopen(os.dup(file), "rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         checksum = temporary.with_name(f"{temporary.name}.sha256")
-        checksum.write_text(f"{digest}  {copy.name}\n")
+        _write_durably(checksum, f"{digest}  {copy.name}\n")
         os.replace(checksum, copy.with_name(f"{copy.name}.sha256"))
         os.replace(temporary, copy)
     finally:
@@ -73,19 +99,19 @@ def _point(link: Path, name: str) -> None:
     _sync(link.parent)
 
 
-def _rotate(place: Path, stem: str, suffix: str, count: int) -> None:
-    """Remove all but the newest `count` copies; only files whose names this module makes."""
-    pattern = re.compile(rf"{re.escape(stem)}_\d{{8}}T\d{{6}}Z{re.escape(suffix)}")
-    copies = sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
-    for old in copies[:-count]:
-        old.unlink(missing_ok=True)
-        old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
+def _write_durably(path: Path, text: str) -> None:
+    with open(path, "x") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sweep_temporary(place: Path, stem: str) -> None:
-    """Remove what a killed worker left; one job a database runs at a time, so nobody else is writing."""
-    for path in place.glob(f".tmp-{stem}_*"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed worker left; one job a database runs at a time, so nobody else writes these names."""
+    pattern = re.compile(rf"\.tmp-{re.escape(stem)}_({_WHEN}|latest)(\..*)?")
+    for path in place.iterdir():
+        if pattern.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _sync(directory: Path) -> None:

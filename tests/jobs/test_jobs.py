@@ -1,6 +1,7 @@
 """Each verb on a world in memory: what it promises, what it refuses, what it records."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -280,6 +281,32 @@ def test_plain_copies_are_verified_rotated_and_linked(world, tmp_path):
     link = tmp_path / "plain" / "app_latest.sql"
     assert str(link.resolve()) == copy
     assert json.loads(link.read_text()) == {"users": [3]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_link_points_to_the_newest_copy_also_when_an_older_backup_is_verified(world, tmp_path, count):
+    world.spec["database"]["keep_plain"] = {"count": count, "path": str(tmp_path / "plain")}
+    first, _, newest = [world.backup(users=[number]) for number in range(3)]
+    copies = [world.do("verify", database="app", backup=id)["plain_copy"] for id in world.ids()]
+    assert copies[0]
+    assert [copy for copy in copies if copy] == copies[:count]
+    world.do("verify", database="app", backup=first)
+    assert json.loads((tmp_path / "plain" / "app_latest.sql").read_text()) == {"users": [2]}
+    assert newest
+
+
+def test_a_plain_copy_that_was_changed_is_written_again_and_another_database_is_let_be(world, tmp_path):
+    world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
+    (tmp_path / "plain").mkdir()
+    theirs = tmp_path / "plain" / ".tmp-app_users_20260301T120000Z.sql"
+    theirs.write_text("another worker is writing this")
+    (tmp_path / "plain" / ".tmp-app_20260301T120000Z.sql").write_text("left by a killed one")
+    world.backup(users=[1])
+    copy = Path(world.do("verify", database="app")["plain_copy"])
+    copy.write_text("{}")
+    world.do("verify", database="app")
+    assert json.loads(copy.read_text()) == {"users": [1]}
+    assert [path.name for path in (tmp_path / "plain").iterdir() if path.name.startswith(".")] == [theirs.name]
 
 
 def test_an_unproven_backup_never_becomes_the_latest_plain_copy(world, tmp_path):

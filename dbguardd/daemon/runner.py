@@ -51,6 +51,7 @@ class Runner:
         self._log = around.log
         self._waiting: list[Live] = []
         self._running: dict[str, Live] = {}
+        self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that the catalog does not have yet
         self._timer: asyncio.TimerHandle | None = None
         self._rung = 0.0
         self.max_jobs = max_jobs
@@ -73,7 +74,10 @@ class Runner:
                 raise Busy(
                     f"{order.database or terms.storage}: {order.verb} is {live.row.state} already",
                     detail=f"job {live.row.id}, asked for by {live.row.actor}",
-                    hints=[f"dbguardctl job watch {live.row.id}"],
+                    hints=[
+                        f"dbguardctl job watch {live.row.id}",
+                        *([f"dbguardctl job cancel {live.row.id}"] if live.row.attempt > 1 else []),  # to try at once
+                    ],
                     facts={"job": live.row.id},
                 )
         if len(self._waiting) >= MAX_WAITING:
@@ -98,15 +102,11 @@ class Runner:
 
     def job(self, prefix: str) -> JobRow:
         """The job of that id, or whose id starts with it, as it is now. Raises NotFound, Usage."""
-        row = self._catalog.jobs.get(prefix)
-        live = self._find(row.id)
-        return row if live is None else replace(live.row)
+        return self._as_it_is(self._catalog.jobs.get(prefix))
 
     def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]:
         """The newest jobs first, as they are now."""
-        rows = self._catalog.jobs.find(database, state, limit)
-        live = {job.row.id: job for job in self._live()}
-        return [replace(live[row.id].row) if row.id in live else row for row in rows]
+        return [self._as_it_is(row) for row in self._catalog.jobs.find(database, state, limit)]
 
     def active(self, database: str) -> JobRow | None:
         """The job that runs for a database, or else the first that waits for it."""
@@ -202,7 +202,7 @@ class Runner:
         self._timer = loop.call_at(min(later), self._pump) if later else None
 
     async def _run(self, live: Live) -> None:
-        """One attempt, from claim to its consequences."""
+        """One attempt, from claim to its consequences; whatever happens, the job has an end and others may go on."""
         error: GuardError | None = None
         try:
             self._start(live)
@@ -212,9 +212,24 @@ class Runner:
         except asyncio.CancelledError:
             error = Interrupted(f"job {live.row.id} did not stop in time and was killed with the daemon")
         except Exception as bug:  # noqa: BLE001 - a bug fails this job, not the daemon
-            self._log.error("job.crashed", job=live.row.id, exc_info=True)
-            error = Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
+            error = self._crashed(live, bug)
         del self._running[live.row.id]
+        try:
+            self._conclude(live, error)
+        except Exception as bug:  # noqa: BLE001 - as above
+            error = self._crashed(live, bug)
+            if not live.ended.is_set():
+                self._end(live, JobState.FAILED, error)
+        finally:
+            if self.accepting:
+                self._pump()
+
+    def _crashed(self, live: Live, bug: Exception) -> Internal:
+        self._log.error("job.crashed", job=live.row.id, exc_info=True)
+        return Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
+
+    def _conclude(self, live: Live, error: GuardError | None) -> None:
+        """End the job or queue it for another try, and start what follows from that."""
         if error is None:
             self._follow(live)
             self._end(live, JobState.DONE, None)
@@ -224,15 +239,13 @@ class Runner:
             self._end(live, JobState.CANCELLED, error)
         elif not self._again(live, error):
             self._end(live, JobState.FAILED, error)
-        if self.accepting:
-            if isinstance(error, _CUT_SHORT) and live.row.verb != "scan":
-                self.on_doubt(live.terms.storage)
-            self._pump()
+        if self.accepting and isinstance(error, _CUT_SHORT) and live.row.verb != "scan":
+            self.on_doubt(live.terms.storage)
 
     def _start(self, live: Live) -> None:
         row, now = live.row, self._around.now()
-        live.terms = self._around.terms(live.order)  # the policy may have changed since submit
         live.attempt_started_at = to_text(now)
+        live.terms = self._around.terms(live.order)  # the policy may have changed since submit
         row.state = JobState.RUNNING
         row.started_at = row.started_at or live.attempt_started_at
         if row.verb in _AUDITED and not live.dry:
@@ -343,21 +356,44 @@ class Runner:
         if isinstance(error, WorkerDied):
             row.stderr_tail = error.detail
         seconds = (now - to_moment(row.started_at or row.created_at)).total_seconds()
-        try:
-            if row.verb in _AUDITED and not live.dry and row.started_at is not None:
-                self._witness(live, str(state), {"problem": error.code} if error else {})
+
+        def keep() -> None:
             with self._catalog.transaction():
                 self._catalog.jobs.put(row, live.terms.storage)
                 self._remember(live, error)
                 facts = {"verb": row.verb, "seconds": round(seconds, 3), "problem": row.problem}
                 self._tell(f"job.{state}", live, facts)
-            self.trouble = None
-        except GuardError as trouble:
-            self.trouble = trouble
-            self._log.error("catalog.failed", code=trouble.code, problem=trouble.message, job=row.id)
+
+        self._unkept[row.id] = (replace(row), keep)
+        self.trouble = self._keep()
+        if row.verb in _AUDITED and not live.dry and row.started_at is not None:
+            facts = {"problem": error.code} if error else {}
+            self.trouble = self._tried(lambda: self._witness(live, str(state), facts)) or self.trouble
         live.ended.set()
         self.bell.ring()
-        self.on_end(replace(row))
+        self._tried(lambda: self.on_end(replace(row)))
+
+    def _keep(self) -> GuardError | None:
+        """Write the ends that the catalog does not have yet, oldest first; return what keeps it from that."""
+        found: GuardError | None = None
+        for id, (_, keep) in list(self._unkept.items()):
+            trouble = self._tried(keep)
+            if trouble is None or isinstance(trouble, Internal):  # a bug stays one
+                del self._unkept[id]
+            found = found or trouble
+        return found
+
+    def _tried(self, act: Callable[[], None]) -> GuardError | None:
+        """Do what must not keep a job from its end; return why it failed."""
+        try:
+            act()
+        except GuardError as trouble:
+            self._log.error("catalog.failed", code=trouble.code, problem=trouble.message)
+            return trouble
+        except Exception as bug:  # noqa: BLE001 - nor may a bug
+            self._log.error("job.crashed", exc_info=True)
+            return Internal("the end of a job could not be told because of a bug", detail=repr(bug))
+        return None
 
     def _remember(self, live: Live, error: GuardError | None) -> None:
         """Write what the schedule goes by. An interrupted run does not count: it is due again."""
@@ -407,6 +443,13 @@ class Runner:
 
     def _live(self) -> list[Live]:
         return [*self._running.values(), *self._waiting]
+
+    def _as_it_is(self, row: JobRow) -> JobRow:
+        """The row of a job that the catalog knows from before."""
+        if row.id in self._unkept:
+            return replace(self._unkept[row.id][0])
+        live = self._find(row.id)
+        return row if live is None else replace(live.row)
 
     def _find(self, id: str) -> Live | None:
         return next((live for live in self._live() if live.row.id == id), None)

@@ -146,7 +146,7 @@ class FlowSaver(io.RawIOBase):
             frames.append(compress(ROOT, data, self._digests.parts(data), self._digests, squeezer))
         place = self._writer.add_all(frames)
         inherited = any([isinstance(pack, str) for pack in numbers])
-        return Saved(self._size, digest, place, (*numbers, place[0]), inherited)
+        return Saved(self._size, digest, place, tuple(numbers), inherited)
 
 
 def _name(pack: str | PackHandle) -> bytes:

@@ -67,7 +67,7 @@ class Saved:
     size: int
     digest: bytes
     place: tuple[PackHandle, int] | None
-    needs: tuple[str | PackHandle, ...]
+    needs: tuple[str | PackHandle, ...]  # besides the pack of the root
     inherited: bool  # some pages are the parent's
 
 
@@ -368,7 +368,7 @@ class PagesSaver:
         place = self._writer.add_all(frames)
         needs: list[str | PackHandle] = [use.name.hex() for use in packs.values() if use.name != SELF]
         inherited = self._old is not None and any([number < self._old.next_number for number in packs])
-        return Saved(size, digest, place, (*needs, place[0]), inherited)
+        return Saved(size, digest, place, tuple(needs), inherited)
 
 
 def _differing(tags: bytes, old: bytes) -> list[tuple[int, int]]:

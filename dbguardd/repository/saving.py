@@ -152,7 +152,7 @@ class Saving:
         root = stream.root if saved.place else self._old[stream.name].root
         kept = dataclasses.replace(stream, size=saved.size, digest=saved.digest.hex(), root=root)
         self._streams[stream.name] = (kept, saved.place)
-        self._needs |= set(saved.needs)
+        self._needs |= {*saved.needs, saved.place[0] if saved.place else root.pack}
         self._inherited |= saved.inherited
 
     def _save_pages(self, examiner: Examiner, page_size: int, parent: PageMap | None) -> Saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from dbguardd.errors import NotFound, Usage
 from dbguardd.repository.model import Backup
-from dbguardd.repository.tree import Tree, packs_of
+from dbguardd.repository.reading import PackReader
+from dbguardd.repository.tree import Tree, open_flow, packs_of
 from tests.repository.data_path import DOMAIN, Drawer, Published, load, save, saving, threads
 
 
@@ -27,6 +29,17 @@ def test_sizes(size: int) -> None:
     assert backup.streams[0].size == size
     again = save(storage, {"dump": data}, backup)
     assert (again.stored_bytes, again.streams) == (0, backup.streams)
+
+
+def test_an_unchanged_stream_also_needs_the_pack_in_which_its_list_lies_alone() -> None:
+    storage, published = Drawer(), Published()
+    lengths = open_flow(PackReader(storage, DOMAIN), save(storage, {"dump": noise(9 << 20)}).streams[0]).root.lengths
+    size = next(total for total in itertools.accumulate(lengths) if total >= 8 << 20)  # the last chunk fills the pack
+    data = noise(9 << 20)[:size]
+    first = save(storage, {"dump": data}, published=published)
+    save(storage, {"dump": data}, first, published=published)
+    assert [needs for _, needs in published.backups] == [packs_of(storage, DOMAIN, first)] * 2
+    assert first.packs == 2
 
 
 def test_pieces_of_any_size_make_the_same_stream() -> None:

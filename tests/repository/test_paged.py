@@ -69,6 +69,15 @@ def test_unchanged_stores_nothing() -> None:
     assert load(storage, second)["main"] == data
 
 
+def test_an_unchanged_stream_also_needs_the_pack_in_which_its_root_lies_alone() -> None:
+    storage, published = Drawer(), Published()
+    data = noise(16 << 20)  # fills two packs and one frame of leaves to the last byte: the root comes after them
+    first = save(storage, {"main": (data, 4096)}, published=published)
+    second = save(storage, {"main": (data, 4096)}, first, published=published)
+    assert [needs for _, needs in published.backups] == [packs_of(storage, DOMAIN, first)] * 2
+    assert (first.packs, second.packs) == (3, 3)
+
+
 def test_zeros_cost_nothing_and_stay_holes(tmp_path: Any) -> None:
     storage = Drawer()
     data = noise(70_000) + bytes(40 << 20) + noise(70_000, 2)

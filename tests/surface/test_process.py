@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from dbguardd import errors
-from dbguardd.errors import GuardError
 from tests.surface import answers
 from tests.surface.answers import APP_1, JOB
 from tests.surface.conftest import Ctl, environment
@@ -33,9 +32,9 @@ def test_status_says_it_and_exits_with_3(ctl: Ctl) -> None:
 
 
 def time_zone() -> str:
-    summer = subprocess.run(["date", "+%Z %z"], env={"TZ": "Europe/Berlin", "PATH": os.environ["PATH"]}, text=True,
-                            capture_output=True, check=True).stdout.split()  # fmt: skip
-    return f"{summer[0]} (UTC{summer[1][:3]}:{summer[1][3:]})"
+    berlin = {"TZ": "Europe/Berlin", "PATH": os.environ["PATH"]}
+    name, offset = subprocess.check_output(["date", "+%Z %z"], env=berlin, text=True).split()
+    return f"{name} (UTC{offset[:3]}:{offset[3:]})"
 
 
 def test_status_of_the_healthy_exits_with_0(ctl: Ctl, daemon: FakeDaemon) -> None:
@@ -154,7 +153,7 @@ def test_a_backup_waits_for_the_proof_that_follows(
 
 @pytest.mark.parametrize("kind", errors.OUTCOMES.values(), ids=lambda kind: kind.code)
 def test_every_outcome_of_the_daemon_is_reported_and_has_its_exit_status(
-    kind: type[GuardError], inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+    kind: type[errors.GuardError], inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     daemon.routes["GET /status"] = kind("app: what", detail="why", hints=["do this"], facts={"free_bytes": 7})
     assert inside("status") == kind.exit_status

@@ -14,6 +14,7 @@ from dbguardd.errors import (
     NoSpace,
     NotFound,
     ProofFailed,
+    SourceDamaged,
     SourceEncrypted,
     SourceInvalid,
     SourceMissing,
@@ -98,11 +99,12 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     """Stage and compare first; then the safety copy; then one atomic step.
 
     Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
+    The safety copy comes last: what the application commits while the staged copy is made is in it.
     """
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
-    safety = _safety_copy(run)
     findings = _restore_and_compare(run, backup, staged)
+    safety = _safety_copy(run)
     run.snapshots.replace(staged, run.progress)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
@@ -126,7 +128,7 @@ def _safety_copy(run: Run) -> str | None:
         made = take(run, note="before restore --in-place", fingerprint=False)
     except SourceMissing:
         return None
-    except (SourceInvalid, SourceEncrypted) as error:
+    except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:
         error.hints = (f"move {live(run)} away by hand (nothing of it can be kept by a backup), then restore again",)
         raise
     now = run.now()

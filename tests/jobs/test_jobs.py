@@ -18,6 +18,7 @@ from dbguardd.errors import (
     NotFound,
     NotPermitted,
     ProofFailed,
+    SourceDamaged,
     SourceMissing,
     TargetExists,
     TargetInUse,
@@ -154,6 +155,31 @@ def test_in_place_needs_the_name_takes_a_safety_copy_and_can_be_undone_twice(wor
     world.later(minutes=1)
     world.do("undo", database="app", confirm="app")
     assert world.live() == {"users": [1]}
+
+
+def test_what_is_committed_while_the_copy_is_staged_is_in_the_safety_copy(world):
+    world.backup(users=[1])
+    examine = world.engine.examine
+
+    def busy(target, queries, progress):
+        world.write(users=[1, 2, 3, 4])
+        return examine(target, queries, progress)
+
+    world.engine.examine = busy
+    world.later(minutes=1)
+    world.do("restore", database="app", in_place=True, confirm="app")
+    assert world.live() == {"users": [1]}
+    world.engine.examine = examine
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [1, 2, 3, 4]}
+
+
+def test_a_live_database_that_cannot_be_kept_is_named_as_what_is_in_the_way(world):
+    world.backup(users=[1])
+    world.engine.refuse_dump = SourceDamaged("app: malformed")
+    with pytest.raises(SourceDamaged) as caught:
+        world.do("restore", database="app", in_place=True, confirm="app")
+    assert "by hand" in caught.value.hints[0]
 
 
 def test_in_place_changes_nothing_if_the_copy_is_wrong_or_the_live_one_in_use(world):

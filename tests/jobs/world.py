@@ -27,6 +27,7 @@ class ToyEngine:
         self.break_fingerprint = False
         self.break_restore = b""
         self.refuse_restore: Exception | None = None
+        self.refuse_dump: Exception | None = None
         self.in_use = False
 
     def probe(self):
@@ -35,6 +36,8 @@ class ToyEngine:
     def dump(self, sink, progress):
         if not self.path.exists():
             raise SourceMissing(f"{self.path} is gone")
+        if self.refuse_dump:
+            raise self.refuse_dump
         self.snapshot = self.path.read_bytes()
         progress("snapshot", 0, len(self.snapshot))
         with sink.write("dump.json") as out:

@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from dbguardd.catalog import Audit, Catalog, Run, to_moment, to_text
+from dbguardd.catalog import Audit, Catalog, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.chronicle import Chronicle
 from dbguardd.daemon.live import RETRIED, UNIQUE, Live, Order, startable
 from dbguardd.errors import (
     Busy,
@@ -31,13 +32,11 @@ from dbguardd.errors import (
     WorkerDied,
     from_problem,
 )
-from dbguardd.wire import Event, JobRow, JobState
+from dbguardd.wire import JobRow, JobState
 
 MAX_WAITING = 500
 _RING_SECONDS = 0.5
-_AUDITED = frozenset(("restore", "undo", "expire", "sweep", "hold", "release", "recovery-sheet", "recovery-test"))
 _CUT_SHORT = (WorkerDied, Stalled, Cancelled)
-_NOT_LOGGED = frozenset(("problem", "verb", "event", "level", "exc_info", "findings"))
 _SECRET_RESULTS = frozenset(("recovery-sheet",))
 
 
@@ -46,21 +45,24 @@ class Runner:
 
     def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, max_jobs: int = 2) -> None:
         self._catalog = catalog
-        self._audit = audit
         self._around = around
         self._log = around.log
         self._waiting: list[Live] = []
         self._running: dict[str, Live] = {}
-        self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that the catalog does not have yet
         self._timer: asyncio.TimerHandle | None = None
         self._rung = 0.0
         self.max_jobs = max_jobs
         self.accepting = True
-        self.trouble: GuardError | None = None  # the catalog could not keep an end
         self.bell = Bell()
+        self._chronicle = Chronicle(catalog, audit, around, self.bell)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
         """Called with a storage when a job on it may have done more than it could report."""
+
+    @property
+    def trouble(self) -> GuardError | None:
+        """What kept the last end from being written down."""
+        return self._chronicle.trouble
 
     # ------------------------------------------------------------------------------------------------ asking
 
@@ -95,7 +97,7 @@ class Runner:
         live = Live(row, order, terms)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, terms.storage)
-            self._tell("job.queued", live, {"verb": row.verb, "actor": row.actor})
+            self._chronicle.tell("job.queued", live, {"verb": row.verb, "actor": row.actor})
         self._waiting.append(live)
         self._pump()
         return replace(row)
@@ -157,7 +159,7 @@ class Runner:
             ended = replace(row, state=JobState.INTERRUPTED, finished_at=now, problem=error.problem())
             with self._catalog.transaction():
                 self._catalog.jobs.put(ended, None)
-                self._record("job.interrupted", row.database, row.id, {"verb": row.verb})
+                self._chronicle.record("job.interrupted", row.database, row.id, {"verb": row.verb})
             self._log.warning("job.interrupted", job=row.id, database=row.database, action=row.verb, code=error.code)
         return len(rows)
 
@@ -248,11 +250,10 @@ class Runner:
         live.terms = self._around.terms(live.order)  # the policy may have changed since submit
         row.state = JobState.RUNNING
         row.started_at = row.started_at or live.attempt_started_at
-        if row.verb in _AUDITED and not live.dry:
-            self._witness(live, "intent", {"request": row.request})
+        self._chronicle.announce(live)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, live.terms.storage)
-            self._tell("job.started", live, {"verb": row.verb, "attempt": row.attempt})
+            self._chronicle.tell("job.started", live, {"verb": row.verb, "attempt": row.attempt})
 
     async def _work(self, live: Live) -> Mapping[str, Any]:
         row = live.row
@@ -277,7 +278,7 @@ class Runner:
         result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=live.terms.stall_seconds)
         if index is not None:
             count = self._catalog.replay(live.terms.storage, index, self._around.now())
-            self._tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
+            self._chronicle.tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
         return result
 
     def _heard(self, live: Live, message: Mapping[str, Any], index: list[tuple[str, Mapping[str, Any]]] | None) -> None:
@@ -298,7 +299,7 @@ class Runner:
             if index is not None and event in EFFECTS:
                 index.append((event, facts))
             else:
-                self._tell(event, live, facts)
+                self._chronicle.tell(event, live, facts)
 
     def _follow(self, live: Live) -> None:
         """Start what follows from a success; the result of a backup names the job that proves it.
@@ -340,116 +341,33 @@ class Runner:
             with self._catalog.transaction():
                 self._catalog.jobs.put(row, terms.storage)
                 facts = {"wait_seconds": round(wait, 3), "attempt": row.attempt, "problem": row.problem}
-                self._tell("job.retrying", live, facts)
+                self._chronicle.tell("job.retrying", live, facts)
         except GuardError:
             return False
         self._waiting.append(live)
         return True
 
     def _end(self, live: Live, state: JobState, error: GuardError | None) -> None:
-        row, now = live.row, self._around.now()
-        row.state, row.finished_at = state, to_text(now)
+        row = live.row
+        row.state, row.finished_at = state, to_text(self._around.now())
         row.problem = None if error is None else error.problem()
         row.result = None
         if error is None:
             row.result = {} if row.verb in _SECRET_RESULTS else dict(live.outcome)
         if isinstance(error, WorkerDied):
             row.stderr_tail = error.detail
-        seconds = (now - to_moment(row.started_at or row.created_at)).total_seconds()
-
-        def keep() -> None:
-            with self._catalog.transaction():
-                self._catalog.jobs.put(row, live.terms.storage)
-                self._remember(live, error)
-                facts = {"verb": row.verb, "seconds": round(seconds, 3), "problem": row.problem}
-                self._tell(f"job.{state}", live, facts)
-
-        self._unkept[row.id] = (replace(row), keep)
-        self.trouble = self._keep()
-        if row.verb in _AUDITED and not live.dry and row.started_at is not None:
-            facts = {"problem": error.code} if error else {}
-            self.trouble = self._tried(lambda: self._witness(live, str(state), facts)) or self.trouble
+        self._chronicle.end(live, error)
         live.ended.set()
         self.bell.ring()
-        self._tried(lambda: self.on_end(replace(row)))
-
-    def _keep(self) -> GuardError | None:
-        """Write the ends that the catalog does not have yet, oldest first; return what keeps it from that."""
-        found: GuardError | None = None
-        for id, (_, keep) in list(self._unkept.items()):
-            trouble = self._tried(keep)
-            if trouble is None or isinstance(trouble, Internal):  # a bug stays one
-                del self._unkept[id]
-            found = found or trouble
-        return found
-
-    def _tried(self, act: Callable[[], None]) -> GuardError | None:
-        """Do what must not keep a job from its end; return why it failed."""
-        try:
-            act()
-        except GuardError as trouble:
-            self._log.error("catalog.failed", code=trouble.code, problem=trouble.message)
-            return trouble
-        except Exception as bug:  # noqa: BLE001 - nor may a bug
-            self._log.error("job.crashed", exc_info=True)
-            return Internal("the end of a job could not be told because of a bug", detail=repr(bug))
-        return None
-
-    def _remember(self, live: Live, error: GuardError | None) -> None:
-        """Write what the schedule goes by. An interrupted run does not count: it is due again."""
-        row = live.row
-        if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
-            return
-        old = self._catalog.runs.get(live.target, row.verb) or Run(live.target, row.verb, known_at=row.created_at)
-        failed, done = row.state is JobState.FAILED, row.state is JobState.DONE  # else cancelled: nothing was learnt
-        self._catalog.runs.put(
-            replace(
-                old,
-                started_at=live.attempt_started_at,
-                finished_at=row.finished_at,
-                succeeded_at=row.finished_at if done else old.succeeded_at,
-                failures=0 if done else old.failures + failed,
-                failing_since_at=None if done else old.failing_since_at or (row.finished_at if failed else None),
-                job=row.id,
-                problem=None if done else error.problem() if failed and error is not None else old.problem,
-            )
-        )
-
-    # ------------------------------------------------------------------------------------------------ telling
-
-    def _tell(self, event: str, live: Live, facts: Mapping[str, Any]) -> None:
-        row, problem = live.row, facts.get("problem")
-        self._record(event, row.database, row.id, facts)
-        known = {name: value for name, value in facts.items() if name not in _NOT_LOGGED}
-        if problem:
-            known |= {"code": problem["code"], "problem": problem["message"], "detail": problem["detail"]}
-        known |= {"job": row.id, "database": row.database, "action": row.verb, "storage": live.terms.storage}
-        (self._log.error if event == "job.failed" else self._log.info)(event, **known)
-
-    def _record(self, event: str, database: str | None, job: str | None, facts: Mapping[str, Any]) -> Event:
-        kept = self._catalog.record(self._around.now(), event, database, job, facts)
-        self.bell.ring()
-        return kept
-
-    def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
-        self._audit.append(
-            self._around.now(),
-            live.order.who,
-            action=f"job.{live.row.verb}",
-            object=live.target,
-            outcome=outcome,
-            facts={"job": live.row.id, **facts},
-        )
+        self._chronicle.tried(lambda: self.on_end(replace(row)))
 
     def _live(self) -> list[Live]:
         return [*self._running.values(), *self._waiting]
 
     def _as_it_is(self, row: JobRow) -> JobRow:
         """The row of a job that the catalog knows from before."""
-        if row.id in self._unkept:
-            return replace(self._unkept[row.id][0])
         live = self._find(row.id)
-        return row if live is None else replace(live.row)
+        return self._chronicle.known(row) if live is None else replace(live.row)
 
     def _find(self, id: str) -> Live | None:
         return next((live for live in self._live() if live.row.id == id), None)

@@ -33,6 +33,7 @@ from dbguardd.repository.sweep import Breakers, Sweeping
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Tree, packs_of
 from dbguardd.storage.base import Storage
+from dbguardd.wire import Grade
 
 __all__ = [
     "Backup",
@@ -149,7 +150,8 @@ class Repository:
     ) -> Iterator[Saving]:
         """Open a sink for one new backup; it exists once its seal() has returned, and not before.
 
-        It builds on the newest backup of the same database that has not expired and lacks nothing, unless `full`.
+        It builds on the newest backup of the same database that has not expired and lacks nothing, unless `full`; on
+        none if the last test restore of the newest met damage.
         """
         last, domain = next(self._ledger.newest(database, expired=True), (None, None))
         if domain is None:
@@ -192,9 +194,14 @@ class Repository:
             yield saving
 
     def _parent(self, database: str, domain: Domain) -> Backup | None:
-        """Choose what to build on; never what is visibly damaged, so that the next backup heals by being full."""
+        """Choose what to build on; never what is known to be damaged, so that the next backup heals by being full.
+
+        A test restore that did not get past the grade stored has met damage, which the older ones may share.
+        """
         present: set[str] = set()
         for backup, sealed in itertools.islice(self._ledger.newest(database), _PARENTS):
+            if any(proof.grade == Grade.STORED for proof in self._notes.proofs(backup.id)[-1:]):
+                return None
             present = present or {pack_of(entry) for entry in self._storage.list("packs/")}
             try:
                 if sealed.id == domain.id and self._packs_of(backup, domain) <= present:

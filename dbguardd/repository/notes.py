@@ -46,8 +46,8 @@ class Notes:
         }
         self._records.put(domain, "proof", backup.id, json.loads(json.dumps(body)))
 
-    def proofs(self) -> list[Proof]:
-        """Return all proofs, by backup and then by time."""
+    def proofs(self, backup: str = "") -> list[Proof]:
+        """Return the proofs of one backup, or all, by backup and then by time."""
         found = [
             Proof(
                 record.slot,
@@ -57,7 +57,7 @@ class Notes:
                 tuple(record.body["findings"]),
                 record.body["tool_version"],
             )
-            for record in self._records.readable("proof")
+            for record in self._records.readable("proof", backup)
         ]
         return sorted(found, key=lambda proof: (proof.backup, proof.at))
 

@@ -99,6 +99,19 @@ def test_trouble_with_the_machine_is_no_verdict_on_a_backup(world, trouble):
     assert len(world.repository.proofs()) == 2
 
 
+def test_the_backup_after_a_restore_that_met_damage_is_full(world):
+    world.backup()
+    world.backup()
+    world.engine.refuse_restore = Damaged("pack: not what was stored")
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app")
+    world.engine.refuse_restore = None
+    world.backup()
+    world.backup()
+    assert [backup.kind for backup in world.repository.backups()] == ["incremental", "full", "incremental", "full"]
+    assert world.do("verify", database="app")["proof"]["grade"] == "proven"
+
+
 def test_an_outcome_that_nobody_knows_proves_nothing(world):
     world.backup()
     world.engine.examine = lambda target, queries, progress: Examination(

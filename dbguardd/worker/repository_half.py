@@ -29,6 +29,8 @@ from dbguardd.worker.remote import RemoteSnapshots
 _PROGRESS_SECONDS = 0.2
 _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release"))
 """Verbs that write small records only, and may use the room that is kept free: what frees space must not need it."""
+_MAKES = frozenset(("backup", "scan", "recovery-sheet"))
+"""Verbs that make a repository where there never was one. What only reads or deletes has come to the wrong place."""
 
 
 class Voice:
@@ -97,7 +99,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
 
 
 def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tuple[Storage, Repository]:
-    """Open the repository that the policy names, making it if this storage never had one.
+    """Open the repository that the policy names; what begins to use a storage (_MAKES) makes it if there never was one.
 
     The daemon remembers which repository it has seen in a storage (`repository_id`). If it saw one and it is gone,
     that is an unmounted disk or worse, and nothing is created in its place.
@@ -106,11 +108,12 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
     settings = spec["storage"]
     if spec["verb"] in _LIMITLESS:
         settings = {**settings, "keep_free": 0, "max_bytes": None}
-    storage = open_storage(settings, create=expected is None)
+    may_make = expected is None and spec["verb"] in _MAKES
+    storage = open_storage(settings, create=may_make)
     try:
         repository = Repository.open(storage, open_wrappers(spec["key"]))
     except (NotARepository, KeyMissing) as error:
-        if expected is not None or not _is_free(storage):
+        if not may_make or not _is_free(storage):
             with suppress(KeyMissing):
                 Repository.open(storage, ())  # that there is none matters more than a key that is missing
             raise

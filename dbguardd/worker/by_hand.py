@@ -26,9 +26,12 @@ _STALL_SECONDS = 3600.0
 def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as_json: bool) -> int:
     """Run one job as `policy` says, show what happens, and return the exit status. Raises the job's problem.
 
-    The caller owns the state directory meanwhile.
+    The caller owns the state directory meanwhile. A backup with `verify` is proven by a second job, as in the daemon.
     """
     result = asyncio.run(_run(_spec(policy, state, verb, request), as_json))
+    if verb == "backup" and request["verify"]:
+        proving = {"database": request["database"], "backup": result["backup"]["id"]}
+        result |= asyncio.run(_run(_spec(policy, state, "verify", proving), as_json))
     _show({"type": "result", "result": result}, as_json)
     return 0
 

@@ -8,7 +8,8 @@ def test_a_dump_longer_than_any_buffer_is_proven_and_restored(press):
     with a_place() as place:
         hand = Hand(place, press, settings='method = "dump"')
         hand.seed(bookings=20_000, documents=300)
-        ended = hand.run("backup", "shop")
+        ended = hand.run("backup", "shop", "--verify")
+        assert ended.result["proof"]["grade"] == "proven"
         assert ended.result["backup"]["source_bytes"] > 2 << 20
         proof = hand.run("verify", "shop").result["proof"]
         assert (proof["grade"], proof["failure"]) == ("proven", None)

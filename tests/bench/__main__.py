@@ -171,7 +171,15 @@ def _report(figures: dict[str, dict[str, list[Figures]]], size_mib: int) -> dict
                 f"{row['peak_bytes'] >> 20:8} "
                 f"{row['stored_bytes'] / 1e6:9.1f}  {ratio:.2f}{verdict}"
             )
-    return {"rows": rows, "more": _sizes(figures, size_mib)}
+    for phase in {row["work"] for row in rows if row["met"] is False}:
+        print(f"where the time of {phase!r} goes, in seconds: {_profile(figures[str(phase)]['dbguard'])}")
+    profile = {phase: _profile(figures[phase]["dbguard"]) for phase in PHASES}
+    return {"rows": rows, "more": _sizes(figures, size_mib), "profile": profile}
+
+
+def _profile(ours: list[Figures]) -> dict[str, float]:
+    """The median of each part over the rounds."""
+    return {part: statistics.median(figure.profile[part] for figure in ours) for part in ours[0].profile}
 
 
 def _sizes(figures: dict[str, dict[str, list[Figures]]], size_mib: int) -> list[dict[str, object]]:

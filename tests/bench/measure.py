@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -20,6 +20,7 @@ class Figures:
     peak: int
     stored: int = 0
     whole: float = 0.0
+    profile: dict[str, float] = field(default_factory=dict)
 
 
 class PeakMemory:

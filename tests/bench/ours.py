@@ -74,7 +74,22 @@ class Ours:
         cpu = cpu_seconds(self._daemon.pid) - spent
         cpu += ended.children_user + ended.children_system - own.children_user - own.children_system
         stored = size_of(self.place / "state" / "store") - before
-        return Figures(watch.seen() - started, cpu, memory.bytes, stored, whole)
+        at, facts = watch.seen()
+        figures = Figures(at - started, cpu, memory.bytes, stored, whole)
+        figures.profile = _profile(figures.wall, facts, json.loads(done.stdout))
+        return figures
+
+
+def _profile(wall: float, facts: dict[str, float], answer: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Say where the time until the acknowledgement went, in seconds."""
+    if "seconds" not in facts:
+        return {}
+    copy = answer["facts"]["copy_seconds"]
+    return {
+        "start client and worker": round(wall - facts["seconds"], 3),
+        "stage a snapshot": round(copy, 3),
+        "compare, compress, seal, prove, store": round(facts["seconds"] - copy, 3),
+    }
 
 
 class _Watch:
@@ -82,6 +97,7 @@ class _Watch:
 
     def __init__(self, path: Path, event: str) -> None:
         self._at = 0.0
+        self._facts: dict[str, float] = {}
         connection = http.client.HTTPConnection("dbguardd")
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(str(path))
@@ -96,12 +112,12 @@ class _Watch:
 
     def _listen(self, event: str) -> None:
         for line in self._answer:
-            if line.startswith(b"data:") and json.loads(line[5:]).get("event") == event:
-                self._at = time.monotonic()
+            if line.startswith(b"data:") and (found := json.loads(line[5:])).get("event") == event:
+                self._at, self._facts = time.monotonic(), found["facts"]
                 return
 
-    def seen(self) -> float:
-        """Return when the event came, on the monotonic clock."""
+    def seen(self) -> tuple[float, dict[str, float]]:
+        """Return when the event came, on the monotonic clock, and its facts."""
         self._thread.join()
         self._connection.close()
-        return self._at
+        return self._at, self._facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dbguardd.wire import JobState
@@ -27,7 +27,7 @@ def reported() -> dict[str, set[str]]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 for way, names in (("kept", KEPT), ("logged", LOGGED), ("audited", AUDITED)):
                     if node.func.attr in names:
-                        found[way].update(_names(node, known))
+                        found[way].update(_names(node, known, _FINAL if way == "kept" else ["VERB"]))
     found["logged"] -= found["kept"]
     return found
 
@@ -43,11 +43,10 @@ def _constants(tree: ast.Module) -> dict[str, str]:
     }
 
 
-def _names(call: ast.Call, known: dict[str, str]) -> Iterator[str]:
+def _names(call: ast.Call, known: dict[str, str], ends: Sequence[str]) -> Iterator[str]:
     for given in [*call.args[:3], *(word.value for word in call.keywords if word.arg == "action")]:
         if isinstance(given, ast.JoinedStr) and ast.unparse(given).startswith("f'job.{"):
-            inner = ast.unparse(given)
-            yield from (f"job.{state}" for state in _FINAL) if inner == "f'job.{state}'" else ["job.VERB"]
+            yield from (f"job.{end}" for end in ends)
         text = known.get(given.id) if isinstance(given, ast.Name) else getattr(given, "value", None)
         if isinstance(text, str) and _NAME.fullmatch(text):
             yield text

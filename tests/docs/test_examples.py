@@ -86,7 +86,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     host.environment |= {"TZ": "UTC", "TERM": "dumb"}
     seed(place / "app.db", bookings=300, documents=10)
     with host.daemon():
-        assert host.run("protect", str(place / "app.db"), capture_output=True).returncode == 0
+        protected = host.run("protect", str(place / "app.db"), capture_output=True, text=True)
+        assert protected.returncode == 0, protected.stderr + host.log.read_text()
         sheet = json.loads(host.run("--json", "key", "recovery-sheet", capture_output=True).stdout)
         [row] = json.loads(host.run("--json", "list", "app", capture_output=True).stdout)["backups"]
         names = {

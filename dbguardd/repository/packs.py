@@ -6,7 +6,7 @@ big-endian::
     0    8   magic "DBGPACK1"
     8    16  repository id
     24   16  domain id
-    40   32  salt = HMAC-SHA256(derive("salt"), 32 random bytes || the digests of all frames)
+    40   32  salt = HMAC-SHA256(derive("salt"), 32 random bytes || BLAKE3 of all that is encrypted below)
     72   32  key commitment
     104      frames, one after the other: AES-256-GCM ciphertext and 16-byte tag
              trailer: ciphertext and tag of one record of 42 bytes per frame, in order:
@@ -23,8 +23,9 @@ big-endian::
     trailer:  nonce = u32 1 || u64 0;  additional data = the 104 bytes || "trailer"
 
 There is no slack: the frames fill exactly what lies between header and trailer. A pack has at most 65535 frames. The
-salt depends on the content as well as on the random bytes: a generator that repeats itself (a cloned machine) cannot
-put two plaintexts under one key and nonce. The commitment tells a wrong key from damage before anything is decrypted.
+salt depends on every byte that is encrypted as well as on the random bytes: a generator that repeats itself (a cloned
+machine) cannot put two plaintexts under one key and nonce, such as the same pages compressed by two levels or versions
+of zstd, which have the same digests. The commitment tells a wrong key from damage before anything is decrypted.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 from struct import Struct, iter_unpack
 from typing import TYPE_CHECKING
 
+from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -79,12 +81,14 @@ class Record:
 
 def seal_pack(domain: Domain, frames: Sequence[Frame], randomness: Callable[[int], bytes] = os.urandom) -> bytearray:
     """Return the bytes of the pack that holds `frames`."""
-    fresh = randomness(32) + b"".join([frame.digest for frame in frames])
-    salt = hmac.digest(domain.derive(b"salt"), fresh, "sha256")
+    records = b"".join([_RECORD.pack(f.digest, f.kind, f.compressed, len(f.body) + SEAL, f.length) for f in frames])
+    content = blake3(records)
+    for frame in frames:
+        content.update(frame.body)
+    salt = hmac.digest(domain.derive(b"salt"), randomness(32) + content.digest(), "sha256")
     key, commitment = _key(domain, salt)
     header = MAGIC + domain.repo_id + domain.id + salt + commitment
     cipher = AESGCM(key)
-    records = b"".join([_RECORD.pack(f.digest, f.kind, f.compressed, len(f.body) + SEAL, f.length) for f in frames])
     size = HEADER + sum([len(frame.body) for frame in frames]) + SEAL * (len(frames) + 1) + len(records) + TAIL
     pack = bytearray(size)
     pack[:HEADER] = header

@@ -118,6 +118,13 @@ def test_a_key_is_never_used_for_two_contents() -> None:
         assert bytes(seal_pack(DOMAIN, [frame(content)], same)) == pack
         salts[content] = pack[40:72]
     assert len(set(salts.values())) == len(salts)
+    data = b"".join(b"row %d, %d; " % (n, n * n) for n in range(3000))
+    parts = DIGESTS.parts(data)
+    levels = [compress(PAGES, data, parts, DIGESTS, zstandard.ZstdCompressor(level=level)) for level in (1, 19)]
+    assert levels[0].digest == levels[1].digest
+    assert levels[0].body != levels[1].body
+    one, other = [bytes(seal_pack(DOMAIN, [made], same)) for made in levels]
+    assert one[40:72] != other[40:72]
     fresh = {bytes(seal_pack(DOMAIN, [frame(b"a")])[40:72]) for _ in range(100)}
     assert len(fresh) == 100
 

@@ -98,10 +98,13 @@ class InForce:
         now = self._now()
         found: dict[str, Mapping[str, tuple[str, ...]]] = {}
         for name in policy.names():
-            if name not in accepted:
-                continue
-            old = retention.Keep.from_spec(accepted[name])
-            new = retention.Keep.from_spec(database_spec(policy.guarded(name), _nobody))
+            guarded, was = policy.guarded(name), accepted.get(name)
+            new = retention.Keep.from_spec(database_spec(guarded, _nobody))
+            # Of what nobody accepted yet, and of what did not expire until now, everything was kept.
+            if was is None or (was.get("expire") == "off" and guarded.expire != "off"):
+                old = retention.Keep()
+            else:
+                old = retention.Keep.from_spec(was)
             if old != new:
                 gone = retention.shrinks(dated(self._catalog.backups.of(name)), old, new, now)
                 if gone:
@@ -181,9 +184,10 @@ class InForce:
         }
 
     def _accepted(self) -> Mapping[str, Json]:
-        with suppress(FileNotFoundError, ValueError, KeyError):
-            databases: Mapping[str, Json] = json.loads(self._accepted_file.read_bytes())["databases"]
-            return databases
+        """What was accepted last, by database; nothing if the file is lost or damaged."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            databases = json.loads(self._accepted_file.read_bytes())["databases"]
+            return {str(name): {**was, "keep": {**was["keep"]}} for name, was in dict(databases).items()}
         return {}
 
     @property
@@ -191,8 +195,12 @@ class InForce:
         return self.state / "accepted.json"
 
     def _accept(self, policy: Policy) -> None:
-        specs = {name: database_spec(policy.guarded(name), _nobody) for name in policy.names()}
-        kept = {name: {key: spec[key] for key in ("keep", "min_proven", "timezone")} for name, spec in specs.items()}
+        kept: dict[str, Json] = {}
+        for name in policy.names():
+            guarded = policy.guarded(name)
+            spec = database_spec(guarded, _nobody)
+            kept[name] = {key: spec[key] for key in ("keep", "min_proven", "timezone")}
+            kept[name]["expire"] = "off" if guarded.expire == "off" else "on"
         # What left the policy may come back one day: then its backups still have their guard.
         left = {name: was for name, was in self._accepted().items() if self._catalog.backups.of(name)}
         found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}

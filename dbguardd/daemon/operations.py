@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.catalog import Audit, Catalog, Who, to_moment
+from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
 from dbguardd.daemon.around import Log
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock
@@ -22,7 +22,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.errors import Busy, GuardError
 from dbguardd.rules.calendar import full_due
-from dbguardd.wire import REQUESTS, to_json
+from dbguardd.wire import REQUESTS, Grade, to_json
 
 SCHEDULE = Who("schedule")
 
@@ -96,7 +96,25 @@ class Operations:
         for name in self.inforce.storages():
             if at_start or self.catalog.settings.get(f"repository:{name}") is None:
                 self.index(name)
+        if at_start:
+            self._prove_what_was_left()
         self.nudge.ring()
+
+    def _prove_what_was_left(self) -> None:
+        """Prove newest backups that nobody looked at: a daemon ended between a backup and the proof that follows it."""
+        paused = self.catalog.pauses.active(to_text(self.now()))
+        for name in self.inforce.policy.names():
+            newest = self.catalog.backups.summary(name).newest
+            if newest is None or newest.grade is not Grade.STORED or newest.failure is not None or name in paused:
+                continue
+            if self.inforce.policy.guarded(name).verify == "after-backup":
+                request = {"database": name, "backup": newest.id}
+                try:
+                    self.runner.submit(Order("verify", request, SCHEDULE, name, after_backup=True))
+                except GuardError as error:
+                    self.log.error(
+                        "job.refused", database=name, action="verify", code=error.code, problem=error.message
+                    )
 
     def index(self, name: str) -> None:
         """Have a repository read into the catalog again, where the catalog may not know all that happened in it.

@@ -31,6 +31,7 @@ class Facts:
     in_policy: bool = True
     backups: int = 0
     newest_at: datetime | None = None
+    newest_failure: str = ""  # why the last verification of the newest backup failed
     recoverable_to_at: datetime | None = None
     restore_seconds: float | None = None
     rpo: timedelta | None = None
@@ -82,6 +83,9 @@ def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
         return
     if facts.failures:
         yield _failing(facts)
+    elif facts.newest_failure:  # somebody has since verified another one
+        what = f"{name}: the newest backup did not pass its test restore: {facts.newest_failure}"
+        yield _Point(Health.FAILING, what, f"dbguardctl backup {name} --verify")
     if facts.paused:
         until = "until somebody resumes it" if facts.paused_until_at is None else f"until {_utc(facts.paused_until_at)}"
         yield _Point(Health.PAUSED, f"{name}: paused {until}", f"dbguardctl resume {name}")

@@ -172,6 +172,73 @@ def test_a_database_that_left_the_policy_is_guarded_when_it_comes_back(place: Pl
     asyncio.run(main())
 
 
+def test_expiry_that_begins_is_guarded_although_keep_stays_the_same(place: Place) -> None:
+    keeping(place, 2)
+
+    async def main() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            place.write(place.policy.read_text().replace('expire = "off"', 'expire = "after-backup"'))
+            with pytest.raises(PolicyShrinks):
+                await service.reload(Caller())
+            assert len((await service.config_accept(Caller()))["deletes"]) == 6
+            await service.reload(Caller())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("left", [None, "{", '{"databases": []}'])
+def test_what_nobody_is_known_to_have_accepted_deletes_nothing(place: Place, left: str | None) -> None:
+    keeping(place, 2)
+
+    async def first() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+
+    asyncio.run(first())
+    file = place.state / "accepted.json"
+    file.unlink()
+    if left is not None:
+        file.write_text(left)
+
+    async def second() -> None:
+        async with place.daemon() as (service, _):
+            with pytest.raises(PolicyShrinks):
+                service.submit("expire", {"database": "app"}, Caller(), None)
+
+    asyncio.run(second())
+
+
+def test_a_proof_that_the_end_of_the_daemon_prevented_is_made_at_the_next_start(place: Place) -> None:
+    place.guard(verify='"after-backup"')
+    row = stored(1, "2026-09-12T05:00:00Z", "stored", proven_at=None)
+
+    async def first() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(("backup.stored", row), result={"backup": row}), until_cancelled]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            await started(worker, 2)
+
+    asyncio.run(first())
+    graded = {"id": row["id"], "grade": "proven", "restore_seconds": 1.0}
+
+    async def second() -> None:
+        async with place.daemon(reporting(("backup.graded", graded))) as (service, worker):
+            await started(worker)
+            assert [(spec["verb"], spec["request"]["backup"]) for spec in worker.specs] == [("verify", row["id"])]
+            await place.until("job.done", 2)
+
+    asyncio.run(second())
+
+    async def third() -> None:
+        async with place.daemon() as (_, worker):
+            assert worker.specs == []
+
+    asyncio.run(third())
+
+
 def test_a_policy_that_deletes_met_at_start_freezes_expiry(place: Place) -> None:
     keeping(place, 8)
 

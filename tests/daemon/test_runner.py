@@ -19,7 +19,7 @@ from dbguardd.errors import (
     Unreachable,
     WorkerDied,
 )
-from dbguardd.wire import JobRow, JobState
+from dbguardd.wire import JobState
 from tests.daemon.conftest import ALICE, START, World, ended, order, raising, started, until_cancelled
 
 ROW = {
@@ -425,91 +425,6 @@ def test_a_bug_fails_the_job_and_not_the_daemon(world: World) -> None:
                 assert row.problem is not None
                 assert row.problem["code"] == "DBG-0008"
             assert (await ended(runner, runner.submit(order("backup")))).state is JobState.DONE
-
-    run(main())
-
-
-def test_a_bug_in_what_follows_leaves_no_job_without_an_end_and_nobody_waiting(world: World) -> None:
-    world.terms = {"verify_after": True}
-
-    async def nothing_made(spec: Any, on_message: Any, cancel: Any) -> dict[str, Any]:
-        return {"backup": None}
-
-    async def main() -> None:
-        async with world.runner(max_jobs=1) as (runner, worker):
-            worker.acts = [nothing_made, storing]
-            one, two = runner.submit(order("backup")), runner.submit(order("restore", "shop"))
-            assert (await ended(runner, one)).state is JobState.FAILED
-            assert (await ended(runner, two)).state is JobState.DONE
-
-    run(main())
-
-
-def test_nobody_waits_because_somebody_could_not_be_told_of_an_end(world: World) -> None:
-    async def main() -> None:
-        async with world.runner(max_jobs=1) as (runner, _):
-
-            def fail(row: JobRow) -> None:
-                raise NoSpace("no room to read the catalog")
-
-            runner.on_end = fail
-            jobs = [runner.submit(order("restore", name)) for name in ("app", "shop")]
-            assert [(await ended(runner, job)).state for job in jobs] == [JobState.DONE] * 2
-
-    run(main())
-
-
-def test_a_job_that_the_policy_refuses_when_its_turn_comes_is_remembered_as_failed(world: World) -> None:
-    async def main() -> None:
-        async with world.runner(max_jobs=1) as (runner, worker):
-            worker.acts = [until_cancelled]
-            first, second = runner.submit(order("backup", "shop")), runner.submit(order("backup"))
-            await started(worker)
-            world.known.remove("app")
-            runner.cancel(first.id, "bob")
-            assert (await ended(runner, second)).state is JobState.FAILED
-        memory = world.catalog.runs.get("app", "backup")
-        assert memory is not None
-        assert (memory.failures, (memory.problem or {})["code"]) == (1, NotFound.code)
-
-    run(main())
-
-
-def test_an_end_that_the_catalog_could_not_keep_is_told_and_kept_later(world: World) -> None:
-    async def main() -> None:
-        async with world.runner() as (runner, worker):
-            worker.acts = [until_cancelled, until_cancelled]
-            jobs = [runner.submit(order("restore", name)) for name in ("app", "shop")]
-            await started(worker, 2)
-            world.catalog._session.rows("PRAGMA query_only=1")
-            runner.cancel(jobs[0].id, "bob")
-            assert (await ended(runner, jobs[0])).state is JobState.CANCELLED
-            assert runner.trouble is not None
-            assert runner.job(jobs[0].id).state is JobState.CANCELLED
-            assert {row.state for row in runner.jobs("app", None, 9)} == {JobState.CANCELLED}
-            assert world.catalog.jobs.get(jobs[0].id).state is JobState.RUNNING
-            world.catalog._session.rows("PRAGMA query_only=0")
-            runner.cancel(jobs[1].id, "bob")
-            await ended(runner, jobs[1])
-            assert runner.trouble is None
-            assert {world.catalog.jobs.get(job.id).state for job in jobs} == {JobState.CANCELLED}
-        assert world.events().count("job.cancelled") == 2
-
-    run(main())
-
-
-def test_an_audit_log_that_cannot_be_written_hides_no_end(world: World) -> None:
-    async def main() -> None:
-        async with world.runner() as (runner, worker):
-            worker.acts = [until_cancelled]
-            job = runner.submit(order("restore"))
-            await started(worker)
-            file, world.audit._file = world.audit._file, -1
-            runner.cancel(job.id, "bob")
-            assert (await ended(runner, job)).state is JobState.CANCELLED
-            assert world.catalog.jobs.get(job.id).state is JobState.CANCELLED
-            assert "audit" in (runner.trouble.message if runner.trouble else "")
-            world.audit._file = file
 
     run(main())
 

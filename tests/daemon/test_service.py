@@ -19,6 +19,7 @@ from dbguardd.errors import (
     KeyRefused,
     NotFound,
     PolicyInvalid,
+    ProofFailed,
     SourceEncrypted,
     SourceMissing,
     Unsupported,
@@ -182,6 +183,30 @@ def test_status_says_what_could_be_restored_and_what_to_do(place: Place) -> None
         [storage] = service.status().storages
         assert storage.stored_bytes == 5
         service.cancel(job.id, ALICE)
+
+    live(place, test)
+
+
+def test_an_older_proof_does_not_hide_that_the_newest_backup_failed_its_own(place: Place) -> None:
+    async def test(service: Service, worker: FakeWorker) -> None:
+        rows = [stored(number, f"2026-09-12T0{number}:00:00Z", "stored", proven_at=None) for number in (5, 6)]
+        bad = {"id": rows[1]["id"], "grade": "checked", "failure": "table t: 1 row is missing"}
+        good = {"id": rows[0]["id"], "grade": "proven", "restore_seconds": 1.0}
+
+        async def failing(spec: Any, on_message: Any, cancel: Any) -> dict[str, Any]:
+            on_message({"type": "report", "event": "backup.graded", "facts": bad})
+            raise ProofFailed("app: a backup did not pass")
+
+        worker.acts = [
+            reporting(*(("backup.stored", row) for row in rows)),
+            failing,
+            reporting(("backup.graded", good)),
+        ]
+        for verb in ("backup", "verify", "verify"):
+            await done(service, service.submit(verb, {"database": "app"}, ALICE, None))
+        [app] = service.status().databases
+        assert (app.state, app.proven_backup) == (Health.FAILING, rows[0]["id"])
+        assert "table t: 1 row is missing" in app.attention[0]
 
     live(place, test)
 

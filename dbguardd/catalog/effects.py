@@ -49,8 +49,14 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
         case "recovery.added":
-            known = recovery(settings, str(facts["key"]))
-            settings.put(f"recovery:{facts['key']}", json.dumps([*known, str(facts["recipient"])]))
+            _recoverable(settings, str(facts["key"]), [str(facts["recipient"])])
+        case "recovery.known":
+            _recoverable(settings, str(facts["key"]), [str(recipient) for recipient in facts["recipients"]])
+
+
+def _recoverable(settings: Settings, key: str, recipients: list[str]) -> None:
+    known = dict.fromkeys([*recovery(settings, key), *recipients])
+    settings.put(f"recovery:{key}", json.dumps(list(known)))
 
 
 def recovery(settings: Settings, key: str) -> list[str]:

@@ -57,6 +57,9 @@ def scan(run: Run, request: Scan) -> Result:
     for holds in run.repository.holds().values():
         for hold in holds:
             run.report("backup.held", id=hold.backup, reason=hold.reason, actor=hold.actor, at=instant(hold.at))
+    recipients = [label for kind, label, _ in run.repository.recipients() if kind == AgeRecipient.kind]
+    if recipients:
+        run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])
     return {"backups": len(backups)}
 
 

@@ -1,0 +1,218 @@
+"""What is lost and comes back: the catalog, the storage, a repository that was half made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.process.house import House, add, rows
+
+CALM = ('verify = "off"', 'expire = "off"')
+
+
+def known(house: House) -> dict[str, Any]:
+    """Return what the daemon says of its backups and keys."""
+    status = house.api.get("status")
+    memory = ("next_run_at", "next_verb", "state", "attention", "hints", "problem")  # of runs; not in a repository
+    databases = [
+        {k: v for k, v in row.items() if row["name"] != "odd" or k not in memory} for row in status["databases"]
+    ]
+    shown = [house.api.get("show", row["id"]) for name in ("app", "odd", "gone") for row in house.backups(name)]
+    return {
+        "backups": {name: house.backups(name) for name in ("app", "odd", "gone")},
+        "databases": databases,
+        "keys": house.api.get("keys")["keys"],
+        "shown": shown,
+    }
+
+
+@pytest.fixture
+def rich(house: House) -> House:
+    """A running daemon with backups of every grade, kind and fate."""
+    path = house.database("app", 400, blob=2000)
+    house.database("odd")
+    house.database("gone")
+    odd = house.table("odd", 'proof.queries = [{ sql = "select count(*) from note", equals = 51, why = "never" }]')
+    app = house.table("app", 'expire = "off"', "keep = { last = 3 }", "min_proven = 1")
+    house.protects(app, odd, house.table("gone"))
+    house.start()
+    house.does("backup", "gone")
+    for note in ("first", "second", "third", "fourth"):
+        house.does("backup", "app", "--note", note)
+        add(path)
+    house.ctl("hold", house.backups("app")[1]["id"], "--reason", "for the auditors")
+    assert house.ctl("backup", "odd").status == 4
+    house.does("prune", "app")
+    house.does("key", "recovery-sheet", "main")
+    house.protects(app, odd)
+    house.does("reload")
+    house.idle()
+    assert [row["note"] for row in house.backups("app")] == ["fourth", "third", "second"]
+    assert {row["kind"] for row in house.backups("app")} == {"incremental"}
+    assert house.backups("odd")[0]["failure"]
+    assert house.status("gone")["state"] == "orphaned"
+    return house
+
+
+def test_a_lost_catalog_comes_back_from_the_repository(rich: House) -> None:
+    house, before = rich, known(rich)
+    catalog = house.state / "catalog.db"
+    for loss in ("deleted", "garbage", "torn", "empty"):
+        house.stop()
+        content = catalog.read_bytes()
+        for path in house.state.glob("catalog.db*"):
+            path.unlink()
+        damaged = {"garbage": os.urandom(len(content)), "torn": content[: len(content) // 2], "empty": b""}
+        if loss in damaged:
+            catalog.write_bytes(damaged[loss])
+        house.start()
+        house.idle()
+        assert known(house) == before, loss
+        assert house.does("audit", "verify")["ok"]
+        aside = list(house.state.glob("catalog.db.damaged-*"))
+        assert len(aside) == (loss in ("garbage", "torn"))
+        if aside:
+            assert aside[0].read_bytes() == damaged[loss]
+            assert any("rebuilt" in line for line in house.api.get("status")["attention"])
+    assert [e["action"] for e in house.audit()].count("catalog.replaced") == 2
+    assert house.does("backup", "app")["backup"]["kind"] == "incremental"
+    house.does("restore", "app", "--to", str(house.place / "again.db"))
+    assert rows(house.place / "again.db") == 440
+    house.idle()
+    house.is_sound()
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["no directory", "an empty mount point"])
+def test_a_storage_that_is_not_mounted_is_not_made_anew(house: House, empty: bool) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    first = house.does("backup", "app")["backup"]["id"]
+    add(path)
+    away = house.store.with_name("away")
+    house.store.rename(away)
+    if empty:
+        house.store.mkdir()
+    for restarted in (False, True):
+        if restarted:
+            house.stop()
+            house.start()
+            house.idle()
+        for words in (("backup", "app"), ("verify", "app"), ("restore", "app", "--to", str(house.place / "x.db"))):
+            problem = house.fails("DBG-4002" if empty else "DBG-3001", 11, *words)
+            assert str(house.store) in problem["message"] + problem["detail"], problem
+        assert house.ctl("prune", "app").status == 11
+        assert not house.store.exists() or list(house.store.iterdir()) == []
+        assert [row["id"] for row in house.backups("app")] == [first]  # what there is, is not forgotten
+        assert house.status("app")["state"] == "failing"
+    if empty:
+        house.store.rmdir()
+    away.rename(house.store)
+    house.does("backup", "app")
+    house.does("verify", "app")
+    assert house.status("app")["problem"] is None
+    house.does("restore", "app", "--id", first, "--to", str(house.place / "back.db"))
+    assert rows(house.place / "back.db") == 50
+    assert len(house.backups("app")) == 2
+    house.is_sound()
+
+
+def test_another_repository_in_its_place_is_not_written_to(house: House) -> None:
+    house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    house.does("backup", "app")
+    house.stop()
+    house.store.rename(house.state / "mine")
+    (house.state / "catalog.db").rename(house.state / "catalog.mine")
+    house.start()  # the same key, another repository
+    house.does("backup", "app")
+    house.stop()
+    (house.state / "catalog.mine").rename(house.state / "catalog.db")
+    before = sorted(path.name for path in house.store.rglob("*"))
+    house.start()
+    house.idle()
+    problem = house.fails("DBG-4002", 11, "backup", "app")
+    assert "another repository" in problem["message"]
+    assert sorted(path.name for path in house.store.rglob("*")) == before
+    assert len(house.backups("app")) == 1
+    shutil.rmtree(house.store)
+    (house.state / "mine").rename(house.store)
+    house.does("backup", "app")
+    house.idle()
+    house.is_sound()
+
+
+def killed_while(house: House, made: Path) -> str:
+    """Start a first backup and kill the daemon as soon as something is there; return the job."""
+    process = house.process
+    assert process is not None
+    job = house.submit("backup", "app")
+    while not list(made.parent.glob(made.name)):
+        assert house.job(job)["state"] in ("queued", "running")
+    process.send_signal(signal.SIGKILL)
+    house.kill()
+    return job
+
+
+@pytest.mark.parametrize("made", ["machine.key", "store/keys/*", "store/recover/*", "store/repo.json"])
+def test_a_daemon_killed_while_it_makes_the_repository_makes_it_next_time(house: House, made: str) -> None:
+    house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    job = killed_while(house, house.state / made)
+    house.start()
+    assert house.job(job)["state"] == "interrupted"
+    assert house.does("backup", "app")["proof"]["grade"] == "proven"
+    found = house.does("check", "app", "--data")["findings"]
+    assert not [row for row in found if row["outcome"] == "failed" and "key" not in row["name"]], found
+    house.idle()
+    house.is_sound()
+
+
+def test_what_a_killed_creation_left_is_finished_whatever_it_is(house: House) -> None:
+    """Every prefix of what a creation writes, in its order, as a crash leaves it."""
+    house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    house.does("backup", "app")
+    house.stop()
+    whole = house.place / "whole"
+    house.store.rename(whole)
+    for left in (("keys",), ("recover",), ("keys", "recover")):
+        for path in house.state.glob("catalog.db*"):
+            path.unlink()
+        shutil.rmtree(house.store, ignore_errors=True)
+        house.store.mkdir()
+        for name in left:
+            shutil.copytree(whole / name, house.store / name)
+        house.start()
+        house.does("backup", "app")
+        house.stop()
+
+
+def test_a_store_with_backups_but_without_its_description_is_not_made_anew(house: House) -> None:
+    house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    house.does("backup", "app")
+    house.stop()
+    for path in house.state.glob("catalog.db*"):
+        path.unlink()
+    (house.store / "repo.json").rename(house.place / "repo.json")
+    before = sorted(path.name for path in house.store.rglob("*"))
+    house.start()
+    house.fails("DBG-4002", 11, "backup", "app")
+    assert sorted(path.name for path in house.store.rglob("*")) == before
+    house.stop()
+    (house.place / "repo.json").rename(house.store / "repo.json")
+    house.start()
+    house.does("backup", "app")
+    house.idle()
+    assert len(house.backups("app")) == 2
+    house.is_sound()

@@ -7,11 +7,13 @@ own and the job on a pipe; they die with this process. Cancelling is SIGTERM, th
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import pwd
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,6 +26,7 @@ from dbguardd.wire import ENGINE_VERBS
 _MESSAGE_BYTES = 1 << 20
 _STDERR_BYTES = 8 << 10
 _GRACE_SECONDS = 30.0
+_MOST_LINKS = 40  # as the kernel
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -72,8 +75,39 @@ def _owner(database: Mapping[str, Any]) -> int:
     path = Path(str(database["settings"]["path"]))
     for place in (path, path.parent):
         with suppress(OSError):
-            return place.stat().st_uid
+            return owner_of(place)
     return os.geteuid()
+
+
+def owner_of(place: Path) -> int:
+    """Return who owns what an absolute path leads to; OSError passes.
+
+    Raises SourceDenied if a symbolic link of a third person is on the way: the owner of one database could otherwise
+    have another one read, or replaced, in the name of that one's owner.
+    """
+    way, here, links = list(place.parts[1:]), Path("/"), list[tuple[Path, int]]()
+    found = os.lstat(here)
+    while way:
+        part = way.pop(0)
+        step = here.parent if part == ".." else here / part
+        found = os.lstat(step)
+        if not stat.S_ISLNK(found.st_mode):
+            here = step
+            continue
+        links.append((step, found.st_uid))
+        if len(links) > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+        leads = os.readlink(step)
+        here = Path("/") if leads.startswith("/") else here
+        way[:0] = [part for part in leads.split("/") if part]
+    for link, owner in links:
+        if owner not in (0, os.geteuid(), found.st_uid):
+            raise SourceDenied(
+                f"{place}: leads over a symbolic link of another user",
+                detail=f"{link} belongs to uid {owner}, the database to uid {found.st_uid}",
+                hints=["set run_as for the database", f"ls -l {link}"],
+            )
+    return found.st_uid
 
 
 def _may_become_others() -> bool:

@@ -1,0 +1,61 @@
+"""As whom a database is opened: its owner, unless someone else's symbolic link leads there."""
+
+import os
+
+import pytest
+
+from dbguardd.errors import SourceDenied
+from dbguardd.worker.start import owner_of
+
+APP, OTHER, ADMIN = 1001, 1002, 0
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A database of OTHER, and a directory of APP beside it."""
+    for name, owner in (("other", OTHER), ("app", APP)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.db").touch()
+        os.chown(tmp_path / name, owner, owner)
+        os.chown(tmp_path / name / "data.db", owner, owner)
+    return tmp_path
+
+
+def link(place, target, owner):
+    place.symlink_to(target)
+    os.chown(place, owner, owner, follow_symlinks=False)
+    return place
+
+
+def test_the_owner_of_the_file_opens_it(theirs):
+    assert owner_of(theirs / "app" / "data.db") == APP
+    assert owner_of(theirs / "app") == APP
+    with pytest.raises(FileNotFoundError):
+        owner_of(theirs / "app" / "gone.db")
+
+
+@pytest.mark.parametrize("owner", [ADMIN, OTHER])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_of_the_administrator_or_of_the_owner_is_followed(theirs, owner, relative):
+    link(theirs / "app" / "way", "../other/../other" if relative else theirs / "other", owner)
+    assert owner_of(theirs / "app" / "way" / "data.db") == OTHER
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_link_of_a_third_person_lends_nobody_the_rights_of_the_owner(theirs, last):
+    if last:
+        path = link(theirs / "app" / "app.db", theirs / "other" / "data.db", APP)
+    else:
+        path = link(theirs / "app" / "way", theirs / "other", APP) / "data.db"
+    with pytest.raises(SourceDenied) as caught:
+        owner_of(path)
+    assert "run_as" in caught.value.hints[0]
+
+
+def test_links_in_a_circle_end(theirs):
+    link(theirs / "a", "b", ADMIN)
+    link(theirs / "b", "a", ADMIN)
+    with pytest.raises(OSError, match="symbolic"):
+        owner_of(theirs / "a")

@@ -177,7 +177,7 @@ class PagesSaver:
         self._leaf_packs = old.leaf_packs[:] if old else array("I")
         self._leaf_frames = old.leaf_frames[:] if old else array("H")
         self._leaf_of = old.leaf_of[: self._extents] if old else array("I")
-        self._leaf_of.extend([HOLE] * (self._extents - len(self._leaf_of)))
+        self._leaf_of.extend(array("I", [HOLE]) * (self._extents - len(self._leaf_of)))
         self._rows: list[Row] = []
         self._tail = bytearray()
         self._tail_rows: list[tuple[Row, int]] = []

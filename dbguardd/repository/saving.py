@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from dbguardd.errors import Damaged, GuardError, ObjectMissing, SourceChanged, SourceDenied, Usage
+from dbguardd.errors import (
+    Damaged,
+    GuardError,
+    ObjectMissing,
+    SourceChanged,
+    SourceDenied,
+    SourceInvalid,
+    Unsupported,
+    Usage,
+)
 from dbguardd.flow import Facts
 from dbguardd.repository.chunks import FlowMap
 from dbguardd.repository.flowing import FlowSaver
 from dbguardd.repository.frames import Digests
-from dbguardd.repository.model import Backup, Root, Stream
+from dbguardd.repository.model import Backup, Root, Stream, encode
 from dbguardd.repository.paged import Examiner, PagesSaver, Saved
 from dbguardd.repository.pagemap import UNIT, PageMap
 from dbguardd.repository.reading import PackReader
@@ -32,6 +42,8 @@ Publish = Callable[[Backup, AbstractSet[str]], Backup]
 _PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
 _MORE_PACKS = 128
 _MAP_CACHE = 4 << 20
+_NAME, _FACTS = 1024, 64 << 10
+_MOST = 4 << 40  # bytes of a paged stream: its map takes memory, and a sparse file of any size costs its owner nothing
 
 
 class Saving:
@@ -92,7 +104,11 @@ class Saving:
         self._keep(Stream(name, "flow", 0, 0, "", stamp, Root("", 0)), flow.finish())
 
     def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
-        """Take a paged stream; see flow.Sink. Raises SourceChanged if the file becomes shorter or longer."""
+        """Take a paged stream; see flow.Sink.
+
+        Raises SourceChanged if the file becomes shorter or longer, SourceInvalid if it is no regular file, Unsupported
+        above 4 TiB.
+        """
         self._new(name)
         if page_size not in _PAGE_SIZES:
             raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
@@ -120,7 +136,12 @@ class Saving:
         return True
 
     def seal(self, facts: Facts) -> Backup:
-        """Commit: wait until all packs are durable and read back, then publish the manifest. Once."""
+        """Commit: wait until all packs are durable and read back, then publish the manifest. Once.
+
+        Raises Usage if `facts` are more than 64 KiB: every list of backups reads them.
+        """
+        if (size := len(encode(facts))) > _FACTS:
+            raise Usage(f"{self._draft.database}: {size} bytes of facts about a backup", detail=f"at most {_FACTS}")
         self._writer.finish()
         streams = []
         for stream, place in self._streams.values():
@@ -145,6 +166,8 @@ class Saving:
         self._progress(self.written_bytes)
 
     def _new(self, name: str) -> None:
+        if len(name) > _NAME:
+            raise Usage(f"{name[:80]}…: a stream with a name of {len(name)} characters", detail=f"at most {_NAME}")
         if name in self._streams:
             raise Usage(f"{name}: there is already a stream of that name in the backup")
 
@@ -203,6 +226,11 @@ def scattered(packs: int, base_packs: int, held: int, base: int) -> bool:
 
 def _size(name: str, file: int) -> int:
     try:
-        return os.fstat(file).st_size
+        found = os.fstat(file)
     except OSError as error:
         raise SourceDenied(f"{name}: cannot be read", detail=str(error)) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise SourceInvalid(f"{name}: not a regular file", detail=stat.filemode(found.st_mode))
+    if found.st_size > _MOST:
+        raise Unsupported(f"{name}: too large", detail=f"{found.st_size} bytes, at most {_MOST}")
+    return found.st_size

@@ -125,6 +125,18 @@ def test_many_streams_and_their_order() -> None:
     assert load(storage, second) == {**changed, "main": noise(300_000)}
 
 
+def test_what_an_engine_says_of_its_backup_is_bounded() -> None:
+    published = Published()
+    with saving(Drawer(), published=published) as sink:
+        with pytest.raises(Usage), sink.write("n" * 1025):
+            pass
+        with pytest.raises(Usage):
+            sink.seal({"log": "x" * (64 << 10)})
+        assert not published.backups
+        sink.seal({"log": "x" * (63 << 10)})
+    assert len(published.backups) == 1
+
+
 def test_reuse() -> None:
     storage = Drawer()
     with saving(storage) as sink:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbguardd.errors import Cancelled, Damaged, SourceChanged, Usage
+from dbguardd.errors import Cancelled, Damaged, SourceChanged, SourceInvalid, Unsupported, Usage
 from dbguardd.repository.frames import LEAVES
 from dbguardd.repository.model import Backup
 from dbguardd.repository.packs import object_name
@@ -242,6 +242,19 @@ def test_wrong_page_size_and_same_name() -> None:
         sink.adopt("main", file.fileno(), 4096)
         with pytest.raises(Usage):
             sink.adopt("main", file.fileno(), 4096)
+
+
+def test_only_a_regular_file_of_a_possible_size_is_adopted(tmp_path: Any) -> None:
+    ends = os.pipe()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with saving(Drawer()) as sink, open(tmp_path / "sparse", "wb+") as sparse:
+        for file in (*ends, folder):
+            with pytest.raises(SourceInvalid):
+                sink.adopt("main", file, 4096)
+            os.close(file)
+        sparse.truncate((4 << 40) + 1)
+        with pytest.raises(Unsupported):
+            sink.adopt("main", sparse.fileno(), 4096)
 
 
 def test_a_parent_that_is_damaged_or_gone_means_full_again() -> None:

@@ -14,8 +14,8 @@ from dbguardd.engines.sqlite.child import uri
 from dbguardd.engines.sqlite.publish import SIDES
 
 _CACHE_KIB = 24_000
-"""A check that visits pages at random takes twice the CPU time with less (measured). Mapping the file would save another
-third, at the price of memory as large as the database, and of a signal instead of an error when the disk fails."""
+"""A check that visits pages at random takes twice the CPU time with less (measured). Mapping the file would save
+another third, for memory as large as the database, and for a signal instead of an error when the disk fails."""
 
 
 @contextmanager

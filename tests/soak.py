@@ -39,13 +39,14 @@ WEIGHTS = {
 KEPT = 5
 MAX_RSS_KIB = 100 << 10
 MAX_DESCRIPTORS = 100
-POLICY = """[database.shop]
+POLICY = """[defaults]
+retry = {{ times = 1, wait = "1s" }}
+[database.shop]
 engine = "sqlite"
 path = "{place}/live/shop.db"
 verify = "off"
 expire = "off"
 keep = {{ last = {kept} }}
-retry = {{ times = 1, wait = "1s" }}
 [storage.local]
 type = "directory"
 path = "{place}/store"

@@ -161,6 +161,12 @@ class Running:
                     os.kill(pid, signal.SIGKILL)
         return victim
 
+    def kill_all(self) -> None:
+        """SIGKILL the parent and both halves."""
+        for pid in (*self.halves().values(), self.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def wait(self) -> Ended:
         """Wait for the end of the run and of all its children. Fails if any of them survives."""
         assert self.ended(SECONDS), f"it hangs:\n{self.out.read_text()}{self.err.read_text()}"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +17,9 @@ from dbguardd.errors import GuardError, NoSpace, NotPermitted, TargetExists, Unr
 
 SIDES = ("-wal", "-shm", "-journal")
 _RIGHTS = 0o777
+_WORK = ".dbguard"
+_WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_WORK)}", re.DOTALL)
+_YOUNG_SECONDS = 1.0  # between its creation and its lock a work file is nobody's
 
 
 @contextmanager
@@ -24,10 +31,12 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
     """
     check_free(target)
     with _outcomes(target):
-        file, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".dbguard", dir=target.parent)
-        os.close(file)
+        _clear(target.parent)
+        file, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent)
     work = Path(name)
     try:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to _clear that somebody works on it
         yield work
         check_free(target)
         with _outcomes(target):
@@ -39,6 +48,25 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
         for side in ("", *SIDES):
             with suppress(OSError):
                 work.with_name(f"{work.name}{side}").unlink(missing_ok=True)
+        os.close(file)
+
+
+def _clear(directory: Path) -> None:
+    """Remove what a restore that was killed left in this directory: our work files that nobody holds a lock on."""
+    for path in directory.glob(f".*{_WORK}"):
+        with suppress(OSError):
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                found = os.fstat(file)
+                if not _WORK_NAME.fullmatch(path.name) or not stat.S_ISREG(found.st_mode):
+                    continue
+                if found.st_uid != os.geteuid() or time.time() - found.st_ctime < _YOUNG_SECONDS:
+                    continue
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for side in (*SIDES, ""):
+                    path.with_name(f"{path.name}{side}").unlink(missing_ok=True)
+            finally:
+                os.close(file)
 
 
 def check_free(target: Path) -> None:

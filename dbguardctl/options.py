@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from dbguardctl.session import Session
 from dbguardd.errors import GuardError
 from dbguardd.wire import Request
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -62,10 +64,16 @@ def _ask(ctx: click.Context, *parts: str, **query: Any) -> dict[str, Any]:
         return {}
 
 
+def _item(value: str, help: str) -> CompletionItem:
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - 4 ms that only completion needs
+
+    return CompletionItem(value, help=help)
+
+
 def complete_database(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Suggest the names of databases."""
     rows = _ask(ctx, "status").get("databases", [])
-    return [CompletionItem(row["name"], help=row["engine"]) for row in rows if row["name"].startswith(incomplete)]
+    return [_item(row["name"], row["engine"]) for row in rows if row["name"].startswith(incomplete)]
 
 
 def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -76,7 +84,7 @@ def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) ->
     for name in names:
         for row in _ask(ctx, "databases", name, "backups").get("backups", []):
             if row["id"].startswith(incomplete.upper()):
-                found.append(CompletionItem(row["id"], help=f"{row['database']} {row['created_at']} {row['grade']}"))
+                found.append(_item(row["id"], f"{row['database']} {row['created_at']} {row['grade']}"))
     return found
 
 
@@ -90,7 +98,7 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     """Suggest the ids of jobs."""
     rows = _ask(ctx, "jobs", limit=50).get("jobs", [])
     return [
-        CompletionItem(row["id"], help=f"{row['verb']} {row['database'] or ''} {row['state']}")
+        _item(row["id"], f"{row['verb']} {row['database'] or ''} {row['state']}")
         for row in rows
         if row["id"].startswith(incomplete.upper())
     ]

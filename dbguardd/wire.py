@@ -274,8 +274,13 @@ class Status:
     keys: list[KeyStatus]
 
 
+_PLAIN = frozenset((str, int, float, bool))
+
+
 def to_json(value: Any) -> Any:
     """Return answers and requests (dataclasses, lists, mappings of them) as plain JSON values."""
+    if value is None or type(value) in _PLAIN:
+        return value
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

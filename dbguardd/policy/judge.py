@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import partial
 
 from dbguardd.errors import PolicyInvalid
 from dbguardd.policy.mistakes import Mistake, Path
@@ -23,10 +23,9 @@ def judge(policy: Policy, state: str, uid_of: Callable[[str], int], gid_of: Call
     yield from _keys(policy)
     yield from _accounts(policy, uid_of, gid_of)
     yield from _paths(policy, state)
-    gaps = cache(Schedule.gaps)  # many databases share few schedules
     for name in policy.database:
         if _complete(policy, name):
-            yield from _database(policy.guarded(name), partial(_where, policy, name), gaps)
+            yield from _database(policy.guarded(name), partial(_where, policy, name))
 
 
 def _error(code: str, message: str, *path: str | int, hint: str = "") -> Mistake:
@@ -209,12 +208,9 @@ def _where(policy: Policy, name: str, key: str) -> Path:
     return next(((*path, key) for path, layer in layers if key in layer.model_fields_set), ("database", name))
 
 
-Gaps = Callable[[Schedule], tuple[timedelta, timedelta] | None]
-
-
-def _database(guarded: Guarded, where: Callable[[str], Path], gaps_of: Gaps) -> Iterator[Mistake]:
+def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistake]:
     name, keep = guarded.name, guarded.keep
-    gaps = gaps_of(guarded.backup)
+    gaps = guarded.backup.gaps()
     rpo = guarded.objective.rpo
     if gaps is None or gaps[1] > _ALMOST_NEVER:
         what = f'database "{name}": backup = "{guarded.backup.text}" runs less than once a year'
@@ -231,7 +227,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path], gaps_of: Gaps) -> 
             what += ", and its proof queries are never asked"
         yield _warning("never-proven", what, *where("verify"))
     verify = guarded.verify
-    if isinstance(verify, Schedule) and rpo is not None and (proofs := gaps_of(verify)) and rpo < proofs[1]:
+    if isinstance(verify, Schedule) and rpo is not None and (proofs := verify.gaps()) and rpo < proofs[1]:
         what = f'database "{name}": rpo {format_duration(rpo)} cannot be met: a backup is proven only "{verify.text}"'
         yield _warning("rpo", what, *where("verify"), hint='verify = "after-backup" proves each one')
     if keep.last == 0 and keep.hourly == 0 and keep.daily == 0 and not keep.empty and keep.within is None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Annotated, Any
 
@@ -84,27 +85,30 @@ class Schedule:
 
         Cron lines are judged by a year of runs, rarer ones by their next runs.
         """
-        if self.every is not None:
-            return self.every, self.every
-        line = CronSim(self.cron, _SOME_DAY)
-        days = (_SOME_DAY + timedelta(days=number) for number in range(_SAMPLE_DAYS))
-        days_apart = [later - earlier for earlier, later in pairwise(day for day in days if _matches(line, day))]
-        if not days_apart:
-            runs = list(islice(self.after(_SOME_DAY, UTC), 3))
-            lengths = [later - earlier for earlier, later in pairwise(runs)]
-            return (min(lengths), max(lengths)) if lengths else None
-        times = [
-            timedelta(hours=hour, minutes=minute) for hour in sorted(line.hours) for minute in sorted(line.minutes)
-        ]
-        night = times[-1] - times[0]
-        lengths = [later - earlier for earlier, later in pairwise(times)] + [apart - night for apart in days_apart]
-        return min(lengths), max(lengths)
+        return _gaps(self)
 
     def explain(self) -> str:
         """Return the schedule in words: "At 02:30 on Monday through Friday"."""
         if self.every is not None:
             return f"Every {format_duration(self.every)}, counted from midnight UTC"
         return str(CronSim(self.cron, _SOME_DAY).explain())
+
+
+@lru_cache(maxsize=1024)  # a year of days for each question, and status asks for every database
+def _gaps(schedule: Schedule) -> tuple[timedelta, timedelta] | None:
+    if schedule.every is not None:
+        return schedule.every, schedule.every
+    line = CronSim(schedule.cron, _SOME_DAY)
+    days = (_SOME_DAY + timedelta(days=number) for number in range(_SAMPLE_DAYS))
+    days_apart = [later - earlier for earlier, later in pairwise(day for day in days if _matches(line, day))]
+    if not days_apart:
+        runs = list(islice(schedule.after(_SOME_DAY, UTC), 3))
+        lengths = [later - earlier for earlier, later in pairwise(runs)]
+        return (min(lengths), max(lengths)) if lengths else None
+    times = [timedelta(hours=hour, minutes=minute) for hour in sorted(line.hours) for minute in sorted(line.minutes)]
+    night = times[-1] - times[0]
+    lengths = [later - earlier for earlier, later in pairwise(times)] + [apart - night for apart in days_apart]
+    return min(lengths), max(lengths)
 
 
 def _matches(line: CronSim, day: datetime) -> bool:

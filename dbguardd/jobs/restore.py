@@ -10,7 +10,9 @@ from typing import Any
 
 from dbguardd.engines.base import Finding
 from dbguardd.errors import (
+    Cancelled,
     ConfirmMissing,
+    GuardError,
     NoSpace,
     NotFound,
     ProofFailed,
@@ -20,6 +22,7 @@ from dbguardd.errors import (
     SourceMissing,
     TargetExists,
     Usage,
+    WorkerDied,
 )
 from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, instant, reading
@@ -105,7 +108,13 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     staged = Path(run.staging) / "restored"
     findings = _restore_and_compare(run, backup, staged)
     safety = _safety_copy(run)
-    run.snapshots.replace(staged, run.progress)
+    try:
+        run.snapshots.replace(staged, run.progress)
+    except (Cancelled, WorkerDied):
+        raise  # nobody knows how far it came: the way back stays
+    except GuardError:
+        _nothing_to_undo(run, safety)
+        raise
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=backup.id, target=plan["to"], seconds=seconds, safety_copy=safety)
@@ -135,6 +144,13 @@ def _safety_copy(run: Run) -> str | None:
     run.repository.hold(made.id, UNDO_REASON, run.actor, now)
     run.report("backup.held", id=made.id, reason=UNDO_REASON, actor=run.actor, at=instant(now))
     return str(made.id)
+
+
+def _nothing_to_undo(run: Run, safety: str | None) -> None:
+    """Let go of the safety copy of a restore that replaced nothing: the next undo is of the one before."""
+    if safety is not None:
+        run.repository.release(safety, run.actor, run.now(), UNDO_REASON)
+        run.report("backup.released", id=safety, reason=UNDO_REASON, reasons=[UNDO_REASON])
 
 
 def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding]:

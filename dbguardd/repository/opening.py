@@ -96,10 +96,15 @@ def create(
 
 
 def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
-    """Open the repository with whichever wrapper can. Raises NotARepository, FormatTooNew, KeyMissing, KeyRefused."""
+    """Open the repository with whichever wrapper can.
+
+    Anybody can wrap a key of their own for an age recipient: one that does not fit repo.json is passed over. Raises
+    NotARepository, FormatTooNew, KeyMissing, KeyRefused, Damaged if keys opened and none fits repo.json.
+    """
     repo_id = _identity(storage)
     everyone = recipients(storage, repo_id)
     refused: list[str] = []
+    changed: Damaged | None = None
     for wrapper in wrappers:
         same = [recipient for recipient in everyone if recipient.kind == wrapper.kind]
         for recipient in sorted(same, key=lambda recipient: recipient.label != wrapper.label):
@@ -109,8 +114,14 @@ def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
                 refused.append(f"{recipient.kind} {recipient.label}: {error.message}")
                 continue
             root = Domain(repo_id, ROOT_ID, "", key)
-            described(storage, root)
+            try:
+                described(storage, root)
+            except Damaged as error:
+                changed = error
+                continue
             return Keyring(root, domains(storage, root))
+    if changed is not None:
+        raise changed
     there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in everyone) or "none"
     if refused:
         raise KeyRefused(

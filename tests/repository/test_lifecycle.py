@@ -21,7 +21,8 @@ from dbguardd.errors import (
     ObjectMissing,
     Usage,
 )
-from dbguardd.repository import Proof
+from dbguardd.repository import Proof, opening
+from dbguardd.repository.seal import ROOT_ID, Domain
 from tests.repository.lifecycle_kit import GRACE, Key, World, clean, damage
 
 
@@ -86,6 +87,15 @@ def test_the_description_is_authenticated(world, old, new, error):
     world.storage._objects["repo.json"] = (data.replace(old, new), at)
     with pytest.raises(error):
         world.open()
+
+
+def test_a_key_that_somebody_else_wrapped_for_a_recipient_is_passed_over(world):
+    made = world.create(Key(), Key("paper", kind="age"))
+    for byte in range(8):  # some of them are listed before the true one
+        forged = Domain(bytes.fromhex(made.id), ROOT_ID, "", bytes([byte]) * 32)
+        opening.add(world.storage, forged, Key("paper", kind="age"))
+    assert len(made.recipients()) == 10
+    assert world.open(Key("paper", kind="age")).id == made.id
 
 
 def test_a_recipient_is_added_once_and_the_last_key_cannot_be_dropped(world):

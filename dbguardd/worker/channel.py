@@ -71,9 +71,14 @@ class Channel:
             if raw[:1] == b"J":
                 break
             if raw[:1] != b"P" or file is not None or len(parts) * DATA_BYTES > _OBJECT_BYTES:
+                _drop(file)
                 raise WorkerDied("the other half of the worker sent nonsense")
-        message = json.loads(b"".join(parts))
+        try:
+            message = json.loads(b"".join(parts))
+        except (ValueError, RecursionError) as error:
+            message = error
         if not isinstance(message, dict):
+            _drop(file)
             raise WorkerDied("the other half of the worker sent nonsense")
         return message, file
 
@@ -92,8 +97,7 @@ class Channel:
     def receive_object(self) -> Object:
         """Return the next message, which must be an object without a descriptor."""
         message, file = self.receive()
-        if file is not None:
-            os.close(file)
+        _drop(file)
         if not isinstance(message, dict):
             raise WorkerDied("the other half of the worker sent data out of turn")
         return message
@@ -120,6 +124,12 @@ class Channel:
                 meanwhile()
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise WorkerDied("the other half of the worker ended early", detail=str(error)) from error
+
+
+def _drop(file: int | None) -> None:
+    """Close a descriptor that came where none belongs."""
+    if file is not None:
+        os.close(file)
 
 
 def problem_of(error: BaseException) -> Object:

@@ -120,7 +120,10 @@ class RemoteSnapshots:
         with suppress(_GivenUp):
             with sink.write(name, stamp=stamp) as out:
                 while True:
-                    part = self._channel.receive()[0]
+                    part, stray = self._channel.receive()
+                    if stray is not None:
+                        os.close(stray)
+                        raise WorkerDied("the engine half sent a file out of turn")
                     if isinstance(part, bytes):
                         out.write(part)
                     elif "progress" in part:

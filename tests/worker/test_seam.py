@@ -178,11 +178,25 @@ def test_cancelling_while_the_other_half_is_silent():
         Channel(here, lambda: True).receive()
 
 
-@pytest.mark.parametrize("nonsense", [b"X", b"Jnot json", b"J[1]", b"D", b"P" + b"x" * 10])
-def test_a_hostile_other_half_ends_the_conversation(nonsense):
+@pytest.mark.parametrize("nonsense", [b"X", b"Jnot json", b"J[1]", b"D", b"P" + b"x" * 10, b"J" + b"[" * 100_000])
+@pytest.mark.parametrize("with_file", [False, True])
+def test_a_hostile_other_half_ends_the_conversation_and_leaves_no_file_open(nonsense, with_file):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here:
+        before = len(os.listdir("/proc/self/fd"))
         with there:
-            there.send(nonsense)
-        with pytest.raises((WorkerDied, ValueError)):
+            socket.send_fds(there, [nonsense], [there.fileno()] * with_file)
+        with pytest.raises(WorkerDied):
             Channel(here, lambda: False).receive_object()
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # there
+
+
+def test_a_file_in_the_middle_of_a_stream_ends_the_conversation():
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        there.send(b'J{"sink":"write","name":"dump","stamp":""}')
+        socket.send_fds(there, [b'J{"progress":["dump",0,null]}'], [there.fileno()])
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(WorkerDied, match="out of turn"):
+            RemoteSnapshots(Channel(here, lambda: False)).dump(MemorySink(), silent)
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -15,6 +15,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,7 @@ async def run_worker(
         if spec["verb"] in ENGINE_VERBS:
             database, run_as = spec["database"], _owner(spec["database"])
             spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as)}
+            make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
             children.append(await _start("engine", there, settings, run_as))
         children.insert(0, await _start("repository", here, spec, os.geteuid()))
@@ -61,6 +63,22 @@ async def run_worker(
 def staging_of(state: str, database: str, run_as: int) -> str:
     """Return the private directory of the engine half: one for each database and user, so that leftovers are found."""
     return str(Path(state) / "staging" / f"{database}-{run_as}")
+
+
+def make_way(staging: Path, run_as: int) -> None:
+    """Take away what somebody else put where the engine half wants its directory.
+
+    Anybody may make names in the directory above (its mode is 1733), but only its owner, who we are, may move those of
+    others. What is not empty is set aside, for a person to look at.
+    """
+    with suppress(OSError):
+        found = os.lstat(staging)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == run_as:
+            return
+        try:
+            (staging.rmdir if stat.S_ISDIR(found.st_mode) else staging.unlink)()
+        except OSError:
+            staging.rename(staging.with_name(f"foreign-{staging.name}-{time.time_ns()}"))
 
 
 def _owner(database: Mapping[str, Any]) -> int:

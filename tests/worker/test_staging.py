@@ -1,0 +1,42 @@
+"""The directory of the engine half: what others put in its place does not keep a database from being backed up."""
+
+import os
+
+import pytest
+
+from dbguardd.worker.start import make_way
+
+
+@pytest.fixture
+def staging(tmp_path):
+    return tmp_path / "app-0"
+
+
+def test_its_own_leftovers_are_left_to_the_engine_half(staging):
+    make_way(staging, os.geteuid())
+    staging.mkdir()
+    (staging / "snapshot").touch()
+    make_way(staging, os.geteuid())
+    assert (staging / "snapshot").exists()
+
+
+def test_a_file_or_a_link_goes_and_what_it_leads_to_stays(staging, tmp_path):
+    (tmp_path / "precious").mkdir()
+    staging.symlink_to(tmp_path / "precious")
+    make_way(staging, os.geteuid())
+    assert not os.path.lexists(staging)
+    assert (tmp_path / "precious").is_dir()
+    staging.touch()
+    make_way(staging, os.geteuid())
+    assert not staging.exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_directory_of_somebody_else_goes_or_is_set_aside(staging, tmp_path, full):
+    staging.mkdir()
+    (staging / "theirs").touch()
+    if not full:
+        (staging / "theirs").unlink()
+    make_way(staging, os.geteuid() + 1)  # as if we ran it as another user than whose it is
+    assert not staging.exists()
+    assert len(list(tmp_path.glob("foreign-app-0-*/theirs"))) == full

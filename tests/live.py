@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -159,6 +159,15 @@ class Live:
         with suppress(OSError):
             return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
         return []
+
+
+def until(condition: Callable[[], bool], what: str, pause: float = 0.01) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Broken(f"it never came to this: {what}")
+        time.sleep(pause)
 
 
 def gone(pids: list[int]) -> None:

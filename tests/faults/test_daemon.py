@@ -6,7 +6,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.faults.hand import SIDES, a_place
 from tests.faults.test_full import a_disk, filled
-from tests.live import SECONDS, Live, asking, gone
+from tests.live import SECONDS, Live, asking, gone, until
 from tests.workload import consistent, seed
 
 POLICY = """[defaults]
@@ -129,16 +128,19 @@ def test_the_schedule_goes_on_after_a_kill(live):
             live.kill()
         live.start()  # well before the next minute, or with a run for that one too
         assert live.job(job)["state"] == "interrupted"
-        while first == live.listed()[0]:
-            assert live.process is not None and live.process.poll() is None
-            time.sleep(0.3)
+        until(lambda: live.listed()[0] != first, "a backup that makes up for the interrupted one", 0.3)
         assert live.listed()[-1] == first
 
 
 def next_job(live: Live, known: set[str]) -> str:
     """Wait for a job that nobody asked for, and return its id."""
-    while not (new := [row for row in live.must("job", "list")["jobs"] if row["id"] not in known]):
-        time.sleep(0.3)
+    new: list[dict] = []
+
+    def came() -> bool:
+        new[:] = [row for row in live.must("job", "list")["jobs"] if row["id"] not in known]
+        return bool(new)
+
+    until(came, "a job of the schedule", 0.3)
     assert (new[-1]["verb"], new[-1]["actor"]) == ("backup", "schedule")
     return str(new[-1]["id"])
 

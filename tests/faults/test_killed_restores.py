@@ -8,7 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.faults.hand import SECONDS, SIDES, Hand, a_place, moment
+from tests.faults.hand import SIDES, Hand, a_place, moment
+from tests.live import until
 from tests.workload import consistent
 
 
@@ -39,8 +40,7 @@ def test_what_a_killed_restore_left_beside_the_database_goes_with_the_next_one(h
     strangers = [hand.live / ".notes.dbguard", hand.live / ".a.b.c.dbguard", hand.live / "shop.abcd1234.dbguard"]
     for path in strangers:
         path.touch()
-    while time.time() - left.stat().st_ctime < 1.1:
-        time.sleep(0.05)  # a younger one might be somebody's who has just begun
+    until(lambda: time.time() - left.stat().st_ctime > 1.1, "old enough not to be of someone who has just begun")
     hand.run("restore", "shop", "--to", str(hand.live / "copy.db")).result  # noqa: B018
     assert consistent(hand.live / "copy.db")
     assert not left.exists()
@@ -100,10 +100,12 @@ def marked(hand: Hand) -> str:
 
 def nobody_pours(hand: Hand) -> None:
     """Wait until no process of ours writes the live database any more."""
-    path, deadline = os.fsencode(hand.path), time.monotonic() + SECONDS
-    while any(path in command(pid) for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()):
-        assert time.monotonic() < deadline, "somebody still writes the live database"
-        time.sleep(0.005)
+    path = os.fsencode(hand.path)
+
+    def writes(pid: str) -> bool:
+        return pid.isdigit() and int(pid) != os.getpid() and path in command(pid)
+
+    until(lambda: not any(map(writes, os.listdir("/proc"))), "nobody writes the live database any more")
 
 
 def command(pid: str) -> bytes:

@@ -194,11 +194,12 @@ class Runner:
 
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
-        for live in startable(self._waiting, self._running.values(), loop.time(), self.max_jobs):
+        now = loop.time()  # one look: what comes due between two would be neither started nor waited for
+        for live in startable(self._waiting, self._running.values(), now, self.max_jobs):
             self._waiting.remove(live)
             self._running[live.row.id] = live
             live.task = loop.create_task(self._run(live), name=f"job-{live.row.id}")
-        later = [live.not_before for live in self._waiting if live.not_before > loop.time()]
+        later = [live.not_before for live in self._waiting if live.not_before > now]
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_at(min(later), self._pump) if later else None

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from dbguardd.errors import NoSpace, NotFound
+from dbguardd.errors import NoSpace, NotFound, Unreachable
 from dbguardd.wire import JobRow, JobState
-from tests.daemon.conftest import World, ended, order, started, until_cancelled
+from tests.daemon.conftest import World, ended, order, raising, started, until_cancelled
 
 
 def run(main: Any) -> None:
@@ -95,3 +95,25 @@ def test_an_audit_log_that_cannot_be_written_hides_no_end(world: World) -> None:
             world.audit._file = file
 
     run(main())
+
+
+class Creeping(asyncio.SelectorEventLoop):
+    """A loop whose clock goes on by most of what a job waits for, whenever somebody looks at it."""
+
+    looks = 0
+
+    def time(self) -> float:
+        self.looks += 1
+        return super().time() + self.looks * 0.02
+
+
+def test_no_try_is_forgotten_when_its_time_comes_while_the_queue_is_looked_at(world: World) -> None:
+    world.terms = {"retries": 5, "wait_seconds": 0.03, "backoff": 1.0}
+
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            worker.acts = raising(*(Unreachable("a") for _ in range(5)))
+            assert (await ended(runner, runner.submit(order("backup")))).state is JobState.DONE
+
+    with asyncio.Runner(loop_factory=Creeping) as runner:
+        runner.run(main())

@@ -130,3 +130,36 @@ def test_a_client_that_waits_is_told_when_the_daemon_goes(house: House) -> None:
         _, err = waiting.communicate(timeout=60)
     assert waiting.returncode in (1, 6), err
     assert "DBG-8003" in err or "DBG-0002" in err
+
+
+@pytest.mark.parametrize("half", ["repository", "engine"])
+def test_a_worker_that_hangs_is_ended(house: House, half: str) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", 'lock_timeout = "1h"', 'stall_timeout = "5s"'))
+    house.start()
+    with held(path):
+        job = house.submit("backup", "app")
+        until(lambda: house.job(job)["step"] == "snapshot", lambda: house.job(job))
+        os.kill(house.workers()[half], signal.SIGSTOP)
+        row = house.ended(job)
+    assert (row["state"], row["problem"]["code"]) == ("failed", "DBG-8002")
+    until(lambda: not house.workers(), house.workers)
+    assert house.does("backup", "app")["proof"]["grade"] == "proven"
+    house.idle()
+    house.is_sound()
+
+
+def test_an_interrupt_ends_it_as_sigterm_does(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", 'lock_timeout = "1h"'))
+    process = house.start()
+    with held(path):
+        job = house.submit("backup", "app")
+        until(lambda: house.job(job)["step"] == "snapshot", lambda: house.job(job))
+        for pid in (process.pid, *house.workers().values()):  # as a terminal sends it
+            os.kill(pid, signal.SIGINT)
+        assert gone(process) == 0
+    house.start()
+    assert house.job(job)["state"] == "interrupted"
+    house.idle()
+    house.is_sound()

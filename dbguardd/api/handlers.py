@@ -165,14 +165,14 @@ async def recovery_test(ask: Ask) -> Json:
     return await ask.finish(ask.service.recovery_test(ask.path["name"], ask.body["identity"], ask.actor))
 
 
-def audit(ask: Ask) -> Json:
+async def audit(ask: Ask) -> Json:
     """Entries of the audit log."""
-    return ask.service.audit(ask.query["after"], ask.query["limit"])
+    return await ask.service.audit(ask.query["after"], ask.query["limit"])
 
 
-def audit_verify(ask: Ask) -> Json:
+async def audit_verify(ask: Ask) -> Json:
     """Recompute the chain of the audit log."""
-    return ask.service.audit_verify()
+    return await ask.service.audit_verify()
 
 
 def _job(row: JobRow) -> Json:

@@ -17,10 +17,12 @@ import hashlib
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,7 @@ from dbguardd.errors import AuditBroken, Degraded, GuardError, NoSpace, SecondIn
 _ANCHOR = "audit_head"
 _START = "0" * 64
 _NOTE_BYTES = 4096
+_FINDINGS = 100
 _WINDOW_BYTES = 1 << 20
 _BROKEN = "audit.broken"
 _UNANCHORED = "audit.unanchored"
@@ -135,45 +138,54 @@ class Audit:
     def show(self, after: int, limit: int) -> list[Entry]:
         """The first `limit` entries after that number; after < 0: the last `limit`. Unreadable lines are left out."""
         entries: list[Entry] = []
-        for line in self._lines():
-            try:
+        for line in deque(self._lines(), maxlen=limit) if after < 0 else self._lines():
+            with suppress(ValueError, TypeError, KeyError):
                 entry = _entry(json.loads(line))
-            except (ValueError, TypeError, KeyError):
-                continue
-            if entry.seq > after:
-                entries.append(entry)
-            if after < 0 and len(entries) > limit:
-                del entries[0]
-            elif after >= 0 and len(entries) == limit:
-                break
+                if entry.seq > after:
+                    entries.append(entry)
+                if len(entries) == limit:
+                    break
         return entries
 
     def verify(self) -> Verified:
         """Check every byte. Raises AuditBroken with all findings."""
+        return self.verification()()
+
+    def verification(self) -> Callable[[], Verified]:
+        """Return verify() of the log as it is now. It takes a second for 100,000 entries and may run in any thread."""
+        try:
+            return partial(self._verify, self._anchor.get(_ANCHOR), self._path.stat().st_size)
+        except OSError as error:
+            raise _outcome(self._path, error) from error
+
+    def _verify(self, anchor: str | None, size: int) -> Verified:
         findings: list[str] = []
         notes: list[str] = []
-        expected, head, seen = 0, _START, {0: _START}
-        for number, line in enumerate(self._lines(), start=1):
+        expected, head, seen, entries = 0, _START, {0: _START}, 0
+        anchored = int((anchor or "0").partition(":")[0])
+        for entries, line in enumerate(self._lines(size), start=1):
             expected += 1
             entry, finding = _check(line, expected, head)
-            if finding:
-                findings.append(f"line {number}: {finding}")
+            if finding and len(findings) < _FINDINGS:
+                findings.append(f"line {entries}: {finding}")
             if entry is not None:
                 expected, head = entry.seq, entry.hash
-                said = f"line {number}: {entry.at}: {entry.facts.get('finding', '')}"
+                said = f"line {entries}: {entry.at}: {entry.facts.get('finding', '')}"
                 if entry.action == _BROKEN:
                     findings.append(said)
                 elif entry.action == _UNANCHORED:
                     notes.append(said)
-            seen[expected] = head
-        findings += self._against_anchor(seen)
+            if expected == anchored:
+                seen[expected] = head
+        seen[expected] = head
+        findings += _against_anchor(anchor, seen)
         if findings:
             raise AuditBroken(
                 f"{self._path}: the audit log was changed",
                 detail="\n".join(findings[:20]),
-                facts={"findings": findings[:100], "entries": len(seen) - 1},
+                facts={"findings": findings, "entries": entries},
             )
-        return Verified(len(seen) - 1, head, tuple(notes))
+        return Verified(entries, head, tuple(notes))
 
     def head(self) -> tuple[int, str]:
         """The number and the hash of the last entry."""
@@ -196,21 +208,17 @@ class Audit:
             os.ftruncate(self._file, size)  # half a line must not stand before the next one
             raise
 
-    def _lines(self) -> Iterator[bytes]:
-        """Yield every line without its end; a last one without an end is yielded with a mark, so it never verifies."""
+    def _lines(self, size: int = sys.maxsize) -> Iterator[bytes]:
+        """Yield every line that ends in the first `size` bytes, without its end.
+
+        A last one without an end is yielded with a mark, so it never verifies.
+        """
         with self._path.open("rb") as file:
             for line in file:
+                size -= len(line)
+                if size < 0:
+                    return
                 yield line[:-1] if line.endswith(b"\n") else line + b"\0torn"
-
-    def _against_anchor(self, seen: Mapping[int, str]) -> list[str]:
-        anchor = self._anchor.get(_ANCHOR)
-        if anchor is None:
-            return [] if max(seen) == 0 else ["the catalog has no anchor for this log"]
-        number, _, digest = anchor.partition(":")
-        found = seen.get(int(number))
-        if found is None:
-            return [f"the log ends before entry {number}, which the catalog knows"]
-        return [] if found == digest else [f"entry {number} is not the one that the catalog knows"]
 
     def _resume(self, now: datetime) -> None:
         """Find the head; record what a crash tore and what does not fit the anchor."""
@@ -227,7 +235,7 @@ class Audit:
         if int(known) not in seen:  # it should be at the end, so something is wrong: look at all of it
             seen = {0: _START, **{entry.seq: entry.hash for entry in self.show(0, sys.maxsize)}}
         lost = self._anchor.get(_ANCHOR) is None and max(seen) > 0
-        breaks = [] if lost else self._against_anchor(seen)
+        breaks = [] if lost else _against_anchor(self._anchor.get(_ANCHOR), seen)
         if torn:
             os.ftruncate(self._file, size - len(torn))
             os.fsync(self._file)
@@ -240,6 +248,17 @@ class Audit:
 
     def _note(self, now: datetime, action: str, facts: Mapping[str, Any]) -> None:
         self.append(now, Who("dbguardd"), action=action, object=self._path.name, outcome="noted", facts=facts)
+
+
+def _against_anchor(anchor: str | None, seen: Mapping[int, str]) -> list[str]:
+    """Return what is wrong with the hashes of entries by number, as far as they were looked at."""
+    if anchor is None:
+        return [] if max(seen) == 0 else ["the catalog has no anchor for this log"]
+    number, _, digest = anchor.partition(":")
+    found = seen.get(int(number))
+    if found is None:
+        return [f"the log ends before entry {number}, which the catalog knows"]
+    return [] if found == digest else [f"entry {number} is not the one that the catalog knows"]
 
 
 def _check(line: bytes, expected: int, head: str) -> tuple[Entry | None, str]:

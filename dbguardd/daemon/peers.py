@@ -12,6 +12,7 @@ from dbguardd.policy.model import Access
 from dbguardd.wire import Role
 
 _QUIET_SECONDS = 60.0
+_KINDS = 20  # so many different refusals of one peer are written down in that time
 _MOST = 1_000
 
 
@@ -59,6 +60,9 @@ class Refusals:
     def count(self, uid: int, action: str, now: float) -> int | None:
         """Return how often this was left out since it was last written, or None to leave it out now too."""
         key = (uid, action)
+        recent = sum(other == uid and now - at < _QUIET_SECONDS for (other, _), (at, _) in self._last.items())
+        if key not in self._last and recent >= _KINDS:
+            key = (uid, "")  # it makes paths up: these are one kind
         at, left_out = self._last.get(key, (-_QUIET_SECONDS, 0))
         if now - at < _QUIET_SECONDS:
             self._last[key] = (at, left_out + 1)

@@ -170,10 +170,10 @@ class Store:
     async def recovery_test(self, key, identity, actor):
         return self._called("recovery_test", key, identity)
 
-    def audit(self, after, limit):
+    async def audit(self, after, limit):
         return {**self._called("audit", after, limit), "entries": [self.payload]}
 
-    def audit_verify(self):
+    async def audit_verify(self):
         return self._called("audit_verify")
 
 

@@ -190,3 +190,10 @@ def test_a_long_log_resumes_at_its_end(path: Path, catalog: Catalog) -> None:
     assert audit.head() == head
     assert (audit.verify().entries, audit.verify().head) == head
     audit.close()
+
+
+def test_what_is_appended_while_another_thread_verifies_is_no_finding(audit: Audit) -> None:
+    verification = audit.verification()
+    entry = audit.append(NOW, ALICE, action="x", object="y", outcome="done")
+    assert verification() == Verified(4, entry.prev)
+    assert audit.verify() == Verified(5, entry.hash)

@@ -301,7 +301,7 @@ def test_a_damaged_catalog_is_set_aside_and_rebuilt_from_the_repository(place: P
             await done(service, job)
             assert len(service.backups("app")) == 8
             assert any("was damaged" in line for line in service.status().attention)
-            assert [entry["action"] for entry in service.audit(0, 10)["entries"]].count("catalog.replaced") == 1
+            assert [entry["action"] for entry in (await service.audit(0, 10))["entries"]].count("catalog.replaced") == 1
 
     asyncio.run(second())
     assert len(list(place.state.glob("catalog.db.damaged-*"))) == 1

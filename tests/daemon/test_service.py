@@ -51,7 +51,7 @@ def live(place: Place, test: Test) -> None:
 
 
 def actions(service: Service) -> list[tuple[str, str]]:
-    return [(entry["action"], entry["outcome"]) for entry in service.audit(0, 1000)["entries"]]
+    return [(entry.action, entry.outcome) for entry in service._do.audit.show(-1, 1000)]
 
 
 def test_it_has_every_method_of_the_protocol_with_the_same_arguments() -> None:
@@ -112,15 +112,15 @@ def test_people_are_named_in_the_audit_log(place: Place) -> None:
             ("policy.reload", "intent"),
             ("policy.reload", "done"),
         ]
-        entry = service.audit(0, 1)["entries"][-1]
+        entry = (await service.audit(0, 1))["entries"][-1]
         assert entry["actor"] == {"user": "alice", "uid": ALICE.uid, "pid": 77, "role": "admin"}
-        checked = service.audit_verify()
+        checked = await service.audit_verify()
         assert (checked["ok"], checked["entries"]) == (True, 6)
         file = place.state / "audit.jsonl"
         whole = file.read_bytes()
         file.write_bytes(whole.replace(b"alice", b"mallo", 1))
         with pytest.raises(AuditBroken):
-            service.audit_verify()
+            await service.audit_verify()
         file.write_bytes(whole)
 
     live(place, test)
@@ -134,12 +134,29 @@ def test_refusals_are_recorded_and_cannot_flood(place: Place) -> None:
         service.denied(mallory, "GET /v1/status")
         place.steady += 61
         service.denied(mallory, "POST /v1/reload")
-        entries = service.audit(0, 100)["entries"]
+        entries = (await service.audit(0, 100))["entries"]
         assert [(entry["action"], entry["facts"]) for entry in entries] == [
             ("POST /v1/reload", {}),
             ("GET /v1/status", {}),
             ("POST /v1/reload", {"repeated": 99}),
         ]
+
+    live(place, test)
+
+
+def test_a_peer_that_makes_up_paths_cannot_flood_the_audit_log(place: Place) -> None:
+    async def test(service: Service, worker: FakeWorker) -> None:
+        mallory, trudy = Caller(uid=1234, user="mallory"), Caller(uid=1235, user="trudy")
+        for second in range(3 * 60):
+            place.steady += 1
+            for number in range(10):
+                service.denied(mallory, f"GET /v1/jobs/{second}-{number}")
+        service.denied(trudy, "POST /v1/reload")
+        entries = (await service.audit(0, 1000))["entries"]
+        assert 3 < len(entries) <= 3 * 21 + 1
+        assert entries[-1]["action"] == "POST /v1/reload"
+        written = sum(1 + entry["facts"].get("repeated", 0) for entry in entries)
+        assert written > 1000  # what is left out is counted
 
     live(place, test)
 

@@ -69,6 +69,7 @@ class Place:
     @asynccontextmanager
     async def daemon(self, *acts: Any) -> AsyncIterator[tuple[Service, FakeWorker]]:
         """Live until the block ends, then stop by SIGTERM as systemd would."""
+        lives = sum(event == "daemon.ready" for _, event, _ in self.log.events)
         worker, born = FakeWorker(acts=list(acts)), asyncio.get_running_loop().create_future()
         place = self
 
@@ -87,7 +88,7 @@ class Place:
         if life.done():
             life.result()
         service = await asyncio.wait_for(born, SECONDS)
-        await self.until("daemon.ready")
+        await self.until("daemon.ready", lives + 1)  # not before does it listen to signals
         try:
             yield service, worker
         finally:

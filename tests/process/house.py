@@ -69,6 +69,7 @@ class House:
         self.api = Daemon(str(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
         self.python = Path(sys.executable)
+        self.become: list[str] = []  # a command that starts the daemon as somebody
         self.write("")
 
     # ------------------------------------------------------------------------------------------------ setting up
@@ -113,8 +114,9 @@ class House:
         """Start a daemon without waiting."""
         where = ["--policy", self.policy, "--state", self.state, "--socket", self.socket]
         with self.log.open("ab") as log:
-            return subprocess.Popen([*self._program("dbguardd"), *where, "--json-log"], stdout=log, stderr=log,
-                                    start_new_session=True, cwd="/", env={**os.environ, **environment})  # fmt: skip
+            argv = [*self.become, *self._program("dbguardd"), *where, "--json-log"]
+            return subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, cwd="/",
+                                    env={**os.environ, **environment})  # fmt: skip
 
     def _program(self, name: str) -> list[str | Path]:
         script = self.python.with_name(name)

@@ -1,0 +1,108 @@
+"""The daemon as its unit starts it: a user without rights, who may become the owners of databases and nothing else."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.process.house import House, add, held, rows, until
+
+POWERS = "-all,+setuid,+setgid,+kill"
+
+
+@pytest.fixture
+def served(house: House, users: list[int], program) -> House:
+    """A daemon that runs as a user of its own; the database belongs to another one, in a place only for that one."""
+    owner, _, service = users
+    group = pwd.getpwuid(service).pw_gid
+    house.become = [program("setpriv"), f"--reuid={service}", f"--regid={group}", "--clear-groups",
+                    f"--bounding-set={POWERS}", f"--inh-caps={POWERS}", f"--ambient-caps={POWERS}",
+                    "--no-new-privs"]  # fmt: skip
+    for path in (house.place, house.log):
+        os.chown(path, service, service)
+    home = house.place / "home"
+    home.mkdir(mode=0o700)
+    path = house.database("app", wal=True).rename(home / "app.db")
+    for entry, mode in ((home, 0o700), (path, 0o600)):
+        os.chown(entry, owner, owner)
+        entry.chmod(mode)
+    house.protects(house.table("app", 'lock_timeout = "1h"', path=path))
+    os.chown(house.policy, service, service)
+    house.start()
+    return house
+
+
+def of(pid: int, field: str) -> list[str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1:] for line in lines if line.startswith(f"{field}:"))
+
+
+def test_all_that_matters_works_for_a_service_without_rights(served: House, users: list[int]) -> None:
+    owner, reader, service = users
+    path = served.place / "home" / "app.db"
+    first = served.does("backup", "app")
+    assert first["proof"]["grade"] == "proven"
+    served.does("restore", "app", "--to", str(path.with_name("again.db")))
+    found = path.with_name("again.db").stat()
+    assert (found.st_uid, found.st_mode & 0o7777, rows(path.with_name("again.db"))) == (owner, 0o600, 50)
+    with_owner(owner, lambda: add(path, 25))
+    served.does("restore", "app", "--id", first["backup"]["id"], "--in-place", "--confirm", "app")
+    assert with_owner(owner, lambda: rows(path)) == 50
+    assert (path.stat().st_uid, path.stat().st_mode & 0o7777) == (owner, 0o600)
+    served.does("restore", "undo", "app", "--confirm", "app")
+    assert with_owner(owner, lambda: rows(path)) == 75
+    served.idle()
+    for kept in ("machine.key", "catalog.db", "audit.jsonl", "store"):
+        about = (served.state / kept).stat()
+        assert (about.st_uid, about.st_mode & 0o077) == (service, 0), kept
+    assert served.ctl("status", uid=reader).status == 5  # who is not in the policy
+    served.is_sound()
+
+
+def test_its_workers_keep_no_power(served: House, users: list[int]) -> None:
+    owner, _, service = users
+    path = served.place / "home" / "app.db"
+    with with_lock(path, owner):
+        job = served.submit("backup", "app")
+        until(lambda: set(served.workers()) == {"repository", "engine"}, served.workers)
+        until(lambda: of(served.workers()["engine"], "NoNewPrivs") == ["1"], "it settles")
+        until(lambda: served.job(job)["step"] == "snapshot", lambda: served.job(job))
+        for half, uid in (("repository", service), ("engine", owner)):
+            pid = served.workers()[half]
+            assert of(pid, "Uid") == [str(uid)] * 4
+            assert of(pid, "Gid") == [str(pwd.getpwuid(uid).pw_gid)] * 4
+            for kind in ("CapPrm", "CapEff", "CapAmb"):
+                assert int(of(pid, kind)[0], 16) == 0, (half, kind)
+        os.kill(served.workers()["engine"], signal.SIGSTOP)  # it does not listen any more, and belongs to another user
+        served.does("job", "cancel", job)
+        assert served.ended(job)["state"] == "cancelled"
+    until(lambda: not served.workers(), served.workers)
+    assert served.does("backup", "app")["proof"]["grade"] == "proven"
+    served.idle()
+    served.is_sound()
+
+
+def with_owner(uid: int, act):
+    """Do something in this process with the rights of another user."""
+    os.seteuid(uid)
+    try:
+        return act()
+    finally:
+        os.seteuid(0)
+
+
+def with_lock(path: Path, owner: int):
+    """Hold the lock of a long transaction; files that this makes belong to the owner."""
+    with_owner(owner, lambda: to_rollback_journal(path))
+    return held(path)
+
+
+def to_rollback_journal(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma journal_mode = delete")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-
-_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,11 @@ class Level:
 
 
 class Gauge:
-    """The last measurement of each path."""
+    """The last measurement of each path. One that takes longer than `seconds` hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[str], Level] | None = None, seconds: float = 5.0) -> None:
+        self._look = look or _look
+        self._seconds = seconds
         self._levels: dict[str, Level] = {}
         self._hanging: dict[str, asyncio.Future[Level]] = {}
 
@@ -36,16 +38,33 @@ class Gauge:
             hanging = self._hanging.get(path)
             if hanging is not None and not hanging.done():
                 continue
-            future = asyncio.ensure_future(asyncio.to_thread(_measure, path))
+            future = self._hanging[path] = _measured(self._look, path)
             try:
-                self._levels[path] = await asyncio.wait_for(asyncio.shield(future), _SECONDS)
+                self._levels[path] = await asyncio.wait_for(asyncio.shield(future), self._seconds)
                 self._hanging.pop(path, None)
             except TimeoutError:
-                self._hanging[path] = future
-                self._levels[path] = Level(error=f"{path} does not answer since {_SECONDS:g} s")
+                self._levels[path] = Level(error=f"{path} does not answer since {self._seconds:g} s")
 
 
-def _measure(path: str) -> Level:
+def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
+    """Measure in a thread that nobody waits for: one of the loop's own would keep a daemon from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Level] = loop.create_future()
+
+    def tell(level: Level) -> None:
+        if not future.done():
+            future.set_result(level)
+
+    def measure() -> None:
+        level = look(path)
+        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(tell, level)
+
+    threading.Thread(target=measure, name="gauge", daemon=True).start()
+    return future
+
+
+def _look(path: str) -> Level:
     try:
         status = os.statvfs(path)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Small parts: ids, the bell, the gauge, the choice of names."""
 
 import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import new_id, system_clock
-from dbguardd.daemon.gauge import Gauge
+from dbguardd.daemon.gauge import Gauge, Level
 from dbguardd.daemon.protect import choose_name
 from dbguardd.policy.policy import Policy
 
@@ -39,6 +40,26 @@ def test_the_bell_wakes_all_who_wait_and_nobody_later() -> None:
         assert not await bell.wait(0)
 
     asyncio.run(main())
+
+
+def test_a_storage_that_hangs_is_said_to_and_keeps_no_daemon_from_ending() -> None:
+    looks: list[str] = []
+    never = threading.Event()
+
+    def look(path: str) -> Level:
+        looks.append(path)
+        never.wait()
+        return Level(free_bytes=1)
+
+    async def main() -> None:
+        gauge = Gauge(look, 0.01)
+        for _ in range(3):
+            await gauge.measure({"nfs": "/mnt/nfs"})
+        assert "does not answer" in gauge.level("/mnt/nfs").error
+
+    asyncio.run(main())  # it ends, although the thread does not
+    assert looks == ["/mnt/nfs"]
+    never.set()
 
 
 def test_the_gauge_knows_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Checking:
                 yield from self._record(found, seen)
         for slot, name in sorted(seen.about.items()):
             if slot not in seen.ids and slot not in seen.expired:
-                yield Finding("warning", name, "is about a backup that is not there")
+                yield Finding("damage", name, "is about a backup whose manifest is gone", (slot,))
         packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
         yield from self._needed(seen, packs)
         yield from self._packs(seen, packs, data)

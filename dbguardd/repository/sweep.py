@@ -5,7 +5,8 @@ again and deletes the packs in the tomb that still nothing needs, and the backup
 to stop for it: see tombs.py for what writers do. The order of one run, so that it can be killed anywhere and repeated:
 
 1. the storage's time (clock.py) and the tombs that are due,
-2. all backups, what each needs, and all packs; anything unreadable or missing ends the run here,
+2. all backups, what each needs, and all packs; anything unreadable or missing ends the run here, also a manifest
+   that is gone while a fingerprint, proof or hold of its backup is there (unless it is confirmed: then they go too),
 3. manifests of expired backups, then their other records, then their tombs,
 4. packs that are due, then their tombs,
 5. new tombs.
@@ -23,7 +24,7 @@ from datetime import datetime, timedelta
 from dbguardd.errors import Breaker, Damaged, ObjectMissing
 from dbguardd.repository.clock import Pulse, Pulses, trusted
 from dbguardd.repository.ledger import read_backup
-from dbguardd.repository.model import Backup, Swept
+from dbguardd.repository.model import Backup, Swept, rfc3339
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain, Randomness
@@ -86,7 +87,7 @@ class Sweeping:
         self, now: datetime, grace: timedelta, *, dry_run: bool, confirmed: bool, breakers: Breakers | None = None
     ) -> Swept:
         """Do one run, or tell what it would do. Raises ClockDoubt, Breaker, Damaged, ObjectMissing."""
-        survey = self.survey(now, grace)
+        survey = self.survey(now, grace, confirmed=confirmed)
         fresh = [pack for pack in survey.fresh if self._old_enough(survey, pack, grace)]
         if not confirmed:
             _not_too_much(survey, breakers or Breakers())
@@ -107,17 +108,24 @@ class Sweeping:
             dry_run=dry_run,
         )
 
-    def survey(self, now: datetime, grace: timedelta) -> Survey:
-        """Read what a run must know; refuse where something cannot be known. Tombs first, backups later, packs last."""
+    def survey(self, now: datetime, grace: timedelta, *, confirmed: bool) -> Survey:
+        """Read what a run must know; refuse where something cannot be known. Tombs first, backups later, packs last.
+
+        Backups whose manifest is gone are given up, like expired ones, if that is `confirmed`.
+        """
         there = trusted(self.storage, now, self.randomness, list(self.storage.list("")), grace)
         pulse = self.pulses()
         tombs = [tomb_of(record) for record in self._all("tomb")]
         for kind in ("hold", "release"):
             self._all(kind)
         held = self.notes.holds()
+        noted = self._noted()
         expired = {tomb.backup for tomb in tombs if tomb.backup}
         over = {tomb.backup for tomb in tombs if tomb.backup and tomb.over(there, pulse, grace)} - held.keys()
         backups = [(read_backup(record), record.domain) for record in self._all("backup", beside=over)]
+        lost = noted.keys() - {backup.id for backup, _ in backups} - expired
+        if lost and not confirmed:
+            raise _lost(min(lost), noted)
         packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
         needed: set[str] = set()
         recallable: set[str] = set()
@@ -131,8 +139,8 @@ class Sweeping:
             packs,
             frozenset(needed),
             frozenset(needed | recallable),
-            len(backups) + len(over),
-            tuple(sorted(over)),
+            len(backups) + len(over | lost),
+            tuple(sorted(over | lost)),
             due,
             waiting,
         )
@@ -151,6 +159,11 @@ class Sweeping:
                 ) from record.error
             found.append(record)
         return found
+
+    def _noted(self) -> dict[str, Entry]:
+        """Return a record about each backup that left one. Listed before the manifests, which are older."""
+        entries = [entry for kind in ("print", "proof", "hold") for entry in self.records.entries(kind)]
+        return {entry.name.rpartition("/")[2].rpartition("-")[0]: entry for entry in entries}
 
     def _old_enough(self, survey: Survey, pack: str, grace: timedelta) -> bool:
         """Young packs may belong to a backup in the making; what an expired one needed is marked at once."""
@@ -189,6 +202,15 @@ def _complete(backup: Backup, missing: AbstractSet[str]) -> None:
             detail=", ".join(pack_name(pack) for pack in sorted(missing)[:8]),
             hints=("dbguardctl check", f"dbguardctl backup {backup.database} --full"),
         )
+
+
+def _lost(backup: str, noted: Mapping[str, Entry]) -> ObjectMissing:
+    """Return the refusal beside a backup that left records, but neither manifest nor tomb: a sweep takes that last."""
+    return ObjectMissing(
+        f"backup {backup}: its manifest is gone, and nobody knows what it needs; nothing is swept",
+        detail=f"{noted[backup].name} is still there, of {rfc3339(noted[backup].modified_at)}",
+        hints=("dbguardctl check", "# bring the manifest back from a copy of the storage, or sweep with --confirm"),
+    )
 
 
 def _not_too_much(survey: Survey, breakers: Breakers) -> None:

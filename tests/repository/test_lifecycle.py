@@ -347,6 +347,36 @@ def test_nothing_is_swept_beside_damage(world, place):
     assert names(world) == before
 
 
+@pytest.mark.parametrize("about", ["print", "proof", "hold"])
+def test_a_manifest_that_vanished_takes_nothing_with_it_until_that_is_confirmed(world, about):
+    repository = world.create()
+    lost, kept = world.save(repository), world.save(repository, full=True)
+    match about:
+        case "print":
+            repository.attest(lost.id, {"tables": {}}, world.clock.host)
+        case "proof":
+            repository.add_proof(Proof(lost.id, world.clock.host, "proven", 1.0, (), "0"))
+        case "hold":
+            repository.hold(lost.id, "r", "a", world.clock.host)
+    [manifest] = names(world, f"records/backup/{lost.id}")
+    data, at = world.storage._objects[manifest]
+    world.storage.delete(manifest)
+    assert [finding.backups for finding in damage(repository)] == [(lost.id,)]
+    for _ in range(3):
+        world.clock.forward(hours=25)
+        with pytest.raises(ObjectMissing, match=lost.id):
+            repository.sweep(world.clock.host, GRACE)
+    world.storage._objects[manifest] = (data, at)
+    world.intact(repository)
+    assert len(repository.backups()) == 2
+    world.storage.delete(manifest)
+    assert repository.sweep(world.clock.host, GRACE, confirmed=True).backups == (lost.id,)
+    world.clock.forward(hours=25)
+    repository.sweep(world.clock.host, GRACE)
+    clean(repository)
+    assert repository.backups() == [kept]
+
+
 def test_a_broken_backup_that_expired_does_not_stop_the_sweep_for_ever(world):
     repository = world.create()
     first = world.save(repository)

@@ -65,10 +65,11 @@ def restore(run: Run, request: Restore) -> Result:
 
 def undo(run: Run, request: Undo) -> Result:
     """Put back the state that the last in-place restore replaced. It can itself be undone."""
+    holds = run.repository.holds()
     held = [
         backup
         for backup in run.repository.backups(run.name)
-        if any(hold.reason == UNDO_REASON for hold in run.repository.holds().get(backup.id, ()))
+        if any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ()))
     ]
     if not held:
         raise NotFound(f"{run.name}: there is no restore to undo", hints=[f"dbguardctl list {run.name}"])
@@ -171,8 +172,7 @@ def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding
 
 
 def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, Any]:
-    proofs = [proof for proof in run.repository.proofs() if proof.backup == backup.id]
-    newest = max(proofs, key=lambda proof: proof.at, default=None)
+    newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs = backup.source_bytes * (3 if in_place else 1)
     return {
         "backup": backup.id,

@@ -262,9 +262,9 @@ class Repository:
         """Store the result of a test restore. Raises NotFound."""
         self._notes.add_proof(proof)
 
-    def proofs(self) -> list[Proof]:
-        """Return all proofs, by backup and then by time."""
-        return self._notes.proofs()
+    def proofs(self, backup: str = "") -> list[Proof]:
+        """Return the proofs of one backup, or all, by backup and then by time."""
+        return self._notes.proofs(backup)
 
     def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
         """Forbid the deletion of a backup. Raises NotFound."""

@@ -19,7 +19,8 @@ class Bell:
     async def wait(self, seconds: float) -> bool:
         """Wait for the next ring; False if none came in time."""
         try:
-            await asyncio.wait_for(self._event.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for() of Python 3.11 forgets to be cancelled when both come
+                await self._event.wait()
         except TimeoutError:
             return False
         return True

@@ -40,7 +40,8 @@ class Gauge:
                 continue
             future = self._hanging[path] = _measured(self._look, path)
             try:
-                self._levels[path] = await asyncio.wait_for(asyncio.shield(future), self._seconds)
+                async with asyncio.timeout(self._seconds):  # see bell.py
+                    self._levels[path] = await asyncio.shield(future)
                 self._hanging.pop(path, None)
             except TimeoutError:
                 self._levels[path] = Level(error=f"{path} does not answer since {self._seconds:g} s")

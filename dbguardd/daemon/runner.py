@@ -120,7 +120,8 @@ class Runner:
         live = self._find(id)
         if live is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(live.ended.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await live.ended.wait()
             return replace(live.row)
         return self.job(id)
 

@@ -209,7 +209,8 @@ async def _watch(
     try:
         while True:
             try:
-                line = await asyncio.wait_for(repository.stdout.readline(), stall_timeout)
+                async with asyncio.timeout(stall_timeout):  # wait_for() of Python 3.11 may forget to be cancelled
+                    line = await repository.stdout.readline()
             except TimeoutError:
                 raise Stalled(f"no progress for {stall_timeout:g} s") from None
             except ValueError as error:

@@ -42,6 +42,48 @@ def test_the_bell_wakes_all_who_wait_and_nobody_later() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("steps", range(4))
+def test_who_is_cancelled_when_the_bell_rings_ends(steps: int) -> None:
+    async def main() -> None:
+        bell = Bell()
+
+        async def for_ever() -> None:
+            while True:
+                await bell.wait(60)
+
+        task = asyncio.create_task(for_ever())
+        await asyncio.sleep(0)
+        bell.ring()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=0.2)
+        assert done == {task}
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_when_a_measurement_is_there_ends() -> None:
+    gate = threading.Event()
+
+    def look(path: str) -> Level:
+        gate.wait()
+        return Level(free_bytes=1)
+
+    async def main() -> None:
+        task = asyncio.create_task(Gauge(look).measure({"local": "/srv"}))
+        await asyncio.sleep(0)
+        gate.set()
+        for thread in [thread for thread in threading.enumerate() if thread.name == "gauge"]:
+            thread.join()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
 def test_a_storage_that_hangs_is_said_to_and_keeps_no_daemon_from_ending() -> None:
     looks: list[str] = []
     never = threading.Event()

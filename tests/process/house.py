@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ class House:
 
     def protects(self, *databases: str, more: str = "") -> None:
         """Write the policy of these tables (see `table`); nothing runs by itself on a schedule."""
-        quiet = '[defaults]\nbackup = "daily 00:00"\nmissed = "skip"\nwindow = "1s"\nretry = { times = 0 }\n'
-        free = f'[storage.local]\ntype = "directory"\npath = "{self.store}"\nkeep_free = "0B"\n'
+        quiet = f'[defaults]\nbackup = "{far(12)}"\nmissed = "skip"\nwindow = "1s"\nretry = {{ times = 0 }}\n'
+        free = f'[storage.local]\ntype = "directory"\npath = "{self.store}"\nkeep_free = "0B"\nsweep = "{far(12)}"\n'
         self.write(quiet + free + more + "".join(databases))
 
     def table(self, name: str, *lines: str, path: Path | None = None) -> str:
@@ -244,6 +245,11 @@ class House:
 
 
 # ------------------------------------------------------------------------------------------------ around it
+
+
+def far(hours: int) -> str:
+    """Return a schedule whose next time is about so many hours ahead, at whatever time of day tests run."""
+    return f"daily {(datetime.now(UTC) + timedelta(hours=hours)).hour:02}:00"
 
 
 @contextmanager

@@ -132,15 +132,14 @@ def test_a_client_that_waits_is_told_when_the_daemon_goes(house: House) -> None:
     assert "DBG-8003" in err or "DBG-0002" in err
 
 
-@pytest.mark.parametrize("half", ["repository", "engine"])
-def test_a_worker_that_hangs_is_ended(house: House, half: str) -> None:
+def test_a_worker_that_hangs_is_ended(house: House) -> None:
     path = house.database("app")
     house.protects(house.table("app", 'lock_timeout = "1h"', 'stall_timeout = "5s"'))
     house.start()
     with held(path):
         job = house.submit("backup", "app")
         until(lambda: house.job(job)["step"] == "snapshot", lambda: house.job(job))
-        os.kill(house.workers()[half], signal.SIGSTOP)
+        os.kill(house.workers()["repository"], signal.SIGSTOP)
         row = house.ended(job)
     assert (row["state"], row["problem"]["code"]) == ("failed", "DBG-8002")
     until(lambda: not house.workers(), house.workers)

@@ -7,7 +7,7 @@ import json
 import click
 
 from dbguardctl.app import Group, pass_session
-from dbguardctl.screen import Cell, paragraph, text
+from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import config as view
 
@@ -79,7 +79,7 @@ def config_diff(session: Session) -> None:
 @config.command("accept")
 @pass_session
 def config_accept(session: Session) -> None:
-    """Accept a policy that would delete backups, and put it in force."""
+    """Accept a policy that would delete backups, put it in force, and say what goes: at the next expiry."""
     answer = session.daemon.post("config", "accept")
     blocks = [text(Cell("ok", "good"), "  the policy on disk is in force")]
-    session.answer(answer, [*blocks, *paragraph(str(answer.get("text") or ""), 2)])
+    session.answer(answer, [*blocks, *view.differing(answer, session.now, session.zone, accepted=True)])

@@ -68,9 +68,11 @@ def explained(answer: Json, zone: tzinfo | None) -> list[Block]:
     return [*blocks, facts(rest, zone)] if rest else blocks
 
 
-def differing(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return the changes, then the backups that would go."""
+def differing(answer: Json, now: datetime, zone: tzinfo | None, *, accepted: bool = False) -> list[Block]:
+    """Return the changes, then the backups that would go, or will if they are `accepted`."""
     changes, doomed = answer.get("changes") or [], answer.get("deletes") or []
+    if accepted and not doomed:
+        return [text("No backup is deleted by that.", indent=2)]
     if not changes and not doomed:
         return [text("The files on disk say what is in force.")]
     blocks: list[Block] = [
@@ -91,9 +93,13 @@ def differing(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         for row in doomed
     ]
     number = f"{len(doomed)} backup{'' if len(doomed) == 1 else 's'}"
+    what = f"The next expiry deletes {number}:" if accepted else f"This would delete {number}:"
+    lead, command = (
+        ("keep one  ", "dbguardctl hold ID --reason TEXT") if accepted else ("accept it  ", "dbguardctl config accept")
+    )
     return [
         *blocks,
-        text(Cell(f"This would delete {number}:", "bad")),
+        text(Cell(what, "bad")),
         Table(("ID", "DATABASE", "WHEN", "WHY"), rows, indent=2, fold=frozenset((3,))),
-        text(Cell("accept it  ", "dim"), Cell("dbguardctl config accept", "try")),
+        text(Cell(lead, "dim"), Cell(command, "try")),
     ]

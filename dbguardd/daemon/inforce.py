@@ -130,13 +130,35 @@ class InForce:
         if order.verb == "expire" and not order.dry and order.database in self.frozen:
             raise shrinks({order.database: self.frozen[order.database]})
         return Terms(
-            self.policy.spec(order.database, state),
+            {**self.policy.spec(order.database, state), **self._elsewhere(order, guarded)},
             window_seconds=guarded.window.total_seconds(),
             stall_seconds=guarded.stall_timeout.total_seconds(),
             verify_after=guarded.verify == "after-backup",
             expire_after=guarded.expire == "after-backup",
             **_tries(guarded),
         )
+
+    def _elsewhere(self, order: Order, guarded: Guarded) -> Json:
+        """Storage and key of the backup that is to be read, if it was made before the policy named others."""
+        row = self._wanted(order) if order.verb in ("restore", "verify") else None
+        if row is None or row.storage == guarded.storage[0]:
+            return {}
+        state, key = str(self.state), self._key_of_storage(row.storage)
+        with suppress(NotFound):  # it left the policy too: the job says that there is no such backup
+            return {"storage": self.policy.storage_spec(row.storage, state), "key": self.policy.key_spec(key, state)}
+        return {}
+
+    def _wanted(self, order: Order) -> BackupRow | None:
+        """The backup that an order means, as the catalog knows it: by id, by moment, or the newest."""
+        name, id, at = str(order.database), str(order.request.get("backup") or ""), order.request.get("at")
+        if not id and not at:
+            return self._catalog.backups.summary(name).newest
+        for row in self._catalog.backups.of(name):
+            if row.id.startswith(id.upper()) or row.id.endswith(id.upper()):
+                with suppress(GuardError):  # the job says what is wrong with `at`
+                    if not at or to_moment(row.created_at) <= to_moment(str(at)):
+                        return row
+        return None
 
     def storage(self, name: str) -> Storage:
         """One storage. Raises NotFound."""

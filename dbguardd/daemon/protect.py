@@ -45,7 +45,7 @@ def plan(path: str, name: str, policy: Policy, policy_file: Path, now: datetime)
     chosen = choose_name(name, real, policy)
     file = policy_file.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
-        raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {real} --name OTHER"])
+        raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
     text = render_database(chosen, {"engine": "sqlite", "path": real}, now, f"dbguardctl protect {_shown(real)}")
     return Plan(chosen, "sqlite", real, found, file, text)
 
@@ -58,7 +58,7 @@ def detect(path: str) -> tuple[str, str]:
     try:
         status = os.stat(real)
     except FileNotFoundError as error:
-        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {path}"]) from error
+        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
     except OSError as error:
         raise SourceDenied(f"{path}: cannot be looked at", detail=str(error)) from error
     if not stat.S_ISREG(status.st_mode):

@@ -228,6 +228,34 @@ def test_an_older_proof_does_not_hide_that_the_newest_backup_failed_its_own(plac
     live(place, test)
 
 
+def test_backups_in_a_storage_that_a_database_left_can_be_restored_and_proven(place: Place) -> None:
+    async def test(service: Service, worker: FakeWorker) -> None:
+        old, new = (stored(number, f"2026-09-12T0{number}:00:00Z") for number in (1, 5))
+        worker.acts = [reporting(("backup.stored", old))]
+        await done(service, service.submit("backup", {"database": "app"}, ALICE, None))
+        place.write(
+            place.policy.read_text()
+            + f'storage = ["far"]\n[storage.far]\ntype = "directory"\npath = "{place.path}/far"\n'
+        )
+        await service.reload(ALICE)
+
+        async def where(verb: str, **more: Any) -> str:
+            await done(service, service.submit(verb, {"database": "app", **more}, ALICE, None))
+            return str(worker.specs[-1]["storage"]["name"])
+
+        assert [await where("restore"), await where("verify")] == ["local", "local"]
+        await service.reload(ALICE)
+        worker.acts = [reporting(("backup.stored", new))]
+        assert await where("backup") == "far"
+        assert [await where("restore"), await where("verify"), await where("verify", backup=new["id"])] == ["far"] * 3
+        assert await where("restore", at="2026-09-12T04:00:00Z") == "local"
+        assert await where("verify", backup=old["id"][:26]) == "local"
+        assert await where("restore", backup=old["id"], dry_run=True) == "local"
+        assert await where("restore", at="nonsense") == "far"
+
+    live(place, test)
+
+
 def test_a_database_that_left_the_policy_is_an_orphan_that_can_be_restored(place: Place) -> None:
     async def test(service: Service, worker: FakeWorker) -> None:
         worker.acts = [reporting(("backup.stored", stored(1, to_text(place.wall))))]

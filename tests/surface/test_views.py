@@ -65,6 +65,7 @@ SCREENS: dict[str, Draw] = {
     "schedule": lambda s: care.schedule(ROUTES["GET /schedule"], NOW, BERLIN),
     "audit": lambda s: care.audit(ROUTES["GET /audit"], NOW, BERLIN),
     "config-diff": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN),
+    "config-accept": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN, accepted=True),
     "config-check": lambda s: config.checked(
         {"ok": False, "files": ["a.toml"], "errors": [{"text": "error[config/bad-value]: no\n --> a.toml:9:1\n9 | y"}]}
     ),

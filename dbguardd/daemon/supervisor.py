@@ -125,7 +125,11 @@ class Supervisor:
         runner, log = self._do.runner, self._log
         runner.close_leftovers()
         self._do.take_over(at_start=True)
-        api = await self._setup.serve(Service(self._do))
+        try:
+            api = await self._setup.serve(Service(self._do))
+        except BaseException:
+            await runner.stop(STOP_SECONDS)  # jobs may run already, and their ends need the catalog
+            raise
         self._listen_to_signals()
         log.info("daemon.ready", databases=len(self._do.inforce.policy.names()), pid=os.getpid())
         self._notify.ready(self._do.line())

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from dbguardd.catalog import Catalog
+from dbguardd.daemon import Clock, Setup, run
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
 from dbguardd.wire import Health, JobState
-from tests.daemon.conftest import started, until_cancelled
+from tests.daemon.conftest import FakeWorker, started, until_cancelled
 from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, stored
 
 
@@ -338,3 +339,32 @@ def test_the_state_directory_is_private_but_can_be_passed_through(place: Place) 
             assert (place.state / "accepted.json").stat().st_mode & 0o777 == 0o600
 
     asyncio.run(main())
+
+
+def test_a_daemon_that_cannot_listen_leaves_no_job_behind(place: Place) -> None:
+    place.guard(verify='"after-backup"')
+    row = stored(1, "2026-09-12T05:00:00Z", "stored", proven_at=None)
+    jobs: list[str] = []
+
+    async def first() -> None:
+        async with place.daemon(reporting(("backup.stored", row), result={}), until_cancelled) as (service, worker):
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            await started(worker, 2)
+
+    async def second() -> None:
+        worker = FakeWorker(acts=[until_cancelled])
+
+        async def serve(service: Any) -> Any:
+            await started(worker)
+            jobs.extend(job.id for job in service.jobs("app", "running", 5))
+            raise SecondInstance("somebody listens there")
+
+        clock = Clock(lambda: place.wall, lambda: place.steady)
+        with pytest.raises(SecondInstance):
+            await run(Setup(place.policy, place.state, worker, serve, place.log, "db1", "0123", clock))
+
+    asyncio.run(first())
+    asyncio.run(second())
+    catalog = Catalog.open(place.state / "catalog.db")
+    assert [catalog.jobs.get(job).state for job in jobs] == [JobState.INTERRUPTED]
+    catalog.close()

@@ -9,6 +9,8 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from threading import Event
 
 _PR_SET_PDEATHSIG = 1
@@ -31,10 +33,20 @@ def settle(parent: int) -> Callable[[], bool]:
         sys.exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
+    _go_first()
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which decides
     return stop.is_set
+
+
+def _go_first() -> None:
+    """Be what the kernel kills when memory runs out: a job is repeated, the application beside us must live.
+
+    The daemon is kept from that (OOMScoreAdjust= of its unit), and we inherited it. Anybody may raise his own score.
+    """
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:

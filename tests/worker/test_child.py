@@ -29,3 +29,12 @@ def test_a_half_whose_parent_is_gone_ends_at_once():
     argv = [sys.executable, "-c", "from dbguardd.worker.child import settle; settle(1); print('lived')"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("", 1)
+
+
+def test_a_half_is_what_goes_first_when_memory_runs_out():
+    code = (
+        "import os; from dbguardd.worker.child import settle; settle(os.getppid());"
+        "print(open('/proc/self/oom_score_adj').read().strip())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("500\n", 0), done.stderr

@@ -224,7 +224,7 @@ class InForce:
             kept[name] = {key: spec[key] for key in ("keep", "min_proven", "timezone")}
             kept[name]["expire"] = "off" if guarded.expire == "off" else "on"
         # What left the policy may come back one day: then its backups still have their guard.
-        left = {name: was for name, was in self._accepted().items() if self._catalog.backups.of(name)}
+        left = {name: was for name, was in self._accepted().items() if self._catalog.backups.summary(name).count}
         found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         write_whole(self._accepted_file, text, 0o600)

@@ -47,6 +47,7 @@ class Policy(Table):
     """who may ask what"""
     daemon: Daemon = Daemon()
     """the daemon itself"""
+    _guarded: dict[str, Guarded] = PrivateAttr(default_factory=dict)
 
     def names(self) -> list[str]:
         """Return the names of the databases in the order of the files."""
@@ -57,6 +58,8 @@ class Policy(Table):
 
         Raises NotFound.
         """
+        if name in self._guarded:  # asked for every database, several times for each status
+            return self._guarded[name]
         try:
             own = self.database[name]
         except KeyError:
@@ -68,6 +71,7 @@ class Policy(Table):
             values.update({field: getattr(layer, field) for field in layer.model_fields_set})
         guarded = Guarded.model_construct(**values)
         guarded._name = name
+        self._guarded[name] = guarded
         return guarded
 
     def storage_of(self, name: str, state: str) -> Storage:

@@ -176,6 +176,15 @@ class BackupRow:
 
 
 @dataclass(slots=True)
+class ExpiredRow:
+    """One backup that the policy gave up and that is not yet deleted, as `list --all` tells it."""
+
+    backup: BackupRow
+    expired_at: str
+    recall_until_at: str | None  # `recall` brings it back until then; unknown is null
+
+
+@dataclass(slots=True)
 class JobRow:
     """One job, as `job list` tells it. `result` and `problem` are there when it has ended."""
 

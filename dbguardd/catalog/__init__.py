@@ -1,7 +1,7 @@
 """What the daemon remembers: the catalog (rebuildable) and the audit log (append-only)."""
 
 from dbguardd.catalog.audit import Audit, Entry, Who
-from dbguardd.catalog.backups import Expired, Summary
+from dbguardd.catalog.backups import Summary
 from dbguardd.catalog.marks import HoldRow, ProofRow
 from dbguardd.catalog.state import Pause, Run
 from dbguardd.catalog.store import Catalog
@@ -11,7 +11,6 @@ __all__ = [
     "Audit",
     "Catalog",
     "Entry",
-    "Expired",
     "HoldRow",
     "Pause",
     "ProofRow",

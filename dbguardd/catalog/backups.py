@@ -8,22 +8,14 @@ from dataclasses import dataclass
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import NotFound, Usage
-from dbguardd.wire import BackupRow, Grade
+from dbguardd.wire import BackupRow, ExpiredRow, Grade
 
 _COLUMNS = (
     "id, database, engine, created_at, kind, method, grade, source_bytes, stored_bytes, storage, proven_at, "
     "restore_seconds, note, failure"
 )
 _LIVE = "expired_at IS NULL"
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """A backup that retention gave up; it can be recalled until its grace is over."""
-
-    backup: BackupRow
-    expired_at: str
-    grace_until_at: str | None
+_GIVEN_UP = "expired_at IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +104,43 @@ class Backups:
 
     def get(self, prefix: str) -> BackupRow:
         """The backup of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
+        if row := self._one(prefix, _LIVE):
+            return self._with_holds([row])[0]
+        if row := self._one(prefix, _GIVEN_UP):
+            raise NotFound(
+                f"{row['id']}: the backup has expired",
+                detail=f"It can be recalled until {row['grace_until_at'] or 'its grace is over'}.",
+                hints=(f"dbguardctl recall {row['id']}",),
+            )
+        raise NotFound(f"{prefix}: no such backup", hints=("dbguardctl status",))
+
+    def given_up(self, prefix: str) -> BackupRow:
+        """The expired backup of that id, or the only one whose id starts with it. Raises NotFound, Usage."""
+        if row := self._one(prefix, _GIVEN_UP):
+            return _backup(row, [])
+        if row := self._one(prefix, _LIVE):
+            raise NotFound(f"{row['id']}: the backup has not expired", hints=(f"dbguardctl show {row['id']}",))
+        raise NotFound(f"{prefix}: no such backup", hints=("dbguardctl list NAME --all",))
+
+    def _one(self, prefix: str, which: str) -> sqlite3.Row | None:
+        """The row whose id is or starts with `prefix`, None if there is none. Raises Usage if there are several."""
         rows = self._session.rows(
-            f"SELECT {_COLUMNS} FROM backups WHERE id >= ? AND id < ? AND {_LIVE} ORDER BY id LIMIT 2",  # noqa: S608
+            f"SELECT {_COLUMNS}, grace_until_at FROM backups WHERE id >= ? AND id < ? AND {which} "  # noqa: S608
+            "ORDER BY id LIMIT 2",
             (prefix, prefix + "\x7f"),
         )
-        if not prefix or not rows:
-            raise NotFound(f"{prefix}: no such backup", hints=("dbguardctl status",))
-        if len(rows) > 1 and rows[0]["id"] != prefix:
+        if len(rows) > 1 and prefix and rows[0]["id"] != prefix:
             raise Usage(f"{prefix}: several backups start like this", detail=f"{rows[0]['id']}, {rows[1]['id']}, ...")
-        return self._with_holds(rows[:1])[0]
+        return rows[0] if rows and prefix else None
 
-    def expired(self, database: str) -> list[Expired]:
+    def expired(self, database: str) -> list[ExpiredRow]:
         """The backups that are given up but not yet swept, newest first."""
         rows = self._session.rows(
             f"SELECT {_COLUMNS}, expired_at, grace_until_at FROM backups "  # noqa: S608
-            "WHERE database = ? AND expired_at IS NOT NULL ORDER BY created_at DESC",
+            f"WHERE database = ? AND {_GIVEN_UP} ORDER BY created_at DESC",
             (database,),
         )
-        return [Expired(_backup(row, []), row["expired_at"], row["grace_until_at"]) for row in rows]
+        return [ExpiredRow(_backup(row, []), row["expired_at"], row["grace_until_at"]) for row in rows]
 
     def databases(self) -> dict[str, str]:
         """Every database that has a backup, with its engine: also those that the policy no longer names."""

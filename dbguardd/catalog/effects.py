@@ -88,7 +88,7 @@ def _graded(index: Index, facts: Facts, at: str) -> None:
 
 
 def _expired(index: Index, facts: Facts, at: str) -> None:
-    index.backups.expire(str(facts["id"]), at, _time(facts.get("grace_until_at")))
+    index.backups.expire(str(facts["id"]), _time(facts.get("at")) or at, _time(facts.get("grace_until_at")))
 
 
 def _recalled(index: Index, facts: Facts, at: str) -> None:

@@ -16,7 +16,9 @@ from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
 from dbguardd.wire import Event, JobRow, JobState
 
-_AUDITED = frozenset(("restore", "undo", "expire", "sweep", "hold", "release", "recovery-sheet", "recovery-test"))
+_AUDITED = frozenset(
+    ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test")
+)
 _NOT_LOGGED = frozenset(("problem", "verb", "event", "level", "exc_info", "findings"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from dbguardd.engines.base import Progress, Snapshots
@@ -84,6 +84,11 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
 def reading(run: Run, backup: Backup) -> Callable[[int], None]:
     """Return the progress of reading one backup: it shows life, and ends the reading when the job is cancelled."""
     return lambda done_bytes: run.progress("restore", done_bytes, backup.source_bytes)
+
+
+def grace(run: Run) -> timedelta:
+    """Return how long expired backups and unneeded objects stay in the storage of this job."""
+    return timedelta(seconds=float(run.spec["storage"]["grace_seconds"]))
 
 
 def instant(moment: datetime) -> str:

@@ -1,20 +1,20 @@
-"""The daemon's own errands: read a repository into the catalog, holds, and recovery keys."""
+"""The daemon's own errands: read a repository into the catalog, holds, recalls, and recovery keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dbguardd.errors import NotFound
-from dbguardd.jobs.base import Job, Result, Run, instant, row
+from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
 from dbguardd.jobs.verify import graded
 from dbguardd.keys import AgeRecipient, Secret, new_identity
-from dbguardd.repository import Repository
+from dbguardd.repository import Repository, recallable_until
 from dbguardd.wire import Grade, Request
 
 
 @dataclass(frozen=True, slots=True)
 class Scan(Request):
-    """Report every backup, proof and hold of a repository: how a lost catalog comes back."""
+    """Report every backup, proof, hold and expiry of a repository: how a lost catalog comes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,13 @@ class Hold(Request):
 @dataclass(frozen=True, slots=True)
 class Release(Request):
     """End all holds of one backup."""
+
+    backup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall(Request):
+    """Bring one expired backup back."""
 
     backup: str
 
@@ -47,7 +54,7 @@ class RecoveryTest(Request):
 def scan(run: Run, request: Scan) -> Result:
     """Report what the repository holds; nothing is changed."""
     storage = run.spec["storage"]["name"]
-    backups = run.repository.backups()
+    backups, gone = run.repository.backups(expired=True), run.repository.expired()
     for backup in backups:
         run.report("backup.stored", **row(backup, storage), grade=Grade.STORED)
     known = {backup.id for backup in backups}
@@ -57,10 +64,14 @@ def scan(run: Run, request: Scan) -> Result:
     for holds in run.repository.holds().values():
         for hold in holds:
             run.report("backup.held", id=hold.backup, reason=hold.reason, actor=hold.actor, at=instant(hold.at))
+    for given_up in gone:
+        until = recallable_until(given_up.at, grace(run))
+        facts = {"reasons": list(given_up.reasons), "at": instant(given_up.at), "grace_until_at": instant(until)}
+        run.report("backup.expired", id=given_up.backup, **facts)
     recipients = [label for kind, label, _ in run.repository.recipients() if kind == AgeRecipient.kind]
     if recipients:
         run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])
-    return {"backups": len(backups)}
+    return {"backups": len(known - {given_up.backup for given_up in gone})}
 
 
 def hold(run: Run, request: Hold) -> Result:
@@ -84,6 +95,13 @@ def release(run: Run, request: Release) -> Result:
     return {"backup": backup.id, "released": reasons}
 
 
+def recall(run: Run, request: Recall) -> Result:
+    """Bring an expired backup back. Nothing else keeps it: the next expiry decides again. Raises NotFound, Busy."""
+    run.repository.recall([request.backup], run.now(), grace(run))
+    run.report("backup.recalled", id=request.backup)
+    return {"backup": request.backup}
+
+
 def recovery_sheet(run: Run, request: RecoverySheet) -> Result:
     """Wrap the root key for a new age identity. The identity is returned and kept nowhere."""
     identity, recipient = new_identity()
@@ -105,6 +123,7 @@ BOOKS = (
     Job("scan", Scan, scan),
     Job("hold", Hold, hold),
     Job("release", Release, release),
+    Job("recall", Recall, recall),
     Job("recovery-sheet", RecoverySheet, recovery_sheet),
     Job("recovery-test", RecoveryTest, recovery_test),
 )

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt
-from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.base import Job, Result, Run, grace, instant
 from dbguardd.jobs.restore import UNDO_REASON, past_undo
 from dbguardd.jobs.verify import failure_of
-from dbguardd.repository import Backup, Hold
+from dbguardd.repository import Backup, Hold, recallable_until
 from dbguardd.rules import retention
 from dbguardd.wire import Expire, Grade, Sweep
 
@@ -43,7 +43,7 @@ def expire(run: Run, request: Expire) -> Result:
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
     run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=confirmed)
-    until = instant(now + _grace(run))
+    until = instant(recallable_until(now, grace(run)))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
     return {"plan": plan, "expired": list(verdict.drop)}
@@ -70,7 +70,7 @@ def decide(
 def sweep(run: Run, request: Sweep) -> Result:
     """Free what no backup needs any more, in two steps a grace apart."""
     confirmed = request.confirm == request.storage
-    swept = run.repository.sweep(run.now(), _grace(run), dry_run=request.dry_run, confirmed=confirmed)
+    swept = run.repository.sweep(run.now(), grace(run), dry_run=request.dry_run, confirmed=confirmed)
     if not request.dry_run:
         for id in swept.backups:
             run.report("backup.swept", id=id)
@@ -85,10 +85,6 @@ def sweep(run: Run, request: Sweep) -> Result:
         "next_at": None if swept.next_at is None else instant(swept.next_at),
         "dry_run": swept.dry_run,
     }
-
-
-def _grace(run: Run) -> timedelta:
-    return timedelta(seconds=float(run.spec["storage"]["grace_seconds"]))
 
 
 def _trust_clock(run: Run, backups: Sequence[Backup], now: datetime) -> None:

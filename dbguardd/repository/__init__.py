@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
-from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress
-from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, storage_time, ulid
+from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
 from dbguardd.repository.notes import Notes
@@ -46,6 +46,7 @@ __all__ = [
     "Repository",
     "Stream",
     "Swept",
+    "recallable_until",
 ]
 
 
@@ -214,7 +215,7 @@ class Repository:
         """Commit: check that all it needs will stay, write the manifest, and check again if that took long."""
 
         def check() -> None:
-            rely_on(self._storage, self._records, packs, storage_now, f"{backup.database}: backup {backup.id}")
+            rely_on(self._storage, self._records, packs, storage_now, backup)
 
         def storage_now() -> datetime:
             return storage_time(self._storage, backup.created_at, self._randomness)
@@ -242,9 +243,9 @@ class Repository:
 
     # ------------------------------------------------------------------------------------------ the books
 
-    def backups(self, database: str | None = None) -> list[Backup]:
-        """Return the backups that have not expired, newest first."""
-        return self._ledger.backups(database)
+    def backups(self, database: str | None = None, *, expired: bool = False) -> list[Backup]:
+        """Return the backups that have not expired, newest first; with `expired`, also those that have."""
+        return [backup for backup, _ in self._ledger.newest(database, expired=expired)]
 
     def backup(self, id: str) -> Backup:
         """Return the backup whose id starts with `id`. Raises NotFound, Usage if several do, Damaged."""
@@ -301,7 +302,11 @@ class Repository:
         for backup, domain in self._ledger.newest(expired=True):
             if backup.id in wanted:
                 packs = self._packs_of(backup, domain)
-                rely_on(self._storage, self._records, packs, storage_now, f"{backup.database}: backup {backup.id}")
+                try:
+                    rely_on(self._storage, self._records, packs, storage_now, backup)
+                except Busy as error:  # the next sweep sees that they are needed
+                    error.hints = (f"dbguardctl prune {backup.database}", f"dbguardctl recall {backup.id}")
+                    raise
         self._ledger.recall(wanted, storage_now(), grace)
 
     def sweep(self, now: datetime, grace: timedelta, *, dry_run: bool = False, confirmed: bool = False) -> Swept:

@@ -60,6 +60,11 @@ def margin(grace: timedelta) -> timedelta:
     return min(PUBLISH, grace / 2)
 
 
+def recallable_until(expired_at: datetime, grace: timedelta) -> datetime:
+    """Return the end of the time in which an expired backup can be recalled."""
+    return expired_at + grace - margin(grace)
+
+
 def ulid(now: datetime, randomness: Randomness, after: str = "") -> str:
     """Return a new ULID: 48 bits of milliseconds, 80 random bits, as 26 letters that sort by time.
 

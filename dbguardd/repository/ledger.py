@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from dbguardd.errors import Breaker, Busy, Damaged, Held, NotFound, Usage
-from dbguardd.repository.clock import Pulses, margin
+from dbguardd.errors import Breaker, Damaged, Held, NotFound, Usage
+from dbguardd.repository.clock import Pulses, recallable_until
 from dbguardd.repository.model import Backup, Expired, Hold, backup_from, manifest, rfc3339
 from dbguardd.repository.records import Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
@@ -105,14 +105,17 @@ class Ledger:
             )
 
     def recall(self, ids: Iterable[str], storage_now: datetime, grace: timedelta) -> None:
-        """Take tombs away again. Raises NotFound; Busy when the grace is nearly over and a sweep may be at it."""
+        """Take tombs away again. Raises NotFound, also when the grace is nearly over and a sweep may be at it."""
         expired = self.tombs()
         for id in ids:
             if id not in expired:
                 raise NotFound(f"{id}: not an expired backup")
-            left = expired[id].at + grace - storage_now
-            if left <= margin(grace):
-                raise Busy(f"{id}: its grace is over", detail=f"expired at {rfc3339(expired[id].at)}, grace {grace}")
+            until = recallable_until(expired[id].at, grace)
+            if storage_now >= until:
+                raise NotFound(
+                    f"{id}: its grace is over, it cannot be recalled any more",
+                    detail=f"It expired at {rfc3339(expired[id].at)} and could be recalled until {rfc3339(until)}.",
+                )
             for entry in self._records.entries("tomb", id):
                 self._storage.delete(entry.name)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from dbguardd.errors import Busy, ClockDoubt, Damaged, ObjectMissing
 from dbguardd.repository.clock import SKEW, Pulse, margin, ulid
-from dbguardd.repository.model import moment, rfc3339
+from dbguardd.repository.model import Backup, moment, rfc3339
 from dbguardd.repository.records import Record, Records
 from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
@@ -102,26 +102,27 @@ def standing(records: Records) -> Iterator[Tomb]:
 
 
 def rely_on(
-    storage: Storage, records: Records, packs: AbstractSet[str], storage_now: Callable[[], datetime], what: str
+    storage: Storage, records: Records, packs: AbstractSet[str], storage_now: Callable[[], datetime], backup: Backup
 ) -> None:
-    """Check that a manifest which needs `packs` may be published within the margin from now.
+    """Check that the manifest of `backup`, which needs `packs`, may be published within the margin from now.
 
     Tombs are read before packs are listed: a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
     """
+    what, full = f"{backup.database}: backup {backup.id}", f"dbguardctl backup {backup.database} --full"
     for tomb in list(standing(records)):
         doomed = packs & tomb.packs
         if doomed and storage_now() - tomb.stored_at >= tomb.grace - margin(tomb.grace):
             raise Busy(
                 f"{what}: {len(doomed)} packs that it shares with an older backup are about to be deleted",
                 detail=f"tomb {tomb.name}, for example {min(doomed)}; the grace is {tomb.grace}",
-                hints=("dbguardctl backup NAME --full",),
+                hints=(full,),
             )
     missing = packs - {pack_of(entry) for entry in storage.list("packs/")}
     if missing:
         raise ObjectMissing(
             f"{what}: {len(missing)} of the {len(packs)} packs it needs are not in the storage",
             detail=", ".join(pack_name(pack) for pack in sorted(missing)[:8]),
-            hints=("dbguardctl check", "dbguardctl backup NAME --full"),
+            hints=(f"dbguardctl check {backup.database}", full),
         )
 
 

@@ -27,7 +27,7 @@ from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteSnapshots
 
 _PROGRESS_SECONDS = 0.2
-_LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release"))
+_LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"))
 """Verbs that write small records only, and may use the room that is kept free: what frees space must not need it."""
 _MAKES = frozenset(("backup", "scan", "recovery-sheet"))
 """Verbs that make a repository where there never was one. What only reads or deletes has come to the wrong place."""

@@ -309,6 +309,37 @@ def test_scan_tells_everything_that_a_lost_catalog_knew(world):
     assert [facts["reason"] for facts in world.said("backup.held")] == ["audit"]
 
 
+def test_an_expired_backup_comes_back_until_its_grace_is_over_and_goes_again_unless_held(world):
+    first, second, *_ = [world.backup(users=[n]) for n in range(4)]
+    world.do("expire", database="app")
+    assert first not in world.ids()
+    [until] = {facts["grace_until_at"] for facts in world.said("backup.expired")}
+    assert until == "2026-03-02T11:59:00.000Z"  # the last five minutes of the grace are the sweep's
+    for id in (first, second):
+        assert world.do("recall", backup=id) == {"backup": id}
+    assert world.said("backup.recalled") == [{"id": first}, {"id": second}]
+    assert {first, second} <= set(world.ids())
+    world.do("hold", backup=first, reason="needed again")
+    assert world.do("expire", database="app")["expired"] == [second]
+    assert world.do("restore", database="app", backup=first, to=str(world.place / "back"))["target"]
+    with pytest.raises(NotFound, match="not an expired backup"):
+        world.do("recall", backup=first)
+    world.later(days=1)
+    with pytest.raises(NotFound, match="grace is over"):
+        world.do("recall", backup=second)
+
+
+def test_scan_tells_what_can_be_recalled(world):
+    first, *_ = [world.backup(users=[n]) for n in range(3)]
+    world.do("expire", database="app")
+    [told] = world.said("backup.expired")
+    world.events.clear()
+    assert world.do("scan") == {"backups": 2}
+    assert first in {facts["id"] for facts in world.said("backup.stored")}
+    [again] = world.said("backup.expired")
+    assert (again["id"], again["reasons"], again["grace_until_at"]) == (first, told["reasons"], told["grace_until_at"])
+
+
 def test_plain_copies_are_verified_rotated_and_linked(world, tmp_path):
     world.spec["database"]["keep_plain"] = {"count": 2, "path": str(tmp_path / "plain")}
     for number in range(4):

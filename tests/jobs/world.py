@@ -89,7 +89,7 @@ class World:
         self.path = place / "live" / "app.json"
         self.path.parent.mkdir()
         self.now = datetime(2026, 3, 1, 12, tzinfo=UTC)
-        self.storage = Memory()
+        self.storage = Memory(self._now)
         self.repository = Repository.create(self.storage, [MachineKey.create(place / "key")], self.now)
         self.engine = ToyEngine(self.path, place / "staging")
         self.events: list[tuple[str, dict[str, Any]]] = []

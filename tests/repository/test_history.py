@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dbguardd.errors import Busy, Held
+from dbguardd.errors import Busy, Held, NotFound
 from tests.repository.lifecycle_kit import GRACE, World, clean
 
 
@@ -39,7 +39,7 @@ def test_random_histories(seed):
         id = dice.choice(expired)
         try:
             repository.recall([id], world.clock.host, GRACE)
-        except Busy:
+        except (Busy, NotFound):
             return
         expired.remove(id)
         visible.append(id)

@@ -8,7 +8,6 @@ import pytest
 
 from dbguardd.errors import (
     Breaker,
-    Busy,
     ClockDoubt,
     Conflict,
     Damaged,
@@ -246,7 +245,7 @@ def test_recall_while_the_grace_lasts(world):
     clean(repository)
     repository.expire({first.id: ["now"]}, world.clock.host)
     world.clock.forward(hours=23, minutes=56)
-    with pytest.raises(Busy):
+    with pytest.raises(NotFound, match="grace is over"):
         repository.recall([first.id], world.clock.host, GRACE)
     with pytest.raises(NotFound):
         repository.recall(["01ARZ3NDEKTSV4RRFFQ69G5FAV"], world.clock.host, GRACE)

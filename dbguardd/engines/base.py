@@ -92,6 +92,8 @@ class Snapshots(Protocol):
     def dump(self, sink: Sink, progress: Progress) -> Facts:
         """Write a consistent backup of the live database into `sink`; return what restore() must know.
 
+        The fact `snapshot_at` (RFC 3339, with its zone) is the moment that the backup is of.
+
         The database stays usable meanwhile. Afterwards the same snapshot is still at hand for fingerprint(), until
         release(). Whatever happens, close() leaves nothing behind.
         """

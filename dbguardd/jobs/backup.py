@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.repository import Backup
 from dbguardd.wire import Backup as Request
@@ -21,13 +25,13 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
     because reading every row takes longer than storing the pages; if that fails the backup exists, and can never be
     graded higher than `restored`.
     """
-    started, database = run.monotonic(), run.database
+    started, database, began = run.monotonic(), run.database, run.now()
     try:
         with run.repository.saving(
             run.name,
             str(database["engine"]),
             str(database["settings"].get("method", "pages")),
-            run.now(),
+            began,
             full=full,
             note=note,
             level=int(database["compress_level"]),
@@ -35,7 +39,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             facts = run.snapshots.dump(saving, run.progress)
-            made = saving.seal(facts)
+            made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, message=doubt.message)
         run.report(
@@ -55,6 +59,15 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
         "backup.done", backup=made.id, created_at=instant(made.created_at), seconds=round(run.monotonic() - started, 3)
     )
     return made
+
+
+def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:
+    """Return the moment that a backup is of: what the engine says, if it lies within the job."""
+    with suppress(KeyError, TypeError, ValueError):
+        at = datetime.fromisoformat(facts["snapshot_at"]).astimezone(UTC)
+        if began <= at <= ended:
+            return at
+    return began
 
 
 BACKUP = Job("backup", Request, backup)

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -135,8 +136,10 @@ class Saving:
         self._count(old.size)
         return True
 
-    def seal(self, facts: Facts) -> Backup:
+    def seal(self, facts: Facts, created_at: datetime | None = None) -> Backup:
         """Commit: wait until all packs are durable and read back, then publish the manifest. Once.
+
+        `created_at` is the moment that the data is of, if it is another one than that of the draft.
 
         Raises Usage if `facts` are more than 64 KiB: every list of backups reads them.
         """
@@ -151,6 +154,7 @@ class Saving:
         inherited = self._inherited and self._parent is not None
         backup = dataclasses.replace(
             self._draft,
+            created_at=created_at or self._draft.created_at,
             kind="incremental" if inherited else "full",
             parent=self._parent.id if inherited and self._parent else None,
             facts=dict(facts),

@@ -165,7 +165,8 @@ async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("CREDENTIALS_DIRECTORY",) if name in os.environ}
-    return {**kept, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
+    clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
+    return {**kept, **clean, "MALLOC_ARENA_MAX": "1"}  # one arena for all threads: less memory, no slower (measured)
 
 
 def _identity(run_as: int) -> dict[str, Any]:

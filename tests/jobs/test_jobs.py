@@ -1,6 +1,7 @@
 """Each verb on a world in memory: what it promises, what it refuses, what it records."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_a_backup_is_acknowledged_before_its_fingerprint(world):
     assert names.index("backup.stored") < names.index("snapshot.fingerprinted")
     assert world.said("backup.stored")[0]["id"] == id
     assert world.repository.fingerprint(id)["tables"]["users"]["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "counts"), [("2026-03-01T12:01:00+00:00", True), ("2031-01-01T00:00:00Z", False), ("", False)]
+)
+def test_a_backup_is_of_the_moment_of_its_snapshot_if_that_can_be(world, said, counts):
+    world.engine.snapshot_at = said
+    world.backup()
+    (made,) = world.repository.backups("app")
+    assert made.created_at == world.now
+    assert (made.created_at == datetime.fromisoformat(said or "2000-01-01T00:00:00Z")) is counts
 
 
 def test_a_backup_that_dies_before_its_fingerprint_is_kept_but_never_proven(world):

@@ -29,6 +29,7 @@ class ToyEngine:
         self.refuse_restore: Exception | None = None
         self.refuse_dump: Exception | None = None
         self.in_use = False
+        self.snapshot_at = ""
 
     def probe(self):
         return Probe("1", self.path.stat().st_size, {}, ())
@@ -42,7 +43,7 @@ class ToyEngine:
         progress("snapshot", 0, len(self.snapshot))
         with sink.write("dump.json") as out:
             out.write(self.snapshot)
-        return {"blocked_seconds": 0.001}
+        return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at}
 
     def fingerprint(self, progress):
         if self.break_fingerprint:

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class Sqlite:
             "mode": found.st_mode & 0o7777,
             "uid": found.st_uid,
             "gid": found.st_gid,
+            "snapshot_at": datetime.fromtimestamp(taken.at, UTC).isoformat(),
             "way": taken.way,
             # A reader of a log keeps nobody from reading or writing; the log only cannot begin anew meanwhile.
             "blocked_seconds": 0.0 if taken.way == "wal" else round(taken.blocked_seconds, 6),

@@ -51,6 +51,7 @@ class Taken:
     tries: int
     cloned: bool
     found: os.stat_result
+    at: float  # seconds since the epoch: every commit before is in the copy, none after
 
 
 class _Moved(Exception):  # noqa: N818 - an event, not an error
@@ -175,6 +176,7 @@ def _beside_users(run: _Run) -> Taken:
     # child cannot create new ones, so none are left behind by us.
     with hold(live.path, run.budget.lock_timeout_seconds) as child, ExitStack() as files:
         child.wait(run.alive)
+        marked_at = time.time()
         log = open_side(live.path + "-wal")
         if log is None:
             raise SourceChanged(f"{live.path}: its -wal was deleted while in use", detail="the log is gone")
@@ -183,6 +185,7 @@ def _beside_users(run: _Run) -> Taken:
         began = time.monotonic()
         cloned = _copy_all(run, live.file, "")
         end = locks.log_end(live.path, os.fstat(log).st_size)
+        ended_at = time.time()
         _copy_all(run, log, "-wal", end)
         seconds = time.monotonic() - began
         restarted = os.pread(log, 32, 0) != before
@@ -192,7 +195,8 @@ def _beside_users(run: _Run) -> Taken:
             raise SourceChanged(f"{live.path}: its -wal was replaced while in use", detail="the log has another inode")
     if restarted:
         (run.staging / f"{NAME}-wal").unlink()
-    return Taken("wal", child.seconds, seconds, 0 if restarted else end, run.tries, cloned, live.found)
+    at = marked_at if restarted else ended_at
+    return Taken("wal", child.seconds, seconds, 0 if restarted else end, run.tries, cloned, live.found, at)
 
 
 def _while_idle(run: _Run) -> Taken:
@@ -217,7 +221,7 @@ def _while_idle(run: _Run) -> Taken:
     if _marks(live) != before or locks.wal_in_use_at(live.path):
         raise _Moved
     log_mark = before[1]
-    return Taken("idle", 0.0, seconds, log_mark.size if log_mark else 0, run.tries, cloned, live.found)
+    return Taken("idle", 0.0, seconds, log_mark.size if log_mark else 0, run.tries, cloned, live.found, time.time())
 
 
 def _marks(live: Live) -> tuple[Mark, Mark | None, Mark | None]:
@@ -266,14 +270,14 @@ def _in_slices(run: _Run, journal: str | None) -> Taken:
                 start = time.monotonic()
                 if _state(live, journal) != first or bool(journal) != _hot_journal(live):
                     raise _Moved
-    end = time.monotonic()
+    end, at = time.monotonic(), time.time()
     locks.drop_shared(live.file)
     longest = max(longest, end - start)
     way = "hot-journal" if journal else ("rollback" if slices == 1 else "split")
     log = live.side(journal) if journal else None
     if journal:
         _forget_super_journal(run.staging / f"{NAME}{journal}")
-    return Taken(way, longest, end - began, log.size if log else 0, run.tries, copies[0].cloned, live.found)
+    return Taken(way, longest, end - began, log.size if log else 0, run.tries, copies[0].cloned, live.found, at)
 
 
 def _timed_step(run: _Run, copy: Copy) -> bool:

@@ -13,7 +13,7 @@ from dbguardd.engines.sqlite import content
 from dbguardd.engines.sqlite.child import uri
 from dbguardd.engines.sqlite.publish import SIDES
 
-_CACHE_KIB = 24_000
+_CACHE_KIB = 16_000
 """A check that visits pages at random takes twice the CPU time with less (measured). Mapping the file would save
 another third, for memory as large as the database, and for a signal instead of an error when the disk fails."""
 

@@ -27,6 +27,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "prune": ("work:prune", "delete what the policy no longer keeps; --dry-run says why"),
         "hold": ("daily:hold", "keep a backup whatever the policy says"),
         "release": ("daily:release", "end the holds of a backup"),
+        "recall": ("daily:recall", "bring an expired backup back while its grace lasts"),
     },
     "Set up": {
         "init": ("setup:init", "begin a policy file"),

@@ -88,6 +88,16 @@ def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) ->
     return found
 
 
+def complete_expired(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Suggest the ids of backups that can be recalled."""
+    return [
+        _item(row["backup"]["id"], f"{row['backup']['database']} {row['backup']['created_at']} expired")
+        for database in _ask(ctx, "status").get("databases", [])
+        for row in _ask(ctx, "databases", database["name"], "backups").get("expired", [])
+        if row["backup"]["id"].startswith(incomplete.upper())
+    ]
+
+
 def complete_database_or_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Suggest names of databases, and ids of backups once something is typed."""
     names = complete_database(ctx, param, incomplete)

@@ -1,11 +1,11 @@
-"""status, list, show, hold, release: what there is, and what must not go."""
+"""status, list, show, hold, release, recall: what there is, what must not go, and what comes back."""
 
 from __future__ import annotations
 
 import click
 
 from dbguardctl.app import Command, pass_session
-from dbguardctl.options import complete_database_or_id, database_argument, id_argument
+from dbguardctl.options import complete_database_or_id, complete_expired, database_argument, id_argument
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session, did_you_mean
 from dbguardctl.views import status as status_view
@@ -42,7 +42,12 @@ def status(session: Session, database: str | None = None) -> int:
 @click.command("list", cls=Command)
 @database_argument()
 @click.option("--why", is_flag=True, help="Say what keeps each backup and when it goes.")
-@click.option("--all", "everything", is_flag=True, help="Show all backups, not only the newest twenty.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Show all backups, not only the newest twenty, and those that can be recalled.",
+)
 @pass_session
 def list_backups(session: Session, database: str, why: bool, everything: bool) -> None:
     """List the backups of a database, newest first."""
@@ -96,3 +101,17 @@ def release(session: Session, id: str) -> None:
     """End the holds of a backup: from now on the policy decides again."""
     answer = session.daemon.post("backups", id, "release")
     session.answer(answer, [text(Cell("ok", "good"), f"  backup {id} is no longer held")])
+
+
+@click.command(cls=Command)
+@id_argument(complete=complete_expired)
+@pass_session
+def recall(session: Session, id: str) -> None:
+    """Bring an expired backup back while its grace lasts. `list NAME --all` shows which ones there are.
+
+    A recall changes nothing in the policy: what it does not keep goes again at the next expiry, unless it is held.
+    """
+    from dbguardctl.views.backups import recalled  # noqa: PLC0415 - status does without it
+
+    answer = session.daemon.post("backups", id, "recall")
+    session.answer(answer, recalled(answer))

@@ -26,10 +26,12 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     """Return the table of `list NAME`: newest first, the first twenty unless `everything`."""
     rows = answer["backups"]
     name = answer.get("database") or (rows[0]["database"] if rows else "")
+    gone = _expired(answer.get("expired") or [], now, zone) if everything else []
     if not rows:
         return [
-            text(Cell(name, "strong"), ": there is no backup yet."),
+            text(Cell(name, "strong"), ": there is no backup."),
             text(Cell("fix  ", "dim"), Cell(f"dbguardctl backup {name}", "try")),
+            *gone,
         ]
     shown = rows if everything else rows[:FEW]
     proven = sum(row["grade"] == "proven" for row in rows)
@@ -59,7 +61,41 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     blocks.append(Table(names, table, right=frozenset((3, 4)), fold=frozenset(prose)))
     if len(rows) > len(shown):
         blocks.append(text(f"{len(rows) - len(shown)} older: ", Cell(f"dbguardctl list {name} --all", "try")))
-    return blocks
+    return blocks + gone
+
+
+def _expired(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return the backups that the policy gave up and that still can be had back."""
+    if not rows:
+        return []
+    short = shorten([row["backup"]["id"] for row in rows])
+    table: list[list[Cell | str]] = [
+        [
+            Cell(short[row["backup"]["id"]], "strong"), when(row["backup"]["created_at"], now, zone),
+            size(row["backup"]["source_bytes"]), grade(row["backup"]), row["backup"]["storage"],
+            f"expired, recall until {when(row['recall_until_at'], now, zone)}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [
+        Line(),
+        text(f"{count(len(rows), 'backup')} expired and not yet deleted; bring one back: ",
+             Cell("dbguardctl recall ID", "try")),
+        Table((), table, right=frozenset((2,)), indent=2),
+    ]  # fmt: skip
+
+
+def recalled(answer: Json) -> list[Block]:
+    """Return that a backup is back, and for how long."""
+    kept = ", ".join(answer.get("kept_because") or ())
+    back = text(Cell("ok", "good"), f"  backup {answer['backup']} of {answer.get('database')} is back")
+    if kept:
+        return [back, text(f"the policy keeps it: {kept}", indent=4)]
+    return [
+        back,
+        text("the policy does not keep it: it goes again at the next expiry, unless it is held", indent=4),
+        text(Cell("keep it  ", "dim"), Cell(f"dbguardctl hold {answer['backup']} --reason TEXT", "try"), indent=4),
+    ]
 
 
 def _kept(row: Json) -> str:

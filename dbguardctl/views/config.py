@@ -58,6 +58,19 @@ def _toml(item: Any) -> str:
     return "-" if item is None else str(item)
 
 
+def _change(row: Json) -> list[Block]:
+    """Return one change; of a table that comes or goes (a database, a storage) each key on a line of its own."""
+    key, old, new = str(row.get("key")), row.get("old"), row.get("new")
+    if isinstance(old, dict) == isinstance(new, dict):
+        return [text(Cell(key, "strong"), f": {_toml(old)} -> {_toml(new)}")]
+    table, word, sign = (new, "added", "+") if isinstance(new, dict) else (old, "removed", "-")
+    keys = ((name, part) for name, part in flat(table).items() if part not in (None, {}, []))
+    return [
+        text(Cell(f"{key} is {word}", "strong")),
+        *(text(f"{sign} {name} = {_toml(part)}", indent=2) for name, part in keys),
+    ]
+
+
 def explained(answer: Json, zone: tzinfo | None) -> list[Block]:
     """Return what a key means, its type, default and value now."""
     blocks: list[Block] = [text(Cell(str(answer.get("key") or ""), "strong"))]
@@ -75,10 +88,7 @@ def differing(answer: Json, now: datetime, zone: tzinfo | None, *, accepted: boo
         return [text("No backup is deleted by that.", indent=2)]
     if not changes and not doomed:
         return [text("The files on disk say what is in force.")]
-    blocks: list[Block] = [
-        text(Cell(str(row.get("key")), "strong"), f": {_toml(row.get('old'))} -> {_toml(row.get('new'))}")
-        for row in changes
-    ]
+    blocks: list[Block] = [block for row in changes for block in _change(row)]
     if not doomed:
         apply = Cell("dbguardctl reload", "try")
         return [*blocks, text("No backup would be deleted.  ", Cell("apply it  ", "dim"), apply)]

@@ -19,7 +19,7 @@ def status(ask: Ask) -> Json:
 
 
 def backups(ask: Ask) -> Json:
-    """The backups of one database, newest first, with what keeps each."""
+    """The backups of one database, newest first, with what keeps each; and those that can be recalled."""
     rows = ask.service.backups(ask.path["name"])
     if not ask.query["all"]:
         rows = rows[:_NEWEST]
@@ -27,7 +27,8 @@ def backups(ask: Ask) -> Json:
     if not ask.query["why"]:
         for row in listed:
             row["kept_because"] = []
-    return {"database": ask.path["name"], "backups": listed}
+    expired = to_json(ask.service.expired(ask.path["name"])) if ask.query["all"] else []
+    return {"database": ask.path["name"], "backups": listed, "expired": expired}
 
 
 def show(ask: Ask) -> Json:
@@ -101,6 +102,11 @@ async def hold(ask: Ask) -> Json:
 async def release(ask: Ask) -> Json:
     """End the holds of a backup."""
     return await ask.finish(ask.service.release(ask.path["id"], ask.actor))
+
+
+async def recall(ask: Ask) -> Json:
+    """Bring an expired backup back while its grace lasts."""
+    return await ask.finish(ask.service.recall(ask.path["id"], ask.actor))
 
 
 def schedule(ask: Ask) -> Json:

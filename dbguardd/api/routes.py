@@ -67,7 +67,7 @@ def _openapi(ask: Ask) -> Json:
 
 _WAIT = Param("wait", float, "seconds to wait for the end of the job", 0.0, 0, 600)
 _JOB = {"job": wire.JobRow}
-_BACKUPS = {"database": str, "backups": list[wire.BackupRow]}
+_BACKUPS = {"database": str, "backups": list[wire.BackupRow], "expired": list[wire.ExpiredRow]}
 _DATABASE = Param("database", str, "only of this database")
 _AFTER = Param("after", int, "only what came after this id", 0, 0)
 _LIMIT = Param("limit", int, "at most so many", 100, 1, 10_000)
@@ -84,7 +84,7 @@ def _starts(verb: str, role: Role = OPERATE, stricter: Callable[[Mapping[str, An
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", READ, do.status, "status", wire.Status),
     Route("GET", "/v1/databases/{name}/backups", READ, do.backups, "list", _BACKUPS, query=(
-        Param("all", bool, "every one, not only the newest twenty", True),
+        Param("all", bool, "every one and those that expired, not only the newest twenty", True),
         Param("why", bool, "say what keeps each", True),
     )),
     Route("GET", "/v1/show/{id}", READ, do.show, "show", {"kind": str}),
@@ -107,6 +107,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/databases/{name}/resume", OPERATE, do.resume, "resume", body=bodies.Nothing),
     Route("POST", "/v1/backups/{id}/hold", ADMIN, do.hold, "hold", body=bodies.Hold),
     Route("POST", "/v1/backups/{id}/release", ADMIN, do.release, "release", body=bodies.Nothing),
+    Route("POST", "/v1/backups/{id}/recall", ADMIN, do.recall, "recall", body=bodies.Nothing),
     Route("GET", "/v1/schedule", READ, do.schedule, "schedule", query=(
         Param("next", int, "how many runs ahead", 10, 1, 1000),
     )),

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dbguardd.wire import BackupRow, Event, JobRow, Role, Status
+from dbguardd.wire import BackupRow, Event, ExpiredRow, JobRow, Role, Status
 
 Json = dict[str, Any]
 
@@ -36,6 +36,9 @@ class Service(Protocol):
     def backups(self, database: str) -> list[BackupRow]:
         """The backups of one database, newest first, with what keeps each. Raises NotFound."""
 
+    def expired(self, database: str) -> list[ExpiredRow]:
+        """The backups that the policy gave up and that are not yet deleted, newest first."""
+
     def show(self, id: str) -> Json:
         """One backup, job or database in full, by id, by the first characters of an id, or by name."""
 
@@ -63,6 +66,8 @@ class Service(Protocol):
     async def hold(self, backup: str, reason: str, actor: Actor) -> Json: ...
 
     async def release(self, backup: str, actor: Actor) -> Json: ...
+
+    async def recall(self, backup: str, actor: Actor) -> Json: ...
 
     def schedule(self, count: int) -> Json: ...
 

@@ -102,25 +102,24 @@ class Backups:
         row = self._session.row(sql, (database,))
         return None if row is None else _backup(row, [])
 
-    def get(self, prefix: str) -> BackupRow:
+    def get(self, prefix: str, *, expired: bool = False) -> BackupRow:
         """The backup of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
-        if row := self._one(prefix, _LIVE):
+        if row := self._one(prefix, _GIVEN_UP if expired else _LIVE):
             return self._with_holds([row])[0]
-        if row := self._one(prefix, _GIVEN_UP):
+        other = self._one(prefix, _LIVE if expired else _GIVEN_UP)
+        if other is None:
             raise NotFound(
-                f"{row['id']}: the backup has expired",
-                detail=f"It can be recalled until {row['grace_until_at'] or 'its grace is over'}.",
-                hints=(f"dbguardctl recall {row['id']}",),
+                f"{prefix}: no such {'expired ' * expired}backup",
+                hints=("dbguardctl list NAME --all" if expired else "dbguardctl status",),
             )
-        raise NotFound(f"{prefix}: no such backup", hints=("dbguardctl status",))
-
-    def given_up(self, prefix: str) -> BackupRow:
-        """The expired backup of that id, or the only one whose id starts with it. Raises NotFound, Usage."""
-        if row := self._one(prefix, _GIVEN_UP):
-            return _backup(row, [])
-        if row := self._one(prefix, _LIVE):
-            raise NotFound(f"{row['id']}: the backup has not expired", hints=(f"dbguardctl show {row['id']}",))
-        raise NotFound(f"{prefix}: no such backup", hints=("dbguardctl list NAME --all",))
+        if expired:
+            raise NotFound(f"{other['id']}: the backup has not expired", hints=(f"dbguardctl show {other['id']}",))
+        raise NotFound(
+            f"{other['id']}: the backup has expired",
+            detail=f"It can be recalled until {other['grace_until_at'] or 'its grace is over'}.",
+            hints=(f"dbguardctl recall {other['id']}",),
+            facts={"backup": other["id"], "recall_until_at": other["grace_until_at"]},
+        )
 
     def _one(self, prefix: str, which: str) -> sqlite3.Row | None:
         """The row whose id is or starts with `prefix`, None if there is none. Raises Usage if there are several."""

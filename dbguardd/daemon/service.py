@@ -20,7 +20,7 @@ from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
 from dbguardd.errors import GuardError, NotFound, Usage
-from dbguardd.wire import REQUESTS, BackupRow, Event, JobRow, Role, Status, to_json
+from dbguardd.wire import REQUESTS, BackupRow, Event, ExpiredRow, JobRow, Role, Status, to_json
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -64,6 +64,10 @@ class Service:
         """The backups of one database, newest first, with what keeps each. Raises NotFound."""
         return self._do.views.backups(database, self._do.now())
 
+    def expired(self, database: str) -> list[ExpiredRow]:
+        """The backups that the policy gave up and that are not yet deleted, newest first."""
+        return self._catalog.backups.expired(database)
+
     def show(self, id: str) -> Json:
         """One backup, job or database in full, by id, by the first characters of an id, or by name."""
         now = self._do.now()
@@ -71,10 +75,12 @@ class Service:
             return {"kind": "database", "database": to_json(self._do.views.database(id, now))}
         try:
             found = self._catalog.backups.get(id)
-        except NotFound:
+        except NotFound as missing:
             try:
                 job = self._do.runner.job(id)
             except NotFound:
+                if missing.facts:  # it has expired
+                    raise missing from None
                 raise NotFound(f"{id}: no such backup, job or database", hints=["dbguardctl status"]) from None
             events = self._catalog.events.after(0, None, job.id, _BATCH)
             return {"kind": "job", "job": to_json(job), "events": to_json(events)}
@@ -188,14 +194,21 @@ class Service:
 
     async def hold(self, backup: str, reason: str, actor: Peer) -> Json:
         """Keep a backup from being deleted. Raises NotFound."""
-        return await self._errand("hold", backup, actor, {"reason": reason})
+        return await self._errand("hold", self._catalog.backups.get(backup), actor, {"reason": reason})
 
     async def release(self, backup: str, actor: Peer) -> Json:
         """End all holds of a backup. Raises NotFound."""
-        return await self._errand("release", backup, actor, {})
+        return await self._errand("release", self._catalog.backups.get(backup), actor, {})
 
-    async def _errand(self, verb: str, backup: str, actor: Peer, more: Mapping[str, Any]) -> Json:
-        row = self._catalog.backups.get(backup)
+    async def recall(self, backup: str, actor: Peer) -> Json:
+        """Bring an expired backup back; says what keeps it from now on, if anything does. Raises NotFound, Busy."""
+        row = self._catalog.backups.get(backup, expired=True)
+        answer = await self._errand("recall", row, actor, {})
+        rows = self._do.views.backups(row.database, self._do.now())
+        kept = next((other.kept_because for other in rows if other.id == row.id), [])
+        return {**answer, "database": row.database, "kept_because": kept}
+
+    async def _errand(self, verb: str, row: BackupRow, actor: Peer, more: Mapping[str, Any]) -> Json:
         order = Order(verb, {"backup": row.id, **more}, self._who(actor), row.database, row.storage)
         result = await self._do.runner.perform(order)
         return {"backup": row.id, **more, **result, "holds": self._catalog.backups.get(row.id).holds}

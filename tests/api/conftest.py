@@ -12,7 +12,7 @@ import pytest
 
 from dbguardd.api import Limits, serve
 from dbguardd.errors import Busy, Held, NotFound
-from dbguardd.wire import BackupRow, Event, Grade, JobRow, JobState, Role, Status
+from dbguardd.wire import BackupRow, Event, ExpiredRow, Grade, JobRow, JobState, Role, Status
 
 AT = "2026-09-12T01:00:00Z"
 BACKUP = BackupRow("01J1", "app", "sqlite", AT, "full", "pages", Grade.PROVEN, 100, 10, "local", kept_because=["last"])
@@ -56,6 +56,9 @@ class Store:
         if database != "app":
             raise NotFound(f"{database}: no such database", hints=("dbguardctl status",))
         return self.listed
+
+    def expired(self, database):
+        return [ExpiredRow(BACKUP, AT, AT)]
 
     def show(self, id):
         if id == "bug":
@@ -133,6 +136,9 @@ class Store:
 
     async def release(self, backup, actor):
         raise Held("01J1: another hold stays")
+
+    async def recall(self, backup, actor):
+        return self._called("recall", backup)
 
     def schedule(self, count):
         return self._called("schedule", count)

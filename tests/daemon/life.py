@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -149,3 +149,20 @@ def reporting(*reports: tuple[str, dict[str, Any]], result: dict[str, Any] | Non
         return result or {}
 
     return act
+
+
+ALICE = Caller()
+Test = Callable[[Service, FakeWorker], Awaitable[None]]
+
+
+def live(place: Place, test: Test) -> None:
+    async def main() -> None:
+        async with place.daemon() as (service, worker):
+            await test(service, worker)
+            service._do.audit.verify()
+
+    asyncio.run(main())
+
+
+def actions(service: Service) -> list[tuple[str, str]]:
+    return [(entry.action, entry.outcome) for entry in service._do.audit.show(-1, 1000)]

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,7 @@ from dbguardd.errors import (
 from dbguardd.policy.model import Access
 from dbguardd.wire import Health, JobState, Role
 from tests.daemon.conftest import FakeWorker, raising, started, until_cancelled
-from tests.daemon.life import Caller, Place, done, reporting, stored
-
-ALICE = Caller()
-Test = Callable[[Service, FakeWorker], Awaitable[None]]
+from tests.daemon.life import ALICE, Caller, Place, actions, done, live, reporting, stored
 
 
 @pytest.fixture
@@ -39,19 +35,6 @@ def place(tmp_path: Path) -> Place:
     place = Place(tmp_path)
     place.guard()
     return place
-
-
-def live(place: Place, test: Test) -> None:
-    async def main() -> None:
-        async with place.daemon() as (service, worker):
-            await test(service, worker)
-            service._do.audit.verify()
-
-    asyncio.run(main())
-
-
-def actions(service: Service) -> list[tuple[str, str]]:
-    return [(entry.action, entry.outcome) for entry in service._do.audit.show(-1, 1000)]
 
 
 def test_it_has_every_method_of_the_protocol_with_the_same_arguments() -> None:
@@ -297,32 +280,6 @@ def test_what_keeps_a_backup_and_until_when(place: Place) -> None:
                 service.show(missing)
         with pytest.raises(NotFound):
             service.backups("nosuch")
-
-    live(place, test)
-
-
-def test_holds_go_through_a_worker_to_the_repository(place: Place) -> None:
-    async def test(service: Service, worker: FakeWorker) -> None:
-        row = stored(1, to_text(place.wall))
-        worker.acts = [
-            reporting(("backup.stored", row)),
-            reporting(("backup.held", {"id": row["id"], "reason": "court"})),
-            reporting(("backup.released", {"id": row["id"]})),
-        ]
-        await done(service, service.submit("backup", {"database": "app"}, ALICE, None))
-        held = await service.hold(row["id"][:24], "court", ALICE)
-        assert (held["backup"], held["holds"]) == (row["id"], ["court"])
-        [listed] = service.backups("app")
-        assert (listed.holds, listed.expires_at) == (["court"], None)
-        released = await service.release(row["id"], ALICE)
-        assert released["holds"] == []
-        assert [spec["request"] for spec in worker.specs[1:]] == [
-            {"backup": row["id"], "reason": "court"},
-            {"backup": row["id"]},
-        ]
-        with pytest.raises(NotFound):
-            await service.hold("nosuch", "x", ALICE)
-        assert ("job.hold", "intent") in actions(service)
 
     live(place, test)
 

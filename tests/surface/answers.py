@@ -15,6 +15,7 @@ APP_1 = "01K4YJ3M8R0000000000000001"
 APP_2 = "01K4W0000B0000000000000002"
 APP_3 = "01K4SZZZZA0000000000000003"
 APP_4 = "01K4QAAAAC0000000000000004"
+APP_5 = "01K4MBBBBD0000000000000005"
 JOB = "01K4Z7Q2AB0000000000000J01"
 
 
@@ -95,8 +96,16 @@ BACKUPS = [
 ]  # fmt: skip
 
 
+EXPIRED = [
+    wire.ExpiredRow(backup(APP_5, "2026-09-07T23:00:00Z"), "2026-09-11T23:02:12Z", "2026-09-12T22:57:12Z"),
+]
+
+
 def listing() -> dict[str, Any]:
-    return {"schema": "dbguard.list/1", "database": "app", "backups": wire.to_json(BACKUPS)}
+    return {
+        "schema": "dbguard.list/1", "database": "app", "backups": wire.to_json(BACKUPS),
+        "expired": wire.to_json(EXPIRED),
+    }  # fmt: skip
 
 
 def job(verb: str = "backup", state: str = "done", **fields: Any) -> dict[str, Any]:

@@ -172,6 +172,9 @@ ROUTES: dict[str, Answer] = {
     f"GET /show/{answers.JOB}": {"schema": "dbguard.show/1", "kind": "job", "job": answers.job()},
     f"POST /backups/{answers.APP_1}/hold": {"schema": "dbguard.hold/1", "backup": answers.APP_1, "reason": "audit"},
     f"POST /backups/{answers.APP_1}/release": {"schema": "dbguard.release/1", "backup": answers.APP_1},
+    f"POST /backups/{answers.APP_5}/recall": {
+        "schema": "dbguard.recall/1", "backup": answers.APP_5, "database": "app", "holds": [], "kept_because": [],
+    },
     "GET /jobs": {"schema": "dbguard.jobs/1", "jobs": [answers.job()]},
     f"GET /jobs/{answers.JOB}": {"schema": "dbguard.job/1", "job": answers.job(result=answers.RESULTS["backup"])},
     f"POST /jobs/{answers.JOB}/cancel": {"schema": "dbguard.job/1", "job": answers.job(state="cancelled")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dbguardd import errors
-from tests.surface.answers import APP_1, JOB
+from tests.surface.answers import APP_1, APP_5, JOB
 from tests.surface.conftest import Ctl
 from tests.surface.fake import FakeDaemon
 
@@ -22,6 +22,7 @@ def test_completion(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert _complete(ctl, "dbguardctl restore ") == ["app", "crm", "cache", "quiet"]
     assert _complete(ctl, "dbguardctl restore app --id 01K4Y") == [APP_1]
     assert _complete(ctl, "dbguardctl verify 01K4YJ") == [APP_1]
+    assert _complete(ctl, "dbguardctl recall 01K4") == [APP_5]
     assert _complete(ctl, "dbguardctl job watch 01") == [JOB]
     assert _complete(ctl, "dbguardctl explain dbg-30") == [
         code for code in errors.OUTCOMES if code.startswith("DBG-30")

@@ -18,7 +18,7 @@ import pytest
 
 from dbguardd import errors
 from tests.surface import answers
-from tests.surface.answers import APP_1, JOB
+from tests.surface.answers import APP_1, APP_5, JOB
 from tests.surface.conftest import Ctl, environment
 from tests.surface.fake import FakeDaemon
 
@@ -57,7 +57,8 @@ COMMANDS = [
     ["restore", "app", "--in-place", "--confirm", "app"], ["restore", "undo", "app", "--confirm", "app"],
     ["restore", "app", "--undo", "--confirm", "app"], ["undo", "app", "--confirm", "app"], ["check"],
     ["check", "app", "--data"], ["prune", "--dry-run"], ["prune", "app", "--confirm", "app"],
-    ["hold", APP_1, "--reason", "audit"], ["release", APP_1], ["protect", "/x/app.db"],
+    ["hold", APP_1, "--reason", "audit"], ["release", APP_1], ["recall", APP_5],
+    ["protect", "/x/app.db"],
     ["protect", "/x/app.db", "--name", "app", "--dry-run"], ["reload"], ["config", "check"], ["config", "show"],
     ["config", "show", "--origin"], ["config", "explain", "database.app.keep"], ["config", "schema"],
     ["config", "diff"], ["config", "accept"], ["key", "list"], ["key", "recovery-sheet"], ["schedule", "--next", "3"],

@@ -15,7 +15,7 @@ from dbguardctl.views.setup import promise, protected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
 from dbguardd.wire import Health, StorageStatus
 from tests.surface import answers
-from tests.surface.answers import APP, CRM, MAIN, NOW
+from tests.surface.answers import APP, APP_1, CRM, MAIN, NOW
 from tests.surface.fake import ROUTES
 from tests.surface.golden import approve, drawn, screen
 
@@ -35,6 +35,13 @@ LOST = replace(
 )
 FRESH = replace(CRM, name="fresh", attention=[], hints=[], backups=0, next_run_at="2026-09-12T23:00:00Z")
 
+CHANGES = [
+    {"key": "database.crm", "old": None, "new": {"engine": "sqlite", "path": "/srv/crm.db", "run_as": None,
+     "keep": {"last": 3, "daily": 7}, "queries": [], "storage": ["local"]}},
+    {"key": "database.old", "old": {"engine": "sqlite", "path": "/srv/old.db"}, "new": None},
+    {"key": "defaults.keep", "old": {"last": 3}, "new": {"last": 3, "daily": 7}},
+]  # fmt: skip
+
 SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
     "status-empty": lambda s: status.status(answers.status(()), s, NOW, BERLIN),
@@ -43,6 +50,9 @@ SCREENS: dict[str, Draw] = {
     "status-one": lambda s: status.database(answers.status()["databases"][0], s, NOW, BERLIN),
     "list": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=False, everything=False),
     "list-why": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=True, everything=False),
+    "list-all": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=False, everything=True),
+    "recall": lambda s: backups.recalled(ROUTES[f"POST /backups/{answers.APP_5}/recall"]),
+    "recall-kept": lambda s: backups.recalled({"backup": APP_1, "database": "app", "kept_because": ["last 1"]}),
     "show-backup": lambda s: backups.show(
         {"schema": "x", "kind": "backup", "backup": answers.listing()["backups"][3], "proofs": [{"grade": "checked"}]},
         BERLIN,
@@ -65,6 +75,7 @@ SCREENS: dict[str, Draw] = {
     "schedule": lambda s: care.schedule(ROUTES["GET /schedule"], NOW, BERLIN),
     "audit": lambda s: care.audit(ROUTES["GET /audit"], NOW, BERLIN),
     "config-diff": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN),
+    "config-diff-tables": lambda s: config.differing({"changes": CHANGES, "deletes": []}, NOW, BERLIN),
     "config-accept": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN, accepted=True),
     "config-check": lambda s: config.checked(
         {"ok": False, "files": ["a.toml"], "errors": [{"text": "error[config/bad-value]: no\n --> a.toml:9:1\n9 | y"}]}

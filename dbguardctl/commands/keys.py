@@ -64,6 +64,7 @@ def recovery_sheet(session: Session, name: str, svg: str) -> None:
     file = _create(svg) if svg else None
     try:
         answer = session.daemon.post("keys", name, "recovery-sheet")
+        _show_sheet(session, name, answer)  # first: it is shown once, and a full disk must not lose it
         if file is not None:
             os.write(file, str(answer.get("qr_svg") or "").encode())
     except BaseException:
@@ -73,6 +74,9 @@ def recovery_sheet(session: Session, name: str, svg: str) -> None:
     finally:
         if file is not None:
             os.close(file)
+
+
+def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
     if session.json:
         session.print_json(answer)
         return

@@ -120,6 +120,6 @@ def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose:
     if error.facts.get("instance") and verbose:
         blocks.append(text(f"At {error.facts['instance']}, HTTP status {error.http_status}.", indent=7))
     if error.advice and (verbose or not error.hints):
-        blocks.append(text(Cell("try  ", "dim"), error.advice, indent=7))
+        blocks.append(text(Cell("try  ", "dim"), error.advice_for(), indent=7))
     blocks += [text(Cell("fix  ", "dim"), Cell(hint, "try"), indent=7) for hint in error.hints]
     return blocks

@@ -8,10 +8,10 @@ import os
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dbguardd import __version__
-from dbguardd.errors import GuardError
+from dbguardd.errors import GuardError, Usage
 from dbguardd.wire import REQUESTS, SOCKET
 
 POLICY = "/etc/dbguard/policy.toml"
@@ -20,8 +20,8 @@ STATE = "/var/lib/dbguard"
 
 def main() -> int:
     """Run the daemon, check a policy, or run one job by hand."""
-    options = _parser().parse_args()
     try:
+        options = _parser().parse_args()
         if options.command == "run":
             return _run_by_hand(options)
         if options.check_config:
@@ -30,12 +30,22 @@ def main() -> int:
     except GuardError as error:
         from dbguardd.worker.by_hand import complain  # noqa: PLC0415 each way in loads only what it needs
 
-        complain(error, as_json=bool(getattr(options, "json", False)))
+        asked = sys.argv[1:]
+        program = ["dbguardd", *asked[: asked.index("run")], "run"] if "run" in asked else ["dbguardd"]
+        complain(error, program, as_json="--json" in asked)
         return error.exit_status
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are told like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Usage."""
+        raise Usage(f"{self.prog}: {message}", hints=[f"{self.prog} --help"])
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("dbguardd", description="Keeps databases restorable, and proves it.")
+    parser = Parser("dbguardd", description="Keeps databases restorable, and proves it.")
     parser.add_argument("--version", action="version", version=f"dbguardd {__version__}")
     parser.add_argument("--policy", type=Path, default=Path(POLICY), help=f"the policy file ({POLICY})")
     parser.add_argument("--state", type=Path, default=Path(STATE), help=f"where state and backups go ({STATE})")
@@ -61,9 +71,11 @@ def _check(options: argparse.Namespace) -> int:
     from dbguardd.policy import Host, load  # noqa: PLC0415
 
     loaded = load(options.policy, os.geteuid(), Host(state=str(options.state)))
-    print(f"{options.policy}: ok, {len(loaded.policy.names())} databases in {len(loaded.files)} files")
+    databases, files = len(loaded.policy.names()), len(loaded.files)
+    many = f"{databases} database{'s' * (databases != 1)} in {files} file{'s' * (files != 1)}"
+    print(f"{options.policy}: ok, {many}")
     for warning in loaded.warnings:
-        print(warning, file=sys.stderr)
+        print(warning.to_text(), file=sys.stderr)
     return 3 if loaded.warnings else 0
 
 
@@ -75,6 +87,8 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     state = options.state.absolute()
     policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
     request = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
+    if request.get("to"):
+        request["to"] = str(Path(request["to"]).absolute())
     with house.owned(state):  # a running daemon works on the same staging and storage
         return by_hand.run(policy, str(state), options.verb, request, as_json=options.json)
 

@@ -38,6 +38,11 @@ class GuardError(Exception):
         self.hints = tuple(hints)
         self.facts: dict[str, Any] = dict(facts or {})
 
+    def advice_for(self) -> str:
+        """Return the advice with the name of the database, where the error knows it, instead of NAME."""
+        name = self.facts.get("database")
+        return self.advice.replace("NAME", name) if isinstance(name, str) and name else self.advice
+
     def problem(self) -> dict[str, Any]:
         """Return the RFC 9457 problem object: what crosses pipes and the socket."""
         return {
@@ -102,7 +107,7 @@ class NotPermitted(GuardError):
 
     code, title = "DBG-0003", "Not permitted"
     exit_status, http_status = 5, 403
-    meaning = "Nothing was done. The refusal stands in the audit log."
+    meaning = "Nothing was done. What the daemon refuses stands in its audit log."
     advice = "Ask an administrator for the role, or to add you to the group that [access] names in the policy."
 
 

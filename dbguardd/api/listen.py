@@ -52,7 +52,7 @@ def listen(path: Path, group: str | None, mode: int, environ: Mapping[str, str],
         _safe_directory(path.parent)
         lock = _lock(path)
     except OSError as error:
-        raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=str(error)) from error
+        raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=error.strerror or str(error)) from error
     try:
         _not_answered(path)
         return _make(path, group, mode, lock)
@@ -122,7 +122,7 @@ def _not_answered(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except OSError as error:  # EAGAIN: it listens and its queue is full; anything else is not ours to replace
-            raise SecondInstance(f"{path}: somebody listens there", detail=str(error)) from error
+            raise SecondInstance(f"{path}: somebody listens there", detail=error.strerror or str(error)) from error
     raise SecondInstance(f"{path}: somebody listens there")
 
 
@@ -153,4 +153,4 @@ def _make(path: Path, group: str | None, mode: int, lock: int) -> Listener:
             draft.unlink()
         if "too long" in str(error):
             raise Usage(f"{path}: the path of a Unix socket has at most 107 bytes") from error
-        raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=str(error)) from error
+        raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=error.strerror or str(error)) from error

@@ -299,5 +299,5 @@ def _sync_directory(path: Path) -> None:
 
 def _outcome(path: Path, error: OSError) -> GuardError:
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return NoSpace(f"{path}: no room to write the audit log", detail=str(error))
-    return Degraded(f"{path}: the audit log cannot be written", detail=str(error))
+        return NoSpace(f"{path}: no room to write the audit log", detail=error.strerror or str(error))
+    return Degraded(f"{path}: the audit log cannot be written", detail=error.strerror or str(error))

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dbguardd.catalog import Audit, Catalog, Entry, Who
-from dbguardd.errors import CatalogDamaged, Degraded, SecondInstance
+from dbguardd.errors import CatalogDamaged, Degraded, NotPermitted, SecondInstance
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,21 @@ class Books:
 
 @contextmanager
 def owned(state: Path) -> Iterator[None]:
-    """Make the directory if need be and hold it alone. Raises SecondInstance, Degraded."""
+    """Make the directory if need be and hold it alone. Raises SecondInstance, NotPermitted, Degraded."""
     try:
         for place, mode in ((state, 0o711), (state / "staging", 0o1733)):
             if not place.is_dir():
                 place.mkdir(mode=0o700, parents=True)
                 place.chmod(mode)  # whatever the umask is
         lock = os.open(state / "dbguardd.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise NotPermitted(
+            f"{state}: this user may not use the state directory",
+            detail=f"{error.strerror}: {error.filename}",
+            hints=["run it as root or as the user of the service, or give --state a directory of your own"],
+        ) from error
     except OSError as error:
-        raise Degraded(f"{state}: cannot be used as state directory", detail=str(error)) from error
+        raise Degraded(f"{state}: cannot be used as state directory", detail=error.strerror or str(error)) from error
     try:
         _lock(lock, state)
         yield
@@ -92,5 +98,5 @@ def _set_aside(path: Path, now: datetime) -> Path:
             if part.exists():
                 part.replace(aside.with_name(aside.name + suffix))
     except OSError as error:
-        raise Degraded(f"{path}: is damaged and cannot be set aside", detail=str(error)) from error
+        raise Degraded(f"{path}: is damaged and cannot be set aside", detail=error.strerror or str(error)) from error
     return aside

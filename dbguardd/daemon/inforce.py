@@ -276,7 +276,7 @@ def write_whole(path: Path, text: str, mode: int) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise Degraded(f"{path}: cannot be written", detail=str(error)) from error
+        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
 
 
 def _tries(settings: Any) -> Json:

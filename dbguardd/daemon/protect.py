@@ -60,7 +60,7 @@ def detect(path: str) -> tuple[str, str]:
     except FileNotFoundError as error:
         raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
     except OSError as error:
-        raise SourceDenied(f"{path}: cannot be looked at", detail=str(error)) from error
+        raise SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise Unsupported(
             f"{path}: is not a regular file",
@@ -113,7 +113,7 @@ def write(planned: Plan) -> None:
     except OSError as error:
         raise PolicyInvalid(
             f"{planned.file}: the drop-in cannot be written",
-            detail=str(error),
+            detail=error.strerror or str(error),
             hints=["write it yourself, then: dbguardctl reload"],
         ) from error
     finally:

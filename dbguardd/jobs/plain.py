@@ -46,7 +46,9 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
     except OSError as error:
         kind = NoSpace if error.errno in (28, 122) else Unreachable
-        raise kind(f"{run.name}: no plain copy could be written to {place}", detail=str(error)) from error
+        raise kind(
+            f"{run.name}: no plain copy could be written to {place}", detail=error.strerror or str(error)
+        ) from error
     run.report("plain.written", backup=backup.id, path=str(copy))
     return str(copy)
 

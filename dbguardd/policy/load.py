@@ -165,7 +165,7 @@ def read(file: Path, owner: int) -> bytes:
 def _unreadable(file: Path, error: OSError) -> PolicyInvalid:
     name = shlex.quote(str(file))
     begin = f"dbguardctl init --policy {name}" if isinstance(error, FileNotFoundError) else "man 5 dbguard.toml"
-    return PolicyInvalid(f"{file}: cannot be read", detail=str(error), hints=[f"ls -l {name}", begin])
+    return PolicyInvalid(f"{file}: cannot be read", detail=error.strerror or str(error), hints=[f"ls -l {name}", begin])
 
 
 def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> None:

@@ -166,9 +166,10 @@ def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
 
 def refusal(policy: str, mistakes: Sequence[Mistake], facts: Mapping[str, Any] | None = None) -> PolicyInvalid:
     """Return the error of a policy with mistakes: text for people in `detail`, objects in the fact `mistakes`."""
+    count = summary(mistakes).removesuffix(".").removesuffix(f" in {policy}")
     return PolicyInvalid(
-        f"{policy}: {summary(mistakes).removesuffix('.')}",
-        detail=report(mistakes),
+        f"{policy}: {count}",
+        detail="\n\n".join(mistake.to_text() for mistake in mistakes[:MAX_SHOWN]),
         hints=["dbguardctl config check"],
         facts={"mistakes": [mistake.to_json() for mistake in mistakes[:MAX_SHOWN]], **(facts or {})},
     )

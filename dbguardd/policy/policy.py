@@ -80,7 +80,8 @@ class Policy(Table):
             return self.storage[name]
         if name == "local":
             return Storage(type="directory", path=f"{state.rstrip('/')}/store")
-        raise NotFound(f"{name}: no such storage in the policy")
+        known = ", ".join(dict.fromkeys(["local", *self.storage]))
+        raise NotFound(f"{name}: no such storage in the policy", detail=f"Storages: {known}.")
 
     def key_of(self, name: str, state: str) -> Key:
         """Return a key of the policy with its path filled in, or the implicit one "main". Raises NotFound."""

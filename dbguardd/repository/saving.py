@@ -232,7 +232,7 @@ def _size(name: str, file: int) -> int:
     try:
         found = os.fstat(file)
     except OSError as error:
-        raise SourceDenied(f"{name}: cannot be read", detail=str(error)) from error
+        raise SourceDenied(f"{name}: cannot be read", detail=error.strerror or str(error)) from error
     if not stat.S_ISREG(found.st_mode):
         raise SourceInvalid(f"{name}: not a regular file", detail=stat.filemode(found.st_mode))
     if found.st_size > _MOST:

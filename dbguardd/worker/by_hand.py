@@ -12,12 +12,14 @@ import pwd
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from dbguardd.errors import GuardError
 from dbguardd.policy import Policy
+from dbguardd.worker import words
 from dbguardd.worker.start import run_worker
 
 _STALL_SECONDS = 3600.0
@@ -28,12 +30,18 @@ def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as
 
     The caller owns the state directory meanwhile. A backup with `verify` is proven by a second job, as in the daemon.
     """
+    began = time.monotonic()
     result = asyncio.run(_run(_spec(policy, state, verb, request), as_json))
     if verb == "backup" and request["verify"]:
         proving = {"database": request["database"], "backup": result["backup"]["id"]}
         result |= asyncio.run(_run(_spec(policy, state, "verify", proving), as_json))
-    _show({"type": "result", "result": result}, as_json)
-    return 0
+    if as_json:
+        _show({"type": "result", "result": result}, as_json)
+    else:
+        with suppress(BrokenPipeError):
+            for line in words.of_result(verb, request, result, time.monotonic() - began):
+                _tell(line)
+    return words.status(verb, result)
 
 
 def _spec(policy: Policy, state: str, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,10 +82,8 @@ def _print(message: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(message), flush=True)
     elif message["type"] == "report":
-        facts = " ".join(f"{key}={_value(value)}" for key, value in message["facts"].items() if value not in (None, ""))
-        print(f"{message['event']} {facts}", flush=True)
-    elif message["type"] == "result":
-        print(json.dumps(message["result"], indent=2), flush=True)
+        if line := words.of_report(message["event"], message["facts"]):
+            _tell(line)
     elif sys.stderr.isatty():
         total = message["total_bytes"]
         share = f" {100 * message['done_bytes'] // total} %" if total else ""
@@ -85,15 +91,23 @@ def _print(message: Mapping[str, Any], as_json: bool) -> None:
             os.write(2, f"\r\033[K{message['step']}{share}\r".encode())
 
 
-def _value(value: object) -> str:
-    return value if isinstance(value, str) and " " not in value else json.dumps(value)
-
-
-def complain(error: GuardError, *, as_json: bool) -> None:
+def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> None:
     """Print an error as people or programs want it, on standard error."""
     if as_json:
         print(json.dumps(error.problem()), file=sys.stderr)
         return
-    lines = [f"error[{error.code}]: {error.message}", f"       {error.detail}" if error.detail else ""]
-    lines += [f"       {error.meaning}", *(f"       try  {hint}" for hint in error.hints or (error.advice,))]
-    print("\n".join(line for line in lines if line), file=sys.stderr)
+    for line in words.of_error(error, program):
+        print(_harmless(line), file=sys.stderr)
+
+
+def _tell(line: str) -> None:
+    """Print one line; the progress that stands there, if any, goes first."""
+    if sys.stderr.isatty():
+        with suppress(OSError):
+            os.write(2, b"\033[K")
+    print(_harmless(line), flush=True)
+
+
+def _harmless(line: str) -> str:
+    """Return a line without what a terminal would obey: names and messages come from other people."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

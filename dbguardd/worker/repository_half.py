@@ -90,6 +90,8 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
             job.request(**spec["request"]),
         )
     except Exception as error:  # noqa: BLE001 every way to fail is told to the daemon
+        if isinstance(error, GuardError) and spec["database"]:
+            error.facts.setdefault("database", spec["database"]["name"])
         voice.say({"type": "problem", "problem": problem_of(error)})
         if not isinstance(error, GuardError):
             raise  # a bug: the trace goes to standard error, which the daemon keeps with the job

@@ -196,7 +196,7 @@ def _not_started(half: str, run_as: int, error: OSError) -> GuardError:
             detail=f"{error.strerror}. The database is opened by a process of its owner, which needs this Python.",
             hints=[f"let {user} read and execute it and what it imports", 'or set run_as = "root" for the database'],
         )
-    return WorkerDied(f"the {half} half of the worker could not be started", detail=str(error))
+    return WorkerDied(f"the {half} half of the worker could not be started", detail=error.strerror or str(error))
 
 
 async def _watch(

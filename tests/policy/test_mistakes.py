@@ -76,7 +76,7 @@ def test_as_json():
 def test_the_error_bears_all_of_them():
     _, found = check_text({FILE: (GOLDEN / "bad.toml").read_text()}, HOST)
     error = refusal(FILE, found)
-    assert error.detail == report(found)
+    assert report(found) == f"{error.detail}\n\n{summary(found)}"
     assert error.facts["mistakes"] == [mistake.to_json() for mistake in found]
     assert error.message.startswith(f"{FILE}: {len(found)} errors")
 

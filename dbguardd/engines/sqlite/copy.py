@@ -54,7 +54,8 @@ class Copy:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpace(f"{self._name}: no room for the staged copy", detail=error.strerror or "") from error
-            raise Unreachable(f"{self._name}: cannot be copied to staging", detail=str(error)) from error
+            why = error.strerror or str(error)
+            raise Unreachable(f"{self._name}: cannot be copied to staging", detail=why) from error
         self.position += done
         return done > 0
 

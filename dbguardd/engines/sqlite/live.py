@@ -8,7 +8,6 @@ runs in a child (`hold`, `pour`).
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import stat
@@ -218,7 +217,11 @@ def _looks_random(raw: bytes) -> bool:
 
 def _translate(path: str, error: OSError) -> GuardError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return SourceMissing(f"{path}: no such file", detail=os.strerror(error.errno or errno.ENOENT))
+        above = os.path.dirname(path)
+        there, gone = "is there, the file is not.", "is not there either: is something not mounted?"
+        return SourceMissing(
+            f"{path}: no such file", detail=f"Its directory {above} {there if os.path.isdir(above) else gone}"
+        )
     if isinstance(error, PermissionError):
         return SourceDenied(f"{path}: permission denied", detail=f"read by uid {os.geteuid()}, gid {os.getegid()}")
     return SourceInvalid(f"{path}: cannot be opened", detail=error.strerror or str(error))

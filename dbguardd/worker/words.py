@@ -1,0 +1,184 @@
+"""What a person reads of a job by hand: how it ended, the plan of a dry run, or what went wrong and what to do.
+
+As dbguardctl says it; that one is a client, and this works without any daemon to be a client of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dbguardd.errors import GuardError
+
+Json = Mapping[str, Any]
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_OUTCOMES = {"ok": "ok", "failed": "FAIL", "inconclusive": "UNSURE", "not configured": "-"}
+_HERE = {
+    "dbguardctl restore undo ": "undo ",
+    "dbguardctl backup ": "backup ",
+    "dbguardctl verify ": "verify ",
+    "dbguardctl restore ": "restore ",
+    "dbguardctl check ": "check ",
+    "dbguardctl prune ": "expire ",
+}
+"""What dbguardctl asks the daemon for, and the verb that does it without one."""
+
+
+def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[str]:
+    """Yield the lines of a job that is done; the last one says it all."""
+    name = request.get("database") or f"storage {request.get('storage')}"
+    took = f" ({span(seconds)} in all)"
+    match verb:
+        case "backup":
+            yield from _backup(made, took)
+        case "restore" if request.get("dry_run"):
+            yield from _plan(str(name), made["plan"])
+        case "restore" | "undo":
+            yield from _restored(str(name), made, took)
+        case "verify":
+            yield from _proven(str(name), made, took)
+        case "check":
+            yield from _findings(made["findings"])
+            bad = sum(row["outcome"] in ("failed", "inconclusive") for row in made["findings"])
+            verdict = f"{bad} of {len(made['findings'])} checks did not pass" if bad else "all checks passed"
+            yield f"{'FAIL' if bad else 'ok'}  {name}: {verdict}{took}"
+        case "expire":
+            yield from _expired(str(name), made, dry=bool(request.get("dry_run")), took=took)
+        case _:
+            yield from _swept(str(name), made, took)
+
+
+def status(verb: str, made: Json) -> int:
+    """Return the exit status of a job that is done: 4 for damage, 3 where something did not pass, else 0."""
+    if verb == "undo":
+        return 0  # what is put back was kept as it was, without a fingerprint; damage would have failed the job
+    if made.get("damaged"):
+        return 4
+    proof = made.get("proof") or {}
+    found = [*made.get("findings", ()), *proof.get("findings", ())]
+    short = proof.get("grade", "proven") != "proven"
+    return 3 if short or any(row["outcome"] in ("failed", "inconclusive") for row in found) else 0
+
+
+def of_report(event: str, facts: Json) -> str | None:
+    """Return the line for what a person should know before the end of a job; None for all else."""
+    match event:
+        case "backup.stored":
+            return f"stored  backup {facts['id']}: durable, and read back from the storage"
+        case "repository.created":
+            return f"note  storage {facts['storage']} was empty: a new repository was made in it"
+        case "parent.unreadable":
+            return f"note  the backup before cannot be built upon, so all is stored again: {facts['message']}"
+        case "recovery.added":
+            return f"note  recovery recipient {facts['recipient']} can open the repository from now on"
+    return None
+
+
+def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of an error; `program` is the command line that has dbguardd run a verb, up to the verb."""
+    yield f"error[{error.code}]: {error.message}"
+    for line in [*error.detail.splitlines(), error.meaning]:
+        yield f"       {line}".rstrip()
+    if error.hints:
+        yield from (f"       fix  {here(hint, program)}" for hint in error.hints)
+    else:
+        yield f"       try  {error.advice_for()}"
+
+
+def here(hint: str, program: Sequence[str]) -> str:
+    """Return a hint with what works without a daemon in place of what asks one."""
+    from shlex import join  # noqa: PLC0415 - only on the way to an error
+
+    for asked, verb in _HERE.items():
+        if hint.startswith(asked):
+            return f"{join(program)} {verb}{hint.removeprefix(asked).replace('--id ', '--backup ')}"
+    return hint
+
+
+def size(count: float | None) -> str:
+    """Return bytes with a binary unit."""
+    if count is None:
+        return "unknown"
+    power = 0
+    while count >= 1000 and power < len(_UNITS) - 1:  # noqa: PLR2004 - three digits
+        count, power = count / 1024, power + 1
+    return f"{count:.3g} {_UNITS[power]}"
+
+
+def span(seconds: float) -> str:
+    """Return a time in milliseconds or seconds."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{max(1, round(seconds * 1000))} ms"
+
+
+def _backup(made: Json, took: str) -> Iterator[str]:
+    backup, blocked = made["backup"], made["facts"].get("blocked_seconds")
+    stored = f"{size(backup['source_bytes'])}, {size(backup['stored_bytes'])} new in {backup['storage']}"
+    yield f"  {backup['kind']} {stored}"
+    if blocked is not None:
+        yield f"  the application was never blocked{f' longer than {span(blocked)}' if blocked else ''}"
+    if "proof" in made:
+        yield from _proven(backup["database"], made, took)
+    else:
+        yield f"ok  backup {backup['id']} of {backup['database']} is stored, not yet proven{took}"
+
+
+def _proven(name: str, made: Json, took: str) -> Iterator[str]:
+    proof = made["proof"]
+    yield from _findings(proof["findings"])
+    if made.get("plain_copy"):
+        yield f"  plain copy {made['plain_copy']}"
+    if proof["grade"] == "proven":
+        yield f"proven  backup {proof['id']} of {name} can be restored in {span(proof['restore_seconds'])}{took}"
+    else:
+        yield f"UNSURE  backup {proof['id']} of {name} is {proof['grade']}, not proven{took}"
+
+
+def _plan(name: str, plan: Json) -> Iterator[str]:
+    takes = plan["takes_seconds"]
+    yield f"Would restore {name} as it was at {plan['created_at']}"
+    yield f"  from   backup {plan['backup']}, {plan['grade']}"
+    yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
+    yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
+    yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}'}"
+    yield "Nothing was done."
+
+
+def _restored(name: str, made: Json, took: str) -> Iterator[str]:
+    yield from _findings(made["findings"])
+    if made.get("safety_copy"):
+        back = f"run undo {name} --confirm {name} puts it back"
+        yield f"  the state before is kept as backup {made['safety_copy']}; {back}"
+    plan = made["plan"]
+    yield f"ok  {name} as it was at {plan['created_at']} (backup {plan['backup']}) is at {made['target']}{took}"
+
+
+def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
+    plan = made["plan"]
+    for rows, word in ((plan["keep"], "keep"), (plan["drop"], "goes" if dry else "gone")):
+        yield from (f"  {row['id']}  {word}  {', '.join(row['because'])}" for row in rows)
+    if plan["breaker"]:
+        yield f"  {plan['breaker']}; if that is right: --confirm {name}"
+    stay, go = len(plan["keep"]), len(plan["drop"])
+    yield (
+        f"ok  {name}: "
+        + (f"{go} would go, {stay} stay; nothing was deleted" if dry else f"{go} gone, {stay} stay")
+        + took
+    )
+
+
+def _swept(name: str, made: Json, took: str) -> Iterator[str]:
+    if made["marked"]:
+        marked = f"{made['marked']} objects ({size(made['marked_bytes'])})"
+        yield f"  {marked} are no longer needed, and are freed when their grace is over"
+    if made["next_at"]:
+        yield f"  more can be freed from {made['next_at']} on"
+    freed = f"{size(made['freed_bytes'])} in {made['objects']} objects"
+    yield f"ok  {name}: " + (f"{freed} would be freed; nothing was" if made["dry_run"] else f"freed {freed}") + took
+
+
+def _findings(rows: Sequence[Json]) -> Iterator[str]:
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        words = row["detail"] or (row["outcome"] if row["outcome"] == "not configured" else "")
+        yield f"  {row['name']:<{min(40, width)}}  {_OUTCOMES.get(row['outcome'], row['outcome']):<8}{words}".rstrip()

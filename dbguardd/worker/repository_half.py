@@ -5,11 +5,12 @@ It tells the daemon what happens in JSON lines on standard output: progress, rep
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -111,18 +112,19 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
     if spec["verb"] in _LIMITLESS:
         settings = {**settings, "keep_free": 0, "max_bytes": None}
     may_make = expected is None and spec["verb"] in _MAKES
-    storage = open_storage(settings, create=may_make)
-    try:
-        repository = Repository.open(storage, open_wrappers(spec["key"]))
-    except (NotARepository, KeyMissing) as error:
-        if not may_make or not _is_free(storage):
-            with suppress(KeyMissing):
-                Repository.open(storage, ())  # that there is none matters more than a key that is missing
-            raise
-        if isinstance(error, KeyMissing):
-            _make_machine_key(spec["key"], error)
-        repository = Repository.create(storage, open_wrappers(spec["key"]), now)
-        voice.report("repository.created", storage=spec["storage"]["name"], id=repository.id)
+    with _one_maker(spec["state"]) if may_make else nullcontext():
+        storage = open_storage(settings, create=may_make)
+        try:
+            repository = Repository.open(storage, open_wrappers(spec["key"]))
+        except (NotARepository, KeyMissing) as error:
+            if not may_make or not _is_free(storage):
+                with suppress(KeyMissing):
+                    Repository.open(storage, ())  # that there is none matters more than a key that is missing
+                raise
+            if isinstance(error, KeyMissing):
+                _make_machine_key(spec["key"], error)
+            repository = Repository.create(storage, open_wrappers(spec["key"]), now)
+            voice.report("repository.created", storage=spec["storage"]["name"], id=repository.id)
     if expected is not None and repository.id != expected:
         raise NotARepository(
             f"storage {spec['storage']['name']} holds another repository than before",
@@ -133,6 +135,17 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
         voice.report("repository.opened", storage=spec["storage"]["name"], id=repository.id)
     _admit(spec, repository, voice)
     return storage, repository
+
+
+@contextmanager
+def _one_maker(state: str) -> Iterator[None]:
+    """Let workers make a key and a repository one after the other: the first jobs of a daemon may come at once."""
+    lock = os.open(Path(state) / "making.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _is_free(storage: Storage) -> bool:

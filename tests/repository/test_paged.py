@@ -292,7 +292,7 @@ def test_a_parent_with_one_damaged_leaf_means_full_again() -> None:
 
 
 @pytest.mark.slow
-def test_a_restore_reads_every_frame_once_or_nearly() -> None:
+def test_a_restore_reads_every_frame_once_or_twice() -> None:
     storage = Drawer()
     data = bytearray(noise(24 << 20))
     rng = random.Random(9)
@@ -306,6 +306,6 @@ def test_a_restore_reads_every_frame_once_or_nearly() -> None:
     storage.fetched = 0
     with tempfile.TemporaryFile() as file, Tree(storage, DOMAIN, backup) as tree:
         tree.deliver("main", file.fileno())
-        assert storage.fetched < 1.25 * needed
+        assert storage.fetched < 2 * needed  # two threads: what each finds in the cache is their luck
         file.seek(0)
         assert file.read() == data

@@ -15,7 +15,8 @@ MAKERS = {"backup", "scan", "recovery-sheet"}
 
 def spec(place: Path, verb: str):
     storage = {"name": "local", "type": "directory", "path": str(place / "store")}
-    return {"verb": verb, "storage": storage, "key": {"name": "main", "type": "machine", "path": str(place / "key")}}
+    key = {"name": "main", "type": "machine", "path": str(place / "key")}
+    return {"verb": verb, "state": str(place), "storage": storage, "key": key}
 
 
 @pytest.fixture

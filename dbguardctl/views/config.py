@@ -61,7 +61,11 @@ def _toml(item: Any) -> str:
 def _change(row: Json) -> list[Block]:
     """Return one change; of a table that comes or goes (a database, a storage) each key on a line of its own."""
     key, old, new = str(row.get("key")), row.get("old"), row.get("new")
-    if isinstance(old, dict) == isinstance(new, dict):
+    if isinstance(old, dict) and isinstance(new, dict):
+        was, now = flat(old, key), flat(new, key)
+        rows = [(name, was.get(name), now.get(name)) for name in dict.fromkeys([*was, *now])]
+        return [text(Cell(name, "strong"), f": {_toml(a)} -> {_toml(b)}") for name, a, b in rows if a != b]
+    if not isinstance(old, dict) and not isinstance(new, dict):
         return [text(Cell(key, "strong"), f": {_toml(old)} -> {_toml(new)}")]
     table, word, sign = (new, "added", "+") if isinstance(new, dict) else (old, "removed", "-")
     keys = ((name, part) for name, part in flat(table).items() if part not in (None, {}, []))

@@ -39,7 +39,11 @@ def _by_id(database: str, backups: Sequence[Backup], id: str) -> Backup:
         return found[0]
     if found:
         raise Usage(f"{database}: {id} fits {len(found)} backups", detail=", ".join(backup.id for backup in found[:5]))
-    raise NotFound(f"{database} has no backup {id}", hints=[f"dbguardctl list {database}"])
+    raise NotFound(
+        f"{database} has no backup {id}",
+        detail="One that has expired can be restored when it was recalled.",
+        hints=[f"dbguardctl list {database} --all"],
+    )
 
 
 def _moment(text: str) -> datetime:

@@ -67,7 +67,7 @@ class Directory:
             self.close = weakref.finalize(self, _close, self._root)
             sweep_orphans(self._calls, self._root)
         except OSError as error:
-            raise _outcome(path, "the directory", error) from error
+            raise _outcome(path, str(path), error) from error
         self._room = Room(limits or Limits())
         self._draft = Draft(self._calls, self._root, owner_of(os.getpid()), nameless=nameless)
 
@@ -94,7 +94,7 @@ class Directory:
             return b"".join(_pieces(fd, *wanted))
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        with self._told(prefix or "the directory"):
+        with self._told(prefix or str(self._path)):
             yield from self._walk(*split_prefix(prefix))
 
     def delete(self, name: str) -> None:
@@ -296,6 +296,8 @@ def _outcome(path: Path, what: str, error: OSError, storing: int | None = None) 
     hints = [f"findmnt -T {path}", f"ls -ld {path}"]
     if error.errno in (errno.ENOTDIR, errno.ELOOP):
         return Unreachable(f"{what}: a directory of the storage is a symbolic link", detail=detail, hints=hints)
+    if error.errno == errno.ENOENT:
+        return Unreachable(f"{path}: the storage is not there; is its disk mounted?", detail=detail, hints=hints)
     return Unreachable(f"{what}: the storage does not answer as it should", detail=detail, hints=hints)
 
 

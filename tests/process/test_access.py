@@ -66,7 +66,8 @@ def test_what_an_operator_may(guarded: House, users: list[int]) -> None:
     before = Path(guarded.place / "app.db").stat()
     for words in (
         ["restore", "app", "--in-place", "--confirm", "app"], ["restore", "undo", "app", "--confirm", "app"],
-        ["prune", "app"], ["hold", id, "--reason", "x"], ["release", id], ["recall", id], ["reload"], ["config", "accept"],
+        ["prune", "app"], ["hold", id, "--reason", "x"], ["release", id], ["recall", id],
+        ["reload"], ["config", "accept"],
         ["protect", str(target)], ["key", "recovery-sheet", "main"],
     ):  # fmt: skip
         said = guarded.ctl("--json", *words, uid=operator)

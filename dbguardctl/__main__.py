@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session.report(_usage(error))
         return Usage.exit_status
     except (KeyboardInterrupt, click.Abort):
-        session.say("interrupted")
+        session.interrupted()
         return 130
     except OSError as error:
         return _unwritten(error)

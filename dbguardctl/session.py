@@ -29,6 +29,8 @@ class Session:
         self.socket = ""
         self.wanted_database = ""
         """The name that the user typed, for a suggestion if there is no such database."""
+        self.looks_on: dict[str, str] = {}
+        """The jobs that this run looks on, by id, as people call them: they go on when it is interrupted."""
 
     @property
     def daemon(self) -> Daemon:
@@ -73,6 +75,14 @@ class Session:
         """Tell the user something that is not the result; --quiet and --json keep it away."""
         if not (self.quiet or self.json):
             self.err.show([text(*cells)])
+
+    def interrupted(self) -> None:
+        """Say what goes on although the user pressed Ctrl-C: jobs live in the daemon."""
+        if not self.looks_on:
+            self.say("interrupted")
+        for id, what in self.looks_on.items():
+            self.say(f"{what} goes on. Watch it: ", Cell(f"dbguardctl job watch {id}", "try"),
+                     "   stop it: ", Cell(f"dbguardctl job cancel {id}", "try"))  # fmt: skip
 
     def report(self, error: GuardError) -> None:
         """Print an error to stderr: its problem object with --json, else what, why, state of the data, what to do."""

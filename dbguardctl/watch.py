@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dbguardctl.progress import Look, looker
-from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done
 from dbguardctl.words import span
@@ -26,6 +25,7 @@ def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
     except DaemonUnreachable:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     row: Json = answer["job"]
+    session.looks_on[row["id"]] = what(row)
     session.say(f"{what(row)} started")
     return row
 
@@ -40,15 +40,12 @@ def wait(session: Session, row: Json, timeout: float | None = None) -> Json:
 
     Raises StillRunning after `timeout` seconds, DaemonUnreachable. Ctrl-C leaves the job alone.
     """
-    if row["state"] in FINAL:
-        return row
-    look, pause = looker(session)
-    try:
-        return _poll(session, row, look, pause, None if timeout is None else time.monotonic() + timeout)
-    except KeyboardInterrupt:
-        session.say(f"{what(row)} goes on. Watch it: ", Cell(f"dbguardctl job watch {row['id']}", "try"),
-                    "   stop it: ", Cell(f"dbguardctl job cancel {row['id']}", "try"))  # fmt: skip
-        raise
+    session.looks_on[row["id"]] = what(row)
+    if row["state"] not in FINAL:
+        look, pause = looker(session)
+        row = _poll(session, row, look, pause, None if timeout is None else time.monotonic() + timeout)
+    del session.looks_on[row["id"]]
+    return row
 
 
 def _poll(

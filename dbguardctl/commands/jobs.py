@@ -53,6 +53,7 @@ def job_show(session: Session, id: str) -> None:
 @pass_session
 def job_watch(session: Session, id: str, timeout: str) -> int:
     """Wait for a job, and end as the command that started it would have."""
+    session.looks_on[id] = f"job {id}"
     row = session.daemon.get("jobs", id)["job"]
     return finish(session, "job", settle(session, row, seconds(timeout)))
 

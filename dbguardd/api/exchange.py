@@ -57,7 +57,7 @@ class _Refused(Exception):  # noqa: N818 - not an error of ours: an answer with 
 
 
 async def exchange(service: Service, request: web.BaseRequest, finish: Finish, limits: Limits) -> web.StreamResponse:
-    """Answer one request. Raises nothing but cancellation (the peer hung up) and ConnectionError."""
+    """Answer one request. Raises nothing but cancellation; a peer that hung up gets no answer."""
     try:
         answer = await _answer(service, request, finish, limits.body_seconds)
         body = b"" if isinstance(answer, Stream) else _encoded(answer)
@@ -184,7 +184,7 @@ async def _reply(request: web.BaseRequest, reply: Reply, body: bytes, seconds: f
         async with asyncio.timeout(seconds):
             await response.prepare(request)
             await response.write_eof()
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):  # it does not read, or has hung up: neither is an error of ours
         _cut(request)
     return response
 
@@ -201,7 +201,7 @@ async def _stream(request: web.BaseRequest, stream: Stream, seconds: float) -> w
                 async with asyncio.timeout(seconds):
                     await response.write(_event(event))
         await response.write_eof()
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):  # it does not read, or has hung up: neither is an error of ours
         _cut(request)
     return response
 

@@ -60,6 +60,8 @@ class Running:
 
     async def close(self) -> None:
         """Let nobody in any more, let what changes something come to its end, then hang up on everybody."""
+        # asyncio may be about to accept for a task that is cancelled, which it takes for a bug and logs as one.
+        asyncio.get_running_loop().remove_reader(self._listener.socket)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -210,3 +210,23 @@ def test_malformed_http_is_refused_and_the_server_lives(start, sent):
         assert b"Traceback" not in answer
     assert serves(api)
     assert api.store.calls == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        STATUS,
+        b"POST /v1/reload HTTP/1.1\r\nHost: d\r\nContent-Length: 9\r\n\r\n{",
+        b"POST /v1/reload HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"GET /v1/events HTTP/1.1\r\nHost: d\r\nAccept: text/event-stream\r\n\r\n",
+    ],
+    ids=["answer", "body", "chunk", "events"],
+)
+def test_who_hangs_up_leaves_no_trace(start, caplog, sent):
+    api = start()
+    for _ in range(20):
+        with api.raw() as connection:
+            connection.sendall(sent)
+    assert api.ask("GET", "/v1/status").status == 200
+    until(lambda: api.store.following == 0, "the followers end")
+    assert [record.getMessage() for record in caplog.records] == []

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -65,16 +68,29 @@ def test_a_client_that_gives_up_leaves_the_job_alone(house: House) -> None:
     with held(path):
         problem = house.fails("DBG-0006", 12, "backup", "app", "--timeout", "1s")
         waits(house, problem["job"])
-        with house.starting("job", "watch", problem["job"]) as watching:
-            until(lambda: not watching.poll() and said(watching.pid), "it looks on")
-            watching.send_signal(signal.SIGINT)
-            _, err = watching.communicate(timeout=60)
-        assert watching.returncode == 130
-        assert f"dbguardctl job cancel {problem['job']}" in err
+        for silent in (False, True):  # the daemon answers, or has not even answered the first question
+            stopped = frozen(house.process) if silent else nullcontext()
+            with stopped, house.starting("job", "watch", problem["job"]) as watching:
+                until(lambda: not watching.poll() and said(watching.pid), "it looks on")
+                watching.send_signal(signal.SIGINT)
+                _, err = watching.communicate(timeout=60)
+            assert watching.returncode == 130
+            assert f"dbguardctl job cancel {problem['job']}" in err
         assert house.job(problem["job"])["state"] == "running"
     assert house.ended(problem["job"])["state"] == "done"
     watched = house.does("job", "watch", problem["job"])
     assert watched["backup"]["id"] == house.backups("app")[0]["id"]
+
+
+@contextmanager
+def frozen(process: subprocess.Popen[bytes] | None) -> Iterator[None]:
+    """Keep a process from doing anything."""
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def said(pid: int) -> bool:

@@ -104,10 +104,11 @@ class Snapshots(Protocol):
     def release(self) -> None:
         """Let go of the snapshot of the last dump(), with all its temporary files. Safe to call at any time."""
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
         """Rebuild the database at `target`, which must not exist; durable on return.
 
-        On failure nothing is left at `target`. Never touches the live database.
+        Returns, in words, which rights of the original (owner, access list ...) the copy could not be given. On
+        failure nothing is left at `target`. Never touches the live database.
         """
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:

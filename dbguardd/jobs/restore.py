@@ -57,7 +57,8 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place:
         return _in_place(run, backup, plan)
     started = run.monotonic()
-    findings = _restore_and_compare(run, backup, target)
+    findings, lost = _restore_and_compare(run, backup, target)
+    findings.append(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=backup.id, target=str(target), seconds=seconds)
     return {"target": str(target), "plan": plan, "findings": to_json(findings), "seconds": seconds}
@@ -107,7 +108,7 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     """
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
-    findings = _restore_and_compare(run, backup, staged)
+    findings, _ = _restore_and_compare(run, backup, staged)
     safety = _safety_copy(run)
     try:
         run.snapshots.replace(staged, run.progress)
@@ -154,10 +155,13 @@ def _nothing_to_undo(run: Run, safety: str | None) -> None:
         run.report("backup.released", id=safety, reason=UNDO_REASON, reasons=[UNDO_REASON])
 
 
-def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding]:
-    """Restore to `target` and read it once through the engine. Raises ProofFailed if it is not what was backed up."""
+def _restore_and_compare(run: Run, backup: Backup, target: Path) -> tuple[list[Finding], Sequence[str]]:
+    """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
+
+    Raises ProofFailed if it is not what was backed up.
+    """
     with run.repository.tree(backup, reading(run, backup)) as tree:
-        run.snapshots.restore(tree, target, run.progress)
+        lost = run.snapshots.restore(tree, target, run.progress)
     run.report("restore.written", backup=backup.id, target=str(target))
     examined = run.snapshots.examine(target, (), run.progress)
     findings = [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
@@ -168,7 +172,7 @@ def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding
             detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
             hints=[f"dbguardctl list {run.name}", f"the copy was left at {target} for inspection"],
         )
-    return findings
+    return findings, lost
 
 
 def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, Any]:

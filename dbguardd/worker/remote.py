@@ -47,9 +47,9 @@ class RemoteSnapshots:
         else:
             self._call("release", {}, _silent)
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
-        """Rebuild the database at `target`."""
-        self._call("restore", {"target": str(target)}, progress, tree=tree)
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
+        """Rebuild the database at `target`; return which rights it could not be given."""
+        return [str(lost) for lost in self._call("restore", {"target": str(target)}, progress, tree=tree)]
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         """Open a restored database and say what is found."""

@@ -151,6 +151,16 @@ def test_restore_goes_to_a_new_place_and_never_overwrites(world, tmp_path):
         world.do("restore", database="app", to="relative.json")
 
 
+def test_a_copy_that_lacks_rights_of_the_original_says_so(world, tmp_path):
+    world.backup()
+    done = world.do("restore", database="app", to=str(tmp_path / "live" / "whole.json"))
+    assert done["findings"][-1] == {"name": "owner and rights", "outcome": "ok", "detail": ""}
+    world.engine.lost = ["owner app: not known on this host", "access list: Operation not supported"]
+    done = world.do("restore", database="app", to=str(tmp_path / "live" / "bare.json"))
+    assert done["findings"][-1]["outcome"] == "failed"
+    assert done["findings"][-1]["detail"] == "; ".join(world.engine.lost)
+
+
 def test_restore_at_takes_the_newest_backup_not_after(world, tmp_path):
     first = world.backup(users=[1])
     moment = world.now

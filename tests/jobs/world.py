@@ -30,6 +30,7 @@ class ToyEngine:
         self.refuse_dump: Exception | None = None
         self.in_use = False
         self.snapshot_at = ""
+        self.lost: list[str] = []
 
     def probe(self):
         return Probe("1", self.path.stat().st_size, {}, ())
@@ -61,6 +62,7 @@ class ToyEngine:
             shutil.copyfileobj(source, out)
         if self.break_restore:
             target.write_bytes(self.break_restore)
+        return self.lost
 
     def examine(self, target, queries, progress):
         found = [Finding("opened", "ok")]

@@ -101,6 +101,7 @@ class FakeEngine:
         if "damaged" in names:
             with tree.read("damaged") as source:
                 source.read()
+        return ["owner app: gone"]
 
     def examine(self, target, queries, progress):
         return Examination([Finding("opened", "ok", queries[0].sql if queries else "")], None, {"n": 1})
@@ -152,9 +153,8 @@ def test_objects_longer_than_a_message_cross(seam):
 def test_restore_and_examine_cross(seam, tmp_path):
     remote, _, _ = seam
     steps = []
-    remote.restore(
-        MemoryTree({"a": b"x" * 3_000_000, "b": b"page"}), tmp_path / "out", lambda *step: steps.append(step)
-    )
+    tree = MemoryTree({"a": b"x" * 3_000_000, "b": b"page"})
+    assert remote.restore(tree, tmp_path / "out", lambda *step: steps.append(step)) == ["owner app: gone"]
     assert steps == [(f"restore {number}", number, None) for number in range(2000)]
     assert (tmp_path / "out").read_bytes() == b"page"
     assert remote.probe() == Probe("1.0", 5, {"a": 1}, ("careful",))

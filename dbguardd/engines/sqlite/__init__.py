@@ -21,6 +21,7 @@ from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import Header, open_live, read_header
 from dbguardd.engines.sqlite.publish import fresh, outcome
 from dbguardd.engines.sqlite.replace import replace
+from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
@@ -106,9 +107,7 @@ class Sqlite:
             "journal_mode": _mode(header),
             "size_bytes": self._snapshot.stat().st_size,
             "sqlite_version": sqlite3.sqlite_version,
-            "mode": found.st_mode & 0o7777,
-            "uid": found.st_uid,
-            "gid": found.st_gid,
+            **rights_of(self._path, found),
             "snapshot_at": datetime.fromtimestamp(taken.at, UTC).isoformat(),
             "way": taken.way,
             # A reader of a log keeps nobody from reading or writing; the log only cannot begin anew meanwhile.
@@ -131,7 +130,7 @@ class Sqlite:
     def release(self) -> None:
         snapshot.wipe(self._staging)
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> None:
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
         def tick(done: int) -> None:
             progress("restore", done, None)
 
@@ -141,6 +140,7 @@ class Sqlite:
                 _replay(tree, work, target, tick)
             else:
                 _deliver(tree, work, target)
+            return give(work, tree.facts)
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return examine(target, queries, progress)

@@ -15,6 +15,7 @@ from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.live import open_live, read_header, resolve
 from dbguardd.engines.sqlite.publish import SIDES, fresh, outcome, sync_directory
+from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.errors import (
     GuardError,
     NoSpace,
@@ -50,9 +51,10 @@ def replace(path: str, source: Path, progress: Progress) -> None:
 
 
 def _create(path: Path, source: Path, progress: Progress) -> None:
-    mode = source.stat().st_mode
-    with fresh(path, mode) as work:
+    found = source.stat()
+    with fresh(path, found.st_mode) as work:
         _copy(source, work, path, progress)
+        give(work, rights_of(source, found))
 
 
 def _copy(source: Path, work: Path, target: Path, progress: Progress) -> None:

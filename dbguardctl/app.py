@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "reload": ("setup:reload", "have the daemon read the policy again"),
         "config": ("config:config", "check, show, explain, diff, accept the policy"),
         "key": ("keys:key", "keys: recovery sheet and recovery test"),
+        "credential": ("credentials:credential", "secrets in systemd's keeping, which the policy names"),
     },
     "Look after": {
         "schedule": ("care:schedule", "what runs next"),

@@ -161,6 +161,11 @@ def keys(ask: Ask) -> Json:
     return ask.service.keys()
 
 
+def credentials(ask: Ask) -> Json:
+    """The systemd credentials that the policy names or that the daemon was given; names, never secrets."""
+    return ask.service.credentials()
+
+
 async def recovery_sheet(ask: Ask) -> Json:
     """Make a recovery key and return its sheet: once, it is not kept."""
     return await ask.finish(ask.service.recovery_sheet(ask.path["name"], ask.actor))

@@ -124,6 +124,7 @@ ROUTES: tuple[Route, ...] = (
     )),
     Route("GET", "/v1/config/schema", READ, do.config_schema, ""),
     Route("GET", "/v1/keys", READ, do.keys, "keys"),
+    Route("GET", "/v1/credentials", READ, do.credentials, "credentials"),
     Route("POST", "/v1/keys/{name}/recovery-sheet", ADMIN, do.recovery_sheet, "recovery_sheet", body=bodies.Nothing),
     Route("POST", "/v1/keys/{name}/recovery-test", ADMIN, do.recovery_test, "recovery_test", body=bodies.RecoveryTest),
     Route("GET", "/v1/audit", READ, do.audit, "audit", query=(_AFTER, _LIMIT)),

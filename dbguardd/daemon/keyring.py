@@ -1,13 +1,18 @@
-"""Recovery keys: making one, and proving that one opens the repositories."""
+"""Keys and secrets: recovery keys, which are made and proven here, and what systemd gave to this process."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
-from dbguardd.catalog import Who
+from dbguardd.catalog import Who, to_text
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.errors import NotFound, Unsupported
+from dbguardd.policy import Policy
 
 Json = dict[str, Any]
 
@@ -44,6 +49,24 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
         result = await operations.runner.perform(order)
         tested.append({"storage": storage, **result})
     return {"ok": True, "key": key, "repositories": tested}
+
+
+def credentials(policy: Policy, environ: Mapping[str, str]) -> list[Json]:
+    """Return each systemd credential that the policy names or that this process was given, and since when it has it."""
+    rows: dict[str, Json] = {}
+
+    def row(name: str) -> Json:
+        return rows.setdefault(name, {"name": name, "used_by": [], "given_at": None})
+
+    for key, settings in policy.key.items():
+        named = (settings.credential, settings.secret.credential if settings.secret else None)
+        for name in filter(None, named):
+            row(name)["used_by"].append(f"key {key}")
+    # No directory: not started by systemd, or without any.
+    with suppress(OSError), os.scandir(environ.get("CREDENTIALS_DIRECTORY", "")) as found:
+        for entry in found:
+            row(entry.name)["given_at"] = to_text(datetime.fromtimestamp(entry.stat().st_mtime, UTC))
+    return [rows[name] for name in sorted(rows)]
 
 
 def _storages(operations: Operations, key: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -273,6 +274,10 @@ class Service:
     def keys(self) -> Json:
         """The keys, and when their recovery was last tested."""
         return {"keys": to_json(self._do.views.keys())}
+
+    def credentials(self) -> Json:
+        """The systemd credentials that the policy names or that this process was given."""
+        return {"credentials": keyring.credentials(self._do.inforce.policy, os.environ)}
 
     async def recovery_sheet(self, key: str, actor: Peer) -> Json:
         """Make a recovery key and return its sheet, once. Raises NotFound, Unsupported."""

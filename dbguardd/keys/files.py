@@ -22,9 +22,10 @@ _CREDENTIAL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}", re.ASCII)
 def credential_path(name: str, environ: Mapping[str, str]) -> Path:
     """Return where systemd puts a credential of this service. Raises FileNotFoundError if it gives none."""
     folder = environ.get("CREDENTIALS_DIRECTORY", "")
-    if not folder or not _CREDENTIAL.fullmatch(name):
+    path = Path(folder, name)
+    if not folder or not _CREDENTIAL.fullmatch(name) or not path.exists():
         raise FileNotFoundError(errno.ENOENT, "the unit has no such credential", name)
-    return Path(folder, name)
+    return path
 
 
 def read_private(path: Path, refuse: Callable[[str, str], GuardError], *, credential: bool = False) -> Secret:

@@ -48,8 +48,11 @@ class MachineKey:
         try:
             path = credential_path(name, environ)
         except FileNotFoundError as error:
-            detail = "no such credential in $CREDENTIALS_DIRECTORY; see LoadCredentialEncrypted= in systemd.exec(5)"
-            raise KeyMissing(f"{label}: not given to dbguardd", detail=detail) from error
+            raise KeyMissing(
+                f"{label}: not given to dbguardd",
+                detail="The service manager gives it to dbguardd.service at its start (LoadCredentialEncrypted=).",
+                hints=[f"dbguardctl credential set {name} --random", "systemctl restart dbguardd"],
+            ) from error
         return cls(_read(path, label, credential=True), label)
 
     def wrap(self, secret: bytes, context: bytes) -> bytes:

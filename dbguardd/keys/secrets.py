@@ -40,7 +40,8 @@ def _from_credential(name: str, environ: Mapping[str, str]) -> Secret:
     try:
         return _trimmed(f"credential {name}", read_private(credential_path(name, environ), _unsafe, credential=True))
     except OSError as error:
-        raise SecretMissing(f"credential {name}: cannot be read", detail=str(error.strerror)) from error
+        hints = [f"dbguardctl credential set {name}", "systemctl restart dbguardd"]
+        raise SecretMissing(f"credential {name}: cannot be read", detail=str(error.strerror), hints=hints) from error
 
 
 def _from_file(path: Path) -> Secret:

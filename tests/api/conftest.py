@@ -170,6 +170,9 @@ class Store:
     def keys(self):
         return self._called("keys")
 
+    def credentials(self):
+        return self._called("credentials")
+
     async def recovery_sheet(self, key, actor):
         return self._called("recovery_sheet", key)
 

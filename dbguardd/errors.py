@@ -396,7 +396,7 @@ class KeyRefused(GuardError):
     code, title = "DBG-5001", "The key does not open the repository"
     exit_status, http_status = 11, 503
     meaning = "The data is not damaged; it is sealed with another key. Nothing was written."
-    advice = "Use the machine key of the host that wrote it, or the recovery key from the recovery sheet."
+    advice = "Use the key of the machine that wrote it, or let the recovery key open it: dbguardctl key recover."
 
 
 class KeyMissing(GuardError):
@@ -405,7 +405,7 @@ class KeyMissing(GuardError):
     code, title = "DBG-5002", "Key missing"
     exit_status, http_status = 11, 503
     meaning = "Backups can neither be made nor read until a key is there. Stored data is not affected."
-    advice = "Restore the key file or credential, or use the recovery key: dbguardctl key recovery-test shows how."
+    advice = "Restore the key file or credential, or let the recovery key open them: dbguardctl key recover."
 
 
 class KeyUnsafe(GuardError):

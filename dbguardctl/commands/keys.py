@@ -105,6 +105,25 @@ def recovery_test(session: Session, name: str) -> None:
     session.answer(answer, blocks)
 
 
+@key.command("recover")
+@_name
+@pass_session
+def recover(session: Session, name: str) -> None:
+    """Let this machine open the backups of one that is lost, by the recovery key.
+
+    It is typed without echo, or read from standard input.
+    """
+    answer: dict[str, Any] = session.daemon.post("keys", name, "recover", body={"identity": _identity(session)})
+    blocks: list[Block] = [
+        text(
+            Cell("ok", "good"),
+            f"  key {name} opens storage {row['storage']} from now on; backups there: {row['backups']}",
+        )
+        for row in answer.get("repositories", ())
+    ]  # fmt: skip
+    session.answer(answer, [*blocks, text(Cell("next  ", "dim"), Cell("dbguardctl status", "try"))])
+
+
 def _identity(session: Session) -> str:
     if sys.stdin.isatty():
         from getpass import getpass  # noqa: PLC0415 - only when a person types
@@ -115,7 +134,7 @@ def _identity(session: Session) -> str:
     lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
         raise Usage(
-            "key recovery-test: one line with the recovery key is needed",
+            "key: one line with the recovery key is needed",
             detail=f"There were {len(lines)} lines.",
             hints=["dbguardctl key recovery-test main < FILE"],
         )

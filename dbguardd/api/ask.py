@@ -72,3 +72,10 @@ class RecoveryTest:
     """Prove that the copy on the recovery sheet opens the repositories."""
 
     identity: str = field(metadata={"help": "the secret on the recovery sheet, as typed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """Let this machine open the repositories again, by the copy on the recovery sheet."""
+
+    identity: str = field(metadata={"help": "the secret on the recovery sheet, as typed"})

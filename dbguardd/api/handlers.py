@@ -176,6 +176,11 @@ async def recovery_test(ask: Ask) -> Json:
     return await ask.finish(ask.service.recovery_test(ask.path["name"], ask.body["identity"], ask.actor))
 
 
+async def recover(ask: Ask) -> Json:
+    """Let this machine open the repositories again, by a recovery key."""
+    return await ask.finish(ask.service.recover(ask.path["name"], ask.body["identity"], ask.actor))
+
+
 async def audit(ask: Ask) -> Json:
     """Entries of the audit log."""
     return await ask.service.audit(ask.query["after"], ask.query["limit"])

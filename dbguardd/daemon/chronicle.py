@@ -17,7 +17,7 @@ from dbguardd.errors import GuardError, Internal
 from dbguardd.wire import Event, JobRow, JobState
 
 _AUDITED = frozenset(
-    ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test")
+    ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
 )
 _NOT_LOGGED = frozenset(("problem", "verb", "event", "level", "exc_info", "findings"))
 

@@ -116,7 +116,7 @@ class InForce:
         state = str(self.state)
         if order.database is None or order.verb in ERRANDS:
             storage = order.storage or "local"
-            key = self._key_of_storage(storage)
+            key = self.key_of_storage(storage)
             spec = {
                 "database": None,
                 "storage": self.policy.storage_spec(storage, state),
@@ -143,7 +143,7 @@ class InForce:
         row = self._wanted(order) if order.verb in ("restore", "verify") else None
         if row is None or row.storage == guarded.storage[0]:
             return {}
-        state, key = str(self.state), self._key_of_storage(row.storage)
+        state, key = str(self.state), self.key_of_storage(row.storage)
         with suppress(NotFound):  # it left the policy too: the job says that there is no such backup
             return {"storage": self.policy.storage_spec(row.storage, state), "key": self.policy.key_spec(key, state)}
         return {}
@@ -188,9 +188,6 @@ class InForce:
         self._loaded, self.loaded_at = loaded, self._now()
         self.problem, self.frozen = None, {}
 
-    def _key_of_storage(self, storage: str) -> str:
-        return next((key for key, storages in self.keyring().items() if storage in storages), "main")
-
     def _orphan(self, name: str) -> Json:
         """The spec of a database that only the repository knows: enough to prove and restore it."""
         rows = self._catalog.backups.of(name)
@@ -202,7 +199,7 @@ class InForce:
         return {
             "database": database_spec(guarded, uid_of_user),
             "storage": self.policy.storage_spec(rows[0].storage, str(self.state)),
-            "key": self.policy.key_spec(self._key_of_storage(rows[0].storage), str(self.state)),
+            "key": self.policy.key_spec(opener(self.keyring(), rows[0].storage), str(self.state)),
         }
 
     def _accepted(self) -> Mapping[str, Json]:
@@ -228,6 +225,11 @@ class InForce:
         found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         write_whole(self._accepted_file, text, 0o600)
+
+
+def opener(keyring: Mapping[str, list[str]], storage: str) -> str:
+    """Return the name of the key that opens a storage."""
+    return next((key for key, storages in keyring.items() if storage in storages), "main")
 
 
 def shrinks(going: Going) -> PolicyShrinks:

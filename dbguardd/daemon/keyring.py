@@ -51,6 +51,19 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
     return {"ok": True, "key": key, "repositories": tested}
 
 
+async def recover(operations: Operations, key: str, identity: str, who: Who) -> Json:
+    """Let this machine's key open what the identity opens, and read that into the catalog.
+
+    Raises NotFound, KeyRefused, KeyUnsafe.
+    """
+    opened = []
+    for storage in _storages(operations, key):
+        order = Order("recover", {}, who, storage=storage, hidden={"identity": identity})
+        opened.append({"storage": storage, **await operations.runner.perform(order)})
+        operations.index(storage)
+    return {"ok": True, "key": key, "repositories": opened}
+
+
 def credentials(policy: Policy, environ: Mapping[str, str]) -> list[Json]:
     """Return each systemd credential that the policy names or that this process was given, and since when it has it."""
     rows: dict[str, Json] = {}

@@ -287,6 +287,10 @@ class Service:
         """Prove that the identity on a recovery sheet opens the repositories. Raises NotFound, KeyRefused."""
         return await keyring.try_identity(self._do, key, identity, self._who(actor))
 
+    async def recover(self, key: str, identity: str, actor: Peer) -> Json:
+        """Let this machine open the repositories again, by a recovery key. Raises NotFound, KeyRefused."""
+        return await keyring.recover(self._do, key, identity, self._who(actor))
+
     # ------------------------------------------------------------------------------------------------ audit
 
     async def audit(self, after: int, limit: int) -> Json:

@@ -10,11 +10,11 @@ from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.gauge import Gauge
-from dbguardd.daemon.inforce import InForce, dated
+from dbguardd.daemon.inforce import InForce, dated, opener
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.timetable import longest_gap, timing
-from dbguardd.errors import GuardError, NoSpace, NotFound, Unreachable
+from dbguardd.errors import GuardError, KeyMissing, KeyRefused, NoSpace, NotFound, Unreachable, from_problem
 from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
@@ -102,7 +102,7 @@ class Views:
             floor = None if level.total_bytes is None else int(level.total_bytes * share)
         else:
             floor = int(keep_free)
-        problem: GuardError | None = None
+        problem = self._unread(name)
         if level.error and self.catalog.settings.get(f"repository:{name}") is not None:
             problem = Unreachable(f"storage {name} cannot be read", detail=level.error)
         elif floor is not None and level.free_bytes is not None and level.free_bytes < floor:
@@ -121,6 +121,17 @@ class Views:
             stored_bytes=self.catalog.backups.stored_bytes(name),
             problem=None if problem is None else problem.problem(),
         )
+
+    def _unread(self, name: str) -> GuardError | None:
+        """Why the repository there could not be read into the catalog; None if it was, or if there is none."""
+        scan = self.catalog.runs.get(f"storage:{name}", "scan")
+        if scan is None or scan.problem is None:
+            return None
+        error = from_problem(scan.problem)
+        if isinstance(error, KeyMissing | KeyRefused):
+            error.hints = (f"dbguardctl key recover {opener(self.inforce.keyring(), name)}",)
+            error.message = f"there are backups that no key of this machine opens: {error.message}"
+        return error
 
     def keys(self) -> list[KeyStatus]:
         """Every key, and who could open the backups without this machine."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dbguardd.errors import NotFound
+from dbguardd.errors import KeyMissing, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
 from dbguardd.jobs.verify import graded
-from dbguardd.keys import AgeRecipient, Secret, new_identity
+from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
 from dbguardd.repository import Repository, recallable_until
 from dbguardd.wire import Grade, Request
 
@@ -47,6 +47,13 @@ class RecoverySheet(Request):
 @dataclass(frozen=True, slots=True)
 class RecoveryTest(Request):
     """Try whether a recovery identity opens the repository."""
+
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recover(Request):
+    """Let the key of this machine open a repository that a recovery identity has opened."""
 
     identity: str
 
@@ -119,6 +126,21 @@ def recovery_test(run: Run, request: RecoveryTest) -> Result:
     return {"recipient": wrapper.label, "repository": opened.id, "backups": count}
 
 
+def recover(run: Run, request: Recover) -> Result:
+    """Wrap the root key for the key of the policy; a machine key that is not there is made. Nothing is taken away."""
+    key = run.spec["key"]
+    try:
+        wrappers = open_wrappers(key)
+    except KeyMissing as missing:
+        make_key(key, missing)
+        wrappers = open_wrappers(key)
+    for wrapper in wrappers:
+        run.repository.add_recipient(wrapper)
+    used = AgeRecipient.from_identity(Secret(request.identity.encode())).label
+    run.report("recovery.used", recipient=used, key=key["name"])
+    return {"recipient": used, "repository": run.repository.id, "backups": len(run.repository.backups())}
+
+
 BOOKS = (
     Job("scan", Scan, scan),
     Job("hold", Hold, hold),
@@ -126,4 +148,5 @@ BOOKS = (
     Job("recall", Recall, recall),
     Job("recovery-sheet", RecoverySheet, recovery_sheet),
     Job("recovery-test", RecoveryTest, recovery_test),
+    Job("recover", Recover, recover),
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import PolicyInvalid
+from dbguardd.errors import KeyMissing, PolicyInvalid
 from dbguardd.keys.age import AgeRecipient, new_identity
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.keys.machine import MachineKey
@@ -27,6 +27,7 @@ __all__ = [
     "MachineKey",
     "Passphrase",
     "Secret",
+    "make_key",
     "new_identity",
     "open_wrappers",
     "qr_svg",
@@ -62,3 +63,10 @@ def open_wrappers(settings: Mapping[str, Any], environ: Mapping[str, str] = os.e
     if kind not in KEYS:
         raise PolicyInvalid(f"{settings.get('name', 'key')}: unknown type {kind!r}", detail=", ".join(KEYS))
     return [KEYS[kind](settings, environ), *map(AgeRecipient, settings.get("recovery", ()))]
+
+
+def make_key(settings: Mapping[str, Any], missing: KeyMissing) -> None:
+    """Make the key file of a fresh installation. Raises `missing` for what only a person can bring."""
+    if settings["type"] != "machine" or "path" not in settings:
+        raise missing
+    MachineKey.create(Path(settings["path"]))

@@ -78,7 +78,8 @@ def judge(facts: Facts, now: datetime) -> Judgement:
 def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
     if not facts.in_policy:
-        what = f"{name}: not in the policy any more; its {facts.backups} backups stay, no new ones are made"
+        stay = "its backup stays" if facts.backups == 1 else f"its {facts.backups} backups stay"
+        what = f"{name}: not in the policy any more; {stay}, no new ones are made"
         yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
         return
     if facts.failures:

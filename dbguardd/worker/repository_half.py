@@ -19,7 +19,7 @@ from typing import Any
 from dbguardd.errors import Cancelled, GuardError, KeyMissing, NotARepository, NotFound
 from dbguardd.jobs import JOBS
 from dbguardd.jobs.base import Run
-from dbguardd.keys import AgeRecipient, MachineKey, open_wrappers
+from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
 from dbguardd.repository import Repository
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
@@ -115,14 +115,14 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
     with _one_maker(spec["state"]) if may_make else nullcontext():
         storage = open_storage(settings, create=may_make)
         try:
-            repository = Repository.open(storage, open_wrappers(spec["key"]))
+            repository = Repository.open(storage, _wrappers(spec))
         except (NotARepository, KeyMissing) as error:
             if not may_make or not _is_free(storage):
                 with suppress(KeyMissing):
                     Repository.open(storage, ())  # that there is none matters more than a key that is missing
                 raise
             if isinstance(error, KeyMissing):
-                _make_machine_key(spec["key"], error)
+                make_key(spec["key"], error)
             repository = Repository.create(storage, open_wrappers(spec["key"]), now)
             voice.report("repository.created", storage=spec["storage"]["name"], id=repository.id)
     if expected is not None and repository.id != expected:
@@ -153,11 +153,11 @@ def _is_free(storage: Storage) -> bool:
     return all(entry.name.startswith(Repository.PRELUDE) for entry in storage.list(""))
 
 
-def _make_machine_key(key: Mapping[str, Any], missing: KeyMissing) -> None:
-    """Make the key file of a fresh installation; a credential or passphrase can only come from a person."""
-    if key["type"] != "machine" or "path" not in key:
-        raise missing
-    MachineKey.create(Path(key["path"]))
+def _wrappers(spec: Mapping[str, Any]) -> list[KeyWrapper]:
+    """Return what opens the repository: the key of the policy, or the identity that a person brings after a loss."""
+    if spec["verb"] == "recover":
+        return [AgeRecipient.from_identity(Secret(spec["request"]["identity"].encode()))]
+    return open_wrappers(spec["key"])
 
 
 def _admit(spec: Mapping[str, Any], repository: Repository, voice: Voice) -> None:

@@ -179,6 +179,9 @@ class Store:
     async def recovery_test(self, key, identity, actor):
         return self._called("recovery_test", key, identity)
 
+    async def recover(self, key, identity, actor):
+        return self._called("recover", key, identity)
+
     async def audit(self, after, limit):
         return {**self._called("audit", after, limit), "entries": [self.payload]}
 

@@ -93,6 +93,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         names = {
             "/var/lib/app/app.db": str(place / "app.db"),
             "/srv/app.db": str(place / "srv.db"),
+            "/srv/look.db": str(place / "look-again.db"),
+            "/srv/restored/app.db": str(place / "restored.db"),
             "/tmp/look.db": str(place / "look.db"),  # noqa: S108 - as the page has it
             "yesterday 09:00": "now",
             "01K4YJ3M8R": row["id"][:10],
@@ -146,16 +148,17 @@ def test_the_daemon_starts_as_the_page_says(words: tuple[str, ...], tmp_path: Pa
     assert b"ready" in told or b"ok" in told
 
 
-def test_a_job_by_hand_as_the_page_says(tmp_path: Path) -> None:
-    """The disaster of the page: the daemon is gone, its policy, state directory and key are there."""
-    [words] = [words for words in typed("dbguardd") if "restore" in words]
+@pytest.mark.parametrize("words", [words for words in typed("dbguardd") if "restore" in words], ids=" ".join)
+def test_a_job_by_hand_as_the_page_says(words: tuple[str, ...], tmp_path: Path) -> None:
+    """The disaster of the pages: the daemon is gone, its policy, state directory and key are there."""
     host = Host(tmp_path)
     seed(tmp_path / "app.db", bookings=300, documents=10)
     with host.daemon():
         assert host.run("protect", str(tmp_path / "app.db"), capture_output=True).returncode == 0
     (tmp_path / "app.db").unlink()
     names = {"/mnt/old/dbguard": str(host.state), "/srv/app.db": str(tmp_path / "srv.db")}
-    argv = [host.bin / "dbguardd", "--policy", host.policy, *(names.get(word, word) for word in words[1:])]
+    state = [] if "--state" in words else ["--state", host.state]
+    argv = [host.bin / "dbguardd", "--policy", host.policy, *state, *(names.get(word, word) for word in words[1:])]
     done = subprocess.run(argv, env=host.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "srv.db").exists()

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.process.house import House, add, rows
+from dbguardd.errors import OUTCOMES
+from dbguardd.keys import new_identity
+from tests.process.house import House, a_place, add, rows, until
 
 CALM = ('verify = "off"', 'expire = "off"')
 
@@ -216,3 +218,45 @@ def test_a_store_with_backups_but_without_its_description_is_not_made_anew(house
     house.idle()
     assert len(house.backups("app")) == 2
     house.is_sound()
+
+
+def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    first = house.does("backup", "app")["backup"]["id"]
+    identity = house.does("key", "recovery-sheet", "main")["identity"]
+    stranger = new_identity()[0].reveal().decode()
+    house.stop()
+
+    with a_place() as place:  # what is left: the storage, and a sheet of paper
+        new = House(place)
+        try:
+            shutil.copytree(house.store, new.store)
+            shutil.rmtree(house.state)
+            shutil.copy(path, place / "app.db")
+            new.protects(new.table("app", *CALM))
+            new.start()
+            refused = new.fails("DBG-5002", 11, "restore", "app", "--to", str(place / "back.db"))
+            assert "dbguardctl key recover" in OUTCOMES[refused["code"]].advice
+            until(lambda: not new.api.get("status")["storages"][0]["ok"], new.jobs)
+            seen = new.ctl("status").out
+            assert "no key of this machine opens" in seen and "dbguardctl key recover main" in seen
+            wrong = new.ctl("--json", "key", "recover", stdin=stranger)
+            assert (wrong.status, wrong.problem()["code"]) == (11, "DBG-5001")
+            assert not (new.state / "machine.key").exists()
+            done = new.ctl("key", "recover", stdin=f"{identity}\n")
+            assert done.status == 0, done
+            assert "key main opens storage local from now on; backups there: 1" in done.out
+            until(lambda: new.api.get("status")["storages"][0]["ok"], new.jobs)
+            until(lambda: new.backups("app"), new.jobs)
+            new.does("restore", "app", "--id", first, "--to", str(place / "back.db"))
+            assert rows(place / "back.db") == 50
+            again = new.does("backup", "app")["backup"]
+            assert (again["kind"], len(new.backups("app"))) == ("incremental", 2)
+            assert new.ctl("key", "recovery-test", "main", stdin=identity).status == 0  # the sheet is still good
+            assert "AGE-SECRET-KEY-1" not in new.log.read_text() + (new.state / "audit.jsonl").read_text()
+            assert "job.recover" in {entry["action"] for entry in new.audit()}
+            new.is_sound()
+        finally:
+            new.close()

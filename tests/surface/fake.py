@@ -223,6 +223,11 @@ ROUTES: dict[str, Answer] = {
         "schema": "dbguard.recovery-sheet/1", "identity": "AGE-SECRET-KEY-1TEST", "recipient": "age1test",
         "sheet_text": "dbguard recovery sheet\nAGE-SECRET-KEY-1TEST\n", "qr_svg": "<svg/>",
     },
+    "POST /keys/main/recover": {
+        "schema": "dbguard.recover/1", "ok": True, "key": "main",
+        "repositories": [{"storage": "local", "recipient": "age1test", "repository": "00", "backups": 34}],
+    },
+    "GET /credentials": {"schema": "dbguard.credentials/1", "credentials": []},
     "POST /keys/main/recovery-test": {"schema": "dbguard.recovery-test/1", "ok": True},
     "GET /audit": {
         "schema": "dbguard.audit/1",

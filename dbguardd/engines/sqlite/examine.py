@@ -102,7 +102,8 @@ def _content(target: Path, findings: list[Finding], progress: Progress) -> Finge
     except sqlite3.Error as error:
         findings.append(Finding("content", "failed", str(error)))
         return None
-    findings.append(Finding("content", "ok", f"{len(found.tables)} tables, {found.rows} rows"))
+    tables, rows = len(found.tables), found.rows
+    findings.append(Finding("content", "ok", f"{tables} table{'s' * (tables != 1)}, {rows} row{'s' * (rows != 1)}"))
     return found
 
 

@@ -116,7 +116,7 @@ class InForce:
         state = str(self.state)
         if order.database is None or order.verb in ERRANDS:
             storage = order.storage or "local"
-            key = self.key_of_storage(storage)
+            key = opener(self.keyring(), storage)
             spec = {
                 "database": None,
                 "storage": self.policy.storage_spec(storage, state),
@@ -143,7 +143,7 @@ class InForce:
         row = self._wanted(order) if order.verb in ("restore", "verify") else None
         if row is None or row.storage == guarded.storage[0]:
             return {}
-        state, key = str(self.state), self.key_of_storage(row.storage)
+        state, key = str(self.state), opener(self.keyring(), row.storage)
         with suppress(NotFound):  # it left the policy too: the job says that there is no such backup
             return {"storage": self.policy.storage_spec(row.storage, state), "key": self.policy.key_spec(key, state)}
         return {}

@@ -1,0 +1,43 @@
+"""A machine for each suite, booted once, with the package that was built from this source installed in it."""
+
+import pytest
+
+from tests.packaging import build, trees
+from tests.packaging.machine import booted
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a suite together: whoever runs them boots one machine."""
+    for item in items:
+        suite = getattr(item, "callspec", None) and item.callspec.params.get("suite")
+        if suite:
+            item.add_marker(pytest.mark.xdist_group(f"machine-{suite}"))
+
+
+@pytest.fixture(scope="session", params=trees.SUITES)
+def suite(request):
+    """The name of a release of Debian; skips where no machine of it can be booted."""
+    if missing := trees.missing():
+        pytest.skip(missing)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def deb(suite):
+    """The .deb for the suite."""
+    return build.package(suite, "deb")
+
+
+@pytest.fixture(scope="session")
+def bare(suite, tmp_path_factory):
+    """A machine without dbguard."""
+    with booted(trees.tree(suite, trees.MACHINE), suite, tmp_path_factory.mktemp(suite)) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def machine(bare, deb):
+    """A machine with dbguard, running."""
+    bare.install(deb)
+    bare.until_active()
+    return bare

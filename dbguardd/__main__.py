@@ -97,6 +97,7 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.api.server import serve  # noqa: PLC0415
     from dbguardd.daemon import log, supervisor  # noqa: PLC0415
     from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
+    from dbguardd.worker.look import look  # noqa: PLC0415
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
     host, machine_id = supervisor.this_host()
@@ -113,6 +114,7 @@ def _serve(options: argparse.Namespace) -> int:
                 host=host,
                 machine_id=machine_id,
                 clock=system_clock(),
+                look=look,
             )
         )
     )

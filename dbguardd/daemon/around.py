@@ -21,6 +21,12 @@ class RunWorker(Protocol):
     ) -> Awaitable[dict[str, Any]]: ...
 
 
+class Look(Protocol):
+    """Says what lies at a path, as its owner sees it; worker/look.py."""
+
+    def __call__(self, path: str, /) -> Awaitable[Mapping[str, Any]]: ...
+
+
 class Log(Protocol):
     """Takes events as noun.verb with facts; structlog's loggers do."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
-from dbguardd.daemon.around import Log
+from dbguardd.daemon.around import Log, Look
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.inforce import InForce
@@ -39,6 +39,7 @@ class Operations:
     scheduler: Scheduler
     views: Views
     log: Log
+    look: Look
     host: str
     machine_id: str
     nudge: Bell

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from dbguardd.daemon.around import Look
 from dbguardd.errors import PolicyInvalid, SourceDenied, SourceEncrypted, SourceMissing, Unsupported, Usage
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
@@ -19,6 +19,14 @@ _MAGIC = b"SQLite format 3\0"
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
 _MAX_NAME = 63
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies somewhere: its real path, and what it is in words."""
+
+    path: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +41,35 @@ class Plan:
     text: str
 
 
-def plan(path: str, name: str, policy: Policy, policy_file: Path, now: datetime) -> Plan:
-    """Look at `path` and plan its drop-in.
+async def detect(path: str, look: Look) -> Found:
+    """Find out what lies at `path`. Raises Usage, SourceMissing, SourceDenied, SourceEncrypted, Unsupported."""
+    if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
+        raise Usage(f"{path!r}: an absolute path is needed")
+    try:
+        seen = await look(path)
+    except FileNotFoundError as error:
+        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
+    except OSError as error:
+        raise SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error)) from error
+    if not seen["regular"]:
+        raise Unsupported(
+            f"{path}: is not a regular file",
+            detail="This version protects SQLite database files.",
+            hints=[f"ls -l {_shown(path)}"],
+        )
+    head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
+    if head and head != _MAGIC:
+        raise SourceEncrypted(
+            f"{path}: does not begin like a SQLite database",
+            detail="It is encrypted, or something else: other databases are not supported yet.",
+        )
+    kind = "SQLite database" if head else "empty file" if not seen["size_bytes"] else "file that its owner cannot read"
+    return Found(str(seen["path"]), f"{kind}, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}")
 
-    Raises SourceMissing, SourceDenied, SourceEncrypted, Unsupported, and Usage if it is guarded already.
-    """
-    real, found = detect(path)
+
+def plan(found: Found, name: str, policy: Policy, policy_file: Path, now: datetime) -> Plan:
+    """Plan the drop-in for what was found. Raises Usage if it is guarded already."""
+    real = found.path
     for other in policy.names():
         if os.path.realpath(policy.guarded(other).path) == real:
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
@@ -47,36 +78,7 @@ def plan(path: str, name: str, policy: Policy, policy_file: Path, now: datetime)
     if file.exists():
         raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
     text = render_database(chosen, {"engine": "sqlite", "path": real}, now, f"dbguardctl protect {_shown(real)}")
-    return Plan(chosen, "sqlite", real, found, file, text)
-
-
-def detect(path: str) -> tuple[str, str]:
-    """Return the real path and what lies there. Only the first bytes are read, and only if the daemon may."""
-    if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
-        raise Usage(f"{path!r}: an absolute path is needed")
-    real = os.path.realpath(path)
-    try:
-        status = os.stat(real)
-    except FileNotFoundError as error:
-        raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
-    except OSError as error:
-        raise SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error)) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise Unsupported(
-            f"{path}: is not a regular file",
-            detail="This version protects SQLite database files.",
-            hints=[f"ls -l {_shown(path)}"],
-        )
-    head = b""
-    with suppress(PermissionError):  # the engine half reads it as its owner; its first backup will tell
-        head = _head(real)
-    if head and head != _MAGIC:
-        raise SourceEncrypted(
-            f"{path}: does not begin like a SQLite database",
-            detail=f"Its first bytes are {head[:16].hex(' ')}, expected {_MAGIC.hex(' ')}.",
-        )
-    kind = "SQLite database" if head else "empty file" if not status.st_size else "file that only its owner can read"
-    return real, f"{kind}, {_size(status.st_size)}, owned by uid {status.st_uid}"
+    return Plan(chosen, "sqlite", real, found.what, file, text)
 
 
 def choose_name(name: str, path: str, policy: Policy) -> str:
@@ -134,14 +136,6 @@ def sync_directory(directory: Path) -> None:
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _head(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return os.pread(file, len(_MAGIC), 0)
     finally:
         os.close(file)
 

@@ -226,7 +226,8 @@ class Service:
         """Detect a database, write its drop-in, reload, back up and prove."""
         inforce = self._do.inforce
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
-        plan = protect.plan(path, name, inforce.policy, inforce.path, self._do.now())
+        found = await protect.detect(path, self._do.look)
+        plan = protect.plan(found, name, inforce.policy, inforce.path, self._do.now())
         about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
         if fields.get("dry_run"):
             return {**about, "wrote": None, "would_write": str(plan.file), "text": plan.text, "job": None}

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from dbguardd.catalog import Entry, Who
 from dbguardd.daemon import house
-from dbguardd.daemon.around import Log, RunWorker, Surroundings
+from dbguardd.daemon.around import Log, Look, RunWorker, Surroundings
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock, new_id
 from dbguardd.daemon.gauge import Gauge
@@ -45,7 +45,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Where everything is, and the two parts that the daemon does not know: workers and the API."""
+    """Where everything is, and the parts that the daemon does not know: workers and the API."""
 
     policy: Path
     state: Path
@@ -55,6 +55,7 @@ class Setup:
     host: str
     machine_id: str
     clock: Clock
+    look: Look
 
 
 def this_host() -> tuple[str, str]:
@@ -112,6 +113,7 @@ class Supervisor:
             scheduler=scheduler,
             views=views,
             log=setup.log,
+            look=setup.look,
             host=setup.host,
             machine_id=setup.machine_id,
             nudge=Bell(),

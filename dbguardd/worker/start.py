@@ -88,12 +88,24 @@ def _owner(database: Mapping[str, Any]) -> int:
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
-    if not _may_become_others():
-        return os.geteuid()
-    path = Path(str(database["settings"]["path"]))
-    for place in (path, path.parent):
-        with suppress(OSError):
-            return owner_of(place)
+    return owner_near(Path(str(database["settings"]["path"])))
+
+
+def owner_near(path: Path) -> int:
+    """Return who owns a path or, if it is not there, the directory that it should be in.
+
+    What hides from us in a directory that only its owner may enter is taken to be that owner's. A process that cannot
+    become somebody else is the only one that it can ask.
+    """
+    if _may_become_others():
+        for place in (path, *path.parents):
+            try:
+                return owner_of(place)
+            except PermissionError:
+                continue
+            except OSError:
+                if place != path:
+                    break
     return os.geteuid()
 
 
@@ -139,7 +151,7 @@ def _may_become_others() -> bool:
 
 async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int) -> asyncio.subprocess.Process:
     argv = [sys.executable, "-I", "-m", "dbguardd.worker", half, str(os.getpid()), str(seam.fileno())]
-    identity = _identity(run_as)
+    who = identity(run_as)
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -149,12 +161,12 @@ async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as
             pass_fds=[seam.fileno()],
             start_new_session=True,
             limit=_MESSAGE_BYTES,
-            env=_environment(),
+            env=environment(),
             cwd="/",
-            **identity,
+            **who,
         )
     except OSError as error:
-        raise _not_started(half, run_as, error) from error
+        raise not_started(half, run_as, error) from error
     assert process.stdin is not None  # noqa: S101 it was asked for
     with suppress(BrokenPipeError, ConnectionResetError):
         process.stdin.write(json.dumps(spec).encode())
@@ -163,13 +175,14 @@ async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as
     return process
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment of every child: nothing of ours but where the credentials are."""
     kept = {name: os.environ[name] for name in ("CREDENTIALS_DIRECTORY",) if name in os.environ}
     clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
     return {**kept, **clean, "MALLOC_ARENA_MAX": "1"}  # one arena for all threads: less memory, no slower (measured)
 
 
-def _identity(run_as: int) -> dict[str, Any]:
+def identity(run_as: int) -> dict[str, Any]:
     """Return how the child gets the database owner's identity; nothing if it is ours already."""
     if run_as == os.geteuid():
         return {}
@@ -187,7 +200,7 @@ def _identity(run_as: int) -> dict[str, Any]:
     return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
 
 
-def _not_started(half: str, run_as: int, error: OSError) -> GuardError:
+def not_started(half: str, run_as: int, error: OSError) -> GuardError:
     """Return what it means that the kernel did not start a half: mostly that its user may not run our Python."""
     if isinstance(error, PermissionError) and run_as != os.geteuid():
         user = pwd.getpwuid(run_as).pw_name

@@ -14,6 +14,7 @@ from typing import Any
 
 from dbguardd.daemon import Clock, Service, Setup, run
 from dbguardd.wire import JobRow, JobState
+from dbguardd.worker.look import look
 from tests.daemon.conftest import SECONDS, START, FakeWorker, Told
 
 POLICY = """version = 1
@@ -82,7 +83,7 @@ class Place:
             return Api()
 
         clock = Clock(lambda: self.wall, lambda: self.steady)
-        setup = Setup(self.policy, self.state, worker, serve, self.log, "db1", "0123", clock)
+        setup = Setup(self.policy, self.state, worker, serve, self.log, "db1", "0123", clock, look)
         life = asyncio.create_task(run(setup))
         await asyncio.wait([life, born], timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if life.done():

@@ -12,6 +12,7 @@ from dbguardd.catalog import Catalog
 from dbguardd.daemon import Clock, Setup, run
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
 from dbguardd.wire import Health, JobState
+from dbguardd.worker.look import look
 from tests.daemon.conftest import FakeWorker, started, until_cancelled
 from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, stored
 
@@ -361,7 +362,7 @@ def test_a_daemon_that_cannot_listen_leaves_no_job_behind(place: Place) -> None:
 
         clock = Clock(lambda: place.wall, lambda: place.steady)
         with pytest.raises(SecondInstance):
-            await run(Setup(place.policy, place.state, worker, serve, place.log, "db1", "0123", clock))
+            await run(Setup(place.policy, place.state, worker, serve, place.log, "db1", "0123", clock, look))
 
     asyncio.run(first())
     asyncio.run(second())

@@ -11,8 +11,12 @@ from pathlib import Path
 from tests.packaging.trees import BUILD, MACHINE, cache, made, tree
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "dbguardd", "dbguardctl", "etc", "man", "packaging",
-           "systemd")  # fmt: skip
+SOURCES = (
+    *("pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"),
+    *("dbguardd", "dbguardctl", "etc", "man", "packaging", "systemd"),
+)
+"""What packaging/build-* copies from."""
+
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 _CHROOT = """
 set -eu

@@ -148,7 +148,7 @@ class Machine:
         return self.run("systemctl", "show", "--value", "--property", name, unit).out.strip()
 
     def journal(self, *matches: str, unit: str = "dbguardd.service") -> list[dict[str, Any]]:
-        """Return the entries of a unit as objects of all their fields; matches are such as DBGUARD_EVENT=backup.done."""
+        """Return the entries of a unit with all their fields; matches are such as DBGUARD_EVENT=backup.done."""
         said = self.run("journalctl", "--output=json", "--all", "--no-pager", f"--unit={unit}", *matches)
         return [json.loads(line) for line in said.out.splitlines()]
 

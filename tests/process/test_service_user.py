@@ -65,6 +65,21 @@ def test_all_that_matters_works_for_a_service_without_rights(served: House, user
     served.is_sound()
 
 
+def test_it_protects_what_it_cannot_even_see(served: House, users: list[int]) -> None:
+    owner, _, _ = users
+    home = served.place / "home"
+    path = served.database("shop", rows=7).rename(home / "shop.db")
+    os.chown(path, owner, owner)
+    path.chmod(0o600)
+    missing = served.fails("DBG-2001", 1, "protect", str(home / "gone.db"))
+    assert "no such file" in missing["message"]
+    done = served.does("protect", str(path))
+    assert (done["database"], done["found"]) == ("shop", f"SQLite database, 8.00 KiB, owned by uid {owner}")
+    assert (done["proof"]["grade"], done["job"]["state"]) == ("proven", "done")
+    served.idle()
+    served.is_sound()
+
+
 def test_its_workers_keep_no_power(served: House, users: list[int]) -> None:
     owner, _, service = users
     path = served.place / "home" / "app.db"

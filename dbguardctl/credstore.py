@@ -76,6 +76,7 @@ class Credstore:
             self._store.mkdir(mode=0o700, exist_ok=True)
             draft.unlink(missing_ok=True)
             _run(["systemd-creds", "encrypt", f"--name={name}", "-", str(draft)], secret)
+            draft.chmod(0o600)
             _durable(draft)
             draft.rename(file)
             self._drop_ins.mkdir(mode=0o755, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 from dbguardd.catalog import Who, to_text
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
-from dbguardd.errors import NotFound, Unsupported
+from dbguardd.errors import Busy, NotFound, Unsupported
 from dbguardd.policy import Policy
 
 Json = dict[str, Any]
@@ -60,7 +60,8 @@ async def recover(operations: Operations, key: str, identity: str, who: Who) -> 
     for storage in _storages(operations, key):
         order = Order("recover", {}, who, storage=storage, hidden={"identity": identity})
         opened.append({"storage": storage, **await operations.runner.perform(order)})
-        operations.index(storage)
+        with suppress(Busy):  # it is being read just now
+            await operations.runner.perform(Order("scan", {}, who, storage=storage))
     return {"ok": True, "key": key, "repositories": opened}
 
 

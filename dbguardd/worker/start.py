@@ -54,6 +54,8 @@ async def run_worker(
         here.close()
         there.close()
         return await _watch(children, on_message, cancel, stall_timeout)
+    except SourceDenied as error:
+        raise _without_power(error, spec) from None
     finally:
         here.close()
         there.close()
@@ -198,6 +200,16 @@ def identity(run_as: int) -> dict[str, Any]:
             hints=[f'run dbguardd as a service, or set run_as = "{name}" if that user may read the database'],
         )
     return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
+
+
+def _without_power(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
+    """Say why nobody else was asked to open the database, where that is what it lacked."""
+    database = spec.get("database") or {}
+    if database.get("run_as") is None and not _may_become_others():
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        error.detail += f"\ndbguardd runs as {name} and without CAP_SETUID: it cannot become the owner of the database."
+        error.hints = (*error.hints, "systemctl cat dbguardd", f"let {name} read the database")
+    return error
 
 
 def not_started(half: str, run_as: int, error: OSError) -> GuardError:

@@ -24,7 +24,8 @@ db.close()
 _LOOK = """
 import base64, json, os, pwd, sys
 found = os.stat(sys.argv[1])
-attributes = {name: base64.b64encode(os.getxattr(sys.argv[1], name)).decode() for name in sorted(os.listxattr(sys.argv[1]))}
+names = sorted(os.listxattr(sys.argv[1]))
+attributes = {name: base64.b64encode(os.getxattr(sys.argv[1], name)).decode() for name in names}
 print(json.dumps({"owner": pwd.getpwuid(found.st_uid).pw_name, "mode": oct(found.st_mode), "attributes": attributes}))
 """
 _HOLD = """

@@ -248,8 +248,7 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             done = new.ctl("key", "recover", stdin=f"{identity}\n")
             assert done.status == 0, done
             assert "key main opens storage local from now on; backups there: 1" in done.out
-            until(lambda: new.api.get("status")["storages"][0]["ok"], new.jobs)
-            until(lambda: new.backups("app"), new.jobs)
+            assert new.api.get("status")["storages"][0]["ok"]
             new.does("restore", "app", "--id", first, "--to", str(place / "back.db"))
             assert rows(place / "back.db") == 50
             again = new.does("backup", "app")["backup"]

@@ -27,6 +27,7 @@ from dbguardd.wire import ENGINE_VERBS
 _MESSAGE_BYTES = 1 << 20
 _STDERR_BYTES = 8 << 10
 _GRACE_SECONDS = 30.0
+_EXIT_SECONDS = 0.005  # between two looks whether a half has ended
 _MOST_LINKS = 40  # as the kernel
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -261,7 +262,8 @@ async def _explained(
     notes = [error.detail] if error.detail else []
     for name, child, tail in zip(("repository", "engine"), children, errors, strict=False):
         with suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), 2)
+            async with asyncio.timeout(2):
+                await _exit(child)
         if child.returncode:
             notes.append(f"The {name} half ended with {_ending(child.returncode)}.")
         with suppress(TimeoutError):
@@ -275,15 +277,27 @@ def _ending(returncode: int) -> str:
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
-    """Let a half end by itself for a moment, then kill its whole session; always reap it."""
+    """Let a half end by itself for a moment, then kill its whole session; always reap it, and let its pipes go."""
     try:
-        await asyncio.wait_for(child.wait(), 10)
+        async with asyncio.timeout(10):
+            await _exit(child)
     except TimeoutError:
         _kill(child)
-        await child.wait()
+        await _exit(child)
     finally:
         if child.returncode is None:
             _kill(child)
+        child._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no other way to close them
+
+
+async def _exit(child: asyncio.subprocess.Process) -> None:
+    """Return when a half has ended.
+
+    wait() also waits for the end of everybody who has its standard error: a process that the owner of the database left
+    behind would keep the job, and with it the daemon, for ever.
+    """
+    while child.returncode is None:
+        await asyncio.sleep(_EXIT_SECONDS)
 
 
 def _kill(child: asyncio.subprocess.Process) -> None:

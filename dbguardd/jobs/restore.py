@@ -25,7 +25,7 @@ from dbguardd.errors import (
     WorkerDied,
 )
 from dbguardd.jobs.backup import take
-from dbguardd.jobs.base import Job, Result, Run, instant, reading
+from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.verify import same_content
 from dbguardd.repository import Backup, Hold
@@ -160,7 +160,7 @@ def _restore_and_compare(run: Run, backup: Backup, target: Path) -> list[Finding
         run.snapshots.restore(tree, target, run.progress)
     run.report("restore.written", backup=backup.id, target=str(target))
     examined = run.snapshots.examine(target, (), run.progress)
-    findings = [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
+    findings = brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         raise ProofFailed(

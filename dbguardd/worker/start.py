@@ -24,7 +24,7 @@ from typing import Any
 from dbguardd.errors import Cancelled, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
 from dbguardd.wire import ENGINE_VERBS
 
-_MESSAGE_BYTES = 1 << 20
+_MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
 _GRACE_SECONDS = 30.0
 _EXIT_SECONDS = 0.005  # between two looks whether a half has ended

@@ -27,6 +27,10 @@ UNIQUE = frozenset(("backup", "verify", "expire", "sweep", "scan"))
 """Asking again for what waits or runs already is answered with Busy."""
 
 
+DELETING = frozenset(("expire", "sweep"))
+"""Not started by the daemon itself while the clock is in doubt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the policy says of one run: the spec's members database, storage and key, and how often and how long."""

@@ -20,10 +20,11 @@ from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.chronicle import Chronicle
-from dbguardd.daemon.live import RETRIED, UNIQUE, Live, Order, startable
+from dbguardd.daemon.live import DELETING, RETRIED, UNIQUE, Live, Order, startable
 from dbguardd.errors import (
     Busy,
     Cancelled,
+    ClockDoubt,
     GuardError,
     Internal,
     Interrupted,
@@ -58,6 +59,8 @@ class Runner:
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
         """Called with a storage when a job on it may have done more than it could report."""
+        self.clock_doubt: Callable[[], str | None] = lambda: None
+        """Says why nothing is to be deleted at present, unless a person asks for it."""
 
     @property
     def trouble(self) -> GuardError | None:
@@ -321,6 +324,8 @@ class Runner:
 
     def _submit_quietly(self, order: Order) -> str | None:
         try:
+            if order.verb in DELETING and (why := self.clock_doubt()) is not None:
+                raise ClockDoubt(why)
             return self.submit(order).id
         except GuardError as error:
             facts = {"database": order.database, "action": order.verb, "code": error.code, "problem": error.message}

@@ -119,6 +119,7 @@ class Supervisor:
         )
         runner.on_end = self._ended
         runner.on_doubt = self._do.index
+        runner.clock_doubt = scheduler.doubt
 
     async def live(self) -> None:
         """Start, go on until a signal, stop."""

@@ -29,7 +29,7 @@ from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.service import Service
 from dbguardd.daemon.status import Views
 from dbguardd.errors import GuardError
-from dbguardd.wire import JobRow
+from dbguardd.wire import JobRow, JobState
 
 STOP_SECONDS = 60.0
 _SIGNAL = Who("signal")
@@ -192,6 +192,8 @@ class Supervisor:
         self._do.runner.submit(order)
 
     def _ended(self, row: JobRow) -> None:
+        if row.verb == "scan" and row.state is JobState.DONE:
+            self._do.inforce.settle()
         target = row.database or f"storage:{row.request.get('storage', '')}"
         self._do.replan(target)
         self._notify.status(self._do.line())

@@ -83,7 +83,8 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
             name, "inconclusive", "the backup has no fingerprint: safety copies have none, nor what was interrupted"
         )
     if examined.fingerprint is None:
-        return Finding(name, "failed", "the restored database could not be read")
+        why = any(finding.outcome == "failed" for finding in examined.findings)
+        return Finding(name, "failed" if why else "inconclusive", "the restored database could not be read")
     found = to_json(examined.fingerprint)
     if found == expected:
         count = len(found["tables"])

@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -263,3 +265,24 @@ def test_a_second_ruin_does_not_overwrite_the_first(live, staging, tmp_path):
 def test_fingerprint_needs_a_snapshot(live, staging):
     with pytest.raises(SourceMissing):
         make(live, staging).fingerprint(no_progress)
+
+
+NO_ROOM = """
+import os, resource, sqlite3, sys
+from pathlib import Path
+from dbguardd.engines.base import Query
+from dbguardd.engines.sqlite.examine import examine
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+query = Query("SELECT count(*) FROM (SELECT DISTINCT body FROM big ORDER BY body)", equals=20000)
+for finding in examine(Path(sys.argv[1]), [query], lambda *_: None).findings:
+    print(finding.outcome, finding.name.split()[0])
+"""
+
+
+def test_no_room_for_a_temporary_file_is_no_verdict_on_the_database(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "new.db")) as db, db:
+        db.execute("CREATE TABLE big (body)")
+        db.executemany("INSERT INTO big VALUES (?)", ((os.urandom(1000),) for _ in range(20_000)))
+    argv = [sys.executable, "-c", NO_ROOM, tmp_path / "new.db"]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said == [*("ok size", "ok content", "ok integrity_check", "ok foreign_key_check"), "inconclusive query:"]

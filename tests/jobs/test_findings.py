@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbguardd.engines.base import Finding
+from dbguardd.engines.base import Examination, Finding
 from dbguardd.errors import ProofFailed
 from dbguardd.jobs.base import brief
 from dbguardd.repository.packs import HEADER
@@ -49,3 +49,16 @@ def test_a_check_of_what_many_backups_need_names_some_of_them(world):
     assert damage["detail"].endswith(" and 10 more.")
     assert sum(id in damage["detail"] for id in ids) == 20
     assert result["damaged"] == 1
+
+
+@pytest.mark.parametrize(("outcome", "grade"), [("inconclusive", "restored"), ("failed", None)])
+def test_content_that_could_not_be_read_is_a_failure_only_if_something_failed(world, outcome, grade):
+    world.backup()
+    found = Finding("content", outcome, "disk I/O error")
+    world.engine.examine = lambda target, queries, progress: Examination([found], None)
+    if grade:
+        proof = world.do("verify", database="app")["proof"]
+        assert (proof["grade"], proof["failure"]) == (grade, None)
+        return
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app")

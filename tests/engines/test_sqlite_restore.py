@@ -1,6 +1,7 @@
 """Restoring, examining and replacing: all or nothing, and never what was not asked for."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import balance, directory, ledger, make, shell, using
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import REPLACED, Query
 from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
 
 
@@ -265,6 +266,18 @@ def test_a_second_ruin_does_not_overwrite_the_first(live, staging, tmp_path):
 def test_fingerprint_needs_a_snapshot(live, staging):
     with pytest.raises(SourceMissing):
         make(live, staging).fingerprint(no_progress)
+
+
+def test_an_error_after_the_replacement_says_that_it_was_made(live, staging, tmp_path):
+    """The source is damaged: its pages go in, reading them back fails."""
+    ledger(live)
+    shutil.copy(live, tmp_path / "source.db")
+    with open(tmp_path / "source.db", "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(ProofFailed, match="was replaced") as caught:
+        make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert caught.value.facts[REPLACED]
 
 
 NO_ROOM = """

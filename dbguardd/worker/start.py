@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import pwd
@@ -21,13 +22,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import Cancelled, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
+from dbguardd.errors import Cancelled, Degraded, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
 from dbguardd.wire import ENGINE_VERBS
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
 _GRACE_SECONDS = 30.0
 _EXIT_SECONDS = 0.005  # between two looks whether a half has ended
+_SEED_BYTES = 32
 _MOST_LINKS = 40  # as the kernel
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -62,8 +64,31 @@ async def run_worker(
 
 
 def staging_of(state: str, database: str, run_as: int) -> str:
-    """Return the private directory of the engine half: one for each database and user, so that leftovers are found."""
-    return str(Path(state) / "staging" / f"{database}-{run_as}")
+    """Return the private directory of the engine half: one for each database and user, so that leftovers are found.
+
+    Nobody else can know its name. Anybody may make names in the directory above, and who makes this one first, again
+    and again, keeps the database from being backed up; but nobody may list it.
+    """
+    mark = hashlib.blake2b(f"{run_as}-{database}".encode(), key=_seed(Path(state)), digest_size=10)
+    return str(Path(state) / "staging" / f"{database}-{run_as}-{mark.hexdigest()}")
+
+
+def _seed(state: Path) -> bytes:
+    """Return what makes the names in staging unknown to others; made once. Raises Degraded."""
+    path = state / "staging.seed"
+    with suppress(OSError):
+        if len(seed := path.read_bytes()) == _SEED_BYTES:
+            return seed
+    seed, draft = os.urandom(_SEED_BYTES), path.with_suffix(".tmp")
+    try:
+        draft.unlink(missing_ok=True)
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(file, "wb") as opened:
+            opened.write(seed)
+        draft.replace(path)
+    except OSError as error:
+        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+    return seed
 
 
 def make_way(staging: Path, run_as: int) -> None:

@@ -129,7 +129,7 @@ def _pour(real: str, source: Path, progress: Progress) -> bool:
     def alive() -> None:
         progress(_STEP, done, total)
 
-    with child(["-m", "dbguardd.engines.sqlite.pour", real, os.fspath(source.absolute())]) as process:
+    with child(["-m", "dbguardd.engines.sqlite.pour", real, source.name], source.absolute().parent) as process:
         try:
             alive()
             while "done" in (last := process.answer(alive)):

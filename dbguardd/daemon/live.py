@@ -83,6 +83,7 @@ class Live:
     attempt_started_at: str = ""
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled_by: str = ""
+    unheard: bool = False  # a message of its worker could not be written down
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 

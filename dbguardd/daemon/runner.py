@@ -246,7 +246,7 @@ class Runner:
             self._end(live, JobState.CANCELLED, error)
         elif not self._again(live, error):
             self._end(live, JobState.FAILED, error)
-        if self.accepting and isinstance(error, _CUT_SHORT) and live.row.verb != "scan":
+        if self.accepting and (isinstance(error, _CUT_SHORT) or live.unheard) and live.row.verb != "scan":
             self.on_doubt(live.terms.storage)
 
     def _start(self, live: Live) -> None:
@@ -278,7 +278,9 @@ class Runner:
         index: list[tuple[str, Mapping[str, Any]]] | None = [] if row.verb == "scan" else None
 
         def on_message(message: dict[str, Any]) -> None:
+            live.unheard = True  # if this raises: what the worker did is done, and the catalog does not know it
             self._heard(live, message, index)
+            live.unheard = False
 
         result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=live.terms.stall_seconds)
         if index is not None:

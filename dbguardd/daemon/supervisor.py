@@ -177,6 +177,8 @@ class Supervisor:
                 self._log.error("catalog.failed", code=error.code, problem=error.message)
             else:
                 self._notify.alive()
+                for storage in sorted(self._do.unread):
+                    self._do.index(storage)
             await asyncio.sleep(pause)
 
     async def _measure(self) -> None:

@@ -13,6 +13,7 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import balance, directory, ledger, make, shell, using
 
 from dbguardd.engines.base import REPLACED, Query
+from dbguardd.engines.sqlite.pour import Pouring, pour
 from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
 
 
@@ -278,6 +279,36 @@ def test_an_error_after_the_replacement_says_that_it_was_made(live, staging, tmp
     with pytest.raises(ProofFailed, match="was replaced") as caught:
         make(live, staging).replace(tmp_path / "source.db", no_progress)
     assert caught.value.facts[REPLACED]
+
+
+class Late(Pouring):
+    """Lets a reader in between the trial of the lock and the first page."""
+
+    def __init__(self, enter):
+        self._enter = enter
+        super().__init__()
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if value == "pour":
+            self._enter()
+
+
+def test_who_enters_after_the_lock_was_tried_is_not_waited_for(live, tmp_path):
+    """The backup interface of Python would wait for a reader for ever."""
+    for path, rows in ((live, 3), (tmp_path / "source.db", 5)):
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("CREATE TABLE t (a)")
+            db.executemany("INSERT INTO t VALUES (?)", ((n,) for n in range(rows)))
+    code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('BEGIN'); "
+    code += "db.execute('SELECT * FROM t').fetchall(); print('in', flush=True); sys.stdin.read()"
+    reader = [sys.executable, "-c", code, live]
+    with subprocess.Popen(reader, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            pour(str(live), tmp_path / "source.db", Late(process.stdout.readline))
+        process.communicate()
+    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    assert shell(live, "SELECT count(*) FROM t") == "3\n"
 
 
 NO_ROOM = """

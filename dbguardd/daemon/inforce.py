@@ -135,7 +135,7 @@ class InForce:
                 "key": self.policy.key_spec(key, state),
             }
             defaults = self.policy.defaults
-            return Terms(spec, stall_seconds=defaults.stall_timeout.total_seconds(), **_tries(defaults))
+            return Terms(spec, **_times(defaults))
         if order.database not in self.policy.names() and order.verb in _ORPHAN_VERBS:
             return Terms(self._orphan(order.database))
         guarded = self.policy.guarded(order.database)
@@ -144,10 +144,9 @@ class InForce:
         return Terms(
             {**self.policy.spec(order.database, state), **self._elsewhere(order, guarded)},
             window_seconds=guarded.window.total_seconds(),
-            stall_seconds=guarded.stall_timeout.total_seconds(),
             verify_after=guarded.verify == "after-backup",
             expire_after=guarded.expire == "after-backup",
-            **_tries(guarded),
+            **_times(guarded),
         )
 
     def _may_expire(self, name: str, guarded: Guarded) -> None:
@@ -312,9 +311,14 @@ def write_whole(path: Path, text: str, mode: int) -> None:
         raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
 
 
-def _tries(settings: Any) -> Json:
+def _times(settings: Any) -> Json:
+    """How long and how often a job is tried."""
     retry = settings.retry
-    return {"retries": retry.times, "wait_seconds": retry.wait.total_seconds(), "backoff": retry.backoff}
+    return {
+        "stall_seconds": settings.stall_timeout.total_seconds(),
+        "limit_seconds": settings.job_timeout.total_seconds(),
+        **{"retries": retry.times, "wait_seconds": retry.wait.total_seconds(), "backoff": retry.backoff},
+    }
 
 
 def _nobody(name: str) -> int:

@@ -41,6 +41,7 @@ class Terms:
     backoff: float = 2.0
     window_seconds: float = 14400.0
     stall_seconds: float = 600.0
+    limit_seconds: float = 86_400.0
     verify_after: bool = False
     expire_after: bool = False
 

@@ -282,7 +282,17 @@ class Runner:
             self._heard(live, message, index)
             live.unheard = False
 
-        result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=live.terms.stall_seconds)
+        terms = live.terms
+        try:
+            async with asyncio.timeout(terms.limit_seconds) as limit:
+                result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=terms.stall_seconds)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise Stalled(
+                f"the job came to no end within job_timeout, {terms.limit_seconds:g} s",
+                detail=f"It was at {row.step or 'its beginning'}, {row.done_bytes} bytes.",
+            ) from error
         if index is not None:
             count = self._catalog.replay(live.terms.storage, index, self._around.now())
             self._chronicle.tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})

@@ -499,12 +499,12 @@ class WorkerDied(GuardError):
 
 
 class Stalled(GuardError):
-    """A worker made no progress for stall_timeout and was stopped."""
+    """A worker made no progress for stall_timeout, or no end within job_timeout, and was stopped."""
 
     code, title = "DBG-8002", "The job stalled"
     http_status, transient = 504, True
     meaning = "The job was stopped. What was acknowledged before stays."
-    advice = "Is the storage or the database hanging? Raise stall_timeout if the step is really that slow."
+    advice = "Is the storage or the database hanging? Raise stall_timeout or job_timeout if it is really that slow."
 
 
 class Interrupted(GuardError):

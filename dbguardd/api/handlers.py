@@ -11,6 +11,7 @@ from dbguardd.wire import JobRow, JobState, to_json
 _ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
 _MAX_KEY = 255
 _NEWEST = 20
+_LONGEST_PAUSE = 100 * 365 * 86_400
 
 
 def status(ask: Ask) -> Json:
@@ -81,8 +82,8 @@ def events(ask: Ask) -> Json | Stream:
 def pause(ask: Ask) -> Json:
     """Stop the schedule of a database."""
     seconds = ask.body["seconds"]
-    if seconds is not None and seconds <= 0:
-        raise Usage("seconds: more than nothing is expected; leave it out to pause until resumed")
+    if seconds is not None and not 0 < seconds <= _LONGEST_PAUSE:
+        raise Usage("seconds: more than nothing and at most 100 years; leave it out to pause until resumed")
     return ask.service.pause(ask.path["name"], seconds, ask.actor)
 
 

@@ -49,6 +49,9 @@ class Running:
             self._handle,
             handler_cancellation=True,  # nobody waits for a job on behalf of a peer that hung up
             access_log=None,
+            # What is no HTTP is answered so. It writes no line: anybody may connect, and a journal that is flooded
+            # leaves out what matters. What goes wrong in a handler, exchange() tells.
+            logger=logging.Logger("aiohttp", logging.CRITICAL),  # noqa: LOG001 - of this server alone
             auto_decompress=False,
             tcp_keepalive=False,
             keepalive_timeout=limits.idle_seconds,

@@ -46,6 +46,8 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
     match event:
         case "repository.created" | "repository.opened":
             settings.put(f"repository:{facts['storage']}", str(facts["id"]))
+            if event == "repository.created":
+                settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
         case "recovery.added":

@@ -16,8 +16,8 @@ def to_moment(text: str) -> datetime:
     """Return the aware moment in UTC that an RFC 3339 text names. Raises Internal."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        if moment.tzinfo is None:
+            raise Internal(f"{text!r} has no time zone")
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # in UTC it may lie before the year 1 or after 9999
         raise Internal(f"{text!r} is not a time", detail=str(error)) from error
-    if moment.tzinfo is None:
-        raise Internal(f"{text!r} has no time zone")
-    return moment.astimezone(UTC)

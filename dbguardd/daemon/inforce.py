@@ -3,7 +3,9 @@
 1. At start a policy with mistakes is fatal. Later it is refused, and the old one stays in force.
 2. A reload that would delete existing backups at once is refused until somebody accepts it. If such a policy is met at
    start (edited while the daemon was down), it is in force, but nothing of these databases expires until then.
-3. What was last accepted stands in accepted.json beside the catalog, so that a lost catalog does not lose it.
+3. What was last accepted stands in accepted.json beside the catalog, so that a lost catalog does not lose it. Before
+   the catalog has read a storage (again), nobody knows what a policy would delete there: nothing is accepted and
+   nothing expires.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
-from dbguardd.errors import Degraded, GuardError, Internal, NotFound, PolicyShrinks
+from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Key, Storage
@@ -81,6 +83,16 @@ class InForce:
             raise
         self._take(loaded)
 
+    def settle(self) -> None:
+        """Look again what the policy in force would delete: the catalog has read what lies in a storage."""
+        was, self.frozen = self.frozen, self.going(self.policy)
+        if self.frozen:
+            self.problem = shrinks(self.frozen)
+            return
+        if was:
+            self.problem = None
+        self._accept(self.policy)
+
     def accept(self) -> Going:
         """Take over what the files say now, whatever it deletes; return that. Raises PolicyInvalid, PolicyUnsafe."""
         loaded = self.read()
@@ -123,20 +135,34 @@ class InForce:
                 "key": self.policy.key_spec(key, state),
             }
             defaults = self.policy.defaults
-            return Terms(spec, stall_seconds=defaults.stall_timeout.total_seconds(), **_tries(defaults))
+            return Terms(spec, **_times(defaults))
         if order.database not in self.policy.names() and order.verb in _ORPHAN_VERBS:
             return Terms(self._orphan(order.database))
         guarded = self.policy.guarded(order.database)
-        if order.verb == "expire" and not order.dry and order.database in self.frozen:
-            raise shrinks({order.database: self.frozen[order.database]})
+        if order.verb == "expire" and not order.dry:
+            self._may_expire(order.database, guarded)
         return Terms(
             {**self.policy.spec(order.database, state), **self._elsewhere(order, guarded)},
             window_seconds=guarded.window.total_seconds(),
-            stall_seconds=guarded.stall_timeout.total_seconds(),
             verify_after=guarded.verify == "after-backup",
             expire_after=guarded.expire == "after-backup",
-            **_tries(guarded),
+            **_times(guarded),
         )
+
+    def _may_expire(self, name: str, guarded: Guarded) -> None:
+        """Raise PolicyShrinks, or Busy while nobody knows what there is to expire."""
+        if name in self.frozen:
+            raise shrinks({name: self.frozen[name]})
+        if not self._is_read(self.policy, guarded.storage[0]):
+            raise Busy(
+                f"{name}: nothing expires before the catalog has read storage {guarded.storage[0]}",
+                hints=["dbguardctl job list", "dbguardctl status"],
+            )
+
+    def _is_read(self, policy: Policy, storage: str) -> bool:
+        """Say if the catalog knows what lies in a storage. One that was lost learns it from a scan."""
+        known = self._catalog.settings.get(f"indexed:{storage}") is not None
+        return known or not (Path(policy.storage_of(storage, str(self.state)).path) / "repo.json").is_file()
 
     def _elsewhere(self, order: Order, guarded: Guarded) -> Json:
         """Storage and key of the backup that is to be read, if it was made before the policy named others."""
@@ -217,11 +243,17 @@ class InForce:
         kept: dict[str, Json] = {}
         for name in policy.names():
             guarded = policy.guarded(name)
+            if not self._is_read(policy, guarded.storage[0]):
+                continue  # what was accepted before, if anything, stays so
             spec = database_spec(guarded, _nobody)
             kept[name] = {key: spec[key] for key in ("keep", "min_proven", "timezone")}
             kept[name]["expire"] = "off" if guarded.expire == "off" else "on"
         # What left the policy may come back one day: then its backups still have their guard.
-        left = {name: was for name, was in self._accepted().items() if self._catalog.backups.summary(name).count}
+        left = {
+            name: was
+            for name, was in self._accepted().items()
+            if name in policy.names() or self._catalog.backups.summary(name).count
+        }
         found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         write_whole(self._accepted_file, text, 0o600)
@@ -281,9 +313,14 @@ def write_whole(path: Path, text: str, mode: int) -> None:
         raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
 
 
-def _tries(settings: Any) -> Json:
+def _times(settings: Any) -> Json:
+    """How long and how often a job is tried."""
     retry = settings.retry
-    return {"retries": retry.times, "wait_seconds": retry.wait.total_seconds(), "backoff": retry.backoff}
+    return {
+        "stall_seconds": settings.stall_timeout.total_seconds(),
+        "limit_seconds": settings.job_timeout.total_seconds(),
+        **{"retries": retry.times, "wait_seconds": retry.wait.total_seconds(), "backoff": retry.backoff},
+    }
 
 
 def _nobody(name: str) -> int:

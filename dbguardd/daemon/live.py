@@ -27,6 +27,10 @@ UNIQUE = frozenset(("backup", "verify", "expire", "sweep", "scan"))
 """Asking again for what waits or runs already is answered with Busy."""
 
 
+DELETING = frozenset(("expire", "sweep"))
+"""Not started by the daemon itself while the clock is in doubt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the policy says of one run: the spec's members database, storage and key, and how often and how long."""
@@ -37,6 +41,7 @@ class Terms:
     backoff: float = 2.0
     window_seconds: float = 14400.0
     stall_seconds: float = 600.0
+    limit_seconds: float = 86_400.0
     verify_after: bool = False
     expire_after: bool = False
 
@@ -79,6 +84,7 @@ class Live:
     attempt_started_at: str = ""
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled_by: str = ""
+    unheard: bool = False  # a message of its worker could not be written down
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 

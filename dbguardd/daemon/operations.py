@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Operations:
     machine_id: str
     nudge: Bell
     notify: Notify
+    unread: set[str] = field(default_factory=set)  # storages that could not be read into the catalog when it was time
 
     def now(self) -> datetime:
         """The wall clock."""
@@ -123,6 +124,7 @@ class Operations:
         That is so for a new catalog or a disk from another host, after jobs by hand, and after a worker or a daemon
         that was killed between what it did and the report of it.
         """
+        self.unread.discard(name)
         if name not in self.inforce.storages() or not (Path(self.inforce.storage(name).path) / "repo.json").is_file():
             return
         try:
@@ -130,6 +132,7 @@ class Operations:
         except Busy:
             pass  # it waits already, or reads just now
         except GuardError as error:
+            self.unread.add(name)
             self.log.error("scan.refused", storage=name, code=error.code, problem=error.message)
 
     @contextmanager

@@ -20,10 +20,11 @@ from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.chronicle import Chronicle
-from dbguardd.daemon.live import RETRIED, UNIQUE, Live, Order, startable
+from dbguardd.daemon.live import DELETING, RETRIED, UNIQUE, Live, Order, startable
 from dbguardd.errors import (
     Busy,
     Cancelled,
+    ClockDoubt,
     GuardError,
     Internal,
     Interrupted,
@@ -58,6 +59,8 @@ class Runner:
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
         """Called with a storage when a job on it may have done more than it could report."""
+        self.clock_doubt: Callable[[], str | None] = lambda: None
+        """Says why nothing is to be deleted at present, unless a person asks for it."""
 
     @property
     def trouble(self) -> GuardError | None:
@@ -243,7 +246,7 @@ class Runner:
             self._end(live, JobState.CANCELLED, error)
         elif not self._again(live, error):
             self._end(live, JobState.FAILED, error)
-        if self.accepting and isinstance(error, _CUT_SHORT) and live.row.verb != "scan":
+        if self.accepting and (isinstance(error, _CUT_SHORT) or live.unheard) and live.row.verb != "scan":
             self.on_doubt(live.terms.storage)
 
     def _start(self, live: Live) -> None:
@@ -275,9 +278,21 @@ class Runner:
         index: list[tuple[str, Mapping[str, Any]]] | None = [] if row.verb == "scan" else None
 
         def on_message(message: dict[str, Any]) -> None:
+            live.unheard = True  # if this raises: what the worker did is done, and the catalog does not know it
             self._heard(live, message, index)
+            live.unheard = False
 
-        result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=live.terms.stall_seconds)
+        terms = live.terms
+        try:
+            async with asyncio.timeout(terms.limit_seconds) as limit:
+                result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=terms.stall_seconds)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise Stalled(
+                f"the job came to no end within job_timeout, {terms.limit_seconds:g} s",
+                detail=f"It was at {row.step or 'its beginning'}, {row.done_bytes} bytes.",
+            ) from error
         if index is not None:
             count = self._catalog.replay(live.terms.storage, index, self._around.now())
             self._chronicle.tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
@@ -321,6 +336,8 @@ class Runner:
 
     def _submit_quietly(self, order: Order) -> str | None:
         try:
+            if order.verb in DELETING and (why := self.clock_doubt()) is not None:
+                raise ClockDoubt(why)
             return self.submit(order).id
         except GuardError as error:
             facts = {"database": order.database, "action": order.verb, "code": error.code, "problem": error.message}

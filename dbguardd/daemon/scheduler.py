@@ -20,6 +20,7 @@ import schedule
 from dbguardd.catalog import Catalog, Run, to_moment, to_text
 from dbguardd.daemon.around import Log
 from dbguardd.daemon.clock import Clock
+from dbguardd.daemon.live import DELETING
 from dbguardd.errors import Busy, GuardError, Interrupted
 from dbguardd.rules.calendar import CLOCK_TOLERANCE, Due, Timing, Verdict, due, upcoming
 from dbguardd.rules.clock import Reading, doubt
@@ -29,7 +30,6 @@ LONGEST_SLEEP = 60.0  # seconds: so long a step of the clock or a suspension may
 STEP = timedelta(seconds=2)
 DOUBT_SECONDS = 86_400.0
 REFUSED_FOR = timedelta(minutes=15)
-DELETING = frozenset(("expire", "sweep"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,6 @@ class Scheduler:
 
     def tick(self) -> float:
         """Start what is due; return how many seconds nothing will be."""
-        self._watch_clock()
         self.doubt()
         self._registry.run_pending()
         times = [job.when for job in self._jobs()]
@@ -153,7 +152,8 @@ class Scheduler:
         return sorted(found, key=lambda run: (run.at, run.target, run.verb))[:count]
 
     def doubt(self) -> str | None:
-        """Why nothing is deleted by schedule at present; None if the clock is trusted."""
+        """Why the daemon deletes nothing of its own accord at present; None if the clock is trusted."""
+        self._watch_clock()
         if self._doubt_until is None:
             return None
         left = self._doubt_until - self._clock.steady()
@@ -161,7 +161,7 @@ class Scheduler:
             self._doubt_until = None
             self.reconsider()
             return None
-        return f"{self._doubted} Nothing is deleted by schedule for another {left / 3600:.1f} h."
+        return f"{self._doubted} Nothing is deleted, unless somebody asks for it, for another {left / 3600:.1f} h."
 
     def _jobs(self) -> list[_Recurring]:
         return [job for job in self._registry.get_jobs() if isinstance(job, _Recurring)]

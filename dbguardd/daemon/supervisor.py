@@ -29,7 +29,7 @@ from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.service import Service
 from dbguardd.daemon.status import Views
 from dbguardd.errors import GuardError
-from dbguardd.wire import JobRow
+from dbguardd.wire import JobRow, JobState
 
 STOP_SECONDS = 60.0
 _SIGNAL = Who("signal")
@@ -121,6 +121,7 @@ class Supervisor:
         )
         runner.on_end = self._ended
         runner.on_doubt = self._do.index
+        runner.clock_doubt = scheduler.doubt
 
     async def live(self) -> None:
         """Start, go on until a signal, stop."""
@@ -178,6 +179,8 @@ class Supervisor:
                 self._log.error("catalog.failed", code=error.code, problem=error.message)
             else:
                 self._notify.alive()
+                for storage in sorted(self._do.unread):
+                    self._do.index(storage)
             await asyncio.sleep(pause)
 
     async def _measure(self) -> None:
@@ -193,6 +196,8 @@ class Supervisor:
         self._do.runner.submit(order)
 
     def _ended(self, row: JobRow) -> None:
+        if row.verb == "scan" and row.state is JobState.DONE:
+            self._do.inforce.settle()
         target = row.database or f"storage:{row.request.get('storage', '')}"
         self._do.replan(target)
         self._notify.status(self._do.line())

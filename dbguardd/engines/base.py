@@ -18,6 +18,10 @@ from dbguardd.flow import Facts, Sink, Tree
 Progress = Callable[[str, int, int | None], None]
 
 
+REPLACED = "replaced"
+"""The fact of an error of replace() that came when the live database had been replaced already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What is there, found without changing anything."""
@@ -118,7 +122,7 @@ class Snapshots(Protocol):
         """Make the live database equal to the restored one at `source`, as one atomic step for its users.
 
         Raises TargetInUse if a process uses the live database, and then changes nothing. If the live database is
-        missing it is created.
+        missing it is created. An error that comes too late to change nothing has the fact REPLACED.
         """
 
 

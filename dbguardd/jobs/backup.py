@@ -63,7 +63,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
 
 def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:
     """Return the moment that a backup is of: what the engine says, if it lies within the job."""
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
         at = datetime.fromisoformat(facts["snapshot_at"]).astimezone(UTC)
         if began <= at <= ended:
             return at

@@ -7,18 +7,20 @@ same function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Progress, Snapshots
+from dbguardd.engines.base import Finding, Progress, Snapshots
 from dbguardd.repository import Backup, Repository
 from dbguardd.storage.base import Storage
 from dbguardd.wire import Request
 
 R = TypeVar("R", bound=Request)
 Result = dict[str, Any]
+
+_FINDINGS, _TEXT = 500, 2000
 
 
 class Report(Protocol):
@@ -84,6 +86,23 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
 def reading(run: Run, backup: Backup) -> Callable[[int], None]:
     """Return the progress of reading one backup: it shows life, and ends the reading when the job is cancelled."""
     return lambda done_bytes: run.progress("restore", done_bytes, backup.source_bytes)
+
+
+def brief(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings as they are kept and told: so many, each so long, as a person may read.
+
+    The owner of a database chooses what is in them (names of tables, the message of a check), and each has to fit into
+    one message to the daemon: now, and whenever the repository is read again. What is left out is not green.
+    """
+    every = sorted(findings, key=lambda found: found.outcome != "failed") if len(findings) > _FINDINGS else findings
+    kept = [replace(found, name=_cut(found.name), detail=_cut(found.detail)) for found in every[:_FINDINGS]]
+    if more := len(every) - len(kept):
+        kept.append(Finding("further findings", "inconclusive", f"{more} were left out"))
+    return kept
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]}… ({len(text)} characters)"
 
 
 def grace(run: Run) -> timedelta:

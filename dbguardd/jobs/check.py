@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError
-from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.wire import Check, Grade, to_json
+
+_NAMED = 20  # so many of the backups that need a damaged object are named
 
 
 def check(run: Run, request: Check) -> Result:
@@ -18,10 +20,11 @@ def check(run: Run, request: Check) -> Result:
     stored = _guarded("repository", lambda: _repository(run, request.data))
     findings += stored
     for finding in findings:
-        run.report("check.finding", name=finding.name, outcome=finding.outcome, detail=finding.detail)
+        (told,) = brief([finding])
+        run.report("check.finding", name=told.name, outcome=told.outcome, detail=told.detail)
     failed = sum(finding.outcome == "failed" for finding in findings)
     damaged = sum(finding.outcome == "failed" for finding in stored)
-    return {"findings": to_json(findings), "failed": failed, "damaged": damaged, "data": request.data}
+    return {"findings": to_json(brief(findings)), "failed": failed, "damaged": damaged, "data": request.data}
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -86,10 +89,15 @@ def _repository(run: Run, data: bool) -> Iterator[Finding]:
             continue
         damage = finding.severity == "damage"
         clean = clean and not damage
-        needed = f" Needed by {', '.join(finding.backups)}." if finding.backups else ""
+        needed = f" Needed by {_some(finding.backups)}." if finding.backups else ""
         yield Finding(finding.object, "failed" if damage else "inconclusive", f"{finding.message}.{needed}")
     if clean:
         yield Finding(name, "ok", "no damage found")
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = len(ids) - _NAMED
+    return ", ".join(ids) if more <= 0 else f"{', '.join(ids[:_NAMED])} and {more} more"
 
 
 CHECK = Job("check", Check, check)

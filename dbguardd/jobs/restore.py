@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Finding
+from dbguardd.engines.base import REPLACED, Finding
 from dbguardd.errors import (
     Cancelled,
     ConfirmMissing,
@@ -25,7 +25,7 @@ from dbguardd.errors import (
     WorkerDied,
 )
 from dbguardd.jobs.backup import take
-from dbguardd.jobs.base import Job, Result, Run, instant, reading
+from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.verify import same_content
 from dbguardd.repository import Backup, Hold
@@ -57,7 +57,7 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place:
         return _in_place(run, backup, plan)
     started = run.monotonic()
-    findings, lost = _restore_and_compare(run, backup, target)
+    findings, lost = _restore_and_compare(run, backup, target, (f"the copy was left at {target} for inspection",))
     findings.append(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=backup.id, target=str(target), seconds=seconds)
@@ -108,14 +108,16 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     """
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
-    findings, _ = _restore_and_compare(run, backup, staged)
+    elsewhere = f"dbguardctl restore {run.name} --id {backup.id} --to NEWPLACE"
+    findings, _ = _restore_and_compare(run, backup, staged, (f"{elsewhere}  # it is left there for inspection",))
     safety = _safety_copy(run)
     try:
         run.snapshots.replace(staged, run.progress)
     except (Cancelled, WorkerDied):
         raise  # nobody knows how far it came: the way back stays
-    except GuardError:
-        _nothing_to_undo(run, safety)
+    except GuardError as error:
+        if not error.facts.get(REPLACED):
+            _nothing_to_undo(run, safety)
         raise
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
@@ -155,22 +157,26 @@ def _nothing_to_undo(run: Run, safety: str | None) -> None:
         run.report("backup.released", id=safety, reason=UNDO_REASON, reasons=[UNDO_REASON])
 
 
-def _restore_and_compare(run: Run, backup: Backup, target: Path) -> tuple[list[Finding], Sequence[str]]:
+def _restore_and_compare(
+    run: Run, backup: Backup, target: Path, hints: Sequence[str]
+) -> tuple[list[Finding], Sequence[str]]:
     """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
 
-    Raises ProofFailed if it is not what was backed up.
+    Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
+    fingerprint and keeps its bytes whatever they are.
     """
     with run.repository.tree(backup, reading(run, backup)) as tree:
         lost = run.snapshots.restore(tree, target, run.progress)
     run.report("restore.written", backup=backup.id, target=str(target))
-    examined = run.snapshots.examine(target, (), run.progress)
-    findings = [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
+    examined, expected = run.snapshots.examine(target, (), run.progress), run.repository.fingerprint(backup.id)
+    findings = brief([*examined.findings, same_content(examined, expected)])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
+        what = "is not what was backed up" if expected else "is as it was backed up, and was damaged already then"
         raise ProofFailed(
-            f"{run.name}: the restored copy of {backup.id} is not what was backed up",
+            f"{run.name}: the restored copy of {backup.id} {what}",
             detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
-            hints=[f"dbguardctl list {run.name}", f"the copy was left at {target} for inspection"],
+            hints=[f"dbguardctl list {run.name}", *hints],
         )
     return findings, lost
 

@@ -10,7 +10,7 @@ from typing import Any
 from dbguardd import __version__
 from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
-from dbguardd.jobs.base import Job, Result, Run, instant, reading
+from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
@@ -55,7 +55,7 @@ def prove(run: Run, backup: Backup) -> Proof:
         grade = Grade.CHECKED
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
-        findings += [*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))]
+        findings += brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
         findings.append(Finding("restore", "failed", f"{error.code} {error.message}. {error.detail}".strip()))
@@ -83,7 +83,8 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
             name, "inconclusive", "the backup has no fingerprint: safety copies have none, nor what was interrupted"
         )
     if examined.fingerprint is None:
-        return Finding(name, "failed", "the restored database could not be read")
+        why = any(finding.outcome == "failed" for finding in examined.findings)
+        return Finding(name, "failed" if why else "inconclusive", "the restored database could not be read")
     found = to_json(examined.fingerprint)
     if found == expected:
         count = len(found["tables"])

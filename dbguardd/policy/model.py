@@ -234,6 +234,8 @@ class Settings(Table):
     """tries after a failure that may pass by itself: times, wait, backoff"""
     stall_timeout: Length = timedelta(minutes=10)
     """a job that makes no progress for so long is stopped"""
+    job_timeout: Length = timedelta(days=1)
+    """a job that runs for so long is stopped, whatever progress it makes"""
     objective: Objective = Objective()
     """what must hold: rpo, rto; `status` says when it does not"""
     proof: Proof = Proof()

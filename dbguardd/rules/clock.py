@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 LARGEST_STEP = timedelta(hours=1)
+LONGEST_REST = timedelta(days=45)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,13 @@ class Reading:
 def doubt(earlier: Reading, later: Reading, largest: timedelta = LARGEST_STEP) -> str:
     """Return why the wall clock is not to be believed after `earlier`; empty if it is.
 
-    Within one boot the two clocks must agree. Across boots only a clock that went back can be seen; a step forward is
-    found by comparing with the storage's clock.
+    Within one boot the two clocks must agree. Across boots a clock that went back can be seen. One that leapt forward
+    looks like a machine that was off: that is doubted when it would have been for very long.
     """
     passed = later.wall - earlier.wall
     if earlier.boot_id != later.boot_id:
+        if passed > LONGEST_REST:
+            return f"The clock is {_hours(passed)} ahead of what it was before the last start; it may have leapt."
         return f"The clock is {_hours(-passed)} behind what it was before the last start." if passed < -largest else ""
     step = passed - timedelta(seconds=later.since_boot_seconds - earlier.since_boot_seconds)
     if abs(step) <= largest:

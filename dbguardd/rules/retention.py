@@ -14,7 +14,7 @@ Pure: no clock, no input or output; it runs in the daemon and in workers alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -219,6 +219,7 @@ class _Future:
     zone: ZoneInfo
     now: datetime
     next_run: Callable[[datetime], datetime | None]
+    ahead: dict[str, list[datetime | None]] = field(default_factory=dict)  # by unit: the ends that were asked for
 
     def end(self, claim: _Claim) -> datetime | None:
         """Return when a claim ends; None: not as things are."""
@@ -230,7 +231,7 @@ class _Future:
             case "after" if claim.until is not None:
                 return self.next_run(max(self.now, claim.until))
             case "run":
-                return self._steps(self.now, claim.ahead, lambda moment: moment)
+                return self._steps("run", claim.ahead, self.now, lambda moment: moment)
         first = self.next_run(self.now)
         if first is None or self.newest is None:
             return None
@@ -239,13 +240,15 @@ class _Future:
         if bucket(first.astimezone(self.zone)) == here:
             return first  # the next backup will stand for this day
         newest = self.newest.created_at
-        return self._steps(newest, claim.ahead, lambda moment: self._last_moment(moment, claim.unit))
+        return self._steps(claim.unit, claim.ahead, newest, lambda moment: self._last_moment(moment, claim.unit))
 
-    def _steps(self, start: datetime, count: int, skip: Callable[[datetime], datetime]) -> datetime | None:
-        moment: datetime | None = start
-        for _ in range(count):
-            moment = self.next_run(max(self.now, skip(moment))) if moment is not None else None
-        return moment
+    def _steps(self, unit: str, count: int, start: datetime, skip: Callable[[datetime], datetime]) -> datetime | None:
+        """Return the moment `count` steps after `start`. Claims of a unit go the same way: it is gone once for all."""
+        moments = self.ahead.setdefault(unit, [start])
+        while len(moments) <= count:
+            last = moments[-1]
+            moments.append(None if last is None else self.next_run(max(self.now, skip(last))))
+        return moments[count]
 
     def _last_moment(self, moment: datetime, unit: str) -> datetime:
         """Return the last microsecond of the hour, day, ... of a moment."""

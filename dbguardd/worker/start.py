@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import pwd
@@ -21,12 +22,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import Cancelled, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
+from dbguardd.errors import Cancelled, Degraded, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
 from dbguardd.wire import ENGINE_VERBS
 
-_MESSAGE_BYTES = 1 << 20
+_MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
 _GRACE_SECONDS = 30.0
+_EXIT_SECONDS = 0.005  # between two looks whether a half has ended
+_SEED_BYTES = 32
 _MOST_LINKS = 40  # as the kernel
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -63,8 +66,31 @@ async def run_worker(
 
 
 def staging_of(state: str, database: str, run_as: int) -> str:
-    """Return the private directory of the engine half: one for each database and user, so that leftovers are found."""
-    return str(Path(state) / "staging" / f"{database}-{run_as}")
+    """Return the private directory of the engine half: one for each database and user, so that leftovers are found.
+
+    Nobody else can know its name. Anybody may make names in the directory above, and who makes this one first, again
+    and again, keeps the database from being backed up; but nobody may list it.
+    """
+    mark = hashlib.blake2b(f"{run_as}-{database}".encode(), key=_seed(Path(state)), digest_size=10)
+    return str(Path(state) / "staging" / f"{database}-{run_as}-{mark.hexdigest()}")
+
+
+def _seed(state: Path) -> bytes:
+    """Return what makes the names in staging unknown to others; made once. Raises Degraded."""
+    path = state / "staging.seed"
+    with suppress(OSError):
+        if len(seed := path.read_bytes()) == _SEED_BYTES:
+            return seed
+    seed, draft = os.urandom(_SEED_BYTES), path.with_suffix(".tmp")
+    try:
+        draft.unlink(missing_ok=True)
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(file, "wb") as opened:
+            opened.write(seed)
+        draft.replace(path)
+    except OSError as error:
+        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+    return seed
 
 
 def make_way(staging: Path, run_as: int) -> None:
@@ -286,7 +312,8 @@ async def _explained(
     notes = [error.detail] if error.detail else []
     for name, child, tail in zip(("repository", "engine"), children, errors, strict=False):
         with suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), 2)
+            async with asyncio.timeout(2):
+                await _exit(child)
         if child.returncode:
             notes.append(f"The {name} half ended with {_ending(child.returncode)}.")
         with suppress(TimeoutError):
@@ -300,15 +327,27 @@ def _ending(returncode: int) -> str:
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
-    """Let a half end by itself for a moment, then kill its whole session; always reap it."""
+    """Let a half end by itself for a moment, then kill its whole session; always reap it, and let its pipes go."""
     try:
-        await asyncio.wait_for(child.wait(), 10)
+        async with asyncio.timeout(10):
+            await _exit(child)
     except TimeoutError:
         _kill(child)
-        await child.wait()
+        await _exit(child)
     finally:
         if child.returncode is None:
             _kill(child)
+        child._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no other way to close them
+
+
+async def _exit(child: asyncio.subprocess.Process) -> None:
+    """Return when a half has ended.
+
+    wait() also waits for the end of everybody who has its standard error: a process that the owner of the database left
+    behind would keep the job, and with it the daemon, for ever.
+    """
+    while child.returncode is None:
+        await asyncio.sleep(_EXIT_SECONDS)
 
 
 def _kill(child: asyncio.subprocess.Process) -> None:

@@ -274,6 +274,7 @@ def test_text_order_is_time_order(moment: datetime) -> None:
 
 
 def test_a_time_without_zone_is_no_time() -> None:
-    for text in ("2026-09-12T07:00:00", "yesterday"):
+    edges = ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59")
+    for text in ("2026-09-12T07:00:00", "yesterday", *edges):
         with pytest.raises(Internal):
             to_moment(text)

@@ -1,7 +1,10 @@
 """Restoring, examining and replacing: all or nothing, and never what was not asked for."""
 
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import balance, directory, ledger, make, shell, using
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import REPLACED, Query
+from dbguardd.engines.sqlite.pour import Pouring, pour
 from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
 
 
@@ -263,3 +267,66 @@ def test_a_second_ruin_does_not_overwrite_the_first(live, staging, tmp_path):
 def test_fingerprint_needs_a_snapshot(live, staging):
     with pytest.raises(SourceMissing):
         make(live, staging).fingerprint(no_progress)
+
+
+def test_an_error_after_the_replacement_says_that_it_was_made(live, staging, tmp_path):
+    """The source is damaged: its pages go in, reading them back fails."""
+    ledger(live)
+    shutil.copy(live, tmp_path / "source.db")
+    with open(tmp_path / "source.db", "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(ProofFailed, match="was replaced") as caught:
+        make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert caught.value.facts[REPLACED]
+
+
+class Late(Pouring):
+    """Lets a reader in between the trial of the lock and the first page."""
+
+    def __init__(self, enter):
+        self._enter = enter
+        super().__init__()
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if value == "pour":
+            self._enter()
+
+
+def test_who_enters_after_the_lock_was_tried_is_not_waited_for(live, tmp_path):
+    """The backup interface of Python would wait for a reader for ever."""
+    for path, rows in ((live, 3), (tmp_path / "source.db", 5)):
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("CREATE TABLE t (a)")
+            db.executemany("INSERT INTO t VALUES (?)", ((n,) for n in range(rows)))
+    code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('BEGIN'); "
+    code += "db.execute('SELECT * FROM t').fetchall(); print('in', flush=True); sys.stdin.read()"
+    reader = [sys.executable, "-c", code, live]
+    with subprocess.Popen(reader, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            pour(str(live), tmp_path / "source.db", Late(process.stdout.readline))
+        process.communicate()
+    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    assert shell(live, "SELECT count(*) FROM t") == "3\n"
+
+
+NO_ROOM = """
+import os, resource, sqlite3, sys
+from pathlib import Path
+from dbguardd.engines.base import Query
+from dbguardd.engines.sqlite.examine import examine
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+query = Query("SELECT count(*) FROM (SELECT DISTINCT body FROM big ORDER BY body)", equals=20000)
+for finding in examine(Path(sys.argv[1]), [query], lambda *_: None).findings:
+    print(finding.outcome, finding.name.split()[0])
+"""
+
+
+def test_no_room_for_a_temporary_file_is_no_verdict_on_the_database(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "new.db")) as db, db:
+        db.execute("CREATE TABLE big (body)")
+        db.executemany("INSERT INTO big VALUES (?)", ((os.urandom(1000),) for _ in range(20_000)))
+    argv = [sys.executable, "-c", NO_ROOM, tmp_path / "new.db"]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said == [*("ok size", "ok content", "ok integrity_check", "ok foreign_key_check"), "inconclusive query:"]

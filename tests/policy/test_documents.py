@@ -51,7 +51,7 @@ def test_the_examples_use_every_key():
     texts = "\n".join(file.read_text() for file in (ROOT / "etc").rglob("*.toml"))
     unused = [key.key for key in KEYS if not re.search(rf"\b{key.key.rsplit('.', 1)[-1]}\b *=", texts)]
     tables = {"defaults.proof", "defaults.proof.queries[].max", "key.NAME.secret.file", "key.NAME.secret.credential"}
-    assert set(unused) <= tables | {"database.NAME.lock_timeout", "defaults.stall_timeout"}
+    assert set(unused) <= tables | {"database.NAME.lock_timeout", "defaults.stall_timeout", "defaults.job_timeout"}
 
 
 def test_the_schema_that_ships_is_that_of_the_model():

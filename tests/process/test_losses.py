@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -259,3 +260,31 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             new.is_sound()
         finally:
             new.close()
+
+
+def test_a_policy_that_keeps_less_is_not_accepted_because_the_catalog_was_lost(house: House) -> None:
+    """Nobody knows what it would delete before the repository was read again."""
+    path = house.database("app")
+    house.protects(house.table("app", *CALM, "keep = { last = 10 }"))
+    house.start()
+    for _ in range(4):
+        house.does("backup", "app")
+        add(path)
+    accepted = house.state / "accepted.json"
+    before = json.loads(accepted.read_text())["databases"]
+    assert house.stop() == 0
+    (house.state / "catalog.db").unlink()
+    house.protects(house.table("app", 'verify = "off"', "keep = { last = 1 }", "min_proven = 1"))
+    house.start()
+    house.idle()
+    assert house.api.get("status")["policy_problem"]["code"] == "DBG-1002"
+    assert house.ctl("prune", "app").status == 10
+    assert house.ctl("backup", "app").status == 0  # whose expiry waits for somebody, too
+    house.idle()
+    assert len(house.backups("app")) == 5
+    assert json.loads(accepted.read_text())["databases"] == before
+    house.does("config", "accept")
+    assert house.api.get("status")["policy_problem"] is None
+    house.does("prune", "app", "--confirm", "app")
+    assert len(house.backups("app")) == 1
+    house.is_sound()

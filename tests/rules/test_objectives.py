@@ -129,9 +129,10 @@ def test_within_one_boot_a_step_of_more_than_an_hour_is_doubted(step, passed):
     assert bool(doubt(earlier, later)) is (abs(step) > 3600)
 
 
-def test_across_boots_only_a_clock_that_went_back_is_seen():
+def test_across_boots_a_clock_that_went_back_or_very_far_ahead_is_doubted():
     earlier = Reading(NOW, 1e6, "a")
     assert doubt(earlier, Reading(NOW + timedelta(days=9), 5.0, "b")) == ""
+    assert doubt(earlier, Reading(NOW + timedelta(days=46), 5.0, "b")).startswith("The clock is 46 days ahead of")
     behind = doubt(earlier, Reading(NOW - timedelta(days=9), 5.0, "b"))
     assert behind == "The clock is 9 days behind what it was before the last start."
     assert doubt(earlier, Reading(NOW + timedelta(days=9000), 1e6, "a")) == "The clock was set forward by 9000 days."

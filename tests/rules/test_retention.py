@@ -205,3 +205,16 @@ def test_departures_without_a_schedule_are_not_known():
     ends = departures(backups, Keep(daily=1, yearly=1), NOW, lambda moment: None)
     assert ends == {"a": None, "b": NOW + timedelta(days=6)}
     assert departures([], Keep(daily=1), NOW, lambda moment: None) == {}
+
+
+def test_departures_of_many_backups_ask_the_schedule_a_few_times_for_each():
+    """The daemon answers nobody else meanwhile: once for each day of each backup were half a million questions."""
+    asked = 0
+
+    def next_run(moment: datetime) -> datetime:
+        nonlocal asked
+        asked += 1
+        return _next_noon(moment)
+
+    departures(daily(1000, proven=True), Keep(last=1000, daily=1000), NOW, next_run)
+    assert asked <= 5000

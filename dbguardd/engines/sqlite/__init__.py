@@ -30,6 +30,11 @@ from dbguardd.flow import Facts, Sink, Tree
 __all__ = ["Sqlite", "open_sqlite"]
 
 _PAGES, _TEXT = "database", "dump.sql"
+_MACHINE = {  # trouble that says nothing about the text
+    sqlite3.SQLITE_FULL: NoSpace,
+    sqlite3.SQLITE_IOERR: Unreachable,
+    sqlite3.SQLITE_CANTOPEN: Unreachable,
+}
 _FIXED = ((3, 44, 6), (3, 50, 7))  # branches to which the fix of the WAL-reset bug was ported; else 3.51.3
 
 
@@ -168,7 +173,7 @@ def _replay(tree: Tree, work: Path, target: Path, tick: Callable[[int], None]) -
             connection.execute("PRAGMA synchronous=OFF")
             replay(connection, text, tick)
     except sqlite3.Error as error:
-        kind = {sqlite3.SQLITE_FULL: NoSpace, sqlite3.SQLITE_IOERR: Unreachable}.get(_code(error) & 0xFF, ProofFailed)
+        kind = _MACHINE.get(_code(error) & 0xFF, ProofFailed)
         raise kind(f"{target}: the SQL text cannot be replayed", detail=str(error)) from error
 
 

@@ -68,14 +68,18 @@ class Child:
 
 
 @contextmanager
-def child(arguments: Sequence[str]) -> Iterator[Child]:
-    """Run this Python with `arguments`, isolated; leaving the block ends it in any case."""
+def child(arguments: Sequence[str], place: Path | None = None) -> Iterator[Child]:
+    """Run this Python with `arguments`, isolated; leaving the block ends it in any case.
+
+    Everybody can read the arguments, and nobody else the working directory (`place`).
+    """
     with subprocess.Popen(
         [sys.executable, "-I", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=_ENVIRONMENT,
+        cwd=place,
     ) as process:
         try:
             yield Child(process)

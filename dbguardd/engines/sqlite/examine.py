@@ -16,6 +16,14 @@ _QUERY_SECONDS = 60.0
 _STEPS = 100_000  # VDBE instructions between two looks at the clock
 _COMPLAINTS = 20
 _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"))
+_MACHINE = frozenset(
+    (
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_BUSY),
+    )
+)
+"""What lacks room for a temporary file, or rights: it says nothing about the restored database."""
+_FILE = frozenset((sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS))
 _READING = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
 
@@ -40,7 +48,7 @@ def examine(target: Path, queries: Sequence[Query], progress: Progress) -> Exami
             findings.extend(checks.result())
         findings.extend(_proof(target, queries, progress))
     except sqlite3.Error as error:
-        findings.append(Finding("open", "failed", f"{target}: {error}"))
+        findings.append(Finding("open", _outcome(error), f"{target}: {error}"))
     return Examination(tuple(findings), found, facts)
 
 
@@ -79,7 +87,7 @@ def _integrity(connection: sqlite3.Connection) -> Finding:
     except sqlite3.Error as error:
         # An index needs a collation or function that only the application has: nothing is known about the file.
         missing = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR and "no such" in str(error)
-        return Finding(name, "inconclusive" if missing else "failed", str(error))
+        return Finding(name, "inconclusive" if missing else _outcome(error), str(error))
     return Finding(name, "ok") if lines == ["ok"] else Finding(name, "failed", "; ".join(lines))
 
 
@@ -91,16 +99,27 @@ def _foreign_keys(connection: sqlite3.Connection) -> Finding:
         for table, *_ in connection.execute("PRAGMA foreign_key_check"):
             orphans[table] = orphans.get(table, 0) + 1
     except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
+            return Finding(name, _outcome(error), str(error))
         return Finding(name, "ok", f"not applicable: {error}")
     said = ", ".join(f"{count} rows of {table} have no parent row" for table, count in sorted(orphans.items()))
     return Finding(name, "ok", said)
+
+
+def _outcome(error: sqlite3.Error) -> str:
+    """Return what an error of SQLite says of the restored database: that it failed, or nothing.
+
+    A backup whose test restore failed counts for nothing and goes; a full disk beside it must not do that.
+    """
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return "inconclusive" if code & 0xFF in _MACHINE and code not in _FILE else "failed"
 
 
 def _content(target: Path, findings: list[Finding], progress: Progress) -> Fingerprint | None:
     try:
         found = read_fingerprint(target, progress, "examine")
     except sqlite3.Error as error:
-        findings.append(Finding("content", "failed", str(error)))
+        findings.append(Finding("content", _outcome(error), str(error)))
         return None
     tables, rows = len(found.tables), found.rows
     findings.append(Finding("content", "ok", f"{tables} table{'s' * (tables != 1)}, {rows} row{'s' * (rows != 1)}"))
@@ -138,7 +157,7 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
             raise raised[0] from error
         if time.monotonic() > end:
             return Finding(name, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
-        return Finding(name, "failed", str(error))
+        return Finding(name, _outcome(error), str(error))
     if len(rows) != 1 or len(rows[0]) != 1:
         return Finding(name, "failed", "the query must return exactly one row of one value")
     return _judge(name, query, rows[0][0])

@@ -30,6 +30,12 @@ class Stopped(Exception):  # noqa: N818 - an event, not an error
     """Standard input ended: nobody waits for us any more."""
 
 
+class Entered(sqlite3.OperationalError):
+    """The live database is in use after all."""
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+
 class Pouring:
     """What has been done so far, and whether to go on."""
 
@@ -38,7 +44,12 @@ class Pouring:
         self._beat = 0.0
 
     def step(self, status: int, remaining: int, total: int) -> None:
-        """After a batch of pages: report, or raise Stopped if the input has ended. Nothing is committed yet."""
+        """After a batch of pages: report, or raise Stopped if the input has ended. Nothing is committed yet.
+
+        Raises Entered if somebody began to use the file after the lock was tried: the backup would wait for its end.
+        """
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise Entered("somebody began to use it")
         if select.select([0], [], [], 0)[0] and not os.read(0, 512):
             raise Stopped
         self.show(total - remaining, total)

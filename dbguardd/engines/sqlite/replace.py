@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Progress
+from dbguardd.engines.base import REPLACED, Progress
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.live import open_live, read_header, resolve
@@ -131,7 +131,7 @@ def _pour(real: str, source: Path, progress: Progress) -> bool:
     def alive() -> None:
         progress(_STEP, done, total)
 
-    with child(["-m", "dbguardd.engines.sqlite.pour", real, os.fspath(source.absolute())]) as process:
+    with child(["-m", "dbguardd.engines.sqlite.pour", real, source.name], source.absolute().parent) as process:
         try:
             alive()
             while "done" in (last := process.answer(alive)):
@@ -153,6 +153,12 @@ def _pour(real: str, source: Path, progress: Progress) -> bool:
 
 
 def _failure(real: str, text: str, code: int, at: str) -> GuardError:
+    if at == "verify":  # the transaction is over
+        return ProofFailed(
+            f"{real}: was replaced, and what is read back is not what was restored",
+            detail=f"{text} (result code {code})",
+            facts={REPLACED: True},
+        )
     kind: type[GuardError] = {
         sqlite3.SQLITE_BUSY: TargetInUse,
         sqlite3.SQLITE_LOCKED: TargetInUse,

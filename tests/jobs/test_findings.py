@@ -1,0 +1,64 @@
+"""Findings are kept as a person may read them, and what is left out is not green."""
+
+import pytest
+
+from dbguardd.engines.base import Examination, Finding
+from dbguardd.errors import ProofFailed
+from dbguardd.jobs.base import brief
+from dbguardd.repository.packs import HEADER
+from tests.jobs.world import World
+
+
+def test_long_texts_are_cut_and_say_so():
+    (cut,) = brief([Finding("n" * 5000, "ok", "d" * 2001)])
+    assert cut.name == "n" * 2000 + "… (5000 characters)"
+    assert cut.detail == "d" * 2000 + "… (2001 characters)"
+    whole = [Finding("n" * 2000, "failed", "d"), Finding("", "ok")]
+    assert brief(whole) == whole
+
+
+def test_of_too_many_those_that_failed_are_kept_and_the_rest_is_not_green():
+    found = brief([*[Finding(str(n), "ok") for n in range(600)], Finding("last", "failed")])
+    assert (found[0].name, len(found)) == ("last", 501)
+    assert found[-1] == Finding("further findings", "inconclusive", "101 were left out")
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def test_a_proof_is_as_long_as_a_person_reads_whatever_names_the_owner_chose(world):
+    name = "t" * 1_000_000
+    world.backup(**{name: [1, 2]})
+    world.engine.break_restore = b"{}"
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app")
+    assert sum(len(finding["detail"]) for finding in world.repository.proofs()[0].findings) < 3000
+
+
+def test_a_check_of_what_many_backups_need_names_some_of_them(world):
+    ids = [world.backup() for _ in range(30)]
+    for entry in list(world.storage.list("packs/")):
+        data = bytearray(world.storage.get(entry.name))
+        data[HEADER] ^= 1  # of the first frame, which is none of the map
+        world.storage.delete(entry.name)
+        world.storage.put(entry.name, data)
+    result = world.do("check", database="app", data=True)
+    (damage,) = [finding for finding in result["findings"] if finding["name"].startswith("packs/")]
+    assert damage["detail"].endswith(" and 10 more.")
+    assert sum(id in damage["detail"] for id in ids) == 20
+    assert result["damaged"] == 1
+
+
+@pytest.mark.parametrize(("outcome", "grade"), [("inconclusive", "restored"), ("failed", None)])
+def test_content_that_could_not_be_read_is_a_failure_only_if_something_failed(world, outcome, grade):
+    world.backup()
+    found = Finding("content", outcome, "disk I/O error")
+    world.engine.examine = lambda target, queries, progress: Examination([found], None)
+    if grade:
+        proof = world.do("verify", database="app")["proof"]
+        assert (proof["grade"], proof["failure"]) == (grade, None)
+        return
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app")

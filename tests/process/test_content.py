@@ -1,0 +1,30 @@
+"""What the owner of a database chooses is in its names and values: it does not reach what belongs to others."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+from tests.process.house import House
+
+
+def test_names_that_fill_a_message_do_not_keep_the_catalog_of_others_from_coming_back(house: House) -> None:
+    path = house.database("odd")
+    house.database("app")
+    with closing(sqlite3.connect(path)) as db, db:
+        for number in range(8):
+            name = f"t{number}" + "x" * 200_000
+            db.execute(f'create table "{name}" (note references note (id))')
+            db.execute(f'insert into "{name}" values (-1)')  # said by name when the restored copy is examined
+    house.protects(house.table("odd"), house.table("app"))
+    house.start()
+    for name in ("app", "odd"):
+        assert house.does("backup", name)["proof"]["grade"] == "proven"
+    house.idle()
+    assert house.stop() == 0
+    (house.state / "catalog.db").unlink()
+    house.start()
+    house.idle()
+    assert {row["verb"]: row["state"] for row in house.jobs()} == {"scan": "done"}
+    assert house.status("app")["state"] == house.status("odd")["state"] == "safe"
+    house.is_sound()

@@ -12,8 +12,8 @@ from dbguardctl.progress import Look, looker
 from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done
-from dbguardctl.words import span
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
+from dbguardd.words import span
 
 Json = dict[str, Any]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import facts, one_line
-from dbguardctl.words import absolute, ahead, when, zone_name
+from dbguardctl.words import ahead, when, zone_name
+from dbguardd.words import absolute
 
 Json = dict[str, Any]
 

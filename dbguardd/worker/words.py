@@ -69,7 +69,7 @@ def of_report(event: str, facts: Json) -> str | None:
         case "repository.created":
             return f"note  storage {facts['storage']} was empty: a new repository was made in it"
         case "parent.unreadable":
-            return f"note  the backup before cannot be built upon, so all is stored again: {facts['message']}"
+            return f"note  the backup before cannot be built upon, so all is stored again: {facts['problem']}"
         case "recovery.added":
             return f"note  recovery recipient {facts['recipient']} can open the repository from now on"
     return None

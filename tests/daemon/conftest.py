@@ -29,6 +29,9 @@ class Told:
     def __init__(self) -> None:
         self.events: list[tuple[str, str, dict[str, Any]]] = []
 
+    def debug(self, event: str, **facts: Any) -> None:
+        self.events.append(("debug", event, facts))
+
     def info(self, event: str, **facts: Any) -> None:
         self.events.append(("info", event, facts))
 

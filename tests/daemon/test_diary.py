@@ -8,6 +8,7 @@ import pytest
 from dbguardd.catalog import Catalog
 from dbguardd.daemon.diary import Diary
 from dbguardd.errors import Internal, NoSpace
+from dbguardd.wire import EventRange
 from tests.daemon.conftest import START, World
 from tests.surface.happened import HAPPENED
 
@@ -30,7 +31,7 @@ def last(world: World) -> tuple[str, str, dict[str, Any]]:
 
 def test_an_event_is_kept_and_logged(diary: Diary, world: World) -> None:
     diary.tell("job.failed", "app", "01J", {"verb": "backup", "problem": PROBLEM}, {"actor": "alice"})
-    (kept,) = world.catalog.events.after(0, None, None, 10)
+    (kept,) = world.catalog.events.find(EventRange(), 10)
     assert (kept.event, kept.database, kept.job) == ("job.failed", "app", "01J")
     assert kept.facts == {"verb": "backup", "problem": PROBLEM}
     level, event, facts = last(world)

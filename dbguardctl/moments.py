@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
-from dbguardctl.words import absolute, day_start, utc_text
+from dbguardctl.words import day_start, utc_text
 from dbguardd.errors import Usage
+from dbguardd.words import absolute
 
 _UNITS = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1),

@@ -11,9 +11,10 @@ from typing import Any, TextIO
 
 from dbguardctl.client import Daemon, Json
 from dbguardctl.screen import Block, Cell, Screen, text
-from dbguardctl.words import humanized, when
+from dbguardctl.words import when
 from dbguardd.errors import GuardError, NotFound
 from dbguardd.wire import SOCKET
+from dbguardd.words import humanized
 
 
 class Session:

@@ -11,8 +11,8 @@ from typing import Any
 from dbguardctl.progress import Look, looker
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done
-from dbguardctl.words import span
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
+from dbguardd.words import span
 
 Json = dict[str, Any]
 

@@ -97,27 +97,32 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.api.server import serve  # noqa: PLC0415
     from dbguardd.daemon import log, supervisor  # noqa: PLC0415
     from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
+    from dbguardd.sentences import plain  # noqa: PLC0415
     from dbguardd.worker.look import look  # noqa: PLC0415
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
     host, machine_id = supervisor.this_host()
     socket = options.socket.absolute()
     socket.parent.mkdir(mode=0o755, exist_ok=True)
-    asyncio.run(
-        supervisor.run(
-            supervisor.Setup(
-                policy=options.policy.absolute(),
-                state=options.state.absolute(),
-                run_worker=run_worker,
-                serve=lambda service: serve(service, socket, mode=0o666),  # anybody may knock: roles are per request
-                log=log.setup(json_lines=options.json_log),
-                host=host,
-                machine_id=machine_id,
-                clock=system_clock(),
-                look=look,
-            )
-        )
+    logger = log.setup(json_lines=options.json_log)
+    setup = supervisor.Setup(
+        policy=options.policy.absolute(),
+        state=options.state.absolute(),
+        run_worker=run_worker,
+        serve=lambda service: serve(service, socket, mode=0o666),  # anybody may knock: roles are per request
+        log=logger,
+        host=host,
+        machine_id=machine_id,
+        clock=system_clock(),
+        look=look,
     )
+    try:
+        asyncio.run(supervisor.run(setup))
+    except GuardError as error:
+        if not log.to_journal():
+            raise
+        logger.error("daemon.failed", **plain({"problem": error.problem()}))
+        return error.exit_status
     return 0
 
 

@@ -218,6 +218,18 @@ class Event:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class EventRange:
+    """Which events are asked for: those between two ids (neither included), since one moment and before another."""
+
+    after: int = 0
+    before: int | None = None
+    since: str | None = None
+    until: str | None = None
+    database: str | None = None
+    job: str | None = None
+
+
 @dataclass(slots=True)
 class DatabaseStatus:
     """What can be said of one database now."""

@@ -15,9 +15,10 @@ from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
-from dbguardctl.words import absolute, size, utc_text
+from dbguardctl.words import utc_text
 from dbguardd import wire
 from dbguardd.errors import ConfirmMissing, Usage
+from dbguardd.words import absolute, size
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, value
-from dbguardctl.words import absolute, count, date, shorten, size, span, when, zone_name
+from dbguardctl.words import date, shorten, when, zone_name
+from dbguardd.words import absolute, count, size, span
 
 Json = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""The schedule, events and the audit log."""
+"""The schedule and the audit log."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import facts, one_line
-from dbguardctl.words import absolute, ahead, when, zone_name
+from dbguardctl.words import ahead, when, zone_name
 
 Json = dict[str, Any]
-
-_BAD = ("failed", "refused", "broken", "damaged", "missed", "lost", "denied")
-_GOOD = ("graded", "proven", "done", "stored", "recovered")
 
 
 def schedule(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
@@ -42,37 +39,6 @@ def schedule(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
 def _soon(moment: str | None, now: datetime, zone: tzinfo | None) -> str:
     soon = ahead(moment, now, zone)
     return soon if soon == "now" or soon.startswith("in ") else ""
-
-
-def _style(name: str) -> str:
-    verb = name.rpartition(".")[2]
-    return "bad" if verb in _BAD else "good" if verb in _GOOD else ""
-
-
-def events(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return a table of events."""
-    if not rows:
-        return [text("No events.")]
-    table = [
-        [
-            str(row["id"]), when(row["at"], now, zone), Cell(row["event"], _style(row["event"])),
-            row["database"] or "", one_line(row["facts"], zone),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return [
-        text(f"Times are {zone_name(now, zone)}."),
-        Table(("ID", "WHEN", "EVENT", "DATABASE", "FACTS"), table, right=frozenset((0,)), fold=frozenset((4,))),
-    ]
-
-
-def event_line(row: Json, zone: tzinfo | None) -> list[Block]:
-    """Return one event as it comes."""
-    database = f"  {row['database']}" if row["database"] else ""
-    return [
-        text(absolute(row["at"], zone), "  ", Cell(row["event"], _style(row["event"])), database, "  ",
-             Cell(one_line(row["facts"], zone), "dim"))
-    ]  # fmt: skip
 
 
 def audit(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:

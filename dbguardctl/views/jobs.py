@@ -8,7 +8,8 @@ from typing import Any
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import facts, findings, one_line
 from dbguardctl.views.restore import planned, restored
-from dbguardctl.words import absolute, count, parse_utc, shorten, size, span, ulid_at, when
+from dbguardctl.words import shorten, ulid_at, when
+from dbguardd.words import absolute, count, parse_utc, size, span
 
 Json = dict[str, Any]
 

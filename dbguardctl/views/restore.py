@@ -7,7 +7,7 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import findings
-from dbguardctl.words import absolute, size, span
+from dbguardd.words import absolute, size, span
 
 Json = dict[str, Any]
 

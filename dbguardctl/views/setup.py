@@ -7,7 +7,8 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, paragraph, text
 from dbguardctl.views.facts import facts
-from dbguardctl.words import ahead, span
+from dbguardctl.words import ahead
+from dbguardd.words import span
 
 Json = dict[str, Any]
 

@@ -7,19 +7,9 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
-from dbguardctl.words import (
-    ago,
-    ahead,
-    count,
-    days_ago,
-    humanized,
-    parse_utc,
-    size,
-    span,
-    when,
-    zone_name,
-)
+from dbguardctl.words import ago, ahead, days_ago, when, zone_name
 from dbguardd.wire import Health
+from dbguardd.words import count, humanized, parse_utc, size, span
 
 Json = dict[str, Any]
 

@@ -165,7 +165,7 @@ def _failure(error: Exception, request: web.BaseRequest) -> Reply:
     if isinstance(error, _Refused):
         status, headers, told = error.status, error.headers, error.error
     if not isinstance(told, GuardError):
-        logging.getLogger(__name__).error("api.failed", extra={"path": path}, exc_info=error)
+        logging.getLogger(__name__).error("api.failed", extra={"facts": {"path": path}}, exc_info=error)
         told = Internal(f"{request.method} {path}: failed because of a bug")
     problem = {**told.problem(), "instance": path, "status": status or told.http_status}
     return Reply(problem["status"], problem, {"Content-Type": "application/problem+json", **headers})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from dbguardd.api.ask import Ask, Reply, Stream
 from dbguardd.api.service import Json
 from dbguardd.api.strict import unfit
 from dbguardd.errors import Usage
-from dbguardd.wire import JobRow, JobState, to_json
+from dbguardd.wire import EventRange, JobRow, JobState, to_json
 
 _ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
 _MAX_KEY = 255
@@ -68,15 +70,17 @@ def cancel(ask: Ask) -> Json:
 
 
 def events(ask: Ask) -> Json | Stream:
-    """Events after an id as JSON, or, when the peer accepts text/event-stream, as they happen."""
-    database, named = ask.query["database"], ask.query["job"]
+    """Events of a range as JSON, or, when the peer accepts text/event-stream, those after an id as they happen."""
+    query, names = ask.query, [field.name for field in fields(EventRange)]
+    asked = EventRange(**{name: query[name] for name in names})
     if "text/event-stream" not in ask.headers.get("Accept", ""):
-        found = ask.service.events(ask.query["after"], database, named, ask.query["limit"])
-        return {"events": to_json(found)}
+        return {"events": to_json(ask.service.events(asked, query["limit"], query["last"]))}
+    if asked != EventRange(asked.after, database=asked.database, job=asked.job) or query["last"]:
+        raise Usage("events: a stream takes after, database and job, and has no end")
     last = ask.headers.get("Last-Event-ID", "")
     if last and not (last.isascii() and last.isdigit() and len(last) <= 18):  # noqa: PLR2004 - fits 64 bits
         raise Usage("Last-Event-ID: the id of an event is expected")
-    return Stream(ask.service.follow(int(last) if last else ask.query["after"], database, named))
+    return Stream(ask.service.follow(int(last) if last else asked.after, asked.database, asked.job))
 
 
 def pause(ask: Ask) -> Json:

@@ -101,7 +101,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/jobs/{id}", READ, do.job, "job", _JOB, query=(_WAIT,)),
     Route("POST", "/v1/jobs/{id}/cancel", OPERATE, do.cancel, "job", _JOB, bodies.Nothing),
     Route("GET", "/v1/events", READ, do.events, "events", {"events": list[wire.Event]}, query=(
-        _AFTER, _DATABASE, Param("job", str, "only of this job"), _LIMIT,
+        _AFTER, Param("before", int, "only what came before this id", low=1),
+        Param("since", str, "only what happened at this moment or later"),
+        Param("until", str, "only what happened before this moment"),
+        _DATABASE, Param("job", str, "only of this job"), _LIMIT,
+        Param("last", bool, "the last so many, instead of the first", False),
     )),
     Route("POST", "/v1/databases/{name}/pause", OPERATE, do.pause, "pause", body=bodies.Pause),
     Route("POST", "/v1/databases/{name}/resume", OPERATE, do.resume, "resume", body=bodies.Nothing),

@@ -79,7 +79,7 @@ class Running:
             try:
                 connection, _ = await loop.sock_accept(self._listener.socket)
             except OSError as error:  # out of descriptors: those of others will be given back
-                logging.getLogger(__name__).warning("api.accept_failed", extra={"reason": str(error)})
+                logging.getLogger(__name__).warning("api.accept_failed", extra={"facts": {"reason": str(error)}})
                 await asyncio.sleep(1.0)
                 continue
             try:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dbguardd.wire import BackupRow, Event, ExpiredRow, JobRow, Role, Status
+from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status
 
 Json = dict[str, Any]
 
@@ -54,7 +54,8 @@ class Service(Protocol):
 
     def cancel(self, id: str, actor: Actor) -> JobRow: ...
 
-    def events(self, after: int, database: str | None, job: str | None, limit: int) -> list[Event]: ...
+    def events(self, asked: EventRange, limit: int, last: bool) -> list[Event]:
+        """The first or the last events of a range, oldest first. Raises Usage for what is no moment."""
 
     def follow(self, after: int, database: str | None, job: str | None) -> AsyncIterator[Event | None]:
         """Yield events after that id as they come; None now and then, when there is nothing (a heartbeat)."""

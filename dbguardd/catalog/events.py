@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dbguardd.catalog.session import Session
-from dbguardd.wire import Event
+from dbguardd.wire import Event, EventRange
 
 _PRUNE_EVERY = 500
 
@@ -35,18 +35,24 @@ class Events:
             self._session.change("DELETE FROM events WHERE id <= ?", (number - self._kept,))
         return Event(number, at, event, database, job, json.loads(text))
 
-    def after(self, number: int, database: str | None, job: str | None, limit: int) -> list[Event]:
-        """The first `limit` events with a greater id, oldest first."""
-        where = ["id > ?"]
-        values: list[Any] = [number]
-        if database is not None:
-            where.append("database = ?")
-            values.append(database)
-        if job is not None:
-            where.append("job = ?")
-            values.append(job)
-        sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"  # noqa: S608
-        return [_event(row) for row in self._session.rows(sql, (*values, limit))]
+    def find(self, asked: EventRange, limit: int, *, last: bool = False) -> list[Event]:
+        """The first `limit` events of the range, or the last ones; oldest first either way."""
+        where: list[str] = ["id > ?"]
+        values: list[Any] = [asked.after, limit]
+        for term, value in (
+            ("id < ?", asked.before),
+            ("at >= ?", asked.since),
+            ("at < ?", asked.until),
+            ("database = ?", asked.database),
+            ("job = ?", asked.job),
+        ):
+            if value is not None:
+                where.append(term)
+                values.insert(-1, value)
+        order = "DESC" if last else "ASC"
+        sql = f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY id {order} LIMIT ?"  # noqa: S608
+        found = [_event(row) for row in self._session.rows(sql, values)]
+        return found[::-1] if last else found
 
 
 def _event(row: sqlite3.Row) -> Event:

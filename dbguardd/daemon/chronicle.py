@@ -11,26 +11,24 @@ from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Run, to_moment
 from dbguardd.daemon.around import Surroundings
-from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
-from dbguardd.wire import Event, JobRow, JobState
+from dbguardd.wire import JobRow, JobState
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
 )
-_NOT_LOGGED = frozenset(("problem", "verb", "event", "level", "exc_info", "findings"))
 
 
 class Chronicle:
     """The books of one runner. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, bell: Bell) -> None:
+    def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, diary: Diary) -> None:
         self._catalog = catalog
         self._audit = audit
         self._around = around
-        self._log = around.log
-        self._bell = bell
+        self._diary = diary
         self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that the catalog does not have yet
         self.trouble: GuardError | None = None  # what kept the last end from being written
 
@@ -48,7 +46,7 @@ class Chronicle:
             with self._catalog.transaction():
                 self._catalog.jobs.put(row, live.terms.storage)
                 self._remember(live, error)
-                facts = {"verb": row.verb, "seconds": round(seconds, 3), "problem": row.problem}
+                facts = {"seconds": round(seconds, 3), "problem": row.problem}
                 self.tell(f"job.{row.state}", live, facts)
 
         self._unkept[row.id] = (replace(row), keep)
@@ -76,10 +74,10 @@ class Chronicle:
         try:
             act()
         except GuardError as trouble:
-            self._log.error("catalog.failed", code=trouble.code, problem=trouble.message)
+            self._diary.log("catalog.failed", {"problem": trouble.problem()})
             return trouble
         except Exception as bug:  # noqa: BLE001 - nor may a bug
-            self._log.error("job.crashed", exc_info=True)
+            self._diary.log("job.crashed", {}, bug)
             return Internal("the end of a job could not be told because of a bug", detail=repr(bug))
         return None
 
@@ -105,19 +103,12 @@ class Chronicle:
 
     def tell(self, event: str, live: Live, facts: Mapping[str, Any]) -> None:
         """Keep an event of a job, with its effect, and log it. Raises Internal on bad facts, NoSpace, Degraded."""
-        row, problem = live.row, facts.get("problem")
-        self.record(event, row.database, row.id, facts)
-        known = {name: value for name, value in facts.items() if name not in _NOT_LOGGED}
-        if problem:
-            known |= {"code": problem["code"], "problem": problem["message"], "detail": problem["detail"]}
-        known |= {"job": row.id, "database": row.database, "action": row.verb, "storage": live.terms.storage}
-        (self._log.error if event == "job.failed" else self._log.info)(event, **known)
-
-    def record(self, event: str, database: str | None, job: str | None, facts: Mapping[str, Any]) -> Event:
-        """Keep an event, with its effect, and wake who waits. Raises as tell() does."""
-        kept = self._catalog.record(self._around.now(), event, database, job, facts)
-        self._bell.ring()
-        return kept
+        row, database, who = live.row, live.terms.spec["database"] or {}, live.order.who
+        if event.startswith("job."):
+            facts = {"verb": row.verb, **({} if row.database else {"storage": live.terms.storage}), **facts}
+        about = {"action": row.verb, "storage": live.terms.storage, "engine": database.get("engine")}
+        about |= {"actor": who.user, "actor_uid": who.uid, "step": row.step or None}
+        self._diary.tell(event, row.database, row.id, facts, about)
 
     def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
         self._audit.append(

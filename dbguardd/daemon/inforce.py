@@ -23,7 +23,7 @@ from dbguardd.daemon.live import ERRANDS, Order, Terms
 from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
-from dbguardd.policy.model import Key, Storage
+from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.rules import retention
 from dbguardd.wire import BackupRow, Grade
@@ -189,10 +189,6 @@ class InForce:
     def storage(self, name: str) -> Storage:
         """One storage. Raises NotFound."""
         return self.policy.storage_of(name, str(self.state))
-
-    def key(self, name: str) -> Key:
-        """One key. Raises NotFound."""
-        return self.policy.key_of(name, str(self.state))
 
     def storages(self) -> list[str]:
         """The storages that a database uses or the policy names, in the order of the policy."""

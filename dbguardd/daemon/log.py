@@ -1,6 +1,8 @@
-"""Logging: structlog events as journal entries with fields, else as lines for people or JSON for machines.
+"""The log: every event as a sentence for people and facts for machines.
 
-Secrets go first: whatever looks like one is replaced before any renderer sees it.
+Under systemd each event is a journal entry with fields, and the catalog explains it (`journalctl -x`). Otherwise it is
+a line on standard error, or a JSON object with --json-log. What libraries say goes the same way. Secrets go first:
+whatever looks like one is replaced before any of these sees it.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ from typing import Any
 
 from dbguardd.daemon.lean import structlog
 from dbguardd.errors import OUTCOMES, message_id
+from dbguardd.events import EVENTS, Kind, kind_of
+from dbguardd.sentences import plain, sentence
+from dbguardd.words import UNKNOWN, safe
 
 _SOCKET = "/run/systemd/journal/socket"
-_MAX_FIELD = 32 << 10
+_MESSAGE_BYTES = 32 << 10
+_FIELD_BYTES = 4 << 10
+_LONG_SECONDS = 1e10  # neither infinite nor no number
+_CATALOG_BYTES = 240  # journalctl fills in no value that is longer than 256 with its name
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-_FIELDS = frozenset(
-    (
-        *("code", "database", "engine", "action", "job", "backup", "storage", "step", "result", "bytes", "actor"),
-        *("actor_uid", "last_proven", "seq", "hash", "event"),
-    )
-)
+_COLOURS = {"warning": "33", "error": "1;31", "critical": "1;31"}
+_FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
+_NO_FACTS = frozenset(("event", "level", "exception", "timestamp", "message", "pathname", "lineno", "func_name"))
 _SECRET_NAMES = re.compile(r"(pass(word|phrase|wd)?|secret|token|identity|credential|private|machine_key)s?$", re.I)
 _SECRET_VALUES = re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
 _HIDDEN = "***"
@@ -37,25 +42,28 @@ Send = Callable[[bytes], None]
 
 
 def setup(*, level: int = logging.INFO, json_lines: bool = False) -> Any:
-    """Configure structlog for this process and return its logger."""
-    processors: list[Any] = [structlog.processors.add_log_level, redact, structlog.processors.format_exc_info]
-    if to_journal():
+    """Configure structlog and logging for this process and return the daemon's logger.
+
+    People get events of `level` and above; machines get all, and choose by the level that each has.
+    """
+    processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info, redact]
+    journal = to_journal()
+    if journal:
         factory: Any = _Silent
-        processors.append(JournalSender(_datagrams(_SOCKET)))
+        processors += [_where(), JournalSender(_datagrams(_SOCKET))]
     else:
         factory = structlog.PrintLoggerFactory(sys.stderr)
         processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
-        if json_lines:
-            processors.append(structlog.processors.JSONRenderer(default=str))
-        else:
-            processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        processors.append(as_json if json_lines else Lines(colour=sys.stderr.isatty()))
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if journal or json_lines else level),
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    return structlog.get_logger()
+    logger = structlog.get_logger()
+    logging.basicConfig(handlers=[Libraries(logger)], level=logging.WARNING, force=True)
+    return logger
 
 
 def to_journal() -> bool:
@@ -86,8 +94,62 @@ def _clean(name: str, value: Any) -> Any:
     return value
 
 
+# ------------------------------------------------------------------------------------------------ for people
+
+
+def message(event: Mapping[str, Any]) -> str:
+    """Return an event as people read it: one sentence, and below it what has lines of its own (mistakes, a trace)."""
+    detail = str(plain(event).get("detail") or "").strip()
+    more = [detail if "\n" in detail else "", str(event.get("exception") or "")]
+    return "\n".join([sentence(event), *(safe(line) for text in more for line in text.splitlines())])
+
+
+class Lines:
+    """The last processor without a journal: a line each, with its time, and further lines set off from it."""
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, logger: Any, method: str, event: EventDict) -> str:
+        del logger, method
+        first, *more = message(event).splitlines()
+        level = str(event.get("level", "info"))
+        mark = f"{level:<7}"
+        if self._colour and level in _COLOURS:
+            mark = f"\x1b[{_COLOURS[level]}m{mark}\x1b[0m"
+        at = str(event.get("timestamp", ""))[:19].replace("T", " ") + "Z"
+        return "\n".join([f"{at} {mark} {first} [{safe(event.get('event', ''))}]", *(f"    {line}" for line in more)])
+
+
+def as_json(logger: Any, method: str, event: EventDict) -> str:
+    """Return an event as a JSON object in one line: its facts, and the sentence as `message`."""
+    del logger, method
+    return json.dumps({**event, "message": sentence(event)}, default=str)
+
+
+class Libraries(logging.Handler):
+    """Hands on what is logged without structlog: the API names events of ours, other libraries say what they want."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell one record as an event."""
+        text, level = record.getMessage(), min(max(record.levelno // 10, 1), 5) * 10
+        bug = {"exc_info": record.exc_info} if record.exc_info else {}
+        if text in EVENTS:
+            self._logger.log(level, text, **getattr(record, "facts", {}), **bug)
+        else:
+            first, _, more = text.partition("\n")
+            self._logger.log(level, "library.said", logger=record.name, text=first, detail=more and text, **bug)
+
+
+# ------------------------------------------------------------------------------------------------ for the journal
+
+
 class JournalSender:
-    """The last processor: sends the event in the journal's native form and keeps nothing for a logger."""
+    """The last processor with a journal: sends the event in the native form and keeps nothing for a logger."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -99,38 +161,67 @@ class JournalSender:
 
 
 def fields(event: Mapping[str, Any]) -> dict[str, str]:
-    """Return the journal fields of an event."""
-    known = {name: value for name, value in event.items() if value is not None}
-    name, level = str(known.get("event", "")), str(known.get("level", "info"))
+    """Return the journal fields of an event: the sentence, what it is, where it was told, and every fact."""
+    facts = plain(event)
+    kind, name, code = kind_of(facts), str(facts.get("event", "")), str(facts.get("code", ""))
+    known = code if code in OUTCOMES else ""
     found = {
-        "MESSAGE": sentence(known),
-        "PRIORITY": str(_PRIORITIES.get(level, 6)),
+        "MESSAGE": message(event),
+        "PRIORITY": str(_PRIORITIES.get(str(facts.get("level", "info")), 6)),
         "SYSLOG_IDENTIFIER": "dbguardd",
-        "MESSAGE_ID": message_id(str(known["code"]) if known.get("code") in OUTCOMES else name),
-        "DBGUARD_EVENT": name,
+        "MESSAGE_ID": _explained_by(kind, known or name),
+        "DOCUMENTATION": "man:dbguard-errors(7)" if known else "man:dbguardd(8)",
+        "DBGUARD_EVENT": safe(name),
     }
-    if known.get("code") in OUTCOMES:
-        found["DOCUMENTATION"] = "man:dbguard-errors(7)"
-    for field in _FIELDS & known.keys() - {"event"}:
-        found[f"DBGUARD_{field.upper()}"] = _text(known[field])
-    if "seconds" in known:
-        found["DBGUARD_DURATION_USEC"] = str(int(float(known["seconds"]) * 1e6))
+    if known:
+        found |= {"DBGUARD_LAST_PROVEN": UNKNOWN, "DBGUARD_HINT": _hints(facts.get("hints"), known)}
+    places = (("CODE_FILE", "pathname"), ("CODE_LINE", "lineno"), ("CODE_FUNC", "func_name"))
+    found |= {field: str(facts[place]) for field, place in places if place in facts}
+    for fact, value in {**_derived(name, facts), **facts}.items():
+        if fact not in _NO_FACTS and fact != "hints" and _FIELD_NAME.fullmatch(fact):
+            found[f"DBGUARD_{fact.upper()}"] = safe(_text(value), keep="\n" if fact == "detail" else "")
     return found
 
 
-def sentence(event: Mapping[str, Any]) -> str:
-    """Return an event as one line: its name, then its facts."""
-    left = {name: value for name, value in event.items() if name not in ("event", "level", "exception", "timestamp")}
-    facts = " ".join(f"{name}={_text(value)}" for name, value in left.items())
-    trace = f"\n{event['exception']}" if "exception" in event else ""
-    return f"{event.get('event', '')} {facts}".strip() + trace
+def _explained_by(kind: Kind | None, other: str) -> str:
+    """Return the id of the catalog's entry: the event's own where it has one, else that of its error."""
+    return kind.message_id if kind is not None and (kind.title or kind.name == other) else message_id(other)
+
+
+def _derived(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what can be asked of every kind of event: how it ended, how much it was, how long it took."""
+    noun, _, verb = name.partition(".")
+    results = [facts.get("grade"), facts.get("outcome"), verb if noun == "job" else None]
+    amounts = [facts.get("stored_bytes"), facts.get("freed_bytes")]
+    seconds = facts.get("seconds")
+    usec = int(seconds * 1e6) if isinstance(seconds, int | float) and abs(seconds) < _LONG_SECONDS else None
+    found = {"result": _first(results), "bytes": _first(amounts), "duration_usec": usec}
+    return {fact: value for fact, value in found.items() if value is not None}
+
+
+def _first(values: list[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _hints(hints: Any, code: str) -> str:
+    """Return what to do, in lines, as many as the catalog's text can hold."""
+    text = ""
+    for hint in hints if isinstance(hints, list | tuple) else ():
+        longer = f"{text}\n  {safe(hint)}" if text else safe(hint)
+        if len(longer.encode()) > _CATALOG_BYTES:
+            break
+        text = longer
+    return text or f"dbguardctl explain {code}"
 
 
 def encode(entry: Mapping[str, str]) -> bytes:
     """Return an entry in the journal's native protocol: NAME=value, or NAME and a length where there are lines."""
     parts = []
     for name, value in entry.items():
-        data = value.encode("utf-8", "backslashreplace")[:_MAX_FIELD]
+        limit = _MESSAGE_BYTES if name == "MESSAGE" else _FIELD_BYTES
+        data = value.encode("utf-8", "backslashreplace")
+        if len(data) > limit:
+            data = data[:limit].decode(errors="ignore").encode()
         if b"\n" in data:
             parts.append(name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
         else:
@@ -140,6 +231,15 @@ def encode(entry: Mapping[str, str]) -> bytes:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _where() -> Any:
+    """Return what notes the line that told an event, past those that only hand it on."""
+    place = structlog.processors.CallsiteParameter
+    return structlog.processors.CallsiteParameterAdder(
+        {place.PATHNAME, place.LINENO, place.FUNC_NAME},
+        additional_ignores=["logging", "dbguardd.daemon.log", "dbguardd.daemon.diary", "dbguardd.daemon.chronicle"],
+    )
 
 
 def _datagrams(path: str) -> Send:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
-from dbguardd.daemon.around import Log, Look
+from dbguardd.daemon.around import Look
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock
 from dbguardd.daemon.inforce import InForce
@@ -38,7 +38,6 @@ class Operations:
     runner: Runner
     scheduler: Scheduler
     views: Views
-    log: Log
     look: Look
     host: str
     machine_id: str
@@ -52,9 +51,7 @@ class Operations:
 
     def tell(self, event: str, database: str | None, facts: Mapping[str, Any]) -> None:
         """Keep an event that no job reported."""
-        self.catalog.record(self.now(), event, database, None, facts)
-        self.log.info(event, database=database, **facts)
-        self.runner.bell.ring()
+        self.runner.diary.tell(event, database, None, facts)
 
     def replan(self, target: str | None = None) -> None:
         """Look again when jobs are next."""
@@ -63,11 +60,7 @@ class Operations:
 
     def reload(self) -> None:
         """Take over the policy files, or raise why not and keep what is in force."""
-        try:
-            self.inforce.reload()
-        except GuardError as error:
-            self.tell("policy.refused", None, {"code": error.code, "problem": error.message})
-            raise
+        self.inforce.reload()
         self.take_over()
 
     def accept(self) -> None:
@@ -86,6 +79,9 @@ class Operations:
         self.notify.reloading()
         try:
             yield
+        except GuardError as error:
+            self.runner.diary.note("policy.refused", None, {"problem": error.problem()})
+            raise
         finally:
             self.notify.ready(self.line())
 
@@ -114,9 +110,7 @@ class Operations:
                 try:
                     self.runner.submit(Order("verify", request, SCHEDULE, name, after_backup=True))
                 except GuardError as error:
-                    self.log.error(
-                        "job.refused", database=name, action="verify", code=error.code, problem=error.message
-                    )
+                    self.runner.diary.note("job.refused", name, {"verb": "verify", "problem": error.problem()})
 
     def index(self, name: str) -> None:
         """Have a repository read into the catalog again, where the catalog may not know all that happened in it.
@@ -133,7 +127,7 @@ class Operations:
             pass  # it waits already, or reads just now
         except GuardError as error:
             self.unread.add(name)
-            self.log.error("scan.refused", storage=name, code=error.code, problem=error.message)
+            self.runner.diary.note("scan.refused", None, {"storage": name, "problem": error.problem()})
 
     @contextmanager
     def audited(self, who: Who, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:

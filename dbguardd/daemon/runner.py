@@ -18,8 +18,8 @@ from typing import Any
 from dbguardd.catalog import Audit, Catalog, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.around import Surroundings
-from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.chronicle import Chronicle
+from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import DELETING, RETRIED, UNIQUE, Live, Order, startable
 from dbguardd.errors import (
     Busy,
@@ -47,15 +47,15 @@ class Runner:
     def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, max_jobs: int = 2) -> None:
         self._catalog = catalog
         self._around = around
-        self._log = around.log
         self._waiting: list[Live] = []
         self._running: dict[str, Live] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._rung = 0.0
         self.max_jobs = max_jobs
         self.accepting = True
-        self.bell = Bell()
-        self._chronicle = Chronicle(catalog, audit, around, self.bell)
+        self.diary = Diary(catalog, around.now, around.log)
+        self.bell = self.diary.bell
+        self._chronicle = Chronicle(catalog, audit, around, self.diary)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
         """Called with a storage when a job on it may have done more than it could report."""
@@ -100,7 +100,7 @@ class Runner:
         live = Live(row, order, terms)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, terms.storage)
-            self._chronicle.tell("job.queued", live, {"verb": row.verb, "actor": row.actor})
+            self._chronicle.tell("job.queued", live, {"actor": row.actor})
         self._waiting.append(live)
         self._pump()
         return replace(row)
@@ -163,8 +163,8 @@ class Runner:
             ended = replace(row, state=JobState.INTERRUPTED, finished_at=now, problem=error.problem())
             with self._catalog.transaction():
                 self._catalog.jobs.put(ended, None)
-                self._chronicle.record("job.interrupted", row.database, row.id, {"verb": row.verb})
-            self._log.warning("job.interrupted", job=row.id, database=row.database, action=row.verb, code=error.code)
+                facts = {"verb": row.verb, "problem": ended.problem}
+                self.diary.tell("job.interrupted", row.database, row.id, facts)
         return len(rows)
 
     async def stop(self, seconds: float) -> None:
@@ -232,7 +232,7 @@ class Runner:
                 self._pump()
 
     def _crashed(self, live: Live, bug: Exception) -> Internal:
-        self._log.error("job.crashed", job=live.row.id, exc_info=True)
+        self.diary.log("job.crashed", {"job": live.row.id, "database": live.row.database}, bug)
         return Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
 
     def _conclude(self, live: Live, error: GuardError | None) -> None:
@@ -258,7 +258,7 @@ class Runner:
         self._chronicle.announce(live)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, live.terms.storage)
-            self._chronicle.tell("job.started", live, {"verb": row.verb, "attempt": row.attempt})
+            self._chronicle.tell("job.started", live, {"attempt": row.attempt})
 
     async def _work(self, live: Live) -> Mapping[str, Any]:
         row = live.row
@@ -340,8 +340,7 @@ class Runner:
                 raise ClockDoubt(why)
             return self.submit(order).id
         except GuardError as error:
-            facts = {"database": order.database, "action": order.verb, "code": error.code, "problem": error.message}
-            self._log.warning("job.refused", **facts)
+            self.diary.note("job.refused", order.database, {"verb": order.verb, "problem": error.problem()})
             return None
 
     def _again(self, live: Live, error: GuardError) -> bool:

@@ -11,17 +11,17 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
-from dbguardd.catalog import Audit, Catalog, Pause, Who, to_text
+from dbguardd.catalog import Audit, Catalog, Pause, Who, to_moment, to_text
 from dbguardd.daemon import configuration, keyring, protect
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
-from dbguardd.errors import GuardError, NotFound, Usage
-from dbguardd.wire import REQUESTS, BackupRow, Event, ExpiredRow, JobRow, Role, Status, to_json
+from dbguardd.errors import GuardError, Internal, NotFound, Usage
+from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, to_json
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -83,7 +83,7 @@ class Service:
                 if missing.facts:  # it has expired
                     raise missing from None
                 raise NotFound(f"{id}: no such backup, job or database", hints=["dbguardctl status"]) from None
-            events = self._catalog.events.after(0, None, job.id, _BATCH)
+            events = self._catalog.events.find(EventRange(job=job.id), _BATCH)
             return {"kind": "job", "job": to_json(job), "events": to_json(events)}
         row = next(row for row in self._do.views.backups(found.database, now) if row.id == found.id)
         proofs = [{**asdict(proof), "facts": dict(proof.facts)} for proof in self._catalog.proofs.of(row.id)]
@@ -147,14 +147,15 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------ events
 
-    def events(self, after: int, database: str | None, job: str | None, limit: int) -> list[Event]:
-        """Events after an id, oldest first."""
-        return self._catalog.events.after(after, database, job, limit)
+    def events(self, asked: EventRange, limit: int, last: bool) -> list[Event]:
+        """The first or the last events of a range, oldest first. Raises Usage for what is no moment."""
+        asked = replace(asked, since=_moment("since", asked.since), until=_moment("until", asked.until))
+        return self._catalog.events.find(asked, limit, last=last)
 
     async def follow(self, after: int, database: str | None, job: str | None) -> AsyncIterator[Event | None]:
         """Yield events after that id as they come; None now and then, when there is nothing (a heartbeat)."""
         while True:
-            found = self._catalog.events.after(after, database, job, _BATCH)
+            found = self._catalog.events.find(EventRange(after, database=database, job=job), _BATCH)
             for event in found:
                 after = event.id
                 yield event
@@ -316,6 +317,14 @@ class Service:
     def _who(self, actor: Peer) -> Who:
         role = self.role(actor)
         return Who(actor.user, actor.uid, actor.pid, "" if role is None else str(role))
+
+
+def _moment(name: str, text: str | None) -> str | None:
+    try:
+        return None if text is None else to_text(to_moment(text))
+    except Internal as error:
+        message = f"{name}: a moment with its zone is expected, such as 2026-09-12T06:59:00Z"
+        raise Usage(message, detail=error.message) from error
 
 
 def _request(verb: str, fields: Mapping[str, Any]) -> Json:

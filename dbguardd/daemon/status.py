@@ -137,7 +137,7 @@ class Views:
         """Every key, and who could open the backups without this machine."""
         found = []
         for name in self.inforce.keyring():
-            key = self.inforce.key(name)
+            key = self.inforce.policy.key_of(name, str(self.inforce.state))
             known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
             if key.type == "passphrase":
                 known["passphrase"] = None

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,7 +87,6 @@ class Supervisor:
 
     def __init__(self, setup: Setup, books: house.Books, inforce: InForce, notify: Notify) -> None:
         self._setup = setup
-        self._log = setup.log
         self._notify = notify
         self._gauge = Gauge()
         self._stopping = asyncio.Event()
@@ -101,7 +101,7 @@ class Supervisor:
             state=str(setup.state),
         )
         runner = Runner(books.catalog, books.audit, around, inforce.policy.daemon.max_jobs)
-        scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, setup.log)
+        scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, runner.diary)
         host = (setup.host, setup.machine_id)
         views = Views(books.catalog, inforce, runner, scheduler, self._gauge, *host, books.notes)
         self._do = Operations(
@@ -112,7 +112,6 @@ class Supervisor:
             runner=runner,
             scheduler=scheduler,
             views=views,
-            log=setup.log,
             look=setup.look,
             host=setup.host,
             machine_id=setup.machine_id,
@@ -125,7 +124,7 @@ class Supervisor:
 
     async def live(self) -> None:
         """Start, go on until a signal, stop."""
-        runner, log = self._do.runner, self._log
+        runner, diary = self._do.runner, self._do.runner.diary
         runner.close_leftovers()
         self._do.take_over(at_start=True)
         try:
@@ -134,13 +133,13 @@ class Supervisor:
             await runner.stop(STOP_SECONDS)  # jobs may run already, and their ends need the catalog
             raise
         self._listen_to_signals()
-        log.info("daemon.ready", databases=len(self._do.inforce.policy.names()), pid=os.getpid())
+        diary.note("daemon.ready", None, {"databases": len(self._do.inforce.policy.names()), "pid": os.getpid()})
         self._notify.ready(self._do.line())
         tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure)]
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
-            log.info("daemon.stopping")
+            diary.note("daemon.stopping", None, {})
             self._notify.stopping(STOP_SECONDS + 30)
             await runner.stop(STOP_SECONDS)
         finally:
@@ -150,9 +149,9 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, stop, *self._background, return_exceptions=True)
         for task in broken:
-            log.error("daemon.broken", problem=repr(task.exception()))
+            diary.log("daemon.broken", {"problem": repr(task.exception())})
             await task  # raises
-        log.info("daemon.stopped")
+        diary.log("daemon.stopped", {})
 
     def stop(self) -> None:
         """End the life as a signal would."""
@@ -165,7 +164,7 @@ class Supervisor:
             try:
                 seconds = self._do.scheduler.tick()
             except GuardError as error:  # the catalog cannot be written: look again soon
-                self._log.error("schedule.failed", code=error.code, problem=error.message)
+                self._do.runner.diary.log("schedule.failed", {"problem": error.problem()})
                 seconds = 60.0
             await self._do.nudge.wait(max(seconds, 0.001))
 
@@ -176,7 +175,7 @@ class Supervisor:
             try:
                 self._do.catalog.probe(self._do.now())
             except GuardError as error:
-                self._log.error("catalog.failed", code=error.code, problem=error.message)
+                self._do.runner.diary.log("catalog.failed", {"problem": error.problem()})
             else:
                 self._notify.alive()
                 for storage in sorted(self._do.unread):
@@ -215,11 +214,10 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _reload(self) -> None:
-        try:
-            with self._do.reloading(), self._do.audited(_SIGNAL, "policy.reload", str(self._do.inforce.path), {}):
-                self._do.reload()
-        except GuardError as error:
-            self._log.error("policy.refused", code=error.code, problem=error.message, detail=error.detail)
+        do, path = self._do, str(self._do.inforce.path)
+        # What was wrong with it was told in reloading(), and nobody waits for an answer.
+        with suppress(GuardError), do.reloading(), do.audited(_SIGNAL, "policy.reload", path, {}):
+            do.reload()
 
 
 def _witness(log: Log) -> Callable[[Entry], None]:

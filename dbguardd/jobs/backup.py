@@ -41,7 +41,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             facts = run.snapshots.dump(saving, run.progress)
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
-                run.report("parent.unreadable", backup=made.id, code=doubt.code, message=doubt.message)
+                run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
         run.report(
             "backup.stored",
             **row(made, run.spec["storage"]["name"]),

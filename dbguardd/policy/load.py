@@ -265,7 +265,7 @@ def _locate(
     if source.path not in spans:
         spans[source.path] = mistakes.find_spans(source.text)
     span = mistakes.span_of(spans[source.path], path, of_key=of_key)
-    where = mistakes.place(source.text, span.start, span.stop) if span else {}
+    where = mistakes.place(source.text, span.start, span.stop, path) if span else {}
     return Mistake(mistake.severity, mistake.code, mistake.message, path, source.path, hint=mistake.hint, **where)
 
 

@@ -13,7 +13,11 @@ from dbguardd.errors import PolicyInvalid
 
 Path = tuple[str | int, ...]
 MAX_SHOWN = 100
-_SECRETS = re.compile(r"(?i)((?:password|passwd|passphrase|secret|token)[\"']?\s*=\s*)(?!\{)\S.*")
+_SECRET = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token)"  # noqa: S105 - a pattern
+_SECRET_NAME = re.compile(rf"(?i).*{_SECRET}s?$")
+_LITERAL = re.compile(rf"(?i)({_SECRET}[\"']?\s*=\s*)(?!\{{)\S.*")  # a table names a secret, and may be shown
+_BROKEN = re.compile(rf"(?i)({_SECRET}[\w\"'.\s]*=\s*)\S.*")  # what is not TOML may be anything
+_HARMLESS = ("type", "path", "credential", "recovery")
 _IDENTITY = re.compile(r"(?i)(AGE-SECRET-KEY-)[A-Z0-9-]+")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -129,8 +133,8 @@ def _real(item: Any) -> slice | None:
     return span if isinstance(span, slice) and span.stop > span.start else None
 
 
-def place(text: str, start: int, end: int) -> dict[str, Any]:
-    """Return the members line, column, length and source of a Mistake for a stretch of text.
+def place(text: str, start: int, end: int, path: Path = ()) -> dict[str, Any]:
+    """Return the members line, column, length and source of a Mistake for a stretch of text, which has this path.
 
     What looks like a secret is masked: mistakes are printed, logged and sent.
     """
@@ -141,8 +145,17 @@ def place(text: str, start: int, end: int) -> dict[str, Any]:
         "line": text.count("\n", 0, start) + 1,
         "column": start - begin + 1,
         "length": max(1, min(end, stop) - start),
-        "source": _IDENTITY.sub(r"\1***", _SECRETS.sub(r"\1***", text[begin:stop])),
+        "source": _masked(text[begin:stop], path),
     }
+
+
+def _masked(line: str, path: Path) -> str:
+    """Return a line without what is, or was meant to be, a secret: a mistake with one is made in many ways."""
+    within_key = path[:1] == ("key",) and len(path) > 2 and path[2] not in _HARMLESS
+    if within_key or any(_SECRET_NAME.fullmatch(str(part)) for part in path[:-1]):
+        line = re.sub(r"=.*", "= ***", line)
+    line = (_LITERAL if path else _BROKEN).sub(r"\1***", line)
+    return _IDENTITY.sub(r"\1***", line)
 
 
 def report(mistakes: Sequence[Mistake], *, running: str = "") -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from dbguardd.errors import GuardError
 from dbguardd.policy import Policy
+from dbguardd.words import safe
 from dbguardd.worker import words
 from dbguardd.worker.start import run_worker
 
@@ -97,7 +98,7 @@ def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> Non
         print(json.dumps(error.problem()), file=sys.stderr)
         return
     for line in words.of_error(error, program):
-        print(_harmless(line), file=sys.stderr)
+        print(safe(line), file=sys.stderr)
 
 
 def _tell(line: str) -> None:
@@ -105,9 +106,4 @@ def _tell(line: str) -> None:
     if sys.stderr.isatty():
         with suppress(OSError):
             os.write(2, b"\033[K")
-    print(_harmless(line), flush=True)
-
-
-def _harmless(line: str) -> str:
-    """Return a line without what a terminal would obey: names and messages come from other people."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    print(safe(line), flush=True)

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dbguardd.errors import GuardError
+from dbguardd.words import size, span
 
 Json = Mapping[str, Any]
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _OUTCOMES = {"ok": "ok", "failed": "FAIL", "inconclusive": "UNSURE", "not configured": "-"}
 _HERE = {
     "dbguardctl restore undo ": "undo ",
@@ -69,7 +69,7 @@ def of_report(event: str, facts: Json) -> str | None:
         case "repository.created":
             return f"note  storage {facts['storage']} was empty: a new repository was made in it"
         case "parent.unreadable":
-            return f"note  the backup before cannot be built upon, so all is stored again: {facts['message']}"
+            return f"note  the backup before cannot be built upon, so all is stored again: {facts['problem']}"
         case "recovery.added":
             return f"note  recovery recipient {facts['recipient']} can open the repository from now on"
     return None
@@ -94,21 +94,6 @@ def here(hint: str, program: Sequence[str]) -> str:
         if hint.startswith(asked):
             return f"{join(program)} {verb}{hint.removeprefix(asked).replace('--id ', '--backup ')}"
     return hint
-
-
-def size(count: float | None) -> str:
-    """Return bytes with a binary unit."""
-    if count is None:
-        return "unknown"
-    power = 0
-    while count >= 1000 and power < len(_UNITS) - 1:  # noqa: PLR2004 - three digits
-        count, power = count / 1024, power + 1
-    return f"{count:.3g} {_UNITS[power]}"
-
-
-def span(seconds: float) -> str:
-    """Return a time in milliseconds or seconds."""
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{max(1, round(seconds * 1000))} ms"
 
 
 def _backup(made: Json, took: str) -> Iterator[str]:

@@ -104,8 +104,10 @@ class Store:
     def cancel(self, id, actor):
         return replace(self.job(id), state=JobState.CANCELLED)
 
-    def events(self, after, database, job, limit):
-        return [event for event in self.past if event.id > after][:limit]
+    def events(self, asked, limit, last):
+        self._called("events", asked, limit, last)
+        found = [event for event in self.past if asked.after < event.id < (asked.before or 1 << 60)]
+        return found[-limit:] if last else found[:limit]
 
     async def follow(self, after, database, job):
         self.following += 1

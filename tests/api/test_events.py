@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dbguardd.wire import EventRange
 from tests.api.conftest import Connection
 
 
@@ -33,6 +34,18 @@ def test_events_come_as_json(api):
     everything = api.ask("GET", "/v1/events").content["events"]
     assert [event["id"] for event in everything] == [1, 2, 3, 4, 5]
     assert [event["id"] for event in api.ask("GET", "/v1/events?after=2&limit=2").content["events"]] == [3, 4]
+
+
+def test_a_range_reaches_the_service_as_it_was_asked_for(api):
+    path = "/v1/events?after=1&before=5&since=x&until=y&database=app&job=j1&limit=2&last=true"
+    assert [event["id"] for event in api.ask("GET", path).content["events"]] == [3, 4]
+    assert api.store.calls[-1] == ("events", EventRange(1, 5, "x", "y", "app", "j1"), 2, True)
+
+
+@pytest.mark.parametrize("query", ["before=3", "since=x", "until=y", "last=true"])
+def test_a_stream_refuses_what_it_would_ignore(api, query):
+    answer = api.ask("GET", f"/v1/events?{query}", Accept="text/event-stream")
+    assert (answer.status, answer.content["code"]) == (400, "DBG-0001")
 
 
 def test_a_stream_has_ids_names_and_heartbeats(api):

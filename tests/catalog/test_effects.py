@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.catalog import Catalog, to_text
-from dbguardd.wire import Grade, to_json
+from dbguardd.wire import EventRange, Grade, to_json
 from tests.catalog.conftest import NOW, backup
 
 EVENTS = ("stored", "graded", "expired", "recalled", "swept", "held", "released", "restart", "scan")
@@ -83,7 +83,7 @@ def test_the_index_follows_the_reports(steps: list[tuple[str, int, Grade]]) -> N
             assert summary.proven is None or summary.proven.created_at == max(
                 found.created_at for found in catalog.backups.of("app") if found.id in proven
             )
-        assert catalog.events.last_id() == sum(1 for _ in catalog.events.after(0, None, None, 1000))
+        assert catalog.events.last_id() == sum(1 for _ in catalog.events.find(EventRange(), 1000))
         catalog.probe(NOW)
         assert catalog.settings.get("alive_at") == to_text(NOW)
         catalog.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dbguardd.catalog import Catalog, HoldRow, Pause, ProofRow, Run, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
 from dbguardd.errors import CatalogDamaged, FormatTooNew, Internal, NotFound, SecondInstance, Usage
-from dbguardd.wire import BackupRow, Grade, JobRow, JobState, to_json
+from dbguardd.wire import BackupRow, EventRange, Grade, JobRow, JobState, to_json
 from tests.catalog.conftest import NOW, backup
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -77,7 +77,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     assert catalog.runs.all() == [run]
     assert catalog.pauses.active(to_text(NOW)) == {"app": pause}
     assert catalog.settings.get("policy") == "abc"
-    assert catalog.events.after(0, None, None, 10) == [event]
+    assert catalog.events.find(EventRange(), 10) == [event]
     catalog.close()
 
 
@@ -128,7 +128,7 @@ def test_a_bad_report_leaves_neither_event_nor_effect(catalog: Catalog) -> None:
         catalog.record(NOW, "backup.stored", "app", None, {"id": "x"})
     with pytest.raises(Internal):
         catalog.record(NOW, "backup.graded", "app", None, {"id": "x", "grade": "golden"})
-    assert catalog.events.after(0, None, None, 10) == []
+    assert catalog.events.find(EventRange(), 10) == []
     assert catalog.backups.of("app") == []
 
 
@@ -174,13 +174,42 @@ def test_events_grow_and_filter(catalog: Catalog, happened: list[tuple[str, bool
     start = catalog.events.last_id()
     for database, about in happened:
         catalog.record(NOW, "job.done", database if about else None, "j", {})
-    seen = catalog.events.after(start, None, None, 1000)
+    seen = catalog.events.find(EventRange(start), 1000)
     assert [event.id for event in seen] == list(range(start + 1, start + 1 + len(happened)))
     for name in "abc":
         expected = [event for event in seen if event.database == name]
-        assert catalog.events.after(start, name, None, 1000) == expected
+        assert catalog.events.find(EventRange(start, database=name), 1000) == expected
     half = start + len(happened) // 2
-    assert catalog.events.after(half, None, None, 1000) == [event for event in seen if event.id > half]
+    assert catalog.events.find(EventRange(half), 1000) == [event for event in seen if event.id > half]
+
+
+@FEW
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5)), max_size=20),
+    st.builds(
+        EventRange,
+        st.integers(0, 20),
+        st.none() | st.integers(0, 20),
+        *[st.none() | st.integers(0, 6).map(lambda n: to_text(NOW + timedelta(seconds=n)))] * 2,
+        st.sampled_from([None, "a"]),
+    ),
+    st.integers(1, 20),
+)
+def test_a_range_of_events_has_the_first_or_the_last_of_them(
+    tmp_path_factory: pytest.TempPathFactory, happened: list[tuple[str, int]], asked: EventRange, limit: int
+) -> None:
+    catalog = Catalog.open(tmp_path_factory.mktemp("range") / "catalog.db")
+    events = [catalog.record(NOW + timedelta(seconds=n), "job.done", name, "j", {}) for name, n in happened]
+    inside = [
+        event
+        for event in events
+        if asked.after < event.id < (asked.before if asked.before is not None else 100)
+        and (asked.since or "") <= event.at < (asked.until or "9")
+        and asked.database in (None, event.database)
+    ]
+    assert catalog.events.find(asked, limit) == inside[:limit]
+    assert catalog.events.find(asked, limit, last=True) == inside[-limit:]
+    catalog.close()
 
 
 def test_history_is_bounded_and_ids_are_never_used_twice(tmp_path: Path) -> None:
@@ -189,7 +218,7 @@ def test_history_is_bounded_and_ids_are_never_used_twice(tmp_path: Path) -> None
     with catalog.transaction():
         for _ in range(1000):
             catalog.record(NOW, "job.done", "app", None, {})
-    kept = catalog.events.after(0, None, None, 10_000)
+    kept = catalog.events.find(EventRange(), 10_000)
     assert [event.id for event in kept] == list(range(901, 1001))
     catalog._session.rows("DELETE FROM events")
     catalog = reopened(catalog, path)

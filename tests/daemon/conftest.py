@@ -16,7 +16,7 @@ from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.live import Order, Terms
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Cancelled, NotFound
-from dbguardd.wire import JobRow
+from dbguardd.wire import EventRange, JobRow
 
 START = datetime(2026, 9, 12, 7, 0, tzinfo=UTC)
 ALICE = Who("alice", 1000, 4711, "operate")
@@ -28,6 +28,9 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str, dict[str, Any]]] = []
+
+    def debug(self, event: str, **facts: Any) -> None:
+        self.events.append(("debug", event, facts))
 
     def info(self, event: str, **facts: Any) -> None:
         self.events.append(("info", event, facts))
@@ -137,7 +140,7 @@ class World:
             await runner.stop(SECONDS)
 
     def events(self) -> list[str]:
-        return [event.event for event in self.catalog.events.after(0, None, None, 1000)]
+        return [event.event for event in self.catalog.events.find(EventRange(), 1000)]
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_bad_reload_keeps_the_old_policy_and_shows_why(place: Place) -> None:
         async with place.daemon() as (service, _):
             place.policy.write_text("version = 1\n[database.app]\nengine = 'oracle'\n")
             place.hangup()
-            await place.until("policy.refused", 2)
+            await place.until("policy.refused")
             status = service.status()
             assert [database.name for database in status.databases] == ["app"]
             assert status.policy_problem is not None

@@ -19,7 +19,7 @@ from dbguardd.errors import (
     Unreachable,
     WorkerDied,
 )
-from dbguardd.wire import JobState
+from dbguardd.wire import EventRange, JobState
 from tests.daemon.conftest import ALICE, START, World, ended, order, raising, started, until_cancelled
 
 ROW = {
@@ -145,7 +145,7 @@ def test_what_may_pass_is_tried_again_with_growing_waits(world: World) -> None:
             worker.acts = [*raising(Unreachable("a"), WorkerDied("b"), NoSpace("c")), storing]
             row = await ended(runner, runner.submit(order("backup")))
             assert (row.state, row.attempt, row.problem) == (JobState.DONE, 4, None)
-        waits = [e.facts["wait_seconds"] for e in world.catalog.events.after(0, None, None, 100) if "retry" in e.event]
+        waits = [e.facts["wait_seconds"] for e in world.catalog.events.find(EventRange(), 100) if "retry" in e.event]
         assert waits == [0.001, 0.002, 0.004]
 
     run(main())

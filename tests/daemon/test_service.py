@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import json
-from datetime import timedelta
+from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from dbguardd.errors import (
     Usage,
 )
 from dbguardd.policy.model import Access
-from dbguardd.wire import Health, JobState, Role
-from tests.daemon.conftest import FakeWorker, raising, started, until_cancelled
+from dbguardd.wire import EventRange, Health, JobState, Role
+from tests.daemon.conftest import START, FakeWorker, raising, started, until_cancelled
 from tests.daemon.life import ALICE, Caller, Place, actions, done, live, reporting, stored
 
 
@@ -284,6 +284,19 @@ def test_what_keeps_a_backup_and_until_when(place: Place) -> None:
     live(place, test)
 
 
+def test_a_range_of_events_is_in_moments_with_a_zone(place: Place) -> None:
+    async def test(service: Service, worker: FakeWorker) -> None:
+        everything = service.events(EventRange(), 1000, False)
+        at = START.astimezone(timezone(timedelta(hours=2))).isoformat()
+        assert service.events(EventRange(since=at), 1000, False) == everything
+        assert service.events(EventRange(until=at), 1000, False) == []
+        for text in ("yesterday", "2026-09-12", "2026-09-12T07:00:00", ""):
+            with pytest.raises(Usage):
+                service.events(EventRange(since=text), 1000, False)
+
+    live(place, test)
+
+
 def test_events_are_followed_from_where_one_was(place: Place) -> None:
     async def test(service: Service, worker: FakeWorker) -> None:
         worker.acts = [until_cancelled]
@@ -297,7 +310,7 @@ def test_events_are_followed_from_where_one_was(place: Place) -> None:
         service.cancel(job.id, ALICE)
         assert [event for event in await rest] == ["job.started", "job.cancelled"]
         await stream.aclose()  # type: ignore[attr-defined]
-        quiet = service.follow(service.events(0, None, None, 1000)[-1].id, None, None)
+        quiet = service.follow(service.events(EventRange(), 1000, True)[-1].id, None, None)
         beat = asyncio.create_task(anext(quiet))
         await asyncio.sleep(0)
         place.steady += 16

@@ -10,8 +10,8 @@ from pathlib import Path
 from dbguardd.wire import JobState
 
 ROOT = Path(__file__).parents[2]
-KEPT = {"report", "_tell", "tell", "_record", "record"}  # in the catalog, and in the log too
-LOGGED = {"debug", "info", "warning", "error", "exception"}
+KEPT = {"report", "tell", "note"}  # in the catalog, and in the log too
+LOGGED = {"log", "debug", "info", "warning", "error", "exception"}
 AUDITED = {"_note", "_audited", "_reloading", "audited", "append"}
 _NAME = re.compile(r"[a-z]+\.[a-z_-]+")
 _FINAL = [state for state in JobState if state not in (JobState.QUEUED, JobState.RUNNING)]

@@ -13,8 +13,9 @@ import pytest
 from dbguardctl.__main__ import main
 from dbguardd.__main__ import _parser
 from dbguardd.errors import OUTCOMES
+from dbguardd.events import EVENTS
 from dbguardd.wire import REQUESTS
-from tests.docs import decisions
+from tests.docs import decisions, events
 from tests.docs.pages import PAGES, ROOT, items, plain, roff, section
 from tests.docs.source import reported
 
@@ -95,6 +96,12 @@ def test_every_event_is_in_the_page_and_no_other(way: str, number: int) -> None:
     written = items(lists[number])
     assert set(written) == reported()[way]
     assert all(text.endswith(".") and len(text) < 100 for text in written.values())
+
+
+def test_the_events_of_the_page_are_those_of_the_table() -> None:
+    assert events.PAGE.read_text(encoding="utf-8") == events.page(), "make it anew: python -m tests.docs.events"
+    told = reported()
+    assert told["kept"] | told["logged"] == set(EVENTS)
 
 
 def test_events_that_change_the_catalog_are_known() -> None:

@@ -130,6 +130,36 @@ def test_a_literal_secret_is_refused_and_not_repeated(line, table):
     assert "hunter2" not in told.lower()
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'secret = { value = "hunter2" }',
+        'secret.value = "hunter2"',
+        '[key.main.secret]\nvalue = "hunter2"',
+        'secret = { file = "hunter2" }',
+        'secret = { file = ["hunter2"] }',
+        'secret = { credential = "hunter2 of mine" }',
+        'secret = { command = "hunter2" }',
+        'secret = { command = ["hunter2"] }',
+        'secret = { credential = "a", file = "/hunter2" }',
+        'secret = ["hunter2"]',
+        'secret = """hunter2"""',
+        'secret = "hunter2',
+        "secret = hunter2",
+        'secret = { = "hunter2" }',
+        'secret . value = = "hunter2"',
+        'phrase = "hunter2"',
+        'pass = "hunter2"',
+        'value = "hunter2"',
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(lines):
+    """Whoever puts the secret itself where its name belongs does not find it in the journal."""
+    policy, found = check_text({"policy.toml": f'{HEAD}[key.main]\ntype = "passphrase"\n{lines}\n'})
+    assert found
+    assert "hunter2" not in "\n".join(f"{mistake.to_text()} {mistake.to_json()}" for mistake in found)
+
+
 def test_the_three_forms_are_named():
     _, found = check_text({"p": HEAD + '[key.hr]\ntype = "passphrase"\nsecret = "hunter2"\n'})
     (mistake,) = found

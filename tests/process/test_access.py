@@ -42,7 +42,7 @@ def test_what_a_reader_may(guarded: House, users: list[int]) -> None:
     _, reader, _ = users
     id = guarded.backups("app")[0]["id"]
     for words in (["status"], ["list", "app", "--why"], ["show", id], ["job", "list"], ["schedule"], ["events"],
-                  ["config", "check"], ["audit", "show"], ["key", "list"]):  # fmt: skip
+                  ["log"], ["log", "app"], ["config", "check"], ["audit", "show"], ["key", "list"]):  # fmt: skip
         assert guarded.ctl(*words, uid=reader).status in (0, 3), words
     refused = (["backup", "app"], ["verify", "app"], ["restore", "app", "--dry-run"], ["check", "app"],
                ["pause", "app"], ["job", "cancel", id], ["reload"], ["hold", id, "--reason", "x"],

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dbguardd import wire
-from dbguardd.errors import NoSpace
+from dbguardd.errors import NoSpace, ProofFailed
 
 NOW = datetime(2026, 9, 12, 7, 14, 7, tzinfo=UTC)
 
@@ -170,9 +170,33 @@ RESULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+CRM_1 = "01K4Z0000E0000000000000006"
+SHORT = ProofFailed(
+    f"crm: backup {CRM_1} did not pass its test restore", detail="table orders has 5 rows instead of 7",
+    hints=[f"dbguardctl show {CRM_1}", "dbguardctl backup crm --full"], facts={"database": "crm", "backup": CRM_1},
+).problem()  # fmt: skip
 EVENTS = [
-    {"id": 41, "at": "2026-09-12T07:14:00Z", "event": "backup.stored", "database": "app", "job": JOB,
-     "facts": {"backup": APP_1, "stored_bytes": 222298112}},
-    {"id": 42, "at": "2026-09-12T07:14:11Z", "event": "verify.failed", "database": "crm", "job": JOB,
-     "facts": {"reason": "2 rows missing"}},
+    {"id": 41, "at": "2026-09-12T07:13:59Z", "event": "job.queued", "database": "app", "job": JOB,
+     "facts": {"verb": "backup", "actor": "schedule"}},
+    {"id": 42, "at": "2026-09-12T07:14:00Z", "event": "backup.stored", "database": "app", "job": JOB,
+     "facts": {"id": APP_1, "stored_bytes": 222298112, "seconds": 9.1}},
+    {"id": 43, "at": "2026-09-12T07:14:01Z", "event": "clock.stepped", "database": None, "job": None,
+     "facts": {"seconds": -3.5}},
+    {"id": 44, "at": "2026-09-12T07:14:05Z", "event": "backup.graded", "database": "crm", "job": JOB,
+     "facts": {"id": CRM_1, "grade": "restored", "failure": "table orders has 5 rows instead of 7"}},
+    {"id": 45, "at": "2026-09-12T07:14:05Z", "event": "job.failed", "database": "crm", "job": JOB,
+     "facts": {"verb": "verify", "seconds": 4.0, "problem": SHORT}},
 ]  # fmt: skip
+
+
+def events(query: dict[str, str], rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Answer GET /events as the daemon does."""
+    found = [
+        row for row in (EVENTS if rows is None else rows)
+        if int(query.get("after", 0)) < row["id"] < int(query.get("before", 1 << 60))
+        and query.get("since", "") <= row["at"] < query.get("until", "9")
+        and query.get("database", row["database"]) == row["database"]
+        and query.get("job", row["job"]) == row["job"]
+    ]  # fmt: skip
+    limit = int(query.get("limit", 100))
+    return {"schema": "dbguard.events/1", "events": found[-limit:] if query.get("last") == "true" else found[:limit]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,3 +40,15 @@ def ctl(daemon: FakeDaemon) -> Ctl:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def inside(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """dbguardctl in this process: quicker, for everything that needs no process of its own."""
+    from dbguardctl.__main__ import main
+
+    for name, value in environment(daemon.socket).items():
+        monkeypatch.setenv(name, value)
+    time.tzset()
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: main(words)

@@ -178,7 +178,7 @@ ROUTES: dict[str, Answer] = {
     "GET /jobs": {"schema": "dbguard.jobs/1", "jobs": [answers.job()]},
     f"GET /jobs/{answers.JOB}": {"schema": "dbguard.job/1", "job": answers.job(result=answers.RESULTS["backup"])},
     f"POST /jobs/{answers.JOB}/cancel": {"schema": "dbguard.job/1", "job": answers.job(state="cancelled")},
-    "GET /events": {"schema": "dbguard.events/1", "events": answers.EVENTS},
+    "GET /events": lambda query, body: answers.events(query),
     "POST /databases/app/pause": lambda query, body: {
         "schema": "dbguard.pause/1", "database": "app",
         "paused_until_at": "2026-09-12T09:14:07Z" if body["seconds"] else None,

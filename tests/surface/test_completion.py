@@ -19,6 +19,8 @@ def _complete(ctl: Ctl, line: str, shell: str = "bash") -> list[str]:
 def test_completion(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert _complete(ctl, "dbguardctl st") == ["status"]
     assert _complete(ctl, "dbguardctl list a") == ["app"]
+    assert _complete(ctl, "dbguardctl log c") == ["crm", "cache"]
+    assert "--errors" in _complete(ctl, "dbguardctl log --")
     assert _complete(ctl, "dbguardctl restore ") == ["app", "crm", "cache", "quiet"]
     assert _complete(ctl, "dbguardctl restore app --id 01K4Y") == [APP_1]
     assert _complete(ctl, "dbguardctl verify 01K4YJ") == [APP_1]

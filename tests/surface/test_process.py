@@ -7,10 +7,8 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,22 +62,12 @@ COMMANDS = [
     ["config", "diff"], ["config", "accept"], ["key", "list"], ["key", "recovery-sheet"], ["schedule", "--next", "3"],
     ["pause", "app", "--for", "2h"], ["pause", "app"], ["resume", "app"], ["run", "app", "backup"], ["job", "list"],
     ["job", "list", "--database", "app", "--state", "done", "--limit", "3"], ["job", "show", JOB],
-    ["job", "watch", JOB], ["job", "cancel", JOB], ["events"], ["events", "--after", "41", "--job", JOB],
+    ["job", "watch", JOB], ["job", "cancel", JOB], ["log"], ["log", "app"], ["log", "crm", "-v", "-n", "5"],
+    ["log", "--errors", "--since", "2026-09-12 09:14", "--until", "2026-09-12 09:20"],
+    ["events"], ["events", "--after", "41", "--job", JOB],
     ["audit", "show"], ["audit", "show", "--after", "3", "--limit", "4"], ["audit", "verify"], ["explain", "DBG-3002"],
     ["completion", "fish"],
 ]  # fmt: skip
-
-
-@pytest.fixture
-def inside(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """dbguardctl in this process: quicker, for everything that needs no process of its own."""
-    from dbguardctl.__main__ import main
-
-    for name, value in environment(daemon.socket).items():
-        monkeypatch.setenv(name, value)
-    time.tzset()
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: main(words)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -297,32 +285,6 @@ def test_closed_streams(daemon: FakeDaemon) -> None:
     done = subprocess.run(["/bin/sh", "-c", command], env=environment(daemon.socket), capture_output=True, text=True,
                           timeout=30, check=False)  # fmt: skip
     assert (done.stdout, done.stderr) == ("3\n", "")
-
-
-def test_events_are_followed_across_a_broken_connection(daemon: FakeDaemon) -> None:
-    daemon.routes["GET /events"] = {"schema": "dbguard.events/1", "events": answers.EVENTS[:1]}
-    command = [sys.executable, "-m", "dbguardctl", "--json", "events", "--follow", "--after", "40"]
-    with subprocess.Popen(command, env=environment(daemon.socket), stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        seen = [json.loads(child.stdout.readline())["id"] for _ in answers.EVENTS]
-        child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 130
-    assert seen == [41, 42]
-
-
-def test_events_are_the_newest(
-    inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def page(query: dict[str, str], _body: object) -> dict[str, object]:
-        first = int(query["after"]) + 1
-        rows = [{**answers.EVENTS[0], "id": id} for id in range(first, min(first + int(query["limit"]), 12_001))]
-        return {"schema": "dbguard.events/1", "events": rows}
-
-    daemon.routes["GET /events"] = page
-    assert inside("--json", "events", "--limit", "3") == 0
-    assert [row["id"] for row in json.loads(capsys.readouterr().out)["events"]] == [11_998, 11_999, 12_000]
-    assert inside("--json", "events", "--after", "7", "--limit", "2") == 0
-    assert [row["id"] for row in json.loads(capsys.readouterr().out)["events"]] == [8, 9]
 
 
 def test_a_reader_that_has_seen_enough(daemon: FakeDaemon) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dbguardctl.screen import Block, Cell, Screen, Table, speaks_utf8, text
 from dbguardctl.session import error_blocks
-from dbguardctl.views import backups, care, config, jobs, status
+from dbguardctl.views import backups, care, config, jobs, past, status
 from dbguardctl.views.setup import promise, protected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
 from dbguardd.wire import Health, StorageStatus
@@ -27,6 +27,11 @@ Draw = Callable[[Screen], "list[Block]"]
 def _job(verb: str, **request: object) -> list[Block]:
     row = answers.job(verb, result=answers.RESULTS[verb], request={"database": "app", **request})
     return jobs.finished(row, NOW, BERLIN)
+
+
+def _log(s: Screen, *, verbose: bool) -> list[Block]:
+    rows = map(past.entry, answers.EVENTS)
+    return [block for row in rows for block in past.entry_lines(row, s, BERLIN, verbose=verbose)]
 
 
 WITHOUT_KEY = answers.status((APP,), keys=(replace(MAIN, recovery=[], recovery_tested_at=None),))
@@ -71,7 +76,9 @@ SCREENS: dict[str, Draw] = {
     "job-show": lambda s: jobs.job(
         answers.job("verify", "failed", problem=NoSpace("app: full", detail="a\nb", hints=["x"]).problem()), NOW, BERLIN
     ),
-    "events": lambda s: care.events(answers.EVENTS, NOW, BERLIN),
+    "events": lambda s: past.events(answers.EVENTS, NOW, BERLIN),
+    "log": lambda s: _log(s, verbose=False),
+    "log-verbose": lambda s: _log(s, verbose=True),
     "schedule": lambda s: care.schedule(ROUTES["GET /schedule"], NOW, BERLIN),
     "audit": lambda s: care.audit(ROUTES["GET /audit"], NOW, BERLIN),
     "config-diff": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN),
@@ -106,7 +113,7 @@ def test_plain(name: str) -> None:
     approve(name, drawn(SCREENS[name](on), on))
 
 
-@pytest.mark.parametrize("name", ["status", "list-why"])
+@pytest.mark.parametrize("name", ["status", "list-why", "log"])
 def test_ascii(name: str) -> None:
     on = screen(utf8=False)
     shown = drawn(SCREENS[name](on), on)
@@ -114,7 +121,7 @@ def test_ascii(name: str) -> None:
     approve(f"{name}.ascii", shown)
 
 
-@pytest.mark.parametrize("name", ["status", "list-why", "error"])
+@pytest.mark.parametrize("name", ["status", "list-why", "error", "log"])
 def test_terminal(name: str) -> None:
     on = screen(terminal=True, colour=True)
     approve(f"{name}.terminal", drawn(SCREENS[name](on), on))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbguardctl import words
+from dbguardd import words as shared
 from tests.surface.answers import NOW
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -23,7 +24,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
     ],
 )  # fmt: skip
 def test_size(count: int | None, text: str) -> None:
-    assert words.size(count) == text
+    assert shared.size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_size(count: int | None, text: str) -> None:
     ],
 )  # fmt: skip
 def test_span(seconds: float | None, text: str) -> None:
-    assert words.span(seconds) == text
+    assert shared.span(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,8 @@ def test_what_is_ahead() -> None:
 def test_every_time_has_a_zone() -> None:
     assert words.zone_name(NOW, BERLIN) == "Europe/Berlin (UTC+02:00)"
     assert words.zone_name(NOW, UTC) == "UTC"
-    assert words.absolute("2026-09-12T06:59:00Z", BERLIN) == "2026-09-12 08:59:00+02:00"
-    assert words.absolute("2026-12-12T06:59:00Z", BERLIN) == "2026-12-12 07:59:00+01:00"
+    assert shared.absolute("2026-09-12T06:59:00Z", BERLIN) == "2026-09-12 08:59:00+02:00"
+    assert shared.absolute("2026-12-12T06:59:00Z", BERLIN) == "2026-12-12 07:59:00+01:00"
 
 
 def test_ids_are_as_short_as_they_may_be() -> None:
@@ -88,17 +89,17 @@ def test_the_moment_in_an_id() -> None:
 
 @given(st.text())
 def test_no_text_can_command_a_terminal(text: str) -> None:
-    shown = words.safe(text)
+    shown = shared.safe(text)
     assert all(char.isprintable() or char.isspace() for char in shown)
     assert not set(shown) & set("\x00\x07\x08\x0b\x1b\x7f\x9b\n\r\u202e\u2028")
 
 
 def test_harmless_text_stays_as_it_is() -> None:
-    assert words.safe("Grüße, 世界") == "Grüße, 世界"
-    assert words.safe("\x1b[2J\x9b") == "\\x1b[2J\\x9b"
+    assert shared.safe("Grüße, 世界") == "Grüße, 世界"
+    assert shared.safe("\x1b[2J\x9b") == "\\x1b[2J\\x9b"
 
 
 @given(st.integers(631152000000, 4102444800000))
 def test_a_moment_survives_the_way_to_the_api(milliseconds: int) -> None:
     aware = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    assert words.parse_utc(words.utc_text(aware)) == aware
+    assert shared.parse_utc(words.utc_text(aware)) == aware

@@ -1,0 +1,59 @@
+"""Tells what happens: keeps each event in the catalog, logs it as the table of events says, and wakes who follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from dbguardd.catalog import Catalog
+from dbguardd.daemon.around import Log
+from dbguardd.daemon.bell import Bell
+from dbguardd.errors import GuardError
+from dbguardd.events import LEVELS, level_of
+from dbguardd.sentences import plain
+
+Facts = Mapping[str, Any]
+
+_NOT_LOGGED = frozenset(("event", "level", "message", "exc_info", "exception", "timestamp", "findings"))
+_SERIOUS = LEVELS[2:]
+
+
+class Diary:
+    """The events of one daemon. Use it from the thread of the event loop."""
+
+    def __init__(self, catalog: Catalog, now: Callable[[], datetime], log: Log) -> None:
+        self._catalog = catalog
+        self._now = now
+        self._log = log
+        self.bell = Bell()
+
+    def tell(self, event: str, database: str | None, job: str | None, facts: Facts, more: Facts | None = None) -> None:
+        """Keep an event, with its effect, and log it. `more` is for the log only.
+
+        Raises Internal on bad facts, NoSpace, Degraded.
+        """
+        self._catalog.record(self._now(), event, database, job, facts)
+        self.bell.ring()
+        self.log(event, {**(more or {}), **facts, "database": database, "job": job})
+
+    def note(self, event: str, database: str | None, facts: Facts) -> None:
+        """Tell an event that is no news to anybody's backups, whether or not it can be kept. Raises nothing."""
+        self.log(event, {**facts, "database": database})
+        try:
+            self._catalog.record(self._now(), event, database, None, facts)
+        except GuardError as error:
+            self.log("catalog.failed", {"problem": error.problem()})
+        self.bell.ring()
+
+    def log(self, event: str, facts: Facts, bug: BaseException | None = None) -> None:
+        """Log an event, a bug with its trace; what is serious comes with the backup that was proven last."""
+        told = plain({**facts, "event": event})
+        level = level_of(told)
+        if level in _SERIOUS and "database" in told:
+            with suppress(GuardError):
+                proven = self._catalog.backups.summary(str(told["database"])).proven
+                told.setdefault("last_proven", "none" if proven is None else proven.id)
+        known = {name: value for name, value in told.items() if name not in _NOT_LOGGED}
+        getattr(self._log, level)(event, **known, **({} if bug is None else {"exc_info": bug}))

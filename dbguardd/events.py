@@ -1,0 +1,325 @@
+"""Every event that dbguard tells of: one row of the table for each way that people read it.
+
+The log, `dbguardctl log`, the journal's catalog and dbguardd(8) are all made from this table, so a new row here is all
+that a new event needs. In a sentence, braces hold the name of a fact. The end of the name says how its value reads:
+{stored_bytes} as a size, {restore_seconds} as a span, {until_at} as a moment; {tables:table} is a number with its noun.
+What stands in brackets is left out when a fact in it is unknown. What the sentence is about (the database, else the
+storage) goes before it by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dbguardd.errors import message_id
+
+LEVELS = ("debug", "info", "warning", "error")
+"""From a step that only a search for a fault asks for, to what a person should act on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One way that an event reads. An event has one row, and one more for each `variant`, which is for these facts."""
+
+    name: str
+    level: str
+    sentence: str
+    summary: str = ""  # for dbguardd(8): what has happened; a variant has none
+    variant: str = ""
+    when: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""  # with one, it is explained in the journal's catalog
+    meaning: str = ""  # there: what it means for the data; {database}, {backup} and other fields of the journal
+    advice: tuple[str, ...] = ()  # there: what to do, one thing a line
+
+    @property
+    def message_id(self) -> str:
+        """The journal's MESSAGE_ID."""
+        return message_id(f"{self.name} {self.variant}".strip())
+
+
+_FAILED = "{action} failed: {problem} ({code})[. {detail}]"
+_REFUSED = "the {action} was not taken: {problem} ({code})[. {detail}]"
+
+# fmt: off
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        "api.accept_failed", "warning", "a connection could not be taken[: {reason}]",
+        "The socket could not take a connection.",
+    ),
+    Kind(
+        "api.failed", "error", "the request {path} failed because of a bug",
+        "A request failed because of a bug; the log has its trace.",
+        title="A request failed because of a bug",
+        meaning="Jobs and schedules are not affected. Whoever asked was told that there is a bug, and no more.",
+        advice=("Keep this entry with its trace, and report it.",),
+    ),
+    Kind(
+        "audit.entry", "info", "audit {seq}: {actor}, {what}[ of {object}]: {result}",
+        "An entry of the audit log, so that the journal is a second witness.",
+    ),
+    Kind(
+        "backup.done", "debug", "backup {backup} is complete[, {seconds}]",
+        "The copy, its fingerprint and the plain copies of a backup are complete.",
+    ),
+    Kind(
+        "backup.expired", "info",
+        "backup {backup} has expired[: {reasons}][; it can be recalled until {grace_until_at}]",
+        "Retention gave up a backup; its bytes stay for the grace of the storage.",
+        title="Retention gave up a backup",
+        meaning="The policy no longer keeps backup {backup}. Its bytes stay for the grace of the storage; the sweep "
+                "frees them after that.",
+        advice=("Bring it back:  dbguardctl recall {backup}", "Then keep it:   dbguardctl hold {backup} --reason TEXT"),
+    ),
+    Kind(
+        "backup.graded", "error", "backup {backup} is NOT proven, only {grade}[: {failure}]",
+        "A backup was verified; grade, proof and time of the restore are known.",
+        title="A backup did not pass its test restore",
+        meaning="Backup {backup} of {database} was restored into a private place, and something was not as it should "
+                "be. It does not count as the last good one, and is kept for a while as evidence. "
+                "The live database was not touched. Last proven backup: {last_proven}.",
+        advice=("See what failed:  dbguardctl show {backup}", "Make a new one:   dbguardctl backup {database} --full"),
+    ),
+    Kind(
+        "backup.graded", "info", "backup {backup} is proven[: a restore takes {restore_seconds}]",
+        variant="proven", when={"grade": "proven"},
+        title="A backup is proven",
+        meaning="Backup {backup} of {database} was restored into a private place, and its content equals the "
+                "fingerprint that was taken in its own snapshot. It can be restored.",
+        advice=("Get it back at a new place:  dbguardctl restore {database} --id {backup} --to PATH",),
+    ),
+    Kind(
+        "backup.graded", "warning", "backup {backup} is not proven, only {grade}: nothing failed, but not all is known",
+        variant="inconclusive", when={"failure": None},
+        title="A backup could not be proven",
+        meaning="Backup {backup} of {database} was restored, and nothing failed; but it cannot be compared with its "
+                "snapshot, because it has no fingerprint. A safety copy of a restore in place has none, nor has a "
+                "backup that was interrupted. Last proven backup: {last_proven}.",
+        advice=("See what is not known:        dbguardctl show {backup}",
+                "Make one that can be proven:  dbguardctl backup {database}"),
+    ),
+    Kind(
+        "backup.held", "info", "backup {backup} is held[ by {actor}]: {reason}",
+        "A backup got a hold.",
+    ),
+    Kind(
+        "backup.recalled", "info", "backup {backup} is back",
+        "An expired backup is back.",
+    ),
+    Kind(
+        "backup.released", "info", "backup {backup} is no longer held[: {reason}]",
+        "A hold ended.",
+    ),
+    Kind(
+        "backup.stored", "info", "backup {backup} is stored[, {stored_bytes} new][, {seconds}]",
+        "A backup is durable and was read back: it is acknowledged.",
+        title="A backup is stored",
+        meaning="Backup {backup} of {database} is durable, and was read back from its storage and decrypted. That it "
+                "can be restored is not proven yet; a verification does that.",
+        advice=("See it:        dbguardctl show {backup}", "Prove it now:  dbguardctl verify {backup}"),
+    ),
+    Kind(
+        "backup.swept", "info", "backup {backup} is gone: its bytes are no longer needed and were freed",
+        "The bytes of an expired backup are gone.",
+    ),
+    Kind(
+        "catalog.failed", "error", "the catalog cannot be written: {problem} ({code})[. {detail}]",
+        "The catalog could not be written.",
+    ),
+    Kind(
+        "catalog.indexed", "info", "its repository was read into the catalog[, {facts_read:fact}]",
+        "A repository was read into the catalog.",
+    ),
+    Kind(
+        "check.finding", "error", "check {name}: FAILED[, {detail}]",
+        "One line of a check.",
+        title="A check found something wrong",
+        meaning="Something that a restore of {database} will need is not as it should be.",
+        advice=("See all checks, and what to do about each:  dbguardctl check {database}",),
+    ),
+    Kind(
+        "check.finding", "warning", "check {name}: inconclusive[, {detail}]",
+        variant="inconclusive", when={"outcome": "inconclusive"},
+    ),
+    Kind("check.finding", "debug", "check {name}: ok[, {detail}]", variant="ok", when={"outcome": "ok"}),
+    Kind(
+        "check.finding", "debug", "check {name}: not configured[, {detail}]",
+        variant="not configured", when={"outcome": "not configured"},
+    ),
+    Kind(
+        "clock.doubted", "error", "the system clock is not believable: {problem}",
+        "The system clock is not believable; nothing is deleted meanwhile.",
+        title="The system clock is not believable",
+        meaning="Backups go on. Nothing is deleted by schedule for a day, so that a wrong clock cannot make backups "
+                "look older than they are.",
+        advice=("Look at the clock:                      timedatectl",
+                "Once it is right, this ends the doubt:  systemctl restart dbguardd"),
+    ),
+    Kind(
+        "clock.stepped", "warning", "the system clock was set by {seconds}",
+        "Somebody set the system clock.",
+    ),
+    Kind(
+        "daemon.broken", "error", "a part of dbguardd failed, so it ends and is started again: {problem}",
+        "A part of the daemon failed; it ends and is started again.",
+        title="dbguardd ends because of a bug",
+        meaning="What was acknowledged is safe. Jobs that ran are interrupted, and repeated after the start.",
+        advice=("Keep the journal around this entry, and report the bug.",),
+    ),
+    Kind(
+        "daemon.failed", "error", "dbguardd did not start: {problem} ({code})[. {detail}]",
+        "The daemon did not start; without a journal it says so on standard error.",
+    ),
+    Kind(
+        "daemon.ready", "info", "dbguardd is ready and guards {databases:database}",
+        "The daemon answers.",
+    ),
+    Kind("daemon.stopping", "info", "dbguardd stops and takes no more jobs", "The daemon takes no more jobs."),
+    Kind("daemon.stopped", "info", "dbguardd has ended", "The daemon has ended."),
+    Kind(
+        "database.paused", "info", "paused[ by {actor}][ until {until_at}]",
+        "No scheduled jobs of a database for a while.",
+        title="The schedule of a database is paused",
+        meaning="No scheduled jobs of {database} start until the pause ends. Backups by hand still work; what exists "
+                "is not affected, and grows older.",
+        advice=("End the pause:  dbguardctl resume {database}",),
+    ),
+    Kind("database.resumed", "info", "no longer paused[, says {actor}]", "A pause ended."),
+    Kind(
+        "job.cancelled", "warning", "{action} was cancelled[: {problem}][ ({code})]",
+        "Somebody stopped a job.",
+    ),
+    Kind(
+        "job.crashed", "error", "a job[ {job}] failed because of a bug",
+        "A job failed because of a bug; the log has its trace.",
+        title="A job failed because of a bug",
+        meaning="That job has failed. What was acknowledged before stays, and the daemon goes on.",
+        advice=("Keep this entry with its trace, and report it.",),
+    ),
+    Kind("job.done", "debug", "{action} is done[, {seconds}]", "A job has ended well."),
+    Kind("job.done", "info", "check is done[, {seconds}]", variant="check", when={"action": "check"}),
+    Kind("job.failed", "error", _FAILED, "A job has failed; the fact problem says why."),
+    Kind(
+        "job.interrupted", "warning", "{action} was interrupted[: {problem}][ ({code})]",
+        "A job ended with the daemon that ran it.",
+    ),
+    Kind("job.queued", "debug", "{action} waits for its turn[, asked for by {actor}]", "A job waits for its turn."),
+    Kind(
+        "job.refused", "warning", _REFUSED,
+        "A job that should follow another one was not taken.",
+    ),
+    Kind(
+        "job.retrying", "warning", "{action} is tried again in {wait_seconds}: {problem} ({code})[. {detail}]",
+        "A job failed for a reason that may pass, and will be tried again.",
+    ),
+    Kind("job.started", "debug", "{action} runs[, attempt {attempt}]", "A job runs."),
+    Kind("library.said", "warning", "{logger}: {text}", "A library that dbguard uses has something to say."),
+    Kind(
+        "parent.unreadable", "warning", "backup {backup} cannot build upon the one before: {problem} ({code})",
+        "A backup could not build upon the one before, and stores more than it would.",
+        title="A backup could not build upon the one before",
+        meaning="Backup {backup} of {database} is whole: what it could not take from the backup before is stored "
+                "again. But that earlier backup may be damaged.",
+        advice=("Learn which backups are affected:  dbguardctl check {database} --data",),
+    ),
+    Kind("plain.written", "info", "a plain copy of backup {backup} is at {path}", "A plain copy was written."),
+    Kind("policy.loaded", "info", "the policy is in force: {databases:database}", "A policy is in force."),
+    Kind(
+        "policy.refused", "error", "the policy was refused, the old one stays in force: {problem} ({code})[. {detail}]",
+        "A policy was not taken over; the old one stays in force.",
+    ),
+    Kind(
+        "recovery.added", "info", "key {key}: the recovery recipient {recipient} can open the repository from now on",
+        "A recovery recipient can open a repository.",
+        title="Somebody else can open the repository from now on",
+        meaning="The holder of the secret of {recipient} can read every backup in this storage, without this machine.",
+        advice=("If that is a surprise, see who asked for it:  dbguardctl audit show",),
+    ),
+    Kind(
+        "recovery.known", "debug", "key {key}: recovery recipients are {recipients}",
+        "A repository was read again, and these recovery recipients can open it.",
+    ),
+    Kind(
+        "recovery.tested", "info", "key {key}: the recovery key of {recipient} opens the repository",
+        "A recovery key has opened a repository.",
+    ),
+    Kind(
+        "recovery.used", "warning", "key {key}: opens the repository from now on; let in by recovery key {recipient}",
+        "A recovery key has let the key of this machine open a repository.",
+        title="A recovery key was used",
+        meaning="The key of this machine can read all backups in the repository from now on.",
+        advice=(
+            "If that was you: print a new recovery sheet if the old one was seen by others.",
+            "If nobody knows of it, see who asked: dbguardctl audit show",
+        ),
+    ),
+    Kind(
+        "repository.created", "info", "storage {storage} was empty: a new repository was made in it",
+        "A storage has a new repository.",
+        title="A new repository was made",
+        meaning="Storage {storage} was empty, so a new repository was made in it. An empty mount point looks like that "
+                "too: if backups should have been there, the disk was not mounted.",
+        advice=("See which storages there are:     dbguardctl status",
+                "Save the recovery key elsewhere:  dbguardctl key recovery-sheet"),
+    ),
+    Kind("repository.opened", "debug", "the repository in storage {storage} was opened", "A job opened a repository."),
+    Kind(
+        "restore.done", "info",
+        "backup {backup} is restored to {target}[, {seconds}][; the state before is kept as backup {safety_copy}]",
+        "A restored copy is in its place and was compared.",
+        title="A database was restored",
+        meaning="Backup {backup} of {database} is at {target}. The content equals what was backed up.",
+        advice=("After a restore in place, put back the state before:  dbguardctl restore undo {database}",),
+    ),
+    Kind(
+        "restore.written", "debug", "backup {backup} is written to {target} and will be compared",
+        "A restored copy is written and will be compared.",
+    ),
+    Kind("run.refused", "error", f"the scheduled {_REFUSED.removeprefix('the ')}", "A scheduled run was not taken."),
+    Kind(
+        "run.skipped", "warning", "a scheduled {action} was left out: {reason}",
+        "A scheduled run was left out, with the reason.",
+        title="A scheduled run was left out",
+        meaning="Nothing was done at that time. What exists is not affected; the next run is as planned.",
+        advice=("See what runs next:  dbguardctl schedule",),
+    ),
+    Kind("run.started", "debug", "a scheduled {action} is taken", "A scheduled run was taken."),
+    Kind(
+        "scan.refused", "error", "its repository cannot be read into the catalog: {problem} ({code})[. {detail}]",
+        "A repository could not be read into the catalog.",
+    ),
+    Kind(
+        "schedule.failed", "error", "schedules cannot be looked at: {problem} ({code})[. {detail}]",
+        "Schedules could not be looked at.",
+    ),
+    Kind(
+        "snapshot.fingerprinted", "debug",
+        "the fingerprint of backup {backup} is stored: {tables:table}, {rows:row}",
+        "The fingerprint of a backup is stored.",
+    ),
+    Kind("sweep.done", "info", "freed {freed_bytes} in {objects:object}", "The space of expired backups was freed."),
+    Kind("sweep.done", "debug", "there was nothing to free", variant="nothing", when={"objects": 0}),
+)
+# fmt: on
+"""Every row; that without a variant stands for all else."""
+
+EVENTS: Mapping[str, tuple[Kind, ...]] = {
+    kind.name: tuple(sorted((other for other in KINDS if other.name == kind.name), key=lambda other: not other.when))
+    for kind in KINDS
+}
+"""The rows of each event, by its name, the general one last."""
+
+Facts = Mapping[str, Any]
+
+
+def kind_of(event: Facts) -> Kind | None:
+    """Return the row for an event with these facts, under their plain names; None if the table has none."""
+    rows = EVENTS.get(str(event.get("event")), ())
+    return next((row for row in rows if all(event.get(name) == value for name, value in row.when.items())), None)
+
+
+def level_of(event: Facts) -> str:
+    """Return how much an event matters."""
+    kind = kind_of(event)
+    return "info" if kind is None else kind.level

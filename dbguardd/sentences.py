@@ -1,0 +1,98 @@
+"""Events in words: the sentence of an event, made from its row in the table and its facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, tzinfo
+from typing import Any
+
+from dbguardd.events import Facts, kind_of
+from dbguardd.words import UNKNOWN, absolute, count, humanized, safe, size, span
+
+_PIECES = re.compile(r"\[([^\]]*)\]|([^\[]+)")
+_FACT = re.compile(r"\{(\w+)(?::(\w+))?\}")
+_LONGEST = 400  # characters of one fact
+_MEASURABLE = 1e18  # neither infinite nor no number
+_NOTHING: tuple[Any, ...] = (None, "", [], (), {})
+_KNOWN = frozenset(("event", "database", "level", "job", "exception", "timestamp"))
+
+
+def plain(event: Facts) -> dict[str, Any]:
+    """Return an event's facts under the names that sentences and the journal have for them.
+
+    `event` has the event's name, database, job and facts in one mapping. Workers and the catalog tell some things in
+    their own terms: a problem is an object there, the backup that an event is about is its `id`.
+    """
+    facts = dict(event)
+    if isinstance(problem := facts.get("problem"), Mapping):
+        facts |= {name: problem.get(name) for name in ("code", "detail", "hints")}
+        facts |= {"problem": problem.get("message"), "backup": facts.get("backup", problem.get("backup"))}
+    if str(facts.get("event")).startswith("backup.") and "id" in facts:
+        facts.setdefault("backup", facts.pop("id"))
+    if "verb" in facts:
+        facts.setdefault("action", facts.pop("verb"))
+    findings = facts.get("findings")
+    for finding in findings if isinstance(findings, list | tuple) else ():
+        if isinstance(finding, Mapping) and finding.get("outcome") == "failed":
+            facts.setdefault("step", finding.get("name"))
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def sentence(event: Facts, zone: tzinfo | None = UTC) -> str:
+    """Return an event as one line for people; nothing in it can be taken for a line or an order of its own."""
+    facts = plain(event)
+    kind = kind_of(facts)
+    about = _about(facts, "" if kind is None else kind.sentence)
+    if kind is None:
+        rest = ", ".join(f"{name} {_value(name, value, zone)}" for name, value in facts.items() if name not in _KNOWN)
+        return f"{about}{safe(facts.get('event', ''))}{f': {rest}' if rest else ''}"
+    return about + "".join(_pieces(kind.sentence, {**facts, **_shortened(facts, about)}, zone))
+
+
+def _about(facts: Facts, template: str) -> str:
+    """Return what goes before a sentence, unless it names that itself."""
+    if database := facts.get("database"):
+        return f"{safe(database)}: "
+    storage = facts.get("storage")
+    return f"storage {safe(storage)}: " if storage and "{storage}" not in template else ""
+
+
+def _shortened(facts: Facts, about: str) -> dict[str, Any]:
+    """Return what the sentence need not repeat: errors begin with what they are about; lines of their own stay away."""
+    problem, detail = facts.get("problem"), str(facts.get("detail") or "").strip()
+    detail = "" if "\n" in detail else humanized(detail).removesuffix(".")
+    return {"problem": problem and str(problem).removeprefix(about), "detail": detail}
+
+
+def _pieces(template: str, facts: Facts, zone: tzinfo | None) -> Iterator[str]:
+    """Yield the parts of a sentence. What a fact says is never read as part of the template."""
+    for optional, always in _PIECES.findall(template):
+        piece = optional or always
+        unknown = any(facts.get(name) in _NOTHING for name, _ in _FACT.findall(piece))
+        if not (optional and unknown):
+            yield _FACT.sub(lambda found: _fact(found[1], found[2], facts, zone), piece)
+
+
+def _fact(name: str, noun: str, facts: Facts, zone: tzinfo | None) -> str:
+    value = facts.get(name)
+    if noun and isinstance(value, int):
+        return count(value, noun)
+    return _value(name, value, zone)
+
+
+def _value(name: str, value: Any, zone: tzinfo | None) -> str:
+    """Return a fact as people read it."""
+    match value:
+        case None:
+            return UNKNOWN
+        case int() | float() if name.endswith("bytes") and abs(value) < _MEASURABLE:
+            return size(value)
+        case int() | float() if name.endswith("seconds") and abs(value) < _MEASURABLE:
+            return span(value)
+        case str() if name.endswith("_at"):
+            return absolute(value, zone)
+        case list() | tuple():
+            return ", ".join(_value(name, item, zone) for item in value)
+    text = safe(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\N{HORIZONTAL ELLIPSIS}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dbguardctl.options import Given
 from dbguardctl.session import Session
 from dbguardd.errors import Usage
 
@@ -48,6 +49,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "audit": ("care:audit", "who asked for what, and proof that nobody changed that"),
     },
     "Help": {
+        "help": ("help:help", "this, or what a command does and takes"),
         "explain": ("help:explain", "what an error code means; needs no daemon"),
         "completion": ("help:completion", "completion for bash, zsh or fish"),
     },
@@ -64,7 +66,7 @@ class Command(click.Command):
         self.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
 
 
-class Group(click.Group):
+class Group(Command, click.Group):
     """A group of commands of ours, which suggests the likely one for a name that does not exist."""
 
     command_class = Command
@@ -79,16 +81,17 @@ class Group(click.Group):
             and not ctx.resilient_parsing
         ):
             command = f"{ctx.command_path} {args[0]}"
-            raise Usage(f"{command}: no such command", hints=suggestions(args[0], self.list_commands(ctx), ctx))
+            raise Usage(f"{command}: no such command", hints=suggestions(args, self.list_commands(ctx), ctx))
         return super().resolve_command(ctx, args)
 
 
-def suggestions(word: str, names: list[str], ctx: click.Context) -> list[str]:
-    """Return the likely commands in full, or the way to the help."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
+def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
+    """Return the likely commands with all that followed what was typed instead, or the way to the help."""
+    import shlex  # noqa: PLC0415 - only on the way to an error, like the next
+    from difflib import get_close_matches  # noqa: PLC0415
 
-    near = get_close_matches(word, names, 3, 0.5)
-    return [f"{ctx.command_path} {name}" for name in near] or [f"{ctx.command_path} --help"]
+    near = get_close_matches(args[0], names, 3, 0.5)
+    return [f"{ctx.command_path} {shlex.join([name, *args[1:]])}" for name in near] or [f"{ctx.command_path} --help"]
 
 
 class Commands(Group):
@@ -154,7 +157,7 @@ def global_options(*, hidden: bool = False) -> list[click.Option]:
         click.Option(["--utc"], help="Show and read times in UTC instead of the local zone.", callback=_utc, **flag),
         click.Option(["-q", "--quiet"], help="Say only results and errors.", callback=_remember("quiet"), **flag),
         click.Option(["-v", "--verbose"], help="Say more.", callback=_remember("verbose"), **flag),
-        click.Option(["--socket"], metavar="PATH", callback=_remember("socket"),
+        click.Option(["--socket"], metavar="PATH", type=Given(), callback=_remember("socket"),
                      help="Socket of dbguardd; otherwise $DBGUARD_SOCKET, otherwise /run/dbguard/api.sock.", **value),
     ]  # fmt: skip
 

@@ -28,6 +28,8 @@ class Session:
         self.quiet = False
         self.verbose = False
         self.socket = ""
+        self.arguments: list[str] = []
+        """What the user typed after the name of the program."""
         self.wanted_database = ""
         """The name that the user typed, for a suggestion if there is no such database."""
         self.looks_on: dict[str, str] = {}
@@ -130,7 +132,7 @@ def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose:
         blocks.append(text(f"Last proven backup: {when(str(proven), now, zone)}.", indent=7))
     if error.facts.get("instance") and verbose:
         blocks.append(text(f"At {error.facts['instance']}, HTTP status {error.http_status}.", indent=7))
-    if error.advice and (verbose or not error.hints):
-        blocks.append(text(Cell("try  ", "dim"), error.advice_for(), indent=7))
+    if (advice := error.advice_for()) and (verbose or not error.hints):
+        blocks.append(text(Cell("try  ", "dim"), advice, indent=7))
     blocks += [text(Cell("fix  ", "dim"), Cell(hint, "try"), indent=7) for hint in error.hints]
     return blocks

@@ -6,7 +6,7 @@ import click
 
 from dbguardctl.app import Command, Group, pass_session
 from dbguardctl.moments import parse_span
-from dbguardctl.options import database_argument
+from dbguardctl.options import database_argument, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import care as view
@@ -27,7 +27,7 @@ def schedule(session: Session, count: int) -> None:
 
 @click.command(cls=Command)
 @database_argument()
-@click.option("--for", "length", metavar="SPAN", default="", help="Resume by itself after that long (30min, 2h, 1d).")
+@text_option("--for", "length", metavar="SPAN", help="Resume by itself after that long (30min, 2h, 1d).")
 @pass_session
 def pause(session: Session, database: str, length: str) -> None:
     """Start no scheduled jobs of a database for a while. What runs goes on; backups by hand still work."""

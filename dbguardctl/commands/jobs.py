@@ -6,7 +6,7 @@ import click
 
 from dbguardctl.app import Group, pass_session
 from dbguardctl.commands.work import seconds
-from dbguardctl.options import Name, complete_database, complete_job, id_argument
+from dbguardctl.options import Name, complete_database, complete_job, id_argument, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import jobs as view
@@ -49,7 +49,7 @@ def job_show(session: Session, id: str) -> None:
 
 @job.command("watch")
 @id_argument(complete=complete_job)
-@click.option("--timeout", metavar="SPAN", default="", help="Stop waiting after that long (90s, 2h); the job goes on.")
+@text_option("--timeout", metavar="SPAN", help="Stop waiting after that long (90s, 2h); the job goes on.")
 @pass_session
 def job_watch(session: Session, id: str, timeout: str) -> int:
     """Wait for a job, and end as the command that started it would have."""

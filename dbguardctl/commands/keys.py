@@ -11,11 +11,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from dbguardctl.app import Group, pass_session
-from dbguardctl.options import Name, _ask
+from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
 from dbguardctl.session import Session
 from dbguardctl.words import when
-from dbguardd.errors import TargetExists, Usage
+from dbguardd.errors import TargetExists, Usage, of_file
 
 
 def _complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -57,7 +57,7 @@ def _shortened(recipient: str) -> str:
 
 @key.command("recovery-sheet")
 @_name
-@click.option("--svg", metavar="FILE", default="", help="Write the QR code of the sheet to this new file, mode 0600.")
+@text_option("--svg", metavar="FILE", help="Write the QR code of the sheet to this new file, mode 0600.")
 @pass_session
 def recovery_sheet(session: Session, name: str, svg: str) -> None:
     """Make a recovery key and print its sheet, once. The daemon keeps only the public half: print it, then clear."""
@@ -91,7 +91,7 @@ def _create(path: str) -> int:
     except FileExistsError as error:
         raise TargetExists(f"{path}: exists already", hints=["choose another file with --svg"]) from error
     except OSError as error:
-        raise Usage(f"{path}: {error.strerror}") from error
+        raise of_file(f"{path}: cannot be written", error) from error
 
 
 @key.command("recovery-test")

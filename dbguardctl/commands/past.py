@@ -13,7 +13,7 @@ import click
 
 from dbguardctl.app import Command, pass_session
 from dbguardctl.moments import parse_moment
-from dbguardctl.options import Name, complete_database, database_argument
+from dbguardctl.options import Name, complete_database, database_argument, text_option
 from dbguardctl.session import Session, did_you_mean
 from dbguardctl.views import past as view
 from dbguardctl.words import utc_text
@@ -29,8 +29,8 @@ _PAGE = 2_000
 
 @click.command(cls=Command)
 @database_argument(required=False)
-@click.option("--since", metavar="TIME", default="", help="Only what happened then or later, as 'yesterday 09:00'.")
-@click.option("--until", metavar="TIME", default="", help="Only what happened before that.")
+@text_option("--since", metavar="TIME", help="Only what happened then or later, as 'yesterday 09:00'.")
+@text_option("--until", metavar="TIME", help="Only what happened before that.")
 @click.option("-n", "--lines", metavar="COUNT", type=click.IntRange(1), help="The newest so many; 50 unless --since.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as things happen, until Ctrl-C.")
 @click.option("--errors", is_flag=True, help="Only what went wrong, or may have.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Any
 
 import click
 
 from dbguardctl import watch
-from dbguardctl.app import Command, pass_session
+from dbguardctl.app import PROGRAM, Command, pass_session
 from dbguardctl.commands.work import seconds
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
@@ -40,7 +41,11 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     session.wanted_database = database
     if back:
         if any(value for name, value in fields.items() if name != "confirm"):
-            raise Usage("restore undo: takes only --confirm", hints=[f"dbguardctl restore undo {database}"])
+            raise Usage(
+                "restore undo: takes only --confirm",
+                detail="What it puts back is the newest backup that is held for it.",
+                hints=[f"dbguardctl list {database} --why"],
+            )
         return _undo(session, database, fields["confirm"], no_wait, timeout)
     if fields["at"] and fields["backup"]:
         raise Usage("restore: --at and --id are two ways to say what to restore; give one")
@@ -84,5 +89,5 @@ def _confirm(session: Session, database: str, given: str, what: str) -> str:
     if given != database:
         why = f"--confirm says {given!r}" if given else "--confirm is not given"
         raise ConfirmMissing(f"{database}: {what}, which needs the name typed in full", detail=f"{why}.",
-                             hints=[f"repeat with --confirm {database}"])  # fmt: skip
+                             hints=[shlex.join([PROGRAM, *session.arguments, "--confirm", database])])  # fmt: skip
     return given

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import Cancelled, Degraded, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
+from dbguardd.errors import Cancelled, GuardError, SourceDenied, Stalled, WorkerDied, from_problem, of_file
 from dbguardd.wire import ENGINE_VERBS
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
@@ -76,7 +76,7 @@ def staging_of(state: str, database: str, run_as: int) -> str:
 
 
 def _seed(state: Path) -> bytes:
-    """Return what makes the names in staging unknown to others; made once. Raises Degraded."""
+    """Return what makes the names in staging unknown to others; made once. Raises NoSpace, PlaceDenied, Degraded."""
     path = state / "staging.seed"
     with suppress(OSError):
         if len(seed := path.read_bytes()) == _SEED_BYTES:
@@ -89,7 +89,7 @@ def _seed(state: Path) -> bytes:
             opened.write(seed)
         draft.replace(path)
     except OSError as error:
-        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: cannot be written", error) from error
     return seed
 
 

@@ -82,8 +82,8 @@ def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
         yield f"       {line}".rstrip()
     if error.hints:
         yield from (f"       fix  {here(hint, program)}" for hint in error.hints)
-    else:
-        yield f"       try  {error.advice_for()}"
+    elif advice := error.advice_for():
+        yield f"       try  {advice}"
 
 
 def here(hint: str, program: Sequence[str]) -> str:

@@ -12,9 +12,8 @@ from typing import Any, NoReturn
 
 from dbguardd import __version__
 from dbguardd.errors import GuardError, Usage
-from dbguardd.wire import REQUESTS, SOCKET
+from dbguardd.wire import POLICY, REQUESTS, SOCKET
 
-POLICY = "/etc/dbguard/policy.toml"
 STATE = "/var/lib/dbguard"
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 API_VERSION = 1
+POLICY = "/etc/dbguard/policy.toml"
 SOCKET = "/run/dbguard/api.sock"
 MAX_REQUEST_BYTES = 1 << 20
 

@@ -26,7 +26,7 @@ from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.rules import retention
-from dbguardd.wire import BackupRow, Grade
+from dbguardd.wire import NOWHERE, BackupRow, Grade
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -216,7 +216,7 @@ class InForce:
         if not rows:
             known = ", ".join(self.policy.names()) or "none"
             raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
-        guarded = Guarded.model_construct(engine=rows[0].engine, path="/nonexistent", method=rows[0].method)
+        guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)
         guarded._name = name
         return {
             "database": database_spec(guarded, uid_of_user),

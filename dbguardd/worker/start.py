@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
-from dbguardd.wire import ENGINE_VERBS
+from dbguardd.wire import ENGINE_VERBS, NOWHERE
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -48,7 +48,7 @@ async def run_worker(
     children: list[asyncio.subprocess.Process] = []
     try:
         if spec["verb"] in ENGINE_VERBS:
-            database, run_as = spec["database"], _owner(spec["database"])
+            database, run_as = spec["database"], _owner(spec["database"], spec["request"])
             spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as)}
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
@@ -109,14 +109,18 @@ def make_way(staging: Path, run_as: int) -> None:
             staging.rename(staging.with_name(f"foreign-{staging.name}-{time.time_ns()}"))
 
 
-def _owner(database: Mapping[str, Any]) -> int:
+def _owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     """Return who opens the database: the user that the policy names, or who owns the file (or its directory).
 
-    A daemon that cannot become someone else tries with its own rights.
+    A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
+    restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's.
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
-    return owner_near(Path(str(database["settings"]["path"])))
+    path = str(database["settings"]["path"])
+    if path != NOWHERE:
+        return owner_near(Path(path))
+    return (owner_near(Path(str(request["to"]))) if request.get("to") else 0) or os.geteuid()
 
 
 def owner_near(path: Path) -> int:

@@ -110,16 +110,16 @@ def make_way(staging: Path, run_as: int) -> None:
 def _owner(database: Mapping[str, Any]) -> int:
     """Return who opens the database: the user that the policy names, or who owns the file (or its directory).
 
-    A daemon that cannot become someone else tries with its own rights.
+    A daemon that cannot become someone else tries with its own rights, but not over the link of a third person either:
+    there may be things that it can read and that one cannot.
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
-    if not _may_become_others():
-        return os.geteuid()
     path = Path(str(database["settings"]["path"]))
     for place in (path, path.parent):
         with suppress(OSError):
-            return owner_of(place)
+            owner = owner_of(place)
+            return owner if _may_become_others() else os.geteuid()
     return os.geteuid()
 
 

@@ -21,6 +21,7 @@ from dbguardd.errors import OUTCOMES, message_id
 
 _SOCKET = "/run/systemd/journal/socket"
 _MAX_FIELD = 32 << 10
+_PATIENCE_SECONDS = 0.2
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _FIELDS = frozenset(
     (
@@ -144,12 +145,19 @@ def _text(value: Any) -> str:
 
 def _datagrams(path: str) -> Send:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    opened.settimeout(_PATIENCE_SECONDS)
 
     def send(data: bytes) -> None:
         try:
             opened.sendto(data, path)
+        except (TimeoutError, BlockingIOError):
+            # It does not read, and may not for long: from here on nobody waits until it does. Standard error leads to
+            # the journal as well, so there is nobody to tell.
+            opened.settimeout(0)
+            return
         except OSError as error:  # a full or restarting journal must not stop backups
             print(f"dbguardd: the journal took no entry: {error}", file=sys.stderr)  # noqa: T201
+        opened.settimeout(_PATIENCE_SECONDS)
 
     return send
 

@@ -189,7 +189,7 @@ class ExpiredRow:
 
 @dataclass(slots=True)
 class JobRow:
-    """One job, as `job list` tells it. `result` and `problem` are there when it has ended."""
+    """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
 
     id: str
     verb: str

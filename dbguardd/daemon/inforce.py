@@ -71,11 +71,14 @@ class InForce:
         else:
             self._accept(loaded.policy)
 
-    def reload(self) -> None:
-        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks."""
+    def reload(self, *, accepted: bool = False) -> None:
+        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks.
+
+        `accepted`: whatever it deletes.
+        """
         try:
             loaded = self.read()
-            going = self.going(loaded.policy)
+            going = {} if accepted else self.going(loaded.policy)
             if going:
                 raise shrinks(going)
         except GuardError as error:
@@ -92,13 +95,6 @@ class InForce:
         if was:
             self.problem = None
         self._accept(self.policy)
-
-    def accept(self) -> Going:
-        """Take over what the files say now, whatever it deletes; return that. Raises PolicyInvalid, PolicyUnsafe."""
-        loaded = self.read()
-        going = self.going(loaded.policy)
-        self._take(loaded)
-        return going
 
     def read(self) -> Loaded:
         """Load the files without taking them over. Raises PolicyInvalid, PolicyUnsafe."""

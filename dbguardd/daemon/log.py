@@ -29,6 +29,7 @@ _MESSAGE_BYTES = 32 << 10
 _FIELD_BYTES = 4 << 10
 _LONG_SECONDS = 1e10  # neither infinite nor no number
 _CATALOG_BYTES = 240  # journalctl fills in no value that is longer than 256 with its name
+_PATIENCE_SECONDS = 0.2
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOURS = {"warning": "33", "error": "1;31", "critical": "1;31"}
 _FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
@@ -244,12 +245,19 @@ def _where() -> Any:
 
 def _datagrams(path: str) -> Send:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    opened.settimeout(_PATIENCE_SECONDS)
 
     def send(data: bytes) -> None:
         try:
             opened.sendto(data, path)
+        except (TimeoutError, BlockingIOError):
+            # It does not read, and may not for long: from here on nobody waits until it does. Standard error leads to
+            # the journal as well, so there is nobody to tell.
+            opened.settimeout(0)
+            return
         except OSError as error:  # a full or restarting journal must not stop backups
             print(f"dbguardd: the journal took no entry: {error}", file=sys.stderr)  # noqa: T201
+        opened.settimeout(_PATIENCE_SECONDS)
 
     return send
 

@@ -65,7 +65,7 @@ class Operations:
 
     def accept(self) -> None:
         """Take over the policy files although they delete backups."""
-        self.inforce.accept()
+        self.inforce.reload(accepted=True)
         self.take_over()
 
     def line(self) -> str:

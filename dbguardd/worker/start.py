@@ -127,17 +127,19 @@ def owner_near(path: Path) -> int:
     """Return who owns a path or, if it is not there, the directory that it should be in.
 
     What hides from us in a directory that only its owner may enter is taken to be that owner's. A process that cannot
-    become somebody else is the only one that it can ask.
+    become somebody else can only ask itself, but not over the link of a third person either: there may be things that
+    it can read and that one cannot.
     """
-    if _may_become_others():
-        for place in (path, *path.parents):
-            try:
-                return owner_of(place)
-            except PermissionError:
-                continue
-            except OSError:
-                if place != path:
-                    break
+    for place in (path, *path.parents):
+        try:
+            owner = owner_of(place)
+        except PermissionError:
+            continue
+        except OSError:
+            if place != path:
+                break
+        else:
+            return owner if _may_become_others() else os.geteuid()
     return os.geteuid()
 
 

@@ -121,3 +121,31 @@ def with_lock(path: Path, owner: int):
 def to_rollback_journal(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("pragma journal_mode = delete")
+
+
+def test_a_daemon_that_can_be_nobody_else_lends_its_rights_to_no_link_of_others(
+    house: House, users: list[int], program
+) -> None:
+    owner, _, service = users
+    group = pwd.getpwuid(service).pw_gid
+    house.become = [program("setpriv"), f"--reuid={service}", f"--regid={group}", "--clear-groups"]
+    for path in (house.place, house.log):
+        os.chown(path, service, service)
+    secret = house.database("secret", rows=7)
+    secret.chmod(0o600)
+    os.chown(secret, service, service)
+    home = house.place / "home"
+    home.mkdir()
+    path = house.database("app").rename(home / "app.db")
+    for entry in (home, path):
+        os.chown(entry, owner, owner)
+    house.protects(house.table("app", path=path))
+    os.chown(house.policy, service, service)
+    house.start()
+    assert house.does("backup", "app")["proof"]["grade"] == "proven"
+    with_owner(owner, path.unlink)
+    with_owner(owner, lambda: path.symlink_to(secret))
+    problem = house.fails("DBG-2007", 1, "backup", "app")
+    assert "symbolic link of another user" in problem["message"]
+    house.idle()
+    assert len(house.backups("app")) == 1

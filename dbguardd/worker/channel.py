@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
+from dbguardd.words import discreet
 
 DATA_BYTES = 128 << 10
 """The most stream data in one message; fits the kernel's default socket buffer."""
@@ -136,7 +137,7 @@ def problem_of(error: BaseException) -> Object:
     """Return the problem object of any exception; an unexpected one is an Internal error."""
     if isinstance(error, GuardError):
         return error.problem()
-    return Internal(f"{type(error).__name__}: {error}"[:500]).problem()
+    return Internal(discreet(f"{type(error).__name__}: {error}"[:500])).problem()
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

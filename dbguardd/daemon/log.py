@@ -22,7 +22,7 @@ from dbguardd.daemon.lean import structlog
 from dbguardd.errors import OUTCOMES, message_id
 from dbguardd.events import EVENTS, Kind, kind_of
 from dbguardd.sentences import plain, sentence
-from dbguardd.words import UNKNOWN, safe
+from dbguardd.words import HIDDEN, UNKNOWN, discreet, safe
 
 _SOCKET = "/run/systemd/journal/socket"
 _MESSAGE_BYTES = 32 << 10
@@ -35,8 +35,6 @@ _COLOURS = {"warning": "33", "error": "1;31", "critical": "1;31"}
 _FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
 _NO_FACTS = frozenset(("event", "level", "exception", "timestamp", "message", "pathname", "lineno", "func_name"))
 _SECRET_NAMES = re.compile(r"(pass(word|phrase|wd)?|secret|token|identity|credential|private|machine_key)s?$", re.I)
-_SECRET_VALUES = re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
-_HIDDEN = "***"
 
 EventDict = MutableMapping[str, Any]
 Send = Callable[[bytes], None]
@@ -85,9 +83,9 @@ def redact(logger: Any, method: str, event: EventDict) -> EventDict:
 
 def _clean(name: str, value: Any) -> Any:
     if _SECRET_NAMES.search(name) and value is not None:
-        return _HIDDEN
+        return HIDDEN
     if isinstance(value, str):
-        return _SECRET_VALUES.sub(_HIDDEN, value)
+        return discreet(value)
     if isinstance(value, Mapping):
         return {str(key): _clean(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -372,7 +372,7 @@ class Runner:
         row.result = None
         if error is None:
             row.result = {} if row.verb in _SECRET_RESULTS else dict(live.outcome)
-        if isinstance(error, WorkerDied):
+        if isinstance(error, WorkerDied | Internal):
             row.stderr_tail = error.detail
         self._chronicle.end(live, error)
         live.ended.set()

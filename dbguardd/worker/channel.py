@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
+from dbguardd.words import discreet
 
 DATA_BYTES = 128 << 10
 """The most stream data in one message; fits the kernel's default socket buffer."""
@@ -140,7 +141,7 @@ def problem_of(error: BaseException) -> Object:
     chooses the names that SQLite puts into a message.
     """
     if not isinstance(error, GuardError):
-        error = Internal(f"{type(error).__name__}: {error}")
+        error = Internal(discreet(f"{type(error).__name__}: {error}"))
     problem = {name: _cut(value) for name, value in error.problem().items()}
     return {name: value for name, value in problem.items() if len(json.dumps(value)) <= _PROBLEM_BYTES}
 

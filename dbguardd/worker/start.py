@@ -22,8 +22,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import Cancelled, Degraded, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
+from dbguardd.errors import (
+    Cancelled,
+    Degraded,
+    GuardError,
+    Internal,
+    SourceDenied,
+    Stalled,
+    WorkerDied,
+    from_problem,
+)
 from dbguardd.wire import ENGINE_VERBS, NOWHERE
+from dbguardd.words import discreet
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -312,8 +322,8 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
 async def _explained(
     error: GuardError, children: list[asyncio.subprocess.Process], errors: list[asyncio.Task[str]]
 ) -> GuardError:
-    """Add how the halves ended to an error that says that one did."""
-    if not isinstance(error, WorkerDied):
+    """Add how the halves ended, and their last words, to an error that says that one did, or that there is a bug."""
+    if not isinstance(error, WorkerDied | Internal):
         return error
     notes = [error.detail] if error.detail else []
     for name, child, tail in zip(("repository", "engine"), children, errors, strict=False):
@@ -323,7 +333,7 @@ async def _explained(
         if child.returncode:
             notes.append(f"The {name} half ended with {_ending(child.returncode)}.")
         with suppress(TimeoutError):
-            notes.append((await asyncio.wait_for(asyncio.shield(tail), 2)).strip()[-2000:])
+            notes.append(discreet((await asyncio.wait_for(asyncio.shield(tail), 2)).strip()[-2000:]))
     error.detail = "\n".join(note for note in notes if note)
     return error
 

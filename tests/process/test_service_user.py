@@ -6,6 +6,7 @@ import os
 import pwd
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_its_workers_keep_no_power(served: House, users: list[int]) -> None:
             assert of(pid, "Gid") == [str(pwd.getpwuid(uid).pw_gid)] * 4
             for kind in ("CapPrm", "CapEff", "CapAmb"):
                 assert int(of(pid, kind)[0], 16) == 0, (half, kind)
+            assert not may_look_into(uid, pid), half
+        assert served.process is not None and not may_look_into(service, served.process.pid)
+        group = pwd.getpwuid(owner).pw_gid
+        with subprocess.Popen(["sleep", "60"], user=owner, group=group, extra_groups=[], cwd="/") as ordinary:
+            assert may_look_into(owner, ordinary.pid), "whoever is the same user may, of a program that allows it"
+            ordinary.kill()
         os.kill(served.workers()["engine"], signal.SIGSTOP)  # it does not listen any more, and belongs to another user
         served.does("job", "cancel", job)
         assert served.ended(job)["state"] == "cancelled"
@@ -110,6 +117,14 @@ def with_owner(uid: int, act):
         return act()
     finally:
         os.seteuid(0)
+
+
+def may_look_into(uid: int, pid: int) -> bool:
+    """True if a user can read what only the process itself should know."""
+    argv = ["cat", f"/proc/{pid}/environ"]
+    group = pwd.getpwuid(uid).pw_gid
+    done = subprocess.run(argv, user=uid, group=group, extra_groups=[], cwd="/", capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def with_lock(path: Path, owner: int):

@@ -157,11 +157,13 @@ class Soak:
         self.live.kill()
         gone(workers)
         self.live.start()
+        self.live.idle()  # it makes up for what was cut short
 
     def _restart(self) -> None:
         if (status := self.live.stop()) != 0:
             raise Broken(f"the daemon ended with {status} when asked to stop")
         self.live.start()
+        self.live.idle()
 
     # ------------------------------------------------------------------------------------------------ what must hold
 

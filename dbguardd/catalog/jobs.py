@@ -69,6 +69,14 @@ class Jobs:
         )
         return [_job(row) for row in rows]
 
+    def last(self, database: str, verb: str) -> JobRow | None:
+        """The newest job of one verb on a database."""
+        row = self._session.row(
+            f"SELECT {_COLUMNS} FROM jobs WHERE database = ? AND verb = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+            (database, verb),
+        )
+        return None if row is None else _job(row)
+
     def unfinished(self) -> list[JobRow]:
         """Jobs without an end, oldest first: after a start, those that an earlier daemon left."""
         rows = self._session.rows(f"SELECT {_COLUMNS} FROM jobs WHERE finished_at IS NULL ORDER BY id")  # noqa: S608

@@ -155,7 +155,7 @@ class Runner:
     # ------------------------------------------------------------------------------------------------ life
 
     def close_leftovers(self) -> int:
-        """Interrupt what an earlier daemon left without an end; return how many. The schedule repeats it."""
+        """Interrupt what an earlier daemon left without an end; return how many."""
         rows = self._catalog.jobs.unfinished()
         now = to_text(self._around.now())
         for row in rows:

@@ -109,9 +109,11 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.daemon import log, supervisor  # noqa: PLC0415
     from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
     from dbguardd.sentences import plain  # noqa: PLC0415
+    from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
     from dbguardd.worker.look import look  # noqa: PLC0415
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
+    keep_to_itself()
     host, machine_id = supervisor.this_host()
     socket = options.socket.absolute()
     logger = log.setup(json_lines=options.json_log)

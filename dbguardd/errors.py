@@ -526,8 +526,8 @@ class Interrupted(GuardError):
 
     code, title = "DBG-8003", "Interrupted"
     http_status, transient = 500, True
-    meaning = "The job did not finish. What was acknowledged before stays; the schedule repeats it."
-    advice = "Nothing needs to be done; to repeat it now, start the job again."
+    meaning = "The job did not finish. What was acknowledged before stays; the next daemon repeats a backup."
+    advice = "Nothing needs to be done for a backup, nor for what is on a schedule; start other jobs again."
 
 
 # ------------------------------------------------------------------------------------------------ 9: own books

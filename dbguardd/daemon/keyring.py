@@ -32,12 +32,13 @@ async def make_sheet(operations: Operations, key: str, who: Who) -> Json:
 
     identity, recipient = Secret(str(made["identity"]).encode("ascii")), str(made["recipient"])
     places = {operations.inforce.storage(storages[0]).path: str(made.get("repository", ""))}
+    marks = {name: str(made.get(name, "")) for name in ("mark", "reader")}
     host, now = operations.host, operations.now()
     return {
         "key": key,
         "identity": made["identity"],
         "recipient": recipient,
-        "sheet_text": recovery_sheet(identity, recipient, host=host, made_at=now, repositories=places),
+        "sheet_text": recovery_sheet(identity, recipient, host=host, made_at=now, repositories=places, **marks),
         "qr_svg": qr_svg(identity),
     }
 

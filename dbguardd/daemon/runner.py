@@ -155,7 +155,7 @@ class Runner:
     # ------------------------------------------------------------------------------------------------ life
 
     def close_leftovers(self) -> int:
-        """Interrupt what an earlier daemon left without an end; return how many. The schedule repeats it."""
+        """Interrupt what an earlier daemon left without an end; return how many."""
         rows = self._catalog.jobs.unfinished()
         now = to_text(self._around.now())
         for row in rows:
@@ -372,7 +372,7 @@ class Runner:
         row.result = None
         if error is None:
             row.result = {} if row.verb in _SECRET_RESULTS else dict(live.outcome)
-        if isinstance(error, WorkerDied):
+        if isinstance(error, WorkerDied | Internal):
             row.stderr_tail = error.detail
         self._chronicle.end(live, error)
         live.ended.set()

@@ -114,7 +114,9 @@ def recovery_sheet(run: Run, request: RecoverySheet) -> Result:
     identity, recipient = new_identity()
     run.repository.add_recipient(AgeRecipient(recipient))
     run.report("recovery.added", recipient=recipient, key=run.spec["key"]["name"])
-    return {"identity": identity.reveal().decode(), "recipient": recipient, "repository": run.repository.id}
+    mark, reader = run.repository.marks()
+    told = {"recipient": recipient, "repository": run.repository.id, "mark": mark, "reader": reader}
+    return {"identity": identity.reveal().decode(), **told}
 
 
 def recovery_test(run: Run, request: RecoveryTest) -> Result:

@@ -420,6 +420,10 @@ def run(options: argparse.Namespace) -> int:
     if options.verb == "scrub":
         return scrub(options.storage)
     repository = Repository(options.storage, root_key(options.storage, options))
+    if options.identity:  # anybody can make a repository for a recipient; only the right root key gives the mark
+        mark = repository.root.derive(b"sheet")[:10].hex()
+        shown = "-".join(mark[at : at + 4] for at in range(0, len(mark), 4))
+        print(f"mark {shown}: yours only if the recovery sheet says the same", file=sys.stderr)
     if options.verb == "list":
         for _, body, expired in repository.backups():
             note = " (expired)" if expired else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -102,7 +103,10 @@ def test_the_way_back_when_everything_is_lost(tmp_path: Path) -> None:
     script = re.sub(r"^(cd|python3 -m pip) .*\n", "", steps, flags=re.M).replace("python3", sys.executable)
     recovered = tmp_path / "recovered"
     listing, restoring = script.replace("/srv/recovered", str(recovered)).splitlines()
-    listed = subprocess.run(["/bin/sh", "-c", listing], cwd=copy, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["/bin/sh", "-c", listing], cwd=copy, capture_output=True, text=True, check=True)
+    listed, mark = said.stdout, said.stderr.partition(":")[0]
+    assert mark.startswith("mark ") and mark in sheet["sheet_text"]
+    assert hashlib.sha256((copy / "recover/recover.py").read_bytes()).hexdigest() in sheet["sheet_text"]
     restoring = restoring.replace("BACKUP", listed.split()[0])
     subprocess.run(["/bin/sh", "-c", restoring], cwd=copy, capture_output=True, check=True)
     assert consistent(recovered / "database")

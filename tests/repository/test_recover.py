@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from dbguardd.keys import AgeRecipient, new_identity
 from dbguardd.repository import Repository, recover
 from dbguardd.storage.memory import Memory
 from tests.repository.lifecycle_kit import World
@@ -114,3 +116,30 @@ def test_another_key_and_a_newer_format_are_refused(tmp_path, capsys):
 def test_no_stream_is_restored_outside_of_the_target(tmp_path, name):
     with pytest.raises(recover.Unusable):
         recover.safe(tmp_path, name)
+
+
+def with_an_id_of_zeros(count: int) -> bytes:
+    return bytes(count) if count == 16 else os.urandom(count)
+
+
+def test_a_repository_that_somebody_else_made_for_the_identity_has_another_mark(tmp_path, capsys):
+    """The recipient and the id stand in clear in the storage: all that is needed to put other backups there."""
+    identity, recipient = new_identity()
+    (tmp_path / "identity.txt").write_bytes(identity.reveal())
+    shown = []
+    for name in ("mine", "forged"):
+        world = World()
+        made = Repository.create(
+            world.storage,
+            [AgeRecipient(recipient)],
+            datetime.now(UTC),
+            randomness=lambda n: bytes(n) if n == 16 else os.urandom(n),
+        )
+        place = spill(world.storage, tmp_path / name)
+        assert recover.main(["--identity", str(tmp_path / "identity.txt"), str(place), "list"]) == 0
+        shown.append(capsys.readouterr().err.split()[1].rstrip(":"))
+        mark, reader = made.marks()
+        assert (shown[-1], len(mark)) == (mark, 24)
+        assert reader == hashlib.sha256(READER.read_bytes()).hexdigest()
+        assert made.id == "00" * 16
+    assert shown[0] != shown[1]

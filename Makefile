@@ -62,7 +62,7 @@ clean: ## remove what make made
 	  fi; \
 	fi
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # What cannot be had is no failure: the tests that need it say that they were skipped, and why.

@@ -62,14 +62,23 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        mine = {name for param in self.params for name in param.opts}
-        self.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
+        _add_global_options(self)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return _help(ctx, super().get_help(ctx))
 
 
-class Group(Command, click.Group):
+class Group(click.Group):
     """A group of commands of ours, which suggests the likely one for a name that does not exist."""
 
     command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_global_options(self)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return _help(ctx, super().get_help(ctx))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -83,6 +92,16 @@ class Group(Command, click.Group):
             command = f"{ctx.command_path} {args[0]}"
             raise Usage(f"{command}: no such command", hints=suggestions(args, self.list_commands(ctx), ctx))
         return super().resolve_command(ctx, args)
+
+
+def _add_global_options(command: click.Command) -> None:
+    """Let a command take the global options after its name as well."""
+    mine = {name for param in command.params for name in param.opts}
+    command.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
+
+
+def _help(ctx: click.Context, said: str) -> str:
+    return _as_json("help", "text", said) if _wants_json(ctx) else said
 
 
 def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
@@ -141,8 +160,21 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from dbguardd import __version__  # noqa: PLC0415 - only here
 
-        click.echo(f"{PROGRAM} {__version__}")
+        said = f"{PROGRAM} {__version__}"
+        click.echo(_as_json("version", "version", __version__) if _wants_json(ctx) else said)
         ctx.exit()
+
+
+def _wants_json(ctx: click.Context) -> bool:
+    """Say if --json stands anywhere in the command line: what ends it early has not read all of it."""
+    session = session_of(ctx)
+    return session.json or "--json" in session.arguments
+
+
+def _as_json(name: str, member: str, value: str) -> str:
+    import json  # noqa: PLC0415 - only here
+
+    return json.dumps({"schema": f"dbguard.{name}/1", member: value})
 
 
 def global_options(*, hidden: bool = False) -> list[click.Option]:

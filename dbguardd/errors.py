@@ -130,8 +130,8 @@ class Busy(GuardError):
 
     code, title = "DBG-0005", "Busy"
     exit_status, http_status, transient = 7, 409, True
-    meaning = "Nothing was done; the other job goes on."
-    advice = "Watch the other job with dbguardctl job watch ID, then try again."
+    meaning = "Nothing was done, and nothing that runs was disturbed."
+    advice = "If another job is in the way, watch it with dbguardctl job watch ID, then try again."
 
 
 class StillRunning(GuardError):

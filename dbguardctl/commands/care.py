@@ -47,7 +47,8 @@ def resume(session: Session, database: str) -> None:
     """End a pause: the schedule goes on, and what was missed is made up for."""
     session.wanted_database = database
     answer = session.daemon.post("databases", database, "resume")
-    session.answer(answer, [text(Cell("ok", "good"), f"  {database} is no longer paused")])
+    done = "is no longer paused" if answer.get("was_paused", True) else "was not paused"
+    session.answer(answer, [text(Cell("ok", "good"), f"  {database} {done}")])
 
 
 @click.group(cls=Group)

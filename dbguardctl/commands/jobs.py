@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dbguardctl.app import Group, pass_session
+from dbguardctl.commands.past import must_be_known
 from dbguardctl.commands.work import seconds
 from dbguardctl.options import Name, complete_database, complete_job, id_argument, text_option
 from dbguardctl.screen import Cell, text
@@ -29,6 +30,8 @@ def job() -> None:
 def job_list(session: Session, database: str | None, state: str | None, limit: int) -> None:
     """List jobs, newest first."""
     answer = session.daemon.get("jobs", database=database, state=state, limit=limit)
+    if not answer["jobs"]:
+        must_be_known(session, database)
     if session.json:
         session.print_json(answer)
     else:

@@ -17,6 +17,9 @@ from dbguardctl.session import Session
 from dbguardctl.words import when
 from dbguardd.errors import TargetExists, Usage, of_file
 
+_IDENTITY, _IDENTITY_REST = "AGE-SECRET-KEY-1", 58
+_BLOCKS = "\N{LOWER HALF BLOCK}\N{UPPER HALF BLOCK}\N{FULL BLOCK}"
+
 
 def _complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     rows = _ask(ctx, "keys").get("keys", [])
@@ -80,9 +83,20 @@ def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
     if session.json:
         session.print_json(answer)
         return
-    session.out.show(paragraph(str(answer.get("sheet_text") or answer.get("identity") or "")))
+    screen = session.out
+    sheet = str(answer.get("sheet_text") or answer.get("identity") or "")
+    screen.show(paragraph(sheet if screen.utf8 else _without_code(sheet)))
     session.say("Print this or write it down, keep it away from this machine, and close this window. Then: ",
                 Cell(f"dbguardctl key recovery-test {name}", "try"))  # fmt: skip
+
+
+def _without_code(sheet: str) -> str:
+    """Return a sheet without its QR code, whose blocks a terminal that knows only ASCII cannot show."""
+    lines = sheet.splitlines()
+    code = [number for number, line in enumerate(lines) if set(line) & set(_BLOCKS)]
+    if code:
+        lines[code[0] : code[-1] + 1] = ["    (no QR code: this terminal is not UTF-8; --svg FILE writes it)"]
+    return "\n".join(lines)
 
 
 def _create(path: str) -> int:
@@ -131,6 +145,9 @@ def _identity(session: Session) -> str:
         words = getpass("Recovery key (AGE-SECRET-KEY-1..., not shown): ", stream=None)
     else:
         words = sys.stdin.read(65536)
+    _, begin, rest = words.upper().partition(_IDENTITY)
+    if begin:  # as it was typed, or a whole sheet
+        return begin + "".join(rest.split())[:_IDENTITY_REST]
     lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
         raise Usage(

@@ -48,7 +48,7 @@ def log(
     newest = _newest(session, None)
     entries = _entries(session, {"database": database, **moments}, newest, least, limit)
     if not entries:
-        _must_be_known(session, database)
+        must_be_known(session, database)
     if not follow and session.json:
         session.print_json({"schema": "dbguard.log/1", "database": database, "entries": entries})
         return
@@ -57,7 +57,7 @@ def log(
     later = map(view.entry, _follow(session, newest, database, None)) if follow else iter(())
     for entry in chain(entries, (entry for entry in later if view.matters(entry, least))):
         if session.json:
-            _print_line(entry)
+            _print_line({"schema": "dbguard.log_entry/1", **entry})
         else:
             screen = session.out
             screen.show(view.entry_lines(entry, screen, session.zone, verbose=session.verbose))
@@ -82,7 +82,7 @@ def _entries(session: Session, asked: Json, newest: int, least: str, limit: int 
     return found if limit is None else found[-limit:]
 
 
-def _must_be_known(session: Session, database: str | None) -> None:
+def must_be_known(session: Session, database: str | None) -> None:
     """Raise NotFound for the name of a database that is not in the policy and has no history."""
     if database is None or _newest(session, database):
         return
@@ -107,6 +107,8 @@ def events(
     if after is None:
         limit = min(limit, _BEFORE) if follow else limit
     answer = session.daemon.get("events", after=after, last=after is None, database=database, job=job, limit=limit)
+    if not answer["events"]:
+        must_be_known(session, database)
     if not follow:
         if session.json:
             session.print_json(answer)
@@ -117,7 +119,7 @@ def events(
     last = max([after or 0, *(int(event["id"]) for event in answer["events"])])
     for event in chain(answer["events"], _follow(session, last, database, job)):
         if session.json:
-            _print_line(event)
+            _print_line({"schema": "dbguard.event/1", **event})
         else:
             screen.show(view.event_line(event, session.zone))
 

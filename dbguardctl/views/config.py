@@ -44,7 +44,10 @@ def shown(answer: Json) -> list[Block]:
     ]
     blocks: list[Block] = [Table((), rows, fold=frozenset((1,)))]
     if problem := answer.get("problem"):
-        blocks.append(text(Cell("The files on disk were refused: ", "bad"), str(problem.get("message"))))
+        blocks.append(
+            text(Cell("The files were refused when they were read last: ", "bad"), str(problem.get("message")))
+        )
+        blocks.append(text("When they are mended: ", Cell("dbguardctl reload", "try")))
     return blocks
 
 

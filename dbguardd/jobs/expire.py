@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt
 from dbguardd.jobs.base import Job, Result, Run, grace, instant
-from dbguardd.jobs.restore import UNDO_REASON, past_undo
+from dbguardd.jobs.restore import past_undo
 from dbguardd.jobs.verify import failure_of
 from dbguardd.repository import Backup, Hold, recallable_until
 from dbguardd.rules import retention
-from dbguardd.wire import Expire, Grade, Sweep
+from dbguardd.wire import UNDO_REASON, Expire, Grade, Sweep
 
 _CLOCK_DOUBT_SECONDS = 300.0
 

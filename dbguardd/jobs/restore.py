@@ -30,9 +30,8 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import choose
 from dbguardd.jobs.verify import same_content
 from dbguardd.repository import Backup, Hold
-from dbguardd.wire import Grade, Restore, Undo, to_json
+from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
 
-UNDO_REASON = "restore undo"
 UNDO_DAYS = 7
 
 
@@ -230,7 +229,7 @@ def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
     if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
         raise NoSpace(
             f"{run.name}: not enough space to restore to {plan['to']}",
-            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} are free.",
+            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
             hints=["free space there, or choose another place with --to"],
             facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
         )

@@ -81,7 +81,6 @@ def _refuse_users(real: str) -> None:
         named = ", ".join(locks.describe(pid) for pid in users) or "a process that cannot be named from here"
         raise TargetInUse(
             f"{real}: in use by {named}",
-            detail="the live database was not touched",
             hints=[f"lsof {real}"],
             facts={"pids": users},
         )

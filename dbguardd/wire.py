@@ -276,13 +276,22 @@ class StorageStatus:
 
 
 @dataclass(slots=True)
+class RecipientStatus:
+    """One recovery key that opens the backups, and when somebody last showed that its secret still does."""
+
+    recipient: str
+    tested_at: str | None
+
+
+@dataclass(slots=True)
 class KeyStatus:
     """What can be said of one key now."""
 
     name: str
     kind: str
     recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
-    recovery_tested_at: str | None
+    recovery_tested_at: str | None  # of whichever recipient was tested last
+    recipients: list[RecipientStatus] = field(default_factory=list)  # each with its own test
 
 
 @dataclass(slots=True)

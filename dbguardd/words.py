@@ -14,7 +14,8 @@ _SECRETS = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY--
 _COMMAND = re.compile(r"(sudo )?(\S*dbguardctl|\S*dbguardd|systemctl|chmod|chown|mkdir|groupadd|sqlite3) ")
 _LOOK = re.compile(
     r"(sudo )?\S*(systemctl (status|cat)\b|dbguard(ctl|d)\b(.* --(help|version|dry-run|check-config)\b"
-    r"| (status|list|show|log|check|schedule|config (check|diff|show|explain)|job (list|show|watch))\b))"
+    r"| (status|list|show|log|check|schedule|config (check|diff|show|explain)"
+    r"|(job|key|audit|credential) (list|show|watch|verify))\b))"
 )
 _HOSTILE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 

@@ -197,10 +197,15 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
     blocks: list[Block] = []
     for row in rows:
         if row["recovery"]:
-            tested = row["recovery_tested_at"]
-            age = f"recovery copy proven {days_ago(tested, now, zone)}" if tested else "recovery copy never tested"
+            tests = [one["tested_at"] for one in row.get("recipients") or ()] or [row["recovery_tested_at"]]
+            never, oldest = tests.count(None), min(filter(None, tests), default=None)
+            age = f"proven {days_ago(oldest, now, zone)}" if oldest else "never tested"
+            if len(tests) > 1:
+                age = f"{len(tests)} recovery copies, {f'{never} never tested' if never else f'all {age} or later'}"
+            else:
+                age = f"recovery copy {age}"
             blocks.append(text(f"key      {row['name']}: {age}"))
-            if not tested:
+            if never:
                 blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl key recovery-test {row['name']}", "try"),
                                    indent=9))  # fmt: skip
         else:

@@ -98,7 +98,7 @@ class Backups:
         return Summary(count, newest, proven, since, last, full.created_at if full else None)
 
     def _first(self, where: str, database: str) -> BackupRow | None:
-        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY created_at DESC LIMIT 1"  # noqa: S608
+        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY created_at DESC, id DESC LIMIT 1"  # noqa: S608
         row = self._session.row(sql, (database,))
         return None if row is None else _backup(row, [])
 

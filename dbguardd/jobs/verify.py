@@ -11,7 +11,7 @@ from dbguardd import __version__
 from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
-from dbguardd.jobs.choose import choose
+from dbguardd.jobs.choose import existing, failure_of, named
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.wire import Grade, Verify, to_json
@@ -22,7 +22,7 @@ _VERDICTS = (Damaged, ObjectMissing, KeyRefused, ProofFailed)
 
 def verify(run: Run, request: Verify) -> Result:
     """Restore one backup, examine it, record the proof. Raises ProofFailed when it is not what was backed up."""
-    backup = choose(run, request.backup) if request.backup else newest_with_content(run)
+    backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
     return {"proof": graded(proof), "plain_copy": plain}
@@ -33,8 +33,8 @@ def newest_with_content(run: Run) -> Backup:
 
     Safety copies have none: they keep the bytes of a database that may be damaged.
     """
-    newest = choose(run)
-    return next((b for b in run.repository.backups(run.name) if run.repository.fingerprint(b.id)), newest)
+    backups = existing(run)
+    return next((b for b in backups if run.repository.fingerprint(b.id)), backups[0])
 
 
 def prove(run: Run, backup: Backup) -> Proof:
@@ -114,12 +114,6 @@ def _grade(examined: Examination, findings: Sequence[Finding]) -> Grade:
 
 def _queries(database: Mapping[str, Any]) -> list[Query]:
     return [Query(**query) for query in database.get("queries", ())]
-
-
-def failure_of(proof: Proof) -> str | None:
-    """Return what went wrong in one line, or None."""
-    failed = [finding for finding in proof.findings if finding["outcome"] == "failed"]
-    return "; ".join(f"{finding['name']}: {finding['detail'] or 'failed'}" for finding in failed) or None
 
 
 def graded(proof: Proof) -> dict[str, Any]:

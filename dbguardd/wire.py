@@ -172,7 +172,8 @@ class BackupRow:
     expires_at: str | None = None
     holds: list[str] = field(default_factory=list)
     note: str = ""
-    failure: str | None = None  # why the last verification failed; None if it did not
+    failure: str | None = None  # why the last verification failed, or a check since then; None if it did not
+    verified_at: str | None = None  # when it was last looked at
 
 
 @dataclass(slots=True)

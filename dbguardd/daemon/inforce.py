@@ -283,6 +283,7 @@ def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
             proven=row.grade is Grade.PROVEN,
             holds=tuple(row.holds),
             failed=row.failure is not None,
+            failed_at=None if row.verified_at is None else to_moment(row.verified_at),
             safety=row.note == reliance.SAFETY_NOTE,
         )
         for row in rows

@@ -173,6 +173,7 @@ class Views:
             backups=summary.count,
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
+            failed=summary.failed,
             recoverable_to_at=_moment(proven.created_at if proven else None),
             restore_seconds=proven.restore_seconds if proven else None,
             rpo=rpo,

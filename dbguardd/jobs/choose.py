@@ -67,18 +67,25 @@ def named(run: Run, id: str) -> Backup:
 
 def dated(run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None) -> list[Dated]:
     """Return what the rules need to know of backups: what the newest proof of each says, and what holds it."""
-    newest = {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
+    newest = newest_proofs(run)
+    failed = {id: proof for id, proof in newest.items() if failure_of(proof) is not None}
     return [
         Dated(
             backup.id,
             backup.created_at,
             proven=backup.id in newest and newest[backup.id].grade == Grade.PROVEN,
             holds=tuple(hold.reason for hold in (holds or {}).get(backup.id, ())),
-            failed=backup.id in newest and failure_of(newest[backup.id]) is not None,
+            failed=backup.id in failed,
+            failed_at=failed[backup.id].at if backup.id in failed else None,
             safety=backup.note == reliance.SAFETY_NOTE,
         )
         for backup in backups
     ]
+
+
+def newest_proofs(run: Run) -> dict[str, Proof]:
+    """Return the newest proof of each backup, by its id."""
+    return {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
 
 
 def failure_of(proof: Proof) -> str | None:

@@ -27,7 +27,7 @@ from dbguardd.errors import (
 from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import choose, failure_of
-from dbguardd.jobs.verify import same_content
+from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE
 from dbguardd.wire import Grade, Restore, Undo, to_json
@@ -166,8 +166,13 @@ def _restore_and_compare(
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
     fingerprint and keeps its bytes whatever they are.
     """
-    with run.repository.tree(backup, reading(run, backup)) as tree:
-        lost = run.snapshots.restore(tree, target, run.progress)
+    try:
+        with run.repository.tree(backup, reading(run, backup)) as tree:
+            lost = run.snapshots.restore(tree, target, run.progress)
+    except DAMAGE as error:
+        condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
+        raise
     run.report("restore.written", backup=backup.id, target=str(target))
     examined, expected = run.snapshots.examine(target, (), run.progress), run.repository.fingerprint(backup.id)
     findings = brief([*examined.findings, same_content(examined, expected)])

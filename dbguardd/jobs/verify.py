@@ -11,13 +11,14 @@ from dbguardd import __version__
 from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
-from dbguardd.jobs.choose import existing, failure_of, named
+from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.wire import Grade, Verify, to_json
 
-_VERDICTS = (Damaged, ObjectMissing, KeyRefused, ProofFailed)
+DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """What says something about the stored bytes, wherever it is met."""
+_VERDICTS = (*DAMAGE, ProofFailed)
 
 
 def verify(run: Run, request: Verify) -> Result:
@@ -73,6 +74,23 @@ def prove(run: Run, backup: Backup) -> Proof:
             facts={"database": run.name, "backup": backup.id},
         )
     return proof
+
+
+def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
+    """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
+
+    Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
+    """
+    known, newest = {backup.id: backup for backup in run.repository.backups()}, newest_proofs(run)
+    for id, detail in damage.items():
+        if id in newest and failure_of(newest[id]) is not None:
+            continue
+        (finding,) = brief([Finding(source, "failed", detail)])
+        proof = Proof(id, run.now(), Grade.STORED, None, (to_json(finding),), __version__)
+        if id in known:
+            run.repository.add_proof(proof)
+        whose = {"database": known[id].database} if id in known else {}
+        run.report("backup.graded", **graded(proof), **whose)
 
 
 def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> Finding:

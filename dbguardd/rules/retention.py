@@ -7,8 +7,8 @@ Pure: no clock, no input or output; it runs in the daemon and in workers alike.
 3. Days, weeks, months and years are those of the policy's zone, and only those that have a backup count; `within` is
    measured from the newest backup, not from now. So where no backups are made none are lost, whatever the clock says.
 4. The newest backup of a day (week, ...) stands for it; if another one of that day is proven, the newest proven one.
-5. A backup whose verification failed counts for nothing and stays for a week as evidence. Nor does the safety copy of
-   a restore in place count: it stays as long as its hold, which is the time for an undo.
+5. A backup whose verification failed counts for nothing, and stays for a week after that as evidence. Nor does the
+   safety copy of a restore in place count: it stays as long as its hold, which is the time for an undo.
 6. Deciding twice is deciding once, and asking for more never drops more.
 """
 
@@ -28,13 +28,17 @@ _UTC = ZoneInfo("UTC")
 
 @dataclass(frozen=True, slots=True)
 class Dated:
-    """What the rules need to know of a backup. `failed`: its last verification did; `safety`: of a restore in place."""
+    """What the rules need to know of a backup.
+
+    `failed`: its last verification did, or a check has since found it damaged; `safety`: of a restore in place.
+    """
 
     id: str
     created_at: datetime
     proven: bool = False
     holds: tuple[str, ...] = ()
     failed: bool = False
+    failed_at: datetime | None = None  # None: as old as the backup
     safety: bool = False
 
 
@@ -159,8 +163,9 @@ def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Cl
             yield _Claim(backup, f'hold "{hold}"', "never")
         if keep.empty:
             yield _Claim(backup, "no rule", "never")
-        if backup.failed and now - backup.created_at < EVIDENCE:
-            yield _Claim(backup, "evidence", "until", until=backup.created_at + EVIDENCE)
+        until = (backup.failed_at or backup.created_at) + EVIDENCE
+        if backup.failed and now < until:
+            yield _Claim(backup, "evidence", "until", until=until)
     good = [backup for backup in ordered if not (backup.failed or backup.safety)]
     yield from _guarantees(ordered, good, max(1, keep.min_proven))
     for rank, backup in enumerate(good[: keep.last]):

@@ -29,6 +29,7 @@ class Facts:
 
     name: str
     in_policy: bool = True
+    lost: str = ""  # why neither its storage nor its key is there as they should be
     backups: int = 0
     newest_at: datetime | None = None
     newest_failure: str = ""  # why the last verification of the newest backup failed, or a check since then
@@ -78,11 +79,19 @@ def judge(facts: Facts, now: datetime) -> Judgement:
 
 def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
-    if not facts.in_policy:
-        stay = "its backup stays" if facts.backups == 1 else f"its {facts.backups} backups stay"
-        what = f"{name}: not in the policy any more; {stay}, no new ones are made"
-        yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
+    if facts.lost:
+        what = f"{name}: nothing can be stored or restored now: {facts.lost}"
+        yield _Point(Health.FAILING, what, f"dbguardctl check {name}")
+    if facts.in_policy:
+        yield from _of_guarded(facts, now)
         return
+    stay = "its backup stays" if facts.backups == 1 else f"its {facts.backups} backups stay"
+    what = f"{name}: not in the policy any more; {stay}, no new ones are made"
+    yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
+
+
+def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
+    name = facts.name
     if facts.failures:
         yield _failing(facts)
     elif facts.newest_failure:  # somebody has since verified another one, or it was found damaged

@@ -11,11 +11,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from dbguardctl.app import Group, pass_session
-from dbguardctl.options import Name, _ask
+from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
 from dbguardctl.session import Session
 from dbguardctl.words import when
-from dbguardd.errors import TargetExists, Usage
+from dbguardd.errors import TargetExists, Usage, of_file
+
+_IDENTITY, _IDENTITY_REST = "AGE-SECRET-KEY-1", 58
+_BLOCKS = "\N{LOWER HALF BLOCK}\N{UPPER HALF BLOCK}\N{FULL BLOCK}"
 
 
 def _complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -57,7 +60,7 @@ def _shortened(recipient: str) -> str:
 
 @key.command("recovery-sheet")
 @_name
-@click.option("--svg", metavar="FILE", default="", help="Write the QR code of the sheet to this new file, mode 0600.")
+@text_option("--svg", metavar="FILE", help="Write the QR code of the sheet to this new file, mode 0600.")
 @pass_session
 def recovery_sheet(session: Session, name: str, svg: str) -> None:
     """Make a recovery key and print its sheet, once. The daemon keeps only the public half: print it, then clear."""
@@ -80,9 +83,20 @@ def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
     if session.json:
         session.print_json(answer)
         return
-    session.out.show(paragraph(str(answer.get("sheet_text") or answer.get("identity") or "")))
+    screen = session.out
+    sheet = str(answer.get("sheet_text") or answer.get("identity") or "")
+    screen.show(paragraph(sheet if screen.utf8 else _without_code(sheet)))
     session.say("Print this or write it down, keep it away from this machine, and close this window. Then: ",
                 Cell(f"dbguardctl key recovery-test {name}", "try"))  # fmt: skip
+
+
+def _without_code(sheet: str) -> str:
+    """Return a sheet without its QR code, whose blocks a terminal that knows only ASCII cannot show."""
+    lines = sheet.splitlines()
+    code = [number for number, line in enumerate(lines) if set(line) & set(_BLOCKS)]
+    if code:
+        lines[code[0] : code[-1] + 1] = ["    (no QR code: this terminal is not UTF-8; --svg FILE writes it)"]
+    return "\n".join(lines)
 
 
 def _create(path: str) -> int:
@@ -91,7 +105,7 @@ def _create(path: str) -> int:
     except FileExistsError as error:
         raise TargetExists(f"{path}: exists already", hints=["choose another file with --svg"]) from error
     except OSError as error:
-        raise Usage(f"{path}: {error.strerror}") from error
+        raise of_file(f"{path}: cannot be written", error) from error
 
 
 @key.command("recovery-test")
@@ -129,6 +143,9 @@ def _identity(session: Session) -> str:
         words = getpass("Recovery key (AGE-SECRET-KEY-1..., not shown): ", stream=None)
     else:
         words = sys.stdin.read(65536)
+    _, begin, rest = words.upper().partition(_IDENTITY)
+    if begin:  # as it was typed, or a whole sheet
+        return begin + "".join(rest.split())[:_IDENTITY_REST]
     lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
         raise Usage(

@@ -20,7 +20,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
-from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks
+from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
@@ -287,7 +287,7 @@ def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
 
 
 def write_whole(path: Path, text: str, mode: int) -> None:
-    """Write a small file all or nothing, durable on return. Raises Degraded."""
+    """Write a small file all or nothing, durable on return. Raises NoSpace, PlaceDenied, Degraded."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -305,7 +305,7 @@ def write_whole(path: Path, text: str, mode: int) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: cannot be written", error) from error
 
 
 def _times(settings: Any) -> Json:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Who, to_text
@@ -46,6 +47,12 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
     """Open every repository of the key with the identity, as after a disaster. Raises NotFound, KeyRefused."""
     tested = []
     for storage in _storages(operations, key):
+        known = operations.catalog.settings.get(f"repository:{storage}") is not None
+        if not known and not (Path(operations.inforce.storage(storage).path) / "repo.json").is_file():
+            raise NotFound(
+                f"key {key}: there is nothing to open yet in storage {storage}",
+                detail="A storage gets its repository with the first backup, or with the first recovery sheet.",
+            )
         order = Order("recovery-test", {}, who, storage=storage, hidden={"identity": identity})
         result = await operations.runner.perform(order)
         tested.append({"storage": storage, **result})

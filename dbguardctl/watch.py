@@ -11,6 +11,7 @@ from typing import Any
 from dbguardctl.progress import Look, looker
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done, verdicts
+from dbguardctl.words import when
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
 from dbguardd.words import span
 
@@ -65,7 +66,9 @@ def _poll(
             tried = row["attempt"]
             row = session.daemon.get("jobs", row["id"], wait=round(rest, 3))["job"]
             if row["attempt"] > tried and row["problem"]:
-                session.say(f"{what(row)}: attempt {tried} failed, it is tried again: {row['problem'].get('message')}")
+                at, why = row["problem"].get("next_try_at"), row["problem"].get("message")
+                again = f" {when(at, session.now, session.zone)}" if at else ""
+                session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {why}")
             look(row)
     return row
 

@@ -243,8 +243,8 @@ class SourceMissing(GuardError):
 
     code, title = "DBG-2001", "Database missing"
     http_status = 502
-    meaning = "No backup was made. Earlier backups are untouched and can be restored."
-    advice = "Was it moved or deleted? Mend path in the policy, or restore it: dbguardctl restore NAME --dry-run."
+    meaning = "No backup was made. Earlier backups, if there are any, are untouched and can be restored."
+    advice = "Moved? Mend path in the policy. Lost? dbguardctl status NAME says what of it can be restored."
 
 
 class SourceInvalid(GuardError):
@@ -270,7 +270,7 @@ class SourceLocked(GuardError):
 
     code, title = "DBG-2004", "Database locked"
     http_status, transient = 503, True
-    meaning = "No backup was made this time; the application was not disturbed. It is tried again."
+    meaning = "No backup was made this time; the application was not disturbed. `retry` says when it is tried again."
     advice = "Find who holds the lock (lsof PATH); raise lock_timeout if the application needs long exclusive locks."
 
 
@@ -288,7 +288,9 @@ class SourceChanged(GuardError):
 
     code, title = "DBG-2006", "Database replaced during the backup"
     http_status, transient = 503, True
-    meaning = "The half-made backup was thrown away. Earlier backups are untouched. It is tried again."
+    meaning = (
+        "The half-made backup was thrown away. Earlier backups are untouched. `retry` says when it is tried again."
+    )
     advice = (
         "If this repeats, something replaces the file instead of writing to it: back up after that, with a schedule."
     )
@@ -317,7 +319,7 @@ class WouldBlock(GuardError):
 
     code, title = "DBG-2009", "The application would be blocked for too long"
     http_status, transient = 503, True
-    meaning = "No backup was made this time; the application was not held longer than max_block. It is tried again."
+    meaning = "No backup was made this time; the application was not held longer. `retry` says when it is tried again."
     advice = "Use WAL mode (PRAGMA journal_mode=WAL), raise max_block, or back up in a quiet window."
 
 

@@ -96,7 +96,7 @@ class Restore(Request):
 
     database: str
     backup: str = option("id of the backup, or its first characters")
-    at: str = option("the newest backup not younger than this moment, such as '2026-09-12 08:59' or 'yesterday 09:00'")
+    at: str = option("the newest proven backup not younger than this: '2026-09-12 08:59', 'yesterday 09:00'")
     to: str = option("path of the restored database; it must not exist")
     in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
     confirm: str = option("the name of the database, typed in full: needed for --in-place")
@@ -178,7 +178,8 @@ class BackupRow:
     expires_at: str | None = None
     holds: list[str] = field(default_factory=list)
     note: str = ""
-    failure: str | None = None  # why the last verification failed; None if it did not
+    failure: str | None = None  # why the last verification failed, or a check since then; None if it did not
+    verified_at: str | None = None  # when it was last looked at
 
 
 @dataclass(slots=True)

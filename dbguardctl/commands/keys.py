@@ -171,12 +171,10 @@ def recover(session: Session, name: str) -> None:
     """
     answer: dict[str, Any] = session.daemon.post("keys", name, "recover", body={"identity": _identity(session)})
     blocks: list[Block] = [
-        text(
-            Cell("ok", "good"),
-            f"  key {name} opens storage {row['storage']} from now on; backups there: {row['backups']}",
-        )
+        text(Cell("ok", "good"), f"  storage {row['storage']} is open; backups {row['backups']}, mark {row['mark']}")
         for row in answer.get("repositories", ())
-    ]  # fmt: skip
+    ]
+    blocks.append(text("They are yours only if the recovery sheet says the same mark."))
     session.answer(answer, [*blocks, text(Cell("next  ", "dim"), Cell("dbguardctl status", "try"))])
 
 

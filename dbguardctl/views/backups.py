@@ -128,7 +128,7 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         lead.append(("failed", Cell(row["failure"], "bad")))
     known = frozenset(
         ("id", "database", "engine", "created_at", "kind", "method", "grade", "source_bytes", "stored_bytes", "storage")
-        + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure")
+        + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure", "verified_at")
     )
     lead += [(name.replace("_", " "), value(name, part, zone)) for name, part in row.items() if name not in known]
     blocks: list[Block] = [

@@ -107,6 +107,8 @@ def _row(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[
 
 
 def _nothing(row: Json) -> str:
+    if row["last_proven_at"]:
+        return "nothing now"
     return "nothing proven yet" if row["backups"] else "nothing yet"
 
 

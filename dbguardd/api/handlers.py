@@ -16,8 +16,9 @@ _NEWEST = 20
 _LONGEST_PAUSE = 100 * 365 * 86_400
 
 
-def status(ask: Ask) -> Json:
+async def status(ask: Ask) -> Json:
     """What could be restored, when that was last proven, how long it takes, what to do."""
+    await ask.service.look()
     return dict(to_json(ask.service.status()))
 
 

@@ -16,9 +16,9 @@ from dbguardd.wire import BackupRow, Grade
 
 Facts = Mapping[str, Any]
 
-_NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds"}
+_NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds", "verified_at"}
 
-_PROOF_NAMES = frozenset(("id", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
+_PROOF_NAMES = frozenset(("id", "database", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
-from dbguardd.rules import retention
+from dbguardd.rules import reliance, retention
 from dbguardd.wire import NOWHERE, BackupRow, Grade
 
 Json = dict[str, Any]
@@ -171,15 +171,16 @@ class InForce:
         return {}
 
     def _wanted(self, order: Order) -> BackupRow | None:
-        """The backup that an order means, as the catalog knows it: by id, by moment, or the newest."""
+        """The backup that an order means, as the catalog knows it: by id, or the one that the job will choose."""
         name, id, at = str(order.database), str(order.request.get("backup") or ""), order.request.get("at")
-        if not id and not at:
+        if order.verb == "verify" and not id:
             return self._catalog.backups.summary(name).newest
-        for row in self._catalog.backups.of(name):
-            if row.id.startswith(id.upper()) or row.id.endswith(id.upper()):
-                with suppress(GuardError):  # the job says what is wrong with `at`
-                    if not at or to_moment(row.created_at) <= to_moment(str(at)):
-                        return row
+        rows = self._catalog.backups.of(name)
+        if id:
+            return next((row for row in rows if row.id.startswith(id.upper()) or row.id.endswith(id.upper())), None)
+        with suppress(GuardError):  # the job says what is wrong with `at`
+            chosen = reliance.choose(dated(rows), to_moment(str(at)) if at else None).backup
+            return next((row for row in rows if chosen is not None and row.id == chosen.id), None)
         return None
 
     def storage(self, name: str) -> Storage:
@@ -278,6 +279,8 @@ def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
             proven=row.grade is Grade.PROVEN,
             holds=tuple(row.holds),
             failed=row.failure is not None,
+            failed_at=None if row.verified_at is None else to_moment(row.verified_at),
+            safety=row.note == reliance.SAFETY_NOTE,
         )
         for row in rows
     ]

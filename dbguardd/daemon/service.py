@@ -57,6 +57,10 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------ looking
 
+    async def look(self) -> None:
+        """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
+        await self._do.views.gauge.glance(self._do.views.places())
+
     def status(self) -> Status:
         """One screen."""
         return self._do.views.status(self._do.now())

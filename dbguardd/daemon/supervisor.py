@@ -35,7 +35,7 @@ from dbguardd.wire import JobRow, JobState
 STOP_SECONDS = 60.0
 _SIGNAL = Who("signal")
 _PROBE_SECONDS = 300.0
-_GAUGE_SECONDS = 600.0
+_GAUGE_SECONDS = 60.0
 
 
 class Answering(Protocol):
@@ -184,11 +184,8 @@ class Supervisor:
 
     async def _measure(self) -> None:
         while True:
-            await self._gauge.measure(self._paths())
+            await self._gauge.measure(self._do.views.places())
             await asyncio.sleep(_GAUGE_SECONDS)
-
-    def _paths(self) -> dict[str, str]:
-        return {name: self._do.inforce.storage(name).path for name in self._do.inforce.storages()}
 
     def _start_planned(self, planned: Planned) -> None:
         order = scheduled(planned, self._do.inforce, self._do.catalog, self._do.now())
@@ -201,7 +198,7 @@ class Supervisor:
         self._do.replan(target)
         self._notify.status(self._do.line())
         if row.verb in ("backup", "sweep", "scan"):
-            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._paths()))
+            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._do.views.places()))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 

@@ -174,7 +174,8 @@ def recover(run: Run, request: Recover) -> Result:
         run.repository.add_recipient(wrapper)
     used = AgeRecipient.from_identity(Secret(request.identity.encode())).label
     run.report("recovery.used", recipient=used, key=key["name"])
-    return {"recipient": used, "repository": run.repository.id, "backups": len(run.repository.backups())}
+    mark, _ = run.repository.marks()
+    return {"recipient": used, "repository": run.repository.id, "mark": mark, "backups": len(run.repository.backups())}
 
 
 BOOKS = (

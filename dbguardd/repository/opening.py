@@ -103,16 +103,19 @@ def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
     """
     repo_id = _identity(storage)
     everyone = recipients(storage, repo_id)
-    refused: dict[str, int] = {}  # why, and for how many
+    damaged: list[str] = []
+    tried = 0
     changed: Damaged | None = None
     for wrapper in wrappers:
         same = [recipient for recipient in everyone if recipient.kind == wrapper.kind]
         for recipient in sorted(same, key=lambda recipient: recipient.label != wrapper.label):
             try:
                 key = wrapper.unwrap(recipient.wrapped, repo_id)
-            except (KeyRefused, KeyMissing, Damaged) as error:
-                why = error.message.removeprefix(f"{wrapper.label}: ")
-                refused[why] = refused.get(why, 0) + 1
+            except (KeyRefused, KeyMissing):
+                tried += 1
+                continue
+            except Damaged as error:
+                damaged.append(f" {recipient.kind} {recipient.label}: {error.message}.")
                 continue
             root = Domain(repo_id, ROOT_ID, "", key)
             try:
@@ -123,21 +126,21 @@ def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
             return Keyring(root, domains(storage, root))
     if changed is not None:
         raise changed
-    there = ", ".join(f"{recipient.kind} {_brief(recipient.label)}" for recipient in everyone) or "none"
-    if refused:
-        tried, known = sum(refused.values()), len(everyone)
-        fits = f"fits none of its {known} recipients" if known > 1 else "does not fit its recipient"
-        why = "; ".join(refused) if len(refused) <= 2 else f"{tried} were tried"
-        raise KeyRefused(f"{storage.url}: the key at hand {fits}", detail=f"{why}. It opens for: {there}")
+    there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in everyone) or "none"
+    if tried or damaged:
+        raise KeyRefused(
+            f"{storage.url}: no key at hand opens it",
+            detail=f"What is at hand ({_kinds(wrappers)}) fits none of the {len(everyone)} recipients: {there}."
+            + "".join(damaged),
+        )
     raise KeyMissing(
         f"{storage.url}: no key at hand is of a kind that opens it",
-        detail=f"at hand: {', '.join(wrapper.kind for wrapper in wrappers) or 'none'}. It opens for: {there}",
+        detail=f"at hand: {_kinds(wrappers)}. It opens for: {there}",
     )
 
 
-def _brief(label: str) -> str:
-    """Return the ends of a long name: an age recipient has 62 characters, and nobody compares them all."""
-    return label if len(label) <= 32 else f"{label[:12]}...{label[-6:]}"
+def _kinds(wrappers: Sequence[KeyWrapper]) -> str:
+    return ", ".join(dict.fromkeys(wrapper.kind for wrapper in wrappers)) or "none"
 
 
 def described(storage: Storage, root: Domain) -> dict[str, Any]:

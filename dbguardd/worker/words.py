@@ -122,15 +122,21 @@ def _proven(name: str, made: Json, took: str) -> Iterator[str]:
 def _plan(name: str, plan: Json) -> Iterator[str]:
     takes = plan["takes_seconds"]
     yield f"Would restore {name} as it was at {plan['created_at']}"
-    yield f"  from   backup {plan['backup']}, {plan['grade']}"
+    yield f"  from   backup {plan['backup']}, {'FAILED' if plan['failure'] else plan['grade']}"
+    yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
     yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}'}"
     yield "Nothing was done."
 
 
+def _warnings(plan: Json) -> Iterator[str]:
+    yield from (f"  note   {line}" for line in plan.get("warnings", ()))
+
+
 def _restored(name: str, made: Json, took: str) -> Iterator[str]:
     yield from _findings(made["findings"])
+    yield from _warnings(made["plan"])
     if made.get("safety_copy"):
         back = f"run undo {name} --confirm {name} puts it back"
         yield f"  the state before is kept as backup {made['safety_copy']}; {back}"

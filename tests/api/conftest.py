@@ -49,6 +49,9 @@ class Store:
         self.calls.append((name, *facts))
         return {"what": name}
 
+    async def look(self):
+        """There is nothing to look at."""
+
     def status(self):
         return Status("dbguard.status/1", "0", "host", AT, None, "UTC", [], [], [], [])
 

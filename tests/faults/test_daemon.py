@@ -256,7 +256,7 @@ def test_kills_of_the_daemon_at_random_moments(live, number):
                 gone(workers)
                 client.wait(SECONDS)
                 live.start()
-            acknowledged |= {event["id"] for event in live.events("backup.stored")}
+            acknowledged |= {event["backup"] for event in live.events("backup.stored")}
             assert acknowledged <= set(live.listed()), f"seed {dice_seed}"
         live.idle()
         acknowledged.add(live.backup())

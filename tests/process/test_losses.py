@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -228,7 +229,8 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
     house.protects(house.table("app", *CALM))
     house.start()
     first = house.does("backup", "app")["backup"]["id"]
-    identity = house.does("key", "recovery-sheet", "main")["identity"]
+    sheet = house.does("key", "recovery-sheet", "main")
+    identity = sheet["identity"]
     stranger = new_identity()[0].reveal().decode()
     house.stop()
 
@@ -247,10 +249,14 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             assert "no key of this machine opens" in seen and "dbguardctl key recover main" in seen
             wrong = new.ctl("--json", "key", "recover", stdin=stranger)
             assert (wrong.status, wrong.problem()["code"]) == (11, "DBG-5001")
+            assert wrong.problem()["detail"].startswith("What is at hand (age) fits none of the 2 recipients: ")
+            assert new.ctl("key", "recovery-test", "main", stdin=identity).status == 0  # by the sheet alone
             assert not (new.state / "machine.key").exists()
             done = new.ctl("key", "recover", stdin=f"{identity}\n")
             assert done.status == 0, done
-            assert "key main opens storage local from now on; backups there: 1" in done.out
+            assert "storage local is open; backups 1" in done.out
+            mark = re.search(r"mark ([0-9a-f-]{24})", done.out)
+            assert mark and mark[1] in sheet["sheet_text"]
             assert new.api.get("status")["storages"][0]["ok"]
             new.does("restore", "app", "--id", first, "--to", str(place / "back.db"))
             assert rows(place / "back.db") == 50

@@ -192,11 +192,11 @@ def test_waiting_may_end_before_the_job(
 def test_a_job_that_is_tried_again_says_so(
     inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem = errors.SourceLocked("app: locked").problem()
+    problem = {**errors.SourceLocked("app: locked").problem(), "next_try_at": "2027-03-04T05:06:07Z"}
     again = answers.job("backup", "queued", attempt=2, problem=problem)
     daemon.verb_jobs["backup"] = [answers.job("backup", "running"), again, answers.job("backup", result={})]
     assert inside("backup", "app") == 0
-    assert "attempt 1 failed, it is tried again: app: locked" in capsys.readouterr().err
+    assert re.search(r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

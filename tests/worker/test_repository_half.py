@@ -7,6 +7,7 @@ import pytest
 
 from dbguardd.errors import NotARepository, Unreachable
 from dbguardd.jobs import JOBS
+from dbguardd.keys import new_identity
 from dbguardd.worker.repository_half import Voice, open_repository
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -16,7 +17,8 @@ MAKERS = {"backup", "scan", "recovery-sheet"}
 def spec(place: Path, verb: str):
     storage = {"name": "local", "type": "directory", "path": str(place / "store")}
     key = {"name": "main", "type": "machine", "path": str(place / "key")}
-    return {"verb": verb, "state": str(place), "storage": storage, "key": key}
+    request = {"identity": new_identity()[0].reveal().decode()}  # of those that a person opens with a sheet
+    return {"verb": verb, "state": str(place), "storage": storage, "key": key, "request": request}
 
 
 @pytest.fixture

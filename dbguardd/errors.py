@@ -541,7 +541,10 @@ class AuditBroken(GuardError):
     code, title = "DBG-9001", "The audit log was changed"
     exit_status, http_status = 4, 500
     meaning = "Entries from the named one on cannot be trusted. Backups are not affected."
-    advice = "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit."
+    advice = (
+        "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit. To begin a new log, stop dbguardd and "
+        "move audit.jsonl and catalog.db away."
+    )
 
 
 class CatalogDamaged(GuardError):

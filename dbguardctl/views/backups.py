@@ -135,15 +135,18 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         text("backup ", Cell(row["id"], "strong"), f" of {row['database']}"),
         Table((), lead, indent=2, fold=frozenset((1,))),
     ]
-    if not row.get("failure"):
-        command = f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run"
-        blocks.append(text(Cell("try  ", "dim"), Cell(command, "try"), indent=2))
     return blocks
 
 
 def show(answer: Json, zone: tzinfo | None) -> list[Block]:
     """Return what `show ID` says besides jobs and databases: a backup with its fingerprint and proofs."""
-    blocks = backup(answer["backup"], zone)
+    row = answer["backup"]
+    blocks = backup(row, zone)
+    if answer.get("expired"):
+        blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl recall {row['id']}", "try"), indent=2))
+    elif not row.get("failure"):
+        command = f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run"
+        blocks.append(text(Cell("try  ", "dim"), Cell(command, "try"), indent=2))
     for name, part in answer.items():
         if name in ("schema", "kind", "backup") or not part:
             continue

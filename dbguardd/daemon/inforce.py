@@ -20,7 +20,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
-from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, of_file
+from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
 """By database: the ids of the backups that would go, with the reasons."""
 
-_ORPHAN_VERBS = frozenset(("verify", "restore", "check"))
+_OF_ORPHANS = frozenset(("verify", "restore", "check", "expire"))
 
 
 class InForce:
@@ -132,8 +132,8 @@ class InForce:
             }
             defaults = self.policy.defaults
             return Terms(spec, **_times(defaults))
-        if order.database not in self.policy.names() and order.verb in _ORPHAN_VERBS:
-            return Terms(self._orphan(order.database))
+        if order.database not in self.policy.names() and order.verb in _OF_ORPHANS:
+            return Terms(self._orphan(order.database, order))
         guarded = self.policy.guarded(order.database)
         if order.verb == "expire" and not order.dry:
             self._may_expire(order.database, guarded)
@@ -207,12 +207,27 @@ class InForce:
         self._loaded, self.loaded_at = loaded, self._now()
         self.problem, self.frozen = None, {}
 
-    def _orphan(self, name: str) -> Json:
-        """The spec of a database that only the repository knows: enough to prove and restore it."""
+    def _orphan(self, name: str, order: Order) -> Json:
+        """The spec of a database that only the repository knows: enough to prove and restore it.
+
+        Raises NotFound, and Usage for what only the policy could say: where it was, and what to keep of it.
+        """
         rows = self._catalog.backups.of(name)
         if not rows:
             known = ", ".join(self.policy.names()) or "none"
             raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
+        if order.verb == "expire":
+            raise Usage(
+                f"{name}: is not in the policy any more, so nothing says which of its backups to keep",
+                detail="Put its table back with a smaller `keep`: the older ones go then, the newest stays.",
+                hints=[f"dbguardctl list {name}", "dbguardctl config diff"],
+            )
+        if order.verb == "restore" and not order.request.get("to"):
+            raise Usage(
+                f"{name}: is not in the policy any more, so nobody knows where it was",
+                detail="Say where it is to go.",
+                hints=[f"dbguardctl restore {name} --to PLACE"],
+            )
         guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)
         guarded._name = name
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 
@@ -51,6 +51,7 @@ class Views:
     host: str
     machine_id: str  # for the jitter
     notes: tuple[str, ...] = ()  # what happened at start that a person should know
+    found: dict[str, str] = field(default_factory=dict)  # what is wrong with the daemon's own books, by their names
 
     def status(self, now: datetime) -> Status:
         """The whole screen."""
@@ -195,6 +196,7 @@ class Views:
 
     def _attention(self) -> Iterable[str]:
         yield from self.notes
+        yield from self.found.values()
         if self.inforce.problem is not None:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:

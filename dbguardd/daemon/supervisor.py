@@ -36,6 +36,7 @@ STOP_SECONDS = 60.0
 _SIGNAL = Who("signal")
 _PROBE_SECONDS = 300.0
 _GAUGE_SECONDS = 60.0
+_AUDIT_SECONDS = 86_400.0
 
 
 class Answering(Protocol):
@@ -135,7 +136,7 @@ class Supervisor:
         self._listen_to_signals()
         diary.note("daemon.ready", None, {"databases": len(self._do.inforce.policy.names()), "pid": os.getpid()})
         self._notify.ready(self._do.line())
-        tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure)]
+        tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure, self._prove_audit)]
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -186,6 +187,17 @@ class Supervisor:
         while True:
             await self._gauge.measure(self._do.views.places())
             await asyncio.sleep(_GAUGE_SECONDS)
+
+    async def _prove_audit(self) -> None:
+        """Verify the audit log at start and every day; what was changed is then to be seen without asking for it."""
+        found = self._do.views.found
+        while True:
+            try:
+                await asyncio.to_thread(self._do.audit.verification())
+                found.pop("audit", None)
+            except GuardError as error:
+                found["audit"] = f"{error.message}: dbguardctl audit verify says where"
+            await asyncio.sleep(_AUDIT_SECONDS)
 
     def _start_planned(self, planned: Planned) -> None:
         order = scheduled(planned, self._do.inforce, self._do.catalog, self._do.now())

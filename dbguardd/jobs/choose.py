@@ -58,11 +58,14 @@ def named(run: Run, id: str) -> Backup:
         return found[0]
     if found:
         raise Usage(f"{run.name}: {id} fits {len(found)} backups", detail=", ".join(backup.id for backup in found[:5]))
-    raise NotFound(
-        f"{run.name} has no backup {id}",
-        detail="One that has expired can be restored when it was recalled.",
-        hints=[f"dbguardctl list {run.name} --all"],
-    )
+    for backup in run.repository.backups(run.name, expired=True):
+        if backup.id.startswith(id.upper()) or backup.id.endswith(id.upper()):
+            raise NotFound(
+                f"{run.name}: backup {backup.id} has expired",
+                detail="It can be restored when it was recalled.",
+                hints=[f"dbguardctl recall {backup.id}"],
+            )
+    raise NotFound(f"{run.name} has no backup {id}", hints=[f"dbguardctl list {run.name} --all"])
 
 
 def dated(run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None) -> list[Dated]:

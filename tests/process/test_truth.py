@@ -128,3 +128,67 @@ def test_a_job_that_waits_for_its_next_try_is_not_shown_as_running(house: House)
     said = house.ctl("status")
     assert (said.status, "running now" in said.out) == (3, False)
     house.does("job", "cancel", job)
+
+
+def test_a_changed_audit_log_is_to_be_seen_in_status(house: House) -> None:
+    house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    house.does("backup", "app")
+    house.stop()
+    log = house.state / "audit.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([lines[0].replace(b"asked", b"faked"), *lines[1:]]))
+    assert lines[0] != log.read_bytes().splitlines(keepends=True)[0]
+    house.start()
+    until(lambda: house.api.get("status")["attention"], house.log.read_text)
+    said = house.ctl("status")
+    assert (said.status, "dbguardctl audit verify says where" in said.out) == (3, True)
+    assert house.ctl("audit", "verify").status == 4
+    house.idle()
+    house.stop()
+    for path in (log, *house.state.glob("catalog.db*")):  # the advice
+        path.rename(house.place / path.name)
+    house.start()
+    house.idle()
+    assert house.ctl("audit", "verify").status == 0
+    assert not house.api.get("status")["attention"]
+    house.does("pause", "app")
+    house.stop()
+    (house.state / "catalog.db").unlink()
+    house.start()
+    said = house.ctl("audit", "verify")
+    assert "UNSURE" in said.out and "nobody has changed" not in said.out
+
+
+def test_what_left_the_policy_says_what_can_be_done_with_it(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    house.does("backup", "app")
+    house.idle()
+    house.protects()
+    house.does("reload")
+    assert "nobody knows where it was" in house.fails("DBG-0001", 2, "restore", "app")["message"]
+    assert "nobody knows" in house.fails("DBG-0001", 2, "restore", "app", "--in-place", "--confirm", "app")["message"]
+    house.does("restore", "app", "--to", str(house.place / "x.db"))
+    assert rows(house.place / "x.db") == rows(path)
+    said = house.ctl("prune", "app")
+    assert (said.status, "not in the policy any more" in said.err, "smaller `keep`" in said.err) == (2, True, True)
+
+
+def test_an_expired_backup_can_be_looked_at(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", "keep = { last = 1 }", "min_proven = 1"))
+    house.start()
+    old = house.does("backup", "app")["backup"]["id"]
+    house.idle()
+    add(path)
+    house.does("backup", "app")
+    house.idle()
+    assert [row["backup"]["id"] for row in house.api.get("databases", "app", "backups", all=1)["expired"]] == [old]
+    shown = house.ctl("show", old)
+    assert shown.status == 0
+    assert "recall until" in shown.out and f"dbguardctl recall {old}" in shown.out
+    problem = house.fails("DBG-0004", 8, "restore", "app", "--id", old, "--to", str(house.place / "x.db"))
+    assert "has expired" in problem["message"] and problem["hints"] == [f"dbguardctl recall {old}"]

@@ -12,7 +12,7 @@ PROGRAMS := mandoc strace sqlite3
 unexport DB
 export DEMO_DB = $(value DB)
 
-.PHONY: help demo test lint bench soak clean programs
+.PHONY: help demo test lint bench soak deb rpm clean programs
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -45,6 +45,18 @@ bench: .venv/installed ## dbguard beside its peers on the same file
 
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 	@$(PY) -m tests.soak $(SECONDS)
+
+# Packages are for the system's own Python, and the first step alone needs the network.
+wheels = PATH=/usr/bin:$$PATH packaging/fetch build/wheels
+needs = command -v $(1) >/dev/null || { echo "$(1) is missing. As root: $(2)" >&2; exit 1; }
+
+deb: ## the package for the release of Debian that this is, in dist/
+	@$(call needs,dpkg-buildpackage,apt-get install build-essential)
+	@$(wheels) && packaging/build-deb . build/wheels dist && ls dist/*.deb
+
+rpm: ## the package for this distribution's Python, in dist/
+	@$(call needs,rpmbuild,dnf install rpm-build gcc python3-devel (Debian: apt-get install rpm gcc python3-dev python3-venv))
+	@$(wheels) && packaging/build-rpm . build/wheels dist && ls dist/*.rpm
 
 clean: ## remove what make made
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo .bench

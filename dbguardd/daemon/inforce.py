@@ -20,7 +20,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
-from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
+from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage

@@ -8,14 +8,18 @@ SECONDS ?= 600
 PYTEST_LIMIT ?= 1500
 PROGRAMS := mandoc strace sqlite3
 
-.PHONY: help demo test lint bench soak clean programs
+# Neither make nor the shell may read orders in the name of a file.
+unexport DB
+export DEMO_DB = $(value DB)
+
+.PHONY: help demo test lint bench soak deb rpm clean programs
 .DEFAULT_GOAL := help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/installed ## protect a live database, prove it, lose it, get it back (DB=PATH: your own, only read)
-	@$(PY) -m tests.demo "$(DB)"
+	@$(PY) -m tests.demo "$$DEMO_DB"
 
 test: .venv/installed programs ## lint, types, layers and every test; fails if anything does
 	@failed=""; report=""; \
@@ -42,6 +46,18 @@ bench: .venv/installed ## dbguard beside its peers on the same file
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 	@$(PY) -m tests.soak $(SECONDS)
 
+# Packages are for the system's own Python, and the first step alone needs the network.
+wheels = PATH=/usr/bin:$$PATH packaging/fetch build/wheels
+needs = command -v $(1) >/dev/null || { echo "$(1) is missing. As root: $(2)" >&2; exit 1; }
+
+deb: ## the package for the release of Debian that this is, in dist/
+	@$(call needs,dpkg-buildpackage,apt-get install build-essential)
+	@$(wheels) && packaging/build-deb . build/wheels dist && ls dist/*.deb
+
+rpm: ## the package for this distribution's Python, in dist/
+	@$(call needs,rpmbuild,dnf install rpm-build gcc python3-devel (Debian: apt-get install rpm gcc python3-dev python3-venv))
+	@$(wheels) && packaging/build-rpm . build/wheels dist && ls dist/*.rpm
+
 clean: ## remove what make made
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo .bench
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -58,7 +74,7 @@ clean: ## remove what make made
 	  fi; \
 	fi
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # What cannot be had is no failure: the tests that need it say that they were skipped, and why.

@@ -10,7 +10,7 @@ from typing import Any
 
 from dbguardctl.progress import Look, looker
 from dbguardctl.session import Session
-from dbguardctl.views.jobs import FINAL, finished, part_done
+from dbguardctl.views.jobs import FINAL, finished, part_done, verdicts
 from dbguardctl.words import when
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
 from dbguardd.words import span
@@ -110,7 +110,8 @@ def settle(session: Session, row: Json, timeout: float | None = None) -> list[Js
 
 def _show(session: Session, row: Json) -> None:
     if not session.json and failure(row) is None:
-        session.out.show(finished(row, session.now, session.zone))
+        blocks = finished(row, session.now, session.zone)
+        session.out.show(verdicts(blocks) if session.quiet and not row["request"].get("dry_run") else blocks)
 
 
 def verdict(rows: list[Json]) -> int:

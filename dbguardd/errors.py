@@ -8,6 +8,7 @@ dbguard-errors(7) are all made from this table, so a new row here is all that a 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -92,6 +93,10 @@ class Usage(GuardError):
     meaning = "Nothing was done."
     advice = "Read the help of the command: dbguardctl COMMAND --help."
 
+    def advice_for(self) -> str:
+        """Return nothing: a message about a request says itself what is wrong with it, and a hint where to look."""
+        return ""
+
 
 class DaemonUnreachable(GuardError):
     """The client cannot talk to the daemon."""
@@ -125,8 +130,8 @@ class Busy(GuardError):
 
     code, title = "DBG-0005", "Busy"
     exit_status, http_status, transient = 7, 409, True
-    meaning = "Nothing was done; the other job goes on."
-    advice = "Watch the other job with dbguardctl job watch ID, then try again."
+    meaning = "Nothing was done, and nothing that runs was disturbed."
+    advice = "If another job is in the way, watch it with dbguardctl job watch ID, then try again."
 
 
 class StillRunning(GuardError):
@@ -180,6 +185,15 @@ class Overloaded(GuardError):
     exit_status, http_status, transient = 7, 503, True
     meaning = "Nothing was done. Jobs and schedules go on."
     advice = "Try again; end waiting commands that nobody needs, such as dbguardctl job watch or events --follow."
+
+
+class PlaceDenied(GuardError):
+    """The operating system does not let this user read or write a file or directory of this host."""
+
+    code, title = "DBG-0012", "A file or directory is not accessible"
+    exit_status, http_status = 5, 403
+    meaning = "Nothing was done there, and nothing that exists was changed."
+    advice = "Give the user that does it the right to, or choose another place. Being root does not help everywhere."
 
 
 # ------------------------------------------------------------------------------------------------ 1: policy
@@ -514,8 +528,8 @@ class Interrupted(GuardError):
 
     code, title = "DBG-8003", "Interrupted"
     http_status, transient = 500, True
-    meaning = "The job did not finish. What was acknowledged before stays; the schedule repeats it."
-    advice = "Nothing needs to be done; to repeat it now, start the job again."
+    meaning = "The job did not finish. What was acknowledged before stays; the next daemon repeats a backup."
+    advice = "Nothing needs to be done for a backup, nor for what is on a schedule; start other jobs again."
 
 
 # ------------------------------------------------------------------------------------------------ 9: own books
@@ -545,7 +559,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
     kind.code: kind
     for kind in (
         *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
-        *(SecondInstance, Overloaded, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
+        *(SecondInstance, Overloaded, PlaceDenied, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
         *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
         *(Unsupported, WouldBlock),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
@@ -555,6 +569,20 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
     )
 }
 """Every row, by code."""
+
+
+def of_file(message: str, error: OSError) -> GuardError:
+    """Return what an error of the operating system means at a file of the daemon's own, or of a person who asks."""
+    detail = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
+    match error.errno:
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return PlaceDenied(message, detail=detail)
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(message, detail=detail)
+        case errno.ENOENT | errno.ENOTDIR | errno.EEXIST | errno.EISDIR | errno.ELOOP | errno.ENAMETOOLONG:
+            return Usage(message, detail=detail)
+    return Degraded(message, detail=detail)
+
 
 EXIT_STATUSES: Mapping[int, str] = {
     0: "done, healthy",

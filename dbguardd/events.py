@@ -238,6 +238,13 @@ KINDS: tuple[Kind, ...] = (
         advice=("If that is a surprise, see who asked for it:  dbguardctl audit show",),
     ),
     Kind(
+        "recovery.dropped", "warning", "key {key}: the recovery recipient {recipient} no longer opens the repository",
+        "A recovery recipient was taken away.",
+        title="A recovery sheet no longer opens the repository",
+        meaning="The holder of the secret of {recipient} can read copies of the storage from before, and no others.",
+        advice=("Test that another sheet opens the backups:  dbguardctl key recovery-test {key}",),
+    ),
+    Kind(
         "recovery.known", "debug", "key {key}: recovery recipients are {recipients}",
         "A repository was read again, and these recovery recipients can open it.",
     ),

@@ -13,8 +13,11 @@ from enum import StrEnum
 from typing import Any
 
 API_VERSION = 1
+POLICY = "/etc/dbguard/policy.toml"
 SOCKET = "/run/dbguard/api.sock"
 MAX_REQUEST_BYTES = 1 << 20
+UNDO_REASON = "restore undo"
+"""Why the state is held that a restore in place has replaced."""
 
 
 class Role(StrEnum):
@@ -145,6 +148,9 @@ REQUESTS: Mapping[str, type[Request]] = {
 }
 """Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
 
+NOWHERE = "/nonexistent"
+"""The path of a database of which only backups are left: no policy says where it was."""
+
 ENGINE_VERBS = frozenset(("backup", "verify", "restore", "undo", "check"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
 
@@ -187,7 +193,7 @@ class ExpiredRow:
 
 @dataclass(slots=True)
 class JobRow:
-    """One job, as `job list` tells it. `result` and `problem` are there when it has ended."""
+    """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
 
     id: str
     verb: str
@@ -271,13 +277,22 @@ class StorageStatus:
 
 
 @dataclass(slots=True)
+class RecipientStatus:
+    """One recovery key that opens the backups, and when somebody last showed that its secret still does."""
+
+    recipient: str
+    tested_at: str | None
+
+
+@dataclass(slots=True)
 class KeyStatus:
     """What can be said of one key now."""
 
     name: str
     kind: str
     recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
-    recovery_tested_at: str | None
+    recovery_tested_at: str | None  # of whichever recipient was tested last
+    recipients: list[RecipientStatus] = field(default_factory=list)  # each with its own test
 
 
 @dataclass(slots=True)

@@ -138,6 +138,13 @@ class Live:
             time.sleep(0.02)
         return job
 
+    def idle(self) -> None:
+        """Wait until no job runs or waits: after a kill the next daemon makes up for what was cut short."""
+        until(lambda: not self._busy(), "an end of all jobs", 0.05)
+
+    def _busy(self) -> bool:
+        return any(row["state"] in ("queued", "running") for row in self.must("job", "list")["jobs"])
+
     def listed(self) -> list[str]:
         """Return the ids of all backups of the shop that dbguard says it has."""
         return [row["id"] for row in self.must("list", "shop", "--all")["backups"]]

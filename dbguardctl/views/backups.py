@@ -6,7 +6,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
-from dbguardctl.views.facts import facts, value
+from dbguardctl.views.facts import facts, findings, value
 from dbguardctl.words import date, shorten, when, zone_name
 from dbguardd.words import absolute, count, size, span
 
@@ -156,5 +156,8 @@ def show(answer: Json, zone: tzinfo | None) -> list[Block]:
                 blocks.append(text(value(name, item, zone), indent=2))
                 continue
             known = {key: inner for key, inner in item.items() if inner not in (None, "", [], {})}
-            blocks.append(facts(known, zone, skip=frozenset(("backup",))))
+            inner = known.pop("facts", {})
+            checks = inner.pop("findings", []) if isinstance(inner, dict) else []
+            blocks.append(facts({**known, **({"facts": inner} if inner else {})}, zone, skip=frozenset(("backup",))))
+            blocks += findings(checks, verdict=False)
     return blocks

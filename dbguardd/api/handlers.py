@@ -182,6 +182,14 @@ async def recovery_test(ask: Ask) -> Json:
     return await ask.finish(ask.service.recovery_test(ask.path["name"], ask.body["identity"], ask.actor))
 
 
+async def recovery_drop(ask: Ask) -> Json:
+    """Let a recovery recipient, of a sheet that is lost, open the repositories no longer."""
+    name, body = ask.path["name"], ask.body
+    if not body["recipient"]:
+        raise Usage("recipient: must not be empty")
+    return await ask.finish(ask.service.recovery_drop(name, body["recipient"], body["confirm"], ask.actor))
+
+
 async def recover(ask: Ask) -> Json:
     """Let this machine open the repositories again, by a recovery key."""
     return await ask.finish(ask.service.recover(ask.path["name"], ask.body["identity"], ask.actor))

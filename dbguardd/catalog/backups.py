@@ -129,13 +129,14 @@ class Backups:
 
     def _one(self, prefix: str, which: str) -> sqlite3.Row | None:
         """The row whose id is or starts with `prefix`, None if there is none. Raises Usage if there are several."""
+        prefix = prefix.upper()
         rows = self._session.rows(
             f"SELECT {_COLUMNS}, grace_until_at FROM backups WHERE id >= ? AND id < ? AND {which} "  # noqa: S608
-            "ORDER BY id LIMIT 2",
+            "ORDER BY id LIMIT 6",
             (prefix, prefix + "\x7f"),
         )
         if len(rows) > 1 and prefix and rows[0]["id"] != prefix:
-            raise Usage(f"{prefix}: several backups start like this", detail=f"{rows[0]['id']}, {rows[1]['id']}, ...")
+            raise Usage(f"{prefix}: several backups start like this", detail=_some([row["id"] for row in rows]))
         return rows[0] if rows and prefix else None
 
     def expired(self, database: str) -> list[ExpiredRow]:
@@ -183,3 +184,7 @@ def _backup(row: sqlite3.Row, holds: list[str]) -> BackupRow:
         note=row["note"],
         failure=row["failure"],
     )
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids) if len(ids) <= 5 else f"{', '.join(ids[:5])}, ..."

@@ -54,8 +54,12 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", "")
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
+            settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)
         case "recovery.added":
             _recoverable(settings, str(facts["key"]), [str(facts["recipient"])])
+        case "recovery.dropped":
+            left = [known for known in recovery(settings, str(facts["key"])) if known != facts["recipient"]]
+            settings.put(f"recovery:{facts['key']}", json.dumps(left))
         case "recovery.known":
             _recoverable(settings, str(facts["key"]), [str(recipient) for recipient in facts["recipients"]])
 

@@ -14,6 +14,7 @@ _COLUMNS = (
     "id, verb, database, state, actor, request, created_at, started_at, finished_at, attempt, step, done_bytes, "
     "total_bytes, result, problem, stderr_tail"
 )
+_LISTED = _COLUMNS.replace(" result,", " NULL AS result,")
 _KEPT = 5_000
 _PRUNE_EVERY = 200
 
@@ -42,18 +43,21 @@ class Jobs:
 
     def get(self, prefix: str) -> JobRow:
         """The job of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
+        prefix = prefix.upper()
         rows = self._session.rows(
-            f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? ORDER BY id LIMIT 2",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? ORDER BY id LIMIT 6",  # noqa: S608
             (prefix, prefix + "\x7f"),
         )
         if not rows:
             raise NotFound(f"{prefix}: no such job", hints=("dbguardctl job list",))
         if len(rows) > 1 and rows[0]["id"] != prefix:
-            raise Usage(f"{prefix}: several jobs start like this", detail=f"{rows[0]['id']}, {rows[1]['id']}, ...")
+            ids = [row["id"] for row in rows]
+            more = ", ..." if len(ids) > 5 else ""
+            raise Usage(f"{prefix}: several jobs start like this", detail=f"{', '.join(ids[:5])}{more}")
         return _job(rows[0])
 
     def find(self, database: str | None = None, state: str | None = None, limit: int = 50) -> list[JobRow]:
-        """The newest jobs first."""
+        """The newest jobs first, without their results: those of many jobs are more than a daemon should hold."""
         where = ["1"]
         values: list[Any] = []
         if database is not None:
@@ -63,10 +67,18 @@ class Jobs:
             where.append("state = ?")
             values.append(state)
         rows = self._session.rows(
-            f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_LISTED} FROM jobs WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?",  # noqa: S608
             (*values, limit),
         )
         return [_job(row) for row in rows]
+
+    def last(self, database: str, verb: str) -> JobRow | None:
+        """The newest job of one verb on a database."""
+        row = self._session.row(
+            f"SELECT {_COLUMNS} FROM jobs WHERE database = ? AND verb = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+            (database, verb),
+        )
+        return None if row is None else _job(row)
 
     def unfinished(self) -> list[JobRow]:
         """Jobs without an end, oldest first: after a start, those that an earlier daemon left."""

@@ -18,6 +18,7 @@ from dbguardd.wire import EventRange, JobRow, JobState
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
+    + ("recovery-drop",)
 )
 
 

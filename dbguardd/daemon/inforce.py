@@ -20,13 +20,13 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
-from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks, Usage
+from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.rules import reliance, retention
-from dbguardd.wire import BackupRow, Grade
+from dbguardd.wire import NOWHERE, BackupRow, Grade
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -71,11 +71,14 @@ class InForce:
         else:
             self._accept(loaded.policy)
 
-    def reload(self) -> None:
-        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks."""
+    def reload(self, *, accepted: bool = False) -> None:
+        """Take over what the files say now, or raise why not: PolicyInvalid, PolicyUnsafe, PolicyShrinks.
+
+        `accepted`: whatever it deletes.
+        """
         try:
             loaded = self.read()
-            going = self.going(loaded.policy)
+            going = {} if accepted else self.going(loaded.policy)
             if going:
                 raise shrinks(going)
         except GuardError as error:
@@ -92,13 +95,6 @@ class InForce:
         if was:
             self.problem = None
         self._accept(self.policy)
-
-    def accept(self) -> Going:
-        """Take over what the files say now, whatever it deletes; return that. Raises PolicyInvalid, PolicyUnsafe."""
-        loaded = self.read()
-        going = self.going(loaded.policy)
-        self._take(loaded)
-        return going
 
     def read(self) -> Loaded:
         """Load the files without taking them over. Raises PolicyInvalid, PolicyUnsafe."""
@@ -232,7 +228,7 @@ class InForce:
                 detail="Say where it is to go.",
                 hints=[f"dbguardctl restore {name} --to PLACE"],
             )
-        guarded = Guarded.model_construct(engine=rows[0].engine, path="/nonexistent", method=rows[0].method)
+        guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)
         guarded._name = name
         return {
             "database": database_spec(guarded, uid_of_user),
@@ -306,7 +302,7 @@ def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
 
 
 def write_whole(path: Path, text: str, mode: int) -> None:
-    """Write a small file all or nothing, durable on return. Raises Degraded."""
+    """Write a small file all or nothing, durable on return. Raises NoSpace, PlaceDenied, Degraded."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -324,7 +320,7 @@ def write_whole(path: Path, text: str, mode: int) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: cannot be written", error) from error
 
 
 def _times(settings: Any) -> Json:

@@ -22,20 +22,19 @@ from dbguardd.daemon.lean import structlog
 from dbguardd.errors import OUTCOMES, message_id
 from dbguardd.events import EVENTS, Kind, kind_of
 from dbguardd.sentences import plain, sentence
-from dbguardd.words import UNKNOWN, safe
+from dbguardd.words import HIDDEN, UNKNOWN, discreet, safe
 
 _SOCKET = "/run/systemd/journal/socket"
 _MESSAGE_BYTES = 32 << 10
 _FIELD_BYTES = 4 << 10
 _LONG_SECONDS = 1e10  # neither infinite nor no number
 _CATALOG_BYTES = 240  # journalctl fills in no value that is longer than 256 with its name
+_PATIENCE_SECONDS = 0.2
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOURS = {"warning": "33", "error": "1;31", "critical": "1;31"}
 _FIELD_NAME = re.compile(r"[a-z][a-z0-9_]{0,50}")
 _NO_FACTS = frozenset(("event", "level", "exception", "timestamp", "message", "pathname", "lineno", "func_name"))
 _SECRET_NAMES = re.compile(r"(pass(word|phrase|wd)?|secret|token|identity|credential|private|machine_key)s?$", re.I)
-_SECRET_VALUES = re.compile(r"AGE-SECRET-KEY-1[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
-_HIDDEN = "***"
 
 EventDict = MutableMapping[str, Any]
 Send = Callable[[bytes], None]
@@ -84,9 +83,9 @@ def redact(logger: Any, method: str, event: EventDict) -> EventDict:
 
 def _clean(name: str, value: Any) -> Any:
     if _SECRET_NAMES.search(name) and value is not None:
-        return _HIDDEN
+        return HIDDEN
     if isinstance(value, str):
-        return _SECRET_VALUES.sub(_HIDDEN, value)
+        return discreet(value)
     if isinstance(value, Mapping):
         return {str(key): _clean(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -244,12 +243,19 @@ def _where() -> Any:
 
 def _datagrams(path: str) -> Send:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    opened.settimeout(_PATIENCE_SECONDS)
 
     def send(data: bytes) -> None:
         try:
             opened.sendto(data, path)
+        except (TimeoutError, BlockingIOError):
+            # It does not read, and may not for long: from here on nobody waits until it does. Standard error leads to
+            # the journal as well, so there is nobody to tell.
+            opened.settimeout(0)
+            return
         except OSError as error:  # a full or restarting journal must not stop backups
             print(f"dbguardd: the journal took no entry: {error}", file=sys.stderr)  # noqa: T201
+        opened.settimeout(_PATIENCE_SECONDS)
 
     return send
 

@@ -22,7 +22,7 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.errors import Busy, GuardError
 from dbguardd.rules.calendar import full_due
-from dbguardd.wire import REQUESTS, Grade, to_json
+from dbguardd.wire import REQUESTS, Grade, JobState, to_json
 
 SCHEDULE = Who("schedule")
 
@@ -65,7 +65,7 @@ class Operations:
 
     def accept(self) -> None:
         """Take over the policy files although they delete backups."""
-        self.inforce.accept()
+        self.inforce.reload(accepted=True)
         self.take_over()
 
     def line(self) -> str:
@@ -95,22 +95,31 @@ class Operations:
             if at_start or self.catalog.settings.get(f"repository:{name}") is None:
                 self.index(name)
         if at_start:
-            self._prove_what_was_left()
+            self._go_on()
         self.nudge.ring()
 
-    def _prove_what_was_left(self) -> None:
-        """Prove newest backups that nobody looked at: a daemon ended between a backup and the proof that follows it."""
+    def _go_on(self) -> None:
+        """Go on where an earlier daemon ended: repeat the backups that it did not finish, prove those that it did."""
         paused = self.catalog.pauses.active(to_text(self.now()))
         for name in self.inforce.policy.names():
-            newest = self.catalog.backups.summary(name).newest
-            if newest is None or newest.grade is not Grade.STORED or newest.failure is not None or name in paused:
-                continue
-            if self.inforce.policy.guarded(name).verify == "after-backup":
-                request = {"database": name, "backup": newest.id}
+            order = None if name in paused else self._left(name)
+            if order is not None:
                 try:
-                    self.runner.submit(Order("verify", request, SCHEDULE, name, after_backup=True))
+                    self.runner.submit(order)
                 except GuardError as error:
-                    self.runner.diary.note("job.refused", name, {"verb": "verify", "problem": error.problem()})
+                    facts = {"verb": order.verb, "problem": error.problem()}
+                    self.runner.diary.note("job.refused", name, facts)
+
+    def _left(self, name: str) -> Order | None:
+        """What an earlier daemon left to do for a database: a backup that was cut short, or the proof of the newest."""
+        last = self.catalog.jobs.last(name, "backup")
+        if last is not None and last.state is JobState.INTERRUPTED:
+            return Order("backup", last.request, SCHEDULE, name)
+        newest = self.catalog.backups.summary(name).newest
+        unproven = newest is not None and newest.grade is Grade.STORED and newest.failure is None
+        if newest is None or not unproven or self.inforce.policy.guarded(name).verify != "after-backup":
+            return None
+        return Order("verify", {"database": name, "backup": newest.id}, SCHEDULE, name, after_backup=True)
 
     def index(self, name: str) -> None:
         """Have a repository read into the catalog again, where the catalog may not know all that happened in it.

@@ -156,7 +156,7 @@ class Runner:
     # ------------------------------------------------------------------------------------------------ life
 
     def close_leftovers(self) -> int:
-        """Interrupt what an earlier daemon left without an end; return how many. The schedule repeats it."""
+        """Interrupt what an earlier daemon left without an end; return how many."""
         rows = self._catalog.jobs.unfinished()
         now = to_text(self._around.now())
         for row in rows:
@@ -375,7 +375,7 @@ class Runner:
     def _end(self, live: Live, state: JobState, error: GuardError | None) -> None:
         row = live.row
         row.state, row.finished_at = state, to_text(self._around.now())
-        if isinstance(error, WorkerDied):
+        if isinstance(error, WorkerDied | Internal):
             row.stderr_tail = error.detail
         if isinstance(error, (*_CUT_SHORT, Interrupted)):
             self._chronicle.say_what_is_live(row, error)

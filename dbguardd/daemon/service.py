@@ -297,6 +297,10 @@ class Service:
         """Prove that the identity on a recovery sheet opens the repositories. Raises NotFound, KeyRefused."""
         return await keyring.try_identity(self._do, key, identity, self._who(actor))
 
+    async def recovery_drop(self, key: str, recipient: str, confirm: str, actor: Peer) -> Json:
+        """Let a recovery recipient open the repositories no longer. Raises NotFound, Held, ConfirmMissing."""
+        return await keyring.drop(self._do, key, recipient, confirm, self._who(actor))
+
     async def recover(self, key: str, identity: str, actor: Peer) -> Json:
         """Let this machine open the repositories again, by a recovery key. Raises NotFound, KeyRefused."""
         return await keyring.recover(self._do, key, identity, self._who(actor))

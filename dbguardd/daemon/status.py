@@ -32,7 +32,7 @@ from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.objectives import Facts, judge
 from dbguardd.rules.reliance import UNDO_DAYS
-from dbguardd.wire import BackupRow, DatabaseStatus, JobState, KeyStatus, Status, StorageStatus
+from dbguardd.wire import BackupRow, DatabaseStatus, JobState, KeyStatus, RecipientStatus, Status, StorageStatus
 from dbguardd.words import size
 
 Lost = Callable[[str], GuardError | None]
@@ -190,7 +190,9 @@ class Views:
             known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
             if key.type == "passphrase":
                 known["passphrase"] = None
-            found.append(KeyStatus(name, key.type, list(known), self.catalog.settings.get(f"recovery_tested:{name}")))
+            get = self.catalog.settings.get
+            each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
+            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each))
         return found
 
     def _attention(self) -> Iterable[str]:

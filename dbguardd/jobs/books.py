@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dbguardd.errors import KeyMissing, NotFound
+from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
 from dbguardd.jobs.verify import graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
@@ -49,6 +49,14 @@ class RecoveryTest(Request):
     """Try whether a recovery identity opens the repository."""
 
     identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryDrop(Request):
+    """Let a recovery recipient open the repository no longer."""
+
+    recipient: str
+    confirm: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,9 @@ def recovery_sheet(run: Run, request: RecoverySheet) -> Result:
     identity, recipient = new_identity()
     run.repository.add_recipient(AgeRecipient(recipient))
     run.report("recovery.added", recipient=recipient, key=run.spec["key"]["name"])
-    return {"identity": identity.reveal().decode(), "recipient": recipient, "repository": run.repository.id}
+    mark, reader = run.repository.marks()
+    told = {"recipient": recipient, "repository": run.repository.id, "mark": mark, "reader": reader}
+    return {"identity": identity.reveal().decode(), **told}
 
 
 def recovery_test(run: Run, request: RecoveryTest) -> Result:
@@ -124,6 +134,32 @@ def recovery_test(run: Run, request: RecoveryTest) -> Result:
     count = len(opened.backups())
     run.report("recovery.tested", recipient=wrapper.label, key=run.spec["key"]["name"], at=instant(run.now()))
     return {"recipient": wrapper.label, "repository": opened.id, "backups": count}
+
+
+def recovery_drop(run: Run, request: RecoveryDrop) -> Result:
+    """Take a recovery recipient away. Copies of the storage that were made before still open for it.
+
+    Raises NotFound, Held (the policy names it, or nobody else was seen to open), ConfirmMissing (it is the last one).
+    """
+    gone, key = request.recipient, run.spec["key"]
+    known = [(kind, label) for kind, label, offline in run.repository.recipients() if offline]
+    if (AgeRecipient.kind, gone) not in known:
+        raise NotFound(f"{gone}: no such recovery recipient", hints=["dbguardctl key list"])
+    if gone in key.get("recovery", ()):
+        raise Held(
+            f"{gone}: the policy names it",
+            detail=f"The next job would let it in again. Take it out of recovery of [key.{key['name']}] and reload.",
+            hints=[f"dbguardctl config explain key.{key['name']}.recovery"],
+        )
+    if len(known) == 1 and request.confirm != gone:
+        raise ConfirmMissing(
+            f"{gone}: it is the last recovery recipient of the repository",
+            detail="Without it nobody can read the backups when this machine is lost.",
+            hints=[f"dbguardctl key recovery-sheet {key['name']}"],
+        )
+    run.repository.drop_recipient(gone)
+    run.report("recovery.dropped", recipient=gone, key=key["name"])
+    return {"recipient": gone, "left": [label for _, label in known if label != gone]}
 
 
 def recover(run: Run, request: Recover) -> Result:
@@ -138,7 +174,8 @@ def recover(run: Run, request: Recover) -> Result:
         run.repository.add_recipient(wrapper)
     used = AgeRecipient.from_identity(Secret(request.identity.encode())).label
     run.report("recovery.used", recipient=used, key=key["name"])
-    return {"recipient": used, "repository": run.repository.id, "backups": len(run.repository.backups())}
+    mark, _ = run.repository.marks()
+    return {"recipient": used, "repository": run.repository.id, "mark": mark, "backups": len(run.repository.backups())}
 
 
 BOOKS = (
@@ -148,5 +185,6 @@ BOOKS = (
     Job("recall", Recall, recall),
     Job("recovery-sheet", RecoverySheet, recovery_sheet),
     Job("recovery-test", RecoveryTest, recovery_test),
+    Job("recovery-drop", RecoveryDrop, recovery_drop),
     Job("recover", Recover, recover),
 )

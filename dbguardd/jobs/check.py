@@ -70,7 +70,8 @@ def _key(run: Run) -> Iterator[Finding]:
     name = f"key {run.spec['key']['name']}"
     offline = [label for _, label, offline in run.repository.recipients() if offline]
     if offline:
-        yield Finding(name, "ok", f"opens the repository; so do {', '.join(offline)} after the machine is lost")
+        so = "does" if len(offline) == 1 else "do"
+        yield Finding(name, "ok", f"opens the repository; so {so} {', '.join(offline)} after the machine is lost")
     else:
         detail = "no recovery recipient: if this machine is lost, nobody can read the backups"
         yield Finding(name, "failed", f"{detail} (dbguardctl key recovery-sheet {run.spec['key']['name']})")

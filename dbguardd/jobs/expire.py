@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from dbguardd.errors import Breaker, ClockDoubt
 from dbguardd.jobs.base import Job, Result, Run, grace, instant
 from dbguardd.jobs.choose import dated
-from dbguardd.jobs.restore import UNDO_REASON, past_undo
+from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Hold, recallable_until
 from dbguardd.rules import retention
-from dbguardd.wire import Expire, Sweep
+from dbguardd.wire import UNDO_REASON, Expire, Sweep
 
 _CLOCK_DOUBT_SECONDS = 300.0
 

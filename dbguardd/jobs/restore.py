@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,9 +31,7 @@ from dbguardd.jobs.choose import choose, failure_of
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
-from dbguardd.wire import Grade, Restore, Undo, to_json
-
-UNDO_REASON = "restore undo"
+from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -43,7 +42,7 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
     backup, warnings = choose(run, request.backup, request.at)
     target = live(run) if request.in_place else Path(request.to or _new_place(run, backup))
-    _check_target(run, target, request.in_place)
+    _check_target(run, target, request)
     plan = {**_plan(run, backup, target, request.in_place), "warnings": warnings}
     if request.dry_run:
         return {"plan": plan}
@@ -206,19 +205,27 @@ def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, A
     }
 
 
-def _check_target(run: Run, target: Path, in_place: bool) -> None:
+def _check_target(run: Run, target: Path, request: Restore) -> None:
     """Refuse a place that is taken, missing or the live database itself."""
     if not target.is_absolute():
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
-    if in_place:
+    if request.in_place:
         return
     for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal"))):
         if _exists(path):
             raise TargetExists(
                 f"{run.name}: {path} exists",
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[f"dbguardctl restore {run.name} --to {_beside(run, target)}"],
+                hints=[_again(request, _beside(run, target))],
             )
+
+
+def _again(request: Restore, to: Path) -> str:
+    """Return the command that asks for the same at another place: with less of it, it would do something else."""
+    words = ["dbguardctl", "restore", request.database]
+    for option, value in (("--id", request.backup), ("--at", request.at), ("--to", str(to))):
+        words += [option, value] if value else []
+    return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
 
 
 def _beside(run: Run, target: Path) -> Path:
@@ -230,7 +237,7 @@ def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
     if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
         raise NoSpace(
             f"{run.name}: not enough space to restore to {plan['to']}",
-            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} are free.",
+            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
             hints=["free space there, or choose another place with --to"],
             facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
         )

@@ -11,6 +11,13 @@ from dbguardd.keys.secret import Secret
 
 _PREFIX = "AGE-SECRET-KEY-1"
 
+_MARKS = """\
+   Who can write there can change the program, or put other backups in place of
+   yours. Before you run it, sha256sum recover/recover.py must say
+     {reader}
+   and list must say, before anything else:  mark {mark}
+"""
+
 _SHEET = """\
 DBGUARD RECOVERY KEY                                          print, then delete
 ================================================================================
@@ -33,10 +40,12 @@ OPEN THE BACKUPS ON ANY MACHINE
    A mistyped character is noticed: the last six are a checksum.
 2. Go to the directory that contains repo.json (mount the disk, copy the files).
 3. The program that lies there lists and restores; dbguard is not needed, but
-   Python 3.11 with: python3 -m pip install blake3 cryptography pyrage zstandard
+   Python 3.11 with four packages:
+     python3 -m venv ~/v; . ~/v/bin/activate
+     pip install blake3 cryptography pyrage zstandard
      {recover} list
      {recover} restore BACKUP NEWDIR
-4. Without that program, age (age-encryption.org) opens the root key:
+{marks}4. Without that program, age (age-encryption.org) opens the root key:
      for key in $(grep -l '"kind": *"age"' keys/*); do
        sed 's/.*"wrapped": *"\\([^"]*\\)".*/\\1/' $key | base64 -d |
          age --decrypt -i identity.txt; done
@@ -55,11 +64,14 @@ def recovery_sheet(
     host: str,
     made_at: datetime,
     repositories: Mapping[str, str],
+    mark: str = "",
+    reader: str = "",
     recover: str = "python3 recover/recover.py --identity identity.txt .",
 ) -> str:
     """Return the sheet as text of at most 80 columns, the identity in groups of four and as a QR code for paper.
 
-    `repositories` maps a place (a storage's url) to a repository's id; `recover` begins the commands of step 3.
+    `repositories` maps a place (a storage's url) to a repository's id; `recover` begins the commands of step 3; `mark`
+    and `reader` (see Repository.marks) tell the repository and the program from forged ones.
     """
     places = [f"  repository  {line}" for place, id in repositories.items() for line in (place[:64], f"  {id}")]
     return _SHEET.format(
@@ -70,6 +82,7 @@ def recovery_sheet(
         groups="\n".join(f"    {line}" for line in _groups(identity.reveal().decode("ascii"))),
         qr="\n".join(f"    {line}" for line in qr_text(identity).splitlines()),
         recover=recover,
+        marks=_MARKS.format(mark=mark, reader=reader) if mark else "",
     )
 
 

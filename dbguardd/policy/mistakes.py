@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from spanned_toml import loads as loads_with_spans
 
 from dbguardd.errors import PolicyInvalid
+from dbguardd.wire import POLICY
 
 Path = tuple[str | int, ...]
 MAX_SHOWN = 100
-_SECRET = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token)"  # noqa: S105 - a pattern
-_SECRET_NAME = re.compile(rf"(?i).*{_SECRET}s?$")
-_LITERAL = re.compile(rf"(?i)({_SECRET}[\"']?\s*=\s*)(?!\{{)\S.*")  # a table names a secret, and may be shown
-_BROKEN = re.compile(rf"(?i)({_SECRET}[\w\"'.\s]*=\s*)\S.*")  # what is not TOML may be anything
+_HIDDEN_NAME = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token)"
+_SHY = re.compile(rf"(?i).*{_HIDDEN_NAME}s?$")
+_LITERAL = re.compile(rf"(?i)({_HIDDEN_NAME}[\"']?\s*=\s*)(?!\{{)\S.*")  # a table names a secret, and may be shown
+_BROKEN = re.compile(rf"(?i)({_HIDDEN_NAME}[\w\"'.\s]*=\s*)\S.*")  # what is not TOML may be anything
 _HARMLESS = ("type", "path", "credential", "recovery")
 _IDENTITY = re.compile(r"(?i)(AGE-SECRET-KEY-)[A-Z0-9-]+")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -152,7 +154,7 @@ def place(text: str, start: int, end: int, path: Path = ()) -> dict[str, Any]:
 def _masked(line: str, path: Path) -> str:
     """Return a line without what is, or was meant to be, a secret: a mistake with one is made in many ways."""
     within_key = path[:1] == ("key",) and len(path) > 2 and path[2] not in _HARMLESS
-    if within_key or any(_SECRET_NAME.fullmatch(str(part)) for part in path[:-1]):
+    if within_key or any(_SHY.fullmatch(str(part)) for part in path[:-1]):
         line = re.sub(r"=.*", "= ***", line)
     line = (_LITERAL if path else _BROKEN).sub(r"\1***", line)
     return _IDENTITY.sub(r"\1***", line)
@@ -177,12 +179,17 @@ def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
     return f"{line} {running}".rstrip()
 
 
+def checking(policy: str) -> str:
+    """Return the command that checks a policy: the daemon's, as far as one can know, or one that lies elsewhere."""
+    return "dbguardctl config check" if policy == POLICY else f"dbguardd --policy {shlex.quote(policy)} --check-config"
+
+
 def refusal(policy: str, mistakes: Sequence[Mistake], facts: Mapping[str, Any] | None = None) -> PolicyInvalid:
     """Return the error of a policy with mistakes: text for people in `detail`, objects in the fact `mistakes`."""
     count = summary(mistakes).removesuffix(".").removesuffix(f" in {policy}")
     return PolicyInvalid(
         f"{policy}: {count}",
         detail="\n\n".join(mistake.to_text() for mistake in mistakes[:MAX_SHOWN]),
-        hints=["dbguardctl config check"],
+        hints=[checking(policy)],
         facts={"mistakes": [mistake.to_json() for mistake in mistakes[:MAX_SHOWN]], **(facts or {})},
     )

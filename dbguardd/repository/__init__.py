@@ -116,6 +116,17 @@ class Repository:
         """The repository's id: 32 hex digits."""
         return self._records.keyring.root.repo_id.hex()
 
+    def marks(self) -> tuple[str, str]:
+        """Return what a recovery sheet says of the repository: its mark, and the SHA-256 of recover.py.
+
+        Anybody can make a repository that the identity of an age recipient opens, with the same id and other backups.
+        Only the right root key gives the mark, and the mark tells nothing of the key. Raises Damaged.
+        """
+        root = self._records.keyring.root
+        mark = root.derive(b"sheet")[:10].hex()
+        reader = opening.described(self._storage, root)["plain"].get("recover/recover.py", "")
+        return "-".join(mark[at : at + 4] for at in range(0, len(mark), 4)), str(reader)
+
     def recipients(self) -> list[tuple[str, str, bool]]:
         """Return kind, label and offline of everyone who can open the repository."""
         return [(found.kind, found.label, found.offline) for found in self.wrapped()]

@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
+from dbguardd.words import discreet
 
 DATA_BYTES = 128 << 10
 """The most stream data in one message; fits the kernel's default socket buffer."""
 _OBJECT_BYTES = 16 << 20
 _POLL_SECONDS = 0.25
+_TEXT, _SIGN, _ITEMS, _PROBLEM_BYTES = 4000, 40, 50, 64 << 10
 
 Object = dict[str, Any]
 
@@ -133,10 +135,22 @@ def _drop(file: int | None) -> None:
 
 
 def problem_of(error: BaseException) -> Object:
-    """Return the problem object of any exception; an unexpected one is an Internal error."""
-    if isinstance(error, GuardError):
-        return error.problem()
-    return Internal(f"{type(error).__name__}: {error}"[:500]).problem()
+    """Return the problem object of any exception; an unexpected one is an Internal error.
+
+    It is no longer than a person reads: the daemon keeps it with the job and its events, and who owns the database
+    chooses the names that SQLite puts into a message.
+    """
+    if not isinstance(error, GuardError):
+        error = Internal(discreet(f"{type(error).__name__}: {error}"))
+    problem = {name: _cut(value) for name, value in error.problem().items()}
+    return {name: value for name, value in problem.items() if len(json.dumps(value)) <= _PROBLEM_BYTES}
+
+
+def _cut(value: Any) -> Any:
+    """Return a member of a problem, with its texts cut."""
+    if isinstance(value, str) and len(value) > _TEXT + _SIGN:  # both halves do it
+        return f"{value[:_TEXT]}… ({len(value)} characters)"
+    return [_cut(item) for item in value[:_ITEMS]] if isinstance(value, list) else value
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""What both halves do first: die with their parent, keep no core, and notice that they should stop."""
+"""What both halves do first: die with their parent, keep to themselves, and notice that they should stop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Event
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -31,13 +32,24 @@ def settle(parent: int) -> Callable[[], bool]:
     _drop_capabilities(libc)
     if os.getppid() != parent:
         sys.exit(1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
     _go_first()
+    keep_to_itself()
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the daemon, which decides
     return stop.is_set
+
+
+def keep_to_itself() -> None:
+    """Leave no core dump, and let nobody of the same user look into this process: there are keys in it, and rows.
+
+    Where a program takes core dumps (core(5): a pipe), the limit alone does not keep it from that. Whatever this
+    process wants to write below /proc/self has to be written before.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        sys.exit("cannot keep core dumps away")
 
 
 def _go_first() -> None:

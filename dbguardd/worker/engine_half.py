@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Query, Snapshots
-from dbguardd.errors import Cancelled, NotFound, Usage, from_problem
+from dbguardd.errors import Cancelled, GuardError, NotFound, Usage, from_problem
 from dbguardd.flow import Facts
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
@@ -157,6 +158,8 @@ class EngineHalf:
             except Cancelled:
                 raise
             except Exception as error:  # noqa: BLE001 the other half decides what an error means
+                if not isinstance(error, GuardError):
+                    traceback.print_exc()  # a bug: standard error, of which the end is kept with the job
                 answer = {"return": None, "problem": problem_of(error)}
             self._channel.send(answer)
 

@@ -97,7 +97,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
             error.facts.setdefault("database", spec["database"]["name"])
         voice.say({"type": "problem", "problem": problem_of(error)})
         if not isinstance(error, GuardError):
-            raise  # a bug: the trace goes to standard error, which the daemon keeps with the job
+            raise  # a bug: the trace goes to standard error, of which the end is kept with the job
         return 1
     voice.say({"type": "result", "result": to_json(result)})
     return 0

@@ -22,8 +22,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import Cancelled, Degraded, GuardError, SourceDenied, Stalled, WorkerDied, from_problem
-from dbguardd.wire import ENGINE_VERBS
+from dbguardd.errors import (
+    Cancelled,
+    GuardError,
+    Internal,
+    SourceDenied,
+    Stalled,
+    WorkerDied,
+    from_problem,
+    of_file,
+)
+from dbguardd.wire import ENGINE_VERBS, NOWHERE
+from dbguardd.words import discreet
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -48,7 +58,7 @@ async def run_worker(
     children: list[asyncio.subprocess.Process] = []
     try:
         if spec["verb"] in ENGINE_VERBS:
-            database, run_as = spec["database"], _owner(spec["database"])
+            database, run_as = spec["database"], _owner(spec["database"], spec["request"])
             spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as)}
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
@@ -76,7 +86,7 @@ def staging_of(state: str, database: str, run_as: int) -> str:
 
 
 def _seed(state: Path) -> bytes:
-    """Return what makes the names in staging unknown to others; made once. Raises Degraded."""
+    """Return what makes the names in staging unknown to others; made once. Raises NoSpace, PlaceDenied, Degraded."""
     path = state / "staging.seed"
     with suppress(OSError):
         if len(seed := path.read_bytes()) == _SEED_BYTES:
@@ -89,7 +99,7 @@ def _seed(state: Path) -> bytes:
             opened.write(seed)
         draft.replace(path)
     except OSError as error:
-        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: cannot be written", error) from error
     return seed
 
 
@@ -109,31 +119,37 @@ def make_way(staging: Path, run_as: int) -> None:
             staging.rename(staging.with_name(f"foreign-{staging.name}-{time.time_ns()}"))
 
 
-def _owner(database: Mapping[str, Any]) -> int:
+def _owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     """Return who opens the database: the user that the policy names, or who owns the file (or its directory).
 
-    A daemon that cannot become someone else tries with its own rights.
+    A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
+    restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's.
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
-    return owner_near(Path(str(database["settings"]["path"])))
+    path = str(database["settings"]["path"])
+    if path != NOWHERE:
+        return owner_near(Path(path))
+    return (owner_near(Path(str(request["to"]))) if request.get("to") else 0) or os.geteuid()
 
 
 def owner_near(path: Path) -> int:
     """Return who owns a path or, if it is not there, the directory that it should be in.
 
     What hides from us in a directory that only its owner may enter is taken to be that owner's. A process that cannot
-    become somebody else is the only one that it can ask.
+    become somebody else can only ask itself, but not over the link of a third person either: there may be things that
+    it can read and that one cannot.
     """
-    if _may_become_others():
-        for place in (path, *path.parents):
-            try:
-                return owner_of(place)
-            except PermissionError:
-                continue
-            except OSError:
-                if place != path:
-                    break
+    for place in (path, *path.parents):
+        try:
+            owner = owner_of(place)
+        except PermissionError:
+            continue
+        except OSError:
+            if place != path:
+                break
+        else:
+            return owner if _may_become_others() else os.geteuid()
     return os.geteuid()
 
 
@@ -306,8 +322,8 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
 async def _explained(
     error: GuardError, children: list[asyncio.subprocess.Process], errors: list[asyncio.Task[str]]
 ) -> GuardError:
-    """Add how the halves ended to an error that says that one did."""
-    if not isinstance(error, WorkerDied):
+    """Add how the halves ended, and their last words, to an error that says that one did, or that there is a bug."""
+    if not isinstance(error, WorkerDied | Internal):
         return error
     notes = [error.detail] if error.detail else []
     for name, child, tail in zip(("repository", "engine"), children, errors, strict=False):
@@ -317,7 +333,7 @@ async def _explained(
         if child.returncode:
             notes.append(f"The {name} half ended with {_ending(child.returncode)}.")
         with suppress(TimeoutError):
-            notes.append((await asyncio.wait_for(asyncio.shield(tail), 2)).strip()[-2000:])
+            notes.append(discreet((await asyncio.wait_for(asyncio.shield(tail), 2)).strip()[-2000:]))
     error.detail = "\n".join(note for note in notes if note)
     return error
 

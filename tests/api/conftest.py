@@ -181,6 +181,9 @@ class Store:
     async def recovery_sheet(self, key, actor):
         return self._called("recovery_sheet", key)
 
+    async def recovery_drop(self, key, recipient, confirm, actor):
+        return self._called("recovery_drop", key, recipient, confirm)
+
     async def recovery_test(self, key, identity, actor):
         return self._called("recovery_test", key, identity)
 

@@ -73,9 +73,9 @@ def test_a_connection_is_kept_for_the_next_request(api):
     connection.close()
 
 
-def test_two_hundred_connections_are_bounded_and_those_inside_are_served(start):
+def test_a_thousand_connections_are_bounded_and_those_inside_are_served(start):
     api = start()
-    crowd = [api.raw() for _ in range(200)]
+    crowd = [api.raw() for _ in range(1000)]
     try:
         served, turned_away = 0, 0
         for connection in crowd:
@@ -84,7 +84,7 @@ def test_two_hundred_connections_are_bounded_and_those_inside_are_served(start):
             answer = connection.recv(65536)
             served += b"200 OK" in answer
             turned_away += b"DBG-0011" in answer
-        assert (served, turned_away) == (api.limits.connections_per_uid, 200 - api.limits.connections_per_uid)
+        assert (served, turned_away) == (api.limits.connections_per_uid, 1000 - api.limits.connections_per_uid)
     finally:
         for connection in crowd:
             connection.close()

@@ -251,6 +251,14 @@ def test_ids_may_be_shortened_but_not_ambiguous(catalog: Catalog) -> None:
                 table.get(nothing)
 
 
+def test_a_list_of_jobs_leaves_their_results_out(catalog: Catalog) -> None:
+    """The plans of five thousand expiries of a thousand backups were two gigabytes in the daemon."""
+    row = replace(job(1), state=JobState.DONE, finished_at="2026-09-12T07:00:00.000Z", result={"plan": {"keep": []}})
+    catalog.jobs.put(row, "local")
+    assert catalog.jobs.get(row.id) == row
+    assert catalog.jobs.find() == [replace(row, result=None)]
+
+
 def test_an_idempotency_key_names_one_job_and_one_request(catalog: Catalog) -> None:
     catalog.requests.put("k", 1000, "digest", "job", to_text(NOW))
     assert catalog.requests.job("k", 1000, "digest") == "job"

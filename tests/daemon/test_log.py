@@ -4,10 +4,13 @@ import io
 import json
 import logging
 import os
+import socket
 import struct
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from dbguardd.daemon import log
 from dbguardd.daemon.lean import structlog
 from dbguardd.errors import NoSpace, message_id
+from tests.daemon.conftest import SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +208,21 @@ def test_the_journal_is_used_only_when_it_is_standard_error(monkeypatch: pytest.
         assert not log.to_journal()
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
         assert log.to_journal() == Path("/run/systemd/journal/socket").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is open as long as a daemon lives
+def test_a_journal_that_does_not_read_keeps_nobody(tmp_path):
+    """It may wait for its disk; the daemon must not wait for it, or jobs and answers would."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        send = log._datagrams(str(tmp_path / "journal"))
+        told = threading.Thread(target=lambda: [send(b"MESSAGE=%d\n" % n) for n in range(2000)], daemon=True)
+        told.start()
+        told.join(SECONDS)
+        assert not told.is_alive()
+        journal.setblocking(False)
+        with suppress(BlockingIOError):
+            while journal.recv(100):
+                pass
+        send(b"MESSAGE=again\n")
+        assert journal.recv(100) == b"MESSAGE=again\n"

@@ -134,6 +134,33 @@ def test_proof_queries(live, staging, query, outcome):
     assert directory(live.parent) == before
 
 
+@pytest.mark.parametrize(
+    "query, told",
+    [
+        (Query("SELECT note FROM moves LIMIT 1", min=5), "a text of 6 characters, expected at least 5"),
+        (Query("SELECT note FROM moves LIMIT 1"), "a text of 6 characters"),
+        (Query("SELECT note FROM moves LIMIT 1", equals="x"), "a text of 6 characters, expected 'x'"),
+        (Query("SELECT note FROM moves LIMIT 1", equals="canary"), "'canary'"),
+        (Query("SELECT cast(note AS blob) FROM moves LIMIT 1"), "6 bytes"),
+        (Query("SELECT json_extract('{}', note) FROM moves LIMIT 1"), "SQLITE_ERROR while it ran"),
+        (Query("SELECT cast(x'ff' || note AS text) FROM moves LIMIT 1"), "a text of 7 characters"),
+        (Query("SELECT count(*) FROM moves", max=0), "1, expected at most 0"),
+        (Query("SELECT nonsense"), "no such column: nonsense"),
+    ],
+    ids=str,
+)
+def test_what_stands_in_rows_is_not_told(live, staging, query, told):
+    """Only what the policy itself expected is repeated."""
+    ledger(live)
+    with closing(sqlite3.connect(live)) as db, db:
+        db.execute("DELETE FROM moves")
+        db.execute("INSERT INTO moves (note) VALUES ('canary')")
+    (finding,) = [
+        one for one in make(live, staging).examine(live, [query], no_progress).findings if one.name.startswith("query")
+    ]
+    assert finding.detail == told
+
+
 def test_a_proof_query_can_be_cancelled(live, staging):
     ledger(live)
     endless = Query("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n")

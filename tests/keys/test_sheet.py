@@ -46,6 +46,15 @@ def test_it_fits_on_a_page_and_says_what_it_is_for(identity: tuple[Secret, str])
     assert "open-all.py --now" in sheet_of(identity, recover="python3 open-all.py --now")
 
 
+def test_it_says_how_to_know_the_right_program_and_the_right_backups(identity: tuple[Secret, str]) -> None:
+    lines = sheet_of(identity, mark="0123-4567-89ab-cdef-0123", reader="e" * 64).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 66
+    assert any(line.endswith("mark 0123-4567-89ab-cdef-0123") for line in lines)
+    assert f"     {'e' * 64}" in lines
+    assert "sha256sum" not in sheet_of(identity)
+
+
 def test_what_is_typed_from_it_opens(identity: tuple[Secret, str]) -> None:
     groups = re.search(r"AGE-SECRET-KEY-1\n( {4}[A-Z0-9 ]+\n)+", sheet_of(identity))
     assert groups is not None

@@ -76,7 +76,7 @@ def test_what_is_set_is_used_after_a_restart(sealed):
     stored = machine.path("/etc/credstore.encrypted/dbguard.words")
     assert CANARY.encode() not in stored.read_bytes()
     assert stored.stat().st_mode & 0o077 == 0
-    assert machine.ctl("credential", "set", "words", stdin="other").status == 6
+    assert machine.ctl("credential", "set", "words", stdin="other").status == 10
     journal = machine.run("journalctl", "--output=export", "--all", "--no-pager").out
     assert CANARY not in journal
 

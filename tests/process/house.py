@@ -71,6 +71,7 @@ class House:
         self.process: subprocess.Popen[bytes] | None = None
         self.python = Path(sys.executable)
         self.become: list[str] = []  # a command that starts the daemon as somebody
+        self.more = ["--json-log"]  # further options of the daemon
         self.write("")
 
     # ------------------------------------------------------------------------------------------------ setting up
@@ -115,7 +116,7 @@ class House:
         """Start a daemon without waiting."""
         where = ["--policy", self.policy, "--state", self.state, "--socket", self.socket]
         with self.log.open("ab") as log:
-            argv = [*self.become, *self._program("dbguardd"), *where, "--json-log"]
+            argv = [*self.become, *self._program("dbguardd"), *where, *self.more]
             return subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, cwd="/",
                                     env={**os.environ, **environment})  # fmt: skip
 

@@ -64,6 +64,7 @@ class Journal:
     """A running journald: what is in it, and how to be in its namespace."""
 
     def __init__(self, holder: int, nsenter: str) -> None:
+        self.root = Path(f"/proc/{holder}/root")
         self._inside = [nsenter, f"--target={holder}", "--mount", "--wd=/"]
 
     def run(self, *argv: str | Path) -> str:
@@ -90,7 +91,8 @@ class Journal:
     def raw(self) -> bytes:
         """Return every byte of the files of the journal."""
         self.run("journalctl", "--sync")
-        return self.run("sh", "-c", f"cat {DIRECTORY}/*/*.journal | base64 -w0").encode()
+        files = (self.root / DIRECTORY.lstrip("/")).rglob("*.journal")
+        return b"".join(path.read_bytes() for path in files)
 
 
 @contextmanager
@@ -115,8 +117,8 @@ def a_journal() -> Iterator[Journal]:
                 holder.wait()
                 pytest.skip("NOT RUN, the journal was not tried: this machine lets nobody mount (a container?)")
             journal = Journal(holder.pid, str(tools["nsenter"]))
-            root = Path(f"/proc/{holder.pid}/root/run/systemd/journal")
-            until(lambda: (root / "socket").exists() and (root / "stdout").exists(), f"journald {pid}")
+            sockets = [journal.root / "run/systemd/journal" / name for name in ("socket", "stdout")]
+            until(lambda: all(path.exists() for path in sockets), f"journald {pid}")
             yield journal
         finally:
             holder.stdin.close()

@@ -28,3 +28,19 @@ def test_names_that_fill_a_message_do_not_keep_the_catalog_of_others_from_coming
     assert {row["verb"]: row["state"] for row in house.jobs()} == {"scan": "done"}
     assert house.status("app")["state"] == house.status("odd")["state"] == "safe"
     house.is_sound()
+
+
+def test_a_message_that_quotes_the_database_does_not_fill_the_catalog(house: House) -> None:
+    path = house.database("app")
+    name = "n" * 900_000
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("pragma writable_schema = 1")
+        broken = f'create index "{name}" on note (text)'
+        db.execute("insert into sqlite_schema values ('index', ?, 'note', 99999, ?)", (name, broken))
+    house.protects(house.table("app"))
+    house.start()
+    said = house.ctl("--json", "backup", "app")
+    assert said.status == 4
+    assert "(900" in said.err
+    assert house.stop() == 0
+    assert (house.state / "catalog.db").stat().st_size < 500_000

@@ -6,6 +6,7 @@ import os
 import pwd
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_its_workers_keep_no_power(served: House, users: list[int]) -> None:
             assert of(pid, "Gid") == [str(pwd.getpwuid(uid).pw_gid)] * 4
             for kind in ("CapPrm", "CapEff", "CapAmb"):
                 assert int(of(pid, kind)[0], 16) == 0, (half, kind)
+            assert not may_look_into(uid, pid), half
+        assert served.process is not None and not may_look_into(service, served.process.pid)
+        group = pwd.getpwuid(owner).pw_gid
+        with subprocess.Popen(["sleep", "60"], user=owner, group=group, extra_groups=[], cwd="/") as ordinary:
+            assert may_look_into(owner, ordinary.pid), "whoever is the same user may, of a program that allows it"
+            ordinary.kill()
         os.kill(served.workers()["engine"], signal.SIGSTOP)  # it does not listen any more, and belongs to another user
         served.does("job", "cancel", job)
         assert served.ended(job)["state"] == "cancelled"
@@ -112,6 +119,14 @@ def with_owner(uid: int, act):
         os.seteuid(0)
 
 
+def may_look_into(uid: int, pid: int) -> bool:
+    """True if a user can read what only the process itself should know."""
+    argv = ["cat", f"/proc/{pid}/environ"]
+    group = pwd.getpwuid(uid).pw_gid
+    done = subprocess.run(argv, user=uid, group=group, extra_groups=[], cwd="/", capture_output=True, check=False)
+    return done.returncode == 0
+
+
 def with_lock(path: Path, owner: int):
     """Hold the lock of a long transaction; files that this makes belong to the owner."""
     with_owner(owner, lambda: to_rollback_journal(path))
@@ -121,3 +136,31 @@ def with_lock(path: Path, owner: int):
 def to_rollback_journal(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("pragma journal_mode = delete")
+
+
+def test_a_daemon_that_can_be_nobody_else_lends_its_rights_to_no_link_of_others(
+    house: House, users: list[int], program
+) -> None:
+    owner, _, service = users
+    group = pwd.getpwuid(service).pw_gid
+    house.become = [program("setpriv"), f"--reuid={service}", f"--regid={group}", "--clear-groups"]
+    for path in (house.place, house.log):
+        os.chown(path, service, service)
+    secret = house.database("secret", rows=7)
+    secret.chmod(0o600)
+    os.chown(secret, service, service)
+    home = house.place / "home"
+    home.mkdir()
+    path = house.database("app").rename(home / "app.db")
+    for entry in (home, path):
+        os.chown(entry, owner, owner)
+    house.protects(house.table("app", path=path))
+    os.chown(house.policy, service, service)
+    house.start()
+    assert house.does("backup", "app")["proof"]["grade"] == "proven"
+    with_owner(owner, path.unlink)
+    with_owner(owner, lambda: path.symlink_to(secret))
+    problem = house.fails("DBG-2007", 1, "backup", "app")
+    assert "symbolic link of another user" in problem["message"]
+    house.idle()
+    assert len(house.backups("app")) == 1

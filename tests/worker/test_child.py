@@ -31,6 +31,28 @@ def test_a_half_whose_parent_is_gone_ends_at_once():
     assert (done.stdout, done.returncode) == ("", 1)
 
 
+KEEPS = """
+import ctypes, os, resource
+from dbguardd.worker.child import settle
+settle(os.getppid())
+print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+print(open("/proc/self/oom_score_adj").read().strip(), len(os.listdir("/proc/self/fd")) > 0)
+"""
+
+
+def test_a_half_keeps_to_itself():
+    """No core dump, not even into a pipe; nobody else may look in, but it still sees itself."""
+    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=False)
+    assert done.stdout == "(0, 0) 0\n500 True\n", done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_half_of_another_user_keeps_to_itself(program):
+    argv = [program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", KEEPS]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    assert done.stdout == "(0, 0) 0\n500 True\n", done.stderr
+
+
 def test_a_half_is_what_goes_first_when_memory_runs_out():
     code = (
         "import os; from dbguardd.worker.child import settle; settle(os.getppid());"

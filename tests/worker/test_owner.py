@@ -5,6 +5,8 @@ import os
 import pytest
 
 from dbguardd.errors import SourceDenied
+from dbguardd.wire import NOWHERE
+from dbguardd.worker import start
 from dbguardd.worker.start import owner_of
 
 APP, OTHER, ADMIN = 1001, 1002, 0
@@ -59,3 +61,12 @@ def test_links_in_a_circle_end(theirs):
     link(theirs / "b", "a", ADMIN)
     with pytest.raises(OSError, match="symbolic"):
         owner_of(theirs / "a")
+
+
+def test_what_only_has_backups_is_restored_by_the_owner_of_the_place_and_never_as_root(theirs):
+    spec = {"settings": {"path": NOWHERE}, "run_as": None}
+    assert start._owner(spec, {"to": str(theirs / "app" / "back.db")}) == APP
+    os.chown(theirs, 1003, 1003)
+    assert start._owner(spec, {"to": str(theirs / "back.db")}) == 1003
+    assert start._owner({**spec, "run_as": OTHER}, {"to": str(theirs / "app" / "back.db")}) == OTHER
+    assert start._owner(spec, {"to": "/back.db"}) == start._owner(spec, {}) == os.geteuid()

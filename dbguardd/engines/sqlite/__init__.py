@@ -174,7 +174,8 @@ def _replay(tree: Tree, work: Path, target: Path, tick: Callable[[int], None]) -
             replay(connection, text, tick)
     except sqlite3.Error as error:
         kind = _MACHINE.get(_code(error) & 0xFF, ProofFailed)
-        raise kind(f"{target}: the SQL text cannot be replayed", detail=str(error)) from error
+        what = getattr(error, "sqlite_errorname", type(error).__name__)  # SQLite's own words may quote rows
+        raise kind(f"{target}: the SQL text cannot be replayed", detail=what) from error
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
+from dbguardd.engines.sqlite.content import text as as_text
 from dbguardd.engines.sqlite.still import open_still, page_span, read_fingerprint
 from dbguardd.errors import GuardError
 
@@ -136,7 +137,9 @@ def _proof(target: Path, queries: Sequence[Query], progress: Progress) -> list[F
 
 
 def _ask(target: Path, query: Query, progress: Progress) -> Finding:
+    """Ask one query. What stands in rows is not told: findings are kept, logged, and shown to all who may read."""
     name = f"query: {query.sql}"
+    running = False
     raised: list[GuardError] = []
     end = time.monotonic() + _QUERY_SECONDS
 
@@ -151,13 +154,17 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
         with open_still(target) as connection:
             connection.set_progress_handler(watch, _STEPS)
             connection.set_authorizer(_authorize)
+            connection.text_factory = as_text
+            connection.execute(f"EXPLAIN {query.sql}").close()  # so far errors are about the query, not about rows
+            running = True
             rows = connection.execute(query.sql).fetchmany(2)
     except sqlite3.Error as error:
         if raised:
             raise raised[0] from error
         if time.monotonic() > end:
             return Finding(name, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
-        return Finding(name, _outcome(error), str(error))
+        what = getattr(error, "sqlite_errorname", type(error).__name__)
+        return Finding(name, _outcome(error), f"{what} while it ran" if running else str(error))
     if len(rows) != 1 or len(rows[0]) != 1:
         return Finding(name, "failed", "the query must return exactly one row of one value")
     return _judge(name, query, rows[0][0])
@@ -182,4 +189,16 @@ def _judge(name: str, query: Query, value: object) -> Finding:
     if query.equals is None and query.min is None and query.max is None and value is None:
         wrong = "expected a value"
     why = f" ({query.why})" if query.why else ""
-    return Finding(name, "failed", f"{value!r}, {wrong}{why}") if wrong else Finding(name, "ok", f"{value!r}{why}")
+    told = repr(value) if query.equals is not None and not wrong else _size_of(value)
+    return Finding(name, "failed", f"{told}, {wrong}{why}") if wrong else Finding(name, "ok", f"{told}{why}")
+
+
+def _size_of(value: object) -> str:
+    """Return a number as it is, and of all else how much it is."""
+    match value:
+        case str():
+            return f"a text of {len(value)} character{'s' * (len(value) != 1)}"
+        case bytes():
+            return f"{len(value)} byte{'s' * (len(value) != 1)}"
+        case _:
+            return repr(value)

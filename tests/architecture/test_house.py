@@ -56,7 +56,7 @@ def test_the_readme_names_what_exists():
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
-    assert targets == {"help", "demo", "test", "lint", "bench", "soak", "clean"}
+    assert targets == {"help", "demo", "test", "lint", "bench", "soak", "deb", "rpm", "clean"}
     for page in re.findall(r"`([a-z.-]+)\(([1-8])\)`", README):
         assert (ROOT / "man" / ".".join(page)).exists(), page
     assert README.count("<!-- transcript:begin -->") == README.count("<!-- transcript:end -->") == 1

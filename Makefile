@@ -8,6 +8,10 @@ SECONDS ?= 600
 PYTEST_LIMIT ?= 1500
 PROGRAMS := mandoc strace sqlite3
 
+# Neither make nor the shell may read orders in the name of a file.
+unexport DB
+export DEMO_DB = $(value DB)
+
 .PHONY: help demo test lint bench soak deb rpm clean programs
 .DEFAULT_GOAL := help
 
@@ -15,7 +19,7 @@ help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/installed ## protect a live database, prove it, lose it, get it back (DB=PATH: your own, only read)
-	@$(PY) -m tests.demo "$(DB)"
+	@$(PY) -m tests.demo "$$DEMO_DB"
 
 test: .venv/installed programs ## lint, types, layers and every test; fails if anything does
 	@failed=""; report=""; \
@@ -70,7 +74,7 @@ clean: ## remove what make made
 	  fi; \
 	fi
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # What cannot be had is no failure: the tests that need it say that they were skipped, and why.

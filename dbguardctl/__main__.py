@@ -1,85 +1,19 @@
-"""The way in: run one command, and turn how it ended into an exit status."""
+"""The way in. It imports nothing itself, so that Ctrl-C ends also the loading of the rest without a traceback."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-import traceback
 from collections.abc import Sequence
-
-import click
-
-from dbguardctl.app import PROGRAM, app
-from dbguardctl.session import Session
-from dbguardd.errors import GuardError, Internal, Usage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run dbguardctl and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    session = Session()
-    _mend_streams()
     try:
-        status = app.main(arguments, PROGRAM, standalone_mode=False, obj=session)
-        sys.stdout.flush()
-    except GuardError as error:
-        session.report(error)
-        return error.exit_status
-    except click.UsageError as error:
-        session.json = session.json or "--json" in arguments
-        session.report(_usage(error))
-        return Usage.exit_status
-    except (KeyboardInterrupt, click.Abort):
-        session.interrupted()
+        from dbguardctl.run import run  # noqa: PLC0415 - half of the time of a command
+
+        return run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        return _unwritten(error)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        if session.verbose:
-            traceback.print_exc()
-        session.report(_misunderstood(error))
-        return Internal.exit_status
-    return status if isinstance(status, int) else 0
-
-
-def _mend_streams() -> None:
-    """Let no character be unwritable, and no closed stream be None."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _unwritten(error: OSError) -> int:
-    """Return the exit status when the answer could not be written: none if its reader (head, less) has seen enough."""
-    # Python would complain again when it flushes at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        return 0
-    sys.stderr.write(f"{PROGRAM}: the answer cannot be written: {error.strerror or error}\n")
-    return 1
-
-
-def _misunderstood(error: Exception) -> Internal:
-    return Internal(
-        "dbguardctl: the answer of the daemon is not what was expected",
-        detail=f"{type(error).__name__}: {error}",
-        hints=["dbguardctl --version", "dbguardd --version"],
-    )
-
-
-def _usage(error: click.UsageError) -> Usage:
-    message = error.format_message().rstrip(".")
-    command = error.ctx.command_path if error.ctx else PROGRAM
-    usage = error.ctx.get_usage().removeprefix("Usage: ") if error.ctx else ""
-    return Usage(
-        f"{command}: {message[:1].lower()}{message[1:]}",
-        detail=f"usage: {usage}" if usage else "",
-        hints=[f"{command} --help"],
-    )
 
 
 if __name__ == "__main__":

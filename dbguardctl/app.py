@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dbguardctl.options import Given
 from dbguardctl.session import Session
 from dbguardd.errors import Usage
 
@@ -48,6 +49,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "audit": ("care:audit", "who asked for what, and proof that nobody changed that"),
     },
     "Help": {
+        "help": ("help:help", "this, or what a command does and takes"),
         "explain": ("help:explain", "what an error code means; needs no daemon"),
         "completion": ("help:completion", "completion for bash, zsh or fish"),
     },
@@ -60,14 +62,23 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        mine = {name for param in self.params for name in param.opts}
-        self.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
+        _add_global_options(self)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return _help(ctx, super().get_help(ctx))
 
 
 class Group(click.Group):
     """A group of commands of ours, which suggests the likely one for a name that does not exist."""
 
     command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_global_options(self)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return _help(ctx, super().get_help(ctx))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -79,16 +90,27 @@ class Group(click.Group):
             and not ctx.resilient_parsing
         ):
             command = f"{ctx.command_path} {args[0]}"
-            raise Usage(f"{command}: no such command", hints=suggestions(args[0], self.list_commands(ctx), ctx))
+            raise Usage(f"{command}: no such command", hints=suggestions(args, self.list_commands(ctx), ctx))
         return super().resolve_command(ctx, args)
 
 
-def suggestions(word: str, names: list[str], ctx: click.Context) -> list[str]:
-    """Return the likely commands in full, or the way to the help."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
+def _add_global_options(command: click.Command) -> None:
+    """Let a command take the global options after its name as well."""
+    mine = {name for param in command.params for name in param.opts}
+    command.params += [option for option in global_options(hidden=True) if not mine & set(option.opts)]
 
-    near = get_close_matches(word, names, 3, 0.5)
-    return [f"{ctx.command_path} {name}" for name in near] or [f"{ctx.command_path} --help"]
+
+def _help(ctx: click.Context, said: str) -> str:
+    return _as_json("help", "text", said) if _wants_json(ctx) else said
+
+
+def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
+    """Return the likely commands with all that followed what was typed instead, or the way to the help."""
+    import shlex  # noqa: PLC0415 - only on the way to an error, like the next
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    near = get_close_matches(args[0], names, 3, 0.5)
+    return [f"{ctx.command_path} {shlex.join([name, *args[1:]])}" for name in near] or [f"{ctx.command_path} --help"]
 
 
 class Commands(Group):
@@ -138,8 +160,21 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from dbguardd import __version__  # noqa: PLC0415 - only here
 
-        click.echo(f"{PROGRAM} {__version__}")
+        said = f"{PROGRAM} {__version__}"
+        click.echo(_as_json("version", "version", __version__) if _wants_json(ctx) else said)
         ctx.exit()
+
+
+def _wants_json(ctx: click.Context) -> bool:
+    """Say if --json stands anywhere in the command line: what ends it early has not read all of it."""
+    session = session_of(ctx)
+    return session.json or "--json" in session.arguments
+
+
+def _as_json(name: str, member: str, value: str) -> str:
+    import json  # noqa: PLC0415 - only here
+
+    return json.dumps({"schema": f"dbguard.{name}/1", member: value})
 
 
 def global_options(*, hidden: bool = False) -> list[click.Option]:
@@ -154,7 +189,7 @@ def global_options(*, hidden: bool = False) -> list[click.Option]:
         click.Option(["--utc"], help="Show and read times in UTC instead of the local zone.", callback=_utc, **flag),
         click.Option(["-q", "--quiet"], help="Say only results and errors.", callback=_remember("quiet"), **flag),
         click.Option(["-v", "--verbose"], help="Say more.", callback=_remember("verbose"), **flag),
-        click.Option(["--socket"], metavar="PATH", callback=_remember("socket"),
+        click.Option(["--socket"], metavar="PATH", type=Given(), callback=_remember("socket"),
                      help="Socket of dbguardd; otherwise $DBGUARD_SOCKET, otherwise /run/dbguard/api.sock.", **value),
     ]  # fmt: skip
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, from_problem
+from dbguardd.wire import SOCKET
 
 Json = dict[str, Any]
 
@@ -118,11 +120,14 @@ def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
         case ConnectionRefusedError():
             why = "nobody listens there"
         case PermissionError():
-            why, hints = "you may not open the socket", ["sudo dbguardctl status"]
+            there = "" if path == SOCKET else f"--socket {shlex.quote(path)} "
+            why, hints = "you may not open the socket", [f"sudo dbguardctl {there}status"]
         case TimeoutError():
             why = "no answer in time"
         case http.client.RemoteDisconnected() | ConnectionError() | http.client.IncompleteRead():
             why, hints = "the daemon ended the connection", ["journalctl -u dbguardd -n 20"]
+        case OSError() if "too long" in str(error):
+            why, hints = "the path of a Unix socket has at most 107 bytes", ["dbguardctl --socket PATH status"]
         case _:
             why = str(error) or type(error).__name__
     return DaemonUnreachable(f"cannot reach dbguardd: {path}: {why}", hints=hints, facts={"socket": path})

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dbguardd.errors import ConfirmMissing, NoSpace, NotFound, NotPermitted, Unsupported, Usage
+from dbguardd.errors import ConfirmMissing, NoSpace, NotFound, PlaceDenied, Unsupported, Usage
 
 STORE = Path("/etc/credstore.encrypted")
 DROP_INS = Path("/etc/systemd/system/dbguardd.service.d")
@@ -31,14 +31,14 @@ class Credstore:
         self._drop_ins = root / DROP_INS.relative_to("/")
 
     def check(self, name: str, verb: str) -> None:
-        """Raise Usage for what cannot be a name, NotPermitted for who is not root."""
+        """Raise Usage for what cannot be a name, PlaceDenied for who is not root."""
         if not _NAME.fullmatch(name):
             raise Usage(
                 f"credential {name!r}: not a name for a credential",
                 detail="Letters, digits, . _ and -, not a dot first, at most 200 of them.",
             )
         if os.geteuid() != 0:
-            raise NotPermitted(
+            raise PlaceDenied(
                 f"credential {name}: only root can",
                 detail="Credentials lie in the service manager's store, which belongs to root.",
                 hints=[f"sudo dbguardctl credential {verb} {name}"],
@@ -58,7 +58,7 @@ class Credstore:
     def set(self, name: str, secret: bytes, *, replace: bool) -> None:
         """Encrypt a secret for this host and let dbguardd have it at its next start.
 
-        Raises Usage, NotPermitted, Unsupported, ConfirmMissing (it is there, and `replace` is not wanted), NoSpace.
+        Raises Usage, PlaceDenied, Unsupported, ConfirmMissing (it is there, and `replace` is not wanted), NoSpace.
         """
         self.check(name, "set")
         if not 0 < len(secret) <= MOST_BYTES:
@@ -93,7 +93,7 @@ class Credstore:
     def remove(self, name: str) -> None:
         """Let dbguardd have a credential no longer, and delete it.
 
-        Raises Usage, NotPermitted, NotFound, Unsupported.
+        Raises Usage, PlaceDenied, NotFound, Unsupported.
         """
         self.check(name, "rm")
         file = self._store / f"dbguard.{name}"

@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class Given(click.ParamType[str]):
+    """A text that is not empty: what a script gives by an empty variable must not count as not given."""
+
+    name = "text"
+
+    def __init__(self, *, empty: bool = False) -> None:
+        self._empty = empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not (value or self._empty):
+            self.fail("it is empty; leave the option out if that is meant", param, ctx)
+        return str(value)
+
+
+def text_option(*names: str, **settings: Any) -> Decorator:
+    """Return an option that takes a text; "" is what a command sees when it was not given."""
+    settings = {"type": Given(), "callback": lambda _ctx, _param, value: value or "", **settings}
+    return click.option(*names, **settings)
+
+
 def request_options(
     request: type[Request], *, skip: Collection[str] = (), rename: Mapping[str, str] | None = None
 ) -> Decorator:
@@ -32,14 +52,14 @@ def request_options(
             text = str(field.metadata["help"])
             help = f"{text[:1].upper()}{text[1:]}."
             if isinstance(field.default, bool):
-                option = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
+                option: Decorator = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
             else:
                 metavar = {"at": "TIME", "backup": "ID", "confirm": "NAME", "to": "PATH"}.get(field.name, "TEXT")
                 complete = complete_id if field.name == "backup" else None
-                option = click.option(
-                    f"--{name}", field.name, default=field.default, metavar=metavar, help=help,
-                    show_default=False, shell_complete=complete,
-                )  # fmt: skip
+                kind = Given(empty=field.name == "note")  # no remark is a remark
+                option = text_option(
+                    f"--{name}", field.name, metavar=metavar, help=help, shell_complete=complete, type=kind
+                )
             function = option(function)
         return function
 
@@ -48,8 +68,8 @@ def request_options(
 
 def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how long to wait for a job."""
-    function = click.option(
-        "--timeout", metavar="SPAN", default="", help="Stop waiting after that long (90s, 2h); the job goes on."
+    function = text_option(
+        "--timeout", metavar="SPAN", help="Stop waiting after that long (90s, 2h); the job goes on."
     )(function)
     return click.option("--no-wait", is_flag=True, help="Print the id of the job and do not wait for it.")(function)
 

@@ -40,7 +40,7 @@ class _Lines:
         tenth = row["done_bytes"] * 10 // total if total else 0
         if row["step"] and row["state"] == "running" and (row["step"], tenth) != self._said:
             self._said = (row["step"], tenth)
-            amount = f" {tenth * 10} % of {size(total)}" if total else ""
+            amount = f" {tenth * 10} % of {size(total)}" if tenth else f" of {size(total)}" if total else ""
             self._session.say(f"  {row['step']}{amount}")
 
 
@@ -70,9 +70,9 @@ class _Bars:
         step = safe(row["step"]) if row["state"] == "running" else ""
         for name, task in self._tasks.items():
             bar = self._progress.tasks[task]
-            if name != step and not bar.finished:
-                whole = bar.total or bar.completed or 1
-                self._progress.update(task, total=whole, completed=whole)
+            if name != step and not bar.finished and row["state"] in ("running", "done"):  # a failed one stays short
+                whole = bar.total or bar.completed
+                self._progress.update(task, total=whole or 1, completed=whole or 1, amount=size(whole) if whole else "")
         if not step:
             return
         total, done = row["total_bytes"], row["done_bytes"]

@@ -89,11 +89,15 @@ class Screen:
     """Writes blocks to a stream.
 
     On a terminal, a table that is wider than it is folded by rich, which costs 30 ms to import. Elsewhere lines are
-    never cut or folded, so that grep and awk can read them.
+    never cut or folded, so that grep and awk can read them. `program` is how dbguardctl is called here: commands that
+    are shown to be pasted begin with it.
     """
 
-    def __init__(self, stream: TextIO, *, terminal: bool, colour: bool, utf8: bool) -> None:
+    def __init__(
+        self, stream: TextIO, *, terminal: bool, colour: bool, utf8: bool, program: str = "dbguardctl"
+    ) -> None:
         self.stream = stream
+        self._program = program
         self.terminal = terminal
         self.colour = colour
         self.utf8 = utf8
@@ -126,10 +130,16 @@ class Screen:
 
     def _encode(self, cell: Cell | str) -> tuple[str, str]:
         words, style = (cell, "") if isinstance(cell, str) else (cell.text, cell.style)
-        words = safe(words)
+        words = safe(self._pasted(words) if style == "try" else words)
         if not self.utf8:
             words = words.replace("\N{MIDDLE DOT}", "|").encode("ascii", "backslashreplace").decode("ascii")
         return words, style
+
+    def _pasted(self, words: str) -> str:
+        before, name, after = words.partition("dbguardctl ")
+        if not name or before not in ("", "sudo ") or "--socket" in after:
+            return words
+        return f"{before}{self._program} {after}"
 
     def _painted(self, words: str, style: str) -> str:
         return f"\x1b[{STYLES[style][0]}m{words}\x1b[0m" if self.colour and style and words else words
@@ -139,9 +149,14 @@ class Screen:
         if any(table.columns):
             rows.insert(0, [(name, "dim") for name in table.columns])
         widths = [max(_width(words) for words, _ in column) for column in zip(*rows, strict=True)]
-        if self.terminal and self._should_fold(table, widths):
-            self._folded(table, rows)
-            return
+        if self.terminal and not self._fits(table, widths):
+            narrow = [min(width, _FOLDED) if number in table.fold else width for number, width in enumerate(widths)]
+            if table.fold and self._fits(table, narrow):
+                self._folded(table, rows)
+                return
+            if any(table.columns):
+                self._stacked(table, rows[1:])
+                return
         for row in rows:
             cells = []
             for number, ((words, style), width) in enumerate(zip(row, widths, strict=True)):
@@ -149,11 +164,29 @@ class Screen:
                 cells.append(room + painted if number in table.right else painted + room)
             self.stream.write((" " * table.indent + "  ".join(cells)).rstrip() + "\n")
 
-    def _should_fold(self, table: Table, widths: Sequence[int]) -> bool:
-        """True if the table is too wide for the terminal, and its prose may be narrow enough to mend that."""
-        gaps, columns = table.indent + 2 * len(widths) - 2, self._columns()
-        least = sum(min(width, _FOLDED) if number in table.fold else width for number, width in enumerate(widths))
-        return bool(table.fold) and gaps + least <= columns < gaps + sum(widths)
+    def _fits(self, table: Table, widths: Sequence[int]) -> bool:
+        """True if columns of these widths are not too wide for the terminal."""
+        return table.indent + 2 * len(widths) - 2 + sum(widths) <= self._columns()
+
+    def _stacked(self, table: Table, rows: list[list[tuple[str, str]]]) -> None:
+        """Write each row as a few lines: what it is called, and below that each column with its name."""
+        first = next(number for number, name in enumerate(table.columns) if name)
+        for row in rows:
+            head = " ".join(self._painted(*cell) for cell in row[: first + 1])
+            self.stream.write(f"{' ' * table.indent}{head}\n")
+            named = zip(table.columns[first + 1 :], row[first + 1 :], strict=True)
+            self._flow([(name, *cell) for name, cell in named if cell[0]], table.indent + 4)
+
+    def _flow(self, items: Iterable[tuple[str, str, str]], indent: int) -> None:
+        """Write names and values side by side, in lines that fit the terminal."""
+        at = 0
+        for name, words, style in items:
+            width = len(name) + 1 + _width(words)
+            ends = at + 3 + width > self._columns()
+            lead = " " * indent if not at else f"\n{' ' * indent}" if ends else " | "
+            self.stream.write(f"{lead}{self._painted(name, 'dim')} {self._painted(words, style)}")
+            at = indent + width if ends or not at else at + 3 + width
+        self.stream.write("\n" if at else "")
 
     def _columns(self) -> int:
         try:

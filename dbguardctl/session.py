@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, tzinfo
@@ -11,10 +12,10 @@ from typing import Any, TextIO
 
 from dbguardctl.client import Daemon, Json
 from dbguardctl.screen import Block, Cell, Screen, text
-from dbguardctl.words import when
+from dbguardctl.words import when, zoned
 from dbguardd.errors import GuardError, NotFound
 from dbguardd.wire import SOCKET
-from dbguardd.words import humanized
+from dbguardd.words import hint_word, humanized
 
 
 class Session:
@@ -28,6 +29,8 @@ class Session:
         self.quiet = False
         self.verbose = False
         self.socket = ""
+        self.arguments: list[str] = []
+        """What the user typed after the name of the program."""
         self.wanted_database = ""
         """The name that the user typed, for a suggestion if there is no such database."""
         self.looks_on: dict[str, str] = {}
@@ -47,7 +50,16 @@ class Session:
             and not os.environ.get("NO_COLOR")
             and os.environ.get("TERM", "dumb") != "dumb"
         )
-        return Screen(stream, terminal=terminal, colour=colour, utf8=speaks_utf8())
+        return Screen(stream, terminal=terminal, colour=colour, utf8=speaks_utf8(), program=self._program())
+
+    def _program(self) -> str:
+        """Return how this program is called here, with the socket that was named: what is pasted has to work."""
+        called = sys.argv[0]
+        found = (os.path.join(place, "dbguardctl") for place in os.environ.get("PATH", "").split(os.pathsep))
+        first = next(filter(os.path.exists, found), None)
+        usual = os.path.basename(called) != "dbguardctl" or (first and os.path.samefile(first, called))
+        socket = f" --socket {shlex.quote(self.socket)}" if self.socket else ""
+        return ("dbguardctl" if usual else shlex.quote(called)) + socket
 
     @property
     def out(self) -> Screen:
@@ -122,15 +134,16 @@ def speaks_utf8() -> bool:
 
 def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose: bool) -> list[Block]:
     """Return an error as people read it; the lines to paste come last."""
-    blocks: list[Block] = [text(Cell(f"error[{error.code}]", "bad"), ": ", Cell(error.message, "strong"))]
-    blocks += [text(line, indent=7) for line in humanized(error.detail).splitlines()]
+    message, detail = (zoned(humanized(words), now, zone) for words in (error.message, error.detail))
+    blocks: list[Block] = [text(Cell(f"error[{error.code}]", "bad"), ": ", Cell(message, "strong"))]
+    blocks += [text(line, indent=7) for line in detail.splitlines()]
     if error.meaning:
         blocks.append(text(error.meaning, indent=7))
     if proven := error.facts.get("last_proven_at"):
         blocks.append(text(f"Last proven backup: {when(str(proven), now, zone)}.", indent=7))
     if error.facts.get("instance") and verbose:
         blocks.append(text(f"At {error.facts['instance']}, HTTP status {error.http_status}.", indent=7))
-    if error.advice and (verbose or not error.hints):
-        blocks.append(text(Cell("try  ", "dim"), error.advice_for(), indent=7))
-    blocks += [text(Cell("fix  ", "dim"), Cell(hint, "try"), indent=7) for hint in error.hints]
+    if (advice := error.advice_for()) and (verbose or not error.hints):
+        blocks.append(text(Cell("try  ", "dim"), advice, indent=7))
+    blocks += [text(Cell(f"{hint_word(hint)}  ", "dim"), Cell(hint, "try"), indent=7) for hint in error.hints]
     return blocks

@@ -10,7 +10,8 @@ from typing import Any
 
 from dbguardctl.progress import Look, looker
 from dbguardctl.session import Session
-from dbguardctl.views.jobs import FINAL, finished, part_done
+from dbguardctl.views.jobs import FINAL, finished, part_done, verdicts
+from dbguardctl.words import when
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
 from dbguardd.words import span
 
@@ -65,7 +66,9 @@ def _poll(
             tried = row["attempt"]
             row = session.daemon.get("jobs", row["id"], wait=round(rest, 3))["job"]
             if row["attempt"] > tried and row["problem"]:
-                session.say(f"{what(row)}: attempt {tried} failed, it is tried again: {row['problem'].get('message')}")
+                at, why = row["problem"].get("next_try_at"), row["problem"].get("message")
+                again = f" {when(at, session.now, session.zone)}" if at else ""
+                session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {why}")
             look(row)
     return row
 
@@ -107,7 +110,8 @@ def settle(session: Session, row: Json, timeout: float | None = None) -> list[Js
 
 def _show(session: Session, row: Json) -> None:
     if not session.json and failure(row) is None:
-        session.out.show(finished(row, session.now, session.zone))
+        blocks = finished(row, session.now, session.zone)
+        session.out.show(verdicts(blocks) if session.quiet and not row["request"].get("dry_run") else blocks)
 
 
 def verdict(rows: list[Json]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from dbguardd.words import UNKNOWN, offset, parse_utc, safe
 
 NEVER = "never"
 
+_MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)(?: UTC\b|Z\b)")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -38,11 +40,16 @@ def when(text: str | None, now: datetime, zone: tzinfo | None) -> str:
     if days == -1:
         return f"yesterday {time}"
     if days == 1:
-        return f"tonight {time}" if local.hour < 6 else f"tomorrow {time}"
+        return f"tonight {time}" if local.hour < 6 <= here.hour else f"tomorrow {time}"
     if -7 < days < 7:
         return f"{_DAYS[local.weekday()]} {time}"
     year = "" if abs(days) < 300 else f" {local.year}"
     return f"{local.day} {_MONTHS[local.month - 1]}{year} {time}"
+
+
+def zoned(words: str, now: datetime, zone: tzinfo | None) -> str:
+    """Return words of the daemon, which tells moments in UTC, with the moments as the rest of the screen has them."""
+    return _MOMENT.sub(lambda found: when(f"{found[1]}T{found[2]}Z", now, zone), words)
 
 
 def date(text: str | None, now: datetime, zone: tzinfo | None) -> str:

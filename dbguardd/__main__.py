@@ -12,9 +12,8 @@ from typing import Any, NoReturn
 
 from dbguardd import __version__
 from dbguardd.errors import GuardError, Usage
-from dbguardd.wire import REQUESTS, SOCKET
+from dbguardd.wire import POLICY, REQUESTS, SOCKET
 
-POLICY = "/etc/dbguard/policy.toml"
 STATE = "/var/lib/dbguard"
 
 
@@ -47,9 +46,9 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("dbguardd", description="Keeps databases restorable, and proves it.")
     parser.add_argument("--version", action="version", version=f"dbguardd {__version__}")
-    parser.add_argument("--policy", type=Path, default=Path(POLICY), help=f"the policy file ({POLICY})")
-    parser.add_argument("--state", type=Path, default=Path(STATE), help=f"where state and backups go ({STATE})")
-    parser.add_argument("--socket", type=Path, default=Path(SOCKET), help=f"where to listen ({SOCKET})")
+    parser.add_argument("--policy", type=_path, default=Path(POLICY), help=f"the policy file ({POLICY})")
+    parser.add_argument("--state", type=_path, default=Path(STATE), help=f"where state and backups go ({STATE})")
+    parser.add_argument("--socket", type=_path, default=Path(SOCKET), help=f"where to listen ({SOCKET})")
     parser.add_argument("--json-log", action="store_true", help="write the log as JSON lines when not under systemd")
     parser.add_argument("--check-config", action="store_true", help="check the policy, say what is wrong, and end")
     commands = parser.add_subparsers(dest="command")
@@ -60,11 +59,22 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=request.__doc__, description=request.__doc__)
         for field in fields(request):
             if field.default is MISSING:
-                verb.add_argument(field.name, help=f"name of the {field.name}, as in the policy")
+                verb.add_argument(field.name, type=_given, help=f"name of the {field.name}, as in the policy")
             else:
-                kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"default": ""}
+                kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": _given}
                 verb.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **kind)
     return parser
+
+
+def _given(text: str) -> str:
+    """Refuse an empty text: what a script gives by an empty variable must not count as not given."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; leave the option out if that is meant")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_given(text))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -86,7 +96,8 @@ def _run_by_hand(options: argparse.Namespace) -> int:
 
     state = options.state.absolute()
     policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
-    request = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
+    given = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
+    request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}
     if request.get("to"):
         request["to"] = str(Path(request["to"]).absolute())
     with house.owned(state):  # a running daemon works on the same staging and storage
@@ -105,7 +116,6 @@ def _serve(options: argparse.Namespace) -> int:
     keep_to_itself()
     host, machine_id = supervisor.this_host()
     socket = options.socket.absolute()
-    socket.parent.mkdir(mode=0o755, exist_ok=True)
     logger = log.setup(json_lines=options.json_log)
     setup = supervisor.Setup(
         policy=options.policy.absolute(),

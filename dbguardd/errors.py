@@ -8,6 +8,7 @@ dbguard-errors(7) are all made from this table, so a new row here is all that a 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -92,6 +93,10 @@ class Usage(GuardError):
     meaning = "Nothing was done."
     advice = "Read the help of the command: dbguardctl COMMAND --help."
 
+    def advice_for(self) -> str:
+        """Return nothing: a message about a request says itself what is wrong with it, and a hint where to look."""
+        return ""
+
 
 class DaemonUnreachable(GuardError):
     """The client cannot talk to the daemon."""
@@ -125,8 +130,8 @@ class Busy(GuardError):
 
     code, title = "DBG-0005", "Busy"
     exit_status, http_status, transient = 7, 409, True
-    meaning = "Nothing was done; the other job goes on."
-    advice = "Watch the other job with dbguardctl job watch ID, then try again."
+    meaning = "Nothing was done, and nothing that runs was disturbed."
+    advice = "If another job is in the way, watch it with dbguardctl job watch ID, then try again."
 
 
 class StillRunning(GuardError):
@@ -182,6 +187,15 @@ class Overloaded(GuardError):
     advice = "Try again; end waiting commands that nobody needs, such as dbguardctl job watch or events --follow."
 
 
+class PlaceDenied(GuardError):
+    """The operating system does not let this user read or write a file or directory of this host."""
+
+    code, title = "DBG-0012", "A file or directory is not accessible"
+    exit_status, http_status = 5, 403
+    meaning = "Nothing was done there, and nothing that exists was changed."
+    advice = "Give the user that does it the right to, or choose another place. Being root does not help everywhere."
+
+
 # ------------------------------------------------------------------------------------------------ 1: policy
 
 
@@ -229,8 +243,8 @@ class SourceMissing(GuardError):
 
     code, title = "DBG-2001", "Database missing"
     http_status = 502
-    meaning = "No backup was made. Earlier backups are untouched and can be restored."
-    advice = "Was it moved or deleted? Mend path in the policy, or restore it: dbguardctl restore NAME --dry-run."
+    meaning = "No backup was made. Earlier backups, if there are any, are untouched and can be restored."
+    advice = "Moved? Mend path in the policy. Lost? dbguardctl status NAME says what of it can be restored."
 
 
 class SourceInvalid(GuardError):
@@ -256,7 +270,7 @@ class SourceLocked(GuardError):
 
     code, title = "DBG-2004", "Database locked"
     http_status, transient = 503, True
-    meaning = "No backup was made this time; the application was not disturbed. It is tried again."
+    meaning = "No backup was made this time; the application was not disturbed. `retry` says when it is tried again."
     advice = "Find who holds the lock (lsof PATH); raise lock_timeout if the application needs long exclusive locks."
 
 
@@ -274,7 +288,9 @@ class SourceChanged(GuardError):
 
     code, title = "DBG-2006", "Database replaced during the backup"
     http_status, transient = 503, True
-    meaning = "The half-made backup was thrown away. Earlier backups are untouched. It is tried again."
+    meaning = (
+        "The half-made backup was thrown away. Earlier backups are untouched. `retry` says when it is tried again."
+    )
     advice = (
         "If this repeats, something replaces the file instead of writing to it: back up after that, with a schedule."
     )
@@ -303,7 +319,7 @@ class WouldBlock(GuardError):
 
     code, title = "DBG-2009", "The application would be blocked for too long"
     http_status, transient = 503, True
-    meaning = "No backup was made this time; the application was not held longer than max_block. It is tried again."
+    meaning = "No backup was made this time; the application was not held longer. `retry` says when it is tried again."
     advice = "Use WAL mode (PRAGMA journal_mode=WAL), raise max_block, or back up in a quiet window."
 
 
@@ -525,7 +541,10 @@ class AuditBroken(GuardError):
     code, title = "DBG-9001", "The audit log was changed"
     exit_status, http_status = 4, 500
     meaning = "Entries from the named one on cannot be trusted. Backups are not affected."
-    advice = "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit."
+    advice = (
+        "Compare with the journal: journalctl -u dbguardd DBGUARD_ACTION=audit. To begin a new log, stop dbguardd and "
+        "move audit.jsonl and catalog.db away."
+    )
 
 
 class CatalogDamaged(GuardError):
@@ -540,7 +559,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
     kind.code: kind
     for kind in (
         *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
-        *(SecondInstance, Overloaded, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
+        *(SecondInstance, Overloaded, PlaceDenied, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
         *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
         *(Unsupported, WouldBlock),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
@@ -550,6 +569,20 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
     )
 }
 """Every row, by code."""
+
+
+def of_file(message: str, error: OSError) -> GuardError:
+    """Return what an error of the operating system means at a file of the daemon's own, or of a person who asks."""
+    detail = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
+    match error.errno:
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return PlaceDenied(message, detail=detail)
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(message, detail=detail)
+        case errno.ENOENT | errno.ENOTDIR | errno.EEXIST | errno.EISDIR | errno.ELOOP | errno.ENAMETOOLONG:
+            return Usage(message, detail=detail)
+    return Degraded(message, detail=detail)
+
 
 EXIT_STATUSES: Mapping[int, str] = {
     0: "done, healthy",

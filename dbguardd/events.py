@@ -75,9 +75,10 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "backup.graded", "error", "backup {backup} is NOT proven, only {grade}[: {failure}]",
         "A backup was verified; grade, proof and time of the restore are known.",
-        title="A backup did not pass its test restore",
+        title="A backup cannot be relied on",
         meaning="Backup {backup} of {database} was restored into a private place, and something was not as it should "
-                "be. It does not count as the last good one, and is kept for a while as evidence. "
+                "be; or a check or a restore found what it needs damaged. It does not count as the last good one, is "
+                "restored by its id only, and is kept for a week as evidence. "
                 "The live database was not touched. Last proven backup: {last_proven}.",
         advice=("See what failed:  dbguardctl show {backup}", "Make a new one:   dbguardctl backup {database} --full"),
     ),
@@ -235,6 +236,13 @@ KINDS: tuple[Kind, ...] = (
         title="Somebody else can open the repository from now on",
         meaning="The holder of the secret of {recipient} can read every backup in this storage, without this machine.",
         advice=("If that is a surprise, see who asked for it:  dbguardctl audit show",),
+    ),
+    Kind(
+        "recovery.dropped", "warning", "key {key}: the recovery recipient {recipient} no longer opens the repository",
+        "A recovery recipient was taken away.",
+        title="A recovery sheet no longer opens the repository",
+        meaning="The holder of the secret of {recipient} can read copies of the storage from before, and no others.",
+        advice=("Test that another sheet opens the backups:  dbguardctl key recovery-test {key}",),
     ),
     Kind(
         "recovery.known", "debug", "key {key}: recovery recipients are {recipients}",

@@ -13,8 +13,11 @@ from enum import StrEnum
 from typing import Any
 
 API_VERSION = 1
+POLICY = "/etc/dbguard/policy.toml"
 SOCKET = "/run/dbguard/api.sock"
 MAX_REQUEST_BYTES = 1 << 20
+UNDO_REASON = "restore undo"
+"""Why the state is held that a restore in place has replaced."""
 
 
 class Role(StrEnum):
@@ -93,7 +96,7 @@ class Restore(Request):
 
     database: str
     backup: str = option("id of the backup, or its first characters")
-    at: str = option("the newest backup not younger than this moment, such as '2026-09-12 08:59' or 'yesterday 09:00'")
+    at: str = option("the newest proven backup not younger than this: '2026-09-12 08:59', 'yesterday 09:00'")
     to: str = option("path of the restored database; it must not exist")
     in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
     confirm: str = option("the name of the database, typed in full: needed for --in-place")
@@ -175,7 +178,8 @@ class BackupRow:
     expires_at: str | None = None
     holds: list[str] = field(default_factory=list)
     note: str = ""
-    failure: str | None = None  # why the last verification failed; None if it did not
+    failure: str | None = None  # why the last verification failed, or a check since then; None if it did not
+    verified_at: str | None = None  # when it was last looked at
 
 
 @dataclass(slots=True)
@@ -273,13 +277,22 @@ class StorageStatus:
 
 
 @dataclass(slots=True)
+class RecipientStatus:
+    """One recovery key that opens the backups, and when somebody last showed that its secret still does."""
+
+    recipient: str
+    tested_at: str | None
+
+
+@dataclass(slots=True)
 class KeyStatus:
     """What can be said of one key now."""
 
     name: str
     kind: str
     recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
-    recovery_tested_at: str | None
+    recovery_tested_at: str | None  # of whichever recipient was tested last
+    recipients: list[RecipientStatus] = field(default_factory=list)  # each with its own test
 
 
 @dataclass(slots=True)

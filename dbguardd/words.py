@@ -11,6 +11,12 @@ HIDDEN = "***"
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SECRETS = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
+_COMMAND = re.compile(r"(sudo )?(\S*dbguardctl|\S*dbguardd|systemctl|chmod|chown|mkdir|groupadd|sqlite3) ")
+_LOOK = re.compile(
+    r"(sudo )?\S*(systemctl (status|cat)\b|dbguard(ctl|d)\b(.* --(help|version|dry-run|check-config)\b"
+    r"| (status|list|show|log|check|schedule|config (check|diff|show|explain)"
+    r"|(job|key|audit|credential) (list|show|watch|verify))\b))"
+)
 _HOSTILE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
@@ -73,6 +79,11 @@ def count(number: int, noun: str) -> str:
 def humanized(words: str) -> str:
     """Return words in which long numbers of bytes read as sizes: 1116691497 bytes become 1.04 GiB."""
     return re.sub(r"\b(\d{4,18}) bytes\b", lambda found: size(int(found[1])), words)
+
+
+def hint_word(hint: str) -> str:
+    """Return what goes before a hint: fix for a command that changes something, try for all else."""
+    return "fix" if _COMMAND.match(hint) and not _LOOK.match(hint) else "try"
 
 
 def parse_utc(text: str | None) -> datetime | None:

@@ -43,7 +43,8 @@ class Host:
         self.policy, self.state, self.socket = place / "policy.toml", place / "state", place / "api.sock"
         self.log = place / "dbguardd.log"
         self.bin = Path(sys.executable).parent
-        self.environment = {**os.environ, "DBGUARD_SOCKET": str(self.socket), "COLUMNS": "110"}
+        path = f"{self.bin}{os.pathsep}{os.environ.get('PATH', '')}"
+        self.environment = {**os.environ, "PATH": path, "DBGUARD_SOCKET": str(self.socket), "COLUMNS": "110"}
 
     @contextmanager
     def daemon(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -155,6 +156,9 @@ def main() -> int:
         status, end = error.status, "Ended"
     except KeyboardInterrupt:
         status, end = 130, "Interrupted"
+    except BrokenPipeError:  # who reads has seen enough
+        status, end = 0, "Ended"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as stopped:
         status, end = int(str(stopped.code)), "Stopped"
     finally:

@@ -6,7 +6,7 @@ import click
 
 from dbguardctl.app import Command, Group, pass_session
 from dbguardctl.moments import parse_span
-from dbguardctl.options import database_argument
+from dbguardctl.options import database_argument, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import care as view
@@ -27,7 +27,7 @@ def schedule(session: Session, count: int) -> None:
 
 @click.command(cls=Command)
 @database_argument()
-@click.option("--for", "length", metavar="SPAN", default="", help="Resume by itself after that long (30min, 2h, 1d).")
+@text_option("--for", "length", metavar="SPAN", help="Resume by itself after that long (30min, 2h, 1d).")
 @pass_session
 def pause(session: Session, database: str, length: str) -> None:
     """Start no scheduled jobs of a database for a while. What runs goes on; backups by hand still work."""
@@ -47,7 +47,8 @@ def resume(session: Session, database: str) -> None:
     """End a pause: the schedule goes on, and what was missed is made up for."""
     session.wanted_database = database
     answer = session.daemon.post("databases", database, "resume")
-    session.answer(answer, [text(Cell("ok", "good"), f"  {database} is no longer paused")])
+    done = "is no longer paused" if answer.get("was_paused", True) else "was not paused"
+    session.answer(answer, [text(Cell("ok", "good"), f"  {database} {done}")])
 
 
 @click.group(cls=Group)

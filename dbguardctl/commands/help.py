@@ -1,4 +1,4 @@
-"""explain and completion: what needs no daemon."""
+"""help, explain and completion: what needs no daemon."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def _complete_code(_ctx: click.Context, _param: click.Parameter, incomplete: str
     return [
         CompletionItem(code, help=kind.title) for code, kind in OUTCOMES.items() if code.startswith(incomplete.upper())
     ]
+
+
+@click.command(cls=Command)
+@click.argument("command", metavar="[COMMAND]...", nargs=-1)
+@click.pass_context
+def help(ctx: click.Context, command: tuple[str, ...]) -> None:
+    """Say what the commands are, or what one of them does and takes; as --help does."""
+    ctx.find_root().command.main([*command, "--help"], PROGRAM, standalone_mode=False, obj=ctx.obj)
 
 
 @click.command(cls=Command)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from dbguardctl.app import Group, pass_session
+from dbguardctl.commands.past import must_be_known
 from dbguardctl.commands.work import seconds
-from dbguardctl.options import Name, complete_database, complete_job, id_argument
+from dbguardctl.options import Name, complete_database, complete_job, id_argument, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import jobs as view
@@ -29,6 +30,8 @@ def job() -> None:
 def job_list(session: Session, database: str | None, state: str | None, limit: int) -> None:
     """List jobs, newest first."""
     answer = session.daemon.get("jobs", database=database, state=state, limit=limit)
+    if not answer["jobs"]:
+        must_be_known(session, database)
     if session.json:
         session.print_json(answer)
     else:
@@ -49,7 +52,7 @@ def job_show(session: Session, id: str) -> None:
 
 @job.command("watch")
 @id_argument(complete=complete_job)
-@click.option("--timeout", metavar="SPAN", default="", help="Stop waiting after that long (90s, 2h); the job goes on.")
+@text_option("--timeout", metavar="SPAN", help="Stop waiting after that long (90s, 2h); the job goes on.")
 @pass_session
 def job_watch(session: Session, id: str, timeout: str) -> int:
     """Wait for a job, and end as the command that started it would have."""

@@ -11,16 +11,25 @@ import click
 from click.shell_completion import CompletionItem
 
 from dbguardctl.app import Group, pass_session
-from dbguardctl.options import Name, _ask
+from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
 from dbguardctl.session import Session
 from dbguardctl.words import when
-from dbguardd.errors import TargetExists, Usage
+from dbguardd.errors import TargetExists, Usage, of_file
+from dbguardd.words import count
+
+_IDENTITY, _IDENTITY_REST = "AGE-SECRET-KEY-1", 58
+_BLOCKS = "\N{LOWER HALF BLOCK}\N{UPPER HALF BLOCK}\N{FULL BLOCK}"
 
 
 def _complete_key(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     rows = _ask(ctx, "keys").get("keys", [])
     return [CompletionItem(row["name"]) for row in rows if row["name"].startswith(incomplete)]
+
+
+def _complete_recipient(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    names = (name for row in _ask(ctx, "keys").get("keys", []) for name in row["recovery"])
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 _name = click.argument("name", metavar="[NAME]", default="main", type=Name(), shell_complete=_complete_key)
@@ -39,25 +48,29 @@ def key_list(session: Session) -> None:
     if session.json:
         session.print_json(answer)
         return
-    rows = [
-        (
-            Cell(row["name"], "strong"),
-            row["kind"],
-            Cell(", ".join(map(_shortened, row["recovery"])) or "none", "" if row["recovery"] else "warn"),
-            when(row["recovery_tested_at"], session.now, session.zone) if row["recovery_tested_at"] else "never",
-        )
-        for row in answer["keys"]
-    ]
+    rows = [line for row in answer["keys"] for line in _recipients(session, row)]
     session.out.show([Table(("KEY", "KIND", "RECOVERY", "TESTED"), rows)])
 
 
+def _recipients(session: Session, row: dict[str, Any]) -> list[tuple[Cell | str, ...]]:
+    """Return a line for each recovery recipient of a key: one that was tested says nothing of the others."""
+    tested = {one["recipient"]: one["tested_at"] for one in row.get("recipients") or ()}
+    lines: list[tuple[Cell | str, ...]] = []
+    for number, name in enumerate(row["recovery"] or [""]):
+        key = (Cell(row["name"], "strong"), row["kind"]) if not number else ("", "")
+        moment = tested.get(name)
+        last = when(moment, session.now, session.zone) if moment else "never"
+        lines.append((*key, _shortened(name) if name else Cell("none", "warn"), last))
+    return lines
+
+
 def _shortened(recipient: str) -> str:
-    return recipient if len(recipient) <= 24 else f"{recipient[:12]}...{recipient[-8:]}"
+    return recipient if len(recipient) <= 24 else f"{recipient[:16]}...{recipient[-6:]}"
 
 
 @key.command("recovery-sheet")
 @_name
-@click.option("--svg", metavar="FILE", default="", help="Write the QR code of the sheet to this new file, mode 0600.")
+@text_option("--svg", metavar="FILE", help="Write the QR code of the sheet to this new file, mode 0600.")
 @pass_session
 def recovery_sheet(session: Session, name: str, svg: str) -> None:
     """Make a recovery key and print its sheet, once. The daemon keeps only the public half: print it, then clear."""
@@ -80,9 +93,30 @@ def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
     if session.json:
         session.print_json(answer)
         return
-    session.out.show(paragraph(str(answer.get("sheet_text") or answer.get("identity") or "")))
+    screen = session.out
+    sheet = str(answer.get("sheet_text") or answer.get("identity") or "")
+    screen.show(paragraph(sheet if screen.utf8 else _without_code(sheet)))
     session.say("Print this or write it down, keep it away from this machine, and close this window. Then: ",
                 Cell(f"dbguardctl key recovery-test {name}", "try"))  # fmt: skip
+    _say_others(session, answer.get("others") or [])
+
+
+def _say_others(session: Session, others: list[str]) -> None:
+    """Say which sheets open the backups besides the new one: one of them may be lost, and should open nothing."""
+    if others:
+        named = ", ".join(map(_shortened, others))
+        open_too = "opens the backups as well" if len(others) == 1 else "open the backups as well"
+        session.say(f"{count(len(others), 'other recovery key')} {open_too}: {named}. ",
+                    "Withdraw one that is lost: ", Cell("dbguardctl key recovery-drop RECIPIENT", "try"))  # fmt: skip
+
+
+def _without_code(sheet: str) -> str:
+    """Return a sheet without its QR code, whose blocks a terminal that knows only ASCII cannot show."""
+    lines = sheet.splitlines()
+    code = [number for number, line in enumerate(lines) if set(line) & set(_BLOCKS)]
+    if code:
+        lines[code[0] : code[-1] + 1] = ["    (no QR code: this terminal is not UTF-8; --svg FILE writes it)"]
+    return "\n".join(lines)
 
 
 def _create(path: str) -> int:
@@ -91,7 +125,7 @@ def _create(path: str) -> int:
     except FileExistsError as error:
         raise TargetExists(f"{path}: exists already", hints=["choose another file with --svg"]) from error
     except OSError as error:
-        raise Usage(f"{path}: {error.strerror}") from error
+        raise of_file(f"{path}: cannot be written", error) from error
 
 
 @key.command("recovery-test")
@@ -102,6 +136,28 @@ def recovery_test(session: Session, name: str) -> None:
     identity = _identity(session)
     answer: dict[str, Any] = session.daemon.post("keys", name, "recovery-test", body={"identity": identity})
     blocks: list[Block] = [text(Cell("proven", "good"), f"  the recovery key opens the backups of key {name}")]
+    session.answer(answer, blocks)
+
+
+@key.command("recovery-drop")
+@click.argument("recipient", metavar="RECIPIENT", type=Name(), shell_complete=_complete_recipient)
+@_name
+@text_option("--confirm", metavar="RECIPIENT", help="The same again: needed for the last one.")
+@pass_session
+def recovery_drop(session: Session, recipient: str, name: str, confirm: str) -> None:
+    """Let the recovery key of a lost sheet open the backups no longer. `key list` shows the recipients.
+
+    A copy of the storage that somebody made before still opens with it.
+    """
+    fields = {"recipient": recipient, "confirm": confirm}
+    answer: dict[str, Any] = session.daemon.post("keys", name, "recovery-drop", body=fields)
+    blocks: list[Block] = [
+        text(
+            Cell("ok", "good"),
+            f"  {row['recipient']} no longer opens storage {row['storage']}; others: {len(row['left'])}",
+        )
+        for row in answer.get("repositories", ())
+    ]
     session.answer(answer, blocks)
 
 
@@ -129,6 +185,9 @@ def _identity(session: Session) -> str:
         words = getpass("Recovery key (AGE-SECRET-KEY-1..., not shown): ", stream=None)
     else:
         words = sys.stdin.read(65536)
+    _, begin, rest = words.upper().partition(_IDENTITY)
+    if begin:  # as it was typed, or a whole sheet
+        return begin + "".join(rest.split())[:_IDENTITY_REST]
     lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
         raise Usage(

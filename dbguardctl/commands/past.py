@@ -13,7 +13,7 @@ import click
 
 from dbguardctl.app import Command, pass_session
 from dbguardctl.moments import parse_moment
-from dbguardctl.options import Name, complete_database, database_argument
+from dbguardctl.options import Name, complete_database, database_argument, text_option
 from dbguardctl.session import Session, did_you_mean
 from dbguardctl.views import past as view
 from dbguardctl.words import utc_text
@@ -29,8 +29,8 @@ _PAGE = 2_000
 
 @click.command(cls=Command)
 @database_argument(required=False)
-@click.option("--since", metavar="TIME", default="", help="Only what happened then or later, as 'yesterday 09:00'.")
-@click.option("--until", metavar="TIME", default="", help="Only what happened before that.")
+@text_option("--since", metavar="TIME", help="Only what happened then or later, as 'yesterday 09:00'.")
+@text_option("--until", metavar="TIME", help="Only what happened before that.")
 @click.option("-n", "--lines", metavar="COUNT", type=click.IntRange(1), help="The newest so many; 50 unless --since.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as things happen, until Ctrl-C.")
 @click.option("--errors", is_flag=True, help="Only what went wrong, or may have.")
@@ -48,7 +48,7 @@ def log(
     newest = _newest(session, None)
     entries = _entries(session, {"database": database, **moments}, newest, least, limit)
     if not entries:
-        _must_be_known(session, database)
+        must_be_known(session, database)
     if not follow and session.json:
         session.print_json({"schema": "dbguard.log/1", "database": database, "entries": entries})
         return
@@ -57,7 +57,7 @@ def log(
     later = map(view.entry, _follow(session, newest, database, None)) if follow else iter(())
     for entry in chain(entries, (entry for entry in later if view.matters(entry, least))):
         if session.json:
-            _print_line(entry)
+            _print_line({"schema": "dbguard.log_entry/1", **entry})
         else:
             screen = session.out
             screen.show(view.entry_lines(entry, screen, session.zone, verbose=session.verbose))
@@ -82,7 +82,7 @@ def _entries(session: Session, asked: Json, newest: int, least: str, limit: int 
     return found if limit is None else found[-limit:]
 
 
-def _must_be_known(session: Session, database: str | None) -> None:
+def must_be_known(session: Session, database: str | None) -> None:
     """Raise NotFound for the name of a database that is not in the policy and has no history."""
     if database is None or _newest(session, database):
         return
@@ -107,6 +107,8 @@ def events(
     if after is None:
         limit = min(limit, _BEFORE) if follow else limit
     answer = session.daemon.get("events", after=after, last=after is None, database=database, job=job, limit=limit)
+    if not answer["events"]:
+        must_be_known(session, database)
     if not follow:
         if session.json:
             session.print_json(answer)
@@ -117,7 +119,7 @@ def events(
     last = max([after or 0, *(int(event["id"]) for event in answer["events"])])
     for event in chain(answer["events"], _follow(session, last, database, job)):
         if session.json:
-            _print_line(event)
+            _print_line({"schema": "dbguard.event/1", **event})
         else:
             screen.show(view.event_line(event, session.zone))
 

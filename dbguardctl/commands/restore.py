@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Any
 
 import click
 
 from dbguardctl import watch
-from dbguardctl.app import Command, pass_session
+from dbguardctl.app import PROGRAM, Command, pass_session
 from dbguardctl.commands.work import seconds
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
@@ -17,7 +18,8 @@ from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.words import utc_text
 from dbguardd import wire
-from dbguardd.errors import ConfirmMissing, Usage
+from dbguardd.errors import ConfirmMissing, NotFound, Usage
+from dbguardd.wire import UNDO_REASON
 from dbguardd.words import absolute, size
 
 
@@ -40,7 +42,11 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     session.wanted_database = database
     if back:
         if any(value for name, value in fields.items() if name != "confirm"):
-            raise Usage("restore undo: takes only --confirm", hints=[f"dbguardctl restore undo {database}"])
+            raise Usage(
+                "restore undo: takes only --confirm",
+                detail="What it puts back is the newest backup that is held for it.",
+                hints=[f"dbguardctl list {database} --why"],
+            )
         return _undo(session, database, fields["confirm"], no_wait, timeout)
     if fields["at"] and fields["backup"]:
         raise Usage("restore: --at and --id are two ways to say what to restore; give one")
@@ -69,20 +75,34 @@ def undo(session: Session, database: str, no_wait: bool, timeout: str, confirm: 
 
 
 def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout: str) -> int:
-    confirm = _confirm(session, database, confirm, "replaces the live database by the state before the last restore")
+    if not confirm and _can_ask(session):
+        _must_have_something(session, database)
+    how = " by its state before the last restore"
+    confirm = _confirm(session, database, confirm, "replaces the live database", how)
     fields = {"database": database, "confirm": confirm}
     return watch.run(session, "undo", fields, no_wait=no_wait, timeout=seconds(timeout))
 
 
-def _confirm(session: Session, database: str, given: str, what: str) -> str:
+def _can_ask(session: Session) -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty() and not session.json
+
+
+def _must_have_something(session: Session, database: str) -> None:
+    """Raise NotFound if there is no restore to undo, before anybody is asked to type anything."""
+    rows = session.daemon.get("databases", database, "backups")["backups"]
+    if not any(UNDO_REASON in row["holds"] for row in rows):
+        raise NotFound(f"{database}: there is no restore to undo", hints=[f"dbguardctl list {database} --why"])
+
+
+def _confirm(session: Session, database: str, given: str, what: str, how: str = "") -> str:
     """Return the typed name. On a terminal the user is asked; a script must have said --confirm."""
-    if not given and sys.stdin.isatty() and sys.stderr.isatty() and not session.json:
+    if not given and _can_ask(session):
         live = next((row for row in session.daemon.get("status")["databases"] if row["name"] == database), None)
         much = f" ({size(live['source_bytes'])})" if live and live["source_bytes"] else ""
-        session.err.show([text(Cell("This ", "bad"), Cell(f'{what} "{database}"{much}.', "bad"))])
+        session.err.show([text(Cell(f'This {what} "{database}"{much}{how}.', "bad"))])
         given = str(click.prompt(f"Type {database} to go on", default="", show_default=False, err=True)).strip()
     if given != database:
         why = f"--confirm says {given!r}" if given else "--confirm is not given"
-        raise ConfirmMissing(f"{database}: {what}, which needs the name typed in full", detail=f"{why}.",
-                             hints=[f"repeat with --confirm {database}"])  # fmt: skip
+        raise ConfirmMissing(f"{database}: this {what}{how}, which needs the name typed in full", detail=f"{why}.",
+                             hints=[shlex.join([PROGRAM, *session.arguments, "--confirm", database])])  # fmt: skip
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import click
 
 from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
+from dbguardctl.options import Given, text_option
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views.setup import loaded, promise, protected
-from dbguardd.errors import Busy, NotPermitted, TargetExists, Usage
+from dbguardd.errors import Busy, TargetExists, Usage, of_file
+from dbguardd.wire import POLICY
 
 STARTER = """\
 # What dbguardd protects, how often, where, and for how long. Every key: man 5 dbguard.toml
@@ -39,7 +42,7 @@ version = 1
 
 
 @click.command(cls=Command)
-@click.option("--policy", default="/etc/dbguard/policy.toml", show_default=True, metavar="FILE",
+@click.option("--policy", default=POLICY, show_default=True, metavar="FILE", type=Given(),
               help="The policy file to begin.")  # fmt: skip
 @pass_session
 def init(session: Session, policy: str) -> None:
@@ -51,15 +54,33 @@ def init(session: Session, policy: str) -> None:
             os.fchmod(file.fileno(), 0o644)
             file.write(STARTER)
     except FileExistsError as error:
-        raise TargetExists(f"{path}: there is a policy already", hints=["dbguardctl config check"]) from error
+        raise TargetExists(f"{path}: there is a policy already", hints=[_checking(path)]) from error
     except PermissionError as error:
-        raise NotPermitted(f"{path}: {error.strerror}", hints=[f"sudo dbguardctl init --policy {path}"]) from error
+        denied = of_file(f"{path}: cannot be written", error)
+        denied.hints = (f"sudo dbguardctl init --policy {shlex.quote(policy)}",) if os.geteuid() else ()
+        raise denied from error
     except OSError as error:
-        raise Usage(f"{path}: {error.strerror}") from error
-    steps = ["systemctl enable --now dbguardd", "dbguardctl protect PATH", "dbguardctl key recovery-sheet main"]
+        raise of_file(f"{path}: cannot be written", error) from error
+    steps = [*_starting(path), "dbguardctl protect PATH", "dbguardctl key recovery-sheet main"]
     blocks: list[Block] = [text(Cell("ok", "good"), f"  wrote {path} ({len(STARTER.splitlines())} lines)")]
     blocks += [text(Cell("next  ", "dim"), Cell(step, "try"), indent=4) for step in steps]
     session.answer({"schema": "dbguard.init/1", "policy": str(path), "next": steps}, blocks)
+
+
+def _starting(path: Path) -> list[str]:
+    """Return what starts a daemon with this policy, and lets the next commands find it."""
+    if path == Path(POLICY):
+        return ["systemctl enable --now dbguardd"]
+    place = path.absolute().parent
+    options = {"policy": path.absolute(), "state": place / "state", "socket": place / "api.sock"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [f"{shlex.join(['dbguardd', *words])} &", f"export DBGUARD_SOCKET={shlex.quote(str(options['socket']))}"]
+
+
+def _checking(path: Path) -> str:
+    """Return the command that checks this policy: a daemon, if there is one, may have another."""
+    usual = path == Path(POLICY)
+    return "dbguardctl config check" if usual else f"dbguardd --policy {shlex.quote(str(path))} --check-config"
 
 
 @click.command(cls=Command)
@@ -78,11 +99,13 @@ def reload(session: Session) -> None:
 
 @click.command(cls=Command)
 @click.argument("path", metavar="PATH", type=click.Path(readable=False))  # the daemon reads it
-@click.option("--name", default="", metavar="NAME", help="Name of the database; otherwise made from the path.")
+@text_option("--name", metavar="NAME", help="Name of the database; otherwise made from the path.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @pass_session
 def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
     """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
+    if not path:
+        raise Usage("protect: the path is empty", hints=["dbguardctl protect PATH"])
     body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
     answer = session.daemon.post("protect", body=body)
     if not session.json:

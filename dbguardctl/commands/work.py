@@ -49,7 +49,10 @@ def backup(
 
 
 def _all(session: Session, verb: str, fields: dict[str, Any], no_wait: bool, limit: float | None) -> int:
-    requests = [{"database": name, **fields} for name in names_of(session)]
+    return _batch(session, verb, [{"database": name, **fields} for name in names_of(session)], no_wait, limit)
+
+
+def _batch(session: Session, verb: str, requests: list[dict[str, Any]], no_wait: bool, limit: float | None) -> int:
     rows, status = watch.batch(session, verb, requests, no_wait=no_wait, timeout=limit)
     if session.json:
         session.print_json({"schema": f"dbguard.{verb}/1", "jobs": rows})
@@ -82,7 +85,13 @@ def check(session: Session, database: str | None, no_wait: bool, timeout: str, *
     """Check one database, or all."""
     limit = seconds(timeout)
     if not database:
-        return _all(session, "check", fields, no_wait, limit)
+        read: set[str] = set()  # storages: --data reads all of one, whichever of its databases is named
+        requests = [{"database": name, **fields} for name in names_of(session)]
+        for request in requests if fields["data"] else ():
+            storage = session.daemon.get("config")["policy"]["database"][request["database"]]["storage"][0]
+            request["data"] = storage not in read
+            read.add(storage)
+        return _batch(session, "check", requests, no_wait, limit)
     session.wanted_database = database
     return watch.run(session, "check", {"database": database, **fields}, no_wait=no_wait, timeout=limit)
 

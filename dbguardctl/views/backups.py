@@ -6,7 +6,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
-from dbguardctl.views.facts import facts, value
+from dbguardctl.views.facts import facts, findings, value
 from dbguardctl.words import date, shorten, when, zone_name
 from dbguardd.words import absolute, count, size, span
 
@@ -128,22 +128,25 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         lead.append(("failed", Cell(row["failure"], "bad")))
     known = frozenset(
         ("id", "database", "engine", "created_at", "kind", "method", "grade", "source_bytes", "stored_bytes", "storage")
-        + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure")
+        + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure", "verified_at")
     )
     lead += [(name.replace("_", " "), value(name, part, zone)) for name, part in row.items() if name not in known]
     blocks: list[Block] = [
         text("backup ", Cell(row["id"], "strong"), f" of {row['database']}"),
         Table((), lead, indent=2, fold=frozenset((1,))),
     ]
-    if not row.get("failure"):
-        command = f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run"
-        blocks.append(text(Cell("try  ", "dim"), Cell(command, "try"), indent=2))
     return blocks
 
 
 def show(answer: Json, zone: tzinfo | None) -> list[Block]:
     """Return what `show ID` says besides jobs and databases: a backup with its fingerprint and proofs."""
-    blocks = backup(answer["backup"], zone)
+    row = answer["backup"]
+    blocks = backup(row, zone)
+    if answer.get("expired"):
+        blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl recall {row['id']}", "try"), indent=2))
+    elif not row.get("failure"):
+        command = f"dbguardctl restore {row['database']} --id {row['id'][:12]} --dry-run"
+        blocks.append(text(Cell("try  ", "dim"), Cell(command, "try"), indent=2))
     for name, part in answer.items():
         if name in ("schema", "kind", "backup") or not part:
             continue
@@ -153,5 +156,8 @@ def show(answer: Json, zone: tzinfo | None) -> list[Block]:
                 blocks.append(text(value(name, item, zone), indent=2))
                 continue
             known = {key: inner for key, inner in item.items() if inner not in (None, "", [], {})}
-            blocks.append(facts(known, zone, skip=frozenset(("backup",))))
+            inner = known.pop("facts", {})
+            checks = inner.pop("findings", []) if isinstance(inner, dict) else []
+            blocks.append(facts({**known, **({"facts": inner} if inner else {})}, zone, skip=frozenset(("backup",))))
+            blocks += findings(checks, verdict=False)
     return blocks

@@ -8,6 +8,7 @@ from typing import Any
 from dbguardctl.screen import Block, Cell, Line, Table, paragraph, text
 from dbguardctl.views.facts import facts
 from dbguardctl.words import shorten, when
+from dbguardd.words import count
 
 Json = dict[str, Any]
 
@@ -20,9 +21,10 @@ def checked(answer: Json) -> list[Block]:
         blocks += [*paragraph(str(row.get("text") or row.get("message") or "")), Line()]
     files = ", ".join(answer.get("files") or ())
     if not answer.get("ok", not errors):
-        number = f"{len(errors)} mistake{'' if len(errors) == 1 else 's'} in {files}."
-        return [*blocks, text(Cell(number, "bad"), " The running policy is unchanged.")]
-    noted = f", {len(warnings)} warning{'' if len(warnings) == 1 else 's'}" if warnings else ""
+        where = ", ".join(dict.fromkeys(str(row["file"]) for row in errors if row.get("file"))) or files
+        number = Cell(f"{count(len(errors), 'mistake')} in {where}.", "bad")
+        return [*blocks, text(number, " The running policy is unchanged.")]
+    noted = f", {count(len(warnings), 'warning')}" if warnings else ""
     return [*blocks, text(Cell("ok", "good"), f"  the policy is valid{noted}: {files}")]
 
 
@@ -42,7 +44,10 @@ def shown(answer: Json) -> list[Block]:
     ]
     blocks: list[Block] = [Table((), rows, fold=frozenset((1,)))]
     if problem := answer.get("problem"):
-        blocks.append(text(Cell("The files on disk were refused: ", "bad"), str(problem.get("message"))))
+        blocks.append(
+            text(Cell("The files were refused when they were read last: ", "bad"), str(problem.get("message")))
+        )
+        blocks.append(text("When they are mended: ", Cell("dbguardctl reload", "try")))
     return blocks
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import datetime, tzinfo
 from typing import Any
 
-from dbguardctl.screen import Block, Cell, Table, text
+from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, findings, one_line
 from dbguardctl.views.restore import planned, restored
 from dbguardctl.words import shorten, ulid_at, when
-from dbguardd.words import absolute, count, parse_utc, size, span
+from dbguardd.words import absolute, count, hint_word, parse_utc, size, span
 
 Json = dict[str, Any]
 
 STATES = {"queued": "dim", "running": "", "done": "good", "failed": "bad", "cancelled": "warn", "interrupted": "warn"}
 FINAL = frozenset(("done", "failed", "cancelled", "interrupted"))
 _OK = Cell("ok", "good")
+_VERDICTS = ("ok", "proven", "UNSURE")
 
 
 def seconds(row: Json, now: datetime | None = None) -> float | None:
@@ -78,12 +79,15 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         text(f"job {row['verb']} ", Cell(row["id"], "strong"), f" of {row['database']}" if row["database"] else ""),
         Table((), rows, indent=2),
     ]
-    if row["result"]:
+    if row["result"] and row["state"] == "done":
+        blocks += finished(row, now, zone)
+    elif row["result"]:
         blocks += [text(Cell("result", "strong")), facts(row["result"], zone)]
     if problem := row["problem"]:
         blocks.append(text(Cell(f"{problem.get('code')} {problem.get('message')}", "bad")))
         blocks += [text(line, indent=2) for line in str(problem.get("detail") or "").splitlines()]
-        blocks += [text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=2) for hint in problem.get("hints") or ()]
+        hints = [str(hint) for hint in problem.get("hints") or ()]
+        blocks += [text(Cell(f"{hint_word(hint)}  ", "dim"), Cell(hint, "try"), indent=2) for hint in hints]
     if row["stderr_tail"]:
         blocks.append(text(Cell("last words of the worker", "strong")))
         blocks += [text(line, indent=2) for line in row["stderr_tail"].splitlines()]
@@ -114,17 +118,33 @@ def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
             return [facts(result, zone), text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
 
 
+def verdicts(blocks: list[Block]) -> list[Block]:
+    """Return what --quiet leaves of a finished job: the line with its result. If there is none, all are the result."""
+    said: list[Block] = [
+        block for block in blocks if isinstance(block, Line) and block.cells[:1] and _word(block) in _VERDICTS
+    ]
+    return said or blocks
+
+
+def _word(line: Line) -> str:
+    first = line.cells[0]
+    return first if isinstance(first, str) else first.text
+
+
 def _sweep(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: str) -> list[Block]:
     dry = bool(row["request"].get("dry_run"))
     freed = f"{size(result.get('freed_bytes'))} in {count(int(result.get('objects') or 0), 'object')}"
     blocks: list[Block] = []
     if marked := result.get("marked"):
         many = count(marked, "object")
-        words = f"{many} ({size(result.get('marked_bytes'))}) no longer needed; freed when their grace is over"
+        words = f"{many} ({size(result.get('marked_bytes'))}) no longer needed, to be freed after a grace"
         blocks.append(text(words, indent=2))
     if result.get("next_at"):
         blocks.append(text(f"more can be freed from {when(result['next_at'], now, zone)} on", indent=2))
-    done = f"{freed} would be freed; nothing was" if dry else f"freed {freed}"
+    if dry:
+        done = f"{freed} would be freed; nothing was" if result.get("objects") else "nothing could be freed now"
+    else:
+        done = f"freed {freed}"
     verdict = Cell(f"storage {row['request'].get('storage')}: {done}", "strong")
     return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]
 

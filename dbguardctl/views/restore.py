@@ -17,7 +17,9 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     plan = result.get("plan") or result
     name = str(row["database"])
     sure = plan.get("grade") or "unknown"
-    if plan.get("proven_at"):
+    if plan.get("failure"):
+        sure = f"FAILED: {plan['failure']}"
+    elif plan.get("proven_at"):
         sure = f"proven {absolute(plan['proven_at'], zone)}"
     place = str(plan.get("to"))
     untouched = "(replaces the live database)" if plan.get("in_place") else f"({name} itself is not touched)"
@@ -34,7 +36,11 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         more = Cell("... --in-place", "try")
         rows.append(("replace", more))
     lead = f"  as it was at {absolute(plan.get('created_at'), zone)} ({plan.get('created_at')})"
-    return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2)]
+    return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan)]
+
+
+def _warnings(plan: Json) -> list[Block]:
+    return [text(Cell("note  ", "warn"), str(line), indent=2) for line in plan.get("warnings") or ()]
 
 
 def command(row: Json, backup: str) -> str:
@@ -58,7 +64,7 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
     blocks = findings(result.get("findings") or [], verdict=False)
     point = f" as it was at {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
     done = Cell(f"{row['database']}{point} is at {result.get('target')}", "strong")
-    blocks.append(text(Cell("ok", "good"), "  ", done, f" \N{MIDDLE DOT} {took} in all"))
+    blocks += [*_warnings(plan), text(Cell("ok", "good"), "  ", done, f" \N{MIDDLE DOT} {took} in all")]
     if result.get("safety_copy"):
         blocks.append(text(f"the state before is kept as backup {result['safety_copy']}", indent=4))
     if result.get("undo"):

@@ -7,7 +7,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
-from dbguardctl.words import ago, ahead, days_ago, when, zone_name
+from dbguardctl.words import ago, ahead, days_ago, when, zone_name, zoned
 from dbguardd.wire import Health
 from dbguardd.words import count, humanized, parse_utc, size, span
 
@@ -51,12 +51,12 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
     else:
         protect = Cell("dbguardctl protect PATH", "try")
         blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"), protect)]
-    wrong = _wrong(answer, rows, screen)
+    wrong = _wrong(answer, rows, screen, now, zone)
     blocks += [Line(), *wrong] if wrong else []
     return [*blocks, Line(), *_storages(answer["storages"], screen), *_keys(answer["keys"], screen, now, zone)]
 
 
-def _wrong(answer: Json, rows: list[Json], screen: Screen) -> list[Block]:
+def _wrong(answer: Json, rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return what is wrong, each thing once: a key without recovery has a line of its own at the end."""
     bare = [key["name"] for key in answer["keys"] if not key["recovery"]]
     said = tuple(f"key {name} has no recovery recipient" for name in bare)
@@ -68,10 +68,10 @@ def _wrong(answer: Json, rows: list[Json], screen: Screen) -> list[Block]:
     for row in rows:
         attention = [line for line in row["attention"] if not any(words in line for words in said)]
         hints = [hint for hint in row["hints"] if hint not in hinted]
-        blocks += trouble({**row, "attention": attention, "hints": hints}, screen)
+        blocks += trouble({**row, "attention": attention, "hints": hints}, screen, now, zone)
     for line in answer.get("attention") or ():
         if not problem or str(problem.get("message")) not in line:
-            blocks.append(text(screen.mark("warn"), " ", line))
+            blocks.append(text(screen.mark("warn"), " ", zoned(line, now, zone)))
     return blocks
 
 
@@ -107,6 +107,8 @@ def _row(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[
 
 
 def _nothing(row: Json) -> str:
+    if row["last_proven_at"]:
+        return "nothing now"
     return "nothing proven yet" if row["backups"] else "nothing yet"
 
 
@@ -129,7 +131,7 @@ def _next(row: Json, now: datetime, zone: tzinfo | None) -> str:
     return ahead(row["next_run_at"], now, zone) + ("" if verb == "backup" else f" ({verb})")
 
 
-def trouble(row: Json, screen: Screen) -> list[Block]:
+def trouble(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return what is wrong with a database, worst first, and what to do about it: lines that can be pasted."""
     style = _STYLES.get(row["state"], "warn")
     problem, hints = row["problem"] or {}, list(row["hints"])
@@ -143,9 +145,9 @@ def trouble(row: Json, screen: Screen) -> list[Block]:
     for number, line in enumerate(lines):
         mark = screen.mark("warn" if style == "good" or (number and style == "bad") else style)
         code = Cell(f"  [{problem['code']}]", "dim") if problem.get("code") and not number else ""
-        blocks.append(text(mark, " ", _named(row["name"], line), code))
+        blocks.append(text(mark, " ", zoned(_named(row["name"], line), now, zone), code))
         if not number:
-            details = humanized(str(problem.get("detail") or ""))
+            details = zoned(humanized(str(problem.get("detail") or "")), now, zone)
             blocks += [text(words, indent=4) for words in details.splitlines()]
     hints = list(dict.fromkeys([*(problem.get("hints") or ()), *hints]))
     return blocks + [text(Cell("try  ", "dim"), Cell(str(hint), "try"), indent=4) for hint in hints if blocks]
@@ -197,10 +199,15 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
     blocks: list[Block] = []
     for row in rows:
         if row["recovery"]:
-            tested = row["recovery_tested_at"]
-            age = f"recovery copy proven {days_ago(tested, now, zone)}" if tested else "recovery copy never tested"
+            tests = [one["tested_at"] for one in row.get("recipients") or ()] or [row["recovery_tested_at"]]
+            never, oldest = tests.count(None), min(filter(None, tests), default=None)
+            age = f"proven {days_ago(oldest, now, zone)}" if oldest else "never tested"
+            if len(tests) > 1:
+                age = f"{len(tests)} recovery copies, {f'{never} never tested' if never else f'all {age} or later'}"
+            else:
+                age = f"recovery copy {age}"
             blocks.append(text(f"key      {row['name']}: {age}"))
-            if not tested:
+            if never:
                 blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl key recovery-test {row['name']}", "try"),
                                    indent=9))  # fmt: skip
         else:
@@ -242,7 +249,7 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
         Line(),
         Table((), rows, indent=2),
     ]  # fmt: skip
-    wrong = trouble(row, screen)
+    wrong = trouble(row, screen, now, zone)
     return blocks + ([Line(), *wrong] if wrong else [])
 
 

@@ -75,6 +75,14 @@ class RecoveryTest:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryDrop:
+    """Let a recovery recipient open the repositories no longer."""
+
+    recipient: str = field(metadata={"help": "the recipient, age1..., or its first characters"})
+    confirm: str = field(default="", metadata={"help": "the same again, needed for the last one"})
+
+
+@dataclass(frozen=True, slots=True)
 class Recover:
     """Let this machine open the repositories again, by the copy on the recovery sheet."""
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from inspect import isawaitable
 
@@ -76,7 +76,7 @@ async def _answer(service: Service, request: web.BaseRequest, finish: Finish, bo
     role = service.role(actor)
     action = f"{request.method} {request.rel_url.raw_path}"[:200]
     if role is None:
-        raise _denied(service, actor, None, Role.READ, action)
+        raise _denied(service, actor, None, _least(request), action)
     route, names = _route(request)
     if _RANKS[role] < _RANKS[route.role]:
         raise _denied(service, actor, role, route.role, action)
@@ -94,6 +94,13 @@ async def _answer(service: Service, request: web.BaseRequest, finish: Finish, bo
     if not route.answer:
         return reply
     return Reply(reply.status, {"schema": f"dbguard.{route.answer}/1", **reply.content}, reply.headers)
+
+
+def _least(request: web.BaseRequest) -> Role:
+    """Return the least role that may ask this; who has none learns nothing else, not even what there is."""
+    with suppress(GuardError, _Refused):
+        return _route(request)[0].role
+    return Role.READ
 
 
 def _who(request: web.BaseRequest) -> Actor:

@@ -16,8 +16,9 @@ _NEWEST = 20
 _LONGEST_PAUSE = 100 * 365 * 86_400
 
 
-def status(ask: Ask) -> Json:
+async def status(ask: Ask) -> Json:
     """What could be restored, when that was last proven, how long it takes, what to do."""
+    await ask.service.look()
     return dict(to_json(ask.service.status()))
 
 
@@ -179,6 +180,14 @@ async def recovery_sheet(ask: Ask) -> Json:
 async def recovery_test(ask: Ask) -> Json:
     """Prove that the identity on a recovery sheet opens the repositories."""
     return await ask.finish(ask.service.recovery_test(ask.path["name"], ask.body["identity"], ask.actor))
+
+
+async def recovery_drop(ask: Ask) -> Json:
+    """Let a recovery recipient, of a sheet that is lost, open the repositories no longer."""
+    name, body = ask.path["name"], ask.body
+    if not body["recipient"]:
+        raise Usage("recipient: must not be empty")
+    return await ask.finish(ask.service.recovery_drop(name, body["recipient"], body["confirm"], ask.actor))
 
 
 async def recover(ask: Ask) -> Json:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dbguardd.errors import PolicyInvalid, PolicyUnsafe, SecondInstance, Usage
+from dbguardd.errors import PolicyInvalid, PolicyUnsafe, SecondInstance, Usage, of_file
 
 _BACKLOG = 128
 _FIRST_INHERITED = 3  # sd_listen_fds(3)
@@ -52,7 +52,7 @@ def listen(path: Path, group: str | None, mode: int, environ: Mapping[str, str],
         _safe_directory(path.parent)
         lock = _lock(path)
     except OSError as error:
-        raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: the socket cannot be made there", error) from error
     try:
         _not_answered(path)
         return _make(path, group, mode, lock)
@@ -84,7 +84,7 @@ def _inherited(path: Path, environ: Mapping[str, str], pid: int) -> socket.socke
 def _safe_directory(directory: Path) -> None:
     """Make the directory if only it is missing; refuse one in which others could swap the socket."""
     if not directory.exists():
-        directory.mkdir(mode=0o750)
+        directory.mkdir(mode=0o755)
     seen = directory.stat()
     if seen.st_uid not in (0, os.geteuid()):
         raise PolicyUnsafe(f"{directory}: belongs to somebody else", detail=f"owner uid {seen.st_uid}")
@@ -153,4 +153,4 @@ def _make(path: Path, group: str | None, mode: int, lock: int) -> Listener:
             draft.unlink()
         if "too long" in str(error):
             raise Usage(f"{path}: the path of a Unix socket has at most 107 bytes") from error
-        raise PolicyUnsafe(f"{path}: the socket cannot be made there", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: the socket cannot be made there", error) from error

@@ -131,6 +131,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/credentials", READ, do.credentials, "credentials"),
     Route("POST", "/v1/keys/{name}/recovery-sheet", ADMIN, do.recovery_sheet, "recovery_sheet", body=bodies.Nothing),
     Route("POST", "/v1/keys/{name}/recovery-test", ADMIN, do.recovery_test, "recovery_test", body=bodies.RecoveryTest),
+    Route("POST", "/v1/keys/{name}/recovery-drop", ADMIN, do.recovery_drop, "recovery_drop", body=bodies.RecoveryDrop),
     Route("POST", "/v1/keys/{name}/recover", ADMIN, do.recover, "recover", body=bodies.Recover),
     Route("GET", "/v1/audit", READ, do.audit, "audit", query=(_AFTER, _LIMIT)),
     Route("POST", "/v1/audit/verify", READ, do.audit_verify, "audit_verify", body=bodies.Nothing),

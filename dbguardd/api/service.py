@@ -31,6 +31,9 @@ class Service(Protocol):
     def denied(self, actor: Actor, action: str) -> None:
         """Record a refused request in the audit log."""
 
+    async def look(self) -> None:
+        """See anew whether storages and keys are there: what status() says is then of this moment."""
+
     def status(self) -> Status: ...
 
     def backups(self, database: str) -> list[BackupRow]:
@@ -95,6 +98,8 @@ class Service(Protocol):
     async def recovery_sheet(self, key: str, actor: Actor) -> Json: ...
 
     async def recovery_test(self, key: str, identity: str, actor: Actor) -> Json: ...
+
+    async def recovery_drop(self, key: str, recipient: str, confirm: str, actor: Actor) -> Json: ...
 
     async def recover(self, key: str, identity: str, actor: Actor) -> Json: ...
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dbguardd.catalog.times import to_text
-from dbguardd.errors import AuditBroken, Degraded, GuardError, NoSpace, SecondInstance
+from dbguardd.errors import AuditBroken, Degraded, GuardError, SecondInstance, Usage, of_file
 
 _ANCHOR = "audit_head"
 _START = "0" * 64
@@ -298,6 +298,5 @@ def _sync_directory(path: Path) -> None:
 
 
 def _outcome(path: Path, error: OSError) -> GuardError:
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return NoSpace(f"{path}: no room to write the audit log", detail=error.strerror or str(error))
-    return Degraded(f"{path}: the audit log cannot be written", detail=error.strerror or str(error))
+    problem = of_file(f"{path}: the audit log cannot be written", error)
+    return Degraded(problem.message, detail=problem.detail) if isinstance(problem, Usage) else problem

@@ -28,6 +28,7 @@ class Summary:
     proven_since_at: str | None = None  # when the oldest proven one was made
     last_proven_at: str | None = None  # when a proof was last made
     full_at: str | None = None  # when the newest full one was made
+    failed: int = 0  # how many did not pass their last verification, or were found damaged
 
 
 class Backups:
@@ -80,7 +81,12 @@ class Backups:
     def of(self, database: str) -> list[BackupRow]:
         """The backups of one database, newest first."""
         sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY created_at DESC, id DESC"  # noqa: S608
-        return self._with_holds(self._session.rows(sql, (database,)))
+        found = self._with_holds(self._session.rows(sql, (database,)))
+        looked = "SELECT backup, max(at) FROM proofs JOIN backups ON backup = id WHERE database = ? GROUP BY backup"
+        when = dict(tuple(row) for row in self._session.rows(looked, (database,)))
+        for row in found:
+            row.verified_at = when.get(row.id)
+        return found
 
     def summary(self, database: str) -> Summary:
         """The few facts of a database that `status` shows, without reading all its backups."""
@@ -91,14 +97,14 @@ class Backups:
         full = self._first(f"database = ? AND kind = 'full' AND {_LIVE}", database)
         row = self._session.row(
             "SELECT count(*), min(iif(grade = 'proven', created_at, NULL)), "  # noqa: S608
-            f"max(iif(grade = 'proven', proven_at, NULL)) FROM backups WHERE database = ? AND {_LIVE}",
+            f"max(iif(grade = 'proven', proven_at, NULL)), count(failure) FROM backups WHERE database = ? AND {_LIVE}",
             (database,),
         )
-        count, since, last = tuple(row) if row else (0, None, None)
-        return Summary(count, newest, proven, since, last, full.created_at if full else None)
+        count, since, last, failed = tuple(row) if row else (0, None, None, 0)
+        return Summary(count, newest, proven, since, last, full.created_at if full else None, failed)
 
     def _first(self, where: str, database: str) -> BackupRow | None:
-        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY created_at DESC LIMIT 1"  # noqa: S608
+        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY created_at DESC, id DESC LIMIT 1"  # noqa: S608
         row = self._session.row(sql, (database,))
         return None if row is None else _backup(row, [])
 
@@ -123,13 +129,14 @@ class Backups:
 
     def _one(self, prefix: str, which: str) -> sqlite3.Row | None:
         """The row whose id is or starts with `prefix`, None if there is none. Raises Usage if there are several."""
+        prefix = prefix.upper()
         rows = self._session.rows(
             f"SELECT {_COLUMNS}, grace_until_at FROM backups WHERE id >= ? AND id < ? AND {which} "  # noqa: S608
-            "ORDER BY id LIMIT 2",
+            "ORDER BY id LIMIT 6",
             (prefix, prefix + "\x7f"),
         )
         if len(rows) > 1 and prefix and rows[0]["id"] != prefix:
-            raise Usage(f"{prefix}: several backups start like this", detail=f"{rows[0]['id']}, {rows[1]['id']}, ...")
+            raise Usage(f"{prefix}: several backups start like this", detail=_some([row["id"] for row in rows]))
         return rows[0] if rows and prefix else None
 
     def expired(self, database: str) -> list[ExpiredRow]:
@@ -177,3 +184,7 @@ def _backup(row: sqlite3.Row, holds: list[str]) -> BackupRow:
         note=row["note"],
         failure=row["failure"],
     )
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids) if len(ids) <= 5 else f"{', '.join(ids[:5])}, ..."

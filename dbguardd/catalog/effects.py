@@ -16,9 +16,9 @@ from dbguardd.wire import BackupRow, Grade
 
 Facts = Mapping[str, Any]
 
-_NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds"}
+_NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds", "verified_at"}
 
-_PROOF_NAMES = frozenset(("id", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
+_PROOF_NAMES = frozenset(("id", "database", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,12 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
                 settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
+            settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)
         case "recovery.added":
             _recoverable(settings, str(facts["key"]), [str(facts["recipient"])])
+        case "recovery.dropped":
+            left = [known for known in recovery(settings, str(facts["key"])) if known != facts["recipient"]]
+            settings.put(f"recovery:{facts['key']}", json.dumps(left))
         case "recovery.known":
             _recoverable(settings, str(facts["key"]), [str(recipient) for recipient in facts["recipients"]])
 

@@ -43,14 +43,17 @@ class Jobs:
 
     def get(self, prefix: str) -> JobRow:
         """The job of that id, or the only one whose id starts with it. Raises NotFound, Usage if several do."""
+        prefix = prefix.upper()
         rows = self._session.rows(
-            f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? ORDER BY id LIMIT 2",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? ORDER BY id LIMIT 6",  # noqa: S608
             (prefix, prefix + "\x7f"),
         )
         if not rows:
             raise NotFound(f"{prefix}: no such job", hints=("dbguardctl job list",))
         if len(rows) > 1 and rows[0]["id"] != prefix:
-            raise Usage(f"{prefix}: several jobs start like this", detail=f"{rows[0]['id']}, {rows[1]['id']}, ...")
+            ids = [row["id"] for row in rows]
+            more = ", ..." if len(ids) > 5 else ""
+            raise Usage(f"{prefix}: several jobs start like this", detail=f"{', '.join(ids[:5])}{more}")
         return _job(rows[0])
 
     def find(self, database: str | None = None, state: str | None = None, limit: int = 50) -> list[JobRow]:

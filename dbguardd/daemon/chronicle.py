@@ -18,6 +18,7 @@ from dbguardd.wire import JobRow, JobState
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
+    + ("recovery-drop",)
 )
 
 
@@ -108,7 +109,8 @@ class Chronicle:
             facts = {"verb": row.verb, **({} if row.database else {"storage": live.terms.storage}), **facts}
         about = {"action": row.verb, "storage": live.terms.storage, "engine": database.get("engine")}
         about |= {"actor": who.user, "actor_uid": who.uid, "step": row.step or None}
-        self._diary.tell(event, row.database, row.id, facts, about)
+        # a check of one database looks at the whole repository, and may condemn backups of others
+        self._diary.tell(event, facts.get("database", row.database), row.id, facts, about)
 
     def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
         self._audit.append(

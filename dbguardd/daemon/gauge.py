@@ -1,21 +1,29 @@
-"""How full the storages are, measured in a thread: a file system that hangs must not hang the daemon."""
+"""What is at the paths that backups and restores depend on: storages, files of keys, the state directory.
+
+Looked at in a thread: a file system that hangs must not hang the daemon.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+
+_MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Bytes of one file system; `error` says why they are not known."""
+    """Bytes of one file system, and the id of the repository that is there; `error` says why they are not known."""
 
     free_bytes: int | None = None
     total_bytes: int | None = None
+    repository: str | None = None  # empty: there is none
     error: str = ""
 
 
@@ -32,19 +40,25 @@ class Gauge:
         """What was measured last; nothing known before the first time."""
         return self._levels.get(path, Level())
 
-    async def measure(self, paths: Mapping[str, str]) -> None:
-        """Measure the directories (by name of the storage); one that hangs is left behind and said to hang."""
-        for path in paths.values():
-            hanging = self._hanging.get(path)
-            if hanging is not None and not hanging.done():
-                continue
+    async def measure(self, paths: Collection[str]) -> None:
+        """Measure all; one that hangs is left behind and said to hang."""
+        await asyncio.gather(*map(self._measure, frozenset(paths)))
+
+    async def glance(self, paths: Collection[str], seconds: float = 0.2) -> None:
+        """Measure what answers at once: somebody waits. A path that hangs keeps what is known of it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.measure(paths)
+
+    async def _measure(self, path: str) -> None:
+        future = self._hanging.get(path)
+        if future is None or future.done():
             future = self._hanging[path] = _measured(self._look, path)
-            try:
-                async with asyncio.timeout(self._seconds):  # see bell.py
-                    self._levels[path] = await asyncio.shield(future)
-                self._hanging.pop(path, None)
-            except TimeoutError:
-                self._levels[path] = Level(error=f"{path} does not answer since {self._seconds:g} s")
+        try:
+            async with asyncio.timeout(self._seconds):  # see bell.py
+                self._levels[path] = await asyncio.shield(future)
+        except TimeoutError:
+            self._levels[path] = Level(error=f"{path} does not answer since {self._seconds:g} s")
 
 
 def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
@@ -68,6 +82,25 @@ def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
 def _look(path: str) -> Level:
     try:
         status = os.statvfs(path)
+        if not os.access(path, os.R_OK):
+            return Level(error=f"{path}: Permission denied")
+        repository = _repository(f"{path}/repo.json")
     except OSError as error:
         return Level(error=f"{path}: {error.strerror}")
-    return Level(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
+    return Level(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize, repository)
+
+
+def _repository(path: str) -> str:
+    """Return the id in the description of a repository; empty if there is none. What it says is not trusted here."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return ""
+        return str(json.loads(os.pread(file, _MOST_BYTES, 0))["repo_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    finally:
+        os.close(file)

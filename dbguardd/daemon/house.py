@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dbguardd.catalog import Audit, Catalog, Entry, Who
-from dbguardd.errors import CatalogDamaged, Degraded, NotPermitted, SecondInstance
+from dbguardd.errors import CatalogDamaged, GuardError, PlaceDenied, SecondInstance, of_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +25,30 @@ class Books:
 
 @contextmanager
 def owned(state: Path) -> Iterator[None]:
-    """Make the directory if need be and hold it alone. Raises SecondInstance, NotPermitted, Degraded."""
+    """Make the directory if need be and hold it alone.
+
+    Raises SecondInstance, PlaceDenied, NoSpace, Usage (it is no directory), Degraded.
+    """
     try:
         for place, mode in ((state, 0o711), (state / "staging", 0o1733)):
             if not place.is_dir():
                 place.mkdir(mode=0o700, parents=True)
                 place.chmod(mode)  # whatever the umask is
         lock = os.open(state / "dbguardd.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except PermissionError as error:
-        raise NotPermitted(
-            f"{state}: this user may not use the state directory",
-            detail=f"{error.strerror}: {error.filename}",
-            hints=["run it as root or as the user of the service, or give --state a directory of your own"],
-        ) from error
     except OSError as error:
-        raise Degraded(f"{state}: cannot be used as state directory", detail=error.strerror or str(error)) from error
+        raise _unusable(state, error) from error
     try:
         _lock(lock, state)
         yield
     finally:
         os.close(lock)
+
+
+def _unusable(state: Path, error: OSError) -> GuardError:
+    problem = of_file(f"{state}: cannot be used as state directory", error)
+    if isinstance(problem, PlaceDenied):
+        problem.hints = ("run it as root or as the user of the service, or give --state a directory of your own",)
+    return problem
 
 
 @contextmanager
@@ -86,8 +90,11 @@ def _lock(lock: int, state: Path) -> None:
             detail=f"Its process id is {pid}." if pid else "",
             hints=["systemctl status dbguardd"],
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise _unusable(state, error) from error
 
 
 def _set_aside(path: Path, now: datetime) -> Path:
@@ -98,5 +105,5 @@ def _set_aside(path: Path, now: datetime) -> Path:
             if part.exists():
                 part.replace(aside.with_name(aside.name + suffix))
     except OSError as error:
-        raise Degraded(f"{path}: is damaged and cannot be set aside", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: is damaged and cannot be set aside", error) from error
     return aside

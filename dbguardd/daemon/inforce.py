@@ -20,19 +20,19 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
-from dbguardd.errors import Busy, Degraded, GuardError, Internal, NotFound, PolicyShrinks
+from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
-from dbguardd.rules import retention
+from dbguardd.rules import reliance, retention
 from dbguardd.wire import NOWHERE, BackupRow, Grade
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
 """By database: the ids of the backups that would go, with the reasons."""
 
-_ORPHAN_VERBS = frozenset(("verify", "restore", "check"))
+_OF_ORPHANS = frozenset(("verify", "restore", "check", "expire"))
 
 
 class InForce:
@@ -132,8 +132,8 @@ class InForce:
             }
             defaults = self.policy.defaults
             return Terms(spec, **_times(defaults))
-        if order.database not in self.policy.names() and order.verb in _ORPHAN_VERBS:
-            return Terms(self._orphan(order.database))
+        if order.database not in self.policy.names() and order.verb in _OF_ORPHANS:
+            return Terms(self._orphan(order.database, order))
         guarded = self.policy.guarded(order.database)
         if order.verb == "expire" and not order.dry:
             self._may_expire(order.database, guarded)
@@ -171,15 +171,16 @@ class InForce:
         return {}
 
     def _wanted(self, order: Order) -> BackupRow | None:
-        """The backup that an order means, as the catalog knows it: by id, by moment, or the newest."""
+        """The backup that an order means, as the catalog knows it: by id, or the one that the job will choose."""
         name, id, at = str(order.database), str(order.request.get("backup") or ""), order.request.get("at")
-        if not id and not at:
+        if order.verb == "verify" and not id:
             return self._catalog.backups.summary(name).newest
-        for row in self._catalog.backups.of(name):
-            if row.id.startswith(id.upper()) or row.id.endswith(id.upper()):
-                with suppress(GuardError):  # the job says what is wrong with `at`
-                    if not at or to_moment(row.created_at) <= to_moment(str(at)):
-                        return row
+        rows = self._catalog.backups.of(name)
+        if id:
+            return next((row for row in rows if row.id.startswith(id.upper()) or row.id.endswith(id.upper())), None)
+        with suppress(GuardError):  # the job says what is wrong with `at`
+            chosen = reliance.choose(dated(rows), to_moment(str(at)) if at else None).backup
+            return next((row for row in rows if chosen is not None and row.id == chosen.id), None)
         return None
 
     def storage(self, name: str) -> Storage:
@@ -206,12 +207,27 @@ class InForce:
         self._loaded, self.loaded_at = loaded, self._now()
         self.problem, self.frozen = None, {}
 
-    def _orphan(self, name: str) -> Json:
-        """The spec of a database that only the repository knows: enough to prove and restore it."""
+    def _orphan(self, name: str, order: Order) -> Json:
+        """The spec of a database that only the repository knows: enough to prove and restore it.
+
+        Raises NotFound, and Usage for what only the policy could say: where it was, and what to keep of it.
+        """
         rows = self._catalog.backups.of(name)
         if not rows:
             known = ", ".join(self.policy.names()) or "none"
             raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
+        if order.verb == "expire":
+            raise Usage(
+                f"{name}: is not in the policy any more, so nothing says which of its backups to keep",
+                detail="Put its table back with a smaller `keep`: the older ones go then, the newest stays.",
+                hints=[f"dbguardctl list {name}", "dbguardctl config diff"],
+            )
+        if order.verb == "restore" and not order.request.get("to"):
+            raise Usage(
+                f"{name}: is not in the policy any more, so nobody knows where it was",
+                detail="Say where it is to go.",
+                hints=[f"dbguardctl restore {name} --to PLACE"],
+            )
         guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)
         guarded._name = name
         return {
@@ -278,13 +294,15 @@ def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
             proven=row.grade is Grade.PROVEN,
             holds=tuple(row.holds),
             failed=row.failure is not None,
+            failed_at=None if row.verified_at is None else to_moment(row.verified_at),
+            safety=row.note == reliance.SAFETY_NOTE,
         )
         for row in rows
     ]
 
 
 def write_whole(path: Path, text: str, mode: int) -> None:
-    """Write a small file all or nothing, durable on return. Raises Degraded."""
+    """Write a small file all or nothing, durable on return. Raises NoSpace, PlaceDenied, Degraded."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -302,7 +320,7 @@ def write_whole(path: Path, text: str, mode: int) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: cannot be written", error) from error
 
 
 def _times(settings: Any) -> Json:

@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Who, to_text
+from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.errors import Busy, NotFound, Unsupported
@@ -26,6 +28,7 @@ async def make_sheet(operations: Operations, key: str, who: Who) -> Json:
             detail="Make an age identity off this machine and name its recipient in the policy: it opens all of them.",
             hints=["age-keygen", f'[key.{key}] recovery = ["age1..."]'],
         )
+    others = recovery(operations.catalog.settings, key)
     made = await operations.runner.perform(Order("recovery-sheet", {}, who, storage=storages[0]))
     from dbguardd.keys import Secret, qr_svg, recovery_sheet  # noqa: PLC0415 - once in a year, and heavy
 
@@ -37,6 +40,7 @@ async def make_sheet(operations: Operations, key: str, who: Who) -> Json:
         "key": key,
         "identity": made["identity"],
         "recipient": recipient,
+        "others": others,
         "sheet_text": recovery_sheet(identity, recipient, host=host, made_at=now, repositories=places, **marks),
         "qr_svg": qr_svg(identity),
     }
@@ -46,10 +50,32 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
     """Open every repository of the key with the identity, as after a disaster. Raises NotFound, KeyRefused."""
     tested = []
     for storage in _storages(operations, key):
+        settings = operations.catalog.settings
+        known = settings.get(f"repository:{storage}") is not None or recovery(settings, key)
+        if not known and not (Path(operations.inforce.storage(storage).path) / "repo.json").is_file():
+            raise NotFound(
+                f"key {key}: there is nothing to open yet in storage {storage}",
+                detail="A storage gets its repository with the first backup, or with the first recovery sheet.",
+            )
         order = Order("recovery-test", {}, who, storage=storage, hidden={"identity": identity})
         result = await operations.runner.perform(order)
         tested.append({"storage": storage, **result})
     return {"ok": True, "key": key, "repositories": tested}
+
+
+async def drop(operations: Operations, key: str, recipient: str, confirm: str, who: Who) -> Json:
+    """Let a recovery recipient, named in full or by its first characters, open the repositories no longer.
+
+    Raises NotFound, Held, ConfirmMissing.
+    """
+    known = [name for name in recovery(operations.catalog.settings, key) if name.startswith(recipient)]
+    whole = known[0] if len(known) == 1 else recipient
+    request = {"recipient": whole, "confirm": whole if confirm == recipient else confirm}
+    dropped = []
+    for storage in _storages(operations, key):
+        result = await operations.runner.perform(Order("recovery-drop", request, who, storage=storage))
+        dropped.append({"storage": storage, **result})
+    return {"ok": True, "key": key, "repositories": dropped}
 
 
 async def recover(operations: Operations, key: str, identity: str, who: Who) -> Json:

@@ -17,7 +17,7 @@ BY_DATABASE = frozenset(("backup", "verify", "restore", "undo", "check", "expire
 ALONE_IN_STORAGE = frozenset(("sweep", "scan"))
 """Nothing else works on the storage meanwhile."""
 
-ERRANDS = frozenset(("hold", "release", "recall", "recovery-sheet", "recovery-test", "recover"))
+ERRANDS = frozenset(("hold", "release", "recall", "recovery-sheet", "recovery-test", "recovery-drop", "recover"))
 """Short, asked for by a person who waits: they do not count against max_jobs."""
 
 RETRIED = frozenset(("backup", "verify", "expire", "sweep", "scan"))

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from dbguardd.daemon.around import Look
-from dbguardd.errors import PolicyInvalid, SourceDenied, SourceEncrypted, SourceMissing, Unsupported, Usage
+from dbguardd.errors import (
+    PolicyInvalid,
+    SourceDenied,
+    SourceEncrypted,
+    SourceInvalid,
+    SourceMissing,
+    Unsupported,
+    Usage,
+)
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.render import render_database
 
 _MAGIC = b"SQLite format 3\0"
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
+_SPELLED = str.maketrans(
+    {
+        "\N{LATIN SMALL LETTER A WITH DIAERESIS}": "ae",
+        "\N{LATIN SMALL LETTER O WITH DIAERESIS}": "oe",
+        "\N{LATIN SMALL LETTER U WITH DIAERESIS}": "ue",
+        "\N{LATIN SMALL LETTER SHARP S}": "ss",
+    }
+)
 _MAX_NAME = 63
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -58,6 +75,8 @@ async def detect(path: str, look: Look) -> Found:
             hints=[f"ls -l {_shown(path)}"],
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
+    if head and head != _MAGIC and _readable(head):
+        raise SourceInvalid(f"{path}: is no database, it looks like text", detail=f"It begins: {head.decode()!r}")
     if head and head != _MAGIC:
         raise SourceEncrypted(
             f"{path}: does not begin like a SQLite database",
@@ -65,6 +84,13 @@ async def detect(path: str, look: Look) -> Found:
         )
     kind = "SQLite database" if head else "empty file" if not seen["size_bytes"] else "file that its owner cannot read"
     return Found(str(seen["path"]), f"{kind}, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}")
+
+
+def _readable(head: bytes) -> bool:
+    """Say if the first bytes of a file are text, which what is encrypted hardly ever is."""
+    with suppress(UnicodeDecodeError):
+        return all(char.isprintable() or char.isspace() for char in head.decode())
+    return False
 
 
 def plan(found: Found, name: str, policy: Policy, policy_file: Path, now: datetime) -> Plan:
@@ -83,7 +109,9 @@ def plan(found: Found, name: str, policy: Policy, policy_file: Path, now: dateti
 
 def choose_name(name: str, path: str, policy: Policy) -> str:
     """Return the name to use: as asked for, or the file's stem made to fit. Raises Usage if it is taken."""
-    stem = _NOT_IN_NAMES.sub("-", Path(path).stem.lower()).strip("-_")[:_MAX_NAME].rstrip("-_") or "database"
+    plain = unicodedata.normalize("NFKD", Path(path).stem.lower().translate(_SPELLED))
+    letters = "".join(char for char in plain if not unicodedata.combining(char))
+    stem = _NOT_IN_NAMES.sub("-", letters).strip("-_")[:_MAX_NAME].rstrip("-_") or "database"
     if name:
         if not re.fullmatch(NAME, name):
             raise Usage(

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, to_moment, to_text
@@ -58,7 +59,7 @@ class Runner:
         self._chronicle = Chronicle(catalog, audit, around, self.diary)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
-        """Called with a storage when a job on it may have done more than it could report."""
+        """Called with a storage when a job on it may have done more than it could report, or could read it again."""
         self.clock_doubt: Callable[[], str | None] = lambda: None
         """Says why nothing is to be deleted at present, unless a person asks for it."""
 
@@ -246,7 +247,11 @@ class Runner:
             self._end(live, JobState.CANCELLED, error)
         elif not self._again(live, error):
             self._end(live, JobState.FAILED, error)
-        if self.accepting and (isinstance(error, _CUT_SHORT) or live.unheard) and live.row.verb != "scan":
+        if live.row.verb == "scan" or not self.accepting:
+            return
+        scan = self._catalog.runs.get(f"storage:{live.terms.storage}", "scan")
+        readable_again = error is None and not live.errand and scan is not None and scan.problem is not None
+        if isinstance(error, _CUT_SHORT) or live.unheard or readable_again:
             self.on_doubt(live.terms.storage)
 
     def _start(self, live: Live) -> None:
@@ -353,7 +358,9 @@ class Runner:
         if age + wait > terms.window_seconds:
             return False
         row.state, row.attempt = JobState.QUEUED, row.attempt + 1
-        row.step, row.done_bytes, row.total_bytes, row.problem = "", 0, None, error.problem()
+        next_try_at = to_text(self._around.now() + timedelta(seconds=wait))
+        row.step, row.done_bytes, row.total_bytes = "", 0, None
+        row.problem = {**error.problem(), "next_try_at": next_try_at}
         live.not_before = asyncio.get_running_loop().time() + wait
         try:
             with self._catalog.transaction():

@@ -57,6 +57,10 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------ looking
 
+    async def look(self) -> None:
+        """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
+        await self._do.views.gauge.glance(self._do.views.places())
+
     def status(self) -> Status:
         """One screen."""
         return self._do.views.status(self._do.now())
@@ -81,14 +85,18 @@ class Service:
                 job = self._do.runner.job(id)
             except NotFound:
                 if missing.facts:  # it has expired
-                    raise missing from None
+                    return self._shown(self._catalog.backups.get(id, expired=True))
                 raise NotFound(f"{id}: no such backup, job or database", hints=["dbguardctl status"]) from None
             events = self._catalog.events.find(EventRange(job=job.id), _BATCH)
             return {"kind": "job", "job": to_json(job), "events": to_json(events)}
-        row = next(row for row in self._do.views.backups(found.database, now) if row.id == found.id)
+        return self._shown(next(row for row in self._do.views.backups(found.database, now) if row.id == found.id))
+
+    def _shown(self, row: BackupRow) -> Json:
+        gone = next((gone for gone in self._catalog.backups.expired(row.database) if gone.backup.id == row.id), None)
+        expired = {} if gone is None else {"expired_at": gone.expired_at, "recall_until_at": gone.recall_until_at}
         proofs = [{**asdict(proof), "facts": dict(proof.facts)} for proof in self._catalog.proofs.of(row.id)]
         holds = [asdict(hold) for hold in self._catalog.holds.of(row.id)]
-        return {"kind": "backup", "backup": to_json(row), "proofs": proofs, "holds": holds}
+        return {"kind": "backup", "backup": to_json(row), "proofs": proofs, "holds": holds, "expired": expired or None}
 
     def schedule(self, count: int) -> Json:
         """What runs next."""
@@ -288,6 +296,10 @@ class Service:
     async def recovery_test(self, key: str, identity: str, actor: Peer) -> Json:
         """Prove that the identity on a recovery sheet opens the repositories. Raises NotFound, KeyRefused."""
         return await keyring.try_identity(self._do, key, identity, self._who(actor))
+
+    async def recovery_drop(self, key: str, recipient: str, confirm: str, actor: Peer) -> Json:
+        """Let a recovery recipient open the repositories no longer. Raises NotFound, Held, ConfirmMissing."""
+        return await keyring.drop(self._do, key, recipient, confirm, self._who(actor))
 
     async def recover(self, key: str, identity: str, actor: Peer) -> Json:
         """Let this machine open the repositories again, by a recovery key. Raises NotFound, KeyRefused."""

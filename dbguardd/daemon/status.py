@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 
 from dbguardd import __version__
-from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
+from dbguardd.catalog import Catalog, Summary, to_moment, to_text
 from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce, dated, opener
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.timetable import longest_gap, timing
-from dbguardd.errors import GuardError, KeyMissing, KeyRefused, NoSpace, NotFound, Unreachable, from_problem
+from dbguardd.errors import (
+    GuardError,
+    KeyMissing,
+    KeyRefused,
+    NoSpace,
+    NotARepository,
+    NotFound,
+    Unreachable,
+    from_problem,
+)
 from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.objectives import Facts, judge
-from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
+from dbguardd.wire import BackupRow, DatabaseStatus, JobState, KeyStatus, RecipientStatus, Status, StorageStatus
+from dbguardd.words import size
+
+Lost = Callable[[str], GuardError | None]
+"""Why nothing of a storage could be restored now."""
+_LEAST_ROOM = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class Views:
     host: str
     machine_id: str  # for the jitter
     notes: tuple[str, ...] = ()  # what happened at start that a person should know
+    found: dict[str, str] = field(default_factory=dict)  # what is wrong with the daemon's own books, by their names
 
     def status(self, now: datetime) -> Status:
         """The whole screen."""
@@ -58,8 +75,9 @@ class Views:
         recoverable = {key.name: bool(key.recovery) for key in keys}
         guarded = self.inforce.policy.names()
         orphans = {name: engine for name, engine in self.catalog.backups.databases().items() if name not in guarded}
-        found = [self._database(name, now, recoverable) for name in guarded]
-        return found + [self._orphan(name, engine, now) for name, engine in sorted(orphans.items())]
+        lost = cache(self._lost)
+        found = [self._database(name, now, recoverable, lost) for name in guarded]
+        return found + [self._orphan(name, engine, now, lost) for name, engine in sorted(orphans.items())]
 
     def database(self, name: str, now: datetime) -> DatabaseStatus:
         """One database. Raises NotFound."""
@@ -102,10 +120,8 @@ class Views:
             floor = None if level.total_bytes is None else int(level.total_bytes * share)
         else:
             floor = int(keep_free)
-        problem = self._unread(name)
-        if level.error and self.catalog.settings.get(f"repository:{name}") is not None:
-            problem = Unreachable(f"storage {name} cannot be read", detail=level.error)
-        elif floor is not None and level.free_bytes is not None and level.free_bytes < floor:
+        problem = self._lost(name)
+        if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes < floor:
             problem = NoSpace(
                 f"storage {name} is full",
                 detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} free.",
@@ -121,6 +137,38 @@ class Views:
             stored_bytes=self.catalog.backups.stored_bytes(name),
             problem=None if problem is None else problem.problem(),
         )
+
+    def places(self) -> list[str]:
+        """Every path that backups and restores depend on, for the gauge."""
+        inforce = self.inforce
+        stores = [inforce.storage(name).path for name in inforce.storages()]
+        return [str(inforce.state), *stores, *filter(None, map(self._key_file, inforce.keyring()))]
+
+    def _key_file(self, name: str) -> str:
+        """Where a key is, empty if only a command knows."""
+        key = self.inforce.policy.key_of(name, str(self.inforce.state))
+        if credential := key.credential or (key.secret and key.secret.credential):
+            return f"{os.environ.get('CREDENTIALS_DIRECTORY', '')}/{credential}"
+        return key.path or (key.secret and key.secret.file) or ""
+
+    def _lost(self, name: str) -> GuardError | None:
+        """Why nothing of a storage could be restored now, as far as that can be seen without reading backups."""
+        seen = self.catalog.settings.get(f"repository:{name}")
+        if seen is None:
+            return self._unread(name)
+        try:
+            storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
+        except NotFound as unknown:
+            return unknown
+        level = self.gauge.level(storage.path)
+        if level.error:
+            return Unreachable(f"storage {name} cannot be read", detail=level.error)
+        if level.repository not in (None, seen):
+            other = "another repository than before" if level.repository else "no repository any more"
+            return NotARepository(f"storage {name} holds {other}", detail=f"{storage.path}: {seen} should be there.")
+        if error := self.gauge.level(self._key_file(key)).error:
+            return KeyMissing(f"key {key} is gone", detail=error, hints=[f"dbguardctl key recover {key}"])
+        return self._unread(name)
 
     def _unread(self, name: str) -> GuardError | None:
         """Why the repository there could not be read into the catalog; None if it was, or if there is none."""
@@ -141,15 +189,21 @@ class Views:
             known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
             if key.type == "passphrase":
                 known["passphrase"] = None
-            found.append(KeyStatus(name, key.type, list(known), self.catalog.settings.get(f"recovery_tested:{name}")))
+            get = self.catalog.settings.get
+            each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
+            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each))
         return found
 
     def _attention(self) -> Iterable[str]:
         yield from self.notes
+        yield from self.found.values()
         if self.inforce.problem is not None:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:
             yield f"the catalog could not be written: {self.runner.trouble.message}"
+        room = self.gauge.level(str(self.inforce.state)).free_bytes
+        if room is not None and room < _LEAST_ROOM:
+            yield f"the state directory {self.inforce.state} has {size(room)} left: jobs will fail"
         doubt = self.scheduler.doubt()
         if doubt is not None:
             yield doubt
@@ -158,21 +212,25 @@ class Views:
             if run is not None and run.problem is not None:
                 yield f"storage {name}: the last sweep failed: {run.problem.get('message', '')}"
 
-    def _database(self, name: str, now: datetime, recoverable: dict[str, bool]) -> DatabaseStatus:
+    def _database(self, name: str, now: datetime, recoverable: dict[str, bool], lost: Lost) -> DatabaseStatus:
         guarded = self.inforce.policy.guarded(name)
         summary = self.catalog.backups.summary(name)
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         failing = [run for run in runs if run.problem is not None]
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
-        newest, proven = summary.newest, summary.proven
+        newest, proven, held = summary.newest, summary.proven, summary.proven or summary.newest
+        away = lost(held.storage) if held else None
+        gone = away or lost(guarded.storage[0])
         active, ahead = self.runner.active(name), self.scheduler.next_run(name, ("backup", "verify"))
         rpo, rto = guarded.objective.rpo, guarded.objective.rto
         facts = Facts(
             name=name,
             backups=summary.count,
+            lost=gone.message if gone else "",
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
+            failed=summary.failed,
             recoverable_to_at=_moment(proven.created_at if proven else None),
             restore_seconds=proven.restore_seconds if proven else None,
             rpo=rpo,
@@ -191,26 +249,38 @@ class Views:
             key=guarded.key,
             has_recovery=recoverable.get(guarded.key),
         )
-        row = self._row(facts, guarded.engine, summary, now, worst)
+        trouble = gone or (from_problem(worst.problem) if worst and worst.problem else None)
+        row = self._row(facts, guarded.engine, summary, now, trouble)
         expire = self.catalog.runs.get(name, "expire")
         if expire is not None and expire.problem is not None:  # old backups stay: worth a look, but nothing is lost
             row.attention.append(f"{name}: the last expiry failed: {expire.problem.get('message', '')}")
             row.hints.append(f"dbguardctl job show {expire.job}")
+        row.next_run_at, row.next_verb = (to_text(ahead[0]), ahead[1]) if ahead else (None, None)
+        if active and active.problem and active.state is JobState.QUEUED:  # an attempt failed, and the next one waits
+            what = f"{name}: {active.verb} failed, it is tried again: {active.problem.get('message', '')}"
+            row.attention.insert(0, what)
+            row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
+        if away:
+            row = _unrecoverable(row)
         return replace(
             row,
-            next_run_at=to_text(ahead[0]) if ahead else None,
-            next_verb=ahead[1] if ahead else None,
             rpo_seconds=rpo.total_seconds() if rpo else None,
             rto_seconds=rto.total_seconds() if rto else None,
             paused_until_at=pause.until_at if pause else None,
             running_job=active.id if active else None,
         )
 
-    def _orphan(self, name: str, engine: str, now: datetime) -> DatabaseStatus:
+    def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)
-        return self._row(Facts(name=name, in_policy=False, backups=summary.count), engine, summary, now, None)
+        held = summary.proven or summary.newest
+        gone = lost(held.storage) if held else None
+        facts = Facts(name=name, in_policy=False, backups=summary.count, lost=gone.message if gone else "")
+        row = self._row(facts, engine, summary, now, gone)
+        return _unrecoverable(row) if gone else row
 
-    def _row(self, facts: Facts, engine: str, summary: Summary, now: datetime, worst: Run | None) -> DatabaseStatus:
+    def _row(
+        self, facts: Facts, engine: str, summary: Summary, now: datetime, problem: GuardError | None
+    ) -> DatabaseStatus:
         judgement, proven, newest = judge(facts, now), summary.proven, summary.newest
         return DatabaseStatus(
             name=facts.name,
@@ -229,7 +299,7 @@ class Views:
             rto_seconds=None,
             paused_until_at=None,
             running_job=None,
-            problem=dict(worst.problem) if worst and worst.problem else None,
+            problem=problem.problem() if problem else None,
             attention=list(judgement.attention),
             hints=list(judgement.hints),
         )
@@ -240,6 +310,11 @@ class Views:
                 verdict = self.scheduler.judge(item)
                 return verdict.planned_at if verdict.overdue else None
         return None
+
+
+def _unrecoverable(row: DatabaseStatus) -> DatabaseStatus:
+    """Say of a database that nothing of it could be restored now, whatever was proven."""
+    return replace(row, recoverable_to_at=None, recoverable_since_at=None, proven_backup=None)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -35,7 +35,8 @@ from dbguardd.wire import JobRow, JobState
 STOP_SECONDS = 60.0
 _SIGNAL = Who("signal")
 _PROBE_SECONDS = 300.0
-_GAUGE_SECONDS = 600.0
+_GAUGE_SECONDS = 60.0
+_AUDIT_SECONDS = 86_400.0
 
 
 class Answering(Protocol):
@@ -135,7 +136,7 @@ class Supervisor:
         self._listen_to_signals()
         diary.note("daemon.ready", None, {"databases": len(self._do.inforce.policy.names()), "pid": os.getpid()})
         self._notify.ready(self._do.line())
-        tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure)]
+        tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure, self._prove_audit)]
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -184,11 +185,19 @@ class Supervisor:
 
     async def _measure(self) -> None:
         while True:
-            await self._gauge.measure(self._paths())
+            await self._gauge.measure(self._do.views.places())
             await asyncio.sleep(_GAUGE_SECONDS)
 
-    def _paths(self) -> dict[str, str]:
-        return {name: self._do.inforce.storage(name).path for name in self._do.inforce.storages()}
+    async def _prove_audit(self) -> None:
+        """Verify the audit log at start and every day; what was changed is then to be seen without asking for it."""
+        found = self._do.views.found
+        while True:
+            try:
+                await asyncio.to_thread(self._do.audit.verification())
+                found.pop("audit", None)
+            except GuardError as error:
+                found["audit"] = f"{error.message}: dbguardctl audit verify says where"
+            await asyncio.sleep(_AUDIT_SECONDS)
 
     def _start_planned(self, planned: Planned) -> None:
         order = scheduled(planned, self._do.inforce, self._do.catalog, self._do.now())
@@ -201,7 +210,7 @@ class Supervisor:
         self._do.replan(target)
         self._notify.status(self._do.line())
         if row.verb in ("backup", "sweep", "scan"):
-            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._paths()))
+            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._do.views.places()))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dbguardd.errors import KeyMissing, NotFound
+from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
 from dbguardd.jobs.verify import graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
@@ -49,6 +49,14 @@ class RecoveryTest(Request):
     """Try whether a recovery identity opens the repository."""
 
     identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryDrop(Request):
+    """Let a recovery recipient open the repository no longer."""
+
+    recipient: str
+    confirm: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,32 @@ def recovery_test(run: Run, request: RecoveryTest) -> Result:
     return {"recipient": wrapper.label, "repository": opened.id, "backups": count}
 
 
+def recovery_drop(run: Run, request: RecoveryDrop) -> Result:
+    """Take a recovery recipient away. Copies of the storage that were made before still open for it.
+
+    Raises NotFound, Held (the policy names it, or nobody else was seen to open), ConfirmMissing (it is the last one).
+    """
+    gone, key = request.recipient, run.spec["key"]
+    known = [(kind, label) for kind, label, offline in run.repository.recipients() if offline]
+    if (AgeRecipient.kind, gone) not in known:
+        raise NotFound(f"{gone}: no such recovery recipient", hints=["dbguardctl key list"])
+    if gone in key.get("recovery", ()):
+        raise Held(
+            f"{gone}: the policy names it",
+            detail=f"The next job would let it in again. Take it out of recovery of [key.{key['name']}] and reload.",
+            hints=[f"dbguardctl config explain key.{key['name']}.recovery"],
+        )
+    if len(known) == 1 and request.confirm != gone:
+        raise ConfirmMissing(
+            f"{gone}: it is the last recovery recipient of the repository",
+            detail="Without it nobody can read the backups when this machine is lost.",
+            hints=[f"dbguardctl key recovery-sheet {key['name']}"],
+        )
+    run.repository.drop_recipient(gone)
+    run.report("recovery.dropped", recipient=gone, key=key["name"])
+    return {"recipient": gone, "left": [label for _, label in known if label != gone]}
+
+
 def recover(run: Run, request: Recover) -> Result:
     """Wrap the root key for the key of the policy; a machine key that is not there is made. Nothing is taken away."""
     key = run.spec["key"]
@@ -151,5 +185,6 @@ BOOKS = (
     Job("recall", Recall, recall),
     Job("recovery-sheet", RecoverySheet, recovery_sheet),
     Job("recovery-test", RecoveryTest, recovery_test),
+    Job("recovery-drop", RecoveryDrop, recovery_drop),
     Job("recover", Recover, recover),
 )

@@ -7,17 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
-from dbguardd.wire import Check, Grade, to_json
+from dbguardd.jobs.choose import dated, newest_proofs
+from dbguardd.jobs.verify import condemn
+from dbguardd.rules import reliance
+from dbguardd.wire import Check, to_json
 
+_BESIDE = tuple(f"records/{kind}/" for kind in ("proof", "hold", "release", "tomb"))  # no restore needs them
 _NAMED = 20  # so many of the backups that need a damaged object are named
 
 
 def check(run: Run, request: Check) -> Result:
     """Look at database, storage, keys and repository; with `data`, at every stored byte. Findings, worst last."""
+    damage: dict[str, str] = {}
+    stored = _guarded("repository", lambda: _repository(run, request.data, damage))
+    condemn(run, "check", damage)  # before _proof: what is damaged now is not proven
     findings: list[Finding] = []
     for name, look in (("database", _database), ("storage", _storage), ("key", _key), ("proof", _proof)):
         findings += _guarded(name, lambda look=look: look(run))  # type: ignore[misc]
-    stored = _guarded("repository", lambda: _repository(run, request.data))
     findings += stored
     for finding in findings:
         (told,) = brief([finding])
@@ -64,33 +70,36 @@ def _key(run: Run) -> Iterator[Finding]:
     name = f"key {run.spec['key']['name']}"
     offline = [label for _, label, offline in run.repository.recipients() if offline]
     if offline:
-        yield Finding(name, "ok", f"opens the repository; so do {', '.join(offline)} after the machine is lost")
+        so = "does" if len(offline) == 1 else "do"
+        yield Finding(name, "ok", f"opens the repository; so {so} {', '.join(offline)} after the machine is lost")
     else:
         detail = "no recovery recipient: if this machine is lost, nobody can read the backups"
         yield Finding(name, "failed", f"{detail} (dbguardctl key recovery-sheet {run.spec['key']['name']})")
 
 
 def _proof(run: Run) -> Iterator[Finding]:
-    known = {backup.id for backup in run.repository.backups(run.name)}
-    proven = [p for p in run.repository.proofs() if p.grade == Grade.PROVEN and p.backup in known]
-    newest = max(proven, key=lambda proof: proof.at, default=None)
-    if newest is None:
-        yield Finding("proof", "failed", f"no backup was ever proven (dbguardctl verify {run.name})")
+    known = reliance.choose(dated(run, run.repository.backups(run.name))).backup
+    if known is None or not known.proven:
+        yield Finding("proof", "failed", f"no backup is proven (dbguardctl backup {run.name} --verify)")
     else:
-        yield Finding("proof", "ok", f"backup {newest.backup} was restored and compared at {instant(newest.at)}")
+        at = instant(newest_proofs(run)[known.id].at)
+        yield Finding("proof", "ok", f"backup {known.id} was restored and compared at {at}")
 
 
-def _repository(run: Run, data: bool) -> Iterator[Finding]:
+def _repository(run: Run, data: bool, damage: dict[str, str]) -> Iterator[Finding]:
+    """Yield what a check of the repository finds; `damage` is told what each backup cannot be restored for."""
     name = "every stored byte" if data else "repository structure"
     clean = True
     for finding in run.repository.check(data, run.progress):
         if finding.severity == "unseen":
             yield Finding(finding.object or "not looked at", "not configured", finding.message)
             continue
-        damage = finding.severity == "damage"
-        clean = clean and not damage
+        damaged = finding.severity == "damage"
+        clean = clean and not damaged
+        if damaged and not finding.object.startswith(_BESIDE):
+            damage |= dict.fromkeys(finding.backups, f"{finding.object}: {finding.message}")
         needed = f" Needed by {_some(finding.backups)}." if finding.backups else ""
-        yield Finding(finding.object, "failed" if damage else "inconclusive", f"{finding.message}.{needed}")
+        yield Finding(finding.object, "failed" if damaged else "inconclusive", f"{finding.message}.{needed}")
     if clean:
         yield Finding(name, "ok", "no damage found")
 

@@ -1,31 +1,41 @@
-"""Which backup a request means."""
+"""Which backup a request means, and what is known of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from dbguardd.errors import NotFound, Usage
 from dbguardd.jobs.base import Run, instant
-from dbguardd.repository import Backup
+from dbguardd.repository import Backup, Hold, Proof
+from dbguardd.rules import reliance
+from dbguardd.rules.retention import Dated
+from dbguardd.wire import Grade
 
 
-def choose(run: Run, id: str = "", at: str = "") -> Backup:
-    """Return the backup of the run's database with that id (or its first characters), or the newest not after `at`.
+def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
+    """Return the backup with that id (or its first characters), or the newest to rely on that is not younger than `at`.
 
-    Raises NotFound if there is none, Usage if the id fits several or `at` is not an RFC 3339 moment.
+    With it what a person should know before it is restored. Raises NotFound if there is none, Usage if the id fits
+    several or `at` is not an RFC 3339 moment.
     """
-    backups = run.repository.backups(run.name)
-    if not backups:
-        raise NotFound(f"{run.name} has no backup yet", hints=[f"dbguardctl backup {run.name}"])
+    backups = existing(run)
+    known = {backup.id: backup for backup in dated(run, backups)}
     if id:
-        return _by_id(run.name, backups, id)
-    if not at:
-        return backups[0]
-    moment = _moment(at)
-    for backup in backups:
-        if backup.created_at <= moment:
-            return backup
+        backup = named(run, id)
+        dubious = known[backup.id].failed or known[backup.id].safety
+        return backup, [f"backup {backup.id}: {reliance.doubt(known[backup.id])}"] if dubious else []
+    choice = reliance.choose(known.values(), _moment(at) if at else None)
+    newer = choice.passed_over
+    if choice.backup is not None:
+        said = [f"{_passed(newer)}; take it with --id {newer[0].id}"] if newer else []
+        return next(backup for backup in backups if backup.id == choice.backup.id), said
+    if newer:
+        raise NotFound(
+            f"{run.name} has no backup to rely on" + (f" that is as old as {at}" if at else ""),
+            detail=f"{_passed(newer)}.",
+            hints=[f"dbguardctl backup {run.name} --full --verify", f"dbguardctl list {run.name}"],
+        )
     raise NotFound(
         f"{run.name} has no backup as old as {at}",
         detail=f"The oldest is {backups[-1].id} of {instant(backups[-1].created_at)}.",
@@ -33,17 +43,64 @@ def choose(run: Run, id: str = "", at: str = "") -> Backup:
     )
 
 
-def _by_id(database: str, backups: Sequence[Backup], id: str) -> Backup:
-    found = [backup for backup in backups if backup.id.startswith(id.upper()) or backup.id.endswith(id.upper())]
+def existing(run: Run) -> list[Backup]:
+    """Return the backups of the run's database, newest first. Raises NotFound if there is none."""
+    backups = run.repository.backups(run.name)
+    if not backups:
+        raise NotFound(f"{run.name} has no backup yet", hints=[f"dbguardctl backup {run.name}"])
+    return backups
+
+
+def named(run: Run, id: str) -> Backup:
+    """Return the backup with that id, or its first or last characters. Raises NotFound, Usage if it fits several."""
+    found = [b for b in existing(run) if b.id.startswith(id.upper()) or b.id.endswith(id.upper())]
     if len(found) == 1:
         return found[0]
     if found:
-        raise Usage(f"{database}: {id} fits {len(found)} backups", detail=", ".join(backup.id for backup in found[:5]))
-    raise NotFound(
-        f"{database} has no backup {id}",
-        detail="One that has expired can be restored when it was recalled.",
-        hints=[f"dbguardctl list {database} --all"],
-    )
+        raise Usage(f"{run.name}: {id} fits {len(found)} backups", detail=", ".join(backup.id for backup in found[:5]))
+    for backup in run.repository.backups(run.name, expired=True):
+        if backup.id.startswith(id.upper()) or backup.id.endswith(id.upper()):
+            raise NotFound(
+                f"{run.name}: backup {backup.id} has expired",
+                detail="It can be restored when it was recalled.",
+                hints=[f"dbguardctl recall {backup.id}"],
+            )
+    raise NotFound(f"{run.name} has no backup {id}", hints=[f"dbguardctl list {run.name} --all"])
+
+
+def dated(run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None) -> list[Dated]:
+    """Return what the rules need to know of backups: what the newest proof of each says, and what holds it."""
+    newest = newest_proofs(run)
+    failed = {id: proof for id, proof in newest.items() if failure_of(proof) is not None}
+    return [
+        Dated(
+            backup.id,
+            backup.created_at,
+            proven=backup.id in newest and newest[backup.id].grade == Grade.PROVEN,
+            holds=tuple(hold.reason for hold in (holds or {}).get(backup.id, ())),
+            failed=backup.id in failed,
+            failed_at=failed[backup.id].at if backup.id in failed else None,
+            safety=backup.note == reliance.SAFETY_NOTE,
+        )
+        for backup in backups
+    ]
+
+
+def newest_proofs(run: Run) -> dict[str, Proof]:
+    """Return the newest proof of each backup, by its id."""
+    return {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
+
+
+def failure_of(proof: Proof) -> str | None:
+    """Return what went wrong in one line, or None."""
+    failed = [finding for finding in proof.findings if finding["outcome"] == "failed"]
+    return "; ".join(f"{finding['name']}: {finding['detail'] or 'failed'}" for finding in failed) or None
+
+
+def _passed(newer: Sequence[Dated]) -> str:
+    """Say which newer backups were passed over, and why the newest of them was."""
+    more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
+    return f"{newer[0].id} of {instant(newer[0].created_at)}{more}: passed over, {reliance.doubt(newer[0])}"
 
 
 def _moment(text: str) -> datetime:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt
 from dbguardd.jobs.base import Job, Result, Run, grace, instant
-from dbguardd.jobs.restore import UNDO_REASON, past_undo
-from dbguardd.jobs.verify import failure_of
+from dbguardd.jobs.choose import dated
+from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Hold, recallable_until
 from dbguardd.rules import retention
-from dbguardd.wire import Expire, Grade, Sweep
+from dbguardd.wire import UNDO_REASON, Expire, Sweep
 
 _CLOCK_DOUBT_SECONDS = 300.0
 
@@ -53,18 +53,7 @@ def decide(
     run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime
 ) -> retention.Verdict:
     """Ask the retention rule, with what is proven and held."""
-    newest = {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
-    dated = [
-        retention.Dated(
-            backup.id,
-            backup.created_at,
-            proven=backup.id in newest and newest[backup.id].grade == Grade.PROVEN,
-            holds=tuple(hold.reason for hold in holds.get(backup.id, ())),
-            failed=backup.id in newest and failure_of(newest[backup.id]) is not None,
-        )
-        for backup in backups
-    ]
-    return retention.decide(dated, retention.Keep.from_spec(run.database), now)
+    return retention.decide(dated(run, backups, holds), retention.Keep.from_spec(run.database), now)
 
 
 def sweep(run: Run, request: Sweep) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,12 +27,12 @@ from dbguardd.errors import (
 )
 from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
-from dbguardd.jobs.choose import choose
-from dbguardd.jobs.verify import same_content
+from dbguardd.jobs.choose import choose, failure_of
+from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Hold
-from dbguardd.wire import Grade, Restore, Undo, to_json
+from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
 
-UNDO_REASON = "restore undo"
 UNDO_DAYS = 7
 
 
@@ -41,16 +42,16 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if request.backup and request.at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
-    backup = choose(run, request.backup, request.at)
+    backup, warnings = choose(run, request.backup, request.at)
     target = live(run) if request.in_place else Path(request.to or _new_place(run, backup))
-    _check_target(run, target, request.in_place)
-    plan = _plan(run, backup, target, request.in_place)
+    _check_target(run, target, request)
+    plan = {**_plan(run, backup, target, request.in_place), "warnings": warnings}
     if request.dry_run:
         return {"plan": plan}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
-            detail=f"{target} would be replaced by its state of {instant(backup.created_at)}.",
+            detail="; ".join([f"{target} would be replaced by its state of {instant(backup.created_at)}", *warnings]),
             hints=[f"dbguardctl restore {run.name} --id {backup.id} --in-place --confirm {run.name}"],
         )
     _check_space(run, plan)
@@ -138,7 +139,7 @@ def _safety_copy(run: Run) -> str | None:
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note="before restore --in-place", fingerprint=False)
+        made = take(run, note=SAFETY_NOTE, fingerprint=False)
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:
@@ -165,8 +166,13 @@ def _restore_and_compare(
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
     fingerprint and keeps its bytes whatever they are.
     """
-    with run.repository.tree(backup, reading(run, backup)) as tree:
-        lost = run.snapshots.restore(tree, target, run.progress)
+    try:
+        with run.repository.tree(backup, reading(run, backup)) as tree:
+            lost = run.snapshots.restore(tree, target, run.progress)
+    except DAMAGE as error:
+        condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
+        raise
     run.report("restore.written", backup=backup.id, target=str(target))
     examined, expected = run.snapshots.examine(target, (), run.progress), run.repository.fingerprint(backup.id)
     findings = brief([*examined.findings, same_content(examined, expected)])
@@ -189,6 +195,7 @@ def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, A
         "created_at": instant(backup.created_at),
         "grade": newest.grade if newest else str(Grade.STORED),
         "proven_at": instant(newest.at) if newest and newest.grade == Grade.PROVEN else None,
+        "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
         "needs_bytes": needs,
@@ -197,19 +204,27 @@ def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, A
     }
 
 
-def _check_target(run: Run, target: Path, in_place: bool) -> None:
+def _check_target(run: Run, target: Path, request: Restore) -> None:
     """Refuse a place that is taken, missing or the live database itself."""
     if not target.is_absolute():
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
-    if in_place:
+    if request.in_place:
         return
     for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal"))):
         if _exists(path):
             raise TargetExists(
                 f"{run.name}: {path} exists",
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[f"dbguardctl restore {run.name} --to {_beside(run, target)}"],
+                hints=[_again(request, _beside(run, target))],
             )
+
+
+def _again(request: Restore, to: Path) -> str:
+    """Return the command that asks for the same at another place: with less of it, it would do something else."""
+    words = ["dbguardctl", "restore", request.database]
+    for option, value in (("--id", request.backup), ("--at", request.at), ("--to", str(to))):
+        words += [option, value] if value else []
+    return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
 
 
 def _beside(run: Run, target: Path) -> Path:
@@ -221,7 +236,7 @@ def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
     if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
         raise NoSpace(
             f"{run.name}: not enough space to restore to {plan['to']}",
-            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} are free.",
+            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
             hints=["free space there, or choose another place with --to"],
             facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
         )

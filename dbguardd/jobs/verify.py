@@ -11,18 +11,19 @@ from dbguardd import __version__
 from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
-from dbguardd.jobs.choose import choose
+from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.wire import Grade, Verify, to_json
 
-_VERDICTS = (Damaged, ObjectMissing, KeyRefused, ProofFailed)
+DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """What says something about the stored bytes, wherever it is met."""
+_VERDICTS = (*DAMAGE, ProofFailed)
 
 
 def verify(run: Run, request: Verify) -> Result:
     """Restore one backup, examine it, record the proof. Raises ProofFailed when it is not what was backed up."""
-    backup = choose(run, request.backup) if request.backup else newest_with_content(run)
+    backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
     return {"proof": graded(proof), "plain_copy": plain}
@@ -33,8 +34,8 @@ def newest_with_content(run: Run) -> Backup:
 
     Safety copies have none: they keep the bytes of a database that may be damaged.
     """
-    newest = choose(run)
-    return next((b for b in run.repository.backups(run.name) if run.repository.fingerprint(b.id)), newest)
+    backups = existing(run)
+    return next((b for b in backups if run.repository.fingerprint(b.id)), backups[0])
 
 
 def prove(run: Run, backup: Backup) -> Proof:
@@ -73,6 +74,23 @@ def prove(run: Run, backup: Backup) -> Proof:
             facts={"database": run.name, "backup": backup.id},
         )
     return proof
+
+
+def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
+    """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
+
+    Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
+    """
+    known, newest = {backup.id: backup for backup in run.repository.backups()}, newest_proofs(run)
+    for id, detail in damage.items():
+        if id in newest and failure_of(newest[id]) is not None:
+            continue
+        (finding,) = brief([Finding(source, "failed", detail)])
+        proof = Proof(id, run.now(), Grade.STORED, None, (to_json(finding),), __version__)
+        if id in known:
+            run.repository.add_proof(proof)
+        whose = {"database": known[id].database} if id in known else {}
+        run.report("backup.graded", **graded(proof), **whose)
 
 
 def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> Finding:
@@ -114,12 +132,6 @@ def _grade(examined: Examination, findings: Sequence[Finding]) -> Grade:
 
 def _queries(database: Mapping[str, Any]) -> list[Query]:
     return [Query(**query) for query in database.get("queries", ())]
-
-
-def failure_of(proof: Proof) -> str | None:
-    """Return what went wrong in one line, or None."""
-    failed = [finding for finding in proof.findings if finding["outcome"] == "failed"]
-    return "; ".join(f"{finding['name']}: {finding['detail'] or 'failed'}" for finding in failed) or None
 
 
 def graded(proof: Proof) -> dict[str, Any]:

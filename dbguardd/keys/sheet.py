@@ -40,7 +40,9 @@ OPEN THE BACKUPS ON ANY MACHINE
    A mistyped character is noticed: the last six are a checksum.
 2. Go to the directory that contains repo.json (mount the disk, copy the files).
 3. The program that lies there lists and restores; dbguard is not needed, but
-   Python 3.11 with: python3 -m pip install blake3 cryptography pyrage zstandard
+   Python 3.11 with four packages:
+     python3 -m venv ~/v; . ~/v/bin/activate
+     pip install blake3 cryptography pyrage zstandard
      {recover} list
      {recover} restore BACKUP NEWDIR
 {marks}4. Without that program, age (age-encryption.org) opens the root key:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 import stat
@@ -36,6 +37,8 @@ NAMED = frozenset(("database", "class", "storage", "key"))
 """Tables of tables, keyed by a name."""
 
 _SYNTAX = re.compile(r"(?P<what>.*?) ?\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+_UNREAD = "what else is wrong shows when this is right"
+_ROUNDS = 4
 Json = dict[str, Any]
 
 
@@ -122,12 +125,62 @@ def _check_sources(
     except ValidationError as error:
         translated = [pair for pair in translate(error, merged) if pair[0].path not in scanned]
         found += [locate(mistake, of_key) for mistake, of_key in translated]
+        found += [locate(mistake, False) for mistake in _beside(merged, error, host)]
         policy = None
     else:
         found += [locate(mistake, False) for mistake in judge(policy, host.state, host.uid_of, host.gid_of)]
     order = {source.path: index for index, source in enumerate(sources)}
     found.sort(key=lambda mistake: (order.get(mistake.file, 0), mistake.line, mistake.column))
     return policy, sources, found
+
+
+def _beside(merged: Json, error: ValidationError, host: Host) -> list[Mistake]:
+    """Return what is wrong beside values that are: errors that what is right makes, without what is not.
+
+    What lacks something that it needs is left out as a whole, and no key that has a mistake is judged by the rest.
+    """
+    wrong = [mistake.path for mistake, _ in translate(error, merged)]
+    rest = {**copy.deepcopy(merged), "version": 1}
+    policy, left_out = None, wrong
+    for _ in range(_ROUNDS):
+        for path in left_out:
+            _leave_out(rest, path)
+        try:
+            policy = Policy.model_validate(rest)
+            break
+        except ValidationError as again:
+            left_out = [mistake.path for mistake, _ in translate(again, rest)]
+    if policy is None:
+        return []
+    return [
+        mistake
+        for mistake in judge(policy, host.state, host.uid_of, host.gid_of)
+        if mistake.severity == "error" and not _follows(mistake, merged, wrong)
+    ]
+
+
+def _leave_out(values: Json, path: mistakes.Path) -> None:
+    """Take the setting that a path leads to out of a policy; if it is not there, the table that lacks it."""
+    for end in range(min(len(path), 3 if path[:1] and path[0] in NAMED else 2), 0, -1):
+        table: Any = values
+        for part in path[: end - 1]:
+            table = table.get(part) if isinstance(table, dict) else None
+        if isinstance(table, dict) and path[end - 1] in table:
+            del table[path[end - 1]]
+            return
+
+
+def _follows(mistake: Mistake, merged: Json, wrong: Sequence[mistakes.Path]) -> bool:
+    """Say if a mistake only comes of another one: a name of what was left out, a key that was only judged in part."""
+    if mistake.path[:1] == ("key",):
+        return any(path[:2] == mistake.path[:2] for path in wrong)
+    kind = mistake.code.removeprefix("config/no-such-")
+    if kind == mistake.code:
+        return False
+    named: Any = merged
+    for part in mistake.path:
+        named = named[part]
+    return isinstance(named, str) and named in (merged.get(kind) or {})
 
 
 def policy_files(path: Path, owner: int) -> list[Path]:
@@ -223,7 +276,11 @@ def _syntax(name: str, text: str, message: str) -> Mistake:
         lines = text.split("\n")
         start = sum(len(line) + 1 for line in lines[: int(match["line"]) - 1]) + int(match["column"]) - 1
     where = mistakes.place(text, min(start, len(text)), start + 1)
-    return Mistake("error", "config/syntax", f"not TOML: {what[:1].lower()}{what[1:]}", file=name, **where)
+    key = where["source"].partition("=")[0].strip()
+    if what.startswith("Cannot overwrite a value") and key:
+        what = f'the key "{key}" stands there twice'
+    what = f"not TOML: {what[:1].lower()}{what[1:]}"
+    return Mistake("error", "config/syntax", what, file=name, hint=_UNREAD, **where)
 
 
 def merge(sources: Sequence[Source]) -> tuple[Json, Mapping[mistakes.Path, int]]:

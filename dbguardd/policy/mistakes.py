@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from spanned_toml import loads as loads_with_spans
 
 from dbguardd.errors import PolicyInvalid
+from dbguardd.wire import POLICY
 
 Path = tuple[str | int, ...]
 MAX_SHOWN = 100
@@ -177,12 +179,17 @@ def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
     return f"{line} {running}".rstrip()
 
 
+def checking(policy: str) -> str:
+    """Return the command that checks a policy: the daemon's, as far as one can know, or one that lies elsewhere."""
+    return "dbguardctl config check" if policy == POLICY else f"dbguardd --policy {shlex.quote(policy)} --check-config"
+
+
 def refusal(policy: str, mistakes: Sequence[Mistake], facts: Mapping[str, Any] | None = None) -> PolicyInvalid:
     """Return the error of a policy with mistakes: text for people in `detail`, objects in the fact `mistakes`."""
     count = summary(mistakes).removesuffix(".").removesuffix(f" in {policy}")
     return PolicyInvalid(
         f"{policy}: {count}",
         detail="\n\n".join(mistake.to_text() for mistake in mistakes[:MAX_SHOWN]),
-        hints=["dbguardctl config check"],
+        hints=[checking(policy)],
         facts={"mistakes": [mistake.to_json() for mistake in mistakes[:MAX_SHOWN]], **(facts or {})},
     )

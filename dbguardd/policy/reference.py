@@ -198,7 +198,7 @@ def effective(policy: Policy) -> Json:
 
 def diff(old: Policy, new: Policy) -> list[Change]:
     """Return every key whose effect differs, by name; databases, storages and keys that come or go as a whole."""
-    before, after = effective(old), effective(new)
+    before, after = _told(old, new), _told(new, old)
     changes: list[Change] = []
     for table in ("database", "storage", "key"):
         _diff(before.pop(table), after.pop(table), (table,), 1, changes)
@@ -207,6 +207,16 @@ def diff(old: Policy, new: Policy) -> list[Change]:
     else:
         _diff({"access": before["access"], "daemon": before["daemon"]}, after, (), 2, changes)
     return sorted(changes, key=lambda change: change.key)
+
+
+def _told(policy: Policy, other: Policy) -> Json:
+    """Return what is in force by a policy; of a table that the other one lacks, only what stands in the files."""
+    values = effective(policy)
+    for table in ("database", "storage", "key"):
+        mine, theirs = getattr(policy, table), getattr(other, table)
+        for name in mine.keys() - theirs.keys():
+            values[table][name] = mine[name].model_dump(mode="json", exclude_unset=True)
+    return values
 
 
 def _diff(old: Json, new: Json, path: tuple[str, ...], depth: int, changes: list[Change]) -> None:

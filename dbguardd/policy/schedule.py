@@ -36,6 +36,7 @@ _LONGEST_SHIFT = timedelta(hours=25)  # Samoa once left out a whole day
 _SHORTEST_INTERVAL = timedelta(minutes=1)
 _SAMPLE_DAYS = 366
 _LONGEST_TEXT = 200
+_NEVER = frozenset(("never", "off", "no", "none"))
 _FORMS = '"daily 01:00", "every 15min", "sun 02:00", "mon..fri 02:30", "first sun 05:00" or five cron fields'
 
 
@@ -205,7 +206,7 @@ def _days(text: str, days: str) -> str:
 
 def _unknown(text: str) -> PydanticCustomError:
     words = text.lower().split()
-    close = get_close_matches(words[0], _WORDS, 1, 0.6) if words else []
+    close = get_close_matches(words[0], _WORDS, 1, 0.6) if words and words[0] not in _NEVER else []
     hint = f'"{" ".join([close[0], *words[1:]])}"' if close and close[0] != words[0] else ""
     return refuse(f'"{text}" is not a schedule: {_FORMS}', hint=hint)
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from dbguardd.policy.mistakes import MAX_SHOWN, Mistake, Path
-from dbguardd.policy.model import NAME
+from dbguardd.policy.model import NAME, Access, Daemon, Database, Key, Settings, Storage
 from dbguardd.policy.policy import Policy
 
 SECRET_FORMS = '{ credential = "NAME" }, { file = "/path" } or { command = ["/path", "..."] }'  # noqa: S105
@@ -29,6 +29,15 @@ _ALIASES: Mapping[str, str] = {
     "keys": "key",
 }
 """What other programs call these settings."""
+_TABLES: Mapping[str, type[BaseModel]] = {
+    "[defaults]": Settings,
+    "[class.NAME]": Settings,
+    "[database.NAME]": Database,
+    "[storage.NAME]": Storage,
+    "[key.NAME]": Key,
+    "[access]": Access,
+    "[daemon]": Daemon,
+}
 _KINDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a number",
@@ -135,7 +144,9 @@ def _unknown(path: Path, value: Any) -> Mistake:
     aliases = {alias: key for alias, key in _ALIASES.items() if key in known}
     close = [aliases.get(word, word) for word in get_close_matches(name.lower(), [*known, *aliases], 1, 0.7)]
     what = f'{holder} has no setting "{name}"' if owner else f'there is no table or setting "{name}"'
-    if close:
+    if elsewhere := [table for table, model in _TABLES.items() if name in _names(model)]:
+        hint = f'"{name}" belongs in {" or ".join(elsewhere)}'
+    elif close:
         hint = f'did you mean "{close[0]}"?'
     else:
         hint = f"known here: {', '.join(known)}" if known and len(known) <= 12 else ""
@@ -151,7 +162,11 @@ def _keys_of(path: Path) -> list[str]:
         model = None if field is None else model_in(field.annotation)
         if model is not None and len(path) > 1 and part in ("database", "class", "storage", "key") and parts:
             parts.pop(0)
-    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+    return [] if model is None else _names(model)
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

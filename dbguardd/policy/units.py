@@ -62,7 +62,7 @@ def parse_duration(value: Any) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if not isinstance(value, str):
-        hint = f'"{value}s"' if isinstance(value, int) and not isinstance(value, bool) else ""
+        hint = _with_unit(value) if isinstance(value, int) and not isinstance(value, bool) else ""
         raise refuse('must be a duration in quotes, such as "5min" or "30d"', hint=hint)
     total, at = Decimal(0), 0
     while match := _TERM.match(value, at):
@@ -72,11 +72,16 @@ def parse_duration(value: Any) -> timedelta:
         total += Decimal(match[1]) * _MICROSECONDS[unit]
         at = match.end()
     if at == 0 or value[at:].strip():
-        hint = f'"{value.strip()}s"' if value.strip().isdigit() else ""
+        hint = _with_unit(value.strip()) if value.strip().isdigit() else ""
         raise refuse(f'"{value}" is not a duration, such as "5min", "1h30m" or "30d"', hint=hint)
     if total > CENTURY // timedelta(microseconds=1):
         raise refuse(f'"{value}" is longer than 100 years')
     return timedelta(microseconds=int(total))
+
+
+def _with_unit(number: int | str) -> str:
+    """Return what a bare number may mean. Only its writer knows: seconds for max_block would be a calamity."""
+    return f'"{number}ms", "{number}s" or "{number}min"'
 
 
 def format_duration(value: timedelta) -> str:

@@ -26,11 +26,12 @@ from dbguardd.repository.seal import Domain
 from dbguardd.repository.sweep import Needs
 from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
 from dbguardd.storage.base import Entry, Storage
+from dbguardd.words import count
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the step, the bytes done and the bytes in all."""
 
-_KNOWN = ("keys/", "domains/", "packs/", "records/", "clock/")
+_KNOWN = ("keys/", "domains/", "packs/", "records/", "clock/", "probe-")  # a probe of another check, just now
 
 
 @dataclass(slots=True)
@@ -168,12 +169,16 @@ class Checking:
     def _unseen(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[Finding]:
         size = sum(entry.size for entry in packs.values())
         if not data:
-            text = f"{len(packs)} packs, {size} bytes: only both ends of each were read; --data reads every byte"
+            text = (
+                f"{count(len(packs), 'pack')}, {size} bytes: only both ends of each were read; --data reads every byte"
+            )
             yield Finding("unseen", "packs/", text)
         idle = packs.keys() - seen.needing.keys()
         if idle:
             left = sum(packs[pack].size for pack in idle)
-            yield Finding("unseen", "packs/", f"{len(idle)} packs, {left} bytes, no backup needs; a sweep frees them")
+            yield Finding(
+                "unseen", "packs/", f"{count(len(idle), 'pack')}, {left} bytes, no backup needs; a sweep frees that"
+            )
         yield Finding("unseen", "", "databases were not opened: only dbguardctl verify proves that a backup restores")
 
 

@@ -50,8 +50,9 @@ class Ledger:
         if not entries:
             raise NotFound(f"{id}: no such backup", detail=self._storage.url)
         if len(entries) > 1:
-            ids = ", ".join(entry.name.rpartition("/")[2][:26] for entry in entries[:8])
-            raise Usage(f"{id}: {len(entries)} backups start with that", detail=ids)
+            ids = [entry.name.rpartition("/")[2][:26] for entry in entries[:8]]
+            more = ", ..." if len(entries) > len(ids) else ""
+            raise Usage(f"{id}: {len(entries)} backups start with that", detail=f"{', '.join(ids)}{more}")
         record = self._records.open(entries[0])
         if isinstance(record, Unreadable):
             raise record.error

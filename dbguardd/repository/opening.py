@@ -103,15 +103,19 @@ def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
     """
     repo_id = _identity(storage)
     everyone = recipients(storage, repo_id)
-    refused: list[str] = []
+    damaged: list[str] = []
+    tried = 0
     changed: Damaged | None = None
     for wrapper in wrappers:
         same = [recipient for recipient in everyone if recipient.kind == wrapper.kind]
         for recipient in sorted(same, key=lambda recipient: recipient.label != wrapper.label):
             try:
                 key = wrapper.unwrap(recipient.wrapped, repo_id)
-            except (KeyRefused, KeyMissing, Damaged) as error:
-                refused.append(f"{recipient.kind} {recipient.label}: {error.message}")
+            except (KeyRefused, KeyMissing):
+                tried += 1
+                continue
+            except Damaged as error:
+                damaged.append(f" {recipient.kind} {recipient.label}: {error.message}.")
                 continue
             root = Domain(repo_id, ROOT_ID, "", key)
             try:
@@ -123,14 +127,20 @@ def unlock(storage: Storage, wrappers: Sequence[KeyWrapper]) -> Keyring:
     if changed is not None:
         raise changed
     there = ", ".join(f"{recipient.kind} {recipient.label}" for recipient in everyone) or "none"
-    if refused:
+    if tried or damaged:
         raise KeyRefused(
-            f"{storage.url}: no key at hand opens it", detail="; ".join(refused) + f". It opens for: {there}"
+            f"{storage.url}: no key at hand opens it",
+            detail=f"What is at hand ({_kinds(wrappers)}) fits none of the {len(everyone)} recipients: {there}."
+            + "".join(damaged),
         )
     raise KeyMissing(
         f"{storage.url}: no key at hand is of a kind that opens it",
-        detail=f"at hand: {', '.join(wrapper.kind for wrapper in wrappers) or 'none'}. It opens for: {there}",
+        detail=f"at hand: {_kinds(wrappers)}. It opens for: {there}",
     )
+
+
+def _kinds(wrappers: Sequence[KeyWrapper]) -> str:
+    return ", ".join(dict.fromkeys(wrapper.kind for wrapper in wrappers)) or "none"
 
 
 def described(storage: Storage, root: Domain) -> dict[str, Any]:

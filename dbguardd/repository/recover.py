@@ -7,10 +7,15 @@
 STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
 FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
 --root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
-directory that does not exist; each stream of the backup becomes a file in it, checked against its digest.
+directory that does not exist; each stream of the backup becomes a file in it, checked against its digest. The directory
+is for you alone, the file has the mode that the database had; the owner that it had stands in facts.dbguard.json.
 
-Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage. Without
-pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key in hex.
+Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage:
+
+    python3 -m venv ~/v; . ~/v/bin/activate; pip install blake3 cryptography pyrage zstandard
+
+Without pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key
+in hex.
 
 This is a second implementation of the format in dbguard-repository(5), written from it: it shares no code with dbguard.
 """
@@ -39,7 +44,8 @@ try:
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 except ModuleNotFoundError as missing:
-    sys.exit(f"recover: {missing}. Try: python3 -m pip install blake3 cryptography pyrage zstandard")
+    packages = "blake3 cryptography pyrage zstandard"
+    sys.exit(f"recover: {missing}. Try: python3 -m venv ~/v; . ~/v/bin/activate; pip install {packages}")
 
 FORMAT = 1
 PART = 65536
@@ -137,6 +143,8 @@ class Repository:
 
 def described(storage: Path) -> dict[str, Any]:
     """Return repo.json."""
+    if not (storage / "repo.json").is_file():
+        raise Unusable(f"{storage}: there is no repo.json in it, so it is not the directory of a repository")
     body: dict[str, Any] = json.loads((storage / "repo.json").read_bytes())
     if body["min_reader"] > FORMAT or body["features"]["required"]:
         raise Unusable(f"repo.json: needs a newer reader: {body['min_reader']}, {body['features']['required']}")
@@ -300,14 +308,19 @@ def own(name: bytes, home: str) -> str:
     return name.hex() if any(name) else home
 
 
+def private(name: str, flags: int) -> int:
+    """Open a file that nobody else may read."""
+    return os.open(name, flags, 0o600)
+
+
 def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
     """Write one stream to a new file and compare its size and digest."""
     home, number = stream["root"]["pack"], stream["root"]["frame"]
     raw = packs.root(home, number)
     pieces = (paged if raw[4:8] == b"PMAP" else flow)(packs, raw, home)
     line, size = blake3(struct.pack(">Q", stream["size"]), key=packs.line), 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(target, "xb", opener=private) as file:  # noqa: PTH123 - Path.open takes no opener
         for data, digest in pieces:
             line.update(digest)
             size += len(data)
@@ -373,15 +386,15 @@ def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
     try:
         import pyrage  # noqa: PLC0415  # only this kind of key needs it
     except ModuleNotFoundError as missing:
-        raise Unusable(f"{missing}. Try: python3 -m pip install pyrage") from missing
+        raise Unusable(f"{missing}. Try: {sys.executable} -m pip install pyrage") from missing
 
-    lines = [line for line in Path(file).read_text().splitlines() if not line.lstrip().startswith("#")]
+    _, begin, rest = Path(file).read_text().upper().partition("AGE-SECRET-KEY-1")
+    typed = "".join(rest.split())[:58]  # spaces and line ends do not matter, nor what stands around it on the sheet
     try:
-        identity = pyrage.x25519.Identity.from_str("".join("".join(lines).split()).upper())
+        identity = pyrage.x25519.Identity.from_str(begin + typed)
     except pyrage.IdentityError as error:
-        raise Unusable(
-            "the identity is mistyped: its last six characters are a checksum, and it does not fit"
-        ) from error
+        what = f"{len(typed)} of 58 characters follow AGE-SECRET-KEY-1" if len(typed) < 58 else "its checksum is wrong"
+        raise Unusable(f"{file}: no identity, or it is mistyped: {what}") from error
     try:
         plain = json.loads(pyrage.decrypt(wrapped, [identity]))
     except pyrage.DecryptError as error:
@@ -425,7 +438,7 @@ def run(options: argparse.Namespace) -> int:
         shown = "-".join(mark[at : at + 4] for at in range(0, len(mark), 4))
         print(f"mark {shown}: yours only if the recovery sheet says the same", file=sys.stderr)
     if options.verb == "list":
-        for _, body, expired in repository.backups():
+        for _, body, expired in sorted(repository.backups(), key=lambda found: str(found[1]["created_at"])):
             note = " (expired)" if expired else ""
             print(f"{body['id']}  {body['created_at']}  {body['database']}  {body['source_bytes']} bytes{note}")
         return 0
@@ -433,11 +446,16 @@ def run(options: argparse.Namespace) -> int:
     if len(found) != 1:
         raise Unusable(f"{options.backup}: {len(found)} backups start with that")
     key, body = found[0]
-    options.target.mkdir(parents=True)
+    options.target.mkdir(mode=0o700, parents=True)
+    mode = body["facts"].get("mode")
     for stream in body["streams"]:
-        restore(Packs(options.storage, key), stream, safe(options.target, stream["name"]))
+        target = safe(options.target, stream["name"])
+        restore(Packs(options.storage, key), stream, target)
+        if isinstance(mode, int):  # only now, when all of it is there
+            target.chmod(mode & 0o777)
         print(f"{stream['name']}: {stream['size']} bytes, checked")
-    (options.target / "facts.dbguard.json").write_bytes(canonical(body["facts"]))
+    with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
+        file.write(canonical(body["facts"]))
     return 0
 
 
@@ -455,7 +473,10 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("target", type=Path)
     try:
         return run(parser.parse_args(arguments))
-    except (Unusable, OSError, LookupError, ValueError, TypeError, struct.error) as error:
+    except OSError as error:
+        print(f"recover: {error.filename or 'reading or writing'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except (Unusable, LookupError, ValueError, TypeError, struct.error) as error:
         print(f"recover: {error}", file=sys.stderr)
         return 1
 

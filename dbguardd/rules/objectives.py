@@ -29,9 +29,11 @@ class Facts:
 
     name: str
     in_policy: bool = True
+    lost: str = ""  # why neither its storage nor its key is there as they should be
     backups: int = 0
     newest_at: datetime | None = None
-    newest_failure: str = ""  # why the last verification of the newest backup failed
+    newest_failure: str = ""  # why the last verification of the newest backup failed, or a check since then
+    failed: int = 0  # how many backups are like that
     recoverable_to_at: datetime | None = None
     restore_seconds: float | None = None
     rpo: timedelta | None = None
@@ -77,16 +79,27 @@ def judge(facts: Facts, now: datetime) -> Judgement:
 
 def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
-    if not facts.in_policy:
-        stay = "its backup stays" if facts.backups == 1 else f"its {facts.backups} backups stay"
-        what = f"{name}: not in the policy any more; {stay}, no new ones are made"
-        yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
+    if facts.lost:
+        what = f"{name}: nothing can be stored or restored now: {facts.lost}"
+        yield _Point(Health.FAILING, what, f"dbguardctl check {name}")
+    if facts.in_policy:
+        yield from _of_guarded(facts, now)
         return
+    stay = "its backup stays" if facts.backups == 1 else f"its {facts.backups} backups stay"
+    what = f"{name}: not in the policy any more; {stay}, no new ones are made"
+    yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
+
+
+def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
+    name = facts.name
     if facts.failures:
         yield _failing(facts)
-    elif facts.newest_failure:  # somebody has since verified another one
-        what = f"{name}: the newest backup did not pass its test restore: {facts.newest_failure}"
+    elif facts.newest_failure:  # somebody has since verified another one, or it was found damaged
+        what = f"{name}: the newest backup cannot be relied on: {facts.newest_failure}"
         yield _Point(Health.FAILING, what, f"dbguardctl backup {name} --verify")
+    if older := facts.failed - bool(facts.newest_failure):
+        what = f"{name}: {older} of its older backups cannot be relied on; without a hold they go after a week"
+        yield _Point(Health.SAFE, what, f"dbguardctl list {name} --all --why")
     if facts.paused:
         until = "until somebody resumes it" if facts.paused_until_at is None else f"until {_utc(facts.paused_until_at)}"
         yield _Point(Health.PAUSED, f"{name}: paused {until}", f"dbguardctl resume {name}")

@@ -7,13 +7,14 @@ Pure: no clock, no input or output; it runs in the daemon and in workers alike.
 3. Days, weeks, months and years are those of the policy's zone, and only those that have a backup count; `within` is
    measured from the newest backup, not from now. So where no backups are made none are lost, whatever the clock says.
 4. The newest backup of a day (week, ...) stands for it; if another one of that day is proven, the newest proven one.
-5. A backup whose verification failed counts for nothing and stays for a week as evidence.
+5. A backup whose verification failed counts for nothing, and stays for a week after that as evidence. Nor does the
+   safety copy of a restore in place count: it stays as long as its hold, which is the time for an undo.
 6. Deciding twice is deciding once, and asking for more never drops more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -27,13 +28,18 @@ _UTC = ZoneInfo("UTC")
 
 @dataclass(frozen=True, slots=True)
 class Dated:
-    """What retention needs to know of a backup. `failed`: its last verification did."""
+    """What the rules need to know of a backup.
+
+    `failed`: its last verification did, or a check has since found it damaged; `safety`: of a restore in place.
+    """
 
     id: str
     created_at: datetime
     proven: bool = False
     holds: tuple[str, ...] = ()
     failed: bool = False
+    failed_at: datetime | None = None  # None: as old as the backup
+    safety: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +103,11 @@ class _Claim:
 
 def decide(backups: Sequence[Dated], keep: Keep, now: datetime) -> Verdict:
     """Return which backups stay and which go, with reasons."""
-    ordered = _newest_first(backups)
+    ordered = newest_first(backups)
     kept: dict[str, list[str]] = {}
     for claim in _claims(ordered, keep, now):
         kept.setdefault(claim.backup.id, []).append(claim.reason)
-    dropped = {
-        backup.id: ("its verification failed a while ago" if backup.failed else f"beyond {keep}",)
-        for backup in ordered
-        if backup.id not in kept
-    }
+    dropped = {backup.id: (_why_not(backup, keep),) for backup in ordered if backup.id not in kept}
     return Verdict(
         {backup.id: tuple(kept[backup.id]) for backup in ordered if backup.id in kept},
         dropped,
@@ -133,7 +135,7 @@ def departures(
 
     An estimate: it takes it that every planned backup (`next_run`: the first one after a moment) is made and proven.
     """
-    ordered = _newest_first(backups)
+    ordered = newest_first(backups)
     calendar = _Future(ordered[0] if ordered else None, keep.zone, now, next_run)
     ends: dict[str, datetime | None] = {}
     for claim in _claims(ordered, keep, now):
@@ -143,7 +145,14 @@ def departures(
     return ends
 
 
-def _newest_first(backups: Sequence[Dated]) -> list[Dated]:
+def _why_not(backup: Dated, keep: Keep) -> str:
+    if backup.failed:
+        return "its verification failed a while ago"
+    return "a safety copy that is no longer held" if backup.safety else f"beyond {keep}"
+
+
+def newest_first(backups: Iterable[Dated]) -> list[Dated]:
+    """Return the backups, newest first."""
     return sorted(backups, key=lambda backup: (backup.created_at, backup.id), reverse=True)
 
 
@@ -154,9 +163,10 @@ def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Cl
             yield _Claim(backup, f'hold "{hold}"', "never")
         if keep.empty:
             yield _Claim(backup, "no rule", "never")
-        if backup.failed and now - backup.created_at < EVIDENCE:
-            yield _Claim(backup, "evidence", "until", until=backup.created_at + EVIDENCE)
-    good = [backup for backup in ordered if not backup.failed]
+        until = (backup.failed_at or backup.created_at) + EVIDENCE
+        if backup.failed and now < until:
+            yield _Claim(backup, "evidence", "until", until=until)
+    good = [backup for backup in ordered if not (backup.failed or backup.safety)]
     yield from _guarantees(ordered, good, max(1, keep.min_proven))
     for rank, backup in enumerate(good[: keep.last]):
         yield _Claim(backup, f"last {rank + 1} of {keep.last}", "run", keep.last - rank)

@@ -74,14 +74,14 @@ class Channel:
                 break
             if raw[:1] != b"P" or file is not None or len(parts) * DATA_BYTES > _OBJECT_BYTES:
                 _drop(file)
-                raise WorkerDied("the other half of the worker sent nonsense")
+                raise WorkerDied("the process that opens the database sent nonsense")
         try:
             message = json.loads(b"".join(parts))
         except (ValueError, RecursionError) as error:
             message = error
         if not isinstance(message, dict):
             _drop(file)
-            raise WorkerDied("the other half of the worker sent nonsense")
+            raise WorkerDied("the process that opens the database sent nonsense")
         return message, file
 
     def _receive_raw(self) -> tuple[bytes, int | None]:
@@ -93,7 +93,7 @@ class Channel:
             if self._cancelled():  # it was told so, as the answer to something, and may have ended first
                 raise Cancelled("the job was cancelled")
             detail = "It sent nonsense." if raw else "It closed the seam."
-            raise WorkerDied("the other half of the worker ended early", detail=detail)
+            raise WorkerDied("the process that opens the database ended early", detail=detail)
         return raw, files[0] if files else None
 
     def receive_object(self) -> Object:
@@ -101,7 +101,7 @@ class Channel:
         message, file = self.receive()
         _drop(file)
         if not isinstance(message, dict):
-            raise WorkerDied("the other half of the worker sent data out of turn")
+            raise WorkerDied("the process that opens the database sent data out of turn")
         return message
 
     def answer(self) -> Any:
@@ -125,7 +125,7 @@ class Channel:
                     raise Cancelled("the job was cancelled") from None
                 meanwhile()
             except (BrokenPipeError, ConnectionResetError) as error:
-                raise WorkerDied("the other half of the worker ended early", detail=str(error)) from error
+                raise WorkerDied("the process that opens the database ended early", detail=str(error)) from error
 
 
 def _drop(file: int | None) -> None:

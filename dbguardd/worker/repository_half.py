@@ -32,6 +32,8 @@ _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"
 """Verbs that write small records only, and may use the room that is kept free: what frees space must not need it."""
 _MAKES = frozenset(("backup", "scan", "recovery-sheet"))
 """Verbs that make a repository where there never was one. What only reads or deletes has come to the wrong place."""
+_BY_IDENTITY = frozenset(("recover", "recovery-test"))
+"""Verbs for which a person brings a recovery identity: they must work when the key of this machine is lost."""
 
 
 class Voice:
@@ -155,7 +157,7 @@ def _is_free(storage: Storage) -> bool:
 
 def _wrappers(spec: Mapping[str, Any]) -> list[KeyWrapper]:
     """Return what opens the repository: the key of the policy, or the identity that a person brings after a loss."""
-    if spec["verb"] == "recover":
+    if spec["verb"] in _BY_IDENTITY:
         return [AgeRecipient.from_identity(Secret(spec["request"]["identity"].encode()))]
     return open_wrappers(spec["key"])
 

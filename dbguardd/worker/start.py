@@ -24,13 +24,13 @@ from typing import Any
 
 from dbguardd.errors import (
     Cancelled,
-    Degraded,
     GuardError,
     Internal,
     SourceDenied,
     Stalled,
     WorkerDied,
     from_problem,
+    of_file,
 )
 from dbguardd.wire import ENGINE_VERBS, NOWHERE
 from dbguardd.words import discreet
@@ -86,7 +86,7 @@ def staging_of(state: str, database: str, run_as: int) -> str:
 
 
 def _seed(state: Path) -> bytes:
-    """Return what makes the names in staging unknown to others; made once. Raises Degraded."""
+    """Return what makes the names in staging unknown to others; made once. Raises NoSpace, PlaceDenied, Degraded."""
     path = state / "staging.seed"
     with suppress(OSError):
         if len(seed := path.read_bytes()) == _SEED_BYTES:
@@ -99,7 +99,7 @@ def _seed(state: Path) -> bytes:
             opened.write(seed)
         draft.replace(path)
     except OSError as error:
-        raise Degraded(f"{path}: cannot be written", detail=error.strerror or str(error)) from error
+        raise of_file(f"{path}: cannot be written", error) from error
     return seed
 
 

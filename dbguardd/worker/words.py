@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dbguardd.errors import GuardError
-from dbguardd.words import size, span
+from dbguardd.words import count, hint_word, humanized, size, span
 
 Json = Mapping[str, Any]
 
@@ -78,12 +78,12 @@ def of_report(event: str, facts: Json) -> str | None:
 def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
     """Yield the lines of an error; `program` is the command line that has dbguardd run a verb, up to the verb."""
     yield f"error[{error.code}]: {error.message}"
-    for line in [*error.detail.splitlines(), error.meaning]:
+    for line in [*humanized(error.detail).splitlines(), error.meaning]:
         yield f"       {line}".rstrip()
     if error.hints:
-        yield from (f"       fix  {here(hint, program)}" for hint in error.hints)
-    else:
-        yield f"       try  {error.advice_for()}"
+        yield from (f"       {hint_word(hint)}  {here(hint, program)}" for hint in error.hints)
+    elif advice := error.advice_for():
+        yield f"       try  {advice}"
 
 
 def here(hint: str, program: Sequence[str]) -> str:
@@ -122,15 +122,21 @@ def _proven(name: str, made: Json, took: str) -> Iterator[str]:
 def _plan(name: str, plan: Json) -> Iterator[str]:
     takes = plan["takes_seconds"]
     yield f"Would restore {name} as it was at {plan['created_at']}"
-    yield f"  from   backup {plan['backup']}, {plan['grade']}"
+    yield f"  from   backup {plan['backup']}, {'FAILED' if plan['failure'] else plan['grade']}"
+    yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
     yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}'}"
     yield "Nothing was done."
 
 
+def _warnings(plan: Json) -> Iterator[str]:
+    yield from (f"  note   {line}" for line in plan.get("warnings", ()))
+
+
 def _restored(name: str, made: Json, took: str) -> Iterator[str]:
     yield from _findings(made["findings"])
+    yield from _warnings(made["plan"])
     if made.get("safety_copy"):
         back = f"run undo {name} --confirm {name} puts it back"
         yield f"  the state before is kept as backup {made['safety_copy']}; {back}"
@@ -154,16 +160,20 @@ def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
 
 def _swept(name: str, made: Json, took: str) -> Iterator[str]:
     if made["marked"]:
-        marked = f"{made['marked']} objects ({size(made['marked_bytes'])})"
-        yield f"  {marked} are no longer needed, and are freed when their grace is over"
+        marked = f"{count(made['marked'], 'object')} ({size(made['marked_bytes'])})"
+        yield f"  {marked} no longer needed, to be freed after a grace"
     if made["next_at"]:
         yield f"  more can be freed from {made['next_at']} on"
-    freed = f"{size(made['freed_bytes'])} in {made['objects']} objects"
-    yield f"ok  {name}: " + (f"{freed} would be freed; nothing was" if made["dry_run"] else f"freed {freed}") + took
+    freed = f"{size(made['freed_bytes'])} in {count(made['objects'], 'object')}"
+    if made["dry_run"]:
+        done = f"{freed} would be freed; nothing was" if made["objects"] else "nothing could be freed now"
+    else:
+        done = f"freed {freed}"
+    yield f"ok  {name}: {done}{took}"
 
 
 def _findings(rows: Sequence[Json]) -> Iterator[str]:
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        words = row["detail"] or (row["outcome"] if row["outcome"] == "not configured" else "")
+        words = humanized(row["detail"]) or (row["outcome"] if row["outcome"] == "not configured" else "")
         yield f"  {row['name']:<{min(40, width)}}  {_OUTCOMES.get(row['outcome'], row['outcome']):<8}{words}".rstrip()

@@ -49,6 +49,9 @@ class Store:
         self.calls.append((name, *facts))
         return {"what": name}
 
+    async def look(self):
+        """There is nothing to look at."""
+
     def status(self):
         return Status("dbguard.status/1", "0", "host", AT, None, "UTC", [], [], [], [])
 
@@ -177,6 +180,9 @@ class Store:
 
     async def recovery_sheet(self, key, actor):
         return self._called("recovery_sheet", key)
+
+    async def recovery_drop(self, key, recipient, confirm, actor):
+        return self._called("recovery_drop", key, recipient, confirm)
 
     async def recovery_test(self, key, identity, actor):
         return self._called("recovery_test", key, identity)

@@ -12,6 +12,7 @@ from tests.api.conftest import BACKUP
 BODIES = {
     "/v1/protect": {"path": "/srv/app.db"},
     "/v1/backups/{id}/hold": {"reason": "audit"},
+    "/v1/keys/{name}/recovery-drop": {"recipient": "age1x"},
     "/v1/keys/{name}/recovery-test": {"identity": "AGE-SECRET-KEY-1"},
     "/v1/keys/{name}/recover": {"identity": "AGE-SECRET-KEY-1"},
     **{f"/v1/jobs/{verb}": {"storage" if verb == "sweep" else "database": "app"} for verb in REQUESTS},

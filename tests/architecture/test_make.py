@@ -24,10 +24,10 @@ def make(program, tmp_path):
     (tmp_path / ".venv" / "installed").touch()
     path = program("make")
 
-    def run(failing):
+    def run(failing, *words):
         environment = {**os.environ, "FAILING": failing, "MAKEFLAGS": "", "MAKELEVEL": ""}
         return subprocess.run(
-            [path, "test"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [path, *(words or ["test"])], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
 
     return run
@@ -46,3 +46,10 @@ def test_one_failure_fails_and_hides_nothing(make, failing):
     assert done.returncode != 0
     assert "FAILED (1)" in done.stdout
     assert all(f"ran {name}" in done.stdout for name in TOOLS)
+
+
+@pytest.mark.parametrize("name", ['my "Büro".db', "$(shell touch pwned)", "`touch pwned`", "$HOME $$.db", "it's", ""])
+def test_the_name_of_a_database_is_a_name_and_no_order(make, name, tmp_path):
+    done = make("nothing", "demo", f"DB={name}")
+    assert (done.stdout, done.stderr) == (f"ran python -m tests.demo {name}\n", "")
+    assert not (tmp_path / "pwned").exists()

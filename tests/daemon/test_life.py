@@ -10,6 +10,7 @@ import pytest
 
 from dbguardd.catalog import Catalog
 from dbguardd.daemon import Clock, Setup, run
+from dbguardd.daemon.gauge import Level
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
 from dbguardd.wire import Health, JobState
 from dbguardd.worker.look import look
@@ -369,3 +370,16 @@ def test_a_daemon_that_cannot_listen_leaves_no_job_behind(place: Place) -> None:
     catalog = Catalog.open(place.state / "catalog.db")
     assert [catalog.jobs.get(job).state for job in jobs] == [JobState.INTERRUPTED]
     catalog.close()
+
+
+def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            await service.look()
+            assert not service.status().attention
+            service._do.views.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
+            await service.look()
+            (said,) = service.status().attention
+            assert said.startswith(f"the state directory {place.state} has 1 MiB left")
+
+    asyncio.run(main())

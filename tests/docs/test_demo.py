@@ -123,7 +123,7 @@ def text(path: Path) -> None:
     path.write_text("This is not a database, but it is long enough to have been one. " * 100)
 
 
-@pytest.mark.parametrize(("make", "code"), [(nothing, "DBG-2001"), (directory, "DBG-2008"), (text, "DBG-2003")],
+@pytest.mark.parametrize(("make", "code"), [(nothing, "DBG-2001"), (directory, "DBG-2008"), (text, "DBG-2002")],
                          ids=["nothing", "directory", "text"])  # fmt: skip
 def test_what_is_no_database_is_one_clear_error(make: Callable[[Path], None], code: str, demo: Run, tmp_path: Path,
                                                 scratch: Path) -> None:  # fmt: skip
@@ -133,6 +133,20 @@ def test_what_is_no_database_is_one_clear_error(make: Callable[[Path], None], co
     assert done.stderr.count(f"error[{code}]") == 1
     assert "Traceback" not in done.stderr
     assert f"{tmp_path}/mine.db" in done.stderr
+    assert list(scratch.iterdir()) == []
+
+
+def test_who_reads_only_the_beginning_sees_no_traceback(tmp_path: Path, scratch: Path) -> None:
+    wal(tmp_path / "mine.db")
+    argv = [sys.executable, "-m", "tests.demo", str(tmp_path / "mine.db")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, cwd=ROOT, env=environment(scratch), text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(120) == 0
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
     assert list(scratch.iterdir()) == []
 
 

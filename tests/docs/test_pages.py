@@ -126,6 +126,19 @@ def test_explain_says_what_the_page_says(code: str, capsys: pytest.CaptureFixtur
     assert f"Exit status {kind.exit_status}" in words
 
 
+def test_a_reader_of_the_page_of_errors_sees_whole_titles(program) -> None:
+    argv = [program("mandoc"), "-Tutf8", "-Owidth=200", ROOT / "man" / "dbguard-errors.7"]
+    shown = re.sub(r".\x08", "", subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    lines = [line.strip() for line in shown.splitlines()]
+    assert not [kind.title for kind in OUTCOMES.values() if f"{kind.code} {kind.title}" not in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_word_of_a_title_is_taken_for_a_macro(page: Path) -> None:
+    words = r"^\.(?:It|Ss|Sh|Nd) .*(?<!\\&)\b(?:No|An|At|In|So|Do) [a-z]"
+    assert not re.findall(words, page.read_text(encoding="utf-8"), re.M)
+
+
 def test_the_page_of_errors_has_no_code_that_is_not() -> None:
     assert set(re.findall(r"DBG-\d{4}", roff("dbguard-errors.7"))) == set(OUTCOMES)
 

@@ -68,7 +68,7 @@ def test_the_way_onto_a_host(tmp_path: Path) -> None:
     seed(database, bookings=300, documents=10)
     script = block("dbguardctl init").replace("make lint ", ": ").replace("/var/lib/app/app.db", str(database))
     script = script.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
-    waiting = "for i in $(seq 600); do [ -S ~/dbguard/api.sock ] && break; sleep 0.05; done"  # a person is slower
+    waiting = "for i in $(seq 600); do [ -S ~/guard/api.sock ] && break; sleep 0.05; done"  # a person is slower
     script = script.replace("api.sock &\n", f"api.sock & daemon=$!\n{waiting}\n")
     script = f"set -e\ntrap 'kill $daemon; wait $daemon' EXIT\n{script}"
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
@@ -78,8 +78,8 @@ def test_the_way_onto_a_host(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "app is protected" in done.stdout
     assert "AGE-SECRET-KEY-1" in done.stdout
-    assert (tmp_path / "dbguard/conf.d/app.toml").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.db", "dbguard"]
+    assert (tmp_path / "guard/conf.d/app.toml").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.db", "guard"]
 
 
 def test_the_way_back_when_everything_is_lost(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_the_way_back_when_everything_is_lost(tmp_path: Path) -> None:
     (copy / "identity.txt").write_text(groups[0])
     steps = block("recover/recover.py")
     for line in commands(steps, "python3"):
-        assert "-m pip" in " ".join(line) or " ".join(line[1:4]) in sheet["sheet_text"]
-    script = re.sub(r"^(cd|python3 -m pip) .*\n", "", steps, flags=re.M).replace("python3", sys.executable)
+        assert "-m venv" in " ".join(line) or " ".join(line[1:4]) in sheet["sheet_text"]
+    script = re.sub(r"^(cd|python3 -m venv) .*\n", "", steps, flags=re.M).replace("python3", sys.executable)
     recovered = tmp_path / "recovered"
     listing, restoring = script.replace("/srv/recovered", str(recovered)).splitlines()
     said = subprocess.run(["/bin/sh", "-c", listing], cwd=copy, capture_output=True, text=True, check=True)

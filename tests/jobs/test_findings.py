@@ -3,7 +3,7 @@
 import pytest
 
 from dbguardd.engines.base import Examination, Finding
-from dbguardd.errors import ProofFailed
+from dbguardd.errors import Damaged, ProofFailed
 from dbguardd.jobs.base import brief
 from dbguardd.repository.packs import HEADER
 from tests.jobs.world import World
@@ -62,3 +62,65 @@ def test_content_that_could_not_be_read_is_a_failure_only_if_something_failed(wo
         return
     with pytest.raises(ProofFailed):
         world.do("verify", database="app")
+
+
+def spoil(world, before):
+    """Change one byte of each pack that came since `before`."""
+    for name in {entry.name for entry in world.storage.list("packs/")} - before:
+        data = bytearray(world.storage.get(name))
+        data[HEADER + 8] ^= 1
+        world.storage.delete(name)
+        world.storage.put(name, bytes(data))
+
+
+def test_what_a_check_finds_damaged_is_no_longer_proven_until_a_proof_acquits_it(world, tmp_path):
+    good = world.backup(users=[1])
+    world.do("verify", database="app")
+    before = {entry.name for entry in world.storage.list("packs/")}
+    bad = world.backup(users=[1, 2])
+    world.do("verify", database="app")
+    intact = {entry.name: world.storage.get(entry.name) for entry in world.storage.list("packs/")}
+    spoil(world, before)
+    world.later(minutes=1)
+    world.events.clear()
+    done = world.do("check", database="app", data=True)
+    assert done["damaged"]
+    (said,) = world.said("backup.graded")
+    assert (said["id"], said["grade"], said["database"]) == (bad, "stored", "app")
+    assert "packs/" in said["failure"]
+    assert next(row for row in done["findings"] if row["name"] == "proof")["detail"].startswith(f"backup {good} ")
+    plan = world.do("restore", database="app", to=str(tmp_path / "x"), dry_run=True)["plan"]
+    assert plan["backup"] == good
+    assert plan["warnings"]
+    world.do("check", database="app", data=True)
+    assert len(world.said("backup.graded")) == 1  # nothing new
+    for name, data in intact.items():
+        world.storage.delete(name)
+        world.storage.put(name, data)
+    world.later(minutes=1)
+    world.do("verify", database="app", backup=bad)
+    assert world.do("restore", database="app", to=str(tmp_path / "x"), dry_run=True)["plan"]["backup"] == bad
+
+
+def test_what_a_restore_finds_damaged_is_not_handed_out_again(world, tmp_path):
+    good = world.backup(users=[1])
+    world.do("verify", database="app")
+    before = {entry.name for entry in world.storage.list("packs/")}
+    bad = world.backup(users=[1, 2])
+    world.do("verify", database="app")
+    spoil(world, before)
+    world.later(minutes=1)
+    with pytest.raises(Damaged) as caught:
+        world.do("restore", database="app", to=str(tmp_path / "x"))
+    assert "dbguardctl restore app --dry-run" in caught.value.hints
+    assert world.said("backup.graded")[-1]["id"] == bad
+    (tmp_path / "x").unlink(missing_ok=True)
+    assert world.do("restore", database="app", to=str(tmp_path / "x"))["plan"]["backup"] == good
+    world.later(days=6)
+    assert bad in world.ids()
+    world.do("expire", database="app")
+    assert bad in world.ids()  # evidence, from when it was found
+    world.later(days=2)
+    world.backup(users=[1, 2, 3])
+    world.do("expire", database="app")
+    assert bad not in world.ids()

@@ -142,8 +142,10 @@ def test_restore_goes_to_a_new_place_and_never_overwrites(world, tmp_path):
     assert (plan["to"], plan["in_place"], plan["grade"]) == (str(target), False, "stored")
     world.do("restore", database="app", to=str(target))
     assert json.loads(target.read_text()) == {"users": [1, 2, 3]}
-    with pytest.raises(TargetExists):
-        world.do("restore", database="app", to=str(target))
+    id = plan["backup"][:12]
+    with pytest.raises(TargetExists) as caught:
+        world.do("restore", database="app", to=str(target), backup=id, dry_run=True)
+    assert caught.value.hints == (f"dbguardctl restore app --id {id} --to {target}.restored --dry-run",)
     target.with_name("other.json-wal").touch()
     with pytest.raises(TargetExists):
         world.do("restore", database="app", to=str(target.with_name("other.json")))

@@ -37,13 +37,53 @@ def test_a_failure_after_the_live_database_was_replaced_leaves_the_way_back(worl
 
 
 def test_a_database_that_was_damaged_before_it_was_replaced_is_not_called_a_wrong_copy(world, tmp_path):
-    world.do("restore", database="app", in_place=True, confirm="app")
+    safety = world.do("restore", database="app", in_place=True, confirm="app")["safety_copy"]
     world.engine.examine = lambda target, queries, progress: Examination([Finding("opened", "failed", "torn")], None)
     with pytest.raises(ProofFailed, match="was damaged already then") as caught:
         world.do("undo", database="app", confirm="app")
     assert "--to NEWPLACE" in caught.value.hints[-1]
     assert world.live() == {"users": [1]}
     with pytest.raises(ProofFailed, match="was damaged already then") as caught:
-        world.do("restore", database="app", to=str(tmp_path / "old"))
+        world.do("restore", database="app", backup=safety, to=str(tmp_path / "old"))
     assert "left at" in caught.value.hints[-1]
     assert (tmp_path / "old").read_bytes()
+
+
+def test_restoring_in_place_twice_does_not_put_the_bad_data_back(world, tmp_path):
+    world.do("verify", database="app")
+    for _ in range(2):
+        world.do("restore", database="app", in_place=True, confirm="app")
+        assert world.live() == {"users": [1]}
+    plan = world.do("restore", database="app", at=world.now.isoformat(), to=str(tmp_path / "x"), dry_run=True)["plan"]
+    assert plan["grade"] == "proven"
+    assert "passed over, it is a safety copy" in plan["warnings"][0]
+    (safety, *_) = world.ids()
+    plan = world.do("restore", database="app", backup=safety, to=str(tmp_path / "x"), dry_run=True)["plan"]
+    assert (plan["backup"], plan["warnings"]) == (
+        safety,
+        [f"backup {safety}: it is a safety copy of a restore in place"],
+    )
+
+
+def test_a_backup_that_failed_is_restored_by_its_id_only(world, tmp_path):
+    world.do("verify", database="app")
+    good, bad = world.ids()[0], world.backup(users=[1, 2, 3])
+    world.engine.break_restore = b'{"users": [9]}'
+    with pytest.raises(ProofFailed):
+        world.do("verify", database="app", backup=bad)
+    world.engine.break_restore = b""
+    ask = {"database": "app", "to": str(tmp_path / "x"), "dry_run": True}
+    plan = world.do("restore", **ask)["plan"]
+    assert (plan["backup"], plan["failure"]) == (good, None)
+    assert plan["warnings"][0].startswith(f"{bad} of ")
+    plan = world.do("restore", **ask, backup=bad)["plan"]
+    assert "table users" in plan["failure"]
+    assert plan["warnings"]
+
+
+def test_where_only_safety_copies_are_left_nothing_is_chosen(world):
+    world.do("restore", database="app", in_place=True, confirm="app")
+    world.repository.expire({world.ids()[-1]: ["old"]}, world.now)
+    with pytest.raises(NotFound, match="no backup to rely on") as caught:
+        world.do("restore", database="app", dry_run=True)
+    assert "safety copy" in caught.value.detail

@@ -57,6 +57,62 @@ def test_every_file_with_bad_syntax_is_named():
     ]
 
 
+TOGETHER = """\
+version = 1
+timezone = "UTC"
+[defaults]
+keep_plain = { count = 1, path = "/x" }
+keep = { last = "x" }
+[storage.off]
+type = "directory"
+path = "relative"
+sweep = "never"
+[database.a]
+engine = "sqlite"
+path = "/srv/a.db"
+max_block = "100"
+storage = ["off"]
+class = "nope"
+[database.b]
+engine = "sqlite"
+path = "/srv/a.db"
+storage = ["of"]
+key = "k"
+keep = { last = 0 }
+run_as = "nosuchuser"
+[database.c]
+path = "/srv/c.db"
+[key.k]
+type = "passphrase"
+secret = "x"
+"""
+
+
+def test_what_keys_say_together_is_wrong_beside_keys_that_are_wrong():
+    _, found = check_text({FILE: TOGETHER}, HOST)
+    assert [(mistake.line, mistake.code.removeprefix("config/"), mistake.hint) for mistake in found] == [
+        (2, "unknown-key", '"timezone" belongs in [defaults] or [class.NAME] or [database.NAME]'),
+        (4, "unknown-key", '"keep_plain" belongs in [database.NAME]'),
+        (5, "bad-value", ""),
+        (8, "bad-value", ""),
+        (9, "bad-value", ""),
+        (13, "bad-value", 'did you mean "100ms", "100s" or "100min"?'),
+        (15, "no-such-class", "known: none"),
+        (18, "same-path", "one database, one table"),
+        (19, "no-such-storage", "known: local"),
+        (21, "keeps-nothing", "at least one of last, daily, weekly, ... or within"),
+        (22, "no-such-user", ""),
+        (23, "missing-key", ""),
+        (27, "literal-secret", ""),
+    ]
+
+
+def test_a_key_that_stands_twice_is_named():
+    _, found = check_text({FILE: 'version = 1\n[database.a]\npath = "/x"\npath = "/y"\n'}, HOST)
+    assert [mistake.message for mistake in found] == ['not TOML: the key "path" stands there twice']
+    assert "what else is wrong" in found[0].hint
+
+
 def test_as_json():
     _, (mistake,) = check_text({FILE: "version = 1\n[defaults]\nkeeep = 3\n"}, HOST)
     assert mistake.to_json() == {

@@ -51,8 +51,8 @@ def test_durations_survive_being_written(value):
 @pytest.mark.parametrize(
     ("value", "said", "hint"),
     [
-        (5, 'must be a duration in quotes, such as "5min" or "30d"', '"5s"'),
-        ("5", '"5" is not a duration, such as "5min", "1h30m" or "30d"', '"5s"'),
+        (5, 'must be a duration in quotes, such as "5min" or "30d"', '"5ms", "5s" or "5min"'),
+        ("5", '"5" is not a duration, such as "5min", "1h30m" or "30d"', '"5ms", "5s" or "5min"'),
         ("", '"" is not a duration, such as "5min", "1h30m" or "30d"', ""),
         ("-5min", '"-5min" is not a duration, such as "5min", "1h30m" or "30d"', ""),
         ("5 minuts", '"5 minuts": no unit of time is called "minuts"; there are ms, s, min, h, d, w, month, y', ""),

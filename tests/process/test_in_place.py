@@ -150,3 +150,32 @@ def test_a_restore_to_a_new_place_overwrites_nothing(house: House) -> None:
     target.unlink()
     house.does("restore", "app", "--to", str(target))
     assert rows(target) == rows(path) == 50
+
+
+def test_what_restores_by_default_is_what_status_says(house: House) -> None:
+    path = house.database("app", 400, blob=500)
+    house.protects(house.table("app"))
+    house.start()
+    good = house.does("backup", "app")["backup"]["id"]
+    house.idle()
+
+    def planned(*words: str) -> str:
+        plan = house.does("restore", "app", "--dry-run", *words)["plan"]
+        assert plan["backup"] == house.status("app")["proven_backup"]
+        return str(plan["backup"])
+
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xa5" * 16384)
+    assert house.ctl("backup", "app").status == 4  # its bytes are kept as the newest backup
+    house.idle()
+    assert house.backups("app")[0]["id"] != good
+    assert planned() == planned("--at", "now") == good
+    shown = house.ctl("restore", "app", "--dry-run").out
+    assert "passed over, it is not proven" in shown
+    for _ in range(2):
+        house.does("restore", "app", "--in-place", "--confirm", "app")
+        assert rows(path) == 400
+        assert planned() == good
+    house.idle()
+    house.is_sound()

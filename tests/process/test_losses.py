@@ -249,6 +249,8 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             assert "no key of this machine opens" in seen and "dbguardctl key recover main" in seen
             wrong = new.ctl("--json", "key", "recover", stdin=stranger)
             assert (wrong.status, wrong.problem()["code"]) == (11, "DBG-5001")
+            assert wrong.problem()["detail"].startswith("What is at hand (age) fits none of the 2 recipients: ")
+            assert new.ctl("key", "recovery-test", "main", stdin=identity).status == 0  # by the sheet alone
             assert not (new.state / "machine.key").exists()
             done = new.ctl("key", "recover", stdin=f"{identity}\n")
             assert done.status == 0, done

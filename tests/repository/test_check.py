@@ -187,3 +187,11 @@ def test_a_shredded_database_can_no_longer_be_read():
     for entry in world.storage.list("domains/"):
         world.storage.delete(entry.name)
     assert world.open().backups() == []
+
+
+def test_the_probe_of_another_check_is_no_stranger():
+    world = scene()
+    put(world, "probe-0123456789abcdef", b"dbguard")
+    put(world, "holiday.jpg", b"dbguard")
+    found = [finding.object for finding in world.open().check(data=False) if finding.severity != "unseen"]
+    assert found == ["holiday.jpg"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.keys import AgeRecipient, new_identity
+from dbguardd.keys import AgeRecipient, new_identity, recovery_sheet
 from dbguardd.repository import Repository, recover
 from dbguardd.storage.memory import Memory
 from tests.repository.lifecycle_kit import World
@@ -143,3 +143,47 @@ def test_a_repository_that_somebody_else_made_for_the_identity_has_another_mark(
         assert reader == hashlib.sha256(READER.read_bytes()).hexdigest()
         assert made.id == "00" * 16
     assert shown[0] != shown[1]
+
+
+def test_what_was_private_stays_private_from_its_first_byte(tmp_path):
+    world = World()
+    repository = world.create()
+    with repository.saving("app", "sqlite", "dump", world.clock.host) as saving:
+        with saving.write("main") as stream:
+            stream.write(b"secret" * 1000)
+        saving.seal({"mode": 0o640})
+    place, key = spill(world.storage, tmp_path / "storage"), root_key(repository, tmp_path / "root.key")
+    id, target = repository.backups()[0].id, tmp_path / "restored"
+    before = os.umask(0)
+    try:
+        assert recover.main(["--root-key", str(key), str(place), "restore", id, str(target)]) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (target, *target.iterdir())}
+    assert modes == {"restored": 0o700, "main": 0o640, "facts.dbguard.json": 0o600}
+
+
+def test_the_whole_sheet_is_an_identity(tmp_path, capsys):
+    identity, recipient = new_identity()
+    world = World()
+    repository = world.create(AgeRecipient(recipient))
+    world.save(repository, "orders")
+    place = spill(world.storage, tmp_path / "storage")
+    sheet = recovery_sheet(identity, recipient, host="db1", made_at=datetime.now(UTC), repositories={"/srv": "ab" * 16})
+    (tmp_path / "sheet.txt").write_text(sheet)
+    assert recover.main(["--identity", str(tmp_path / "sheet.txt"), str(place), "list"]) == 0
+    (tmp_path / "sheet.txt").write_text(identity.reveal().decode()[:-3])
+    assert recover.main(["--identity", str(tmp_path / "sheet.txt"), str(place), "list"]) == 1
+    assert "55 of 58 characters follow" in capsys.readouterr().err
+
+
+def test_errors_of_the_system_are_told_in_words(tmp_path, capsys):
+    assert recover.main(["--identity", "x", str(tmp_path), "list"]) == 1
+    assert "no repo.json in it" in capsys.readouterr().err
+    world = World()
+    repository = world.create()
+    world.save(repository, "orders")
+    place, key = spill(world.storage, tmp_path / "storage"), root_key(repository, tmp_path / "root.key")
+    id = repository.backups()[0].id
+    assert recover.main(["--root-key", str(key), str(place), "restore", id, str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"recover: {tmp_path}: File exists\n"

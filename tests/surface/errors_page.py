@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from dbguardd.errors import EXIT_STATUSES, OUTCOMES, GuardError
@@ -73,9 +74,14 @@ def _entry(code: str, kind: type[GuardError]) -> str:
     doc = " ".join((kind.__doc__ or "").replace("`", "").split())
     passing = ",\n.Em passing" if kind.transient else ""
     return (
-        f".It Sy {code} {_escaped(kind.title)}\n{_text(doc)}{_text(kind.meaning)}{_text(kind.advice)}"
+        f".It Sy {code} {_on_a_macro_line(kind.title)}\n{_text(doc)}{_text(kind.meaning)}{_text(kind.advice)}"
         f"Exit status {kind.exit_status}, HTTP status {kind.http_status}{passing or '.'}\n"
     ).replace("passing\n", "passing .\n")
+
+
+def _on_a_macro_line(words: str) -> str:
+    """Return words that mdoc shows as they are: No and An, for example, are macros in such a place."""
+    return re.sub(r"\b[A-Z][a-z]{1,2}\b", r"\\&\g<0>", _escaped(words))
 
 
 def _text(words: str) -> str:

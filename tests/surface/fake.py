@@ -225,7 +225,9 @@ ROUTES: dict[str, Answer] = {
     },
     "POST /keys/main/recover": {
         "schema": "dbguard.recover/1", "ok": True, "key": "main",
-        "repositories": [{"storage": "local", "recipient": "age1test", "repository": "00", "mark": "12ab-34cd", "backups": 34}],
+        "repositories": [
+            {"storage": "local", "recipient": "age1test", "repository": "00", "mark": "12ab-34cd", "backups": 34}
+        ],
     },
     "GET /credentials": {"schema": "dbguard.credentials/1", "credentials": []},
     "POST /keys/main/recovery-test": {"schema": "dbguard.recovery-test/1", "ok": True},

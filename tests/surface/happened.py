@@ -71,6 +71,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("policy.loaded", None, databases=3),
     of("policy.refused", None, problem=WRONG),
     of("recovery.added", None, storage="local", key="main", recipient=RECIPIENT),
+    of("recovery.dropped", None, storage="local", key="main", recipient=RECIPIENT),
     of("recovery.known", None, storage="local", key="main", recipients=[RECIPIENT]),
     of("recovery.tested", None, storage="local", key="main", recipient=RECIPIENT),
     of("recovery.used", None, storage="local", key="main", recipient=RECIPIENT),

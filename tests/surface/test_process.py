@@ -144,12 +144,14 @@ def test_a_backup_waits_for_the_proof_that_follows(
 def test_every_outcome_of_the_daemon_is_reported_and_has_its_exit_status(
     kind: type[errors.GuardError], inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    daemon.routes["GET /status"] = kind("app: what", detail="why", hints=["do this"], facts={"free_bytes": 7})
+    daemon.routes["GET /status"] = kind(
+        "app: what", detail="why", hints=["dbguardctl undo it"], facts={"free_bytes": 7}
+    )
     assert inside("status") == kind.exit_status
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith(f"error[{kind.code}]: app: what\n       why\n")
-    assert shown.err.endswith("       fix  do this\n")
+    assert shown.err.endswith("       fix  dbguardctl undo it\n")
     assert inside("--json", "status") == kind.exit_status
     problem = json.loads(capsys.readouterr().err)
     assert (problem["code"], problem["exit_code"], problem["free_bytes"]) == (kind.code, kind.exit_status, 7)
@@ -190,11 +192,11 @@ def test_waiting_may_end_before_the_job(
 def test_a_job_that_is_tried_again_says_so(
     inside: Callable[..., int], daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem = errors.SourceLocked("app: locked").problem()
+    problem = {**errors.SourceLocked("app: locked").problem(), "next_try_at": "2027-03-04T05:06:07Z"}
     again = answers.job("backup", "queued", attempt=2, problem=problem)
     daemon.verb_jobs["backup"] = [answers.job("backup", "running"), again, answers.job("backup", result={})]
     assert inside("backup", "app") == 0
-    assert "attempt 1 failed, it is tried again: app: locked" in capsys.readouterr().err
+    assert re.search(r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +214,9 @@ def test_a_job_that_is_tried_again_says_so(
         (["restore", "app", "--at", "soon"], 2, "Write it like"),
         (["restore", "app", "--at", "now", "--id", "01"], 2, "give one"),
         (["restore", "app", "--to", "x", "--in-place"], 2, "give one"),
-        (["restore", "app", "--in-place"], 10, "repeat with --confirm app"),
+        (["restore", "app", "--in-place"], 10, "dbguardctl restore app --in-place --confirm app"),
         (["restore", "app", "--in-place", "--confirm", "ap"], 10, "--confirm says 'ap'"),
-        (["restore", "undo", "app"], 10, "repeat with --confirm app"),
+        (["restore", "undo", "app"], 10, "dbguardctl restore undo app --confirm app"),
         (["restore", "undo", "app", "--to", "x"], 2, "takes only --confirm"),
         (["restore", "app", "crm"], 2, "one database at a time"),
         (["prune", "--confirm", "app"], 2, "for one database"),

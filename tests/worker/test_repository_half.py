@@ -17,7 +17,7 @@ MAKERS = {"backup", "scan", "recovery-sheet"}
 def spec(place: Path, verb: str):
     storage = {"name": "local", "type": "directory", "path": str(place / "store")}
     key = {"name": "main", "type": "machine", "path": str(place / "key")}
-    request = {"identity": new_identity()[0].reveal().decode()} if verb == "recover" else {}
+    request = {"identity": new_identity()[0].reveal().decode()}  # of those that a person opens with a sheet
     return {"verb": verb, "state": str(place), "storage": storage, "key": key, "request": request}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dbguardd.errors import GuardError, NoSpace, NotPermitted, TargetExists, Unreachable, Unsupported, Usage
+from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
 
 SIDES = ("-wal", "-shm", "-journal")
 _RIGHTS = 0o777
@@ -115,7 +115,7 @@ def outcome(target: Path, error: OSError) -> GuardError:
         case errno.ENOENT | errno.ENOTDIR:
             return Usage(f"{target}: there is no directory {target.parent}", hints=[f"mkdir -p {target.parent}"])
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return NotPermitted(f"{target}: cannot be written", detail=f"{detail}, as uid {os.geteuid()}")
+            return PlaceDenied(f"{target}: cannot be written", detail=f"{detail}, as uid {os.geteuid()}")
         case errno.ENOTSUP | errno.EMLINK:
             return Unsupported(f"{target}: the file system has no hard links", detail=detail)
         case _:

@@ -19,7 +19,7 @@ from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.errors import (
     GuardError,
     NoSpace,
-    NotPermitted,
+    PlaceDenied,
     ProofFailed,
     SourceEncrypted,
     SourceInvalid,
@@ -34,7 +34,7 @@ _STEP = "replace"
 
 
 def replace(path: str, source: Path, progress: Progress) -> None:
-    """Put the content of `source` at `path`. Raises TargetInUse, TargetExists, NoSpace, NotPermitted, ProofFailed.
+    """Put the content of `source` at `path`. Raises TargetInUse, TargetExists, NoSpace, PlaceDenied, ProofFailed.
 
     A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open any more is set
     aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename.
@@ -81,7 +81,6 @@ def _refuse_users(real: str) -> None:
         named = ", ".join(locks.describe(pid) for pid in users) or "a process that cannot be named from here"
         raise TargetInUse(
             f"{real}: in use by {named}",
-            detail="the live database was not touched",
             hints=[f"lsof {real}"],
             facts={"pids": users},
         )
@@ -163,9 +162,9 @@ def _failure(real: str, text: str, code: int, at: str) -> GuardError:
         sqlite3.SQLITE_BUSY: TargetInUse,
         sqlite3.SQLITE_LOCKED: TargetInUse,
         sqlite3.SQLITE_FULL: NoSpace,
-        sqlite3.SQLITE_READONLY: NotPermitted,
-        sqlite3.SQLITE_CANTOPEN: NotPermitted,
-        sqlite3.SQLITE_PERM: NotPermitted,
+        sqlite3.SQLITE_READONLY: PlaceDenied,
+        sqlite3.SQLITE_CANTOPEN: PlaceDenied,
+        sqlite3.SQLITE_PERM: PlaceDenied,
         0: WorkerDied,
     }.get(code, ProofFailed)
     return kind(f"{real}: not replaced", detail=f"{text} (result code {code}, at {at})")

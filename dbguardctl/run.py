@@ -1,0 +1,94 @@
+"""Run one command, and turn how it ended into an exit status."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+
+import click
+
+from dbguardctl.app import PROGRAM, app
+from dbguardctl.session import Session
+from dbguardd.errors import GuardError, Internal, Usage
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit status."""
+    session = Session()
+    session.arguments = arguments
+    _mend_streams()
+    try:
+        status = app.main(arguments, PROGRAM, standalone_mode=False, obj=session)
+        sys.stdout.flush()
+    except GuardError as error:
+        session.report(error)
+        return error.exit_status
+    except click.exceptions.NoArgsIsHelpError as error:
+        return _incomplete(session, error)
+    except click.UsageError as error:
+        session.json = session.json or "--json" in arguments
+        session.report(_usage(error))
+        return Usage.exit_status
+    except (KeyboardInterrupt, click.Abort):
+        session.interrupted()
+        return 130
+    except OSError as error:
+        return _unwritten(error)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if session.verbose:
+            traceback.print_exc()
+        session.report(_misunderstood(error))
+        return Internal.exit_status
+    return status if isinstance(status, int) else 0
+
+
+def _mend_streams() -> None:
+    """Let no character be unwritable, and no closed stream be None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unwritten(error: OSError) -> int:
+    """Return the exit status when the answer could not be written: none if its reader (head, less) has seen enough."""
+    # Python would complain again when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    sys.stderr.write(f"{PROGRAM}: the answer cannot be written: {error.strerror or error}\n")
+    return 1
+
+
+def _misunderstood(error: Exception) -> Internal:
+    return Internal(
+        "dbguardctl: the answer of the daemon is not what was expected",
+        detail=f"{type(error).__name__}: {error}",
+        hints=["dbguardctl --version", "dbguardd --version"],
+    )
+
+
+def _incomplete(session: Session, error: click.exceptions.NoArgsIsHelpError) -> int:
+    """Show the help of a group of commands that was named without one of them."""
+    if session.json and error.ctx:
+        session.report(
+            Usage(f"{error.ctx.command_path}: which of its commands?", hints=[f"{error.ctx.command_path} --help"])
+        )
+    else:
+        click.echo(error.format_message(), err=True)
+    return Usage.exit_status
+
+
+def _usage(error: click.UsageError) -> Usage:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    command = error.ctx.command_path if error.ctx else PROGRAM
+    usage = error.ctx.get_usage().removeprefix("Usage: ") if error.ctx else ""
+    return Usage(
+        f"{command}: {message[:1].lower()}{message[1:]}",
+        detail=f"usage: {usage}" if usage else "",
+        hints=[f"{command} --help"],
+    )

@@ -1,0 +1,41 @@
+"""Which backup a restore takes when nobody names one: the one that `status` says could be restored.
+
+Pure. The newest proven backup; where none is proven, the newest that nothing speaks against. A safety copy of a restore
+in place never: it holds what somebody wanted to get rid of. Every newer one that is passed over can be said, with why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from dbguardd.rules.retention import Dated, newest_first
+
+SAFETY_NOTE = "before restore --in-place"
+"""The note of every safety copy. Its hold ends with the time for an undo, the note does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The backup to rely on, None if there is none, and the newer ones that were passed over, newest first."""
+
+    backup: Dated | None
+    passed_over: tuple[Dated, ...]
+
+
+def choose(backups: Iterable[Dated], at: datetime | None = None) -> Choice:
+    """Choose among the backups that are not younger than `at`, or among all."""
+    ordered = [backup for backup in newest_first(backups) if at is None or backup.created_at <= at]
+    sound = [backup for backup in ordered if not (backup.failed or backup.safety)]
+    chosen = next((backup for backup in sound if backup.proven), sound[0] if sound else None)
+    return Choice(chosen, tuple(ordered if chosen is None else ordered[: ordered.index(chosen)]))
+
+
+def doubt(backup: Dated) -> str:
+    """Say what speaks against a backup, empty if nothing does."""
+    if backup.failed:
+        return "it did not pass its last test restore, or a check found it damaged"
+    if backup.safety:
+        return "it is a safety copy of a restore in place"
+    return "" if backup.proven else "it is not proven"

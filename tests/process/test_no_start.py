@@ -1,0 +1,50 @@
+"""A daemon that cannot start says why, in words: a place that is not there, not allowed, full, or something else."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+
+import pytest
+
+from tests.process.house import House
+
+
+@pytest.fixture
+def refused(house: House):
+    """Start dbguardd, which must end by itself; `limit`: no file may have a byte."""
+    house.protects(house.table("app"))
+
+    def start(*, state="", socket="", limit=False) -> subprocess.CompletedProcess[str]:
+        argv = [house.python.with_name("dbguardd"), "--policy", house.policy]
+        argv += ["--state", state or house.state, "--socket", socket or house.socket]
+        nothing = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if limit else None
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, preexec_fn=nothing)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("places", "status", "code"),
+    [
+        ({"state": "/sys/dbguard"}, 5, "DBG-0012"),
+        ({"state": "/proc/version"}, 2, "DBG-0001"),
+        ({"limit": True}, 11, "DBG-3002"),
+        ({"socket": "/sys/dbguard/api.sock"}, 5, "DBG-0012"),
+        ({"socket": "/nonexistent/a/b/api.sock"}, 2, "DBG-0001"),
+        ({"socket": "/proc/version/api.sock"}, 2, "DBG-0001"),
+    ],
+    ids=str,
+)
+def test_it_says_why(refused, places, status: int, code: str) -> None:
+    done = refused(**places)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert f"error[{code}]: " in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--policy", "--state", "--socket"])
+def test_an_empty_option_is_not_one_left_out(house: House, option: str) -> None:
+    argv = [house.python.with_name("dbguardd"), option, ""]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert f"argument {option}: it is empty" in done.stderr

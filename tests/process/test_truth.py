@@ -1,0 +1,194 @@
+"""What `status` says can be done now: nothing is shown as safe that could not be restored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.process.house import House, add, rows, until
+
+
+def packs(house: House) -> set[Path]:
+    return set(house.store.glob("packs/*/*"))
+
+
+def damage(path: Path) -> None:
+    """Change a byte in the middle of an object."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    path.chmod(0o400)
+
+
+def test_damage_that_a_check_finds_makes_status_fall_back_and_the_next_backup_heals_it(house: House) -> None:
+    path = house.database("app", 200, blob=500)
+    house.protects(house.table("app", 'expire = "off"'))
+    house.start()
+    good = house.does("backup", "app")["backup"]["id"]
+    before = packs(house)
+    add(path)
+    bad = house.does("backup", "app")["backup"]["id"]
+    assert house.status("app")["proven_backup"] == bad
+    for pack in packs(house) - before:
+        damage(pack)
+
+    assert house.ctl("check", "app", "--data").status == 4
+    for restarted in (False, True):
+        if restarted:  # the catalog is read from the repository again
+            house.stop()
+            house.start()
+            house.idle()
+        status = house.status("app")
+        assert (status["state"], status["proven_backup"]) == ("failing", good)
+        assert "cannot be relied on" in status["attention"][0]
+        assert status["hints"][0] == "dbguardctl backup app --verify"
+        assert house.ctl("status").status == 3
+    house.does("restore", "app", "--to", str(house.place / "x.db"))
+    assert rows(house.place / "x.db") == 200
+
+    healed = house.does("backup", "app", "--verify")["backup"]
+    assert healed["kind"] == "full"
+    status = house.status("app")
+    assert (status["state"], status["proven_backup"]) == ("safe", healed["id"])
+    assert "1 of its older backups cannot be relied on" in status["attention"][0]
+    house.idle()
+
+
+@pytest.mark.parametrize("how", ["gone", "an empty mount point", "another repository", "no key"])
+def test_what_could_not_be_restored_now_is_not_shown_as_safe(house: House, how: str) -> None:
+    house.database("app")
+    house.database("left")
+    house.protects(house.table("app"), house.table("left"))
+    house.start()
+    house.does("backup", "app")
+    house.does("backup", "left")
+    house.does("key", "recovery-sheet", "main")
+    house.idle()
+    house.protects(house.table("app"))
+    house.does("reload")
+    safe = house.status("app")
+    assert (safe["state"], house.status("left")["state"]) == ("safe", "orphaned")
+    away, key = house.state / "away", house.state / "machine.key"
+
+    def lose() -> None:
+        (key if how == "no key" else house.store).rename(away)
+        if how == "an empty mount point":
+            house.store.mkdir()
+        if how == "another repository":
+            shutil.copytree(away, house.store)
+            (house.store / "repo.json").chmod(0o600)
+            (house.store / "repo.json").write_text('{"repo_id": "' + 32 * "0" + '"}')
+
+    def bring_back() -> None:
+        if how != "no key":
+            shutil.rmtree(house.store, ignore_errors=True)
+        away.rename(key if how == "no key" else house.store)
+
+    lose()
+    for restarted in (False, True):
+        if restarted:
+            house.stop()
+            house.start()
+            house.idle()
+        for name in ("app", "left"):
+            row = house.status(name)
+            assert (row["state"], row["recoverable_to_at"], row["proven_backup"]) == ("failing", None, None), row
+            assert row["last_proven_at"]
+        said = house.ctl("status")
+        assert said.status == 3
+        assert "nothing now" in said.out and "nothing can be stored or restored now" in said.out
+        assert ("dbguardctl key recover main" in said.out) is (how == "no key")
+        assert ("machine.key" if how == "no key" else str(house.store)) in said.out
+    bring_back()
+    house.does("backup", "app")
+    house.idle()
+    back = house.status("app")
+    assert (back["state"], back["attention"]) == ("safe", safe["attention"])
+    assert house.status("left")["state"] == "orphaned"
+
+
+def test_a_job_that_waits_for_its_next_try_is_not_shown_as_running(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", "retry = { times = 1, wait = '1h' }", "window = '1d'"))
+    house.start()
+    house.does("backup", "app")
+    house.idle()
+    house.store.rename(house.state / "away")
+    add(path)
+    job = house.submit("backup", "app")
+    until(lambda: house.job(job)["problem"], house.jobs)
+    (house.state / "away").rename(house.store)
+    row = house.status("app")
+    assert (row["running_job"], row["next_verb"], row["recoverable_to_at"] is None) == (None, "backup", False)
+    assert row["next_run_at"] == house.job(job)["problem"]["next_try_at"]
+    assert "it is tried again" in row["attention"][0]
+    said = house.ctl("status")
+    assert (said.status, "running now" in said.out) == (3, False)
+    house.does("job", "cancel", job)
+
+
+def test_a_changed_audit_log_is_to_be_seen_in_status(house: House) -> None:
+    house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    house.does("backup", "app")
+    house.stop()
+    log = house.state / "audit.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([lines[0].replace(b"asked", b"faked"), *lines[1:]]))
+    assert lines[0] != log.read_bytes().splitlines(keepends=True)[0]
+    house.start()
+    until(lambda: house.api.get("status")["attention"], house.log.read_text)
+    said = house.ctl("status")
+    assert (said.status, "dbguardctl audit verify says where" in said.out) == (3, True)
+    assert house.ctl("audit", "verify").status == 4
+    house.idle()
+    house.stop()
+    for path in (log, *house.state.glob("catalog.db*")):  # the advice
+        path.rename(house.place / path.name)
+    house.start()
+    house.idle()
+    assert house.ctl("audit", "verify").status == 0
+    assert not house.api.get("status")["attention"]
+    house.does("pause", "app")
+    house.stop()
+    (house.state / "catalog.db").unlink()
+    house.start()
+    said = house.ctl("audit", "verify")
+    assert "UNSURE" in said.out and "nobody has changed" not in said.out
+
+
+def test_what_left_the_policy_says_what_can_be_done_with_it(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    house.does("backup", "app")
+    house.idle()
+    house.protects()
+    house.does("reload")
+    assert "nobody knows where it was" in house.fails("DBG-0001", 2, "restore", "app")["message"]
+    assert "nobody knows" in house.fails("DBG-0001", 2, "restore", "app", "--in-place", "--confirm", "app")["message"]
+    house.does("restore", "app", "--to", str(house.place / "x.db"))
+    assert rows(house.place / "x.db") == rows(path)
+    said = house.ctl("prune", "app")
+    assert (said.status, "not in the policy any more" in said.err, "smaller `keep`" in said.err) == (2, True, True)
+
+
+def test_an_expired_backup_can_be_looked_at(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", "keep = { last = 1 }", "min_proven = 1"))
+    house.start()
+    old = house.does("backup", "app")["backup"]["id"]
+    house.idle()
+    add(path)
+    house.does("backup", "app")
+    house.idle()
+    assert [row["backup"]["id"] for row in house.api.get("databases", "app", "backups", all=1)["expired"]] == [old]
+    shown = house.ctl("show", old)
+    assert shown.status == 0
+    assert "recall until" in shown.out and f"dbguardctl recall {old}" in shown.out
+    problem = house.fails("DBG-0004", 8, "restore", "app", "--id", old, "--to", str(house.place / "x.db"))
+    assert "has expired" in problem["message"] and problem["hints"] == [f"dbguardctl recall {old}"]

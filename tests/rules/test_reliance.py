@@ -1,0 +1,66 @@
+"""Which backup a restore takes by itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dbguardd.rules.reliance import choose, doubt
+from dbguardd.rules.retention import Dated, Keep, decide
+
+NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
+
+
+def history(*kinds: str) -> list[Dated]:
+    """Return backups, newest first: proven, stored, failed or safety; each an hour older than the one before."""
+    return [
+        Dated(str(age), NOW - timedelta(hours=age), proven=kind == "proven", failed=kind == "failed",
+              safety=kind == "safety")
+        for age, kind in enumerate(kinds)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kinds", "chosen", "passed"),
+    [
+        (("proven", "proven"), "0", 0),
+        (("stored", "proven"), "1", 1),
+        (("safety", "failed", "stored", "proven", "proven"), "3", 3),
+        (("safety", "failed", "stored", "stored"), "2", 2),
+        (("safety", "failed"), None, 2),
+        ((), None, 0),
+    ],
+)
+def test_the_newest_proven_one_else_the_newest_that_nothing_speaks_against(kinds, chosen, passed):
+    choice = choose(history(*kinds))
+    assert (choice.backup and choice.backup.id, len(choice.passed_over)) == (chosen, passed)
+    assert all(doubt(backup) for backup in choice.passed_over)
+
+
+def test_what_is_younger_than_asked_for_does_not_count():
+    backups = history("proven", "safety", "stored", "proven")
+    choice = choose(backups, NOW - timedelta(minutes=30))
+    assert (choice.backup.id, [backup.id for backup in choice.passed_over]) == ("3", ["1", "2"])
+    assert choose(backups, NOW - timedelta(days=1)).backup is None
+
+
+@given(st.lists(st.sampled_from(("proven", "stored", "failed", "safety")), max_size=12), st.randoms())
+def test_the_order_in_which_they_are_told_does_not_matter(kinds, random):
+    backups = history(*kinds)
+    mixed = random.sample(backups, len(backups))
+    assert choose(mixed) == choose(backups)
+    assert "proven" not in kinds or choose(backups).backup.proven
+
+
+def test_safety_copies_push_no_backup_out():
+    backups = history(*["safety"] * 6, "proven", "stored", "proven")
+    verdict = decide(backups, Keep(last=3), NOW)
+    assert {"6", "7", "8"} <= set(verdict.keep)
+    assert verdict.drop["1"] == ("a safety copy that is no longer held",)
+    held = [
+        Dated(b.id, b.created_at, b.proven, ("restore undo",) if b.safety else (), safety=b.safety) for b in backups
+    ]
+    assert not decide(held, Keep(last=3), NOW).drop

@@ -1,0 +1,107 @@
+"""What people and scripts type wrong: nothing else is done instead, and what is shown to paste does what was meant."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.surface.conftest import Ctl, environment
+from tests.surface.fake import FakeDaemon
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["restore", "app", "--in-place", "--confirm", "app", "--id", ""],
+        ["restore", "app", "--id", ""],
+        ["restore", "app", "--at", ""],
+        ["restore", "app", "--to", ""],
+        ["restore", "app", "--in-place", "--confirm", ""],
+        ["prune", "app", "--confirm", ""],
+        ["backup", "app", "--timeout", ""],
+        ["pause", "app", "--for", ""],
+        ["log", "--since", ""],
+        ["protect", ""],
+        ["protect", "/x.db", "--name", ""],
+        ["init", "--policy", ""],
+        ["--socket", "", "status"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_value_is_not_a_value_left_out(ctl: Ctl, daemon: FakeDaemon, words: list[str]) -> None:
+    done = ctl(*words)
+    assert (done.returncode, daemon.asked) == (2, [])
+    assert "empty" in done.stderr
+
+
+def test_an_empty_note_is_no_reason_to_have_no_backup(ctl: Ctl, daemon: FakeDaemon) -> None:
+    assert ctl("backup", "app", "--note", "").returncode == 0
+    assert daemon.bodies("POST /jobs/backup")[0]["note"] == ""
+
+
+def fixes(stderr: str) -> list[str]:
+    return re.findall(r"^ +(?:fix|try)  (.*)$", stderr, re.M)
+
+
+def test_a_likely_command_keeps_what_followed_the_mistyped_one(ctl: Ctl) -> None:
+    assert fixes(ctl("restoer", "app", "--id", "01 K").stderr)[0] == "dbguardctl restore app --id '01 K'"
+
+
+def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:
+    words = ["restore", "app", "--id", "01K4", "--in-place", "--timeout", "2h"]
+    (fix,) = fixes(ctl(*words).stderr)
+    assert fix == "dbguardctl restore app --id 01K4 --in-place --timeout 2h --confirm app"
+
+
+def test_who_wanted_a_dry_run_is_not_told_to_do_it(ctl: Ctl, daemon: FakeDaemon) -> None:
+    done = ctl("restore", "undo", "app", "--dry-run")
+    assert (done.returncode, daemon.asked, fixes(done.stderr)) == (2, [], ["dbguardctl list app --why"])
+
+
+@pytest.mark.parametrize("group", ["key", "job", "config", "audit", "credential"])
+def test_a_group_without_a_command_is_asked_for_help(ctl: Ctl, group: str) -> None:
+    done = ctl(group)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Usage: dbguardctl {group} ")
+    assert "\\n" not in done.stderr
+
+
+def test_help_is_a_command_too(ctl: Ctl) -> None:
+    assert ctl("help").stdout == ctl("--help").stdout
+    assert ctl("help", "key", "list").stdout == ctl("key", "list", "--help").stdout
+    assert "prune" in ctl("help").stdout
+
+
+def test_a_message_is_one_line(ctl: Ctl) -> None:
+    assert "\\n" not in ctl("completion").stderr
+    assert "Choose from: bash, zsh, fish" in ctl("completion").stderr
+
+
+def test_a_path_that_no_socket_can_have_is_called_so(ctl: Ctl) -> None:
+    done = ctl("--socket", f"/tmp/{'a' * 120}", "status")
+    assert done.returncode == 6
+    assert "at most 107 bytes" in done.stderr
+
+
+def test_a_place_that_may_not_be_written_is_no_matter_of_roles(inside: Callable[..., int], capsys) -> None:
+    assert inside("init", "--policy", "/sys/dbguard/policy.toml") == 5
+    said = capsys.readouterr().err
+    assert said.startswith("error[DBG-0012]: /sys/dbguard/policy.toml: ")
+    assert "role" not in said
+
+
+def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "dbguardctl", "status"], capture_output=True, text=True, check=False,
+        env=environment(tmp_path / "api.sock", PYTHONPATH=f"{tmp_path}:{os.getcwd()}"),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

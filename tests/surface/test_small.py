@@ -1,0 +1,132 @@
+"""Narrow terminals, plain ones, quiet runs, and words that depend on when and where they are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from dbguardctl.screen import Cell, Screen, Table, text
+from dbguardctl.words import when, zoned
+from dbguardd.words import hint_word
+from tests.surface import answers
+from tests.surface.conftest import Ctl
+from tests.surface.fake import FakeDaemon
+from tests.surface.golden import Terminal, drawn
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 9, 12, 7, 14, tzinfo=UTC)
+
+
+class Narrow(Screen):
+    """A terminal that is 60 columns wide."""
+
+    def __init__(self) -> None:
+        super().__init__(Terminal(), terminal=True, colour=False, utf8=True)
+
+    def _columns(self) -> int:
+        return 60
+
+
+@pytest.mark.parametrize("fold", [frozenset[int](), frozenset({2})], ids=["numbers", "prose"])
+def test_no_word_is_broken_on_a_narrow_terminal(fold: frozenset[int]) -> None:
+    row: list[Cell | str] = [
+        Cell("*"),
+        "orders",
+        "41 min ago (goal 1 m)",
+        "12 Sep 03:00",
+        "4 m 10 s",
+        "tonight 01:00, then Sun",
+    ]
+    columns = ("", "DATABASE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
+    shown = drawn([Table(columns, [row], fold=fold)], Narrow())
+    assert all(len(line) <= 60 for line in shown.splitlines())
+    assert all(str(cell) in shown for cell in row[1:])
+    assert shown.splitlines()[0] == "* orders"
+
+
+def test_commands_to_paste_begin_as_the_program_was_called() -> None:
+    screen = Screen(Terminal(), terminal=False, colour=False, utf8=True, program="bin/dbguardctl --socket /s")
+    lines = ("dbguardctl status", "sudo dbguardctl status", "dbguardctl --socket /t status", "see dbguardctl status")
+    assert drawn([text(Cell(line, "try")) for line in lines], screen).splitlines() == [
+        "bin/dbguardctl --socket /s status", "sudo bin/dbguardctl --socket /s status",
+        "dbguardctl --socket /t status", "see dbguardctl status",
+    ]  # fmt: skip
+
+
+def test_a_named_socket_is_in_what_is_shown_to_paste(ctl: Ctl, daemon: FakeDaemon) -> None:
+    done = ctl("--socket", str(daemon.socket), "status", DBGUARD_SOCKET="/nonexistent")
+    assert f"dbguardctl --socket {daemon.socket} " in done.stdout
+    assert not re.search(r"(fix|try)  dbguardctl (?!--socket)", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("hint", "word"),
+    [
+        ("dbguardctl backup app --full", "fix"), ("systemctl restart dbguardd", "fix"), ("chmod go-w /x", "fix"),
+        ("ls -l /x", "try"), ("dbguardctl status", "try"), ("dbguardctl restore app --dry-run", "try"),
+        ("choose another file with --svg", "try"), ("systemctl status dbguardd", "try"),
+        ("dbguardctl key --help", "try"),
+    ],
+)  # fmt: skip
+def test_a_fix_is_a_command_that_changes_something(hint: str, word: str) -> None:
+    assert hint_word(hint) == word
+
+
+def test_moments_of_the_daemon_are_shown_in_the_zone_of_the_screen() -> None:
+    assert zoned("app: paused until 2026-09-12 12:00 UTC", NOW, BERLIN) == "app: paused until today 14:00"
+    assert zoned("the state of 2026-09-11T23:30:05.841Z goes", NOW, BERLIN) == "the state of today 01:30 goes"
+    assert zoned("version 2026-09-12, 12:00", NOW, BERLIN) == "version 2026-09-12, 12:00"
+
+
+def test_tonight_is_not_the_night_after_this_one() -> None:
+    assert when("2026-09-13T03:00:00Z", NOW, BERLIN) == "tonight 05:00"
+    assert when("2026-09-13T03:00:00Z", datetime(2026, 9, 12, 3, 5, tzinfo=UTC), BERLIN) == "tomorrow 05:00"
+
+
+def test_quiet_says_the_result_only(ctl: Ctl) -> None:
+    done = ctl("backup", "app", "-q")
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+    assert done.stdout.startswith("ok  backup ")
+    assert len(ctl("prune", "app", "--dry-run", "-q").stdout.splitlines()) > 2
+
+
+def test_without_utf8_there_is_no_code_of_blocks(ctl: Ctl, daemon: FakeDaemon) -> None:
+    sheet = "IDENTITY\n\n    \u2588\u2580\u2584\n    \u2584 \u2588\n\nOPEN"
+    daemon.routes["POST /keys/main/recovery-sheet"] = {"sheet_text": sheet, "identity": "x", "recipient": "age1x"}
+    shown = ctl("key", "recovery-sheet", LANG="C").stdout
+    assert "\\u" not in shown
+    assert "no QR code" in shown
+    assert "\u2588" in ctl("key", "recovery-sheet").stdout
+
+
+def test_a_whole_sheet_is_taken_for_its_identity(ctl: Ctl, daemon: FakeDaemon) -> None:
+    daemon.routes["POST /keys/main/recovery-test"] = {"ok": True}
+    sheet = f"RECOVERY\n\n    AGE-SECRET-KEY-1\n    {' '.join(['ABCD'] * 8)}\n    {' '.join(['EFGH'] * 6)} IJ\n\n  QR\n"
+    assert ctl("key", "recovery-test", input=sheet).returncode == 0
+    (body,) = daemon.bodies("POST /keys/main/recovery-test")
+    assert body["identity"] == f"AGE-SECRET-KEY-1{'ABCD' * 8}{'EFGH' * 6}IJ"
+
+
+@pytest.mark.parametrize("words", [["events", "--database", "nope"], ["job", "list", "--database", "nope"]])
+def test_nothing_is_not_known_of_a_database_that_is_not_there(ctl: Ctl, daemon: FakeDaemon, words: list[str]) -> None:
+    daemon.routes |= {"GET /events": {"events": []}, "GET /jobs": {"jobs": []}}
+    assert ctl(*words).returncode == 8
+    words[-1] = "app"
+    assert ctl(*words).returncode == 0
+
+
+def test_all_data_is_read_once_for_each_storage(ctl: Ctl, daemon: FakeDaemon) -> None:
+    names = [row["name"] for row in answers.status()["databases"] if row["state"] != "orphaned"]
+    daemon.routes["GET /config"] = {"policy": {"database": {name: {"storage": ["local"]} for name in names}}}
+    ctl("check", "--data")
+    assert [body["data"] for body in daemon.bodies("POST /jobs/check")] == [True, *[False] * (len(names) - 1)]
+
+
+def test_the_version_as_json(ctl: Ctl) -> None:
+    for words in (["--json", "--version"], ["--version", "--json"]):
+        assert json.loads(ctl(*words).stdout)["schema"] == "dbguard.version/1"
+    assert json.loads(ctl("--json", "key", "--help").stdout)["schema"] == "dbguard.help/1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import sys
 from dataclasses import MISSING, fields
@@ -114,6 +115,7 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
     keep_to_itself()
+    faulthandler.enable()  # the watchdog's SIGABRT: where it hangs, in the journal
     host, machine_id = supervisor.this_host()
     socket = options.socket.absolute()
     logger = log.setup(json_lines=options.json_log)

@@ -48,6 +48,7 @@ def application(machine: Machine, name: str, rows: int = 500) -> str:
     """Make a user with a database that nobody else may read, in a directory that nobody else may enter."""
     if machine.run("id", name, check=False).status:
         machine.run("useradd", "--system", "--no-create-home", name)
+    machine.run("rm", "-rf", f"/var/lib/{name}")
     machine.run("install", "-d", "-o", name, "-g", name, "-m", "0700", f"/var/lib/{name}")
     path = f"/var/lib/{name}/{name}.db"
     machine.python(_MAKE, path, str(rows), user=name)

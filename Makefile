@@ -6,7 +6,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SECONDS ?= 600
 PYTEST_LIMIT ?= 1500
-PROGRAMS := mandoc strace sqlite3
+PROGRAMS := mandoc:mandoc strace:strace sqlite3:sqlite3 mmdebstrap:mmdebstrap systemd-nspawn:systemd-container
 
 # Neither make nor the shell may read orders in the name of a file.
 unexport DB
@@ -33,7 +33,7 @@ test: .venv/installed programs ## lint, types, layers and every test; fails if a
 	step format .venv/bin/ruff format --check; \
 	step types .venv/bin/mypy; \
 	step layers .venv/bin/lint-imports --no-logo; \
-	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -n 2 -rfEs; \
+	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -n 2 --dist loadgroup -rfEs; \
 	printf '\n%s' "$$report"; \
 	if [ -n "$$failed" ]; then echo "FAILED"; exit 1; fi; echo "all good"
 
@@ -79,11 +79,12 @@ clean: ## remove what make made
 
 # What cannot be had is no failure: the tests that need it say that they were skipped, and why.
 programs:
-	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing+=" $$program"; done; \
+	@missing=""; for pair in $(PROGRAMS); do command -v $${pair%:*} >/dev/null || missing+=" $${pair#*:}"; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
 	    >/dev/null || true; \
 	fi; \
-	for program in $(PROGRAMS); do \
-	  command -v $$program >/dev/null || echo "$$program is missing: tests that need it are skipped (apt-get install $$program)"; \
+	for pair in $(PROGRAMS); do \
+	  command -v $${pair%:*} >/dev/null || \
+	    echo "$${pair%:*} is missing: tests that need it are NOT RUN (apt-get install $${pair#*:})"; \
 	done

@@ -280,6 +280,8 @@ KINDS: tuple[Kind, ...] = (
         meaning="Backup {backup} of {database} is at {target}. The content equals what was backed up.",
         advice=("After a restore in place, put back the state before:  dbguardctl restore undo {database}",),
     ),
+    Kind("restore.kept", "info", "{target} was not replaced and is as it was", "A restore in place changed nothing."),
+    Kind("restore.replacing", "debug", "{target} is being replaced", "A restore in place replaces the live database."),
     Kind(
         "restore.written", "debug", "backup {backup} is written to {target} and will be compared",
         "A restored copy is written and will be compared.",

@@ -42,12 +42,16 @@ def apply(index: Index, event: str, facts: Facts, at: str) -> None:
 
 
 def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
-    """Keep what an event says of a storage or a key: the repository seen there, its recovery and the test of that."""
+    """Keep what an event says beside the backups: of storages, keys, and half a restore."""
     match event:
         case "repository.created" | "repository.opened":
             settings.put(f"repository:{facts['storage']}", str(facts["id"]))
             if event == "repository.created":
                 settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
+        case "restore.replacing":
+            settings.put(f"replacing:{facts['database']}", at)
+        case "restore.kept" | "restore.done" if "database" in facts:
+            settings.put(f"replacing:{facts['database']}", "")
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
             settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)

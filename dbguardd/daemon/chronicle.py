@@ -14,7 +14,7 @@ from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
-from dbguardd.wire import JobRow, JobState
+from dbguardd.wire import EventRange, JobRow, JobState
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
@@ -59,6 +59,16 @@ class Chronicle:
     def known(self, row: JobRow) -> JobRow:
         """The row of the catalog, or its end if the catalog does not have that yet."""
         return replace(self._unkept[row.id][0]) if row.id in self._unkept else row
+
+    def say_what_is_live(self, row: JobRow, error: GuardError) -> None:
+        """Add to the error of a restore in place that was cut short whether it came to the live database."""
+        if row.verb != "undo" and not row.request.get("in_place"):
+            return
+        said = "The live database was not touched."
+        if any(event.event == "restore.replacing" for event in self._catalog.events.find(EventRange(job=row.id), 500)):
+            said = "The live database was just being replaced: it is whole, either as it was or as restored."
+            error.hints = (*error.hints, f"dbguardctl restore undo {row.database}")
+        error.detail = f"{error.detail}\n{said}".lstrip()
 
     def _keep(self) -> GuardError | None:
         """Write the ends that the catalog does not have yet, oldest first; return what keeps it from that."""

@@ -161,6 +161,7 @@ class Runner:
         now = to_text(self._around.now())
         for row in rows:
             error = Interrupted(f"job {row.id} ended with the daemon that ran it", detail=f"It was {row.state}.")
+            self._chronicle.say_what_is_live(row, error)
             ended = replace(row, state=JobState.INTERRUPTED, finished_at=now, problem=error.problem())
             with self._catalog.transaction():
                 self._catalog.jobs.put(ended, None)
@@ -358,9 +359,8 @@ class Runner:
         if age + wait > terms.window_seconds:
             return False
         row.state, row.attempt = JobState.QUEUED, row.attempt + 1
-        next_try_at = to_text(self._around.now() + timedelta(seconds=wait))
         row.step, row.done_bytes, row.total_bytes = "", 0, None
-        row.problem = {**error.problem(), "next_try_at": next_try_at}
+        row.problem = {**error.problem(), "next_try_at": to_text(self._around.now() + timedelta(seconds=wait))}
         live.not_before = asyncio.get_running_loop().time() + wait
         try:
             with self._catalog.transaction():
@@ -375,12 +375,14 @@ class Runner:
     def _end(self, live: Live, state: JobState, error: GuardError | None) -> None:
         row = live.row
         row.state, row.finished_at = state, to_text(self._around.now())
+        if isinstance(error, WorkerDied | Internal):
+            row.stderr_tail = error.detail
+        if isinstance(error, (*_CUT_SHORT, Interrupted)):
+            self._chronicle.say_what_is_live(row, error)
         row.problem = None if error is None else error.problem()
         row.result = None
         if error is None:
             row.result = {} if row.verb in _SECRET_RESULTS else dict(live.outcome)
-        if isinstance(error, WorkerDied | Internal):
-            row.stderr_tail = error.detail
         self._chronicle.end(live, error)
         live.ended.set()
         self.bell.ring()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 
 from dbguardd import __version__
@@ -31,6 +31,7 @@ from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.objectives import Facts, judge
+from dbguardd.rules.reliance import UNDO_DAYS
 from dbguardd.wire import BackupRow, DatabaseStatus, JobState, KeyStatus, RecipientStatus, Status, StorageStatus
 from dbguardd.words import size
 
@@ -260,6 +261,10 @@ class Views:
             what = f"{name}: {active.verb} failed, it is tried again: {active.problem.get('message', '')}"
             row.attention.insert(0, what)
             row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
+        since = _moment(self.catalog.settings.get(f"replacing:{name}") or None)
+        if since and not active and now - since < timedelta(days=UNDO_DAYS):
+            row.attention.append(f"{name}: a restore in place was cut short; it is whole, as it was or as restored")
+            row.hints.append(f"dbguardctl restore undo {name}")
         if away:
             row = _unrecoverable(row)
         return replace(

@@ -30,10 +30,8 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import choose, failure_of
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Hold
-from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
-
-UNDO_DAYS = 7
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -112,6 +110,7 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     elsewhere = f"dbguardctl restore {run.name} --id {backup.id} --to NEWPLACE"
     findings, _ = _restore_and_compare(run, backup, staged, (f"{elsewhere}  # it is left there for inspection",))
     safety = _safety_copy(run)
+    run.report("restore.replacing", database=run.name, target=plan["to"])
     try:
         run.snapshots.replace(staged, run.progress)
     except (Cancelled, WorkerDied):
@@ -119,10 +118,12 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     except GuardError as error:
         if not error.facts.get(REPLACED):
             _nothing_to_undo(run, safety)
+            run.report("restore.kept", database=run.name, target=plan["to"])
         raise
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
-    run.report("restore.done", backup=backup.id, target=plan["to"], seconds=seconds, safety_copy=safety)
+    facts = {"database": run.name, "backup": backup.id, "target": plan["to"], "seconds": seconds}
+    run.report("restore.done", **facts, safety_copy=safety)
     return {
         "target": plan["to"],
         "plan": dict(plan),

@@ -81,7 +81,7 @@ def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
     if facts.lost:
         what = f"{name}: nothing can be stored or restored now: {facts.lost}"
-        yield _Point(Health.FAILING, what, f"dbguardctl check {name}")
+        yield _Point(Health.FAILING if facts.in_policy else Health.ORPHANED, what, f"dbguardctl check {name}")
     if facts.in_policy:
         yield from _of_guarded(facts, now)
         return

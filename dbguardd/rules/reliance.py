@@ -12,6 +12,8 @@ from datetime import datetime
 
 from dbguardd.rules.retention import Dated, newest_first
 
+UNDO_DAYS = 7
+"""So long a restore in place can be undone."""
 SAFETY_NOTE = "before restore --in-place"
 """The note of every safety copy. Its hold ends with the time for an undo, the note does not."""
 

@@ -3,9 +3,12 @@
 import asyncio
 from typing import Any
 
-from dbguardd.errors import NoSpace, NotFound, Unreachable
+import pytest
+
+from dbguardd.errors import NoSpace, NotFound, Unreachable, WorkerDied
 from dbguardd.wire import JobRow, JobState
 from tests.daemon.conftest import World, ended, order, raising, started, until_cancelled
+from tests.daemon.life import reporting
 
 
 def run(main: Any) -> None:
@@ -117,3 +120,51 @@ def test_no_try_is_forgotten_when_its_time_comes_while_the_queue_is_looked_at(wo
 
     with asyncio.Runner(loop_factory=Creeping) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("replacing", [True, False])
+def test_a_restore_in_place_that_is_cut_short_says_what_the_live_database_is(world: World, replacing: bool) -> None:
+    async def dies(spec: Any, on_message: Any, cancel: Any) -> dict[str, Any]:
+        if replacing:
+            facts = {"database": "app", "target": "/srv/app.db"}
+            on_message({"type": "report", "event": "restore.replacing", "facts": facts})
+        raise WorkerDied("the worker was killed", detail="signal 9")
+
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            worker.acts = [dies]
+            problem = (await ended(runner, runner.submit(order("restore", in_place=True, confirm="app")))).problem
+            assert problem is not None
+            assert ("was just being replaced" in problem["detail"]) is replacing
+            assert ("was not touched" in problem["detail"]) is not replacing
+            assert problem["hints"] == ["dbguardctl restore undo app"] * replacing
+            assert bool(world.catalog.settings.get("replacing:app")) is replacing
+
+            worker.acts = [reporting(("restore.done", {"database": "app", "backup": "01J", "target": "/srv/app.db"}))]
+            await ended(runner, runner.submit(order("undo", confirm="app")))
+            assert not world.catalog.settings.get("replacing:app")
+
+    run(main())
+
+
+def test_what_a_dead_daemon_left_half_replaced_is_told_at_the_next_start(world: World) -> None:
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            facts = {"database": "app", "target": "/srv/app.db"}
+
+            async def dies_with_the_daemon(spec: Any, on_message: Any, cancel: Any) -> dict[str, Any]:
+                on_message({"type": "report", "event": "restore.replacing", "facts": facts})
+                return await until_cancelled(spec, on_message, cancel)
+
+            worker.acts = [dies_with_the_daemon]
+            job = runner.submit(order("restore", in_place=True, confirm="app"))
+            await started(worker)
+            await asyncio.sleep(0)
+            world.catalog.jobs.put(runner.job(job.id), "local")
+            async with world.runner() as (next_one, _):
+                assert next_one.close_leftovers() == 1
+            problem = world.catalog.jobs.get(job.id).problem
+            assert problem is not None
+            assert "was just being replaced" in problem["detail"]
+
+    run(main())

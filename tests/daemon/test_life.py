@@ -383,3 +383,18 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
             assert said.startswith(f"the state directory {place.state} has 1 MiB left")
 
     asyncio.run(main())
+
+
+def test_half_a_restore_in_place_is_something_to_look_at_for_as_long_as_it_can_be_undone(place: Place) -> None:
+    place.guard()
+
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            service._do.tell("restore.replacing", "app", {"database": "app", "target": "/srv/app.db"})
+            (row,) = service.status().databases
+            assert "a restore in place was cut short" in row.attention[-1]
+            assert "dbguardctl restore undo app" in row.hints
+            place.wall += timedelta(days=8)
+            assert not any("restore in place" in line for line in service.status().databases[0].attention)
+
+    asyncio.run(main())

@@ -28,6 +28,8 @@ def test_a_failure_after_the_live_database_was_replaced_leaves_the_way_back(worl
     with pytest.raises(ProofFailed):
         world.do("restore", database="app", in_place=True, confirm="app")
     world.engine.replace = put
+    assert len(world.said("restore.replacing")) == 1
+    assert len(world.said("restore.kept")) == (not replaced)
     if not replaced:
         with pytest.raises(NotFound, match="no restore to undo"):
             world.do("undo", database="app", confirm="app")

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items):
 def suite(request):
     """The name of a release of Debian; skips where no machine of it can be booted."""
     if missing := trees.missing():
-        pytest.skip(missing)
+        pytest.skip(f"NOT RUN, no package was built, installed or booted: {missing}")
     return request.param
 
 

@@ -95,8 +95,9 @@ def test_what_could_not_be_restored_now_is_not_shown_as_safe(house: House, how: 
             house.idle()
         for name in ("app", "left"):
             row = house.status(name)
-            assert (row["state"], row["recoverable_to_at"], row["proven_backup"]) == ("failing", None, None), row
-            assert row["last_proven_at"]
+            assert (row["recoverable_to_at"], row["proven_backup"]) == (None, None), row
+            assert row["state"] == {"app": "failing", "left": "orphaned"}[name]
+            assert row["last_proven_at"] and "nothing can be stored or restored" in row["attention"][0]
         said = house.ctl("status")
         assert said.status == 3
         assert "nothing now" in said.out and "nothing can be stored or restored now" in said.out

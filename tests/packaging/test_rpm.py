@@ -21,7 +21,6 @@ ACCEPTED = {
     "invalid-license": "the list is older than the names of SPDX",
     "manpage-not-compressed": "with gzip, as everywhere but at Mageia, for whom this rpmlint speaks",
     "no-manual-page-for-binary": "for the same reason; the pages are compared with those of the .deb below",
-    "dangling-relative-symlink": "the interpreter, which is required by its name",
     "non-standard-uid": "conf.d, where `dbguardctl protect` has the daemon write",
     "non-standard-gid": "likewise",
     "dangerous-command-in-%posttrans": "rm of the mark that the daemon ran before the upgrade",

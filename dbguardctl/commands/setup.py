@@ -119,6 +119,11 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
         session.print_json({**answer, **watch.answer("protect", rows)})
     for row in rows:
         if error := watch.failure(row):
+            if answer.get("wrote"):
+                error.hints = (
+                    *error.hints,
+                    f"rm {_quoted(answer['wrote'])} && dbguardctl reload  # to end its protection",
+                )
             raise error
     if not session.json:
         name = str(rows[0]["database"])
@@ -139,3 +144,9 @@ def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
         if not job:
             raise
     return dict(session.daemon.get("jobs", str(job))["job"])
+
+
+def _quoted(word: str) -> str:
+    from shlex import quote  # noqa: PLC0415 - only for a first backup that failed
+
+    return quote(word)

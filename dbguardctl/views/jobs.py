@@ -139,6 +139,9 @@ def _sweep(row: Json, result: Json, now: datetime, zone: tzinfo | None, took: st
         many = count(marked, "object")
         words = f"{many} ({size(result.get('marked_bytes'))}) no longer needed, to be freed after a grace"
         blocks.append(text(words, indent=2))
+    if young := result.get("young"):
+        many = f"{count(young, 'object')} ({size(result.get('young_bytes'))})"
+        blocks.append(text(f"{many} of no backup, too young to judge: of failed jobs, or one that runs", indent=2))
     if result.get("next_at"):
         blocks.append(text(f"more can be freed from {when(result['next_at'], now, zone)} on", indent=2))
     if dry:

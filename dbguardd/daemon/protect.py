@@ -59,7 +59,7 @@ class Plan:
 
 
 async def detect(path: str, look: Look) -> Found:
-    """Find out what lies at `path`. Raises Usage, SourceMissing, SourceDenied, SourceEncrypted, Unsupported."""
+    """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted."""
     if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
         raise Usage(f"{path!r}: an absolute path is needed")
     try:
@@ -82,8 +82,12 @@ async def detect(path: str, look: Look) -> Found:
             f"{path}: does not begin like a SQLite database",
             detail="It is encrypted, or something else: other databases are not supported yet.",
         )
-    kind = "SQLite database" if head else "empty file" if not seen["size_bytes"] else "file that its owner cannot read"
-    return Found(str(seen["path"]), f"{kind}, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}")
+    if not seen["size_bytes"]:
+        raise SourceInvalid(f"{path}: is empty", detail="Protect it when the application has written to it.")
+    if not head:
+        raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
+    what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
+    return Found(str(seen["path"]), what)
 
 
 def _readable(head: bytes) -> bool:

@@ -70,6 +70,8 @@ def sweep(run: Run, request: Sweep) -> Result:
         "freed_bytes": swept.bytes,
         "marked": swept.marked,
         "marked_bytes": swept.marked_bytes,
+        "young": swept.young,
+        "young_bytes": swept.young_bytes,
         "waiting": swept.waiting,
         "next_at": None if swept.next_at is None else instant(swept.next_at),
         "dry_run": swept.dry_run,

@@ -109,6 +109,8 @@ class Swept:
     bytes: int = 0
     marked: int = 0  # packs that got a tomb now
     marked_bytes: int = 0
+    young: int = 0  # packs that nothing needs, younger than the grace: what a failed job left, or one is making
+    young_bytes: int = 0
     waiting: int = 0  # packs whose tomb is younger than the grace
     kept: int = 0  # packs that are needed again since their tomb was written
     next_at: datetime | None = None  # when the oldest waiting tomb is due, by the storage's clock

@@ -89,6 +89,7 @@ class Sweeping:
         """Do one run, or tell what it would do. Raises ClockDoubt, Breaker, Damaged, ObjectMissing."""
         survey = self.survey(now, grace, confirmed=confirmed)
         fresh = [pack for pack in survey.fresh if self._old_enough(survey, pack, grace)]
+        young = survey.fresh.difference(fresh)
         if not confirmed:
             _not_too_much(survey, breakers or Breakers())
         deleted, freed = (0, 0) if dry_run else self._delete(survey)
@@ -102,6 +103,8 @@ class Sweeping:
             bytes=sum(survey.packs[pack].size for pack in survey.doomed) if dry_run else freed,
             marked=len(fresh),
             marked_bytes=sum(survey.packs[pack].size for pack in fresh),
+            young=len(young),
+            young_bytes=sum(survey.packs[pack].size for pack in young),
             waiting=len({pack for tomb in waits for pack in tomb.packs if pack in survey.packs}),
             kept=len({pack for tomb in survey.due for pack in tomb.packs} & survey.recallable),
             next_at=min(dues, default=None),

@@ -162,6 +162,9 @@ def _swept(name: str, made: Json, took: str) -> Iterator[str]:
     if made["marked"]:
         marked = f"{count(made['marked'], 'object')} ({size(made['marked_bytes'])})"
         yield f"  {marked} no longer needed, to be freed after a grace"
+    if made["young"]:
+        young = f"{count(made['young'], 'object')} ({size(made['young_bytes'])})"
+        yield f"  {young} of no backup, too young to judge: of failed jobs, or one that runs"
     if made["next_at"]:
         yield f"  more can be freed from {made['next_at']} on"
     freed = f"{size(made['freed_bytes'])} in {count(made['objects'], 'object')}"

@@ -193,3 +193,35 @@ def test_an_expired_backup_can_be_looked_at(house: House) -> None:
     assert "recall until" in shown.out and f"dbguardctl recall {old}" in shown.out
     problem = house.fails("DBG-0004", 8, "restore", "app", "--id", old, "--to", str(house.place / "x.db"))
     assert "has expired" in problem["message"] and problem["hints"] == [f"dbguardctl recall {old}"]
+
+
+def test_what_a_failed_job_left_is_named_by_a_sweep(house: House) -> None:
+    path = house.database("app", 400, blob=500)
+    house.protects(house.table("app", 'verify = "off"', 'expire = "off"'))
+    house.start()
+    house.does("backup", "app")
+    house.idle()
+    add(path)
+    before, manifests = packs(house), set(house.store.glob("records/backup/*"))
+    house.does("backup", "app", "--full")
+    house.idle()
+    (made,) = set(house.store.glob("records/backup/*")) - manifests
+    for record in house.store.glob(f"records/*/{made.name[:26]}-*"):  # as if it had been killed before its manifest
+        record.unlink()
+    said = house.ctl("prune", "--dry-run")
+    left = len(packs(house) - before)
+    assert left and f"{left} object" in said.out and "of no backup, too young to judge" in said.out, said
+
+
+@pytest.mark.parametrize("what", ["empty", "damaged"])
+def test_a_protection_that_did_not_come_about_leaves_nothing_or_says_how_it_ends(house: House, what: str) -> None:
+    house.start()
+    path = house.place / "new.db"
+    path.write_bytes(b"" if what == "empty" else b"SQLite format 3\0" + b"\xa5" * 5000)
+    said = house.ctl("protect", str(path))
+    assert said.status != 0
+    dropins = list((house.place / "conf.d").glob("*"))
+    if what == "empty":
+        assert "is empty" in said.err and not dropins
+    else:
+        assert f"rm {dropins[0]} && dbguardctl reload" in said.err

@@ -128,6 +128,7 @@ def test_an_owner_who_cannot_run_python(hand, monkeypatch, tmp_path):
     python.touch(0o600)
     monkeypatch.setattr(sys, "executable", str(python))
     spec = {
+        "request": {},
         "verb": "backup",
         "state": str(tmp_path),
         "database": {"name": "shop", "engine": "sqlite", "run_as": None, "settings": {"path": str(hand.path)}},

@@ -6,14 +6,6 @@ from tests.packaging import build, trees
 from tests.packaging.machine import booted
 
 
-def pytest_collection_modifyitems(items):
-    """Keep the tests of a suite together: whoever runs them boots one machine."""
-    for item in items:
-        suite = getattr(item, "callspec", None) and item.callspec.params.get("suite")
-        if suite:
-            item.add_marker(pytest.mark.xdist_group(f"machine-{suite}"))
-
-
 @pytest.fixture(scope="session", params=trees.SUITES)
 def suite(request):
     """The name of a release of Debian; skips where no machine of it can be booted."""

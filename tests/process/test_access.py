@@ -143,7 +143,7 @@ def test_a_job_runs_as_the_owner_of_the_database(house: House, users: list[int])
     found = (home / "again.db").stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (owner, owner, 0o640)
     assert rows(home / "again.db") == 50
-    house.fails("DBG-0003", 5, "restore", "app", "--to", str(house.state / "again.db"))  # not the owner's place
+    house.fails("DBG-0012", 5, "restore", "app", "--to", str(house.state / "again.db"))  # not the owner's place
     assert sorted(entry.name for entry in home.iterdir()) == ["again.db", "app.db"]
     house.is_sound()
 

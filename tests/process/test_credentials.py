@@ -61,7 +61,7 @@ def test_a_missing_credential_says_how_it_is_set(house: House) -> None:
 
 def test_only_root_may_set_one(house: House, users: list[int]) -> None:
     house.start()
-    problem = house.fails("DBG-0003", 5, "credential", "set", "words", uid=users[0])
+    problem = house.fails("DBG-0012", 5, "credential", "set", "words", uid=users[0])
     assert problem["hints"] == ["sudo dbguardctl credential set words"]
 
 

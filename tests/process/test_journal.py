@@ -97,7 +97,7 @@ def test_a_failure_is_explained_with_the_next_command(served: House, journal: Jo
     assert re.search(r"app: backup failed: .*app.db: no such file \(DBG-2001\)", said)
     assert f"Subject: {kind.title} (DBG-2001)" in said and kind.meaning in said
     assert f"Last proven backup: {id}." in said
-    assert "dbguardctl restore app --dry-run" in said
+    assert "dbguardctl status app" in said
     (entry,) = ours(served, journal, "DBGUARD_CODE=DBG-2001")
     assert (entry["PRIORITY"], entry["DBGUARD_RESULT"], entry["DBGUARD_LAST_PROVEN"]) == ("3", "failed", id)
 

@@ -40,7 +40,7 @@ def test_the_story_of_a_database(house: House) -> None:
     assert told(house, "--errors") == lines[5:]
     verbose = told(house, "app", "-v")
     assert "app: job.queued" not in str(verbose) and any("waits for its turn" in line for line in verbose)
-    assert f"    see  dbguardctl job show {problem['job']}" in verbose
+    assert verbose[-1].endswith(f"dbguardctl job show {problem['job']}")
     everything = told(house)
     assert everything[0].startswith("the policy is in force: 2 databases")
     assert "dbguardd is ready and guards 2 databases" in everything

@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
+from tests.packaging import build
 from tests.packaging.applications import application, count, held
 from tests.process.house import until
 
@@ -115,6 +117,15 @@ def test_the_journal_explains_errors(machine):
     assert "Database missing (DBG-2001)" in said
     machine.run("rm", "/etc/dbguard/conf.d/missing.toml")
     machine.does("reload")
+
+
+def test_lintian_has_nothing_against_it(suite, deb, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(deb, out)
+    argv = ("lintian", "--allow-root", "--fail-on", "error,warning", f"/out/{deb.name}")
+    done = build.in_build_tree(suite, build.wheels(suite), out, *argv)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # -------------------------------------------------------------------------------------------- the end, in this order

@@ -39,6 +39,12 @@ def suite(request):
 
 
 @pytest.fixture(scope="module")
+def deb(suite):
+    """The .deb for the same release."""
+    return build.package(suite, "deb")
+
+
+@pytest.fixture(scope="module")
 def package(suite):
     """The .rpm."""
     return build.package(suite, "rpm")

@@ -185,7 +185,7 @@ def test_a_recovery_identity_is_shown_once_and_kept_nowhere(house: House) -> Non
     said = house.ctl("--json", "key", "recovery-test", "main", stdin=f"# from the drawer\n{identity}\n")
     assert (said.status, said.json["ok"]) == (0, True)
     stranger = identity[:-8] + ("QQQQQQQQ" if identity[-8:] != "QQQQQQQQ" else "PPPPPPPP")
-    for typed in (stranger, identity[:-1], identity + "Q", identity.replace("-", "_")):
+    for typed in (stranger, identity[:-1], identity.replace("-", "_")):
         wrong = house.ctl("--json", "key", "recovery-test", "main", stdin=typed)
         assert wrong.status in (2, 9, 11), wrong
         assert typed not in wrong.out + wrong.err

@@ -11,7 +11,7 @@ open file, and the repository reads (adopt) or writes (deliver) it with as many 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Protocol
 
@@ -28,11 +28,16 @@ class Sink(Protocol):
         `stamp` is whatever proves later that the stream has not changed (see reuse).
         """
 
-    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+    def adopt(
+        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+    ) -> None:
         """Take the paged stream `name` from the open file descriptor `file` and return when all of it was read.
 
         The file must be a regular file that does not change until this returns; its size need not be a multiple of
         `page_size` (bytes, a power of two from 512 to 65536). The descriptor stays the caller's.
+
+        With `filled` the file is still being written: it has its size, and iterating yields how many bytes, from its
+        start, are there for good. It is iterated to its end; what it raises leaves no stream.
         """
 
     def reuse(self, name: str, stamp: str) -> bool:

@@ -167,6 +167,7 @@ def _restore_and_compare(
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
     fingerprint and keeps its bytes whatever they are.
     """
+    started = run.monotonic()
     try:
         with run.repository.tree(backup, reading(run, backup)) as tree:
             lost = run.snapshots.restore(tree, target, run.progress)
@@ -174,7 +175,8 @@ def _restore_and_compare(
         condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise
-    run.report("restore.written", backup=backup.id, target=str(target))
+    seconds = round(run.monotonic() - started, 3)
+    run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
     examined, expected = run.snapshots.examine(target, (), run.progress), run.repository.fingerprint(backup.id)
     findings = brief([*examined.findings, same_content(examined, expected)])
     failed = [finding for finding in findings if finding.outcome == "failed"]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import zstandard
 
 from dbguardd.errors import SourceChanged, SourceDenied
+from dbguardd.repository.filling import Filling
 from dbguardd.repository.frames import FRAME_LIMIT, LEAVES, PAGES, ROOT, TAG, Digests, Frame, compress
 from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, SELF, PackUse, PageMap, Root, Row, encode_leaves
 from dbguardd.repository.writing import PackHandle, PackWriter
@@ -74,9 +75,9 @@ class Saved:
 class Examiner:
     """Looks at batches of one file. Several threads may call it."""
 
-    def __init__(self, file: int, name: str, digests: Digests, *, size: int, unit: int, level: int) -> None:
-        self._file, self._name, self.size, self.unit, self._level = file, name, size, unit, level
-        self.digests = digests
+    def __init__(self, file: int, name: str, digests: Digests, *, filling: Filling, unit: int, level: int) -> None:
+        self._file, self._name, self.unit, self._level = file, name, unit, level
+        self.digests, self.filling, self.size = digests, filling, filling.size
         self._own = threading.local()
         zeros = bytes(EXTENT)
         self._zero = digests.parts(zeros)
@@ -190,11 +191,13 @@ class PagesSaver:
         under_way: deque[tuple[int, Future[Examined]]] = deque()
         try:
             for batch in range(-(-self._extents // BATCH)):
+                self._examiner.filling.wait(min((batch + 1) * BATCH * EXTENT, size))
                 under_way.append((batch, self._writer.submit(self._examiner.examine, batch, self._known(batch))))
                 if len(under_way) > _AHEAD:
                     stream.update(self._collect(*under_way.popleft()))
             while under_way:
                 stream.update(self._collect(*under_way.popleft()))
+            self._examiner.filling.finish()
         finally:
             wait(
                 [future for _batch, future in under_way if not future.cancel()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,6 +24,7 @@ from dbguardd.errors import (
 )
 from dbguardd.flow import Facts
 from dbguardd.repository.chunks import FlowMap
+from dbguardd.repository.filling import Filling
 from dbguardd.repository.flowing import FlowSaver
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.model import Backup, Root, Stream, encode
@@ -104,7 +105,9 @@ class Saving:
         yield cast(BinaryIO, flow)
         self._keep(Stream(name, "flow", 0, 0, "", stamp, Root("", 0)), flow.finish())
 
-    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+    def adopt(
+        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+    ) -> None:
         """Take a paged stream; see flow.Sink.
 
         Raises SourceChanged if the file becomes shorter or longer, SourceInvalid if it is no regular file, Unsupported
@@ -114,8 +117,20 @@ class Saving:
         if page_size not in _PAGE_SIZES:
             raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
-        examiner = Examiner(file, name, self._digests, size=size, unit=max(page_size, UNIT), level=self._level)
-        saved = self._save_pages(examiner, page_size, self._parent_pages(name, page_size))
+        examiner = Examiner(
+            file,
+            name,
+            self._digests,
+            filling=Filling(size, filled),
+            unit=max(page_size, UNIT),
+            level=self._level,
+        )
+        done = self.written_bytes
+        try:
+            saved = self._save_pages(examiner, page_size, self._parent_pages(name, page_size))
+        except BaseException:
+            self.written_bytes = done
+            raise
         if (now := _size(name, file)) != size:
             raise SourceChanged(f"{name}: changed its size during the backup", detail=f"from {size} to {now} bytes")
         self._keep(Stream(name, "paged", 0, page_size, "", stamp, Root("", 0)), saved)

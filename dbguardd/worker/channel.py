@@ -47,6 +47,11 @@ class Channel:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))] if file is not None else []
         self._patiently(lambda: self._end.sendmsg([b"J", raw], ancillary))
 
+    def offer(self, message: Mapping[str, Any]) -> None:
+        """Send a short message if there is room for it now: one that the next of its kind makes superfluous."""
+        if select.select([], [self._end], [], 0)[1]:
+            self.send(message)
+
     def send_data(self, data: bytes | memoryview, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Send stream data in as many messages as it takes. `meanwhile` is called before each, and while it waits.
 

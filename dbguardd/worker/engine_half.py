@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,10 +48,30 @@ class SeamSink:
         self._channel.send({"sink": "end"})
         self._channel.answer()
 
-    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+    def adopt(
+        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+    ) -> None:
         """Hand an open file to the repository half and wait until it has read it."""
-        self._channel.send({"sink": "adopt", "name": name, "page_size": page_size, "stamp": stamp}, file)
+        growing = filled is not None
+        message = {"sink": "adopt", "name": name, "page_size": page_size, "stamp": stamp, "growing": growing}
+        self._channel.send(message, file)
+        if filled is not None:
+            self._follow(filled)
         self._channel.answer()
+
+    def _follow(self, filled: Iterable[int]) -> None:
+        """Tell how far the file is, as fast as it is filled: the repository half may lag behind."""
+        try:
+            for there in filled:
+                self._channel.offer({"sink": "filled", "bytes": there})
+                if self._channel.said_something():
+                    break  # it cannot go on; answer() says why
+        except BaseException:
+            self._channel.send({"sink": "abort"})
+            with suppress(GuardError):
+                self._channel.answer()
+            raise
+        self._channel.send({"sink": "end"})
 
     def reuse(self, name: str, stamp: str) -> bool:
         """Ask whether the parent backup has the stream already."""
@@ -186,10 +206,12 @@ class EngineHalf:
     def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
         """Tell of each new step, and else ten times a second: an engine may call this for every row."""
         now = time.monotonic()
-        if step == self._told[0] and now - self._told[1] < _BEAT_SECONDS:
+        known = step == self._told[0]
+        if known and now - self._told[1] < _BEAT_SECONDS:
             return
         self._told = (step, now)
-        self._channel.send({"progress": [step, done_bytes, total_bytes]})
+        tell = self._channel.offer if known else self._channel.send
+        tell({"progress": [step, done_bytes, total_bytes]})
 
 
 def run(channel: Channel, settings: Mapping[str, Any]) -> None:

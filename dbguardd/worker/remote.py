@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class RemoteSnapshots:
             case "write":
                 self._take_stream(name, stamp, progress, sink)
             case "adopt" if file is not None:
-                self._answer(lambda: sink.adopt(name, file, int(message["page_size"]), stamp=stamp))
+                self._adopt(message, file, progress, sink)
             case "reuse":
                 self._answer(lambda: sink.reuse(name, stamp))
             case _:
@@ -133,6 +133,33 @@ class RemoteSnapshots:
                     else:
                         raise _GivenUp  # the stream is not kept; why, comes with the call's own problem
             self._channel.send({"value": None})
+
+    def _adopt(self, message: Object, file: int, progress: Progress, sink: Sink) -> None:
+        """Let the sink read a file, perhaps while the engine half fills it. There is one answer, also to an abort."""
+        filled = self._filled(progress) if message["growing"] else None
+
+        def adopt() -> None:
+            with suppress(_GivenUp):  # why, comes with the call's own problem
+                name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
+                sink.adopt(name, file, page_size, stamp=stamp, filled=filled)
+
+        self._answer(adopt)
+        with suppress(_GivenUp):
+            for _ in filled or ():  # if the sink failed: the engine half hears it and ends
+                pass
+
+    def _filled(self, progress: Progress) -> Iterator[int]:
+        while True:
+            message = self._channel.receive_object()
+            match message.get("sink"):
+                case "filled":
+                    yield int(message["bytes"])
+                case "end":
+                    return
+                case "abort":
+                    raise _GivenUp
+                case _:
+                    _tell(message, progress)
 
     def _serve_tree(self, message: Object, file: int | None, progress: Progress, tree: Tree) -> None:
         name = str(message.get("name", ""))

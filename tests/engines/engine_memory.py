@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -26,10 +26,19 @@ class MemorySink:
         yield buffer
         self.streams[name] = buffer.getvalue()
 
-    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+    def adopt(
+        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+    ) -> None:
+        assert 512 <= page_size <= 65536
         self._before(name)
-        size = os.fstat(file).st_size
-        self.streams[name] = b"".join(os.pread(file, 1 << 20, at) for at in range(0, size, 1 << 20))
+        size, data = os.fstat(file).st_size, bytearray()
+        for there in filled or ():
+            assert there <= size
+            data += os.pread(file, max(0, there - len(data)), len(data))  # now: what is said to be final must be
+        assert os.fstat(file).st_size == size
+        while len(data) < size:
+            data += os.pread(file, size - len(data), len(data))
+        self.streams[name] = bytes(data)
         self.page_sizes[name] = page_size
 
     def reuse(self, name: str, stamp: str) -> bool:

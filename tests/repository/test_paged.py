@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -218,6 +219,41 @@ def test_source_that_shrinks_or_grows(tmp_path: Any) -> None:
         assert seen
     assert not published.backups
     assert not threads()
+
+
+def test_a_file_that_is_still_being_written_is_read_no_further_than_it_is_there(tmp_path: Any) -> None:
+    storage, data = Drawer(), noise(9_000_001)
+    with open(tmp_path / "growing", "w+b", buffering=0) as file, saving(storage) as sink:
+        file.write(bytes(len(data)))
+
+        def writer() -> Iterator[int]:
+            for at in range(0, len(data), 700_001):
+                os.pwrite(file.fileno(), data[at : at + 700_001], at)
+                yield min(at + 700_001, len(data))
+
+        sink.adopt("main", file.fileno(), 4096, filled=writer())
+        made = sink.seal({})
+    assert load(storage, made) == {"main": data}
+
+
+@pytest.mark.parametrize("after", [0, 3_000_000, 9_000_000])
+def test_a_writer_that_fails_leaves_no_stream_and_may_begin_again(tmp_path: Any, after: int) -> None:
+    storage, data = Drawer(), noise(9_000_000)
+
+    def writer() -> Iterator[int]:
+        yield after
+        raise SourceChanged("it moved")
+
+    with open(tmp_path / "growing", "w+b", buffering=0) as file, saving(storage) as sink:
+        file.write(noise(9_000_000, 2))
+        with pytest.raises(SourceChanged, match="it moved"):
+            sink.adopt("main", file.fileno(), 4096, filled=writer())
+        assert sink.written_bytes == 0
+        os.pwrite(file.fileno(), data, 0)
+        sink.adopt("main", file.fileno(), 4096)
+        made = sink.seal({})
+    assert made.source_bytes == len(data)
+    assert load(storage, made) == {"main": data}
 
 
 def test_cancelled_midway() -> None:

@@ -81,7 +81,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("restore.done", backup=APP_1, target="/var/lib/app/app.db", seconds=9.1, safety_copy=APP_2),
     of("restore.kept", database="app", target="/var/lib/app/app.db"),
     of("restore.replacing", database="app", target="/var/lib/app/app.db"),
-    of("restore.written", backup=APP_1, target="/srv/look.db"),
+    of("restore.written", backup=APP_1, target="/srv/look.db", seconds=1.25),
     of("run.refused", verb="backup", planned_at="2026-09-12T01:00:00Z", problem=FULL),
     of("run.skipped", verb="backup", reason="missed while the machine was off"),
     of("run.started", None, verb="sweep", storage="local"),

@@ -4,7 +4,7 @@ import io
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,9 +32,13 @@ class MemorySink:
             raise NoSpace("storage: full")
         self.streams[name] = out.getvalue()
 
-    def adopt(self, name: str, file: int, page_size: int, *, stamp: str = "") -> None:
+    def adopt(
+        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+    ) -> None:
         if self.full:
             raise NoSpace("storage: full")
+        for _ in filled or ():
+            pass
         self.streams[name] = os.pread(file, os.fstat(file).st_size, 0)
 
     def reuse(self, name: str, stamp: str) -> bool:
@@ -81,7 +85,11 @@ class FakeEngine:
             raise ZeroDivisionError
         with self.file.open("rb") as source:
             sink.adopt("pages", source.fileno(), 4096)
-        return {"reused": [sink.reuse("x", "same"), sink.reuse("x", "other")]}
+            with pytest.raises(ZeroDivisionError):
+                sink.adopt("given up", source.fileno(), 4096, filled=(1 // (2 - number) for number in range(5)))
+            steps = []
+            sink.adopt("growing", source.fileno(), 4096, filled=(steps.append(n) or n for n in range(20_000)))
+        return {"reused": [sink.reuse("x", "same"), sink.reuse("x", "other")], "steps": len(steps)}
 
     def fingerprint(self, progress):
         return Fingerprint("s", {f"table {n} with a long name": TablePrint(n, "d" * 64) for n in range(5000)})
@@ -138,8 +146,8 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     remote, _, _ = seam
     sink, steps = MemorySink(), []
     facts = remote.dump(sink, lambda *step: steps.append(step))
-    assert facts == {"reused": [True, False]}
-    assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": b"p" * 10_000}
+    assert facts == {"reused": [True, False], "steps": 20_000}
+    assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": b"p" * 10_000, "growing": b"p" * 10_000}
     assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]
 
 
@@ -170,6 +178,22 @@ def test_errors_of_either_side_arrive_whole_and_the_channel_goes_on(seam, tmp_pa
         remote.restore(MemoryTree({"a": b"x", "b": b"y", "damaged": b""}), tmp_path / "out", silent)
     with pytest.raises(NoSpace):
         remote.dump(MemorySink(full=True), silent)
+
+
+def test_a_writer_is_told_when_nobody_can_read_on(seam):
+    """Far more messages than the socket holds: the writer neither waits for the reader nor fills for nothing."""
+
+    class Broken(MemorySink):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None):
+            if name == "growing":
+                next(iter(filled))
+                raise NoSpace("storage: full")
+            super().adopt(name, file, page_size, stamp=stamp, filled=filled)
+
+    remote, _, _ = seam
+    with pytest.raises(NoSpace):
+        remote.dump(Broken(), silent)
+    assert remote.probe().version == "1.0"
 
 
 def test_cancelling_while_the_other_half_is_silent():

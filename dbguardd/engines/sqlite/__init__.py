@@ -1,21 +1,22 @@
 """SQLite: a file, copied raw beside its users and proven through SQLite.
 
-Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot (the copy), content (the
-fingerprint), script (SQL text), publish and examine (restore and its proof), pour (in place).
+Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, wal and rollback (the
+copy), content (the fingerprint), script (SQL text), publish and examine (restore and its proof), pour (in place).
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query
 from dbguardd.engines.sqlite import snapshot
+from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import Header, open_live, read_header
@@ -57,7 +58,7 @@ class Sqlite:
         self._path = str(settings["path"])
         self._method = method
         self._staging = Path(str(settings["staging"]))
-        self._budget = snapshot.Budget(
+        self._budget = Budget(
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
             beat_seconds=float(settings.get("beat_seconds", 0.5)),
@@ -66,7 +67,7 @@ class Sqlite:
 
     @property
     def _snapshot(self) -> Path:
-        return self._staging / snapshot.NAME
+        return self._staging / NAME
 
     def probe(self) -> Probe:
         with open_live(self._path) as live:
@@ -77,17 +78,29 @@ class Sqlite:
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        taken = snapshot.take(self._path, self._staging, self._budget, progress)
-        facts = self._facts(taken)
-        if self._method == "dump":
-            self._write_script(sink, facts, progress)
-            return facts
+        if self._method == "pages":
+            return self._facts(self._hand_over(sink, progress))
+        facts = self._facts(snapshot.take(self._path, self._staging, self._budget, progress))
+        self._write_script(sink, facts, progress)
+        return facts
+
+    def _hand_over(self, sink: Sink, progress: Progress) -> Taken:
+        """Let the sink follow the copy while it is made. If somebody changes the database then: copy first."""
+        with closing(snapshot.Taking(self._path, self._staging, self._budget, progress)) as taking, suppress(Moved):
+            taking.begin()
+            self._adopt(sink, taking)
+            return taking.taken
+        taken = snapshot.take(self._path, self._staging, self._budget, progress, tries=1)
+        self._adopt(sink, None)
+        return taken
+
+    def _adopt(self, sink: Sink, filled: Iterable[int] | None) -> None:
         file = os.open(self._snapshot, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            sink.adopt(_PAGES, file, int(facts["page_size"]))
+            header = Header.parse(os.pread(file, 100, 0).ljust(100, b"\0"))
+            sink.adopt(_PAGES, file, header.page_size, filled=filled)
         finally:
             os.close(file)
-        return facts
 
     def _write_script(self, sink: Sink, facts: Facts, progress: Progress) -> None:
         def tick(done: int) -> None:
@@ -101,7 +114,7 @@ class Sqlite:
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 
-    def _facts(self, taken: snapshot.Taken) -> dict[str, Any]:
+    def _facts(self, taken: Taken) -> dict[str, Any]:
         found = taken.found
         with open(self._snapshot, "rb") as file:
             header = Header.parse(file.read(100).ljust(100, b"\0"))

@@ -26,6 +26,11 @@ class Copy:
         self.position = 0
         self.cloned = False
 
+    @property
+    def source_bytes(self) -> int:
+        """Size of the source."""
+        return os.fstat(self._source).st_size
+
     def clone(self) -> bool:
         """Share all blocks at once; False if the file system cannot, or the files lie on two."""
         try:
@@ -36,10 +41,10 @@ class Copy:
         self.cloned = True
         return True
 
-    def check_room(self) -> None:
-        """Raise NoSpace, before anything is written, if the copy cannot fit."""
+    def check_room(self, need: int) -> None:
+        """Raise NoSpace, before anything is written, if `need` bytes cannot fit."""
         room = os.fstatvfs(self._target)
-        free, need = room.f_bavail * room.f_frsize, os.fstat(self._source).st_size
+        free = room.f_bavail * room.f_frsize
         if free < need:
             raise NoSpace(
                 f"{self._name}: no room for the staged copy",
@@ -47,17 +52,26 @@ class Copy:
                 facts={"needed_bytes": need, "free_bytes": free},
             )
 
+    def extend(self, size: int) -> None:
+        """Give the copy its size; what is not copied yet is a hole."""
+        try:
+            os.ftruncate(self._target, size)
+        except OSError as error:
+            raise self._refused(error) from error
+
     def step(self, limit: int) -> bool:
-        """Copy up to `limit` bytes; False at the end of the source. Raises NoSpace, Unreachable."""
+        """Copy up to `limit` bytes from `position` on; False at the end of the source. Raises NoSpace, Unreachable."""
         try:
             done = self._move(limit)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NoSpace(f"{self._name}: no room for the staged copy", detail=error.strerror or "") from error
-            why = error.strerror or str(error)
-            raise Unreachable(f"{self._name}: cannot be copied to staging", detail=why) from error
+            raise self._refused(error) from error
         self.position += done
         return done > 0
+
+    def _refused(self, error: OSError) -> NoSpace | Unreachable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return NoSpace(f"{self._name}: no room for the staged copy", detail=error.strerror or "")
+        return Unreachable(f"{self._name}: cannot be copied to staging", detail=error.strerror or str(error))
 
     def _move(self, limit: int) -> int:
         if self._in_kernel:

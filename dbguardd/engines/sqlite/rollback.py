@@ -1,0 +1,136 @@
+"""Copies a database in a rollback journal mode: under SHARED, in slices no longer than max_block.
+
+SQLite rolls a hot journal back in the copy, never in the live file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from dbguardd.engines.sqlite import locks
+from dbguardd.engines.sqlite.attempt import TICK_SECONDS, Attempt, Moved, Taken
+from dbguardd.engines.sqlite.copy import Copy, copying
+from dbguardd.engines.sqlite.live import Live, Mark, open_side
+
+_CARE = 0.8  # share of max_block that a slice may take, its next step included
+_SLICE_STEP_BYTES = 4 << 20
+_AHEAD_BYTES = 64 << 20
+
+
+def hot_journal(live: Live) -> bool:
+    """Say whether a crashed transaction left its journal (pager.c, hasHotJournal); call it under SHARED.
+
+    A journal is hot if it has content, its header is not zeroed (PERSIST) and no living writer holds RESERVED.
+    """
+    journal = live.side("-journal")
+    if journal is None or journal.size == 0 or locks.writer_present(live):
+        return False
+    file = open_side(live.path + "-journal")
+    if file is None:
+        return False
+    try:
+        return os.pread(file, 1, 0) not in (b"", b"\0")
+    finally:
+        os.close(file)
+
+
+def in_slices(run: Attempt, journal: str | None) -> Taken:
+    """Copy under SHARED, which makes committing writers wait, but never longer than max_block at a time.
+
+    Under SHARED nobody holds EXCLUSIVE, so the main file is exactly the last commit (or, with a hot journal, exactly
+    what the crash left). If the copy takes longer than max_block, SHARED is given back between slices and then the
+    change counter, size and journal state must be what they were: each commit changes the counter (SQLite relies on
+    this for its own cache). Which pages a commit in between changed cannot be known, so the copy starts again.
+    """
+    live = run.live
+    first = _state(live, journal)
+    longest = 0.0
+    slices = 1
+    began = start = time.monotonic()
+    with ExitStack() as files:
+        copies = [files.enter_context(copying(live.file, run.staged(), live.path))]
+        if journal:
+            copies.append(files.enter_context(_copying_side(run, journal)))
+        for copy in [copy for copy in copies if not copy.clone()]:
+            copy.check_room(copy.source_bytes)
+            while _timed_step(run, copy):
+                # The slowest step so far stands for the next one.
+                if time.monotonic() - start + run.slowest < run.budget.max_block_seconds * _CARE:
+                    continue
+                longest = max(longest, _let_writers_in(run, copy, start))
+                slices += 1
+                start = time.monotonic()
+                if _state(live, journal) != first or bool(journal) != hot_journal(live):
+                    raise Moved
+    end, at = time.monotonic(), time.time()
+    locks.drop_shared(live.file)
+    longest = max(longest, end - start)
+    way = "hot-journal" if journal else ("rollback" if slices == 1 else "split")
+    log = live.side(journal) if journal else None
+    if journal:
+        _forget_super_journal(run.staged(journal))
+    return Taken(way, longest, end - began, log.size if log else 0, run.tries, copies[0].cloned, live.found, at)
+
+
+def _timed_step(run: Attempt, copy: Copy) -> bool:
+    began = time.monotonic()
+    more = copy.step(min(run.budget.step_bytes, _SLICE_STEP_BYTES))
+    run.slowest = max(run.slowest, time.monotonic() - began)
+    return more
+
+
+def _let_writers_in(run: Attempt, copy: Copy, start: float) -> float:
+    """Give SHARED back and take it again; return how long it was held (seconds).
+
+    A writer that waits holds PENDING, so it is served first. Meanwhile the kernel reads ahead for the next slice.
+    """
+    locks.drop_shared(run.live.file)
+    held = time.monotonic() - start
+    run.seconds += held
+    run.tick(copy.position)
+    os.posix_fadvise(run.live.file, copy.position, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+    time.sleep(TICK_SECONDS)
+    locks.wait_shared(run.live, time.monotonic() + run.budget.lock_timeout_seconds, run.alive)
+    return held
+
+
+def _state(live: Live, journal: str | None) -> tuple[int, bytes, Mark | None]:
+    return live.mark().size, live.head(100)[24:100], live.side(journal) if journal else None
+
+
+@contextmanager
+def _copying_side(run: Attempt, suffix: str) -> Iterator[Copy]:
+    file = open_side(run.live.path + suffix)
+    if file is None:
+        raise Moved
+    try:
+        with copying(file, run.staged(suffix), run.live.path) as copy:
+            yield copy
+    finally:
+        os.close(file)
+
+
+def _forget_super_journal(journal: Path) -> None:
+    """Cut the name of a super-journal off the copied journal, or drop the journal if its transaction had committed.
+
+    A transaction over several attached databases is committed by deleting their super-journal. SQLite would follow
+    the name to the live directory when it recovers the copy, and might delete there.
+    """
+    magic, trailer = bytes.fromhex("d9d505f920a163d7"), 16
+    with open(journal, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - trailer))
+        tail = file.read(trailer)
+        length = int.from_bytes(tail[:4], "big")
+        if len(tail) < trailer or tail[8:] != magic or not 0 < length <= size - trailer - 4:
+            return
+        file.seek(size - trailer - length)
+        name = file.read(length).rstrip(b"\0")
+        if os.path.exists(name):
+            file.truncate(size - trailer - length - 4)
+            return
+    journal.unlink()

@@ -1,0 +1,201 @@
+"""Copies a database in WAL mode: the log first, and the main file around what the log holds.
+
+The log's copy tells which pages it holds. They are copied and SQLite applies the log to them, so from then on the
+staged file has its size, and every byte of it that is copied later is final at once: who stores the copy can follow
+close behind (see `taking` in snapshot).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from struct import unpack_from
+
+from dbguardd.engines.sqlite import locks
+from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Taken
+from dbguardd.engines.sqlite.child import hold, refusal
+from dbguardd.engines.sqlite.copy import Copy, copying
+from dbguardd.engines.sqlite.live import Mark, open_side
+from dbguardd.errors import SourceChanged, SourceDamaged
+
+_LOG_HEADER, _FRAME_HEADER = 32, 24
+_HEAD = 65536  # at least one page
+
+Span = tuple[int, int]
+
+
+def beside_users(run: Attempt) -> Generator[int, None, Taken]:
+    """Copy log, then main file, while a child holds a read mark. Applications go on reading and writing.
+
+    Let M be the last frame committed when the mark was taken (sqlite.org/walformat.html, wal.c), and E the last one
+    that the index knows afterwards, when the log is copied up to it. The snapshot is the commit E.
+
+    Mark above 0: a checkpoint writes frames up to M at most into the main file, and nobody may reset the log. All
+    those frames are in the log's copy. So a page that the log's copy has comes from there, and any other page of the
+    main file is, and stays as long as the mark stands, what it was at E.
+
+    Mark 0 (all of the log was in the main file already, or the log was empty): the main file cannot change as long as
+    the mark stands. But the log may be restarted from its beginning, or truncated. Its header is written (new salts)
+    before the first frame of a new round, so a header that is the same after the copy of the log as before proves
+    that no frame was overwritten in between, and the copy is good as above. Else it is dropped, and the main file alone
+    is the snapshot, of the moment of the mark. A restart is possible with mark 0 only, so dropping is never wrong.
+    """
+    live = run.live
+    # This SHARED lock and the child's keep the last application from deleting -wal and -shm when it closes now: the
+    # child cannot create new ones, so none are left behind by us.
+    with hold(live.path, run.budget.lock_timeout_seconds) as child, ExitStack() as files:
+        child.wait(run.alive)
+        at = time.time()
+        log = open_side(live.path + "-wal")
+        if log is None:
+            raise SourceChanged(f"{live.path}: its -wal was deleted while in use", detail="the log is gone")
+        files.callback(os.close, log)
+        before = os.pread(log, _LOG_HEADER, 0)
+        began = time.monotonic()
+        end = locks.log_end(live.path, os.fstat(log).st_size)
+        ended_at = time.time()
+        _copy_log(run, log, end)
+        if os.pread(log, _LOG_HEADER, 0) == before:
+            at = ended_at
+        else:
+            run.staged("-wal").unlink()
+            end = 0
+        yield from _around_log(run)
+        seconds = time.monotonic() - began
+        child.release()
+        if not Mark.of(os.fstat(log)).same_file(live.side("-wal")):
+            raise SourceChanged(f"{live.path}: its -wal was replaced while in use", detail="the log has another inode")
+    return Taken("wal", child.seconds, seconds, end, run.tries, run.cloned, live.found, at)
+
+
+def while_idle(run: Attempt) -> Generator[int, None, Taken]:
+    """Copy a WAL database that nobody has open: after a clean end (no log) or a crash (log left).
+
+    Even a read-only SQLite connection would create -wal and -shm here and leave them, or fail in a directory where it
+    may not. SHARED alone is enough: nobody can delete the side files, and whoever opens the database now has to touch
+    at least one of the three files, so equal marks before and after prove that nothing happened.
+    """
+    live = run.live
+    before = _marks(run)
+    time.sleep(TICK_SECONDS)  # from here on every change gets another file time
+    began = time.monotonic()
+    log = open_side(live.path + "-wal")
+    if log is not None:
+        try:
+            _copy_log(run, log, os.fstat(log).st_size)
+        finally:
+            os.close(log)
+    yield from _around_log(run)
+    seconds = time.monotonic() - began
+    if _marks(run) != before or locks.wal_in_use_at(live.path):
+        raise Moved
+    log_mark = before[1]
+    log_bytes = log_mark.size if log_mark else 0
+    return Taken("idle", 0.0, seconds, log_bytes, run.tries, run.cloned, live.found, time.time())
+
+
+def _marks(run: Attempt) -> tuple[Mark, Mark | None, Mark | None]:
+    return run.live.mark(), run.live.side("-wal"), run.live.side("-shm")
+
+
+def _copy_log(run: Attempt, log: int, end: int) -> None:
+    """Copy the log up to `end`: a busy writer would lead us on for ever."""
+    with copying(log, run.staged("-wal"), run.live.path) as copy:
+        copy.check_room(end)
+        for _ in _span(run, copy, (0, end), 0):
+            pass
+    run.done = end
+
+
+def _around_log(run: Attempt) -> Iterator[int]:
+    """Copy the main file; yield how many bytes of the staged file, from its start, are final by now.
+
+    At the first yield the file has its size. A page that the log names and that SQLite does not take from it (the frame
+    is of an earlier round, or torn) is the main file's, as it is for SQLite.
+    """
+    live, base = run.live, run.done
+    with copying(live.file, run.staged(), live.path) as copy:
+        run.cloned = copy.clone()
+        copied = [(0, _HEAD), *(_logged(run) if run.staged("-wal").exists() else ())]
+        if not run.cloned:
+            there = copy.source_bytes
+            copy.check_room(there)
+            copy.extend(there)
+            for start, end in copied:  # pages behind the end are in the log only, or named by a torn frame
+                for _ in _span(run, copy, (start, min(end, there)), base):
+                    pass
+        recover(run)
+        size = run.staged().stat().st_size
+        run.shown = True
+        yield size if run.cloned else 0
+        for span in _between(copied, size) if not run.cloned else ():
+            yield from _span(run, copy, span, base)
+
+
+def _span(run: Attempt, copy: Copy, span: Span, base: int) -> Iterator[int]:
+    """Copy one span in steps; yield the position after each. It ends early where the source does."""
+    copy.position, end = span  # nothing, if it ends before it begins
+    while copy.position < end and copy.step(min(run.budget.step_bytes, end - copy.position)):
+        run.tick(base + copy.position)
+        yield copy.position
+
+
+def _logged(run: Attempt) -> Sequence[Span]:
+    """Return where the pages lie that the frames of the copied log name, valid or not: sorted, joined, in bytes."""
+    with _reading(run.staged("-wal")) as log:
+        page = int.from_bytes(os.pread(log, 4, 8), "big")
+        if page not in (1 << bits for bits in range(9, 17)):
+            return ()  # SQLite ignores such a log
+        frames = (os.fstat(log).st_size - _LOG_HEADER) // (_FRAME_HEADER + page)
+        starts = [_LOG_HEADER + number * (_FRAME_HEADER + page) for number in range(frames)]
+        numbers = sorted({unpack_from(">I", os.pread(log, 4, start))[0] for start in starts} - {0})
+    spans: list[Span] = []
+    for number in numbers:
+        start = (number - 1) * page
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], start + page)
+        else:
+            spans.append((start, start + page))
+    return spans
+
+
+def _between(spans: Sequence[Span], size: int) -> Iterator[Span]:
+    """Yield what of `size` bytes the spans leave. They are sorted by their starts."""
+    at = 0
+    for start, end in spans:
+        if at < min(start, size):
+            yield at, min(start, size)
+        at = max(at, end)
+    if at < size:
+        yield at, size
+
+
+def recover(run: Attempt) -> None:
+    """Let SQLite bring the copy to rest: apply its log or journal, and leave one plain file.
+
+    Opening, reading one header field and closing is enough: reading recovers, and the last connection to close
+    checkpoints and deletes the log. No statement that parses the schema is run, so a damaged schema is kept as it is.
+    """
+    if not any(run.staged(suffix).exists() for suffix in SUFFIXES[1:]):
+        return
+    try:
+        with closing(sqlite3.connect(run.staged(), isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("PRAGMA user_version").fetchall()
+    except sqlite3.Error as error:
+        raise refusal(run.live.path, str(error), error.sqlite_errorcode) from error
+    left = [suffix for suffix in SUFFIXES[1:] if run.staged(suffix).exists()]
+    if left:
+        raise SourceDamaged(f"{run.live.path}: SQLite could not apply its log to the copy", detail=f"left over: {left}")
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[int]:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield file
+    finally:
+        os.close(file)

@@ -1,0 +1,23 @@
+"""A file that is read while it is still being written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Filling:
+    """How much of a file is there, from its start; see flow.Sink.adopt."""
+
+    def __init__(self, size: int, filled: Iterable[int] | None) -> None:
+        self.size, self._there = size, size if filled is None else 0
+        self._filled = iter(filled or ())
+
+    def wait(self, end: int) -> None:
+        """Return when all bytes before `end` are there."""
+        while self._there < end:
+            self._there = next(self._filled, self.size)
+
+    def finish(self) -> None:
+        """Return when the writer has ended well."""
+        for _ in self._filled:
+            pass

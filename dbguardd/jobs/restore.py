@@ -108,7 +108,9 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} --id {backup.id} --to NEWPLACE"
-    findings, _ = _restore_and_compare(run, backup, staged, (f"{elsewhere}  # it is left there for inspection",))
+    findings, _ = _restore_and_compare(
+        run, backup, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
+    )
     safety = _safety_copy(run)
     run.report("restore.replacing", database=run.name, target=plan["to"])
     try:
@@ -160,7 +162,7 @@ def _nothing_to_undo(run: Run, safety: str | None) -> None:
 
 
 def _restore_and_compare(
-    run: Run, backup: Backup, target: Path, hints: Sequence[str]
+    run: Run, backup: Backup, target: Path, hints: Sequence[str], *, in_staging: bool = False
 ) -> tuple[list[Finding], Sequence[str]]:
     """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
 
@@ -177,7 +179,13 @@ def _restore_and_compare(
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
-    examined, expected = run.snapshots.examine(target, (), run.progress), run.repository.fingerprint(backup.id)
+
+    def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
+        there = step if in_staging else f"written to {target}, compare"  # who cannot wait may begin with it
+        run.progress(there, done_bytes, total_bytes)
+
+    examined = run.snapshots.examine(target, (), comparing)
+    expected = run.repository.fingerprint(backup.id)
     findings = brief([*examined.findings, same_content(examined, expected)])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:

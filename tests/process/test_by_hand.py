@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -95,3 +96,58 @@ def test_what_goes_wrong_is_said_once_with_what_to_do(run, words: list[str], sta
     assert said in done.stderr
     assert done.stderr.lower().count("no such file") <= 1
     assert "NAME" not in done.stderr or status == 8  # where there is a name, it stands there
+
+
+# ------------------------------------------------------------------------------------------------ typed by root
+
+
+@pytest.fixture
+def served(house: House, users: list[int]):
+    """A house whose state belongs to the user of a service, and a database that its owner alone may read."""
+    service, owner, _ = users
+    home = house.place / "home"
+    home.mkdir(mode=0o700)
+    path = house.database("app").rename(home / "app.db")
+    house.state.mkdir(mode=0o711)
+    for place, uid in ((home, owner), (path, owner), (house.state, service)):
+        os.chown(place, uid, uid)
+    path.chmod(0o600)
+    house.protects(house.table("app", "verify = 'off'", path=path))
+    house.policy.chmod(0o644)
+    house.write(house.table("again", path=home / "again.db"), name="again")  # as `protect` writes it
+    for written in (house.place / "conf.d", house.place / "conf.d/again.toml"):
+        os.chown(written, service, service)
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        argv = [house.python, "-I", "-m", "dbguardd", "--policy", house.policy, "--state", house.state, *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+
+    return run
+
+
+def test_root_does_it_as_the_service_would(served, house: House, users: list[int]) -> None:
+    service, owner, _ = users
+    assert "ok, 2 databases" in served("--check-config").stdout
+    done = served("run", "backup", "app", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "proven  backup" in done.stdout
+    back = house.place / "home/back.db"
+    assert served("run", "restore", "app", "--to", back).returncode == 0
+    assert (back.stat().st_uid, back.stat().st_mode & 0o777) == (owner, 0o600)
+    made = [house.state, *house.state.rglob("*")]
+    assert house.state / "store/repo.json" in made
+    assert {path.lstat().st_uid for path in made} == {service}
+    refused = served("run", "restore", "app", "--to", "/root/back.db")  # root's own place is not the service's
+    assert (refused.returncode, "DBG-0012" in refused.stderr) == (5, True), refused.stderr
+
+
+def test_root_lends_no_rights_to_a_policy_that_is_not_roots(served, house: House, users: list[int]) -> None:
+    os.chown(house.policy, users[0], users[0])
+    done = served("run", "backup", "app")
+    assert (done.returncode, "without CAP_SETUID" in done.stderr) == (1, True), done.stderr
+
+
+def test_the_user_of_the_state_must_be_one(served, house: House) -> None:
+    os.chown(house.state, 54321, 54321)
+    done = served("run", "backup", "app")
+    assert (done.returncode, "belongs to uid 54321" in done.stderr) == (5, True), done.stderr

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.process.house import House
+from tests.process.house import House, halves, held, rows
 
 
 @pytest.fixture
@@ -96,6 +97,24 @@ def test_what_goes_wrong_is_said_once_with_what_to_do(run, words: list[str], sta
     assert said in done.stderr
     assert done.stderr.lower().count("no such file") <= 1
     assert "NAME" not in done.stderr or status == 8  # where there is a name, it stands there
+
+
+def test_a_restore_in_place_that_was_cut_short_says_what_the_live_database_is(run, house: House) -> None:
+    assert run("backup", "app").returncode == 0
+    path = house.place / "app.db"
+    where = ["--policy", house.policy, "--state", house.state]
+    argv = [house.python.with_name("dbguardd"), *where, "run", "--json", "restore", "app", "--in-place"]
+    with (
+        held(path),
+        subprocess.Popen([*argv, "--confirm", "app"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job,
+    ):
+        assert job.stdout is not None and job.stderr is not None
+        next(line for line in job.stdout if json.loads(line).get("step") == "snapshot")  # of the safety copy
+        os.kill(halves(job.pid)["repository"], signal.SIGKILL)
+        problem = json.loads(job.stderr.read())
+    assert problem["code"] == "DBG-8001", problem
+    assert problem["detail"].endswith("The live database was not touched.")
+    assert rows(path) == 50
 
 
 # ------------------------------------------------------------------------------------------------ typed by root

@@ -20,6 +20,7 @@ Json = dict[str, Any]
 _ANSWER_SECONDS = {"GET": 30.0, "POST": 300.0}
 _MAX_ANSWER_BYTES = 256 << 20
 _HEARTBEAT_SECONDS = 90.0
+_CUT_BY_A_RESTART = 2
 
 
 class _Connection(http.client.HTTPConnection):
@@ -90,17 +91,18 @@ class Daemon:
 
     def _ask(self, method: str, target: str, body: Json | None, headers: Mapping[str, str], wait: Any) -> Json:
         seconds = _ANSWER_SECONDS[method] + float(wait or 0)
-        try:
-            status, data = self._answered(method, target, body, headers, seconds)
-        except ConnectionError as error:
-            if method != "GET" or self.path != SOCKET:
-                raise _unreachable(self.path, error) from error
-            # It ended before it answered. What only reads is asked again, of the next one if one is being started.
+        # What only reads is asked again when the service ends before it answers. One restart cuts it off twice at most:
+        # by the daemon that ends, and in the queue of the socket that goes with it.
+        again = _CUT_BY_A_RESTART if method == "GET" and self.path == SOCKET else 0
+        while True:
             try:
                 status, data = self._answered(method, target, body, headers, seconds)
-            except ConnectionError as again:
-                raise _unreachable(self.path, again) from again
-        return _object(data, status)
+            except ConnectionError as error:
+                if again == 0:
+                    raise _unreachable(self.path, error) from error
+                again -= 1
+            else:
+                return _object(data, status)
 
     def _answered(
         self, method: str, target: str, body: Json | None, headers: Mapping[str, str], seconds: float

@@ -48,14 +48,22 @@ soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 
 # Packages are for the system's own Python, and the first step alone needs the network.
 wheels = PATH=/usr/bin:$$PATH packaging/fetch build/wheels
-needs = command -v $(1) >/dev/null || { echo "$(1) is missing. As root: $(2)" >&2; exit 1; }
+# $(call needs,PROGRAMS AND FILES,COMMAND): name all that is missing, and the one command that brings it.
+needs = missing=""; \
+  for it in $(1); do \
+    case $$it in /*) test -e $$it ;; *) command -v $$it >/dev/null ;; esac || missing+=" $$it"; \
+  done; \
+  if [ -n "$$missing" ]; then echo "make $@ needs$$missing. As root: $(2)" >&2; exit 1; fi
+headers = $(shell /usr/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)/Python.h
+ensurepip = $(shell /usr/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))' 2>/dev/null)/ensurepip
+debian = build-essential debhelper dh-python python3-dev python3-venv
 
 deb: ## the package for the release of Debian that this is, in dist/
-	@$(call needs,dpkg-buildpackage,apt-get install build-essential)
+	@$(call needs,/usr/bin/python3 dpkg-buildpackage gcc dh dh_python3 $(headers) $(ensurepip),apt-get install $(debian))
 	@$(wheels) && packaging/build-deb . build/wheels dist && ls dist/*.deb
 
 rpm: ## the package for this distribution's Python, in dist/
-	@$(call needs,rpmbuild,dnf install rpm-build gcc python3-devel (Debian: apt-get install rpm gcc python3-dev python3-venv))
+	@$(call needs,/usr/bin/python3 rpmbuild gcc $(headers) $(ensurepip),dnf install rpm-build gcc python3-devel (Debian: apt-get install rpm gcc python3-dev python3-venv))
 	@$(wheels) && packaging/build-rpm . build/wheels dist && ls dist/*.rpm
 
 clean: ## remove what make made

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from dbguardctl.lean import http
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, from_problem
 from dbguardd.wire import SOCKET
 
@@ -19,26 +20,49 @@ Json = dict[str, Any]
 _ANSWER_SECONDS = {"GET": 30.0, "POST": 300.0}
 _MAX_ANSWER_BYTES = 256 << 20
 _HEARTBEAT_SECONDS = 90.0
+_CUT_BY_A_RESTART = 2
 
 
 class _Connection(http.client.HTTPConnection):
-    """An HTTP connection to a Unix socket."""
+    """An HTTP connection to a Unix socket. At the socket of the service it waits for one that is being started."""
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, tell: Callable[[str], None]) -> None:
         super().__init__("dbguard", timeout=timeout)
         self._path = path
+        self._tell = tell
 
     def connect(self) -> None:
+        try:
+            self._open()
+        except (FileNotFoundError, ConnectionRefusedError):
+            if self._path != SOCKET:
+                raise
+            from dbguardctl.waiting import wait_for_start  # noqa: PLC0415 - only where nobody answers
+
+            if not wait_for_start(self._opened, self._tell):
+                raise
+
+    def _open(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
+    def _opened(self) -> bool:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            self._open()
+            return True
+        return False
+
 
 class Daemon:
-    """A dbguardd at a socket. Every method raises GuardError: what the daemon said, or DaemonUnreachable."""
+    """A dbguardd at a socket. Every method raises GuardError: what the daemon said, or DaemonUnreachable.
 
-    def __init__(self, path: str) -> None:
+    `tell` gets what the user should know meanwhile, a line at a time.
+    """
+
+    def __init__(self, path: str, tell: Callable[[str], None] = lambda _: None) -> None:
         self.path = path
+        self._tell = tell
 
     def get(self, *parts: str, **query: Any) -> Json:
         """Return the answer to GET /v1/PARTS; a query value of None is left out."""
@@ -54,7 +78,7 @@ class Daemon:
         headers = {"Accept": "text/event-stream"}
         if after is not None:
             headers["Last-Event-ID"] = str(after)
-        connection = _Connection(self.path, _HEARTBEAT_SECONDS)
+        connection = _Connection(self.path, _HEARTBEAT_SECONDS, self._tell)
         try:
             response = self._send(connection, "GET", _target(parts, query), None, headers)
             if response.status >= 400:
@@ -66,17 +90,37 @@ class Daemon:
             connection.close()
 
     def _ask(self, method: str, target: str, body: Json | None, headers: Mapping[str, str], wait: Any) -> Json:
-        connection = _Connection(self.path, _ANSWER_SECONDS[method] + float(wait or 0))
+        seconds = _ANSWER_SECONDS[method] + float(wait or 0)
+        # What only reads is asked again when the service ends before it answers. One restart cuts it off twice at most:
+        # by the daemon that ends, and in the queue of the socket that goes with it.
+        again = _CUT_BY_A_RESTART if method == "GET" and self.path == SOCKET else 0
+        while True:
+            try:
+                status, data = self._answered(method, target, body, headers, seconds)
+            except ConnectionError as error:
+                if again == 0:
+                    raise _unreachable(self.path, error) from error
+                again -= 1
+            else:
+                return _object(data, status)
+
+    def _answered(
+        self, method: str, target: str, body: Json | None, headers: Mapping[str, str], seconds: float
+    ) -> tuple[int, bytes]:
+        """Ask once. ConnectionError passes: the daemon is gone; what the daemon refuses is raised as it says."""
+        connection = _Connection(self.path, seconds, self._tell)
         try:
             response = self._send(connection, method, target, body, headers)
             data = response.read(_MAX_ANSWER_BYTES)
+        except ConnectionError:
+            raise
         except (OSError, http.client.HTTPException) as error:
             raise _unreachable(self.path, error) from error
         finally:
             connection.close()
         if response.status >= 400:
             raise _problem(response, data)
-        return _object(data, response.status)
+        return response.status, data
 
     def _send(
         self, connection: _Connection, method: str, target: str, body: Json | None, headers: Mapping[str, str]

@@ -39,7 +39,7 @@ class Session:
     @property
     def daemon(self) -> Daemon:
         """The daemon at --socket, $DBGUARD_SOCKET, or the usual place."""
-        return Daemon(self.socket or os.environ.get("DBGUARD_SOCKET") or SOCKET)
+        return Daemon(self.socket or os.environ.get("DBGUARD_SOCKET") or SOCKET, self.say)
 
     def screen(self, stream: TextIO) -> Screen:
         """The screen on a stream; colours as --color, NO_COLOR and TERM say."""

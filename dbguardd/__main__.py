@@ -80,7 +80,9 @@ def _path(text: str) -> Path:
 
 def _check(options: argparse.Namespace) -> int:
     from dbguardd.policy import Host, load  # noqa: PLC0415
+    from dbguardd.worker.rights import go_on_as_owner  # noqa: PLC0415
 
+    go_on_as_owner(options.state, options.policy)
     loaded = load(options.policy, os.geteuid(), Host(state=str(options.state)))
     databases, files = len(loaded.policy.names()), len(loaded.files)
     many = f"{databases} database{'s' * (databases != 1)} in {files} file{'s' * (files != 1)}"
@@ -94,8 +96,12 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     from dbguardd.daemon import house  # noqa: PLC0415
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker import by_hand  # noqa: PLC0415
+    from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
+    from dbguardd.worker.rights import go_on_as_owner  # noqa: PLC0415
 
     state = options.state.absolute()
+    go_on_as_owner(state, options.policy)
+    keep_to_itself()
     policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
     given = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
     request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}

@@ -8,6 +8,9 @@ from datetime import UTC, datetime, tzinfo
 
 UNKNOWN = "unknown"
 HIDDEN = "***"
+UNTOUCHED = "The live database was not touched."
+REPLACING = "The live database was just being replaced: it is whole, either as it was or as restored."
+"""What an error says of a restore in place that was cut short."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SECRETS = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)

@@ -15,6 +15,7 @@ from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
 from dbguardd.wire import EventRange, JobRow, JobState
+from dbguardd.words import REPLACING, UNTOUCHED
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
@@ -64,9 +65,9 @@ class Chronicle:
         """Add to the error of a restore in place that was cut short whether it came to the live database."""
         if row.verb != "undo" and not row.request.get("in_place"):
             return
-        said = "The live database was not touched."
+        said = UNTOUCHED
         if any(event.event == "restore.replacing" for event in self._catalog.events.find(EventRange(job=row.id), 500)):
-            said = "The live database was just being replaced: it is whole, either as it was or as restored."
+            said = REPLACING
             error.hints = (*error.hints, f"dbguardctl restore undo {row.database}")
         error.detail = f"{error.detail}\n{said}".lstrip()
 

@@ -125,7 +125,7 @@ class Views:
         if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes < floor:
             problem = NoSpace(
                 f"storage {name} is full",
-                detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} free.",
+                detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} bytes free.",
                 hints=["dbguardctl prune --dry-run"],
             )
         return StorageStatus(

@@ -12,6 +12,8 @@ from dbguardd.rules import reliance
 from dbguardd.rules.retention import Dated
 from dbguardd.wire import Grade
 
+_SHOWN = 5
+
 
 def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
     """Return the backup with that id (or its first characters), or the newest to rely on that is not younger than `at`.
@@ -57,7 +59,8 @@ def named(run: Run, id: str) -> Backup:
     if len(found) == 1:
         return found[0]
     if found:
-        raise Usage(f"{run.name}: {id} fits {len(found)} backups", detail=", ".join(backup.id for backup in found[:5]))
+        shown = [backup.id for backup in found[:_SHOWN]] + ["…"] * (len(found) > _SHOWN)
+        raise Usage(f"{run.name}: {id} fits {len(found)} backups", detail=", ".join(shown))
     for backup in run.repository.backups(run.name, expired=True):
         if backup.id.startswith(id.upper()) or backup.id.endswith(id.upper()):
             raise NotFound(

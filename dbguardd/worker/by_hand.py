@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from dbguardd.errors import GuardError
+from dbguardd.errors import Cancelled, GuardError, Stalled, WorkerDied
 from dbguardd.policy import Policy
-from dbguardd.words import safe
+from dbguardd.words import REPLACING, UNTOUCHED, safe
 from dbguardd.worker import words
 from dbguardd.worker.start import run_worker
 
@@ -70,7 +70,20 @@ async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     cancel = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, cancel.set)
-    return await run_worker(spec, lambda message: _show(message, as_json), cancel, stall_timeout=_STALL_SECONDS)
+    heard: set[str] = set()
+
+    def hear(message: dict[str, Any]) -> None:
+        heard.add(str(message.get("event")))
+        _show(message, as_json)
+
+    try:
+        return await run_worker(spec, hear, cancel, stall_timeout=_STALL_SECONDS)
+    except (Cancelled, Stalled, WorkerDied) as error:
+        if spec["verb"] == "undo" or spec["request"].get("in_place"):
+            name, replacing = spec["database"]["name"], "restore.replacing" in heard
+            error.detail = f"{error.detail}\n{REPLACING if replacing else UNTOUCHED}".lstrip()
+            error.hints = (*error.hints, *[f"dbguardctl restore undo {name} --confirm {name}"] * replacing)
+        raise
 
 
 def _show(message: Mapping[str, Any], as_json: bool) -> None:

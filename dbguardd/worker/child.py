@@ -6,19 +6,16 @@ import ctypes
 import os
 import resource
 import signal
-import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
+from dbguardd.worker.rights import give_up
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
-_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def settle(parent: int) -> Callable[[], bool]:
@@ -28,8 +25,7 @@ def settle(parent: int) -> Callable[[], bool]:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _drop_capabilities(libc)
+    give_up()
     if os.getppid() != parent:
         sys.exit(1)
     os.umask(0o077)
@@ -59,17 +55,3 @@ def _go_first() -> None:
     """
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
-
-
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Give up what let the daemon become the database's owner, for good; root itself keeps being root.
-
-    Ambient capabilities survive a change from one ordinary user to another: without this, an engine half could become
-    anybody. An empty permitted set cannot be filled again under no_new_privs (capabilities(7)).
-    """
-    if os.geteuid() == 0:
-        return
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    if libc.capset(header, bytes(24)) != 0:
-        sys.exit("cannot drop capabilities")

@@ -48,6 +48,19 @@ def test_one_failure_fails_and_hides_nothing(make, failing):
     assert all(f"ran {name}" in done.stdout for name in TOOLS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "program_of_it", "how"),
+    [("deb", "dh", "apt-get install build-essential debhelper"), ("rpm", "rpmbuild", "dnf install rpm-build gcc")],
+)
+def test_what_a_package_needs_is_said_in_one_line(make, kind, program_of_it, how):
+    done = make("nothing", kind, "--silent", "PATH=/nonexistent")
+    assert (done.returncode, done.stdout) == (2, "")
+    said, ended = done.stderr.splitlines()
+    assert said.startswith(f"make {kind} needs ") and f". As root: {how}" in said
+    assert program_of_it in said.partition(".")[0].split()
+    assert ended.startswith("make: ***")
+
+
 @pytest.mark.parametrize("name", ['my "Büro".db', "$(shell touch pwned)", "`touch pwned`", "$HOME $$.db", "it's", ""])
 def test_the_name_of_a_database_is_a_name_and_no_order(make, name, tmp_path):
     done = make("nothing", "demo", f"DB={name}")

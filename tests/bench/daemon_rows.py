@@ -1,4 +1,4 @@
-"""How fast `status` answers, what an idle daemon costs, and how long 10,000 backups take to list."""
+"""How fast `status` answers, what an idle daemon costs, and how 10,000 backups weigh on a listing and on a restart."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from dbguardctl.client import Daemon
+from dbguardd.errors import DaemonUnreachable
 from dbguardd.keys import open_wrappers
 from dbguardd.keys.machine import MachineKey
 from dbguardd.repository import Repository
 from dbguardd.storage import open_storage
 from tests.bench.measure import resident
+from tests.process.house import Systemd
 from tests.workload import seed
 
 BIN = Path(sys.executable).parent
+BACKUPS = 10_000
+RESTARTS = 5
 
 
 def rows(place: Path) -> list[dict[str, object]]:
     """Start a daemon with 20 databases; measure it and its client."""
-    found = [_listing(place / "many")]
+    found = [_listing(place / "many"), _restart(place / "many")]
     work = place / "daemon"
     (work / "etc").mkdir(parents=True)
     tables = []
@@ -59,20 +65,55 @@ def rows(place: Path) -> list[dict[str, object]]:
 
 
 def _listing(place: Path) -> dict[str, object]:
-    """Open a repository with 10,000 backups and list them."""
-    place.mkdir()
-    key = MachineKey.create(place / "key")
-    storage = open_storage({"type": "directory", "path": str(place / "store")}, create=True)
+    """Make the repository of a daemon, with 10,000 backups in it; open and list them."""
+    state = place / "state"
+    state.mkdir(parents=True)
+    key = MachineKey.create(state / "machine.key")
+    storage = open_storage({"type": "directory", "path": str(state / "store")}, create=True)
     repository = Repository.create(storage, [key], datetime(2026, 1, 1, tzinfo=UTC))
-    for number in range(10_000):
+    for number in range(BACKUPS):
         now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
         with repository.saving("app", "sqlite", "pages", now) as saving:
             saving.seal({"number": number})
     started = time.monotonic()
-    again = Repository.open(storage, open_wrappers({"type": "machine", "path": str(place / "key")}))
+    again = Repository.open(storage, open_wrappers({"type": "machine", "path": str(state / "machine.key")}))
     count = len(again.backups("app"))
     took = time.monotonic() - started
     return _row(f"open a repository and list {count} backups, seconds", took, 1.0)
+
+
+def _restart(place: Path) -> dict[str, object]:
+    """Have a daemon fill its catalog from that repository, then start it again and again, from exec to READY=1."""
+    policy, socket = place / "policy.toml", place / "api.sock"
+    seed(place / "app.db", accounts=10, bookings=10, documents=1)
+    table = f'[database.app]\nengine = "sqlite"\npath = "{place / "app.db"}"\n'
+    policy.write_text(f'version = 1\n{table}verify = "off"\nexpire = "off"\nmissed = "skip"\n')
+    policy.chmod(0o600)
+    systemd = Systemd(place / "notify")
+    argv = [BIN / "dbguardd", "--policy", policy, "--state", place / "state", "--socket", socket]
+    environment = {**os.environ, "NOTIFY_SOCKET": str(systemd.path)}
+    times = []
+    for life in range(RESTARTS + 1):
+        after, started = systemd.mark(), time.monotonic()
+        daemon = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            systemd.hears("READY", after)
+            times.append(time.monotonic() - started)
+            while life == 0 and _known(socket) != BACKUPS:
+                time.sleep(0.1)
+            assert _known(socket) == BACKUPS
+        finally:
+            daemon.terminate()
+            daemon.wait()
+    systemd.socket.close()
+    return _row(f"restart to READY with {BACKUPS} backups in the catalog, seconds", statistics.median(times[1:]), 1.0)
+
+
+def _known(socket: Path) -> int:
+    with suppress(DaemonUnreachable):
+        (row,) = Daemon(str(socket)).get("status")["databases"]
+        return int(row["backups"])
+    return 0
 
 
 def _median(argv: list[str], seen: dict[str, str]) -> float:

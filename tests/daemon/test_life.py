@@ -13,6 +13,7 @@ from dbguardd.daemon import Clock, Setup, run
 from dbguardd.daemon.gauge import Level
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
 from dbguardd.wire import Health, JobState
+from dbguardd.words import humanized
 from dbguardd.worker.look import look
 from tests.daemon.conftest import FakeWorker, started, until_cancelled
 from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, stored
@@ -381,6 +382,20 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
             await service.look()
             (said,) = service.status().attention
             assert said.startswith(f"the state directory {place.state} has 1 MiB left")
+
+    asyncio.run(main())
+
+
+def test_a_full_storage_is_told_in_sizes(place: Place) -> None:
+    place.guard()
+
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            service._do.views.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
+            await service.look()
+            (row,) = service.status().storages
+            assert row.problem is not None
+            assert humanized(row.problem["detail"]) == "1 MiB are free, the policy keeps 102 MiB free."
 
     asyncio.run(main())
 

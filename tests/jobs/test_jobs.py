@@ -417,3 +417,17 @@ def test_a_cancelled_backup_leaves_nothing(world):
     with pytest.raises(Cancelled):
         world.backup()
     assert world.ids() == []
+
+
+def test_an_id_that_fits_several_backups_lists_some_and_says_that_there_are_more(world):
+    for _ in range(5):
+        world.backup()
+        world.later(minutes=1)
+    with pytest.raises(Usage) as caught:
+        world.do("verify", database="app", backup="0")
+    assert sorted(caught.value.detail.split(", ")) == sorted(world.ids())
+    world.backup()
+    with pytest.raises(Usage) as caught:
+        world.do("verify", database="app", backup="0")
+    assert caught.value.message == "app: 0 fits 6 backups"
+    assert caught.value.detail.split(", ")[5:] == ["…"]

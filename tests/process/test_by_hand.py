@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.process.house import House
+from tests.process.house import House, halves, held, rows
 
 
 @pytest.fixture
@@ -95,3 +97,76 @@ def test_what_goes_wrong_is_said_once_with_what_to_do(run, words: list[str], sta
     assert said in done.stderr
     assert done.stderr.lower().count("no such file") <= 1
     assert "NAME" not in done.stderr or status == 8  # where there is a name, it stands there
+
+
+def test_a_restore_in_place_that_was_cut_short_says_what_the_live_database_is(run, house: House) -> None:
+    assert run("backup", "app").returncode == 0
+    path = house.place / "app.db"
+    where = ["--policy", house.policy, "--state", house.state]
+    argv = [house.python.with_name("dbguardd"), *where, "run", "--json", "restore", "app", "--in-place"]
+    with (
+        held(path),
+        subprocess.Popen([*argv, "--confirm", "app"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job,
+    ):
+        assert job.stdout is not None and job.stderr is not None
+        next(line for line in job.stdout if json.loads(line).get("step") == "snapshot")  # of the safety copy
+        os.kill(halves(job.pid)["repository"], signal.SIGKILL)
+        problem = json.loads(job.stderr.read())
+    assert problem["code"] == "DBG-8001", problem
+    assert problem["detail"].endswith("The live database was not touched.")
+    assert rows(path) == 50
+
+
+# ------------------------------------------------------------------------------------------------ typed by root
+
+
+@pytest.fixture
+def served(house: House, users: list[int]):
+    """A house whose state belongs to the user of a service, and a database that its owner alone may read."""
+    service, owner, _ = users
+    home = house.place / "home"
+    home.mkdir(mode=0o700)
+    path = house.database("app").rename(home / "app.db")
+    house.state.mkdir(mode=0o711)
+    for place, uid in ((home, owner), (path, owner), (house.state, service)):
+        os.chown(place, uid, uid)
+    path.chmod(0o600)
+    house.protects(house.table("app", "verify = 'off'", path=path))
+    house.policy.chmod(0o644)
+    house.write(house.table("again", path=home / "again.db"), name="again")  # as `protect` writes it
+    for written in (house.place / "conf.d", house.place / "conf.d/again.toml"):
+        os.chown(written, service, service)
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        argv = [house.python, "-I", "-m", "dbguardd", "--policy", house.policy, "--state", house.state, *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+
+    return run
+
+
+def test_root_does_it_as_the_service_would(served, house: House, users: list[int]) -> None:
+    service, owner, _ = users
+    assert "ok, 2 databases" in served("--check-config").stdout
+    done = served("run", "backup", "app", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "proven  backup" in done.stdout
+    back = house.place / "home/back.db"
+    assert served("run", "restore", "app", "--to", back).returncode == 0
+    assert (back.stat().st_uid, back.stat().st_mode & 0o777) == (owner, 0o600)
+    made = [house.state, *house.state.rglob("*")]
+    assert house.state / "store/repo.json" in made
+    assert {path.lstat().st_uid for path in made} == {service}
+    refused = served("run", "restore", "app", "--to", "/root/back.db")  # root's own place is not the service's
+    assert (refused.returncode, "DBG-0012" in refused.stderr) == (5, True), refused.stderr
+
+
+def test_root_lends_no_rights_to_a_policy_that_is_not_roots(served, house: House, users: list[int]) -> None:
+    os.chown(house.policy, users[0], users[0])
+    done = served("run", "backup", "app")
+    assert (done.returncode, "without CAP_SETUID" in done.stderr) == (1, True), done.stderr
+
+
+def test_the_user_of_the_state_must_be_one(served, house: House) -> None:
+    os.chown(house.state, 54321, 54321)
+    done = served("run", "backup", "app")
+    assert (done.returncode, "belongs to uid 54321" in done.stderr) == (5, True), done.stderr

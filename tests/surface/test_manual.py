@@ -214,6 +214,7 @@ def test_what_errors_tell_people_to_do_can_be_typed(line: str) -> None:
 # ------------------------------------------------------------------------------------------------ what is loaded
 
 FORBIDDEN = (
+    "ssl",
     *("pydantic", "aiohttp", "structlog", "sqlite3", "cryptography", "zstandard", "blake3", "asyncio", "pyrage"),
     *("dbguardd.api", "dbguardd.daemon", "dbguardd.jobs", "dbguardd.policy", "dbguardd.repository", "dbguardd.worker"),
     *("dbguardd.engines", "dbguardd.storage", "dbguardd.keys", "dbguardd.catalog", "dbguardd.rules", "dbguardd.flow"),

@@ -1,0 +1,71 @@
+"""What a process of ours may do, given up for good: capabilities(7), by the system calls themselves."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import struct
+from pathlib import Path
+
+from dbguardd.errors import PlaceDenied
+
+_PR_SET_KEEPCAPS = 8
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_KILL, _CAP_SETGID, _CAP_SETUID = 5, 6, 7
+
+
+def give_up() -> None:
+    """Give up what let the daemon become the database's owner, for good; root itself keeps being root.
+
+    Ambient capabilities survive a change from one ordinary user to another: without this, an engine half could become
+    anybody. An empty permitted set cannot be filled again under no_new_privs (capabilities(7)).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.geteuid() == 0:
+        return
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _hold(libc, 0)
+
+
+def go_on_as_owner(state: Path, policy: Path) -> None:
+    """If root runs this on the state of somebody else, go on as that user: what root writes there he could not use.
+
+    If nobody but root can have written the policy, with what the unit gives to the service of that user: he may open
+    each database as its owner, and stop what hangs. A policy of that user's own gets nothing from root. Without a state
+    yet, root stays root. Raises PlaceDenied.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        owner, authors = state.stat().st_uid, {policy.stat().st_uid, policy.parent.stat().st_uid}
+    except OSError:
+        return  # what is not there is told by whoever needs it
+    if owner == 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        user = pwd.getpwuid(owner)
+        libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+        os.setresuid(owner, owner, owner)
+    except (KeyError, OSError) as error:
+        raise PlaceDenied(
+            f"{state}: belongs to uid {owner}, and root cannot go on as that user here",
+            detail="there is no such user" if isinstance(error, KeyError) else str(error.strerror),
+            hints=[f"ls -ld {state}"],
+        ) from error
+    _hold(libc, 1 << _CAP_KILL | 1 << _CAP_SETGID | 1 << _CAP_SETUID if authors == {0} else 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _hold(libc: ctypes.CDLL, mask: int) -> None:
+    """Have these capabilities and no others; what this process starts inherits none."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, struct.pack("=6I", mask, mask, 0, 0, 0, 0)) != 0:
+        raise SystemExit("cannot drop capabilities")

@@ -89,13 +89,16 @@ def shell(path, sql):
 
 
 def locks_on(path, pid):
-    """The POSIX locks that a process holds on a database and its WAL index, as the kernel lists them."""
+    """The POSIX locks that a process holds on a database and its WAL index, as the kernel lists them.
+
+    The kernel passes over a line when somebody else's lock goes while it lists them, so it is asked a few times.
+    """
     inodes = {os.stat(name).st_ino for name in (str(path), f"{path}-shm") if os.path.exists(name)}
-    found = []
-    for line in Path("/proc/locks").read_text().splitlines():
+    found = set()
+    for line in "".join(Path("/proc/locks").read_text() for _ in range(5)).splitlines():
         fields = line.split()
         if fields[1] == "POSIX" and int(fields[4]) == pid and int(fields[5].split(":")[2]) in inodes:
-            found.append(tuple(fields[1:]))
+            found.add(tuple(fields[1:]))
     return sorted(found)
 
 

@@ -17,10 +17,11 @@ from dbguardd.errors import Cancelled, SourceChanged, SourceLocked, WouldBlock
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete", "truncate", "persist", "memory"])
 @pytest.mark.parametrize("pause", [0.0, 0.002])
-def test_beside_a_writer(live, staging, tmp_path, journal_mode, pause):
+@pytest.mark.parametrize("growth", [1, 4 << 20])
+def test_beside_a_writer(live, staging, tmp_path, journal_mode, pause, growth):
     ledger(live, journal_mode, filler=2_000_000)
     with using(live, "write", pause) as writer:
-        engine = make(live, staging, max_block_seconds=1.0)
+        engine = make(live, staging, max_block_seconds=1.0, growth_bytes=growth)
         for number in range(3):
             target = tmp_path / f"restored-{number}.db"
             facts, taken, found = round_trip(engine, target)
@@ -32,11 +33,12 @@ def test_beside_a_writer(live, staging, tmp_path, journal_mode, pause):
     assert directory(staging) == {}
 
 
+@pytest.mark.parametrize("growth", [1, 100_000, 4 << 20])
 @pytest.mark.parametrize("every", [1, 7, 200])
-def test_beside_a_writer_that_checkpoints_all_the_time(live, staging, tmp_path, every):
+def test_beside_a_writer_that_checkpoints_all_the_time(live, staging, tmp_path, every, growth):
     ledger(live, filler=4_000_000)
     with using(live, "checkpoint-often", every), using(live, "checkpoint-often", every * 3):
-        engine = make(live, staging)
+        engine = make(live, staging, growth_bytes=growth)
         for number in range(6):
             target = tmp_path / f"restored-{number}.db"
             _, taken, found = round_trip(engine, target)
@@ -72,16 +74,17 @@ EVENTS = {
 }
 
 
+@pytest.mark.parametrize("growth", [1, 4 << 20])
 @pytest.mark.parametrize("mark", ["zero", "above zero"])
 @pytest.mark.parametrize("event", EVENTS)
-def test_events_in_the_middle_of_a_wal_copy(live, staging, tmp_path, mark, event):
+def test_events_in_the_middle_of_a_wal_copy(live, staging, tmp_path, mark, event, growth):
     """Mark 0: the log is in the main file already when the copy begins. Above: the log has frames that are not."""
     ledger(live, filler=1_500_000)
     with using(live, "idle"):
         shell(live, f"BEGIN; {COMMIT} UPDATE filler SET data=zeroblob(40000) WHERE rowid<25; COMMIT;")
         if mark == "zero":
             shell(live, "PRAGMA wal_checkpoint(PASSIVE);")
-        engine = make(live, staging)
+        engine = make(live, staging, growth_bytes=growth)
         sink = MemorySink()
         facts = engine.dump(sink, each_step(lambda: shell(live, EVENTS[event])))
         taken = engine.fingerprint(no_progress)
@@ -94,6 +97,28 @@ def test_events_in_the_middle_of_a_wal_copy(live, staging, tmp_path, mark, event
     assert balance(tmp_path / "restored.db") == 0
     with closing(sqlite3.connect(tmp_path / "restored.db")) as db:
         assert db.execute("SELECT count(*) FROM moves WHERE note='during'").fetchone()[0] >= 1
+
+
+def test_a_busy_application_can_checkpoint_while_it_is_copied(live, staging, tmp_path):
+    """Else all that was written meanwhile would be checkpointed at once afterwards, and the application would wait."""
+    ledger(live, filler=6_000_000)
+    done = []
+    with using(live, "idle"), closing(sqlite3.connect(live, isolation_level=None)) as user:
+        user.execute("PRAGMA wal_autocheckpoint=0")
+
+        def busy():
+            user.execute("UPDATE filler SET data=randomblob(50000) WHERE rowid < 9")
+            done.append(user.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[2])
+
+        engine, sink = make(live, staging, growth_bytes=100_000), MemorySink()
+        facts = engine.dump(sink, each_step(busy, times=1000))
+        expected = user.execute("SELECT rowid, data FROM filler").fetchall()
+    assert facts["tries"] == 2
+    assert len(set(done)) > 3, done  # under one mark the same frames each time
+    (tmp_path / "restored.db").write_bytes(sink.streams["database"])
+    with closing(sqlite3.connect(tmp_path / "restored.db")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert len(db.execute("SELECT rowid, data FROM filler").fetchall()) == len(expected)
 
 
 def test_a_log_that_is_written_anew_while_it_is_copied(live, staging, tmp_path):

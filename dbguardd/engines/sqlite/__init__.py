@@ -43,7 +43,8 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
     Settings: path, staging (a private directory of this job), method ("pages" or "dump"), max_block_seconds,
-    lock_timeout_seconds, beat_seconds and step_bytes (how often progress is shown while the live file is copied).
+    lock_timeout_seconds, growth_bytes (of a log, see wal), beat_seconds and step_bytes (how often progress is shown
+    while the live file is copied).
     """
     return Engine("sqlite", Sqlite(settings))
 
@@ -62,6 +63,7 @@ class Sqlite:
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
             beat_seconds=float(settings.get("beat_seconds", 0.5)),
+            growth_bytes=int(settings.get("growth_bytes", 1 << 20)),
             step_bytes=int(settings.get("step_bytes", 8 << 20)),
         )
 

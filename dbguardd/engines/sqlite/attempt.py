@@ -22,6 +22,7 @@ class Budget:
     max_block_seconds: float
     lock_timeout_seconds: float
     beat_seconds: float = 0.5
+    growth_bytes: int = 1 << 20  # of a log under one mark: with 4 MiB its writers wait twice as long (measured)
     step_bytes: int = 8 << 20  # copying in steps of 1 MiB takes two to four times the processor time (measured)
 
 

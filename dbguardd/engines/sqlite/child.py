@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,6 +47,12 @@ class Child:
         self._input = process.stdin
         self._output = process.stdout.fileno()
         self._lines = b""
+
+    def ask(self, line: str) -> None:
+        """Say something to the child. It may have ended: its answer tells."""
+        with suppress(BrokenPipeError):
+            self._input.write(line.encode() + b"\n")
+            self._input.flush()
 
     def end_input(self) -> None:
         """Ask the child to finish."""
@@ -93,13 +99,13 @@ def child(arguments: Sequence[str], place: Path | None = None) -> Iterator[Child
 
 
 class Hold:
-    """A read transaction held by a child. `seconds` is how long the mark stood, known after release()."""
+    """A read transaction held by a child. `longest` is how long (seconds) one mark stood, known after release()."""
 
     def __init__(self, path: str, process: Child) -> None:
         self._path = path
         self._child = process
         self._since = 0.0
-        self.seconds = 0.0
+        self.longest = 0.0
 
     def wait(self, alive: Callable[[], None]) -> None:
         """Return when the read mark stands. Raises what kept it from standing."""
@@ -108,11 +114,29 @@ class Hold:
             raise refusal(self._path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))
         self._since = time.monotonic()
 
+    def renew(self, meanwhile: Callable[[], None]) -> bool:
+        """Take a newer mark and give up the old one; False if only the old one is to be had.
+
+        `meanwhile` is called when both stand. Raises WorkerDied if the child had ended before.
+        """
+        self._child.ask("again")
+        answer = self._child.answer(lambda: None)
+        if "held" in answer:
+            meanwhile()
+            self._child.ask("drop")
+            answer = self._child.answer(lambda: None) | {"held": True}
+        elif "error" in answer:
+            return False
+        if "dropped" not in answer:
+            raise WorkerDied(f"{self._path}: the process that held the read transaction ended too early")
+        self.longest, self._since = max(self.longest, time.monotonic() - self._since), time.monotonic()
+        return True
+
     def release(self) -> None:
         """End the transaction and return when it is over. Raises WorkerDied if the child had ended before."""
         self._child.end_input()
         answer = self._child.answer(lambda: None)
-        self.seconds = time.monotonic() - self._since
+        self.longest = max(self.longest, time.monotonic() - self._since)
         if "released" not in answer:
             raise WorkerDied(f"{self._path}: the process that held the read transaction ended too early")
 

@@ -2,6 +2,8 @@
 
 Arguments: the file: URI (with mode=ro) and the time to wait for locks in seconds. Answers with JSON lines: {"held":
 version} once the read mark stands, {"released": true} when it is gone, or {"error": text, "code": SQLite result code}.
+The line "again" on standard input takes a second, newer mark and answers "held"; then the line "drop" gives the older
+one up and answers "dropped". If there is none to be had ("error"), the old one stays.
 mode=ro and query_only: this connection never checkpoints, never writes the database or its log, and deletes nothing
 when it closes. Imports nothing of dbguardd, so that it starts fast (python -I -S).
 """
@@ -18,24 +20,48 @@ def _say(**message: object) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def main(uri: str, timeout_seconds: float) -> int:
-    """Take the read mark, wait for the end of standard input, let go."""
-    try:
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_seconds)
-        for pragma in ("query_only=1", "mmap_size=0", "cell_size_check=1", "trusted_schema=0"):
-            connection.execute(f"PRAGMA {pragma}")
-        # BEGIN alone takes no lock. user_version is read from page 1 without parsing the schema, so that a broken
-        # schema does not stop the copy.
-        connection.execute("BEGIN")
-        connection.execute("PRAGMA user_version").fetchall()
-    except sqlite3.Error as error:
-        _say(error=str(error), code=getattr(error, "sqlite_errorcode", 0))
-        return 1
-    _say(held=sqlite3.sqlite_version)
-    while os.read(0, 512):
-        pass
+def _mark(uri: str, timeout_seconds: float) -> sqlite3.Connection:
+    """Return a connection in a read transaction."""
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_seconds)
+    for pragma in ("query_only=1", "mmap_size=0", "cell_size_check=1", "trusted_schema=0"):
+        connection.execute(f"PRAGMA {pragma}")
+    # BEGIN alone takes no lock. user_version is read from page 1 without parsing the schema, so that a broken schema
+    # does not stop the copy.
+    connection.execute("BEGIN")
+    connection.execute("PRAGMA user_version").fetchall()
+    return connection
+
+
+def _refuse(error: sqlite3.Error) -> None:
+    _say(error=str(error), code=getattr(error, "sqlite_errorcode", 0))
+
+
+def _let_go(connection: sqlite3.Connection) -> None:
     connection.execute("ROLLBACK")
     connection.close()
+
+
+def main(uri: str, timeout_seconds: float) -> int:
+    """Take the read mark, do as standard input says, let go at its end."""
+    try:
+        marks = [_mark(uri, timeout_seconds)]
+    except sqlite3.Error as error:
+        _refuse(error)
+        return 1
+    _say(held=sqlite3.sqlite_version)
+    while asked := os.read(0, 512):
+        if asked == b"again\n":
+            try:
+                marks.append(_mark(uri, timeout_seconds))
+            except sqlite3.Error as error:
+                _refuse(error)
+            else:
+                _say(held=sqlite3.sqlite_version)
+        elif asked == b"drop\n":
+            _let_go(marks.pop(0))
+            _say(dropped=True)
+    for connection in marks:
+        _let_go(connection)
     _say(released=True)
     return 0
 

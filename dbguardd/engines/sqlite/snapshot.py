@@ -17,7 +17,7 @@ from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.attempt import NAME, SUFFIXES, Attempt, Budget, Moved, Taken
 from dbguardd.engines.sqlite.live import open_live, read_header
 from dbguardd.engines.sqlite.rollback import hot_journal, in_slices
-from dbguardd.engines.sqlite.wal import beside_users, recover, while_idle
+from dbguardd.engines.sqlite.wal import beside_users, beside_writers, recover, while_idle
 from dbguardd.errors import Internal, SourceLocked, WouldBlock
 
 
@@ -110,7 +110,9 @@ def _attempt(run: Attempt) -> Generator[int, None, Taken]:
     if not header.wal and not (wal and wal.size):
         return in_slices(run, None)
     run.total += wal.size if wal else 0
-    return (yield from (beside_users(run) if locks.wal_in_use_at(live.path) else while_idle(run)))
+    if not locks.wal_in_use_at(live.path):
+        return (yield from while_idle(run))
+    return (yield from beside_users(run)) if run.tries == 1 else beside_writers(run)
 
 
 def _give_up(run: Attempt) -> WouldBlock | SourceLocked:

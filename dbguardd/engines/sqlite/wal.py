@@ -11,18 +11,19 @@ import os
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from struct import unpack_from
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Taken
-from dbguardd.engines.sqlite.child import hold, refusal
+from dbguardd.engines.sqlite.child import Hold, hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying
 from dbguardd.engines.sqlite.live import Mark, open_side
 from dbguardd.errors import SourceChanged, SourceDamaged
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _HEAD = 65536  # at least one page
+_ENDLESS = 1 << 62
 
 Span = tuple[int, int]
 
@@ -42,33 +43,101 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
     before the first frame of a new round, so a header that is the same after the copy of the log as before proves
     that no frame was overwritten in between, and the copy is good as above. Else it is dropped, and the main file alone
     is the snapshot, of the moment of the mark. A restart is possible with mark 0 only, so dropping is never wrong.
+
+    Raises Moved when the log grows much: the application would feel it at its next checkpoint (see beside_writers).
     """
-    live = run.live
-    # This SHARED lock and the child's keep the last application from deleting -wal and -shm when it closes now: the
-    # child cannot create new ones, so none are left behind by us.
-    with hold(live.path, run.budget.lock_timeout_seconds) as child, ExitStack() as files:
-        child.wait(run.alive)
-        at = time.time()
-        log = open_side(live.path + "-wal")
-        if log is None:
-            raise SourceChanged(f"{live.path}: its -wal was deleted while in use", detail="the log is gone")
-        files.callback(os.close, log)
-        before = os.pread(log, _LOG_HEADER, 0)
-        began = time.monotonic()
-        end = locks.log_end(live.path, os.fstat(log).st_size)
+    with _marked(run) as (child, log):
+        at, before, began = time.time(), _header(log), time.monotonic()
+        end = locks.log_end(run.live.path, os.fstat(log).st_size)
         ended_at = time.time()
         _copy_log(run, log, end)
-        if os.pread(log, _LOG_HEADER, 0) == before:
+        if _header(log) == before:
             at = ended_at
         else:
             run.staged("-wal").unlink()
             end = 0
-        yield from _around_log(run)
+        for final in _around_log(run):
+            if not run.cloned and _grown(run, log, end):
+                raise Moved
+            yield final
         seconds = time.monotonic() - began
-        child.release()
-        if not Mark.of(os.fstat(log)).same_file(live.side("-wal")):
-            raise SourceChanged(f"{live.path}: its -wal was replaced while in use", detail="the log has another inode")
-    return Taken("wal", child.seconds, seconds, end, run.tries, run.cloned, live.found, at)
+    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at)
+
+
+def beside_writers(run: Attempt) -> Taken:
+    """Copy main file, then log, beside a busy writer: the mark is renewed whenever the log has grown.
+
+    So checkpoints go on meanwhile, each as small as usual, and none has to make up for the whole copy. A new mark
+    stands before the old one is given up, and is above 0, because the log has frames that the old one kept out of the
+    main file. As long as some mark above 0 stands nobody may reset the log: whatever a checkpoint wrote into the main
+    file since its copy began is in the log when that is copied, up to E, and SQLite puts it into the copy. The snapshot
+    is the commit E.
+
+    The first mark may have been 0. Then the log may be restarted under it, but the main file does not change before it
+    is given up. So the log may have another header once both first marks stand, and never afterwards: else Moved. If
+    the first mark was never renewed, a log with another header is dropped as in beside_users.
+    """
+    live = run.live
+    with _marked(run) as (child, log):
+        at, header, renewed, began = time.time(), _header(log), False, time.monotonic()
+
+        def both_stand() -> None:
+            nonlocal header
+            if renewed and _header(log) != header:
+                raise Moved
+            header = _header(log)
+
+        with copying(live.file, run.staged(), live.path) as copy:
+            run.cloned = copy.clone()
+            if not run.cloned:
+                copy.check_room(copy.source_bytes)
+                marked = locks.log_end(live.path, os.fstat(log).st_size)
+                for _ in _span(run, copy, (0, _ENDLESS), 0):
+                    if _grown(run, log, marked) and child.renew(both_stand):
+                        renewed, marked = True, locks.log_end(live.path, os.fstat(log).st_size)
+        end = locks.log_end(live.path, os.fstat(log).st_size)
+        ended_at = time.time()
+        _copy_log(run, log, end)
+        if _header(log) == header:
+            at = ended_at
+        elif renewed:
+            raise Moved
+        else:
+            run.staged("-wal").unlink()
+            end = 0
+        seconds = time.monotonic() - began
+    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at)
+
+
+@contextmanager
+def _marked(run: Attempt) -> Iterator[tuple[Hold, int]]:
+    """Hold a read mark, and the open log, until the block ends. Raises SourceChanged if the log is another one then."""
+    live = run.live
+    # This SHARED lock and the child's keep the last application from deleting -wal and -shm when it closes now: the
+    # child cannot create new ones, so none are left behind by us.
+    with hold(live.path, run.budget.lock_timeout_seconds) as child:
+        child.wait(run.alive)
+        log = open_side(live.path + "-wal")
+        if log is None:
+            raise SourceChanged(f"{live.path}: its -wal was deleted while in use", detail="the log is gone")
+        try:
+            yield child, log
+            child.release()
+            if not Mark.of(os.fstat(log)).same_file(live.side("-wal")):
+                why = "the log has another inode"
+                raise SourceChanged(f"{live.path}: its -wal was replaced while in use", detail=why)
+        finally:
+            os.close(log)
+
+
+def _header(log: int) -> bytes:
+    return os.pread(log, _LOG_HEADER, 0)
+
+
+def _grown(run: Attempt, log: int, marked: int) -> bool:
+    """Say whether much was committed since the log ended at `marked`. It is shorter after a restart."""
+    end = locks.log_end(run.live.path, os.fstat(log).st_size)
+    return end < marked or end - marked >= run.budget.growth_bytes
 
 
 def while_idle(run: Attempt) -> Generator[int, None, Taken]:
@@ -103,11 +172,12 @@ def _marks(run: Attempt) -> tuple[Mark, Mark | None, Mark | None]:
 
 def _copy_log(run: Attempt, log: int, end: int) -> None:
     """Copy the log up to `end`: a busy writer would lead us on for ever."""
+    base = run.done
     with copying(log, run.staged("-wal"), run.live.path) as copy:
         copy.check_room(end)
-        for _ in _span(run, copy, (0, end), 0):
+        for _ in _span(run, copy, (0, end), base):
             pass
-    run.done = end
+    run.done = base + end
 
 
 def _around_log(run: Attempt) -> Iterator[int]:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from dbguardctl.lean import http
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, from_problem
-from dbguardd.wire import SOCKET
+from dbguardd.places import SOCKET
 
 Json = dict[str, Any]
 

@@ -10,10 +10,11 @@ import click
 
 from dbguardctl.session import Session
 from dbguardd.errors import GuardError
-from dbguardd.wire import Request
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from dbguardd.wire import Request
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -14,7 +14,7 @@ from dbguardctl.client import Daemon, Json
 from dbguardctl.screen import Block, Cell, Screen, text
 from dbguardctl.words import when, zoned
 from dbguardd.errors import GuardError, NotFound
-from dbguardd.wire import SOCKET
+from dbguardd.places import SOCKET
 from dbguardd.words import hint_word, humanized
 
 

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from dbguardd import __version__
 from dbguardd.errors import GuardError, Usage
-from dbguardd.wire import POLICY, REQUESTS, SOCKET
+from dbguardd.places import POLICY, SOCKET
+from dbguardd.wire import REQUESTS
 
 STATE = "/var/lib/dbguard"
 

@@ -13,8 +13,6 @@ from enum import StrEnum
 from typing import Any
 
 API_VERSION = 1
-POLICY = "/etc/dbguard/policy.toml"
-SOCKET = "/run/dbguard/api.sock"
 MAX_REQUEST_BYTES = 1 << 20
 UNDO_REASON = "restore undo"
 """Why the state is held that a restore in place has replaced."""

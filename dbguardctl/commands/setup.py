@@ -16,7 +16,7 @@ from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views.setup import loaded, promise, protected
 from dbguardd.errors import Busy, TargetExists, Usage, of_file
-from dbguardd.wire import POLICY
+from dbguardd.places import POLICY
 
 STARTER = """\
 # What dbguardd protects, how often, where, and for how long. Every key: man 5 dbguard.toml

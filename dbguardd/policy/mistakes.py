@@ -11,7 +11,7 @@ from typing import Any
 from spanned_toml import loads as loads_with_spans
 
 from dbguardd.errors import PolicyInvalid
-from dbguardd.wire import POLICY
+from dbguardd.places import POLICY
 
 Path = tuple[str | int, ...]
 MAX_SHOWN = 100

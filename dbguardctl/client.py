@@ -158,6 +158,8 @@ def _problem(response: http.client.HTTPResponse, data: bytes) -> GuardError:
 
 def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
     hints = ["systemctl status dbguardd"]
+    if path == SOCKET:  # after too many starts that failed systemd refuses the next one, however right it would be
+        hints.append("systemctl reset-failed dbguardd; systemctl start dbguardd")
     match error:
         case FileNotFoundError():
             why = "the socket does not exist"

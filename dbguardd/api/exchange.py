@@ -117,7 +117,8 @@ def _denied(service: Service, actor: Actor, role: Role | None, needed: Role, act
     return NotPermitted(
         f"{actor.user} (uid {actor.uid}): {may}",
         detail=f"{action} needs the role {needed}.",
-        hints=() if role is None else ("dbguardctl config explain access",),  # without a role it is refused as well
+        # Without a role that is refused as well.
+        hints=() if role is None else (f"dbguardctl config explain access.{needed}",),
         facts={"needed_role": str(needed), "uid": actor.uid},
     )
 

@@ -235,8 +235,8 @@ def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> Non
     if status.st_uid not in (0, owner):
         raise PolicyUnsafe(
             f"{file}: belongs to somebody else",
-            detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, the daemon's user.",
-            hints=[f"chown {owner} {name}"],
+            detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, who reads it.",
+            hints=[f"ls -ld {name}", "run this as root, or as the user of the service"],
         )
 
 

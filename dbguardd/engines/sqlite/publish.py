@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import re
+import shlex
 import stat
 import tempfile
 import time
@@ -104,6 +106,17 @@ def _outcomes(target: Path) -> Iterator[None]:
         raise outcome(target, error) from error
 
 
+def _user() -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return str(os.geteuid())
+
+
+def _make(directory: Path) -> str:
+    """Return the command by which root makes a directory that this user may write, and nobody else may enter."""
+    return shlex.join(["install", "-d", "-o", _user(), "-m", "0700", str(directory)])
+
+
 def outcome(target: Path, error: OSError) -> GuardError:
     """Return what an operating system error at the target means."""
     detail = error.strerror or str(error)
@@ -113,9 +126,15 @@ def outcome(target: Path, error: OSError) -> GuardError:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return NoSpace(f"{target}: no room for the restored database", detail=detail)
         case errno.ENOENT | errno.ENOTDIR:
-            return Usage(f"{target}: there is no directory {target.parent}", hints=[f"mkdir -p {target.parent}"])
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return PlaceDenied(f"{target}: cannot be written", detail=f"{detail}, as uid {os.geteuid()}")
+            return Usage(f"{target}: there is no directory {target.parent}", hints=[_make(target.parent)])
+        case errno.EACCES | errno.EPERM:
+            return PlaceDenied(
+                f"{target}: cannot be written",
+                detail=f"{detail}: the job acts as {_user()}, who may not write in {target.parent}",
+                hints=[f"{_make(target.parent / 'restored')}  # and restore to a file in there"],
+            )
+        case errno.EROFS:
+            return PlaceDenied(f"{target}: cannot be written", detail=detail)
         case errno.ENOTSUP | errno.EMLINK:
             return Unsupported(f"{target}: the file system has no hard links", detail=detail)
         case _:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from dbguardd.lean import without
 
-_absent = object()
-_ssl = sys.modules.get("ssl", _absent)
-sys.modules["ssl"] = None  # type: ignore[assignment]
-try:
+with without("ssl"):
     import http.client
-finally:
-    if _ssl is _absent:
-        del sys.modules["ssl"]
-    else:
-        sys.modules["ssl"] = _ssl  # type: ignore[assignment]
 
 __all__ = ["http"]

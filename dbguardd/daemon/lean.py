@@ -5,17 +5,9 @@ structlog loads rich whenever it is installed, to draw tracebacks that a daemon 
 
 from __future__ import annotations
 
-import sys
+from dbguardd.lean import without
 
-_absent = object()
-_rich = sys.modules.get("rich", _absent)
-sys.modules["rich"] = None  # type: ignore[assignment]
-try:
+with without("rich"):
     import structlog
-finally:
-    if _rich is _absent:
-        del sys.modules["rich"]
-    else:
-        sys.modules["rich"] = _rich  # type: ignore[assignment]
 
 __all__ = ["structlog"]

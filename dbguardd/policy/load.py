@@ -236,7 +236,7 @@ def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> Non
         raise PolicyUnsafe(
             f"{file}: belongs to somebody else",
             detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, who reads it.",
-            hints=[f"ls -ld {name}", "run this as root, or as the user of the service"],
+            hints=[f"if it is to be trusted: chown root {name}", "by hand: run this as root or as its owner"],
         )
 
 

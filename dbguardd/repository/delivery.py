@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -121,7 +122,8 @@ def _write(source: Source, file: int, batch: Batch) -> None:
     # The disk begins with these bytes and lets go of those it has: the fsync at the end finds little left to do, and
     # the cache stays the applications'.
     behind = max(0, batch.start - _BEHIND)
-    os.posix_fadvise(file, behind, at - behind, os.POSIX_FADV_DONTNEED)
+    with suppress(OSError):  # advice: no restore fails for it
+        os.posix_fadvise(file, behind, at - behind, os.POSIX_FADV_DONTNEED)
 
 
 def _pwrite(source: Source, file: int, pieces: Sequence[Piece], start: int) -> None:

@@ -233,10 +233,10 @@ def test_the_client_loads_little(words: list[str], daemon: FakeDaemon) -> None:
     assert not [name for name in loaded if name.startswith(FORBIDDEN)]
     assert "rich" not in loaded
     ours = {name for name in loaded if name.startswith("dbguardd")}
-    assert ours <= {"dbguardd", *(f"dbguardd.{name}" for name in ("errors", "places", "wire", "words"))}
+    assert ours <= {"dbguardd", *(f"dbguardd.{name}" for name in ("errors", "lean", "places", "wire", "words"))}
 
 
-SHARED = ("errors", "events", "places", "sentences", "wire", "words")
+SHARED = ("errors", "events", "lean", "places", "sentences", "wire", "words")
 
 
 def test_the_source_imports_only_what_it_may() -> None:

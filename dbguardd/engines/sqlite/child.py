@@ -121,12 +121,12 @@ class Hold:
         """
         self._child.ask("again")
         answer = self._child.answer(lambda: None)
+        if "error" in answer:
+            return False
         if "held" in answer:
             meanwhile()
             self._child.ask("drop")
-            answer = self._child.answer(lambda: None) | {"held": True}
-        elif "error" in answer:
-            return False
+            answer = self._child.answer(lambda: None)
         if "dropped" not in answer:
             raise WorkerDied(f"{self._path}: the process that held the read transaction ended too early")
         self.longest, self._since = max(self.longest, time.monotonic() - self._since), time.monotonic()

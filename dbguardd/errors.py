@@ -323,6 +323,15 @@ class WouldBlock(GuardError):
     advice = "Use WAL mode (PRAGMA journal_mode=WAL), raise max_block, or back up in a quiet window."
 
 
+class LogBroken(GuardError):
+    """The log of a database does not go on where it was read last."""
+
+    code, title = "DBG-2010", "The log was interrupted"
+    exit_status, http_status, transient = 1, 409, True
+    meaning = "What was committed between cannot be restored to the second. A new backup closes the gap."
+    advice = "See what is covered: dbguardctl list NAME. It is followed again by itself."
+
+
 # ------------------------------------------------------------------------------------------------ 3: storage
 
 
@@ -561,7 +570,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
         *(SecondInstance, Overloaded, PlaceDenied, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
         *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
-        *(Unsupported, WouldBlock),
+        *(Unsupported, WouldBlock, LogBroken),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
         *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, Held, Breaker, ClockDoubt),

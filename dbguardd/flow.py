@@ -11,8 +11,10 @@ open file, and the repository reads (adopt) or writes (deliver) it with as many 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
 Facts = Mapping[str, Any]
@@ -62,3 +64,34 @@ class Tree(Protocol):
 
         Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a database's log: the newest image of each page that its commits changed.
+
+    `since` and `until` are places in the log, in the engine's own terms. Every commit that had returned before `at`
+    (UTC) is in this segment or one before. The images are those of the pages with these ascending `numbers` (from 1),
+    `page_size` bytes each. `size` is what the database has afterwards, in bytes; 0 in the middle of a transaction.
+    """
+
+    since: Facts
+    until: Facts
+    at: datetime
+    page_size: int
+    size: int
+    numbers: Sequence[int] = field(repr=False)
+    pages: bytes = field(repr=False)
+
+
+class Ship(Protocol):
+    """Where an engine puts the log that it follows. Whatever these raise ends the following."""
+
+    def begin(self, place: Facts, *, continued: bool, because: str) -> None:
+        """Say where the first segment will begin; `because` tells why the log is not `continued` from before."""
+
+    def ship(self, segment: Segment) -> None:
+        """Take the next segment; durable on return. Each begins where the one before ended."""
+
+    def reached(self, at: datetime | None) -> None:
+        """Say that all that was committed before `at` has been shipped, or only (None) that the engine lives."""

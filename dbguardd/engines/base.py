@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dbguardd.flow import Facts, Sink, Tree
+from dbguardd.flow import Facts, Ship, Sink, Tree
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -126,12 +126,24 @@ class Snapshots(Protocol):
         """
 
 
+class Log(Protocol):
+    """The log of one database, followed while it is written."""
+
+    def follow(self, ship: Ship, resume: Facts | None) -> None:
+        """Ship every commit from now on, or from the place `resume` on if the log still has all since; never returns.
+
+        The live database stays usable: writers wait for max_block at most. Raises LogBroken when commits were missed,
+        Unsupported for a database without a log, and what `ship` raises.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
 
     name: str
     snapshots: Snapshots
+    log: Log | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -14,9 +14,9 @@ import errno
 import fcntl
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceLocked
@@ -28,6 +28,9 @@ _DEAD_MAN = 128  # of -shm: every connection in WAL mode holds it shared as long
 _FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux
 _PAUSE_SECONDS = 0.005
 _INDEX_HEADER, _TRIES = 48, 100
+
+LOG_HEADER, FRAME_HEADER = 32, 24
+"""Bytes before the first frame of a log, and before each page in it (sqlite.org/fileformat2.html, 4.1)."""
 
 
 def _set(file: int, kind: int, start: int, length: int) -> bool:
@@ -114,22 +117,53 @@ def wal_in_use_at(path: str) -> bool:
         os.close(shm)
 
 
-def log_end(path: str, size: int) -> int:
-    """Return where the last commit in the log of the database at `path` ends (bytes); `size` if that is not known.
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What the index of a log says of its last commit: `frames` of `page_size` bytes each, the database has `pages`.
+
+    `salts` (8 bytes) name the round of the log, `checksum` (8 bytes) is that of the last frame.
+    """
+
+    page_size: int
+    frames: int
+    pages: int
+    salts: bytes
+    checksum: bytes
+
+    @property
+    def end(self) -> int:
+        """Where the last commit ends, in bytes."""
+        return LOG_HEADER + self.frames * (FRAME_HEADER + self.page_size)
+
+
+def read_index(shm: int) -> Index | None:
+    """Read the index of a log from the open `-shm`; None if it cannot be told.
 
     The index begins with two equal copies of a header in host byte order; a writer changes one after the other
     (sqlite.org/walformat.html, 2.1). Call it while a read mark stands: the answer then covers that mark.
     """
+    for _ in range(_TRIES):
+        raw = os.pread(shm, 2 * _INDEX_HEADER, 0)
+        if len(raw) == 2 * _INDEX_HEADER and raw[:_INDEX_HEADER] == raw[_INDEX_HEADER:] and raw[12]:
+            size, frames, pages, *sums = struct.unpack_from("=HIIII", raw, 14)
+            # 65536 does not fit into 16 bits: SQLite moves its high bit down, as in the file header.
+            page_size = (size & 0xFE00) + ((size & 1) << 16)
+            return Index(page_size, frames, pages, raw[32:40], struct.pack(">II", *sums))
+    return None
+
+
+def log_index(path: str) -> Index | None:
+    """Read the index of the log of the database at `path`; None if it cannot be told."""
     shm = open_side(path + "-shm")
     if shm is None:
-        return size
+        return None
     try:
-        for _ in range(_TRIES):
-            raw = os.pread(shm, 2 * _INDEX_HEADER, 0)
-            if len(raw) == 2 * _INDEX_HEADER and raw[:_INDEX_HEADER] == raw[_INDEX_HEADER:] and raw[12]:
-                page, frames = int.from_bytes(raw[14:16], sys.byteorder), int.from_bytes(raw[16:20], sys.byteorder)
-                # 65536 does not fit into 16 bits: SQLite moves its high bit down, as in the file header.
-                return min(size, 32 + frames * (24 + (page & 0xFE00) + ((page & 1) << 16)))
+        return read_index(shm)
     finally:
         os.close(shm)
-    return size
+
+
+def log_end(path: str, size: int) -> int:
+    """Return where the last commit in the log of the database at `path` ends (bytes); `size` if that is not known."""
+    index = log_index(path)
+    return size if index is None else min(size, index.end)

@@ -1,0 +1,247 @@
+"""Follows the log of a live WAL database: reads each commit once, before SQLite can overwrite it.
+
+A child (`keep`) always holds a read mark; this process only reads the log and its index raw (see `live`). Why nothing
+is lost between two looks (wal.c; sqlite.org/walformat.html):
+
+- The log begins anew (new salts, frames from its start) only when every frame is in the main file and no mark above 0
+  stands. A checkpoint writes frames up to the oldest mark at most, and none at all while a mark of 0 stands.
+- A newer mark is taken after the log was read up to E, and before the older mark M is given up; M was taken before
+  that reading, so M <= E. The newer mark is 0 only if all frames were in the main file, which M allowed up to M only:
+  then the log ended at M <= E, and all of it was read.
+- Under a mark of 0 nothing is written into the main file, so what is appended stays, and the log can begin anew once,
+  not twice. SQLite counts rounds in the first salt, so a log whose first salt is one more than that of the one which
+  was read to its end continues it; any other is a gap, and is said to be one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+
+from dbguardd.engines.sqlite import locks
+from dbguardd.engines.sqlite.child import Child, child, refusal, uri
+from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
+from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
+from dbguardd.flow import Facts, Segment, Ship
+
+_KEEP = Path(__file__).with_name("keep.py")
+_FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
+_HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the log is looked at, how much of it becomes one segment, when it is to begin anew."""
+
+    look_seconds: float = 0.5
+    segment_bytes: int = 4 << 20
+    turn_frames: int = 1000  # as SQLite's own automatic checkpoint
+    max_block_seconds: float = 0.1
+    lock_timeout_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place between two commits: `frames` of the round of the log named `salts`, the last one with `checksum`."""
+
+    salts: bytes
+    frames: int
+    checksum: bytes
+
+    def facts(self) -> Facts:
+        """Return it as it is stored."""
+        return {"salts": self.salts.hex(), "frames": self.frames, "checksum": self.checksum.hex()}
+
+    @classmethod
+    def read(cls, facts: Facts) -> Place:
+        """Read what facts() returned."""
+        return cls(bytes.fromhex(facts["salts"]), int(facts["frames"]), bytes.fromhex(facts["checksum"]))
+
+
+def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
+    """Ship what is committed from now on, or from `resume` on if the log still has all since then; never returns.
+
+    Raises what `ship` raises; LogBroken when something was lost, Unsupported for a database that has no log,
+    SourceChanged when the file was replaced, and what keeps a database from being read.
+    """
+    with open_live(path) as live:
+        if not read_header(live).wal:
+            raise Unsupported(
+                f"{live.path}: it has no log to follow (journal mode is not WAL)",
+                detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
+                hints=[f"sqlite3 {live.path} 'PRAGMA journal_mode=WAL'", "or take continuous out of the policy"],
+            )
+        with _kept(live, pace) as (keeper, log, shm):
+            Follower(live, pace, ship, keeper, (log, shm)).run(resume)
+
+
+@contextmanager
+def _kept(live: Live, pace: Pace) -> Iterator[tuple[Child, int, int]]:
+    """Hold marks, and the log and its index open, until the block ends."""
+    timing = (str(pace.lock_timeout_seconds), str(pace.max_block_seconds))
+    with child(["-S", str(_KEEP), uri(live.path, "mode=rw"), *timing]) as keeper:
+        answer = keeper.answer(_wait)
+        if "held" not in answer:
+            raise refusal(live.path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))
+        log, shm = open_side(live.path + "-wal"), open_side(live.path + "-shm")
+        try:
+            if log is None or shm is None:
+                raise SourceChanged(f"{live.path}: its -wal or -shm is not there while in use")
+            yield keeper, log, shm
+        finally:
+            for file in (log, shm):
+                if file is not None:
+                    os.close(file)
+
+
+def _wait() -> None:
+    """Do nothing: called while the first mark is waited for, which lock_timeout bounds."""
+
+
+class Follower:
+    """One run of following: where it is in the log, and what it does next."""
+
+    def __init__(self, live: Live, pace: Pace, ship: Ship, keeper: Child, files: tuple[int, int]) -> None:
+        self._live, self._pace, self._ship, self._keeper = live, pace, ship, keeper
+        self._log, self._shm = files
+        self._log_mark = Mark.of(os.fstat(self._log))
+        self._place = Place(b"", 0, b"")
+        self._next_turn = 0.0
+        self._pause = pace.look_seconds
+
+    def run(self, resume: Facts | None) -> None:
+        """Find the place to begin at, then look, ship and renew the mark for ever."""
+        index = self._index()
+        here = Place(index.salts, index.frames, index.checksum)
+        since = None if resume is None else Place.read(resume)
+        if since is not None and self._has(since, index):
+            self._place = since
+            self._ship.begin(since.facts(), continued=True, because="")
+        else:
+            self._place = here
+            because = "the log was not followed before" if since is None else "the log begins after what was read of it"
+            self._ship.begin(here.facts(), continued=False, because=because)
+        while True:
+            at, fresh = datetime.now(UTC), self._look()
+            self._ship.reached(at)
+            if fresh:
+                self._renew()
+            if self._place.frames >= self._pace.turn_frames and time.monotonic() >= self._next_turn:
+                self._turn()
+            elif not fresh:
+                time.sleep(self._pace.look_seconds)
+            self._check_files()
+
+    def _has(self, since: Place, index: locks.Index) -> bool:
+        """Say if the log has the very frame that was read last, and so all after it."""
+        if since.salts != index.salts or since.frames > index.frames:
+            return False
+        if not since.frames:
+            return True
+        raw = os.pread(self._log, _FRAME.size, self._start(since.frames - 1, index.page_size))
+        return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (since.salts, since.checksum)
+
+    def _look(self) -> bool:
+        """Ship what was committed since the last look. Raises LogBroken."""
+        at, index = datetime.now(UTC), self._index()
+        if index.salts != self._place.salts:
+            self._begin_anew(index)
+        fresh = index.frames > self._place.frames
+        while self._place.frames < index.frames:
+            self._ship.ship(self._stretch(index, at))
+        return fresh
+
+    def _begin_anew(self, index: locks.Index) -> None:
+        """Go to the start of the next round of the log. Raises LogBroken if there may have been one between."""
+        rounds = (int.from_bytes(index.salts[:4], "big") - int.from_bytes(self._place.salts[:4], "big")) % (1 << 32)
+        if rounds != 1:
+            raise LogBroken(f"{self._live.path}: its log began anew {rounds} times since it was read")
+        self._place = Place(index.salts, 0, b"")
+
+    def _stretch(self, index: locks.Index, at: datetime) -> Segment:
+        """Read frames up to the last commit that fits into one segment; if none does, a part of a transaction."""
+        frame = locks.FRAME_HEADER + index.page_size
+        most = max(1, self._pace.segment_bytes // frame)
+        first = self._place.frames
+        count = min(most, index.frames - first)
+        raw = os.pread(self._log, count * frame, self._start(first, index.page_size))
+        heads = [_FRAME.unpack_from(raw, at) for at in range(0, len(raw) // frame * frame, frame)]
+        ours = next((n for n, (_, _, salts, _) in enumerate(heads) if salts != self._place.salts), len(heads))
+        taken = next((n + 1 for n in range(ours - 1, -1, -1) if heads[n][1]), ours if ours == most else 0)
+        if not taken:
+            raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
+        _, size, _, checksum = heads[taken - 1]
+        pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
+        until = Place(self._place.salts, first + taken, checksum)
+        if until.frames == index.frames and (until.checksum != index.checksum or size != index.pages):
+            raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
+        since, self._place = self._place, until
+        numbers = sorted(page for page in pages if not size or page <= size)
+        view = memoryview(raw)
+        return Segment(
+            since=since.facts(),
+            until=until.facts(),
+            at=at,
+            page_size=index.page_size,
+            size=size * index.page_size,
+            numbers=tuple(numbers),
+            pages=b"".join([view[pages[page] : pages[page] + index.page_size] for page in numbers]),
+        )
+
+    def _renew(self) -> None:
+        """Let checkpoints of the application go on up to here."""
+        self._asked("renew")
+
+    def _turn(self) -> None:
+        """Let the log begin anew, in three steps of which only the last, and shortest, keeps writers out."""
+        self._asked("checkpoint")
+        if self._look():
+            self._renew()
+        done = bool(self._asked("turn").get("still")) and self._finish_round()
+        self._pause = self._pace.look_seconds if done else min(2 * self._pause, _HELD_SECONDS)
+        self._next_turn = time.monotonic() + self._pause
+
+    def _finish_round(self) -> bool:
+        """Read the rest of the log while writers are kept out, and say if the log will begin anew; then ship that."""
+        index, rest = self._index(), list[Segment]()
+        little = (index.frames - self._place.frames) * index.page_size <= self._pace.segment_bytes
+        while little and self._place.frames < index.frames:
+            rest.append(self._stretch(index, datetime.now(UTC)))
+        done = bool(self._asked("go" if little else "stay").get("turned"))
+        for segment in rest:
+            self._ship.ship(segment)
+        return done
+
+    def _asked(self, line: str) -> Mapping[str, Any]:
+        """Return what the child answers to a line. Raises WorkerDied."""
+        self._keeper.ask(line)
+        answer = self._keeper.answer(self._alive)
+        if not answer:
+            raise WorkerDied(f"{self._live.path}: the process that keeps its log ended too early")
+        return answer
+
+    def _alive(self) -> None:
+        self._ship.reached(None)
+
+    def _index(self) -> locks.Index:
+        index = locks.read_index(self._shm)
+        if index is None:
+            raise LogBroken(f"{self._live.path}: the index of its log cannot be read")
+        return index
+
+    def _check_files(self) -> None:
+        """Raise SourceChanged if the path leads to another database, or its log to another file."""
+        self._live.check_same()
+        if not self._log_mark.same_file(self._live.side("-wal")):
+            raise SourceChanged(f"{self._live.path}: its -wal was replaced while in use")
+
+    def _start(self, frames: int, page_size: int) -> int:
+        return locks.LOG_HEADER + frames * (locks.FRAME_HEADER + page_size)

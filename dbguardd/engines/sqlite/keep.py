@@ -1,0 +1,131 @@
+"""Keeps the log of a live WAL database from beginning anew before it was read. Runs as a script, in its own process.
+
+Arguments: the file: URI (with mode=rw), the time to wait for locks and the longest time to keep writers out, in
+seconds. Answers with JSON lines: {"held": version} once the first read mark stands, or {"error": text, "code": SQLite
+result code}. On standard input it is asked for:
+
+``renew``
+    Take a newer mark, then give the old one up. Answers {"renewed": true}, or an error, and then the old one stays.
+``checkpoint``
+    Bring into the main file what the mark allows, beside writers. Answers {"all": whether that was all of the log}.
+``turn``
+    Let the log begin anew. Answers {"still": true} when it keeps writers out, so that the rest of the log can be read;
+    on the line ``go`` checkpoints that too, takes a mark, lets writers in again and answers {"turned": whether all of
+    the log is in the main file}. On any other line, or none in time, it lets them in at once: {"turned": false}, as
+    where writers could not be kept out.
+
+At least one mark stands from the first answer to the end (why that is enough: `follow`). It never writes a page that
+the application has not committed, makes no table and changes no setting of the database. The checkpoints are PASSIVE:
+they wait for nobody. Those beside which a writer might begin the log anew (there SQLite before 3.51.3 can lose pages;
+sqlite.org/wal.html) run either under a mark above 0 or with writers kept out, and both forbid that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sqlite3
+import sys
+import time
+
+_PAUSE_SECONDS = 0.002
+
+
+def _say(**message: object) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def _refuse(error: sqlite3.Error) -> None:
+    _say(error=str(error), code=getattr(error, "sqlite_errorcode", 0))
+
+
+class Keeper:
+    """The connections: two that take turns in holding a mark, one that checkpoints, one that keeps writers out."""
+
+    def __init__(self, uri: str, timeout_seconds: float, block_seconds: float) -> None:
+        self._block_seconds = block_seconds
+        self._mark, self._spare = self._open(uri, timeout_seconds), self._open(uri, timeout_seconds)
+        for reader in (self._mark, self._spare):
+            reader.execute("PRAGMA query_only=1")
+        self._begin(self._mark)
+        self._checkpointer, self._barrier = self._open(uri, 0), self._open(uri, block_seconds)
+
+    @staticmethod
+    def _open(uri: str, timeout_seconds: float) -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_seconds)
+        for pragma in ("mmap_size=0", "cell_size_check=1", "trusted_schema=0", "wal_autocheckpoint=0"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    @staticmethod
+    def _begin(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")  # takes no lock yet; user_version is read without parsing the schema
+        connection.execute("PRAGMA user_version").fetchall()
+
+    def renew(self) -> None:
+        """Take a newer mark, then give the old one up."""
+        try:
+            self._begin(self._spare)
+        except sqlite3.Error:
+            if self._spare.in_transaction:
+                self._spare.execute("ROLLBACK")
+            raise
+        self._mark.execute("ROLLBACK")
+        self._mark, self._spare = self._spare, self._mark
+
+    def checkpoint(self) -> bool:
+        """Write into the main file what the marks allow; True if that is all of the log.
+
+        Waits for a checkpoint of the application to end, but no longer than writers may be kept out.
+        """
+        deadline = time.monotonic() + self._block_seconds / 2
+        while True:
+            busy, frames, done = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if not busy or time.monotonic() >= deadline:
+                return bool(frames == done and not busy)
+            time.sleep(_PAUSE_SECONDS)
+
+    def turn(self) -> bool:
+        """Bring all of the log into the main file, so that the next writer begins it anew. Asks for `go` meanwhile."""
+        try:
+            self._barrier.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            return False
+        try:
+            _say(still=True)
+            if not select.select([0], [], [], self._block_seconds)[0] or os.read(0, 512) != b"go\n":
+                return False
+            self.renew()
+            done = self.checkpoint()
+            if done:
+                self.renew()  # a mark of 0: from now on no checkpoint writes, so the log can begin anew only once
+            return done
+        finally:
+            self._barrier.execute("ROLLBACK")
+
+
+def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
+    """Take the first mark, do as standard input says, let go at its end."""
+    try:
+        keeper = Keeper(uri, timeout_seconds, block_seconds)
+    except sqlite3.Error as error:
+        _refuse(error)
+        return 1
+    _say(held=sqlite3.sqlite_version)
+    while asked := os.read(0, 512):
+        try:
+            if asked == b"renew\n":
+                keeper.renew()
+                _say(renewed=True)
+            elif asked == b"checkpoint\n":
+                _say(all=keeper.checkpoint())
+            elif asked == b"turn\n":
+                _say(turned=keeper.turn())
+        except sqlite3.Error as error:
+            _refuse(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], *map(float, sys.argv[2:])))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
+from dbguardd.jobs.moment import tip
 from dbguardd.repository import Backup
 from dbguardd.wire import Backup as Request
 from dbguardd.wire import Grade, to_json
@@ -26,6 +27,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
     graded higher than `restored`.
     """
     started, database, began = run.monotonic(), run.database, run.now()
+    log = tip(run) if database.get("continuous") else None
     try:
         with run.repository.saving(
             run.name,
@@ -38,7 +40,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            facts = run.snapshots.dump(saving, run.progress)
+            facts = {**run.snapshots.dump(saving, run.progress), "log": log}
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Finding, Progress, Snapshots
+from dbguardd.engines.base import Finding, Log, Progress, Snapshots
 from dbguardd.repository import Backup, Repository
 from dbguardd.storage.base import Storage
 from dbguardd.wire import Request
@@ -39,6 +39,7 @@ class Run:
     storage: Storage
     repository: Repository
     snapshots: Snapshots
+    log: Log
     staging: str
     now: Callable[[], datetime]
     monotonic: Callable[[], float]

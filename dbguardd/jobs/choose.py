@@ -27,7 +27,7 @@ def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
         backup = named(run, id)
         dubious = known[backup.id].failed or known[backup.id].safety
         return backup, [f"backup {backup.id}: {reliance.doubt(known[backup.id])}"] if dubious else []
-    choice = reliance.choose(known.values(), _moment(at) if at else None)
+    choice = reliance.choose(known.values(), to_moment(at) if at else None)
     newer = choice.passed_over
     if choice.backup is not None:
         said = [f"{_passed(newer)}; take it with --id {newer[0].id}"] if newer else []
@@ -106,7 +106,8 @@ def _passed(newer: Sequence[Dated]) -> str:
     return f"{newer[0].id} of {instant(newer[0].created_at)}{more}: passed over, {reliance.doubt(newer[0])}"
 
 
-def _moment(text: str) -> datetime:
+def to_moment(text: str) -> datetime:
+    """Read an RFC 3339 moment. Raises Usage."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

@@ -27,11 +27,13 @@ from dbguardd.errors import (
 )
 from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
-from dbguardd.jobs.choose import choose, failure_of
+from dbguardd.jobs.choose import failure_of
+from dbguardd.jobs.moment import Moment, reach
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
-from dbguardd.repository import Backup, Hold
+from dbguardd.repository import Backup, Hold, Until
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
+from dbguardd.words import count
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -40,26 +42,26 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if request.backup and request.at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
-    backup, warnings = choose(run, request.backup, request.at)
-    target = live(run) if request.in_place else Path(request.to or _new_place(run, backup))
+    moment = reach(run, request.backup, request.at)
+    target = live(run) if request.in_place else Path(request.to or _new_place(run, moment))
     _check_target(run, target, request)
-    plan = {**_plan(run, backup, target, request.in_place), "warnings": warnings}
+    plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
     if request.dry_run:
         return {"plan": plan}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
-            detail="; ".join([f"{target} would be replaced by its state of {instant(backup.created_at)}", *warnings]),
-            hints=[f"dbguardctl restore {run.name} --id {backup.id} --in-place --confirm {run.name}"],
+            detail="; ".join([f"{target} would be replaced by its state of {instant(moment.at)}", *moment.warnings]),
+            hints=[f"dbguardctl restore {run.name} {_which(moment)} --in-place --confirm {run.name}"],
         )
     _check_space(run, plan)
     if request.in_place:
-        return _in_place(run, backup, plan)
+        return _in_place(run, moment, plan)
     started = run.monotonic()
-    findings, lost = _restore_and_compare(run, backup, target, (f"the copy was left at {target} for inspection",))
+    findings, lost = _restore_and_compare(run, moment, target, (f"the copy was left at {target} for inspection",))
     findings.append(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     seconds = round(run.monotonic() - started, 3)
-    run.report("restore.done", backup=backup.id, target=str(target), seconds=seconds)
+    run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
     return {"target": str(target), "plan": plan, "findings": to_json(findings), "seconds": seconds}
 
 
@@ -79,9 +81,10 @@ def undo(run: Run, request: Undo) -> Result:
             detail=f"Its state of {instant(held[0].created_at)} would come back.",
             hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
         )
-    plan = _plan(run, held[0], live(run), in_place=True)
+    moment = Moment(held[0], held[0].created_at, None, [])
+    plan = _plan(run, moment, live(run), in_place=True)
     _check_space(run, plan)
-    return _in_place(run, held[0], plan)
+    return _in_place(run, moment, plan)
 
 
 def live(run: Run) -> Path:
@@ -99,7 +102,7 @@ def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], no
     ]
 
 
-def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
+def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     """Stage and compare first; then the safety copy; then one atomic step.
 
     Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
@@ -107,9 +110,9 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
     """
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
-    elsewhere = f"dbguardctl restore {run.name} --id {backup.id} --to NEWPLACE"
+    elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
     findings, _ = _restore_and_compare(
-        run, backup, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
+        run, moment, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
     )
     safety = _safety_copy(run)
     run.report("restore.replacing", database=run.name, target=plan["to"])
@@ -124,7 +127,7 @@ def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
         raise
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
-    facts = {"database": run.name, "backup": backup.id, "target": plan["to"], "seconds": seconds}
+    facts = {"database": run.name, "backup": moment.backup.id, "target": plan["to"], "seconds": seconds}
     run.report("restore.done", **facts, safety_copy=safety)
     return {
         "target": plan["to"],
@@ -162,16 +165,16 @@ def _nothing_to_undo(run: Run, safety: str | None) -> None:
 
 
 def _restore_and_compare(
-    run: Run, backup: Backup, target: Path, hints: Sequence[str], *, in_staging: bool = False
+    run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_staging: bool = False
 ) -> tuple[list[Finding], Sequence[str]]:
     """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
 
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
     fingerprint and keeps its bytes whatever they are.
     """
-    started = run.monotonic()
+    started, backup = run.monotonic(), moment.backup
     try:
-        with run.repository.tree(backup, reading(run, backup)) as tree:
+        with run.repository.tree(backup, reading(run, backup), moment.until) as tree:
             lost = run.snapshots.restore(tree, target, run.progress)
     except DAMAGE as error:
         condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
@@ -186,7 +189,8 @@ def _restore_and_compare(
 
     examined = run.snapshots.examine(target, (), comparing)
     expected = run.repository.fingerprint(backup.id)
-    findings = brief([*examined.findings, same_content(examined, expected)])
+    compared = same_content(examined, expected) if moment.until is None else _by_log(moment.until)
+    findings = brief([*examined.findings, compared])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         what = "is not what was backed up" if expected else "is as it was backed up, and was damaged already then"
@@ -198,12 +202,22 @@ def _restore_and_compare(
     return findings, lost
 
 
-def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, Any]:
+def _by_log(until: Until) -> Finding:
+    """Say why what was restored is not compared with a fingerprint: that was taken of the backup, not of the moment."""
+    return Finding("log since the backup", "ok", f"{count(until.last - until.after, 'segment')} without a gap")
+
+
+def _which(moment: Moment) -> str:
+    """Return the options that ask for the same moment again."""
+    return f"--id {moment.backup.id}" if moment.until is None else f"--at {moment.at.isoformat()}"
+
+
+def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
+    backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs = backup.source_bytes * (3 if in_place else 1)
     return {
-        "backup": backup.id,
-        "created_at": instant(backup.created_at),
+        **moment.plan(),
         "grade": newest.grade if newest else str(Grade.STORED),
         "proven_at": instant(newest.at) if newest and newest.grade == Grade.PROVEN else None,
         "failure": failure_of(newest) if newest else None,
@@ -253,9 +267,9 @@ def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _new_place(run: Run, backup: Backup) -> str:
+def _new_place(run: Run, moment: Moment) -> str:
     path = live(run)
-    return str(path.with_name(f"{path.stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{path.suffix}"))
+    return str(path.with_name(f"{path.stem}_{moment.at:%Y%m%dT%H%M%SZ}{path.suffix}"))
 
 
 def _exists(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """A repository: the encrypted, deduplicated backups in one storage. Only what is here is used from outside.
 
 Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (the books), saving.py and tree.py
-(backups in and out), packs.py and frames.py (bytes), tombs.py and sweep.py (giving space back), check.py (damage). The
+(backups in and out), log.py and moment.py (what lies between them), packs.py and frames.py (bytes), tombs.py and sweep.py (giving space back), check.py (damage). The
 format is described byte by byte in dbguard-repository(5); recover.py reads it without anything else of dbguard.
 """
 
@@ -16,14 +16,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd import __version__
+from dbguardd import __version__, flow
 from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
+from dbguardd.repository.log import Chain, Link, Log
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
+from dbguardd.repository.moment import MomentTree, Until
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
@@ -38,14 +40,18 @@ from dbguardd.wire import Grade
 __all__ = [
     "Backup",
     "Breakers",
+    "Chain",
     "Expired",
     "Finding",
     "Hold",
+    "Link",
+    "Log",
     "Proof",
     "Recipient",
     "Repository",
     "Stream",
     "Swept",
+    "Until",
     "recallable_until",
 ]
 
@@ -166,10 +172,7 @@ class Repository:
         none if the last test restore of the newest met damage.
         """
         last, domain = next(self._ledger.newest(database, expired=True), (None, None))
-        if domain is None:
-            keyring = self._records.keyring
-            domain = opening.make_domain(self._storage, keyring, database, now, self._randomness)
-            self._records.keyring_of(domain)
+        domain = domain or self._make_domain(database, now)
         parent = None if full else self._parent(database, domain)
         draft = Backup(
             id=ulid(now, self._randomness, after="" if last is None else last.id),
@@ -204,6 +207,11 @@ class Repository:
             randomness=self._randomness,
         ) as saving:
             yield saving
+
+    def _make_domain(self, database: str, now: datetime) -> Domain:
+        domain = opening.make_domain(self._storage, self._records.keyring, database, now, self._randomness)
+        self._records.keyring_of(domain)
+        return domain
 
     def _parent(self, database: str, domain: Domain) -> Backup | None:
         """Choose what to build on; never what is known to be damaged, so that the next backup heals by being full.
@@ -243,14 +251,32 @@ class Repository:
         return backup
 
     @contextmanager
-    def tree(self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None) -> Iterator[Tree]:
-        """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
+    def tree(
+        self,
+        backup: Backup,
+        progress: Callable[[int], None] = lambda done_bytes: None,
+        until: Until | None = None,
+    ) -> Iterator[flow.Tree]:
+        """Open a backup for reading, with the log put over it up to `until`.
 
-        Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
+        `progress` is told the bytes that a stream has given so far. Raises NotFound, Damaged, ObjectMissing,
+        KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
         with Tree(self._storage, domain, found, progress) as tree:
-            yield tree
+            if until is None:
+                yield tree
+            else:
+                yield MomentTree(tree, self._log(domain), until)
+
+    def log(self, database: str, now: datetime | None = None) -> Log | None:
+        """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""
+        _, domain = next(self._ledger.newest(database, expired=True), (None, None))
+        domain = domain or (None if now is None else self._make_domain(database, now))
+        return None if domain is None else self._log(domain)
+
+    def _log(self, domain: Domain) -> Log:
+        return Log(self._storage, self._records, domain, self._randomness)
 
     # ------------------------------------------------------------------------------------------ the books
 

@@ -135,7 +135,7 @@ def _pwrite(source: Source, file: int, pieces: Sequence[Piece], start: int) -> N
             while done < wanted:
                 done += os.pwrite(file, rest[done:], start + done)
     except OSError as error:
-        raise _refused(source, error, f"{wanted} bytes at {start}") from error
+        raise refused(source.name, error, f"{wanted} bytes at {start}") from error
 
 
 def _truncate(source: Source, file: int) -> None:
@@ -143,7 +143,7 @@ def _truncate(source: Source, file: int) -> None:
         os.ftruncate(file, 0)
         os.ftruncate(file, source.size)
     except OSError as error:
-        raise _refused(source, error, f"{source.size} bytes") from error
+        raise refused(source.name, error, f"{source.size} bytes") from error
 
 
 def _confirm(source: Source, digest: blake3) -> None:
@@ -154,6 +154,7 @@ def _confirm(source: Source, digest: blake3) -> None:
         )
 
 
-def _refused(source: Source, error: OSError, what: str) -> NoSpace | Unreachable:
+def refused(name: str, error: OSError, what: str) -> NoSpace | Unreachable:
+    """Return what an error means that came when the stream `name` was written into a file."""
     kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Unreachable
-    return kind(f"{source.name}: the target cannot be written", detail=f"{what}: {error}")
+    return kind(f"{name}: the target cannot be written", detail=f"{what}: {error}")

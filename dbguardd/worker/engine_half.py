@@ -13,13 +13,14 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Query, Snapshots
+from dbguardd.engines.base import Engine, Query
 from dbguardd.errors import Cancelled, GuardError, NotFound, Usage, from_problem
-from dbguardd.flow import Facts
+from dbguardd.flow import Facts, Segment
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
 
@@ -129,6 +130,29 @@ class _Pushing(io.RawIOBase):
         return len(data)
 
 
+class SeamShip:
+    """A Ship whose other side is the repository half."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def begin(self, place: Facts, *, continued: bool, because: str) -> None:
+        """Say where the first segment will begin."""
+        facts = {"place": place, "continued": continued, "because": because}
+        self._channel.send({"ship": "begin", "at": None, **facts})
+
+    def ship(self, segment: Segment) -> None:
+        """Send a segment and wait until it is durable."""
+        head = {name: getattr(segment, name) for name in ("stream", "since", "until", "page_size", "size", "numbers")}
+        self._channel.send({"ship": "segment", "at": segment.at.isoformat(), **head})
+        self._channel.send_data(segment.pages)
+        self._channel.answer()
+
+    def reached(self, at: datetime | None) -> None:
+        """Say that all that was committed before `at` has been shipped."""
+        self._channel.send({"ship": "reached", "at": None if at is None else at.isoformat()})
+
+
 class _Pulling(io.RawIOBase):
     """Raw stream whose reads take data messages until the end message."""
 
@@ -164,9 +188,9 @@ class _Pulling(io.RawIOBase):
 class EngineHalf:
     """Serves the calls of the repository half on one engine until the channel closes."""
 
-    def __init__(self, channel: Channel, snapshots: Snapshots) -> None:
+    def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
-        self._snapshots = snapshots
+        self._engine = engine
         self._told = ("", 0.0)
 
     def serve(self) -> None:
@@ -184,7 +208,7 @@ class EngineHalf:
             self._channel.send(answer)
 
     def _call(self, name: str, args: Mapping[str, Any]) -> Any:
-        snapshots, progress = self._snapshots, self._progress
+        snapshots, log, progress = self._engine.snapshots, self._engine.log, self._progress
         match name:
             case "probe":
                 return snapshots.probe()
@@ -199,6 +223,8 @@ class EngineHalf:
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
                 return snapshots.examine(Path(args["target"]), queries, progress)
+            case "follow" if log is not None:
+                return log.follow(SeamShip(self._channel), args["resume"])
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
         raise Usage(f"the engine half has no call {name}")
@@ -222,12 +248,12 @@ def run(channel: Channel, settings: Mapping[str, Any]) -> None:
     kind = settings["engine"]
     if kind not in ENGINES:
         raise NotFound(f"there is no engine {kind}")
-    snapshots = ENGINES[kind](settings).snapshots
+    engine = ENGINES[kind](settings)
     try:
-        EngineHalf(channel, snapshots).serve()
+        EngineHalf(channel, engine).serve()
     finally:
         with suppress(Exception):
-            snapshots.release()
+            engine.snapshots.release()
         _wipe(staging)
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint
 from dbguardd.errors import WorkerDied, from_problem
-from dbguardd.flow import Facts, Sink, Tree
+from dbguardd.flow import Facts, Segment, Ship, Sink, Tree
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+
+_SEGMENT_BYTES = 64 << 20
 
 
 class _GivenUp(Exception):  # noqa: N818
     """The engine left the block of a stream with an exception."""
 
 
-class RemoteSnapshots:
-    """The Snapshots protocol over a Channel."""
+class RemoteEngine:
+    """The Snapshots and Log protocols over a Channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -65,6 +68,10 @@ class RemoteSnapshots:
         """Make the live database equal to the restored one at `source`."""
         self._call("replace", {"source": str(source)}, progress)
 
+    def follow(self, ship: Ship, resume: Facts | None) -> None:
+        """Ship every commit from now on, or from `resume` on."""
+        self._call("follow", {"resume": resume}, _silent, ship=ship)
+
     def _call(
         self,
         name: str,
@@ -73,6 +80,7 @@ class RemoteSnapshots:
         *,
         sink: Sink | None = None,
         tree: Tree | None = None,
+        ship: Ship | None = None,
     ) -> Any:
         self._within = True
         self._channel.send({"call": name, "args": args})
@@ -86,7 +94,10 @@ class RemoteSnapshots:
                     if "problem" in message:
                         raise from_problem(message["problem"])
                     return message["return"]
-                self._serve(message, file, progress, sink, tree)
+                if "ship" in message and ship is not None:
+                    self._serve_ship(message, ship)
+                else:
+                    self._serve(message, file, progress, sink, tree)
             finally:
                 if file is not None:
                     os.close(file)
@@ -102,6 +113,42 @@ class RemoteSnapshots:
             self._serve_tree(message, file, progress, tree)
         else:
             raise WorkerDied("the engine half asked out of turn")
+
+    def _serve_ship(self, message: Object, ship: Ship) -> None:
+        at = None if message["at"] is None else datetime.fromisoformat(message["at"])
+        match message["ship"]:
+            case "begin":
+                ship.begin(message["place"], continued=bool(message["continued"]), because=str(message["because"]))
+            case "segment" if at is not None:
+                segment = self._segment(message, at)
+                self._answer(lambda: ship.ship(segment))
+            case "reached":
+                ship.reached(at)
+            case _:
+                raise WorkerDied("the engine half asked out of turn")
+
+    def _segment(self, message: Object, at: datetime) -> Segment:
+        numbers, size = [int(number) for number in message["numbers"]], int(message["page_size"])
+        pages, wanted = bytearray(), len(numbers) * size
+        while len(pages) < wanted:
+            part, stray = self._channel.receive()
+            if stray is not None:
+                os.close(stray)
+            if not isinstance(part, bytes):
+                raise WorkerDied("the engine half sent something else than pages")
+            pages += part
+        if len(pages) != wanted or not 0 <= wanted <= _SEGMENT_BYTES or numbers != sorted({*numbers} - {0}):
+            raise WorkerDied("the engine half sent a segment that is none")
+        places = {name: dict(message[name]) for name in ("since", "until")}
+        return Segment(
+            str(message["stream"]),
+            **places,
+            at=at,
+            page_size=size,
+            size=int(message["size"]),
+            numbers=numbers,
+            pages=bytes(pages),
+        )
 
     def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:
         name, stamp = str(message["name"]), str(message["stamp"])

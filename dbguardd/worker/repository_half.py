@@ -25,7 +25,7 @@ from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, problem_of
-from dbguardd.worker.remote import RemoteSnapshots
+from dbguardd.worker.remote import RemoteEngine
 
 _PROGRESS_SECONDS = 0.2
 _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"))
@@ -75,6 +75,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
         job = JOBS.get(spec["verb"])
         if job is None:
             raise NotFound(f"there is no job {spec['verb']}")
+        engine = RemoteEngine(channel)
         result = job.run(
             Run(
                 id=spec["job"],
@@ -82,7 +83,8 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 spec=spec,
                 storage=storage,
                 repository=repository,
-                snapshots=RemoteSnapshots(channel),
+                snapshots=engine,
+                log=engine,
                 staging=spec.get("staging", ""),
                 now=lambda: datetime.now(UTC),
                 monotonic=time.monotonic,

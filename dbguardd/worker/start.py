@@ -59,7 +59,7 @@ async def run_worker(
     try:
         if spec["verb"] in ENGINE_VERBS:
             database, run_as = spec["database"], _owner(spec["database"], spec["request"])
-            spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as)}
+            spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as, spec["verb"] == "follow")}
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
             children.append(await _start("engine", there, settings, run_as))
@@ -75,13 +75,16 @@ async def run_worker(
         await asyncio.gather(*(_end(child) for child in children))
 
 
-def staging_of(state: str, database: str, run_as: int) -> str:
+def staging_of(state: str, database: str, run_as: int, follows: bool = False) -> str:
     """Return the private directory of the engine half: one for each database and user, so that leftovers are found.
+
+    What follows the log runs beside all other jobs of the database, and has one of its own.
 
     Nobody else can know its name. Anybody may make names in the directory above, and who makes this one first, again
     and again, keeps the database from being backed up; but nobody may list it.
     """
-    mark = hashlib.blake2b(f"{run_as}-{database}".encode(), key=_seed(Path(state)), digest_size=10)
+    whose = f"{run_as}-{database}{'-log' * follows}"
+    mark = hashlib.blake2b(whose.encode(), key=_seed(Path(state)), digest_size=10)
     return str(Path(state) / "staging" / f"{database}-{run_as}-{mark.hexdigest()}")
 
 

@@ -1,7 +1,7 @@
 """SQLite: a file, copied raw beside its users and proven through SQLite.
 
 Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, wal and rollback (the
-copy), content (the fingerprint), script (SQL text), publish and examine (restore and its proof), pour (in place).
+copy), follow (its log), content (the fingerprint), script (SQL text), publish and examine (restore and its proof), pour (in place).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
+from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, open_live, read_header
 from dbguardd.engines.sqlite.publish import fresh, outcome
 from dbguardd.engines.sqlite.replace import replace
@@ -26,7 +27,7 @@ from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
-from dbguardd.flow import Facts, Sink, Tree
+from dbguardd.flow import Facts, Ship, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
 
@@ -44,9 +45,25 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
 
     Settings: path, staging (a private directory of this job), method ("pages" or "dump"), max_block_seconds,
     lock_timeout_seconds, growth_bytes (of a log, see wal), beat_seconds and step_bytes (how often progress is shown
-    while the live file is copied).
+    while the live file is copied), look_seconds (how often a log that is followed is looked at).
     """
-    return Engine("sqlite", Sqlite(settings))
+    return Engine("sqlite", Sqlite(settings), SqliteLog(settings))
+
+
+class SqliteLog:
+    """The log of one SQLite file in WAL mode. Implements engines.base.Log."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._path = str(settings["path"])
+        self._pace = Pace(
+            stream=_PAGES,
+            look_seconds=float(settings.get("look_seconds", 0.5)),
+            max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
+            lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
+        )
+
+    def follow(self, ship: Ship, resume: Facts | None) -> None:
+        follow(self._path, self._pace, ship, resume)
 
 
 class Sqlite:
@@ -137,6 +154,7 @@ class Sqlite:
             "log_bytes": taken.log_bytes,
             "tries": taken.tries,
             "cloned": taken.cloned,
+            "log_place": taken.place,
         }
 
     def fingerprint(self, progress: Progress) -> Fingerprint:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.sqlite.live import Live
+from dbguardd.flow import Facts
 
 NAME = "snapshot.db"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
@@ -38,6 +39,7 @@ class Taken:
     cloned: bool
     found: os.stat_result
     at: float  # seconds since the epoch: every commit before is in the copy, none after
+    place: Facts | None = None  # where in the log that is (see follow), if the way tells
 
 
 class Moved(Exception):  # noqa: N818 - an event, not an error

@@ -25,7 +25,6 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
 from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
@@ -41,6 +40,7 @@ _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew 
 class Pace:
     """How often the log is looked at, how much of it becomes one segment, when it is to begin anew."""
 
+    stream: str = "database"
     look_seconds: float = 0.5
     segment_bytes: int = 4 << 20
     turn_frames: int = 1000  # as SQLite's own automatic checkpoint
@@ -58,12 +58,12 @@ class Place:
 
     def facts(self) -> Facts:
         """Return it as it is stored."""
-        return {"salts": self.salts.hex(), "frames": self.frames, "checksum": self.checksum.hex()}
+        return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex()}
 
     @classmethod
     def read(cls, facts: Facts) -> Place:
         """Read what facts() returned."""
-        return cls(bytes.fromhex(facts["salts"]), int(facts["frames"]), bytes.fromhex(facts["checksum"]))
+        return cls(bytes.fromhex(facts["round"]), int(facts["position"]), bytes.fromhex(facts["check"]))
 
 
 def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
@@ -113,7 +113,7 @@ class Follower:
         self._live, self._pace, self._ship, self._keeper = live, pace, ship, keeper
         self._log, self._shm = files
         self._log_mark = Mark.of(os.fstat(self._log))
-        self._place = Place(b"", 0, b"")
+        self._place = self._shipped = Place(b"", 0, b"")
         self._next_turn = 0.0
         self._pause = pace.look_seconds
 
@@ -123,10 +123,10 @@ class Follower:
         here = Place(index.salts, index.frames, index.checksum)
         since = None if resume is None else Place.read(resume)
         if since is not None and self._has(since, index):
-            self._place = since
+            self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
         else:
-            self._place = here
+            self._place = self._shipped = here
             because = "the log was not followed before" if since is None else "the log begins after what was read of it"
             self._ship.begin(here.facts(), continued=False, because=because)
         while True:
@@ -183,10 +183,11 @@ class Follower:
         until = Place(self._place.salts, first + taken, checksum)
         if until.frames == index.frames and (until.checksum != index.checksum or size != index.pages):
             raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
-        since, self._place = self._place, until
+        since, self._place, self._shipped = self._shipped, until, until
         numbers = sorted(page for page in pages if not size or page <= size)
         view = memoryview(raw)
         return Segment(
+            stream=self._pace.stream,
             since=since.facts(),
             until=until.facts(),
             at=at,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceLocked
+from dbguardd.flow import Facts
 
 _PENDING = 0x4000_0000
 _RESERVED = _PENDING + 1
@@ -129,6 +130,11 @@ class Index:
     pages: int
     salts: bytes
     checksum: bytes
+
+    @property
+    def place(self) -> Facts:
+        """The place in the log that it names, as it is stored."""
+        return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex()}
 
     @property
     def end(self) -> int:

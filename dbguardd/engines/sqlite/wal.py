@@ -20,6 +20,7 @@ from dbguardd.engines.sqlite.child import Hold, hold, refusal
 from dbguardd.engines.sqlite.copy import Copy, copying
 from dbguardd.engines.sqlite.live import Mark, open_side
 from dbguardd.errors import SourceChanged, SourceDamaged
+from dbguardd.flow import Facts
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _HEAD = 65536  # at least one page
@@ -48,20 +49,20 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
     """
     with _marked(run) as (child, log):
         at, before, began = time.time(), _header(log), time.monotonic()
-        end = locks.log_end(run.live.path, os.fstat(log).st_size)
+        end, place = _end(run, log)
         ended_at = time.time()
         _copy_log(run, log, end)
         if _header(log) == before:
             at = ended_at
         else:
             run.staged("-wal").unlink()
-            end = 0
+            end, place = 0, None
         for final in _around_log(run):
             if not run.cloned and _grown(run, log, end):
                 raise Moved
             yield final
         seconds = time.monotonic() - began
-    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at)
+    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, run.live.found, at, place)
 
 
 def beside_writers(run: Attempt) -> Taken:
@@ -95,7 +96,7 @@ def beside_writers(run: Attempt) -> Taken:
                 for _ in _span(run, copy, (0, _ENDLESS), 0):
                     if _grown(run, log, marked) and child.renew(both_stand):
                         renewed, marked = True, locks.log_end(live.path, os.fstat(log).st_size)
-        end = locks.log_end(live.path, os.fstat(log).st_size)
+        end, place = _end(run, log)
         ended_at = time.time()
         _copy_log(run, log, end)
         if _header(log) == header:
@@ -104,9 +105,9 @@ def beside_writers(run: Attempt) -> Taken:
             raise Moved
         else:
             run.staged("-wal").unlink()
-            end = 0
+            end, place = 0, None
         seconds = time.monotonic() - began
-    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at)
+    return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
 
 
 @contextmanager
@@ -128,6 +129,12 @@ def _marked(run: Attempt) -> Iterator[tuple[Hold, int]]:
                 raise SourceChanged(f"{live.path}: its -wal was replaced while in use", detail=why)
         finally:
             os.close(log)
+
+
+def _end(run: Attempt, log: int) -> tuple[int, Facts | None]:
+    """Return where the last commit ends: in bytes, and as a place in the log where the index tells it."""
+    size, index = os.fstat(log).st_size, locks.log_index(run.live.path)
+    return (size, None) if index is None else (min(size, index.end), index.place)
 
 
 def _header(log: int) -> bytes:

@@ -1,0 +1,79 @@
+"""Follow the log of one database for as long as it goes: what is committed is stored within a second.
+
+The daemon runs it beside all other jobs of the database; it ends when it is told to, or when the log is interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from dbguardd.errors import Damaged, Internal, ObjectMissing
+from dbguardd.flow import Facts, Segment
+from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.repository import Chain, Log
+from dbguardd.wire import Request
+
+_TELL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Follow(Request):
+    """Store the log of the database from now on, or from where it was read last."""
+
+
+def follow(run: Run, request: Follow) -> Result:
+    """Follow; ends with an error only, mostly Cancelled."""
+    log = run.repository.log(run.name, run.now())
+    if log is None:
+        raise Internal(f"{run.name}: no place for its log was made")
+    shipping = Shipping(run, log)
+    run.log.follow(shipping, shipping.resume())
+    raise Internal(f"{run.name}: following its log came to an end")
+
+
+class Shipping:
+    """Takes segments into the repository and tells the daemon how far they reach. Implements flow.Ship."""
+
+    def __init__(self, run: Run, log: Log) -> None:
+        self._run, self._log = run, log
+        chains = log.chains()
+        self._chain: Chain | None = chains[-1] if chains else None
+        self._told = 0.0
+        self._bytes = 0
+
+    def resume(self) -> Facts | None:
+        """Return the place in the log of the database up to which it is stored; None if that cannot be told."""
+        if self._chain is None:
+            return None
+        try:
+            return self._log.open(self._chain.pieces[-1])[-1].until
+        except (Damaged, ObjectMissing) as error:
+            self._run.report("log.unreadable", database=self._run.name, problem=error.message)
+            return None
+
+    def begin(self, place: Facts, *, continued: bool, because: str) -> None:
+        """Go on with the chain, or begin a new one."""
+        before = None if self._chain is None else instant(self._chain.until)
+        if not continued or self._chain is None:
+            self._chain = self._log.begin(place, because, self._run.now())
+        facts = {"chain": self._chain.id, "continued": continued, "because": because, "stored_until_at": before}
+        self._run.report("log.begun", database=self._run.name, at=instant(self._run.now()), **facts)
+
+    def ship(self, segment: Segment) -> None:
+        """Store the next segment."""
+        if self._chain is None:
+            raise Internal("a segment came before the log was begun")
+        self._chain = self._log.append(self._chain, segment)
+        self._bytes += len(segment.pages)
+
+    def reached(self, at: datetime | None) -> None:
+        """Tell, once a second, up to when everything is stored. Raises Cancelled."""
+        run, now = self._run, self._run.monotonic()
+        run.progress("follow", self._bytes, None)
+        if at is not None and self._chain is not None and now - self._told >= _TELL_SECONDS:
+            self._told = now
+            run.report("log.reached", chain=self._chain.id, segment=self._chain.last, until_at=instant(at))
+
+
+FOLLOW = Job("follow", Follow, follow)

@@ -1,0 +1,269 @@
+"""The log of a database in a repository: segments in a row, in objects of their own.
+
+A chain is a log without a gap: segments numbered from 0. Number 0 has no pages and says where and why the chain begins.
+An object holds segments of one chain and lies at ``log/<domain>/<slot>-<sha256>``: the id of the domain in hex, the
+SHA-256 of the stored bytes, and the slot ``<chain>-<first>-<last>-<until>``: the ULID of the chain, the numbers of its
+first and last segment (10 digits), and the moment that the last one reaches, in milliseconds since 1970 (13 digits). It
+is sealed for its domain as kind "log" and that slot (seal.py), so a name that was made up does not open.
+
+What is sealed is one segment after the other (integers are big-endian)::
+
+    4  length of the head
+    n  the head: JSON, sorted keys (Head)
+    4  length of the body
+    m  the body: one zstd frame of the page numbers, 4 bytes each, and the pages
+
+Each second may make an object, so they are folded: 32 in a row become one, and 32 of those again, as long as the result
+is not too large. The new object is durable before the old ones go; a reader that meets both takes the longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import zstandard
+
+from dbguardd.errors import Damaged, ObjectMissing
+from dbguardd.flow import Facts, Segment
+from dbguardd.repository.clock import ulid
+from dbguardd.repository.frames import decompress
+from dbguardd.repository.model import encode, moment, rfc3339
+from dbguardd.repository.records import Records
+from dbguardd.repository.seal import Domain, Randomness, seal, unseal
+from dbguardd.storage.base import Entry, Storage
+
+FOLD = 32
+FOLDED_BYTES = 8 << 20
+_LENGTH = struct.Struct(">I")
+_NAME = re.compile(r"log/[0-9a-f]{32}/(([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13}))-([0-9a-f]{64})")
+_LEVEL = 3
+_LARGEST = 128 << 20  # bytes of the pages of a segment
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One object of a log, by its name: segments `first` to `last` of a chain; `until` is what the last one reaches."""
+
+    name: str
+    chain: str
+    first: int
+    last: int
+    until: datetime
+    size: int
+    stored_at: datetime
+
+    @property
+    def slot(self) -> str:
+        """The place that the object is sealed for."""
+        return self.name.rpartition("/")[2].rpartition("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A log without a gap, or as much of it as is there: pieces that follow one another."""
+
+    id: str
+    pieces: tuple[Piece, ...] = field(repr=False)
+
+    @property
+    def first(self) -> int:
+        return self.pieces[0].first
+
+    @property
+    def last(self) -> int:
+        return self.pieces[-1].last
+
+    @property
+    def until(self) -> datetime:
+        """The moment that it reaches."""
+        return self.pieces[-1].until
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One segment of a chain, as it is stored. `body` is compressed; pages() opens it."""
+
+    number: int
+    at: datetime
+    stream: str
+    since: Facts
+    until: Facts
+    page_size: int
+    size: int
+    count: int
+    because: str
+    body: bytes = field(repr=False)
+
+    def pages(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield the number of each page and its image. Raises Damaged."""
+        length = self.count * (4 + self.page_size)
+        if length > _LARGEST:
+            raise Damaged(f"segment {self.number}: too large", detail=f"{length} bytes")
+        data = memoryview(decompress(self.body, length, f"segment {self.number}", zstandard.ZstdDecompressor()))
+        for place, (number,) in enumerate(_LENGTH.iter_unpack(data[: 4 * self.count])):
+            start = 4 * self.count + place * self.page_size
+            yield number, data[start : start + self.page_size]
+
+
+class Log:
+    """Reads and writes the log of one database. One process writes it; any number may read."""
+
+    def __init__(self, storage: Storage, records: Records, domain: Domain, randomness: Randomness) -> None:
+        self._storage, self._records, self._domain, self._randomness = storage, records, domain, randomness
+        self._prefix = f"log/{domain.id.hex()}/"
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    def chains(self) -> list[Chain]:
+        """Return what is there by name, oldest first. A chain that lacks something is several of the same id."""
+        found: list[Chain] = []
+        row: list[Piece] = []
+        for piece in sorted(self._pieces(), key=lambda piece: (piece.chain, piece.first, -piece.last)):
+            if row and piece.chain == row[-1].chain and piece.last <= row[-1].last:
+                continue  # folded into the one before
+            if row and (piece.chain != row[-1].chain or piece.first > row[-1].last + 1):
+                found.append(Chain(row[0].chain, tuple(row)))
+                row = []
+            row.append(piece)
+        return [*found, Chain(row[0].chain, tuple(row))] if row else found
+
+    def links(self, chain: Chain, first: int, last: int) -> Iterator[Link]:
+        """Yield the segments `first` to `last` of a chain, in order. Raises Damaged, ObjectMissing."""
+        number, place = first, None
+        for piece in chain.pieces:
+            if number > last or piece.last < number:
+                continue
+            for link in self.open(piece):
+                if link.number < number or link.number > last:
+                    continue
+                if link.number != number or (place is not None and link.since != place):
+                    raise Damaged(f"{piece.name}: segment {link.number} does not follow {number - 1}")
+                number, place = number + 1, link.until
+                yield link
+        if number <= last:
+            raise ObjectMissing(f"the log {chain.id} lacks its segment {number}", detail=f"of {first} to {last}")
+
+    def open(self, piece: Piece) -> list[Link]:
+        """Return the segments in an object. Raises Damaged, ObjectMissing."""
+        data = self._storage.get(piece.name)
+        if hashlib.sha256(data).hexdigest() != piece.name[-64:]:
+            raise Damaged(f"{piece.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
+        _, plain = unseal(self._records.keyring_of(self._domain), "log", piece.slot, data, piece.name)
+        try:
+            links = list(_split(plain))
+        except (KeyError, TypeError, ValueError, struct.error) as error:
+            raise Damaged(f"{piece.name}: not a log of this format", detail=repr(error)) from error
+        if [link.number for link in links] != list(range(piece.first, piece.last + 1)):
+            raise Damaged(f"{piece.name}: other segments are in it than its name says")
+        return links
+
+    def _pieces(self) -> Iterator[Piece]:
+        return (piece for entry in self._storage.list(self._prefix) if (piece := piece_of(entry)) is not None)
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def begin(self, place: Facts, because: str, now: datetime) -> Chain:
+        """Begin a chain at a place in the log of the database; it sorts behind all others."""
+        last = max((chain.id for chain in self.chains()), default="")
+        id = ulid(now, self._randomness, after=last)
+        head = {"because": because, "count": 0, "page_size": 0, "size": 0, "stream": ""}
+        head |= {"at": rfc3339(now), "number": 0, "since": dict(place), "until": dict(place)}
+        return Chain(id, (self._put(id, (0, 0), now, _join(head, b"")),))
+
+    def append(self, chain: Chain, segment: Segment) -> Chain:
+        """Store the next segment; durable and read back on return. Folds what has become many."""
+        number = chain.last + 1
+        head = {
+            "because": "",
+            "number": number,
+            "at": rfc3339(segment.at),
+            "stream": segment.stream,
+            "since": dict(segment.since),
+            "until": dict(segment.until),
+            "page_size": segment.page_size,
+            "size": segment.size,
+            "count": len(segment.numbers),
+        }
+        body = zstandard.ZstdCompressor(level=_LEVEL).compress(_numbers(segment.numbers) + segment.pages)
+        until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
+        piece = self._put(chain.id, (number, number), until, _join(head, body))
+        return self._fold(Chain(chain.id, (*chain.pieces, piece)))
+
+    def _fold(self, chain: Chain) -> Chain:
+        pieces = chain.pieces
+        while True:
+            tail = pieces[-FOLD:]
+            ripe = len(tail) == FOLD and len({_level(piece) for piece in tail}) == 1
+            if not ripe or sum(piece.size for piece in tail) > FOLDED_BYTES:
+                return Chain(chain.id, pieces)
+            plain = b"".join(_join(_head(link), link.body) for piece in tail for link in self.open(piece))
+            whole = self._put(chain.id, (tail[0].first, tail[-1].last), tail[-1].until, plain)
+            for piece in tail:
+                self._storage.delete(piece.name)
+            pieces = (*pieces[:-FOLD], whole)
+
+    def _put(self, chain: str, numbers: tuple[int, int], until: datetime, plain: bytes) -> Piece:
+        milliseconds = int(until.timestamp() * 1000)
+        slot = f"{chain}-{numbers[0]:010d}-{numbers[1]:010d}-{milliseconds:013d}"
+        data = seal(self._domain, "log", slot, plain, self._randomness)
+        name = f"{self._prefix}{slot}-{hashlib.sha256(data).hexdigest()}"
+        self._storage.put(name, data)
+        piece = Piece(name, chain, *numbers, until, len(data), until)
+        self.open(piece)  # as it lies there now: its hash, its seal and what is in it
+        return piece
+
+    def forget(self, pieces: Sequence[Piece]) -> None:
+        """Delete objects, oldest first: what is left is always a log without a gap."""
+        for piece in pieces:
+            self._storage.delete(piece.name)
+
+
+def piece_of(entry: Entry) -> Piece | None:
+    """Read the name of an object; None if it is not that of a log."""
+    found = _NAME.fullmatch(entry.name)
+    if found is None:
+        return None
+    _, chain, first, last, until, _ = found.groups()
+    moment = datetime.fromtimestamp(int(until) / 1000, UTC)
+    return Piece(entry.name, chain, int(first), int(last), moment, entry.size, entry.modified_at)
+
+
+def _level(piece: Piece) -> int:
+    return ((piece.last - piece.first + 1).bit_length() - 1) // (FOLD.bit_length() - 1)
+
+
+def _numbers(numbers: Sequence[int]) -> bytes:
+    return struct.pack(f">{len(numbers)}I", *numbers)
+
+
+def _head(link: Link) -> dict[str, Any]:
+    plain = {name: getattr(link, name) for name in ("number", "stream", "page_size", "size", "count", "because")}
+    return {**plain, "at": rfc3339(link.at), "since": dict(link.since), "until": dict(link.until)}
+
+
+def _join(head: Mapping[str, Any], body: bytes) -> bytes:
+    raw = encode(head)
+    return b"".join((_LENGTH.pack(len(raw)), raw, _LENGTH.pack(len(body)), body))
+
+
+def _split(plain: bytes) -> Iterator[Link]:
+    at = 0
+
+    def taken() -> bytes:
+        nonlocal at
+        (length,) = _LENGTH.unpack_from(plain, at)
+        at += 4 + length
+        if at > len(plain):
+            raise ValueError("it is too short")
+        return plain[at - length : at]
+
+    while at < len(plain):
+        head, body = json.loads(taken()), taken()
+        yield Link(**{**head, "at": moment(head["at"])}, body=body)

@@ -217,6 +217,47 @@ KINDS: tuple[Kind, ...] = (
     Kind("job.started", "debug", "{action} runs[, attempt {attempt}]", "A job runs."),
     Kind("library.said", "warning", "{logger}: {text}", "A library that dbguard uses has something to say."),
     Kind(
+        "log.begun", "warning", "its log is followed anew: {because}[; it was stored up to {stored_until_at}]",
+        "The log of a database is followed; what was committed before, since it was last stored, is in no log.",
+        title="A log could not be continued",
+        meaning="Until now the log of {database} was stored up to the moment that is named, and from now on it is "
+                "stored again. What was committed in between is in the live database, but no moment between can be "
+                "restored. A backup is made at once, and any second after it can be restored.",
+        advice=("See what can be restored:  dbguardctl list {database}",),
+    ),
+    Kind(
+        "log.begun", "info", "its log is followed[, without a gap since {begun_at}]",
+        variant="continued", when={"continued": True},
+    ),
+    Kind(
+        "log.begun", "info", "its log is followed from now on",
+        variant="first", when={"stored_until_at": None},
+    ),
+    Kind(
+        "log.crashed", "error", "its log is not followed because of a bug",
+        "The log of a database is not followed because of a bug; the log has its trace.",
+        title="A log is not followed because of a bug",
+        meaning="What is committed to {database} is not stored before the next backup. It is tried again.",
+        advice=("Keep this entry with its trace, and report it.",),
+    ),
+    Kind(
+        "log.forgotten", "info", "{objects:object} of its log are older than keep_log: deleted[, {bytes}]",
+        "What is older than keep_log was deleted from the log of a database.",
+    ),
+    Kind(
+        "log.interrupted", "warning", "its log is not followed: {problem} ({code})[. {detail}]",
+        "The log of a database is not followed any more; it is tried again.",
+        title="A log is not followed",
+        meaning="What is committed to {database} from now on is not stored before the log is followed again, or the "
+                "next backup is made. The application is not affected.",
+        advice=("See whether it goes on:  dbguardctl status {database}",
+                "See what happened:       dbguardctl log {database}"),
+    ),
+    Kind(
+        "log.unreadable", "warning", "the end of its log in the storage cannot be read: {problem}",
+        "The end of a log in the storage cannot be read; it is begun anew.",
+    ),
+    Kind(
         "parent.unreadable", "warning", "backup {backup} cannot build upon the one before: {problem} ({code})",
         "A backup could not build upon the one before, and stores more than it would.",
         title="A backup could not build upon the one before",

@@ -71,10 +71,10 @@ class Segment:
     """A stretch of a database's log: the newest image of each page that its commits changed.
 
     `since` and `until` are places in the log: what the engine needs to find them again, and at least a `round` (text)
-    and a `position` (a number): in one round of the log, what was committed later has the higher one. Every commit that had returned before `at`
-    (UTC) is in this segment or one before. The images are those of the pages of the paged stream `stream` with these
-    ascending `numbers` (from 1), `page_size` bytes each. `size` is what the stream has afterwards, in bytes; 0 in the
-    middle of a transaction.
+    and a `position` (a number): in one round of the log, what was committed later has the higher one. Every commit that
+    had returned before `at` (UTC) is in this segment or one before. The images are those of the pages of the paged
+    stream `stream` with these ascending `numbers` (from 1), `page_size` bytes each. `size` is what the stream has
+    afterwards, in bytes; 0 in the middle of a transaction.
     """
 
     stream: str

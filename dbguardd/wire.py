@@ -258,6 +258,7 @@ class DatabaseStatus:
     problem: dict[str, Any] | None
     attention: list[str]
     hints: list[str]
+    continuous: bool = False  # its log is followed: recoverable_to_at is then the end of what is stored of that
 
 
 @dataclass(slots=True)

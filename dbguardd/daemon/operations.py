@@ -13,6 +13,7 @@ from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
 from dbguardd.daemon.around import Look
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock
+from dbguardd.daemon.following import Following
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.notify import Notify
@@ -37,6 +38,7 @@ class Operations:
     inforce: InForce
     runner: Runner
     scheduler: Scheduler
+    following: Following
     views: Views
     look: Look
     host: str
@@ -56,6 +58,7 @@ class Operations:
     def replan(self, target: str | None = None) -> None:
         """Look again when jobs are next."""
         self.scheduler.reconsider(target)
+        self.following.reconsider()
         self.nudge.ring()
 
     def reload(self) -> None:
@@ -96,6 +99,7 @@ class Operations:
                 self.index(name)
         if at_start:
             self._go_on()
+        self.following.reconsider()
         self.nudge.ring()
 
     def _go_on(self) -> None:

@@ -11,6 +11,7 @@ from functools import cache
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Summary, to_moment, to_text
 from dbguardd.catalog.effects import recovery
+from dbguardd.daemon.following import Following
 from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce, dated, opener
 from dbguardd.daemon.runner import Runner
@@ -48,6 +49,7 @@ class Views:
     inforce: InForce
     runner: Runner
     scheduler: Scheduler
+    following: Following
     gauge: Gauge
     host: str
     machine_id: str  # for the jitter
@@ -225,6 +227,7 @@ class Views:
         gone = away or lost(guarded.storage[0])
         active, ahead = self.runner.active(name), self.scheduler.next_run(name, ("backup", "verify"))
         rpo, rto = guarded.objective.rpo, guarded.objective.rto
+        logged, unfollowed = self._logged(name, proven), self.following.problem(name)
         facts = Facts(
             name=name,
             backups=summary.count,
@@ -232,7 +235,8 @@ class Views:
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
             failed=summary.failed,
-            recoverable_to_at=_moment(proven.created_at if proven else None),
+            recoverable_to_at=_moment(logged or (proven.created_at if proven else None)),
+            log_problem=unfollowed.message if unfollowed else "",
             restore_seconds=proven.restore_seconds if proven else None,
             rpo=rpo,
             rto=rto,
@@ -269,11 +273,20 @@ class Views:
             row = _unrecoverable(row)
         return replace(
             row,
+            recoverable_to_at=(logged if row.recoverable_to_at else None) or row.recoverable_to_at,
+            continuous=guarded.continuous,
             rpo_seconds=rpo.total_seconds() if rpo else None,
             rto_seconds=rto.total_seconds() if rto else None,
             paused_until_at=pause.until_at if pause else None,
             running_job=active.id if active else None,
         )
+
+    def _logged(self, name: str, proven: BackupRow | None) -> str | None:
+        """Up to when the log is stored that goes on from the backup that was proven last."""
+        reach = self.following.reach(name)
+        if reach is None or reach.until_at is None or proven is None or proven.created_at < reach.begun_at:
+            return None
+        return max(reach.until_at, proven.created_at)
 
     def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 from dbguardd.catalog import Entry, Who
 from dbguardd.daemon import house
-from dbguardd.daemon.around import Log, Look, RunWorker, Surroundings
+from dbguardd.daemon.around import Log, Look, OnMessage, RunWorker, Surroundings
 from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock, new_id
+from dbguardd.daemon.following import Following
 from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.notify import Notify
@@ -93,7 +94,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         around = Surroundings(
-            run_worker=setup.run_worker,
+            run_worker=self._run_worker,
             terms=inforce.terms,
             now=setup.clock.now,
             new_id=new_id,
@@ -104,7 +105,8 @@ class Supervisor:
         runner = Runner(books.catalog, books.audit, around, inforce.policy.daemon.max_jobs)
         scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, runner.diary)
         host = (setup.host, setup.machine_id)
-        views = Views(books.catalog, inforce, runner, scheduler, self._gauge, *host, books.notes)
+        following = Following(books.catalog, inforce, around, runner)
+        views = Views(books.catalog, inforce, runner, scheduler, following, self._gauge, *host, books.notes)
         self._do = Operations(
             catalog=books.catalog,
             audit=books.audit,
@@ -112,6 +114,7 @@ class Supervisor:
             inforce=inforce,
             runner=runner,
             scheduler=scheduler,
+            following=following,
             views=views,
             look=setup.look,
             host=setup.host,
@@ -131,7 +134,7 @@ class Supervisor:
         try:
             api = await self._setup.serve(Service(self._do))
         except BaseException:
-            await runner.stop(STOP_SECONDS)  # jobs may run already, and their ends need the catalog
+            await self._rest()  # jobs may run already, and their ends need the catalog
             raise
         self._listen_to_signals()
         diary.note("daemon.ready", None, {"databases": len(self._do.inforce.policy.names()), "pid": os.getpid()})
@@ -142,7 +145,7 @@ class Supervisor:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
             diary.note("daemon.stopping", None, {})
             self._notify.stopping(STOP_SECONDS + 30)
-            await runner.stop(STOP_SECONDS)
+            await self._rest()
         finally:
             await api.close()
             broken = [task for task in tasks if task.done() and not task.cancelled() and task.exception()]
@@ -153,6 +156,16 @@ class Supervisor:
             diary.log("daemon.broken", {"problem": repr(task.exception())})
             await task  # raises
         diary.log("daemon.stopped", {})
+
+    async def _rest(self) -> None:
+        """Let all workers come to an end."""
+        await asyncio.gather(self._do.following.stop(), self._do.runner.stop(STOP_SECONDS))
+
+    async def _run_worker(
+        self, spec: Mapping[str, Any], on_message: OnMessage, cancel: asyncio.Event, /, *, stall_timeout: float
+    ) -> dict[str, Any]:
+        async with self._do.following.undisturbed(spec):
+            return await self._setup.run_worker(spec, on_message, cancel, stall_timeout=stall_timeout)
 
     def stop(self) -> None:
         """End the life as a signal would."""

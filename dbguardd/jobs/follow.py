@@ -57,7 +57,13 @@ class Shipping:
         before = None if self._chain is None else instant(self._chain.until)
         if not continued or self._chain is None:
             self._chain = self._log.begin(place, because, self._run.now())
-        facts = {"chain": self._chain.id, "continued": continued, "because": because, "stored_until_at": before}
+        facts = {
+            "chain": self._chain.id,
+            "begun_at": instant(self._chain.begun_at),
+            "continued": continued,
+            "because": because,
+            "stored_until_at": before,
+        }
         self._run.report("log.begun", database=self._run.name, at=instant(self._run.now()), **facts)
 
     def ship(self, segment: Segment) -> None:

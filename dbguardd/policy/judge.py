@@ -215,19 +215,28 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
     if gaps is None or gaps[1] > _ALMOST_NEVER:
         what = f'database "{name}": backup = "{guarded.backup.text}" runs less than once a year'
         yield _warning("rare", what, *where("backup"))
-    elif rpo is not None and rpo < gaps[1]:
+    elif rpo is not None and rpo < gaps[1] and not guarded.continuous:
         what = (
             f'database "{name}": rpo {format_duration(rpo)} cannot be met: '
             f'backup = "{guarded.backup.text}" leaves {format_duration(gaps[1])} between two backups'
         )
         yield _warning("rpo", what, *where("objective"), hint="back up more often, or promise less")
+    if guarded.continuous and guarded.method != "pages":
+        what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'
+        yield _error("bad-value", what, *where("continuous"))
     if guarded.verify == "off":
         what = f'database "{name}": verify = "off": no backup will ever be proven'
         if guarded.proof.queries:
             what += ", and its proof queries are never asked"
         yield _warning("never-proven", what, *where("verify"))
     verify = guarded.verify
-    if isinstance(verify, Schedule) and rpo is not None and (proofs := verify.gaps()) and rpo < proofs[1]:
+    if (
+        isinstance(verify, Schedule)
+        and rpo is not None
+        and not guarded.continuous
+        and (proofs := verify.gaps())
+        and rpo < proofs[1]
+    ):
         what = f'database "{name}": rpo {format_duration(rpo)} cannot be met: a backup is proven only "{verify.text}"'
         yield _warning("rpo", what, *where("verify"), hint='verify = "after-backup" proves each one')
     if keep.last == 0 and keep.hourly == 0 and keep.daily == 0 and not keep.empty and keep.within is None:

@@ -222,6 +222,10 @@ class Settings(Table):
     """which backups stay: counts of last, hourly, daily, weekly, monthly, yearly; or all `within` a duration"""
     min_proven: Annotated[int, Field(ge=1, le=100)] = 2
     """so many of the newest proven backups are never deleted, whatever `keep` says"""
+    continuous: bool = False
+    """follow the log of the database: what is committed is stored within a second, and any second can be restored"""
+    keep_log: Length = timedelta(days=7)
+    """for how long that log stays; what is older can be restored as the backups that `keep` asks for"""
     full_every: Length | None = None
     """store every page again when the newest full backup is older than this; without it, as the repository sees fit"""
     storage: Names = ("local",)

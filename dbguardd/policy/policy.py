@@ -154,6 +154,8 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
             "within_seconds": None if keep.within is None else keep.within.total_seconds(),
         },
         "min_proven": guarded.min_proven,
+        "continuous": guarded.continuous,
+        "keep_log_seconds": guarded.keep_log.total_seconds(),
         "timezone": str(guarded.timezone),
         "queries": [query.model_dump() for query in guarded.proof.queries],
         "keep_plain": {"count": plain.count if plain else 0, "path": plain.path if plain else ""},

@@ -1,8 +1,9 @@
 """A repository: the encrypted, deduplicated backups in one storage. Only what is here is used from outside.
 
 Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (the books), saving.py and tree.py
-(backups in and out), log.py and moment.py (what lies between them), packs.py and frames.py (bytes), tombs.py and sweep.py (giving space back), check.py (damage). The
-format is described byte by byte in dbguard-repository(5); recover.py reads it without anything else of dbguard.
+(backups in and out), log.py and moment.py (what lies between them), packs.py and frames.py (bytes), tombs.py and
+sweep.py (giving space back), check.py (damage). The format is described byte by byte in dbguard-repository(5);
+recover.py reads it without anything else of dbguard.
 """
 
 from __future__ import annotations

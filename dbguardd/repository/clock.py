@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dbguardd.errors import ClockDoubt, NoSpace
@@ -70,12 +70,21 @@ def ulid(now: datetime, randomness: Randomness, after: str = "") -> str:
 
     It sorts behind the ULID `after`, whatever the clock says.
     """
-    last = 0
-    for letter in after[:10]:
-        last = last << 5 | _ALPHABET.index(letter)
-    milliseconds = max(int(now.timestamp() * 1000), last + 1)
+    milliseconds = max(int(now.timestamp() * 1000), _milliseconds(after) + 1)
     value = milliseconds << 80 | int.from_bytes(randomness(10), "big")
     return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def born(id: str) -> datetime:
+    """Return the moment that a ULID is of."""
+    return datetime.fromtimestamp(_milliseconds(id) / 1000, UTC)
+
+
+def _milliseconds(id: str) -> int:
+    found = 0
+    for letter in id[:10]:
+        found = found << 5 | _ALPHABET.index(letter)
+    return found
 
 
 def storage_time(storage: Storage, now: datetime, randomness: Randomness) -> datetime:

@@ -32,7 +32,7 @@ import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
 from dbguardd.flow import Facts, Segment
-from dbguardd.repository.clock import ulid
+from dbguardd.repository.clock import born, ulid
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
 from dbguardd.repository.records import Records
@@ -84,6 +84,11 @@ class Chain:
     def until(self) -> datetime:
         """The moment that it reaches."""
         return self.pieces[-1].until
+
+    @property
+    def begun_at(self) -> datetime:
+        """When it was begun."""
+        return born(self.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ _ORDER = (Health.FAILING, Health.LATE, Health.UNPROVEN, Health.PAUSED, Health.OR
 class Facts:
     """What is known of one database. Unknown is None; times are UTC.
 
-    `recoverable_to_at`: when the newest proven backup was made. `interval`: the longest planned time between two
-    backups, or between two proofs if that is longer. `overdue_since_at`: the planned time of a run that is later than
-    its window. `failures`: backups or verifications that failed since the last one that did not.
+    `recoverable_to_at`: when the newest proven backup was made, or up to when the log since then is stored. `interval`:
+    the longest planned time between two backups, or between two proofs if that is longer. `overdue_since_at`: the
+    planned time of a run that is later than its window. `failures`: backups or verifications that failed since the last
+    one that did not.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Facts:
     failing_since_at: datetime | None = None
     problem: str = ""
     failed_job: str = ""
+    log_problem: str = ""  # why its log is not followed, although it should be
     paused: bool = False
     paused_until_at: datetime | None = None
     key: str = "main"
@@ -107,6 +109,9 @@ def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
         yield _unproven(facts)
     else:
         yield from _late(facts, now, facts.recoverable_to_at)
+    if facts.log_problem:
+        what = f"{name}: its log is not followed now: {facts.log_problem.removeprefix(f'{name}: ')}"
+        yield _Point(Health.LATE, what, f"dbguardctl log {name}")
     if facts.overdue_since_at is not None and not facts.paused:
         what = f"{name}: overdue, it should have run at {_utc(facts.overdue_since_at)}"
         yield _Point(Health.LATE, what, f"dbguardctl job list --database {name}")

@@ -1,7 +1,8 @@
 """SQLite: a file, copied raw beside its users and proven through SQLite.
 
 Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, wal and rollback (the
-copy), follow (its log), content (the fingerprint), script (SQL text), publish and examine (restore and its proof), pour (in place).
+copy), follow and keep (its log), content (the fingerprint), script (SQL text), publish and examine (restore and its
+proof), pour (in place).
 """
 
 from __future__ import annotations

@@ -130,15 +130,14 @@ class Follower:
             because = "the log was not followed before" if since is None else "the log begins after what was read of it"
             self._ship.begin(here.facts(), continued=False, because=because)
         while True:
-            at, fresh = datetime.now(UTC), self._look()
-            self._ship.reached(at)
-            if fresh:
+            began, at = time.monotonic(), datetime.now(UTC)
+            if self._look():
                 self._renew()
             if self._place.frames >= self._pace.turn_frames and time.monotonic() >= self._next_turn:
                 self._turn()
-            elif not fresh:
-                time.sleep(self._pace.look_seconds)
             self._check_files()
+            self._ship.reached(at)
+            time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
     def _has(self, since: Place, index: locks.Index) -> bool:
         """Say if the log has the very frame that was read last, and so all after it."""
@@ -160,9 +159,12 @@ class Follower:
         return fresh
 
     def _begin_anew(self, index: locks.Index) -> None:
-        """Go to the start of the next round of the log. Raises LogBroken if there may have been one between."""
+        """Go to the start of the next round of the log. Raises LogBroken if there may have been one between.
+
+        A log that was empty gets new salts with its first frame, and nothing can be missed of it.
+        """
         rounds = (int.from_bytes(index.salts[:4], "big") - int.from_bytes(self._place.salts[:4], "big")) % (1 << 32)
-        if rounds != 1:
+        if rounds != 1 and self._place.frames:
             raise LogBroken(f"{self._live.path}: its log began anew {rounds} times since it was read")
         self._place = Place(index.salts, 0, b"")
 

@@ -1,0 +1,217 @@
+"""Follows logs: one worker for each database with `continuous = true` that has a backup, as long as the daemon lives.
+
+A follower that ends is started again, later each time. When a log could not be continued, the backup that the new one
+begins with is made at once: until then nothing after the gap can be restored to the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dbguardd.catalog import Catalog, Who, to_text
+from dbguardd.daemon.around import Surroundings
+from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.live import Order
+from dbguardd.daemon.runner import Runner
+from dbguardd.errors import Busy, GuardError, Internal
+from dbguardd.wire import REQUESTS, to_json
+
+FOLLOWER = Who("follower")
+_STALL_SECONDS = 120.0
+_WAIT_SECONDS = 1.0, 60.0
+_KEEP_SECONDS = 30.0
+_BASE_SECONDS = 300.0  # between two backups that a broken log asks for
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far the log of a database is stored: any second since a backup of that chain, up to `until_at`."""
+
+    chain: str
+    begun_at: str
+    until_at: str | None
+    segment: int = 0
+
+
+@dataclass(slots=True)
+class Follower:
+    """One worker that follows, and what it was told."""
+
+    spec: Facts
+    cancel: asyncio.Event
+    task: asyncio.Task[None] | None = None
+    problem: GuardError | None = None
+    kept: float = 0.0
+
+
+class Following:
+    """All followers of this daemon. Use it from the thread of the event loop."""
+
+    def __init__(self, catalog: Catalog, inforce: InForce, around: Surroundings, runner: Runner) -> None:
+        self._catalog, self._inforce, self._around, self._runner = catalog, inforce, around, runner
+        self._followers: dict[str, Follower] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._quiet: set[str] = set()
+        self._reached: dict[str, Reach] = {}
+        self._bases: set[str] = set()  # databases whose log needs a backup to begin with
+        self._next_base: dict[str, float] = {}  # not before then
+        self._open = True
+
+    # ------------------------------------------------------------------------------------------ what is known
+
+    def reach(self, name: str) -> Reach | None:
+        """How far the log of a database is stored, as far as this or an earlier daemon has heard."""
+        if name not in self._reached:
+            with suppress(KeyError, TypeError, ValueError):
+                self._reached[name] = Reach(**json.loads(self._catalog.settings.get(f"log:{name}") or ""))
+        return self._reached.get(name)
+
+    def problem(self, name: str) -> GuardError | None:
+        """What keeps the log of a database from being followed just now."""
+        follower = self._followers.get(name)
+        return None if follower is None else follower.problem
+
+    # ------------------------------------------------------------------------------------------ life
+
+    def reconsider(self) -> None:
+        """Start and stop followers as the policy, the pauses and the backups say now."""
+        wanted = self._wanted() if self._open else {}
+        for name, follower in list(self._followers.items()):
+            if follower.spec != wanted.get(name):
+                self._end(name)
+        for name, spec in wanted.items():
+            if name not in self._followers:
+                follower = self._followers[name] = Follower(spec, asyncio.Event())
+                task = asyncio.get_running_loop().create_task(self._follow(name, follower), name=f"follow-{name}")
+                follower.task = task
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+
+    async def stop(self) -> None:
+        """End all followers; what they stored last is written down."""
+        self._open = False
+        self.reconsider()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    @asynccontextmanager
+    async def undisturbed(self, spec: Facts) -> AsyncIterator[None]:
+        """Have nobody follow the log of a database while a job replaces it: a follower is one of its users."""
+        request, name = spec["request"], str((spec["database"] or {}).get("name", ""))
+        replaces = spec["verb"] == "undo" or (request.get("in_place") and not request.get("dry_run"))
+        if not replaces or name not in self._followers:
+            yield
+            return
+        self._quiet.add(name)
+        task = self._followers[name].task
+        self.reconsider()
+        try:
+            if task is not None:
+                await asyncio.wait([task])
+            yield
+        finally:
+            self._quiet.discard(name)
+            self.reconsider()
+
+    def _wanted(self) -> dict[str, Facts]:
+        """The specs of the databases that are to be followed, by name."""
+        paused = self._catalog.pauses.active(to_text(self._around.now()))
+        found: dict[str, Facts] = {}
+        for name in self._inforce.policy.names():
+            if not self._inforce.policy.guarded(name).continuous or name in paused or name in self._quiet:
+                continue
+            if self._catalog.backups.summary(name).newest is None:
+                continue  # the first backup makes the repository, and shows that the database can be read
+            with suppress(GuardError):  # as for a backup, which tells it
+                terms = self._around.terms(Order("follow", {"database": name}, FOLLOWER, name))
+                seen = self._catalog.settings.get(f"repository:{terms.storage}")
+                found[name] = {**terms.spec, "storage": {**terms.spec["storage"], "repository_id": seen}}
+        return found
+
+    def _end(self, name: str) -> None:
+        self._followers.pop(name).cancel.set()
+
+    # ------------------------------------------------------------------------------------------ one follower
+
+    async def _follow(self, name: str, follower: Follower) -> None:
+        wait, cancel = _WAIT_SECONDS[0], follower.cancel
+        while not cancel.is_set():
+            began = asyncio.get_running_loop().time()
+            error = await self._once(name, follower)
+            self._keep(name)
+            if cancel.is_set():
+                return
+            if follower.problem is None or follower.problem.message != error.message:
+                self._runner.diary.note("log.interrupted", name, {"problem": error.problem()})
+            follower.problem = error
+            lived = asyncio.get_running_loop().time() - began
+            wait = _WAIT_SECONDS[0] if lived > _WAIT_SECONDS[1] else min(2 * wait, _WAIT_SECONDS[1])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await cancel.wait()
+
+    async def _once(self, name: str, follower: Follower) -> GuardError:
+        """Run one worker until it ends, and return why it did."""
+        now = self._around.now()
+        spec = {**follower.spec, "job": self._around.new_id(now), "verb": "follow", "request": {}}
+        spec |= {"actor": FOLLOWER.user, "state": self._around.state}
+        try:
+            await self._around.run_worker(
+                spec,
+                lambda message: self._heard(name, follower, message),
+                follower.cancel,
+                stall_timeout=_STALL_SECONDS,
+            )
+        except GuardError as error:
+            return error
+        except Exception as bug:  # noqa: BLE001 - a bug ends this follower, not the daemon
+            self._runner.diary.log("log.crashed", {"database": name}, bug)
+            return Internal(f"{name}: its log is not followed because of a bug", detail=repr(bug))
+        return Internal(f"{name}: following its log came to an end")
+
+    def _heard(self, name: str, follower: Follower, message: Facts) -> None:
+        if message.get("type") != "report":
+            return
+        event, facts = str(message["event"]), dict(message.get("facts") or {})
+        if event == "log.reached":
+            follower.problem = None
+            before = self._reached[name]
+            self._reached[name] = replace(before, until_at=facts["until_at"], segment=int(facts["segment"]))
+            now = asyncio.get_running_loop().time()
+            if now - follower.kept >= _KEEP_SECONDS and int(facts["segment"]) != before.segment:
+                follower.kept = now
+                self._keep(name)
+            if name in self._bases and now >= self._next_base.get(name, 0.0):
+                self._make_base(name, now)
+            return
+        if event == "log.begun":
+            self._reached[name] = Reach(facts["chain"], facts["begun_at"], facts["stored_until_at"])
+            if not facts["continued"]:
+                self._bases.add(name)
+        self._runner.diary.tell(event, name, None, facts)
+
+    def _keep(self, name: str) -> None:
+        """Write down how far the log is stored, for the next daemon."""
+        if name in self._reached:
+            with suppress(GuardError):
+                self._catalog.settings.put(f"log:{name}", json.dumps(asdict(self._reached[name])))
+
+    def _make_base(self, name: str, now: float) -> None:
+        """Ask for the backup that the log begins with, unless one is just made that began before it."""
+        if self._runner.active(name) is not None:
+            return
+        self._next_base[name] = now + _BASE_SECONDS
+        try:
+            self._runner.submit(Order("backup", to_json(REQUESTS["backup"](name)), FOLLOWER, name))  # type: ignore[call-arg]
+        except Busy:
+            return
+        except GuardError as error:
+            self._runner.diary.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
+            return
+        self._bases.discard(name)

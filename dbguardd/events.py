@@ -254,6 +254,10 @@ KINDS: tuple[Kind, ...] = (
                 "See what happened:       dbguardctl log {database}"),
     ),
     Kind(
+        "log.known", "debug", "{chains:stretch} of its log found in the storage",
+        "The log of a database was found in a storage.",
+    ),
+    Kind(
         "log.unreadable", "warning", "the end of its log in the storage cannot be read: {problem}",
         "The end of a log in the storage cannot be read; it is begun anew.",
     ),

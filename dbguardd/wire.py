@@ -190,6 +190,14 @@ class ExpiredRow:
 
 
 @dataclass(slots=True)
+class Stretch:
+    """A stretch of time of which any moment can be restored, as `list` tells it; what lies between two is a gap."""
+
+    since_at: str
+    until_at: str
+
+
+@dataclass(slots=True)
 class JobRow:
     """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
 

@@ -100,13 +100,15 @@ def reload(session: Session) -> None:
 @click.command(cls=Command)
 @click.argument("path", metavar="PATH", type=click.Path(readable=False))  # the daemon reads it
 @text_option("--name", metavar="NAME", help="Name of the database; otherwise made from the path.")
+@click.option("--continuous", is_flag=True, help="Follow its log as well: any second can be restored.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @pass_session
-def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
+def protect(session: Session, path: str, name: str, continuous: bool, dry_run: bool) -> int:
     """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
     if not path:
         raise Usage("protect: the path is empty", hints=["dbguardctl protect PATH"])
     body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
+    body |= {"continuous": True} if continuous else {}
     answer = session.daemon.post("protect", body=body)
     if not session.json:
         session.out.show(protected(answer, whole=dry_run or session.verbose))

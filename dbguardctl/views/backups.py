@@ -40,6 +40,7 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     tally = f"{count(len(rows), 'backup')}, {proven} proven, from {oldest} to {newest}"
     blocks: list[Block] = [
         text(Cell(name, "strong"), f" \N{MIDDLE DOT} {rows[0]['engine']} \N{MIDDLE DOT} {tally}"),
+        *_log(answer.get("log") or [], zone),
         text(f"Times are {zone_name(now, zone)}."),
         Line(),
     ]  # fmt: skip
@@ -63,6 +64,16 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     if len(rows) > len(shown):
         blocks.append(text(f"{len(rows) - len(shown)} older: ", Cell(f"dbguardctl list {name} --all", "try")))
     return blocks + gone
+
+
+def _log(rows: list[Json], zone: tzinfo | None) -> list[Block]:
+    """Return which moments between the backups can be restored, and what was missed."""
+    blocks: list[Block] = []
+    for number, row in enumerate(rows):
+        gap = "; what was committed between is in no log" if number else ""
+        lead = "and any" if number else "Any second can be restored"
+        blocks.append(text(f"{lead} from {absolute(row['since_at'], zone)} to {absolute(row['until_at'], zone)}{gap}."))
+    return blocks
 
 
 def _expired(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import findings
-from dbguardd.words import absolute, size, span
+from dbguardd.words import absolute, count, size, span
 
 Json = dict[str, Any]
 
@@ -27,10 +27,11 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     free = f", {size(plan['free_bytes'])} are free" if plan.get("free_bytes") is not None else ""
     rows: list[tuple[Cell | str, ...]] = [
         ("from", f"backup {plan.get('backup')}, {sure}"),
+        *([("and", f"{count(plan['segments'], 'segment')} of its log")] if plan.get("segments") else []),
         ("to", f"{place}   {untouched}"),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
         ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
-        ("do it", Cell(command(row, str(plan.get("backup") or "")), "try")),
+        ("do it", Cell(command(row, plan), "try")),
     ]
     if not plan.get("in_place"):
         more = Cell("... --in-place", "try")
@@ -43,10 +44,11 @@ def _warnings(plan: Json) -> list[Block]:
     return [text(Cell("note  ", "warn"), str(line), indent=2) for line in plan.get("warnings") or ()]
 
 
-def command(row: Json, backup: str) -> str:
-    """Return the command that does what a dry run has planned, with the very backup that was found."""
+def command(row: Json, plan: Json) -> str:
+    """Return the command that does what a dry run has planned: the very backup, or the very moment."""
     asked = row["request"]
-    words = ["dbguardctl", "restore", str(row["database"]), "--id", backup]
+    which = ["--at", str(plan["created_at"])] if plan.get("segments") else ["--id", str(plan.get("backup") or "")]
+    words = ["dbguardctl", "restore", str(row["database"]), *which]
     if asked.get("to"):
         words += ["--to", _quoted(str(asked["to"]))]
     return " ".join(words + (["--in-place"] if asked.get("in_place") else []))

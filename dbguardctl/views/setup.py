@@ -46,9 +46,15 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
     if row["last_proven_at"]:
         takes = f", and a restore takes about {span(row['restore_seconds'])}" if row["restore_seconds"] else ""
         goal = f" You could lose at most {span(row['rpo_seconds'])}." if row["rpo_seconds"] else ""
+        if row["continuous"]:
+            goal = " Its log is followed: you could lose about a second."
         again = f" The next backup is {ahead(row['next_run_at'], now, zone)}{takes}." if row["next_run_at"] else ""
         blocks.append(text(Cell("safe", "good"), "      ", Cell(f"{name} is protected.", "strong"), goal, again))
     blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
+    if row["continuous"]:
+        blocks.append(
+            text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at '5 min ago' --to PLACE", "try"))
+        )
     for key in answer["keys"]:
         if not key["recovery"]:
             blocks.append(text(Cell("NOW       ", "warn"), "save your recovery key somewhere else: ",

@@ -65,6 +65,7 @@ class Protect:
     path: str = field(metadata={"help": "where the database lies"})
     name: str = field(default="", metadata={"help": "what to call it; made from the path if not given"})
     dry_run: bool = field(default=False, metadata={"help": "say what would be written, and write nothing"})
+    continuous: bool = field(default=False, metadata={"help": "follow its log, so that any second can be restored"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ def backups(ask: Ask) -> Json:
         for row in listed:
             row["kept_because"] = []
     expired = to_json(ask.service.expired(ask.path["name"])) if ask.query["all"] else []
-    return {"database": ask.path["name"], "backups": listed, "expired": expired}
+    log = to_json(ask.service.coverage(ask.path["name"]))
+    return {"database": ask.path["name"], "backups": listed, "expired": expired, "log": log}
 
 
 def show(ask: Ask) -> Json:

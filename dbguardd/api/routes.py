@@ -67,7 +67,10 @@ def _openapi(ask: Ask) -> Json:
 
 _WAIT = Param("wait", float, "seconds to wait for the end of the job", 0.0, 0, 600)
 _JOB = {"job": wire.JobRow}
-_BACKUPS = {"database": str, "backups": list[wire.BackupRow], "expired": list[wire.ExpiredRow]}
+_BACKUPS = {
+    **{"database": str, "backups": list[wire.BackupRow], "expired": list[wire.ExpiredRow]},
+    "log": list[wire.Stretch],
+}
 _DATABASE = Param("database", str, "only of this database")
 _AFTER = Param("after", int, "only what came after this id", 0, 0)
 _LIMIT = Param("limit", int, "at most so many", 100, 1, 10_000)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status
+from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, Stretch
 
 Json = dict[str, Any]
 
@@ -38,6 +38,9 @@ class Service(Protocol):
 
     def backups(self, database: str) -> list[BackupRow]:
         """The backups of one database, newest first, with what keeps each. Raises NotFound."""
+
+    def coverage(self, database: str) -> list[Stretch]:
+        """The stretches of time of which any moment of a database can be restored, oldest first."""
 
     def expired(self, database: str) -> list[ExpiredRow]:
         """The backups that the policy gave up and that are not yet deleted, newest first."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dbguardd.catalog import coverage
 from dbguardd.catalog.backups import Backups
 from dbguardd.catalog.marks import HoldRow, Holds, ProofRow, Proofs
 from dbguardd.catalog.state import Settings
@@ -17,6 +18,8 @@ from dbguardd.wire import BackupRow, Grade
 Facts = Mapping[str, Any]
 
 _NAMES = {field.name for field in fields(BackupRow)} - {"kept_because", "expires_at", "holds", "verified_at"}
+
+_COVERED = ("chain", "since_at", "until_at")
 
 _PROOF_NAMES = frozenset(("id", "database", "grade", "restore_seconds", "failure", "verified_at", "proven_at"))
 
@@ -52,6 +55,8 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", at)
         case "restore.kept" | "restore.done" if "database" in facts:
             settings.put(f"replacing:{facts['database']}", "")
+        case "log.begun" | "log.forgotten" | "log.known":
+            _remember_log(settings, event, facts)
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
             settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)
@@ -62,6 +67,19 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"recovery:{facts['key']}", json.dumps(left))
         case "recovery.known":
             _recoverable(settings, str(facts["key"]), [str(recipient) for recipient in facts["recipients"]])
+
+
+def _remember_log(settings: Settings, event: str, facts: Facts) -> None:
+    database = str(facts["database"])
+    match event:
+        case "log.begun":
+            row = coverage.Covered(str(facts["chain"]), str(facts["begun_at"]), str(facts["at"]))
+            coverage.begin(settings, database, row)
+        case "log.forgotten":
+            coverage.forget(settings, database, str(facts["until_at"]))
+        case "log.known":
+            rows = [coverage.Covered(**{name: str(row[name]) for name in _COVERED}) for row in facts["chains"]]
+            coverage.write(settings, database, rows)
 
 
 def _recoverable(settings: Settings, key: str, recipients: list[str]) -> None:

@@ -7,13 +7,12 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dbguardd.catalog import Catalog, Who, to_text
+from dbguardd.catalog import Catalog, Who, coverage, to_text
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
@@ -30,16 +29,6 @@ _BASE_SECONDS = 300.0  # between two backups that a broken log asks for
 Facts = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How far the log of a database is stored: any second since a backup of that chain, up to `until_at`."""
-
-    chain: str
-    begun_at: str
-    until_at: str | None
-    segment: int = 0
-
-
 @dataclass(slots=True)
 class Follower:
     """One worker that follows, and what it was told."""
@@ -48,6 +37,9 @@ class Follower:
     cancel: asyncio.Event
     task: asyncio.Task[None] | None = None
     problem: GuardError | None = None
+    chain: str = ""
+    until_at: str = ""
+    segment: int = 0
     kept: float = 0.0
 
 
@@ -59,19 +51,21 @@ class Following:
         self._followers: dict[str, Follower] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._quiet: set[str] = set()
-        self._reached: dict[str, Reach] = {}
         self._bases: set[str] = set()  # databases whose log needs a backup to begin with
         self._next_base: dict[str, float] = {}  # not before then
         self._open = True
 
     # ------------------------------------------------------------------------------------------ what is known
 
-    def reach(self, name: str) -> Reach | None:
-        """How far the log of a database is stored, as far as this or an earlier daemon has heard."""
-        if name not in self._reached:
-            with suppress(KeyError, TypeError, ValueError):
-                self._reached[name] = Reach(**json.loads(self._catalog.settings.get(f"log:{name}") or ""))
-        return self._reached.get(name)
+    def covered(self, name: str) -> list[coverage.Covered]:
+        """Which stretches the log of a database covers, up to what was heard just now."""
+        rows, follower = coverage.read(self._catalog.settings, name), self._followers.get(name)
+        if follower is None or not follower.until_at:
+            return rows
+        return [
+            replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
+            for row in rows
+        ]
 
     def problem(self, name: str) -> GuardError | None:
         """What keeps the log of a database from being followed just now."""
@@ -144,7 +138,7 @@ class Following:
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
-            self._keep(name)
+            self._keep(name, follower)
             if cancel.is_set():
                 return
             if follower.problem is None or follower.problem.message != error.message:
@@ -181,26 +175,26 @@ class Following:
         event, facts = str(message["event"]), dict(message.get("facts") or {})
         if event == "log.reached":
             follower.problem = None
-            before = self._reached[name]
-            self._reached[name] = replace(before, until_at=facts["until_at"], segment=int(facts["segment"]))
+            grown, follower.segment = follower.segment != int(facts["segment"]), int(facts["segment"])
+            follower.until_at = str(facts["until_at"])
             now = asyncio.get_running_loop().time()
-            if now - follower.kept >= _KEEP_SECONDS and int(facts["segment"]) != before.segment:
+            if grown and now - follower.kept >= _KEEP_SECONDS:  # an idle database lets the disk rest
                 follower.kept = now
-                self._keep(name)
+                self._keep(name, follower)
             if name in self._bases and now >= self._next_base.get(name, 0.0):
                 self._make_base(name, now)
             return
         if event == "log.begun":
-            self._reached[name] = Reach(facts["chain"], facts["begun_at"], facts["stored_until_at"])
+            follower.chain, follower.until_at = str(facts["chain"]), ""
             if not facts["continued"]:
                 self._bases.add(name)
         self._runner.diary.tell(event, name, None, facts)
 
-    def _keep(self, name: str) -> None:
+    def _keep(self, name: str, follower: Follower) -> None:
         """Write down how far the log is stored, for the next daemon."""
-        if name in self._reached:
+        if follower.until_at:
             with suppress(GuardError):
-                self._catalog.settings.put(f"log:{name}", json.dumps(asdict(self._reached[name])))
+                coverage.reach(self._catalog.settings, name, follower.chain, follower.until_at)
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""

@@ -44,6 +44,15 @@ class Found:
 
     path: str
     what: str
+    wal: bool  # in WAL mode
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for: a name (empty: made from the path), and whether its log is to be followed."""
+
+    name: str = ""
+    continuous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ async def detect(path: str, look: Look) -> Found:
     if not head:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
-    return Found(str(seen["path"]), what)
+    return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2")
 
 
 def _readable(head: bytes) -> bool:
@@ -97,17 +106,25 @@ def _readable(head: bytes) -> bool:
     return False
 
 
-def plan(found: Found, name: str, policy: Policy, policy_file: Path, now: datetime) -> Plan:
+def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: datetime) -> Plan:
     """Plan the drop-in for what was found. Raises Usage if it is guarded already."""
     real = found.path
     for other in policy.names():
         if os.path.realpath(policy.guarded(other).path) == real:
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
-    chosen = choose_name(name, real, policy)
+    if wanted.continuous and not found.wal:
+        raise Unsupported(
+            f"{real}: it has no log to follow (journal mode is not WAL)",
+            detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
+            hints=[f"sqlite3 {_shown(real)} 'PRAGMA journal_mode=WAL'", f"dbguardctl protect {_shown(real)}"],
+        )
+    chosen = choose_name(wanted.name, real, policy)
     file = policy_file.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
         raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
-    text = render_database(chosen, {"engine": "sqlite", "path": real}, now, f"dbguardctl protect {_shown(real)}")
+    settings = {"engine": "sqlite", "path": real, **({"continuous": True} if wanted.continuous else {})}
+    asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
+    text = render_database(chosen, settings, now, asked)
     return Plan(chosen, "sqlite", real, found.what, file, text)
 
 

@@ -21,7 +21,7 @@ from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
 from dbguardd.errors import GuardError, Internal, NotFound, Usage
-from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, to_json
+from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, Stretch, to_json
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -72,6 +72,11 @@ class Service:
     def expired(self, database: str) -> list[ExpiredRow]:
         """The backups that the policy gave up and that are not yet deleted, newest first."""
         return self._catalog.backups.expired(database)
+
+    def coverage(self, database: str) -> list[Stretch]:
+        """The stretches of time of which any moment of a database can be restored, oldest first."""
+        found = self._do.views.coverage(database)
+        return [Stretch(to_text(one.since), to_text(one.until)) for one in found]
 
     def show(self, id: str) -> Json:
         """One backup, job or database in full, by id, by the first characters of an id, or by name."""
@@ -236,7 +241,8 @@ class Service:
         inforce = self._do.inforce
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
         found = await protect.detect(path, self._do.look)
-        plan = protect.plan(found, name, inforce.policy, inforce.path, self._do.now())
+        wanted = protect.Wanted(name, bool(fields.get("continuous")))
+        plan = protect.plan(found, wanted, inforce.policy, inforce.path, self._do.now())
         about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
         if fields.get("dry_run"):
             return {**about, "wrote": None, "would_write": str(plan.file), "text": plan.text, "job": None}

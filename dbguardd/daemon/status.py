@@ -31,6 +31,7 @@ from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
+from dbguardd.rules.coverage import Stretch, coverage
 from dbguardd.rules.objectives import Facts, judge
 from dbguardd.rules.reliance import UNDO_DAYS
 from dbguardd.wire import BackupRow, DatabaseStatus, JobState, KeyStatus, RecipientStatus, Status, StorageStatus
@@ -283,10 +284,16 @@ class Views:
 
     def _logged(self, name: str, proven: BackupRow | None) -> str | None:
         """Up to when the log is stored that goes on from the backup that was proven last."""
-        reach = self.following.reach(name)
-        if reach is None or reach.until_at is None or proven is None or proven.created_at < reach.begun_at:
+        covered = self.following.covered(name)[-1:]
+        if proven is None or not covered or proven.created_at < covered[0].since_at:
             return None
-        return max(reach.until_at, proven.created_at)
+        return max(covered[0].until_at, proven.created_at)
+
+    def coverage(self, name: str) -> list[Stretch]:
+        """The stretches of time of which any moment can be restored, oldest first."""
+        rows = self.following.covered(name)
+        logged = [Stretch(to_moment(row.since_at), to_moment(row.until_at)) for row in rows]
+        return coverage(logged, dated(self.catalog.backups.of(name)))
 
     def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)

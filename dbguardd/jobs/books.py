@@ -8,7 +8,7 @@ from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
 from dbguardd.jobs.verify import graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
-from dbguardd.repository import Repository, recallable_until
+from dbguardd.repository import Chain, Repository, recallable_until
 from dbguardd.wire import Grade, Request
 
 
@@ -83,10 +83,18 @@ def scan(run: Run, request: Scan) -> Result:
         until = recallable_until(given_up.at, grace(run))
         facts = {"reasons": list(given_up.reasons), "at": instant(given_up.at), "grace_until_at": instant(until)}
         run.report("backup.expired", id=given_up.backup, **facts)
+    for name, log in run.repository.logs().items():
+        if chains := [_covered(chain) for chain in log.chains()]:
+            run.report("log.known", database=name, chains=chains)
     recipients = [label for kind, label, _ in run.repository.recipients() if kind == AgeRecipient.kind]
     if recipients:
         run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])
     return {"backups": len(known - {given_up.backup for given_up in gone})}
+
+
+def _covered(chain: Chain) -> dict[str, str]:
+    begun = chain.begun_at if chain.first == 0 else chain.pieces[0].until
+    return {"chain": chain.id, "since_at": instant(begun), "until_at": instant(chain.until)}
 
 
 def hold(run: Run, request: Hold) -> Result:

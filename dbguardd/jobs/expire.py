@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 
 from dbguardd.errors import Breaker, ClockDoubt
 from dbguardd.jobs.base import Job, Result, Run, grace, instant
 from dbguardd.jobs.choose import dated
 from dbguardd.jobs.restore import past_undo
-from dbguardd.repository import Backup, Hold, recallable_until
+from dbguardd.repository import Backup, Hold, Piece, recallable_until
 from dbguardd.rules import retention
 from dbguardd.wire import UNDO_REASON, Expire, Sweep
 
@@ -24,12 +25,15 @@ def expire(run: Run, request: Expire) -> Result:
     for id in outlived:
         holds[id] = [hold for hold in holds[id] if hold.reason != UNDO_REASON]
     verdict = decide(run, backups, holds, now)
+    forgotten = _outlived(run)
+    size = {"objects": len(forgotten), "bytes": sum(piece.size for piece in forgotten)}
     plan = {
+        "log": size,
         "keep": [{"id": id, "because": list(reasons)} for id, reasons in verdict.keep.items()],
         "drop": [{"id": id, "because": list(reasons)} for id, reasons in verdict.drop.items()],
         "breaker": verdict.breaker,
     }
-    if request.dry_run or not (verdict.drop or outlived):
+    if request.dry_run or not (verdict.drop or outlived or forgotten):
         return {"plan": plan, "expired": []}
     _trust_clock(run, backups, now)
     for id in outlived:
@@ -42,11 +46,30 @@ def expire(run: Run, request: Expire) -> Result:
             detail=verdict.breaker,
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
+    if forgotten and (log := run.repository.log(run.name)) is not None:
+        log.forget(forgotten)
+        run.report("log.forgotten", database=run.name, **size, until_at=instant(forgotten[-1].until))
     run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=confirmed)
     until = instant(recallable_until(now, grace(run)))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
     return {"plan": plan, "expired": list(verdict.drop)}
+
+
+def _outlived(run: Run) -> list[Piece]:
+    """Return what of the log is older than keep_log by the storage's own time: always its beginning."""
+    log = run.repository.log(run.name)
+    chains = [] if log is None else log.chains()
+    if not chains:
+        return []
+    start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
+    found: list[Piece] = []
+    for chain in chains:
+        old = list(takewhile(lambda piece: piece.stored_at < start, chain.pieces))
+        found += old
+        if len(old) < len(chain.pieces):
+            break
+    return found
 
 
 def decide(

@@ -26,7 +26,8 @@ class Moment:
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        return {"backup": self.backup.id, "created_at": instant(self.at), "segments": segments}
+        shown = self.at + timedelta(microseconds=999) if self.until else self.at  # in milliseconds, not before it
+        return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
 
 
 def reach(run: Run, id: str = "", at: str = "") -> Moment:

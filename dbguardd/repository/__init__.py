@@ -24,7 +24,7 @@ from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import Chain, Link, Log
+from dbguardd.repository.log import Chain, Link, Log, Piece
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
 from dbguardd.repository.moment import MomentTree, Until
 from dbguardd.repository.notes import Notes
@@ -47,6 +47,7 @@ __all__ = [
     "Hold",
     "Link",
     "Log",
+    "Piece",
     "Proof",
     "Recipient",
     "Repository",
@@ -276,6 +277,10 @@ class Repository:
         domain = domain or (None if now is None else self._make_domain(database, now))
         return None if domain is None else self._log(domain)
 
+    def logs(self) -> dict[str, Log]:
+        """Return the log of every database that has a key, by its name."""
+        return {domain.name: self._log(domain) for domain in self._records.keyring.domains.values()}
+
     def _log(self, domain: Domain) -> Log:
         return Log(self._storage, self._records, domain, self._randomness)
 
@@ -329,6 +334,10 @@ class Repository:
     def expired(self) -> list[Expired]:
         """Return the backups that have expired and are not yet swept."""
         return list(self._ledger.tombs().values())
+
+    def storage_time(self, now: datetime) -> datetime:
+        """Return the storage's own time, by which the age of what lies in it is judged."""
+        return storage_time(self._storage, now, self._randomness)
 
     def recall(self, ids: Iterable[str], now: datetime, grace: timedelta) -> None:
         """Bring expired backups back while their grace lasts. Raises NotFound, Busy, ObjectMissing."""

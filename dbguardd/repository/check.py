@@ -3,21 +3,25 @@
 Quick: repo.json and what it names, wrapped keys, domains and every record are read in full and opened. Packs are
 listed, both ends of each are read, and its trailer must account for every byte of its size. What each backup needs must
 be there. With `data`, every byte of every pack is read too, must have the hash that the pack is named after, and every
-frame is opened. What a check did not look at is a finding of its own (severity "unseen"), always the last ones.
+frame is opened, and so is every segment of a log. What a check did not look at is a finding of its own (severity
+"unseen"), always the last ones.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
+from dbguardd.repository.log import Log, Piece
 from dbguardd.repository.model import Backup, Finding
 from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
 from dbguardd.repository.reading import PackReader
@@ -31,7 +35,7 @@ from dbguardd.words import count
 Progress = Callable[[str, int, int | None], None]
 """Called with the step, the bytes done and the bytes in all."""
 
-_KNOWN = ("keys/", "domains/", "packs/", "records/", "clock/", "probe-")  # a probe of another check, just now
+_KNOWN = ("keys/", "domains/", "packs/", "records/", "log/", "clock/", "probe-")  # a probe of another check, just now
 
 
 @dataclass(slots=True)
@@ -69,6 +73,7 @@ class Checking:
         packs = {pack_of(entry): entry for entry in self.storage.list("packs/")}
         yield from self._needed(seen, packs)
         yield from self._packs(seen, packs, data)
+        yield from self._logs(data)
         yield from self._unseen(seen, packs, data)
 
     def _description(self) -> Iterator[Finding]:
@@ -146,6 +151,26 @@ class Checking:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def _logs(self, data: bool) -> Iterator[Finding]:
+        """Look for what a log lacks; with `data`, open every segment."""
+        self.progress("log", 0, None)
+        for domain in self.records.keyring.domains.values():
+            log, looked = Log(self.storage, self.records, domain, os.urandom), 0
+            chains = log.chains()
+            for before, chain in pairwise(chains):
+                if before.id == chain.id:
+                    what = f"the log of {domain.name} lacks its segments {before.last + 1} to {chain.first - 1}"
+                    yield Finding("damage", before.pieces[-1].name, f"{what}: no moment after that can be restored")
+            for piece in (piece for chain in chains for piece in chain.pieces if data):
+                looked += piece.size
+                self.progress("log", looked, None)
+                if (error := _outcome_of(log, piece)) is not None:
+                    yield _finding(piece.name, error)
+            if chains and not data:
+                size = sum(piece.size for chain in chains for piece in chain.pieces)
+                what = f"{size} bytes of the log of {domain.name}: only their names were read; --data opens them"
+                yield Finding("unseen", "log/", what)
+
     def _ends(self, entry: Entry, readers: Mapping[bytes, PackReader]) -> None:
         header = self.storage.get(entry.name, 0, min(HEADER, entry.size))
         reader = readers.get(header[24:40])
@@ -187,6 +212,18 @@ def _outcome(
 ) -> GuardError | None:
     try:
         look(entry, readers)
+    except GuardError as error:
+        if error.transient:
+            raise
+        return error
+    return None
+
+
+def _outcome_of(log: Log, piece: Piece) -> GuardError | None:
+    try:
+        for link in log.open(piece):
+            for _ in link.pages():
+                pass
     except GuardError as error:
         if error.transient:
             raise

@@ -1,14 +1,15 @@
 """Restores backups of dbguard without dbguard: one file, for the day when nothing else is left.
 
     python3 recover.py KEY STORAGE list
-    python3 recover.py KEY STORAGE restore BACKUP TARGET
+    python3 recover.py KEY STORAGE restore BACKUP TARGET [--until MOMENT]
     python3 recover.py STORAGE scrub
 
 STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
 FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
 --root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
 directory that does not exist; each stream of the backup becomes a file in it, checked against its digest. The directory
-is for you alone, the file has the mode that the database had; the owner that it had stands in facts.dbguard.json.
+is for you alone, the file has the mode that the database had; the owner that it had stands in facts.dbguard.json. With
+--until (2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment.
 
 Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage:
 
@@ -32,6 +33,7 @@ import struct
 import sys
 import unicodedata
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +98,21 @@ def listed(storage: Path, folder: str) -> list[str]:
 
 
 def opened(key: Key, data: bytes, kind: str, slot: str, name: str) -> dict[str, Any]:
-    """Open a small sealed object."""
+    """Open a small sealed object: a record."""
+    value: dict[str, Any] = json.loads(unsealed(key, data, kind, slot, name))
+    return value
+
+
+def unsealed(key: Key, data: bytes, kind: str, slot: str, name: str) -> bytes:
+    """Open a sealed object."""
     header, body = data[:104], data[104:]
     if header[:8] != b"DBGOBJ01":
         raise Unusable(f"{name}: not a sealed object")
     place = header + kind.encode() + b"\0" + slot.encode()
     try:
-        plain = key.cipher(b"object", header, name).decrypt(bytes(12), body, place)
+        return key.cipher(b"object", header, name).decrypt(bytes(12), body, place)
     except InvalidTag as error:
         raise Unusable(f"{name}: does not open: altered or moved") from error
-    value: dict[str, Any] = json.loads(plain)
-    return value
 
 
 class Repository:
@@ -335,6 +341,74 @@ def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
         raise Unusable(f"{stream['name']}: the whole is not what was backed up")
 
 
+# ---------------------------------------------------------------------------------------------- the log
+
+
+def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield head and body of the segments of a log from number `first` on; it ends where one is missing."""
+    row = []
+    for name in listed(storage, f"log/{key.id.hex()}"):
+        slot = name.rpartition("/")[2].rpartition("-")[0]
+        whose, low, high, _ = slot.split("-")
+        if whose == chain:
+            row.append((int(low), -int(high), name, slot))
+    for begin, end, name, slot in sorted(row):
+        if begin > first:
+            return
+        if -end < first:
+            continue
+        plain, at = unsealed(key, named(storage, name), "log", slot, name), 0
+        while at < len(plain):
+            parts = []
+            for _ in range(2):
+                (length,) = struct.unpack_from(">I", plain, at)
+                parts.append(plain[at + 4 : at + 4 + length])
+                at += 4 + length
+            head = json.loads(parts[0])
+            if head["number"] == first:
+                first += 1
+                yield head, parts[1]
+
+
+def replay(storage: Path, key: Key, facts: dict[str, Any], until: datetime, target: Path) -> str:
+    """Put the log over the restored streams in `target`, up to a moment; return the moment that was reached."""
+    log, place = facts.get("log"), facts.get("log_place")
+    if not log or not place:
+        raise Unusable("no log goes on from this backup; take another one, or leave --until away")
+    reached, past, waiting = "", False, list[tuple[dict[str, Any], bytes]]()
+    for head, body in segments(storage, key, log["chain"], log["after"]):
+        if datetime.fromisoformat(head["at"]) > until:
+            break
+        end = head["until"]
+        past = past or (end["round"] == place["round"] and end["position"] >= place["position"])
+        waiting += [(head, body)] if head["number"] > log["after"] else []
+        if past and head["size"]:  # a transaction ends here, and all that is in the backup is in what was read
+            for one in waiting:
+                overlay(target, *one)
+            reached, waiting = head["at"], []
+    if not reached:
+        raise Unusable("the log has nothing between this backup and that moment; leave --until away")
+    return reached
+
+
+def overlay(target: Path, head: dict[str, Any], body: bytes) -> None:
+    """Write the pages of a segment over a restored stream."""
+    length = head["count"] * (4 + head["page_size"])
+    data = zstandard.ZstdDecompressor().decompress(body, max_output_size=length)
+    if len(data) != length:
+        raise Unusable(f"segment {head['number']}: {len(data)} bytes instead of {length}")
+    pages = 4 * head["count"]
+    with safe(target, head["stream"]).open("r+b") as file:
+        for place, (number,) in enumerate(struct.iter_unpack(">I", data[:pages])):
+            start = pages + place * head["page_size"]
+            file.seek((number - 1) * head["page_size"])
+            file.write(data[start : start + head["page_size"]])
+        if head["size"]:
+            file.truncate(head["size"])
+        file.flush()
+        os.fsync(file.fileno())
+
+
 # ---------------------------------------------------------------------------------------------- keys
 
 
@@ -428,6 +502,18 @@ def safe(target: Path, name: str) -> Path:
     return target / name
 
 
+def show(repository: Repository) -> int:
+    """Print what could be restored."""
+    for _, body, expired in sorted(repository.backups(), key=lambda found: str(found[1]["created_at"])):
+        note = " (expired)" if expired else ""
+        print(f"{body['id']}  {body['created_at']}  {body['database']}  {body['source_bytes']} bytes{note}")
+    for key in repository.keys.values():
+        for name in listed(repository.storage, f"log/{key.id.hex()}")[-1:]:
+            end = datetime.fromtimestamp(int(name.split("-")[3]) / 1000, UTC)
+            print(f"the log of {key.name} is stored up to {end.isoformat()}")
+    return 0
+
+
 def run(options: argparse.Namespace) -> int:
     """Do what was asked."""
     if options.verb == "scrub":
@@ -438,10 +524,7 @@ def run(options: argparse.Namespace) -> int:
         shown = "-".join(mark[at : at + 4] for at in range(0, len(mark), 4))
         print(f"mark {shown}: yours only if the recovery sheet says the same", file=sys.stderr)
     if options.verb == "list":
-        for _, body, expired in sorted(repository.backups(), key=lambda found: str(found[1]["created_at"])):
-            note = " (expired)" if expired else ""
-            print(f"{body['id']}  {body['created_at']}  {body['database']}  {body['source_bytes']} bytes{note}")
-        return 0
+        return show(repository)
     found = [(key, body) for key, body, _ in repository.backups() if body["id"].startswith(options.backup.upper())]
     if len(found) != 1:
         raise Unusable(f"{options.backup}: {len(found)} backups start with that")
@@ -454,6 +537,11 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(mode, int):  # only now, when all of it is there
             target.chmod(mode & 0o777)
         print(f"{stream['name']}: {stream['size']} bytes, checked")
+    if options.until:
+        moment = datetime.fromisoformat(options.until)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        reached = replay(options.storage, key, body["facts"], moment, options.target)
+        print(f"the log is put over it, up to {reached}")
     with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
         file.write(canonical(body["facts"]))
     return 0
@@ -471,6 +559,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.add_parser("restore")
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)
+    verb.add_argument("--until", help="with the log since then, up to this moment")
     try:
         return run(parser.parse_args(arguments))
     except OSError as error:

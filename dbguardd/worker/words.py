@@ -123,6 +123,8 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
     takes = plan["takes_seconds"]
     yield f"Would restore {name} as it was at {plan['created_at']}"
     yield f"  from   backup {plan['backup']}, {'FAILED' if plan['failure'] else plan['grade']}"
+    if plan["segments"]:
+        yield f"  and    {count(plan['segments'], 'segment')} of its log"
     yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
@@ -141,7 +143,8 @@ def _restored(name: str, made: Json, took: str) -> Iterator[str]:
         back = f"run undo {name} --confirm {name} puts it back"
         yield f"  the state before is kept as backup {made['safety_copy']}; {back}"
     plan = made["plan"]
-    yield f"ok  {name} as it was at {plan['created_at']} (backup {plan['backup']}) is at {made['target']}{took}"
+    more = f" and {count(plan['segments'], 'segment')} of its log" if plan["segments"] else ""
+    yield f"ok  {name} as it was at {plan['created_at']} (backup {plan['backup']}{more}) is at {made['target']}{took}"
 
 
 def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:

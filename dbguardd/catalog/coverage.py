@@ -1,0 +1,57 @@
+"""Which stretches of time the stored log of a database covers, as the catalog knows it: a row for each chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from dbguardd.catalog.state import Settings
+
+_MOST = 200  # chains that are remembered of a database
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """A log without a gap: what was committed from `since_at` to `until_at` is stored, in this chain."""
+
+    chain: str
+    since_at: str
+    until_at: str
+
+
+def read(settings: Settings, database: str) -> list[Covered]:
+    """Return the stretches of a database, oldest first; nothing of what cannot be read."""
+    try:
+        return [Covered(**row) for row in json.loads(settings.get(f"log:{database}") or "[]")]
+    except (TypeError, ValueError):
+        return []
+
+
+def write(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
+    """Replace the stretches of a database."""
+    settings.put(f"log:{database}", json.dumps([asdict(row) for row in rows[-_MOST:]]))
+
+
+def begin(settings: Settings, database: str, row: Covered) -> None:
+    """Add a chain, or go on with it."""
+    rows = read(settings, database)
+    if any(known.chain == row.chain for known in rows):
+        return
+    write(settings, database, [*rows, row])
+
+
+def reach(settings: Settings, database: str, chain: str, until_at: str) -> None:
+    """Note how far a chain has come."""
+    rows = [
+        replace(row, until_at=max(row.until_at, until_at)) if row.chain == chain else row
+        for row in read(settings, database)
+    ]
+    write(settings, database, rows)
+
+
+def forget(settings: Settings, database: str, until_at: str) -> None:
+    """Note that what reached up to a moment was deleted."""
+    rows = read(settings, database)
+    left = [replace(row, since_at=max(row.since_at, until_at)) for row in rows if row.until_at > until_at]
+    write(settings, database, left)

@@ -50,6 +50,13 @@ def reach(settings: Settings, database: str, chain: str, until_at: str) -> None:
     write(settings, database, rows)
 
 
+def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
+    """Take over what lies in a storage; a chain reaches further than that if nothing was committed at its end."""
+    known = {row.chain: row.until_at for row in read(settings, database)}
+    found = [replace(row, until_at=max(row.until_at, known.get(row.chain, ""))) for row in rows]
+    write(settings, database, found)
+
+
 def forget(settings: Settings, database: str, until_at: str) -> None:
     """Note that what reached up to a moment was deleted."""
     rows = read(settings, database)

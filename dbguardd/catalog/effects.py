@@ -79,7 +79,7 @@ def _remember_log(settings: Settings, event: str, facts: Facts) -> None:
             coverage.forget(settings, database, str(facts["until_at"]))
         case "log.known":
             rows = [coverage.Covered(**{name: str(row[name]) for name in _COVERED}) for row in facts["chains"]]
-            coverage.write(settings, database, rows)
+            coverage.learn(settings, database, rows)
 
 
 def _recoverable(settings: Settings, key: str, recipients: list[str]) -> None:

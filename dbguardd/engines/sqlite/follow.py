@@ -15,6 +15,7 @@ is lost between two looks (wal.c; sqlite.org/walformat.html):
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from dbguardd.flow import Facts, Segment, Ship
 
 _KEEP = Path(__file__).with_name("keep.py")
 _FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
+_SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
 
 
@@ -87,7 +89,7 @@ def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
 def _kept(live: Live, pace: Pace) -> Iterator[tuple[Child, int, int]]:
     """Hold marks, and the log and its index open, until the block ends."""
     timing = (str(pace.lock_timeout_seconds), str(pace.max_block_seconds))
-    with child(["-S", str(_KEEP), uri(live.path, "mode=rw"), *timing]) as keeper:
+    with child(["-S", str(_KEEP), uri(live.path, ""), *timing]) as keeper:
         answer = keeper.answer(_wait)
         if "held" not in answer:
             raise refusal(live.path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))
@@ -120,7 +122,7 @@ class Follower:
     def run(self, resume: Facts | None) -> None:
         """Find the place to begin at, then look, ship and renew the mark for ever."""
         index = self._index()
-        here = Place(index.salts, index.frames, index.checksum)
+        here = Place(index.salts, index.frames, index.checksum if index.frames else self._untouched())
         since = None if resume is None else Place.read(resume)
         if since is not None and self._has(since, index):
             self._place = self._shipped = since
@@ -140,13 +142,24 @@ class Follower:
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
     def _has(self, since: Place, index: locks.Index) -> bool:
-        """Say if the log has the very frame that was read last, and so all after it."""
+        """Say if the log has the very frame that was read last, and so all after it.
+
+        A log that was empty then proves nothing. If it is empty now, too, and the main file has the same time, size
+        and inode, then nothing was committed: that would be in the one or the other.
+        """
+        if not since.frames:
+            return bool(since.checksum) and not index.frames and since.checksum == self._untouched()
         if since.salts != index.salts or since.frames > index.frames:
             return False
-        if not since.frames:
-            return True
         raw = os.pread(self._log, _FRAME.size, self._start(since.frames - 1, index.page_size))
         return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (since.salts, since.checksum)
+
+    def _untouched(self) -> bytes:
+        """Return what is another one after the main file was written; nothing if it was written just now."""
+        mark = self._live.mark()
+        if abs(time.time() - mark.modified / 1e9) < _SETTLED_SECONDS:
+            return b""
+        return hashlib.blake2b(repr(mark).encode(), digest_size=8).digest()
 
     def _look(self) -> bool:
         """Ship what was committed since the last look. Raises LogBroken."""

@@ -1,6 +1,6 @@
 """Keeps the log of a live WAL database from beginning anew before it was read. Runs as a script, in its own process.
 
-Arguments: the file: URI (with mode=rw), the time to wait for locks and the longest time to keep writers out, in
+Arguments: the file: URI (up to its question mark), the time to wait for locks and the longest time to keep writers out, in
 seconds. Answers with JSON lines: {"held": version} once the first read mark stands, or {"error": text, "code": SQLite
 result code}. On standard input it is asked for:
 
@@ -13,6 +13,9 @@ result code}. On standard input it is asked for:
     on the line ``go`` checkpoints that too, takes a mark, lets writers in again and answers {"turned": whether all of
     the log is in the main file}. On any other line, or none in time, it lets them in at once: {"turned": false}, as
     where writers could not be kept out.
+
+The marks are held by connections that may only read, and those that may write are closed first: so the log stays when
+this process ends, also where no application has the database open, and can be followed from the same frame later.
 
 At least one mark stands from the first answer to the end (why that is enough: `follow`). It never writes a page that
 the application has not committed, makes no table and changes no setting of the database. The checkpoints are PASSIVE:
@@ -45,11 +48,10 @@ class Keeper:
 
     def __init__(self, uri: str, timeout_seconds: float, block_seconds: float) -> None:
         self._block_seconds = block_seconds
-        self._mark, self._spare = self._open(uri, timeout_seconds), self._open(uri, timeout_seconds)
-        for reader in (self._mark, self._spare):
-            reader.execute("PRAGMA query_only=1")
+        self._checkpointer, self._barrier = self._open(f"{uri}mode=rw", 0), self._open(f"{uri}mode=rw", block_seconds)
+        self._checkpointer.execute("PRAGMA user_version").fetchall()  # makes -wal and -shm where there are none
+        self._mark, self._spare = (self._open(f"{uri}mode=ro", timeout_seconds) for _ in range(2))
         self._begin(self._mark)
-        self._checkpointer, self._barrier = self._open(uri, 0), self._open(uri, block_seconds)
 
     @staticmethod
     def _open(uri: str, timeout_seconds: float) -> sqlite3.Connection:
@@ -62,6 +64,11 @@ class Keeper:
     def _begin(connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN")  # takes no lock yet; user_version is read without parsing the schema
         connection.execute("PRAGMA user_version").fetchall()
+
+    def close(self) -> None:
+        """End it all, the connections that may write first."""
+        for connection in (self._barrier, self._checkpointer, self._spare, self._mark):
+            connection.close()
 
     def renew(self) -> None:
         """Take a newer mark, then give the old one up."""
@@ -124,6 +131,7 @@ def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
                 _say(turned=keeper.turn())
         except sqlite3.Error as error:
             _refuse(error)
+    keeper.close()
     return 0
 
 

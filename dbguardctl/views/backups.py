@@ -70,9 +70,8 @@ def _log(rows: list[Json], zone: tzinfo | None) -> list[Block]:
     """Return which moments between the backups can be restored, and what was missed."""
     blocks: list[Block] = []
     for number, row in enumerate(rows):
-        gap = "; what was committed between is in no log" if number else ""
-        lead = "and any" if number else "Any second can be restored"
-        blocks.append(text(f"{lead} from {absolute(row['since_at'], zone)} to {absolute(row['until_at'], zone)}{gap}."))
+        lead = "then a gap, and" if number else "any second"
+        blocks.append(text(f"{lead:<15} from {absolute(row['since_at'], zone)} to {absolute(row['until_at'], zone)}"))
     return blocks
 
 

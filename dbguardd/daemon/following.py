@@ -173,7 +173,7 @@ class Following:
         if message.get("type") != "report":
             return
         event, facts = str(message["event"]), dict(message.get("facts") or {})
-        if event == "log.reached":
+        if event == "reached":
             follower.problem = None
             grown, follower.segment = follower.segment != int(facts["segment"]), int(facts["segment"])
             follower.until_at = str(facts["until_at"])

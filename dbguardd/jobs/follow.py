@@ -79,7 +79,7 @@ class Shipping:
         run.progress("follow", self._bytes, None)
         if at is not None and self._chain is not None and now - self._told >= _TELL_SECONDS:
             self._told = now
-            run.report("log.reached", chain=self._chain.id, segment=self._chain.last, until_at=instant(at))
+            run.report("reached", chain=self._chain.id, segment=self._chain.last, until_at=instant(at))
 
 
 FOLLOW = Job("follow", Follow, follow)

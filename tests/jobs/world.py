@@ -108,6 +108,8 @@ class World:
                 "timezone": "UTC",
                 "queries": [],
                 "keep_plain": {"count": 0, "path": ""},
+                "continuous": False,
+                "keep_log_seconds": 604_800.0,
             },
             "storage": {"name": "local", "type": "memory", "grace_seconds": 86400},
             "key": {"name": "main", "type": "machine"},
@@ -138,6 +140,7 @@ class World:
             storage=self.storage,
             repository=self.repository,
             snapshots=self.engine,
+            log=self.engine,
             staging=str(self.engine.staging),
             now=self._now,
             monotonic=lambda: self.now.timestamp(),  # noqa: PLW0108 the clock moves

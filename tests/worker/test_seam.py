@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, TablePrint
+from dbguardd.engines.base import Engine, Examination, Finding, Fingerprint, Probe, TablePrint
 from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, WorkerDied
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.engine_half import EngineHalf
-from dbguardd.worker.remote import RemoteSnapshots
+from dbguardd.worker.remote import RemoteEngine
 
 
 class MemorySink:
@@ -120,7 +120,7 @@ class FakeEngine:
 
 @pytest.fixture
 def seam(tmp_path):
-    """A RemoteSnapshots whose engine half runs in a thread; yields it with the cancel switch."""
+    """A RemoteEngine whose engine half runs in a thread; yields it with the cancel switch."""
     file = tmp_path / "pages"
     file.write_bytes(b"p" * 10_000)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -128,12 +128,12 @@ def seam(tmp_path):
 
     def serve() -> None:
         with pytest.raises((WorkerDied, Cancelled)):
-            EngineHalf(Channel(there, lambda: False), FakeEngine(file)).serve()
+            EngineHalf(Channel(there, lambda: False), Engine("fake", FakeEngine(file))).serve()
         there.close()
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield RemoteSnapshots(Channel(here, stop.is_set)), stop, here
+    yield RemoteEngine(Channel(here, stop.is_set)), stop, here
     here.close()
     thread.join()
 
@@ -222,5 +222,5 @@ def test_a_file_in_the_middle_of_a_stream_ends_the_conversation():
         socket.send_fds(there, [b'J{"progress":["dump",0,null]}'], [there.fileno()])
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(WorkerDied, match="out of turn"):
-            RemoteSnapshots(Channel(here, lambda: False)).dump(MemorySink(), silent)
+            RemoteEngine(Channel(here, lambda: False)).dump(MemorySink(), silent)
         assert len(os.listdir("/proc/self/fd")) == before

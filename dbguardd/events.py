@@ -218,7 +218,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("library.said", "warning", "{logger}: {text}", "A library that dbguard uses has something to say."),
     Kind(
         "log.begun", "warning", "its log is followed anew: {because}[; it was stored up to {stored_until_at}]",
-        "The log of a database is followed; what was committed before, since it was last stored, is in no log.",
+        "The log of a database is followed.",
         title="A log could not be continued",
         meaning="Until now the log of {database} was stored up to the moment that is named, and from now on it is "
                 "stored again. What was committed in between is in the live database, but no moment between can be "

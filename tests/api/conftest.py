@@ -12,7 +12,7 @@ import pytest
 
 from dbguardd.api import Limits, serve
 from dbguardd.errors import Busy, Held, NotFound
-from dbguardd.wire import BackupRow, Event, ExpiredRow, Grade, JobRow, JobState, Role, Status
+from dbguardd.wire import BackupRow, Event, ExpiredRow, Grade, JobRow, JobState, Role, Status, Stretch
 
 AT = "2026-09-12T01:00:00Z"
 BACKUP = BackupRow("01J1", "app", "sqlite", AT, "full", "pages", Grade.PROVEN, 100, 10, "local", kept_because=["last"])
@@ -59,6 +59,9 @@ class Store:
         if database != "app":
             raise NotFound(f"{database}: no such database", hints=("dbguardctl status",))
         return self.listed
+
+    def coverage(self, database):
+        return [Stretch(AT, AT)]
 
     def expired(self, database):
         return [ExpiredRow(BACKUP, AT, AT)]

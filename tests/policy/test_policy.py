@@ -106,6 +106,8 @@ def test_the_spec_of_a_job():
                 "within_seconds": 129600.0,
             },
             "min_proven": 2,
+            "continuous": False,
+            "keep_log_seconds": 604800.0,
             "timezone": "Europe/Berlin",
             "queries": [{"sql": "select 1", "min": None, "max": None, "equals": 9007199254740993, "why": "exact"}],
             "keep_plain": {"count": 7, "path": "/srv/plain"},

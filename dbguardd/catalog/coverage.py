@@ -58,7 +58,12 @@ def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
 
 
 def forget(settings: Settings, database: str, until_at: str) -> None:
-    """Note that what reached up to a moment was deleted."""
+    """Note that what reached up to a moment was deleted. The newest chain may have come further than is known here."""
     rows = read(settings, database)
-    left = [replace(row, since_at=max(row.since_at, until_at)) for row in rows if row.until_at > until_at]
-    write(settings, database, left)
+    left = [row for row in rows[:-1] if row.until_at > until_at] + rows[-1:]
+    since = [max(row.since_at, until_at) for row in left]
+    write(
+        settings,
+        database,
+        [replace(row, since_at=at, until_at=max(row.until_at, at)) for row, at in zip(left, since, strict=True)],
+    )

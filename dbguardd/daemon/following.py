@@ -24,7 +24,7 @@ FOLLOWER = Who("follower")
 _STALL_SECONDS = 120.0
 _WAIT_SECONDS = 1.0, 60.0
 _KEEP_SECONDS = 30.0
-_BASE_SECONDS = 300.0  # between two backups that a broken log asks for
+_BASE_SECONDS = 5.0, 600.0  # between two backups that broken logs ask for: more each time, until it holds for long
 
 Facts = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ class Following:
         self._ending: set[asyncio.Task[None]] = set()
         self._quiet: set[str] = set()
         self._bases: set[str] = set()  # databases whose log needs a backup to begin with
-        self._next_base: dict[str, float] = {}  # not before then
+        self._made_base: dict[str, tuple[float, float]] = {}  # when the last one was asked for, and the pause after it
         self._open = True
 
     # ------------------------------------------------------------------------------------------ what is known
@@ -98,7 +98,7 @@ class Following:
     async def undisturbed(self, spec: Facts) -> AsyncIterator[None]:
         """Have nobody follow the log of a database while a job replaces it: a follower is one of its users."""
         request, name = spec["request"], str((spec["database"] or {}).get("name", ""))
-        replaces = spec["verb"] == "undo" or (request.get("in_place") and not request.get("dry_run"))
+        replaces = spec["verb"] == "undo" or request.get("in_place")  # a dry run looks who is in the way
         if not replaces or name not in self._followers:
             yield
             return
@@ -181,7 +181,7 @@ class Following:
             if grown and now - follower.kept >= _KEEP_SECONDS:  # an idle database lets the disk rest
                 follower.kept = now
                 self._keep(name, follower)
-            if name in self._bases and now >= self._next_base.get(name, 0.0):
+            if name in self._bases:
                 self._make_base(name, now)
             return
         if event == "log.begun":
@@ -198,9 +198,11 @@ class Following:
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
-        if self._runner.active(name) is not None:
+        last, pause = self._made_base.get(name, (-_BASE_SECONDS[1], _BASE_SECONDS[0]))
+        if self._runner.active(name) is not None or now < last + pause:
             return
-        self._next_base[name] = now + _BASE_SECONDS
+        longer = min(2 * pause, _BASE_SECONDS[1])
+        self._made_base[name] = now, longer if now < last + _BASE_SECONDS[1] else _BASE_SECONDS[0]
         try:
             self._runner.submit(Order("backup", to_json(REQUESTS["backup"](name)), FOLLOWER, name))  # type: ignore[call-arg]
         except Busy:

@@ -108,6 +108,8 @@ class Link:
 
     def pages(self) -> Iterator[tuple[int, memoryview]]:
         """Yield the number of each page and its image. Raises Damaged."""
+        if not self.count:
+            return
         length = self.count * (4 + self.page_size)
         if length > _LARGEST:
             raise Damaged(f"segment {self.number}: too large", detail=f"{length} bytes")
@@ -169,8 +171,10 @@ class Log:
             raise Damaged(f"{piece.name}: other segments are in it than its name says")
         return links
 
-    def _pieces(self) -> Iterator[Piece]:
-        return (piece for entry in self._storage.list(self._prefix) if (piece := piece_of(entry)) is not None)
+    def _pieces(self, chain: str = "") -> Iterator[Piece]:
+        return (
+            piece for entry in self._storage.list(f"{self._prefix}{chain}") if (piece := piece_of(entry)) is not None
+        )
 
     # ------------------------------------------------------------------------------------------ writing
 
@@ -208,6 +212,9 @@ class Log:
             ripe = len(tail) == FOLD and len({_level(piece) for piece in tail}) == 1
             if not ripe or sum(piece.size for piece in tail) > FOLDED_BYTES:
                 return Chain(chain.id, pieces)
+            there = {piece.name for piece in self._pieces(chain.id)}
+            if any(piece.name not in there for piece in tail):  # forget() was faster
+                return Chain(chain.id, tuple(piece for piece in pieces if piece.name in there) or pieces[-1:])
             plain = b"".join(_join(_head(link), link.body) for piece in tail for link in self.open(piece))
             whole = self._put(chain.id, (tail[0].first, tail[-1].last), tail[-1].until, plain)
             for piece in tail:

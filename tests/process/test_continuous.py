@@ -1,0 +1,285 @@
+"""A database whose log is followed: any moment of it comes back, and what was missed is said to be."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tests.process.house import House, until
+
+WRITER = """
+import datetime, os, sqlite3, sys, time
+path, ledger, pause = sys.argv[1:]
+now = lambda: datetime.datetime.now(datetime.timezone.utc).isoformat()
+db = sqlite3.connect(path, isolation_level=None, timeout=30)
+number = db.execute("select coalesce(max(id), 0) from note").fetchone()[0]
+with open(ledger, "a") as file:
+    while True:
+        begun, number = now(), number + 1
+        db.execute("insert into note (id, text, body) values (?, ?, randomblob(700))", (number, begun))
+        file.write(f"{number} {begun} {now()}\\n")
+        file.flush()
+        time.sleep(float(pause))
+"""
+
+
+@contextmanager
+def writing(house: House, name: str = "app", pause: float = 0.002) -> Iterator[None]:
+    """An application that commits all the time and writes down what was acknowledged, until the block ends."""
+    argv = [sys.executable, "-c", WRITER, str(house.place / f"{name}.db"), str(house.place / "ledger"), str(pause)]
+    process = subprocess.Popen(argv)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ledger(house: House) -> list[tuple[int, datetime, datetime]]:
+    """What was committed: number, when it was begun and when it was acknowledged."""
+    rows = [line.split() for line in (house.place / "ledger").read_text().splitlines() if line.count(" ") == 2]
+    return [(int(n), datetime.fromisoformat(begun), datetime.fromisoformat(done)) for n, begun, done in rows]
+
+
+def committed(house: House) -> int:
+    """How many commits were acknowledged up to now."""
+    with suppress(FileNotFoundError):
+        return len((house.place / "ledger").read_text().splitlines())
+    return 0
+
+
+def more(house: House, commits: int) -> None:
+    """Wait for so many further commits."""
+    target = committed(house) + commits
+    until(lambda: committed(house) > target, "commits")
+
+
+def numbers(path: Path) -> list[int]:
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("pragma integrity_check").fetchall() == [("ok",)]
+        return [row[0] for row in db.execute("select id from note order by id")]
+
+
+def is_as_it_was(house: House, path: Path, moment: datetime, before: int) -> None:
+    """Assert that a restored file holds every commit that had returned before a moment, none missing, few more."""
+    found, book = numbers(path), ledger(house)
+    assert found == list(range(1, len(found) + 1))
+    assert len(found) >= max([before, *(number for number, _, done in book if done < moment)])
+    begun = [number for number, begin, _ in book if begin <= moment + timedelta(seconds=2)]
+    assert len(found) <= max([before, *begun])
+
+
+def restored(house: House, at: str, name: str) -> tuple[Path, datetime, Any]:
+    """Restore a moment (or the newest, if empty) to a new place."""
+    place = house.place / name
+    answer = house.does("restore", "app", *(("--at", at) if at else ()), "--to", str(place))
+    plan = answer["job"]["result"]["plan"] if "result" in answer.get("job", {}) else answer["plan"]
+    return place, datetime.fromisoformat(plan["created_at"]), plan
+
+
+def followed(house: House) -> Any:
+    """Wait until the log of the database is followed from a proven backup on, up to now; return the status."""
+    now = datetime.now(UTC)
+
+    def reaches() -> Any:
+        row = house.status("app")
+        reached = datetime.fromisoformat(row["recoverable_to_at"] or "1970-01-01T00:00Z")
+        return row if reached > now and not house.jobs(state="running") else None
+
+    return until(reaches, lambda: (house.status("app"), house.log.read_text()[-3000:]))
+
+
+def logged(house: House) -> list[Any]:
+    """The stretches of time that `list` tells of."""
+    return list(house.does("list", "app")["log"])
+
+
+def begin(house: House, *lines: str) -> Path:
+    """Protect a database continuously, and wait until it is."""
+    path = house.database("app", rows=3, wal=True)
+    house.protects(house.table("app", "continuous = true", *lines))
+    house.start()
+    house.does("backup", "app", "--verify")
+    followed(house)
+    return path
+
+
+def test_any_moment_comes_back_with_what_was_committed_until_then(house: House) -> None:
+    begin(house)
+    with writing(house):
+        until(lambda: committed(house) > 200, "commits")
+        moments = []
+        for _ in range(4):
+            moments.append(datetime.now(UTC))
+            more(house, 150)
+        last = datetime.now(UTC)
+        until(lambda: datetime.fromisoformat(house.status("app")["recoverable_to_at"]) > last, "the log to be stored")
+        for index, moment in enumerate(moments):
+            place, reached, plan = restored(house, moment.isoformat(), f"at-{index}.db")
+            assert moment - timedelta(seconds=3) < reached <= moment + timedelta(milliseconds=1)
+            assert plan["segments"] > 0
+            is_as_it_was(house, place, reached, 3)
+    place, reached, _ = restored(house, "", "newest.db")
+    assert reached > moments[-1]
+    is_as_it_was(house, place, reached, 3)
+    (stretch,) = logged(house)
+    assert stretch["since_at"] < moments[0].isoformat() < stretch["until_at"]
+    assert house.status("app")["state"] == "safe"
+
+
+def test_a_killed_daemon_goes_on_or_says_what_it_missed(house: House) -> None:
+    """kill -9 beside a busy application: whatever is claimed to be covered comes back right."""
+    begin(house)
+    with writing(house):
+        for _ in range(3):
+            more(house, 300)
+            house.kill()
+            time.sleep(0.5)  # the application goes on without us; how far it comes does not matter
+            house.start()
+            followed(house)
+    stretches = logged(house)
+    assert stretches
+    for index, stretch in enumerate(stretches):
+        since, end = (datetime.fromisoformat(stretch[name]) for name in ("since_at", "until_at"))
+        for part in (0.3, 0.7):
+            moment = since + (end - since) * part
+            place, reached, _ = restored(house, moment.isoformat(), f"{index}-{part}.db")
+            assert reached <= moment + timedelta(milliseconds=1)
+            is_as_it_was(house, place, reached, 3)
+    assert house.does("check", "app", "--data")["job"]["state"] == "done"
+
+
+def test_an_idle_database_is_let_be_and_a_stop_makes_no_gap(house: House) -> None:
+    path = begin(house)
+    with writing(house):
+        until(lambda: committed(house) > 50, "commits")
+    followed(house)
+    followed(house)
+    store = sorted((house.store / "log").rglob("*"))
+    with closing(sqlite3.connect(path)):  # the application is there, and does nothing
+        was = house.status("app")["recoverable_to_at"]
+        until(lambda: house.status("app")["recoverable_to_at"] > was, "it is known to be idle")
+        assert sorted((house.store / "log").rglob("*")) == store
+        assert house.stop() == 0
+        house.start()
+        followed(house)
+        assert [event["continued"] for event in house.events("log.begun")][-1] is True
+        assert len(logged(house)) == 1
+
+
+def test_what_is_replaced_in_place_is_followed_again_and_can_be_undone(house: House) -> None:
+    path = begin(house)
+    with writing(house):
+        until(lambda: committed(house) > 100, "commits")
+        followed(house)
+        moment = datetime.now(UTC)
+        followed(house)
+        in_place = ("restore", "app", "--at", moment.isoformat(), "--in-place", "--confirm", "app")
+        problem = house.fails("DBG-6003", 10, *in_place)
+        assert "python" in problem["message"]
+    everything = numbers(path)
+    house.does(*in_place)
+    assert 100 <= len(numbers(path)) < len(everything)
+    assert numbers(path) == everything[: len(numbers(path))]
+    followed(house)
+    house.does("restore", "undo", "app", "--confirm", "app")
+    assert numbers(path) == everything
+    until(lambda: len(house.workers()) == 2 and not house.jobs(state="running"), "followed again")
+
+
+def test_a_paused_database_is_not_followed(house: House) -> None:
+    begin(house)
+    house.does("pause", "app")
+    until(lambda: not house.workers(), "nobody follows")
+    house.does("resume", "app")
+    until(lambda: len(house.workers()) == 2, "followed again")
+    house.protects(house.table("app"))
+    house.does("reload")
+    until(lambda: not house.workers(), "nobody follows")
+
+
+def test_a_database_without_a_log_says_so(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", "continuous = true"))
+    house.start()
+    house.does("backup", "app", "--verify")
+    row = until(lambda: (row := house.status("app"))["state"] == "late" and row, lambda: house.status("app"))
+    assert "not WAL" in row["attention"][0]
+    other = house.database("other")
+    problem = house.fails("DBG-2008", 2, "protect", str(other), "--continuous")
+    assert f"sqlite3 {other} 'PRAGMA journal_mode=WAL'" in problem["hints"]
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma journal_mode = wal")
+    followed(house)
+    assert house.status("app")["state"] == "safe"
+
+
+def test_the_log_goes_when_it_is_older_than_keep_log(house: House) -> None:
+    begin(house, 'keep_log = "1s"', "keep = { last = 9 }")
+    with writing(house):
+        until(lambda: committed(house) > 300, "commits")
+    followed(house)
+    time.sleep(1.1)  # the age of what was stored is the thing itself
+    plan = house.does("prune", "app", "--dry-run")["expire"][0]["result"]["plan"]
+    assert plan["log"]["objects"] == sum(path.is_file() for path in (house.store / "log").rglob("*"))
+    house.does("prune", "app")
+    assert not [path for path in (house.store / "log").rglob("*") if path.is_file()]
+    assert house.does("check", "app", "--data")["job"]["state"] == "done"
+    with writing(house):
+        more(house, 100)
+        house.does("backup", "app", "--verify")
+        more(house, 100)
+        followed(house)
+    place, reached, plan = restored(house, "", "newest.db")
+    assert plan["segments"] > 0
+    is_as_it_was(house, place, reached, 3)
+
+
+def test_a_missing_segment_is_found_and_nothing_is_restored_over_it(house: House) -> None:
+    begin(house)
+    with writing(house):
+        until(lambda: committed(house) > 200, "commits")
+        moment = datetime.now(UTC)
+        followed(house)
+    house.stop()
+    pieces = sorted(path for path in (house.store / "log").rglob("*") if path.is_file())
+    pieces[len(pieces) // 2].unlink()
+    house.start()
+    said = house.ctl("--json", "check", "app")
+    assert said.status == 4
+    assert "lacks its segments" in said.out
+    place, reached, _ = restored(house, moment.isoformat(), "before.db")
+    assert reached < moment
+    is_as_it_was(house, place, reached, 3)
+
+
+def test_recover_py_reaches_the_same_moment(house: House) -> None:
+    begin(house)
+    with writing(house):
+        until(lambda: committed(house) > 300, "commits")
+        moment = datetime.now(UTC)
+        followed(house)
+    place, reached, plan = restored(house, moment.isoformat(), "by-dbguard.db")
+    argv = [
+        sys.executable,
+        house.store / "recover/recover.py",
+        "--machine-key",
+        house.state / "machine.key",
+        house.store,
+    ]
+    target = house.place / "by-hand"
+    done = subprocess.run([*argv, "restore", plan["backup"], target, "--until", reached.isoformat()],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "the log is put over it" in done.stdout
+    assert (target / "database").read_bytes() == place.read_bytes()
+    listed = subprocess.run([*argv, "list"], capture_output=True, text=True, check=True).stdout
+    assert "the log of app is stored up to" in listed
+    assert json.loads((target / "facts.dbguard.json").read_text())["log"]["chain"]

@@ -25,7 +25,7 @@ def expire(run: Run, request: Expire) -> Result:
     for id in outlived:
         holds[id] = [hold for hold in holds[id] if hold.reason != UNDO_REASON]
     verdict = decide(run, backups, holds, now)
-    forgotten = _outlived(run)
+    forgotten = _outlived(run, backups)
     size = {"objects": len(forgotten), "bytes": sum(piece.size for piece in forgotten)}
     plan = {
         "log": size,
@@ -56,16 +56,23 @@ def expire(run: Run, request: Expire) -> Result:
     return {"plan": plan, "expired": list(verdict.drop)}
 
 
-def _outlived(run: Run) -> list[Piece]:
-    """Return what of the log is older than keep_log by the storage's own time: always its beginning."""
+def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
+    """Return what of the log is older than keep_log by the storage's own time: always its beginning.
+
+    What goes on from the newest backup that can be relied on stays, however old it is.
+    """
     log = run.repository.log(run.name)
     chains = [] if log is None else log.chains()
     if not chains:
         return []
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
+    sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
+    newest = next((b.facts.get("log") or {} for b in backups if b.id in sound), {})
+    ends = {chains[-1].id: -1, str(newest.get("chain")): int(newest.get("after", -1))}
     found: list[Piece] = []
     for chain in chains:
-        old = list(takewhile(lambda piece: piece.stored_at < start, chain.pieces))
+        end = ends.get(chain.id, chain.last)
+        old = list(takewhile(lambda piece: piece.stored_at < start and piece.last <= end, chain.pieces))  # noqa: B023
         found += old
         if len(old) < len(chain.pieces):
             break

@@ -43,9 +43,10 @@ class Writer:
         self.dice = random.Random(options["seed"])
         self.ledger = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.who = options.get("who", 0)
-        self.number = options.get("first", 0)
         self.met = 0
         self.open()
+        last = "SELECT coalesce(max(n), 0) FROM ledger WHERE who = ?"
+        self.number = self.db.execute(last, (self.who,)).fetchone()[0]
 
     def open(self):
         self.db = sqlite3.connect(self.path, isolation_level=None, timeout=self.options.get("timeout", 30))
@@ -115,6 +116,25 @@ class Writer:
         self.db.close()
 
 
+    def some(self, count, hold):
+        """So many commits, and then one that stays open until its input ends."""
+        for _ in range(count):
+            self.commit()
+        if hold:
+            self.number += 1
+            self.note("b")
+            self.db.execute("BEGIN IMMEDIATE")
+            self.db.execute("INSERT INTO ledger VALUES(?, ?)", (self.who, self.number))
+        self.db.execute("SELECT count(*) FROM ledger").fetchone()  # from now on it uses the log
+        print("{}", flush=True)
+        while not ended(5):
+            pass
+        if hold:
+            self.db.execute("COMMIT")
+            self.note("a")
+        self.db.close()
+
+
 def checkpoint(path, options):
     """Checkpoint from outside, in every mode, all the time; now and then as a stranger who opens and closes it."""
     dice = random.Random(options["seed"])
@@ -160,17 +180,22 @@ def follow_it(path, file, options):
 
 
 def read_shelf(file, at):
-    """Yield what a Shelf keeps from a place in its file on, and the place after it; not what is half written."""
-    while len(head := file.read(8)) == 8 and len(raw := file.read(int.from_bytes(head, "big"))) == int.from_bytes(
-        head, "big"
-    ):
-        at += 8 + len(raw)
-        yield pickle.loads(raw), at
+    """Return what a Shelf keeps from a place in its file on, and the place after it; not what is half written."""
+    found = []
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head, "big")
+        if len(raw := file.read(length)) < length:
+            break
+        at += 8 + length
+        found.append(pickle.loads(raw))
+    return found, at
 
 
 def main(action, path, *rest):
     options = json.loads(rest[-1])
-    if action == "write":
+    if action == "some":
+        Writer(path, rest[0], options).some(options["count"], options["hold"])
+    elif action == "write":
         writer = Writer(path, rest[0], options)
         print("{}", flush=True)
         writer.run()

@@ -7,9 +7,9 @@ follower is one too, and this process takes bases (raw) and opens copies only.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ CREATE TABLE data(id INTEGER PRIMARY KEY, x BLOB);
 CREATE TABLE keyed(k INTEGER PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE INDEX data_x ON data(substr(x, 1, 20));
 INSERT INTO data(x) VALUES(randomblob(500));
+"""
+_DUMP = """
+import hashlib, sqlite3, sys
+text, db = hashlib.sha256(), sqlite3.connect(sys.argv[1], uri=True)
+for line in db.iterdump():
+    text.update(line.encode("utf-8", "surrogateescape"))
+print(text.hexdigest())
 """
 SECONDS = 60.0
 
@@ -70,9 +78,24 @@ class Base:
     after: int
 
 
-def reaches(place, base) -> bool:
-    """As jobs.moment says it."""
-    return place["round"] == base["round"] and place["position"] >= base["position"]
+    taken_at: datetime
+
+    def reached(self, place: Any, at: datetime) -> bool:
+        """Say if a segment up to `place` holds all that is in the base.
+
+        A log that was emptied tells no place: its first frame may give it another name.
+        """
+        if not self.place["position"] and at >= self.taken_at:
+            return True
+        return place["round"] == self.place["round"] and place["position"] >= self.place["position"]
+
+
+def gone(pid: int) -> bool:
+    """Say if a process has ended, whether or not anybody has asked for its status."""
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 def sql(path, text):
@@ -97,12 +120,12 @@ class World:
         self.bases: list[Base] = []
         self.followers = 0
         self.positions = self.gaps = 0
-        self.starts: list[subprocess.Popen[bytes]] = []
         self._told: list[Any] = []
         self._seen = 0
         self._follower: subprocess.Popen[bytes] | None = None
-        code = f"import sqlite3,sys;sqlite3.connect(sys.argv[1]).executescript({_SCHEMA!r}.format(**{dict(page_size=page_size, vacuum=vacuum)}))"
-        subprocess.run([sys.executable, "-c", code, str(self.path)], check=True)
+        schema = _SCHEMA.format(page_size=page_size, vacuum=vacuum)
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"
+        subprocess.run([sys.executable, "-c", code, str(self.path), schema], check=True)
 
     # ------------------------------------------------------------------------------------------ who takes part
 
@@ -120,10 +143,21 @@ class World:
                     process.stdin.close()
                 process.wait(60)
 
+    @contextmanager
+    def open_writer(self, count: int, *, hold: bool = False, **options: Any) -> Iterator[None]:
+        """So many commits, and with `hold` one more that is open until the block ends; until then nobody closes it."""
+        options = {"kinds": ["plain"], "seed": self.dice.random(), "auto": 0, **options}
+        with self.user("some", self.place / "ledger0", count=count, hold=hold, **options):
+            yield
+
+    def commits(self, count: int, **options: Any) -> None:
+        """So many commits by a process that opens the database for them."""
+        with self.open_writer(count, **options):
+            pass
+
     def writer(self, who: int = 0, **options: Any) -> Any:
         """A writer that goes on where the last one of that number stopped."""
-        first = sql(self.path, f"SELECT coalesce(max(n), 0) FROM ledger WHERE who = {who}")[0][0]
-        options = {"kinds": ["plain", "keyed"], "seed": self.dice.random(), "who": who, "first": first, **options}
+        options = {"kinds": ["plain", "keyed"], "seed": self.dice.random(), "who": who, **options}
         return self.user("write", self.place / f"ledger{who}", **options)
 
     def checkpoints(self, *modes: str, **options: Any) -> Any:
@@ -157,7 +191,17 @@ class World:
         keeper = self.keeper()
         self._follower.kill()
         self._follower.wait()
-        until(lambda: not keeper or not Path(f"/proc/{keeper}/cmdline").exists(), "the end of the child")
+        until(lambda: not keeper or gone(keeper), "the end of the child")
+
+    def pause(self) -> None:
+        """Stop the follower where it is; it takes part again after go_on()."""
+        assert self._follower is not None
+        self._follower.send_signal(signal.SIGSTOP)
+        until(lambda: "T" in Path(f"/proc/{self._follower.pid}/stat").read_text().split(")")[1], "a stop")
+
+    def go_on(self) -> None:
+        assert self._follower is not None
+        self._follower.send_signal(signal.SIGCONT)
 
     @contextmanager
     def following(self, **pace: Any) -> Iterator[None]:
@@ -178,8 +222,8 @@ class World:
         if self.shelf.exists():
             with open(self.shelf, "rb") as file:
                 file.seek(self._seen)
-                for told, self._seen in read_shelf(file, self._seen):
-                    self._told.append(told)
+                found, self._seen = read_shelf(file, self._seen)
+            self._told += found
         return self._told
 
     def count(self, what: str) -> int:
@@ -228,7 +272,8 @@ class World:
         engine.release()
         if facts["log_place"] is not None and chains:
             data = sink.streams["database"]
-            self.bases.append(Base(data, facts["log_place"], len(chains) - 1, len(chains[-1].segments)))
+            taken_at = datetime.fromisoformat(facts["snapshot_at"])
+            self.bases.append(Base(data, facts["log_place"], len(chains) - 1, len(chains[-1].segments), taken_at))
 
     # ------------------------------------------------------------------------------------------ the proof
 
@@ -248,11 +293,13 @@ class World:
         proven = 0
         for base in self.bases:
             chain = chains[base.chain]
-            reached = reaches(chain.segments[base.after - 1].until if base.after else chain.place, base.place)
+            before = chain.segments[base.after - 1] if base.after else None
+            at = before.at if before else datetime.fromtimestamp(chain.begun_at, UTC)
+            reached = base.reached(before.until if before else chain.place, at)
             ends = []
-            for at in range(base.after, len(chain.segments)):
-                reached = reached or reaches(chain.segments[at].until, base.place)
-                if reached and chain.segments[at].size:
+            for at, segment in enumerate(chain.segments):
+                reached = reached or (at >= base.after and base.reached(segment.until, segment.at))
+                if at >= base.after and reached and chain.segments[at].size:
                     ends.append(at)
             chosen = {*self.dice.sample(ends, min(most, len(ends))), *ends[-1:]}
             proven += self._prove_base(base, chain, chosen, books)
@@ -310,9 +357,8 @@ class World:
                     file.write(segment.pages[place * segment.page_size : (place + 1) * segment.page_size])
                 if segment.size:
                     file.truncate(segment.size)
-        dump = "import sqlite3,sys,hashlib;h=hashlib.sha256();c=sqlite3.connect(sys.argv[1],uri=True);[h.update(l.encode('utf-8','surrogateescape')) for l in c.iterdump()];print(h.hexdigest())"
         there, here = (
-            subprocess.run([sys.executable, "-c", dump, name], check=True, capture_output=True).stdout
+            subprocess.run([sys.executable, "-c", _DUMP, name], check=True, capture_output=True).stdout
             for name in (str(self.path), f"file:{work}?immutable=1")
         )
         assert there == here
@@ -328,5 +374,3 @@ def wait_a_while(seconds: float) -> None:
         time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
 
 
-def alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")

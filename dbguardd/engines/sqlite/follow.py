@@ -139,7 +139,7 @@ class Follower:
             self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
         else:
-            self._place = self._shipped = here
+            self._place, self._shipped, self._read = here, here, True
             because = "the log was not followed before" if since is None else "the log begins after what was read of it"
             self._ship.begin(here.facts(), continued=False, because=because)
         while True:

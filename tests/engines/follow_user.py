@@ -115,7 +115,6 @@ class Writer:
         print(json.dumps({"commits": self.number, "busy": self.met}), flush=True)
         self.db.close()
 
-
     def some(self, count, hold):
         """So many commits, and then one that stays open until its input ends."""
         for _ in range(count):

@@ -77,7 +77,6 @@ class Base:
     chain: int
     after: int
 
-
     taken_at: datetime
 
     def reached(self, place: Any, at: datetime) -> bool:
@@ -372,5 +371,3 @@ def wait_a_while(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
-
-

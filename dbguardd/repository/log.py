@@ -14,7 +14,8 @@ What is sealed is one segment after the other (integers are big-endian)::
     m  the body: one zstd frame of the page numbers, 4 bytes each, and the pages
 
 Each second may make an object, so they are folded: 32 in a row become one, and 32 of those again, as long as the result
-is not too large. The new object is durable before the old ones go; a reader that meets both takes the longer.
+is not too large. The new object is durable before the old ones go; a reader that meets both takes the longer, and one
+that comes too late for the old ones looks for the new one.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"log/[0-9a-f]{32}/(([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13}))-([0-9a-f]{64})")
 _LEVEL = 3
 _LARGEST = 128 << 20  # bytes of the pages of a segment
+_KEPT = 8 * FOLD  # pieces that a writer knows: more than folding looks at, and no more however long it writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,9 @@ class Log:
         for piece in chain.pieces:
             if number > last or piece.last < number:
                 continue
-            for link in self.open(piece):
+            if number < piece.first:
+                break
+            for link in self._held(piece):
                 if link.number < number or link.number > last:
                     continue
                 if link.number != number or (place is not None and link.since != place):
@@ -158,11 +162,30 @@ class Log:
             raise ObjectMissing(f"the log {chain.id} lacks its segment {number}", detail=f"of {first} to {last}")
 
     def open(self, piece: Piece) -> list[Link]:
-        """Return the segments in an object. Raises Damaged, ObjectMissing."""
+        """Return the segments in an object, wherever they are by now. Raises Damaged, ObjectMissing."""
+        return [link for link in self._held(piece) if piece.first <= link.number <= piece.last]
+
+    def _held(self, piece: Piece) -> list[Link]:
+        """Return the segments in an object, or in the larger one that it was folded into meanwhile."""
+        while True:
+            try:
+                return self._read(piece)
+            except ObjectMissing:
+                first, last, size = piece.first, piece.last, piece.last - piece.first
+                others = (other for other in self._pieces() if other.chain == piece.chain)
+                larger = (o for o in others if o.first <= first and last <= o.last and o.last - o.first > size)
+                found = next(larger, None)
+                if found is None:
+                    raise
+                piece = found
+
+    def _read(self, piece: Piece) -> list[Link]:
         data = self._storage.get(piece.name)
         if hashlib.sha256(data).hexdigest() != piece.name[-64:]:
             raise Damaged(f"{piece.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
-        _, plain = unseal(self._records.keyring_of(self._domain), "log", piece.slot, data, piece.name)
+        domain, plain = unseal(self._records.keyring_of(self._domain), "log", piece.slot, data, piece.name)
+        if domain.id != self._domain.id:
+            raise Damaged(f"{piece.name}: it is of the log of another database", detail=f"of {domain.name!r}")
         try:
             links = list(_split(plain))
         except (KeyError, TypeError, ValueError, struct.error) as error:
@@ -187,7 +210,10 @@ class Log:
         return Chain(id, (self._put(id, (0, 0), now, _join(head, b"")),))
 
     def append(self, chain: Chain, segment: Segment) -> Chain:
-        """Store the next segment; durable and read back on return. Folds what has become many."""
+        """Store the next segment; durable and read back on return. Folds what has become many.
+
+        Returns the end of the chain: enough to go on with it.
+        """
         number = chain.last + 1
         head = {
             "because": "",
@@ -203,7 +229,7 @@ class Log:
         body = zstandard.ZstdCompressor(level=_LEVEL).compress(_numbers(segment.numbers) + segment.pages)
         until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
         piece = self._put(chain.id, (number, number), until, _join(head, body))
-        return self._fold(Chain(chain.id, (*chain.pieces, piece)))
+        return self._fold(Chain(chain.id, (*chain.pieces[-_KEPT:], piece)))
 
     def _fold(self, chain: Chain) -> Chain:
         pieces = chain.pieces
@@ -212,10 +238,10 @@ class Log:
             ripe = len(tail) == FOLD and len({_level(piece) for piece in tail}) == 1
             if not ripe or sum(piece.size for piece in tail) > FOLDED_BYTES:
                 return Chain(chain.id, pieces)
-            there = {piece.name for piece in self._pieces(chain.id)}
-            if any(piece.name not in there for piece in tail):  # forget() was faster
-                return Chain(chain.id, tuple(piece for piece in pieces if piece.name in there) or pieces[-1:])
-            plain = b"".join(_join(_head(link), link.body) for piece in tail for link in self.open(piece))
+            try:
+                plain = b"".join(_join(_head(link), link.body) for piece in tail for link in self.open(piece))
+            except (Damaged, ObjectMissing):  # a check says so, and what was forgotten is; the log goes on
+                return Chain(chain.id, pieces)
             whole = self._put(chain.id, (tail[0].first, tail[-1].last), tail[-1].until, plain)
             for piece in tail:
                 self._storage.delete(piece.name)
@@ -228,7 +254,7 @@ class Log:
         name = f"{self._prefix}{slot}-{hashlib.sha256(data).hexdigest()}"
         self._storage.put(name, data)
         piece = Piece(name, chain, *numbers, until, len(data), until)
-        self.open(piece)  # as it lies there now: its hash, its seal and what is in it
+        self._read(piece)  # as it lies there now: its hash, its seal and what is in it
         return piece
 
     def forget(self, pieces: Sequence[Piece]) -> None:

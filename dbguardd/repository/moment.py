@@ -53,15 +53,16 @@ class MomentTree:
         size = self._tree.deliver(name, file)
         whole = True
         for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):
-            if link.stream not in ("", name):
+            if link.stream != name:
                 continue
             for number, page in link.pages():
                 _put(name, file, page, (number - 1) * link.page_size)
             whole = bool(link.size)
-            size = link.size or size
+            if whole:
+                size = link.size
+                os.ftruncate(file, size)  # what comes back later comes back written, or as zeros
         if not whole:
             raise Damaged(f"{name}: the log ends in the middle of a transaction", detail=f"segment {self._until.last}")
-        os.ftruncate(file, size)
         return size
 
 

@@ -91,7 +91,8 @@ def child(arguments: Sequence[str], place: Path | None = None) -> Iterator[Child
             yield Child(process)
         finally:
             if process.stdin and not process.stdin.closed:
-                process.stdin.close()
+                with suppress(BrokenPipeError):  # what was asked last did not reach it: it has ended
+                    process.stdin.close()
             try:
                 process.wait(_GRACE_SECONDS)
             except subprocess.TimeoutExpired:

@@ -8,9 +8,13 @@ is lost between two looks (wal.c; sqlite.org/walformat.html):
 - A newer mark is taken after the log was read up to E, and before the older mark M is given up; M was taken before
   that reading, so M <= E. The newer mark is 0 only if all frames were in the main file, which M allowed up to M only:
   then the log ended at M <= E, and all of it was read.
-- Under a mark of 0 nothing is written into the main file, so what is appended stays, and the log can begin anew once,
-  not twice. SQLite counts rounds in the first salt, so a log whose first salt is one more than that of the one which
-  was read to its end continues it; any other is a gap, and is said to be one.
+- Under a mark of 0 nothing is written into the main file, so what is appended stays: the log can begin anew once with
+  frames, and before that any number of times without (a checkpoint that truncates). Its salts tell nothing then: who
+  has not counted its rounds makes both up.
+
+All of this holds as long as the child lives, so its word is taken that it does before a new round is believed, and the
+index is read again after the frames: no salts changed, so none was overwritten. What was not read when the first mark
+was taken (`resume`) nothing protects before it was read once: a log that begins anew meanwhile is a gap.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from dbguardd.flow import Facts, Segment, Ship
 _KEEP = Path(__file__).with_name("keep.py")
 _FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
+_PAUSE_SECONDS = 0.001
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
 
 
@@ -57,15 +62,17 @@ class Place:
     salts: bytes
     frames: int
     checksum: bytes
+    file: int  # inode of the main file: a log of the same name may be left beside another one
 
     def facts(self) -> Facts:
         """Return it as it is stored."""
-        return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex()}
+        return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex(), "file": self.file}
 
     @classmethod
     def read(cls, facts: Facts) -> Place:
         """Read what facts() returned."""
-        return cls(bytes.fromhex(facts["round"]), int(facts["position"]), bytes.fromhex(facts["check"]))
+        check, file = bytes.fromhex(facts["check"]), int(facts["file"])
+        return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
 
 
 def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
@@ -114,30 +121,34 @@ class Follower:
     def __init__(self, live: Live, pace: Pace, ship: Ship, keeper: Child, files: tuple[int, int]) -> None:
         self._live, self._pace, self._ship, self._keeper = live, pace, ship, keeper
         self._log, self._shm = files
-        self._log_mark = Mark.of(os.fstat(self._log))
-        self._place = self._shipped = Place(b"", 0, b"")
+        self._sides = {"-wal": Mark.of(os.fstat(self._log)), "-shm": Mark.of(os.fstat(self._shm))}
+        self._file = live.found.st_ino
+        self._place = self._shipped = Place(b"", 0, b"", self._file)
+        self._read = False  # all that was there when the first mark was taken
+        self._free: Place | None = None  # where the log may begin anew, for all that we hold
         self._next_turn = 0.0
         self._pause = pace.look_seconds
 
     def run(self, resume: Facts | None) -> None:
         """Find the place to begin at, then look, ship and renew the mark for ever."""
         index = self._index()
-        here = Place(index.salts, index.frames, index.checksum if index.frames else self._untouched())
+        check = index.checksum if index.frames else self._untouched()
+        here = Place(index.salts, index.frames, check, self._file)
         since = None if resume is None else Place.read(resume)
         if since is not None and self._has(since, index):
             self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
         else:
-            self._place = self._shipped = here
+            self._place, self._shipped, self._read = here, here, True
             because = "the log was not followed before" if since is None else "the log begins after what was read of it"
             self._ship.begin(here.facts(), continued=False, because=because)
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
             if self._look():
                 self._renew()
-            if self._place.frames >= self._pace.turn_frames and time.monotonic() >= self._next_turn:
+            long = self._place.frames >= self._pace.turn_frames and self._place != self._free
+            if long and time.monotonic() >= self._next_turn:
                 self._turn()
-            self._check_files()
             self._ship.reached(at)
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
@@ -147,6 +158,8 @@ class Follower:
         A log that was empty then proves nothing. If it is empty now, too, and the main file has the same time, size
         and inode, then nothing was committed: that would be in the one or the other.
         """
+        if since.file != self._file:
+            return False
         if not since.frames:
             return bool(since.checksum) and not index.frames and since.checksum == self._untouched()
         if since.salts != index.salts or since.frames > index.frames:
@@ -162,27 +175,36 @@ class Follower:
         return hashlib.blake2b(repr(mark).encode(), digest_size=8).digest()
 
     def _look(self) -> bool:
-        """Ship what was committed since the last look. Raises LogBroken."""
+        """Ship what was committed since the last look; say if a newer mark is of use. Raises LogBroken.
+
+        It is where something was read. Where all is in the main file it is 0, and lets go who waits for an end of all
+        other marks, with the write lock in his hands (a checkpoint that restarts or truncates).
+        """
         at, index = datetime.now(UTC), self._index()
+        self._check_files()
         if index.salts != self._place.salts:
             self._begin_anew(index)
         fresh = index.frames > self._place.frames
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
-        return fresh
+        self._read = True
+        free = index.moved == index.frames > 0 and self._free != self._place
+        if free:
+            self._free = self._place
+        return fresh or free
 
     def _begin_anew(self, index: locks.Index) -> None:
-        """Go to the start of the next round of the log. Raises LogBroken if there may have been one between.
-
-        A log that was empty gets new salts with its first frame, and nothing can be missed of it.
-        """
-        rounds = (int.from_bytes(index.salts[:4], "big") - int.from_bytes(self._place.salts[:4], "big")) % (1 << 32)
-        if rounds != 1 and self._place.frames:
-            raise LogBroken(f"{self._live.path}: its log began anew {rounds} times since it was read")
-        self._place = Place(index.salts, 0, b"")
+        """Go to the start of the next round of the log. Raises LogBroken, WorkerDied if one may have been missed."""
+        if not self._read:
+            raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
+        self._asked("ping")
+        self._place = Place(index.salts, 0, b"", self._file)
 
     def _stretch(self, index: locks.Index, at: datetime) -> Segment:
-        """Read frames up to the last commit that fits into one segment; if none does, a part of a transaction."""
+        """Read frames up to the last commit that fits into one segment; if none does, a part of a transaction.
+
+        Only the last one of a look has all that was committed before `at`, so only that one is a moment (`size`).
+        """
         frame = locks.FRAME_HEADER + index.page_size
         most = max(1, self._pace.segment_bytes // frame)
         first = self._place.frames
@@ -191,11 +213,11 @@ class Follower:
         heads = [_FRAME.unpack_from(raw, at) for at in range(0, len(raw) // frame * frame, frame)]
         ours = next((n for n, (_, _, salts, _) in enumerate(heads) if salts != self._place.salts), len(heads))
         taken = next((n + 1 for n in range(ours - 1, -1, -1) if heads[n][1]), ours if ours == most else 0)
-        if not taken:
+        if not taken or self._index().salts != index.salts:
             raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
         _, size, _, checksum = heads[taken - 1]
         pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
-        until = Place(self._place.salts, first + taken, checksum)
+        until = Place(self._place.salts, first + taken, checksum, self._file)
         if until.frames == index.frames and (until.checksum != index.checksum or size != index.pages):
             raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
         since, self._place, self._shipped = self._shipped, until, until
@@ -207,7 +229,7 @@ class Follower:
             until=until.facts(),
             at=at,
             page_size=index.page_size,
-            size=size * index.page_size,
+            size=size * index.page_size if until.frames == index.frames else 0,
             numbers=tuple(numbers),
             pages=b"".join([view[pages[page] : pages[page] + index.page_size] for page in numbers]),
         )
@@ -226,12 +248,18 @@ class Follower:
         self._next_turn = time.monotonic() + self._pause
 
     def _finish_round(self) -> bool:
-        """Read the rest of the log while writers are kept out, and say if the log will begin anew; then ship that."""
+        """Read the rest of the log while writers are kept out, and say if the log will begin anew; then ship that.
+
+        It may have begun anew just before (under a mark of 0). The next look reads that; the mark must stay until then.
+        """
         index, rest = self._index(), list[Segment]()
-        little = (index.frames - self._place.frames) * index.page_size <= self._pace.segment_bytes
+        same = index.salts == self._place.salts
+        little = same and (index.frames - self._place.frames) * index.page_size <= self._pace.segment_bytes
         while little and self._place.frames < index.frames:
             rest.append(self._stretch(index, datetime.now(UTC)))
         done = bool(self._asked("go" if little else "stay").get("turned"))
+        if done:
+            self._free = self._place
         for segment in rest:
             self._ship.ship(segment)
         return done
@@ -248,16 +276,24 @@ class Follower:
         self._ship.reached(None)
 
     def _index(self) -> locks.Index:
-        index = locks.read_index(self._shm)
-        if index is None:
-            raise LogBroken(f"{self._live.path}: the index of its log cannot be read")
+        """Read the index, however long a writer was stopped in the middle of changing it.
+
+        If it was killed there, the first mark of the next child mends that.
+        """
+        deadline = time.monotonic() + self._pace.lock_timeout_seconds
+        while (index := locks.read_index(self._shm)) is None:
+            if time.monotonic() >= deadline:
+                raise LogBroken(f"{self._live.path}: the index of its log cannot be read")
+            self._alive()
+            time.sleep(_PAUSE_SECONDS)
         return index
 
     def _check_files(self) -> None:
         """Raise SourceChanged if the path leads to another database, or its log to another file."""
         self._live.check_same()
-        if not self._log_mark.same_file(self._live.side("-wal")):
-            raise SourceChanged(f"{self._live.path}: its -wal was replaced while in use")
+        for suffix, mark in self._sides.items():
+            if not mark.same_file(self._live.side(suffix)):
+                raise SourceChanged(f"{self._live.path}: its {suffix} was replaced while in use")
 
     def _start(self, frames: int, page_size: int) -> int:
         return locks.LOG_HEADER + frames * (locks.FRAME_HEADER + page_size)

@@ -4,6 +4,8 @@ Arguments: the file: URI (up to its question mark), the time to wait for locks a
 in seconds. Answers with JSON lines: {"held": version} once the first read mark stands, or {"error": text, "code":
 SQLite result code}. On standard input it is asked for:
 
+``ping``
+    Answer {"here": true}: all marks stood until now.
 ``renew``
     Take a newer mark, then give the old one up. Answers {"renewed": true}, or an error, and then the old one stays.
 ``checkpoint``
@@ -39,6 +41,22 @@ def _say(**message: object) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
+class Asked:
+    """The lines on standard input, one by one: two of them can arrive together."""
+
+    def __init__(self) -> None:
+        self._text = b""
+
+    def line(self, seconds: float | None = None) -> bytes:
+        """Return the next line, the last one empty; an empty one, too, if none comes in time."""
+        while b"\n" not in self._text:
+            if not select.select([0], [], [], seconds)[0] or not (piece := os.read(0, 512)):
+                return b""
+            self._text += piece
+        line, _, self._text = self._text.partition(b"\n")
+        return line
+
+
 def _refuse(error: sqlite3.Error) -> None:
     _say(error=str(error), code=getattr(error, "sqlite_errorcode", 0))
 
@@ -46,8 +64,8 @@ def _refuse(error: sqlite3.Error) -> None:
 class Keeper:
     """The connections: two that take turns in holding a mark, one that checkpoints, one that keeps writers out."""
 
-    def __init__(self, uri: str, timeout_seconds: float, block_seconds: float) -> None:
-        self._block_seconds = block_seconds
+    def __init__(self, uri: str, timeout_seconds: float, block_seconds: float, asked: Asked) -> None:
+        self._block_seconds, self._asked = block_seconds, asked
         self._checkpointer, self._barrier = self._open(f"{uri}mode=rw", 0), self._open(f"{uri}mode=rw", block_seconds)
         self._checkpointer.execute("PRAGMA user_version").fetchall()  # makes -wal and -shm where there are none
         self._mark, self._spare = (self._open(f"{uri}mode=ro", timeout_seconds) for _ in range(2))
@@ -101,7 +119,7 @@ class Keeper:
             return False
         try:
             _say(still=True)
-            if not select.select([0], [], [], self._block_seconds)[0] or os.read(0, 512) != b"go\n":
+            if self._asked.line(self._block_seconds) != b"go":
                 return False
             self.renew()
             done = self.checkpoint()
@@ -114,20 +132,23 @@ class Keeper:
 
 def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
     """Take the first mark, do as standard input says, let go at its end."""
+    asked = Asked()
     try:
-        keeper = Keeper(uri, timeout_seconds, block_seconds)
+        keeper = Keeper(uri, timeout_seconds, block_seconds, asked)
     except sqlite3.Error as error:
         _refuse(error)
         return 1
     _say(held=sqlite3.sqlite_version)
-    while asked := os.read(0, 512):
+    while line := asked.line():
         try:
-            if asked == b"renew\n":
+            if line == b"ping":
+                _say(here=True)
+            elif line == b"renew":
                 keeper.renew()
                 _say(renewed=True)
-            elif asked == b"checkpoint\n":
+            elif line == b"checkpoint":
                 _say(all=keeper.checkpoint())
-            elif asked == b"turn\n":
+            elif line == b"turn":
                 _say(turned=keeper.turn())
         except sqlite3.Error as error:
             _refuse(error)

@@ -28,7 +28,7 @@ _SHARED, _SHARED_LENGTH = _PENDING + 2, 510
 _DEAD_MAN = 128  # of -shm: every connection in WAL mode holds it shared as long as it lives
 _FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux
 _PAUSE_SECONDS = 0.005
-_INDEX_HEADER, _TRIES = 48, 100
+_INDEX_HEADER, _MOVED, _TRIES = 48, 96, 100
 
 LOG_HEADER, FRAME_HEADER = 32, 24
 """Bytes before the first frame of a log, and before each page in it (sqlite.org/fileformat2.html, 4.1)."""
@@ -122,7 +122,8 @@ def wal_in_use_at(path: str) -> bool:
 class Index:
     """What the index of a log says of its last commit: `frames` of `page_size` bytes each, the database has `pages`.
 
-    `salts` (8 bytes) name the round of the log, `checksum` (8 bytes) is that of the last frame.
+    `salts` (8 bytes) name the round of the log, `checksum` (8 bytes) is that of the last frame. `moved` of the frames
+    are in the main file.
     """
 
     page_size: int
@@ -130,6 +131,7 @@ class Index:
     pages: int
     salts: bytes
     checksum: bytes
+    moved: int
 
     @property
     def place(self) -> Facts:
@@ -149,12 +151,13 @@ def read_index(shm: int) -> Index | None:
     (sqlite.org/walformat.html, 2.1). Call it while a read mark stands: the answer then covers that mark.
     """
     for _ in range(_TRIES):
-        raw = os.pread(shm, 2 * _INDEX_HEADER, 0)
-        if len(raw) == 2 * _INDEX_HEADER and raw[:_INDEX_HEADER] == raw[_INDEX_HEADER:] and raw[12]:
+        raw = os.pread(shm, _MOVED + 4, 0)
+        if len(raw) == _MOVED + 4 and raw[:_INDEX_HEADER] == raw[_INDEX_HEADER:_MOVED] and raw[12]:
             size, frames, pages, *sums = struct.unpack_from("=HIIII", raw, 14)
             # 65536 does not fit into 16 bits: SQLite moves its high bit down, as in the file header.
             page_size = (size & 0xFE00) + ((size & 1) << 16)
-            return Index(page_size, frames, pages, raw[32:40], struct.pack(">II", *sums))
+            (moved,) = struct.unpack_from("=I", raw, _MOVED)
+            return Index(page_size, frames, pages, raw[32:40], struct.pack(">II", *sums), moved)
     return None
 
 

@@ -1,0 +1,209 @@
+"""Processes that use a SQLite database that is followed: python follow_user.py ACTION DB ARGUMENTS, JSON in the last.
+
+`write` numbers its commits and notes each one in a ledger, before (b) and after (a) the commit, with the time: what is
+acknowledged there must be in every copy of a later moment, and nothing may be in a copy that was not begun.
+`checkpoint` does foreign checkpoints of all modes. Both go on until their input ends; `follow` (a follower in a process
+of its own, which can be killed) for ever.
+"""
+
+import json
+import os
+import pickle
+import random
+import select
+import sqlite3
+import sys
+import time
+
+
+def ended(seconds=0.0):
+    return bool(select.select([0], [], [], seconds)[0]) and not os.read(0, 512)
+
+
+def busy(action):
+    """Do it until nobody is in the way: a barrier keeps writers out for a moment, and busy_timeout may be 0."""
+    met = 0
+    while True:
+        try:
+            action()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            met += 1
+            time.sleep(0.0005)
+        else:
+            return met
+
+
+class Writer:
+    """One of several writers. Writer k of n makes the commits k, k + n, k + 2n... in a ledger of its own."""
+
+    def __init__(self, path, ledger, options):
+        self.path, self.options = path, options
+        self.dice = random.Random(options["seed"])
+        self.ledger = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.who = options.get("who", 0)
+        self.met = 0
+        self.open()
+        last = "SELECT coalesce(max(n), 0) FROM ledger WHERE who = ?"
+        self.number = self.db.execute(last, (self.who,)).fetchone()[0]
+
+    def open(self):
+        self.db = sqlite3.connect(self.path, isolation_level=None, timeout=self.options.get("timeout", 30))
+        busy(lambda: self.db.execute("PRAGMA synchronous=OFF"))
+        self.db.execute(f"PRAGMA wal_autocheckpoint={self.options.get('auto', 1000)}")
+        self.db.execute(f"PRAGMA cache_size={self.options.get('cache', 200)}")
+
+    def note(self, what):
+        os.write(self.ledger, f"{what} {self.number} {time.time():.6f}\n".encode())
+
+    def commit(self):
+        """One numbered commit."""
+        self.number += 1
+        self.note("b")
+        db, dice, kinds = self.db, self.dice, self.options["kinds"]
+        self.met += busy(lambda: db.execute("BEGIN IMMEDIATE"))
+        db.execute("INSERT INTO ledger VALUES(?, ?)", (self.who, self.number))
+        kind = dice.choice(kinds)
+        if kind == "big":
+            size = self.options.get("big", 3000)
+            db.executemany("INSERT INTO data(x) VALUES(randomblob(?))", ((dice.randrange(1500),) for _ in range(size)))
+            db.execute("DELETE FROM data WHERE id % 7 = ?", (self.number % 7,))
+        elif kind == "shrink":
+            db.execute("DELETE FROM data WHERE id > (SELECT max(id) FROM data) / ?", (dice.choice([1, 2, 4]),))
+        elif kind == "schema":
+            db.execute(f"DROP TABLE IF EXISTS extra{self.number % 3}")
+            db.execute(f"CREATE TABLE extra{self.number % 3}(a, b UNIQUE)")
+            db.execute(f"INSERT INTO extra{self.number % 3} VALUES(1, randomblob(?))", (dice.randrange(9000),))
+        elif kind == "slow":
+            db.execute("UPDATE data SET x = 'slow' WHERE id = 1")
+            time.sleep(dice.random() * 0.05)
+        elif kind == "keyed":
+            db.execute(
+                "INSERT OR REPLACE INTO keyed VALUES(?, randomblob(?))", (dice.randrange(300), dice.randrange(900))
+            )
+        else:
+            db.execute("INSERT INTO data(x) VALUES(randomblob(?))", (dice.randrange(700),))
+            db.execute(
+                "UPDATE data SET x = randomblob(length(x)) WHERE id = abs(random()) % (SELECT max(id) FROM data)"
+            )
+        self.met += busy(lambda: db.execute("COMMIT"))
+        self.note("a")
+
+    def between(self):
+        """What is not a numbered commit, and must change nothing of what the ledger says."""
+        db, kind = self.db, self.dice.choice(self.options.get("between", ["nothing"]))
+        if kind == "vacuum":
+            busy(lambda: db.execute("VACUUM"))
+        elif kind == "incremental":
+            busy(lambda: db.execute("PRAGMA incremental_vacuum(50)").fetchall())
+        elif kind == "reopen":
+            db.close()
+            self.open()
+        elif kind == "rollback":
+            busy(lambda: db.execute("BEGIN IMMEDIATE"))
+            db.execute("INSERT INTO ledger VALUES(-1, -1)")
+            db.executemany("INSERT INTO data(x) VALUES(randomblob(?))", [(900,)] * 1000)  # more than its cache has
+            db.execute("ROLLBACK")
+
+    def run(self):
+        pause, often = self.options.get("pause", 0.004), self.options.get("often", 30)
+        while not ended(self.dice.random() * pause):
+            self.commit()
+            if self.number % often == 0:
+                self.between()
+        print(json.dumps({"commits": self.number, "busy": self.met}), flush=True)
+        self.db.close()
+
+    def some(self, count, hold):
+        """So many commits, and then one that stays open until its input ends."""
+        for _ in range(count):
+            self.commit()
+        if hold:
+            self.number += 1
+            self.note("b")
+            self.db.execute("BEGIN IMMEDIATE")
+            self.db.execute("INSERT INTO ledger VALUES(?, ?)", (self.who, self.number))
+        self.db.execute("SELECT count(*) FROM ledger").fetchone()  # from now on it uses the log
+        print("{}", flush=True)
+        while not ended(5):
+            pass
+        if hold:
+            self.db.execute("COMMIT")
+            self.note("a")
+        self.db.close()
+
+
+def checkpoint(path, options):
+    """Checkpoint from outside, in every mode, all the time; now and then as a stranger who opens and closes it."""
+    dice = random.Random(options["seed"])
+    while not ended(dice.random() * options.get("pause", 0.02)):
+        db = sqlite3.connect(path, isolation_level=None, timeout=options.get("timeout", 0))
+        for _ in range(dice.randrange(1, 6)):
+            try:
+                db.execute(f"PRAGMA wal_checkpoint({dice.choice(options['modes'])})").fetchall()
+            except sqlite3.OperationalError:  # the database is locked
+                time.sleep(0.001)
+        db.close()
+
+
+class Shelf:
+    """A flow.Ship that keeps everything in a file of pickles, each written by one call, until told to stop."""
+
+    def __init__(self, file):
+        self.file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def put(self, *what):
+        raw = pickle.dumps(what)
+        os.write(self.file, len(raw).to_bytes(8, "big") + raw)
+
+    def begin(self, place, *, continued, because):
+        self.put("begin", dict(place), continued, because, time.time())
+
+    def ship(self, segment):
+        self.put("segment", segment, time.time())
+
+    def reached(self, at):
+        self.put("reached", at)
+
+
+def follow_it(path, file, options):
+    """Follow in this process, and write down why it ended."""
+    from dbguardd.engines.sqlite.follow import Pace, follow  # noqa: PLC0415 - the other actions open it with sqlite3
+
+    shelf, resume = Shelf(file), options.pop("resume", None)
+    try:
+        follow(path, Pace(**options), shelf, resume)
+    except Exception as error:  # noqa: BLE001
+        shelf.put("end", type(error).__name__, str(error))
+
+
+def read_shelf(file, at):
+    """Return what a Shelf keeps from a place in its file on, and the place after it; not what is half written."""
+    found = []
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head, "big")
+        if len(raw := file.read(length)) < length:
+            break
+        at += 8 + length
+        found.append(pickle.loads(raw))
+    return found, at
+
+
+def main(action, path, *rest):
+    options = json.loads(rest[-1])
+    if action == "some":
+        Writer(path, rest[0], options).some(options["count"], options["hold"])
+    elif action == "write":
+        writer = Writer(path, rest[0], options)
+        print("{}", flush=True)
+        writer.run()
+    elif action == "checkpoint":
+        print("{}", flush=True)
+        checkpoint(path, options)
+    else:
+        follow_it(path, rest[0], options)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,373 @@
+"""A database that is written, checkpointed, followed and killed, and the proof that what was shipped is what happened.
+
+No process here opens the live database both raw and with SQLite: writers and checkpointers are follow_user.py, the
+follower is one too, and this process takes bases (raw) and opens copies only.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from follow_user import read_shelf
+
+from dbguardd.engines import ENGINES
+from dbguardd.flow import Segment
+
+_USER = Path(__file__).with_name("follow_user.py")
+_SCHEMA = """
+PRAGMA page_size={page_size}; PRAGMA auto_vacuum={vacuum}; PRAGMA journal_mode=WAL;
+CREATE TABLE ledger(who INTEGER, n INTEGER, PRIMARY KEY(who, n)) WITHOUT ROWID;
+CREATE TABLE data(id INTEGER PRIMARY KEY, x BLOB);
+CREATE TABLE keyed(k INTEGER PRIMARY KEY, v BLOB) WITHOUT ROWID;
+CREATE INDEX data_x ON data(substr(x, 1, 20));
+INSERT INTO data(x) VALUES(randomblob(500));
+"""
+_DUMP = """
+import hashlib, sqlite3, sys
+text, db = hashlib.sha256(), sqlite3.connect(sys.argv[1], uri=True)
+for line in db.iterdump():
+    text.update(line.encode("utf-8", "surrogateescape"))
+print(text.hexdigest())
+"""
+SECONDS = 60.0
+
+
+def until(condition, what):
+    """Wait until a condition holds, and return what it returned."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never came: {what() if callable(what) else what}"
+        time.sleep(0.01)
+    return found
+
+
+@dataclass
+class Chain:
+    """A log without a gap, as it was shipped; `read_at` is when each segment had been read."""
+
+    place: Any
+    begun_at: float
+    segments: list[Segment] = field(default_factory=list)
+    read_at: list[float] = field(default_factory=list)
+
+    @property
+    def until(self) -> Any:
+        return self.segments[-1].until if self.segments else self.place
+
+
+@dataclass
+class Base:
+    """A backup beside the follower: it holds all of the first `after` segments of the chain `chain`, and `place`."""
+
+    data: bytes
+    place: Any
+    chain: int
+    after: int
+
+    taken_at: datetime
+
+    def reached(self, place: Any, at: datetime) -> bool:
+        """Say if a segment up to `place` holds all that is in the base.
+
+        A log that was emptied tells no place: its first frame may give it another name.
+        """
+        if not self.place["position"] and at >= self.taken_at:
+            return True
+        return place["round"] == self.place["round"] and place["position"] >= self.place["position"]
+
+
+def gone(pid: int) -> bool:
+    """Say if a process has ended, whether or not anybody has asked for its status."""
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+def sql(path, text):
+    """Run SQL on the live database in another process; return the rows."""
+    code = (
+        "import sqlite3,sys,json;c=sqlite3.connect(sys.argv[1],isolation_level=None,timeout=30);"
+        "print(json.dumps([c.execute(t).fetchall() for t in sys.argv[2].split(';') if t.strip()]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path), text], check=True, capture_output=True, timeout=60)
+    return json.loads(done.stdout)[-1]
+
+
+class World:
+    """One database and its story."""
+
+    def __init__(self, place: Path, seed: int, *, page_size: int = 4096, vacuum: int = 0, **pace: Any) -> None:
+        self.place, self.dice = place, random.Random(seed)
+        (place / "live").mkdir()
+        self.path = place / "live" / "app.db"
+        self.shelf = place / "shelf"
+        self.pace = {"look_seconds": 0.05, **pace}
+        self.bases: list[Base] = []
+        self.followers = 0
+        self.positions = self.gaps = 0
+        self._told: list[Any] = []
+        self._seen = 0
+        self._follower: subprocess.Popen[bytes] | None = None
+        schema = _SCHEMA.format(page_size=page_size, vacuum=vacuum)
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"
+        subprocess.run([sys.executable, "-c", code, str(self.path), schema], check=True)
+
+    # ------------------------------------------------------------------------------------------ who takes part
+
+    @contextmanager
+    def user(self, action: str, *rest: Any, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Have a process use the database until the block ends."""
+        argv = [sys.executable, str(_USER), action, str(self.path), *map(str, rest), json.dumps(options)]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"{}\n"
+                yield process
+            finally:
+                if process.stdin is not None and not process.stdin.closed:
+                    process.stdin.close()
+                process.wait(60)
+
+    @contextmanager
+    def open_writer(self, count: int, *, hold: bool = False, **options: Any) -> Iterator[None]:
+        """So many commits, and with `hold` one more that is open until the block ends; until then nobody closes it."""
+        options = {"kinds": ["plain"], "seed": self.dice.random(), "auto": 0, **options}
+        with self.user("some", self.place / "ledger0", count=count, hold=hold, **options):
+            yield
+
+    def commits(self, count: int, **options: Any) -> None:
+        """So many commits by a process that opens the database for them."""
+        with self.open_writer(count, **options):
+            pass
+
+    def writer(self, who: int = 0, **options: Any) -> Any:
+        """A writer that goes on where the last one of that number stopped."""
+        options = {"kinds": ["plain", "keyed"], "seed": self.dice.random(), "who": who, **options}
+        return self.user("write", self.place / f"ledger{who}", **options)
+
+    def checkpoints(self, *modes: str, **options: Any) -> Any:
+        modes = modes or ("PASSIVE", "FULL", "RESTART", "TRUNCATE")
+        return self.user("checkpoint", modes=modes, seed=self.dice.random(), **options)
+
+    def start(self, resume: bool = True, **pace: Any) -> None:
+        """Start a follower; it goes on from what is on the shelf."""
+        options: dict[str, Any] = {**self.pace, **pace}
+        if resume and (chains := self.chains()):
+            options["resume"] = chains[-1].until
+        begun = self.count("begin")
+        argv = [sys.executable, str(_USER), "follow", str(self.path), str(self.shelf), json.dumps(options)]
+        self._follower = subprocess.Popen(argv)
+        self.followers += 1
+        until(lambda: self.count("begin") > begun or self.ended, lambda: f"a begin: {self.told()[-3:]}")
+
+    @property
+    def ended(self) -> bool:
+        return self._follower is None or self._follower.poll() is not None
+
+    def keeper(self) -> int:
+        """The process that keeps the log for the follower."""
+        assert self._follower is not None
+        children = Path(f"/proc/{self._follower.pid}/task/{self._follower.pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
+    def kill(self) -> None:
+        """Kill the follower at once; its child must go by itself."""
+        assert self._follower is not None
+        keeper = self.keeper()
+        self._follower.kill()
+        self._follower.wait()
+        until(lambda: not keeper or gone(keeper), "the end of the child")
+
+    def pause(self) -> None:
+        """Stop the follower where it is; it takes part again after go_on()."""
+        assert self._follower is not None
+        self._follower.send_signal(signal.SIGSTOP)
+        until(lambda: "T" in Path(f"/proc/{self._follower.pid}/stat").read_text().split(")")[1], "a stop")
+
+    def go_on(self) -> None:
+        assert self._follower is not None
+        self._follower.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def following(self, **pace: Any) -> Iterator[None]:
+        self.start(**pace)
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        if not self.ended:
+            self.kill()
+
+    # ------------------------------------------------------------------------------------------ what was shipped
+
+    def told(self) -> list[Any]:
+        """All that followers said until now."""
+        if self.shelf.exists():
+            with open(self.shelf, "rb") as file:
+                file.seek(self._seen)
+                found, self._seen = read_shelf(file, self._seen)
+            self._told += found
+        return self._told
+
+    def count(self, what: str) -> int:
+        return sum(1 for told in self.told() if told[0] == what)
+
+    def ends(self) -> list[tuple[str, str]]:
+        """Why followers ended that were not killed."""
+        return [(told[1], told[2]) for told in self.told() if told[0] == "end"]
+
+    def chains(self) -> list[Chain]:
+        found: list[Chain] = []
+        for told in self.told():
+            if told[0] == "begin":
+                _, place, continued, because, at = told
+                if continued:
+                    assert place == found[-1].until, "continued at another place"
+                    assert not because
+                else:
+                    assert because
+                    found.append(Chain(place, at))
+            elif told[0] == "segment":
+                assert told[1].since == found[-1].until, "a segment that does not begin where the one before ended"
+                found[-1].segments.append(told[1])
+                found[-1].read_at.append(told[2])
+        return found
+
+    def caught_up(self) -> None:
+        """Wait until the follower has looked twice from now on."""
+        now = time.time()
+        until(
+            lambda: (
+                self.ended
+                or sum(1 for told in self.told() if told[0] == "reached" and told[1] and told[1].timestamp() > now) > 1
+            ),
+            lambda: f"a look after now: {self.ends()}",
+        )
+
+    def base(self) -> None:
+        """Take a backup with the engine, beside whatever happens."""
+        from engine_memory import MemorySink, no_progress  # noqa: PLC0415
+
+        chains = self.chains()
+        settings = {"path": str(self.path), "staging": str(self.place / "staging"), "lock_timeout_seconds": 60}
+        engine, sink = ENGINES["sqlite"](settings).snapshots, MemorySink()
+        facts = engine.dump(sink, no_progress)
+        engine.release()
+        if facts["log_place"] is not None and chains:
+            data = sink.streams["database"]
+            taken_at = datetime.fromisoformat(facts["snapshot_at"])
+            self.bases.append(Base(data, facts["log_place"], len(chains) - 1, len(chains[-1].segments), taken_at))
+
+    # ------------------------------------------------------------------------------------------ the proof
+
+    def ledger(self, who: int) -> tuple[dict[int, float], dict[int, float]]:
+        """When each commit was begun first, and acknowledged."""
+        begun: dict[int, float] = {}
+        done: dict[int, float] = {}
+        file = self.place / f"ledger{who}"
+        for line in file.read_text().splitlines() if file.exists() else ():
+            what, number, at = line.split()
+            (begun if what == "b" else done).setdefault(int(number), float(at))
+        return begun, done
+
+    def prove(self, *, most: int = 40, writers: int = 1, needed: int = 1) -> None:
+        """Put the segments over each base, and look at up to `most` random positions of each."""
+        chains, books = self.chains(), [self.ledger(who) for who in range(writers)]
+        proven = 0
+        for base in self.bases:
+            chain = chains[base.chain]
+            before = chain.segments[base.after - 1] if base.after else None
+            at = before.at if before else datetime.fromtimestamp(chain.begun_at, UTC)
+            reached = base.reached(before.until if before else chain.place, at)
+            ends = []
+            for at, segment in enumerate(chain.segments):
+                reached = reached or (at >= base.after and base.reached(segment.until, segment.at))
+                if at >= base.after and reached and chain.segments[at].size:
+                    ends.append(at)
+            chosen = {*self.dice.sample(ends, min(most, len(ends))), *ends[-1:]}
+            proven += self._prove_base(base, chain, chosen, books)
+        self.positions += proven
+        self.gaps = len(chains) - 1
+        assert proven >= needed, (
+            f"only {proven} positions: {len(self.bases)} bases, {[len(c.segments) for c in chains]}"
+        )
+
+    def _prove_base(self, base: Base, chain: Chain, chosen: set[int], books: Any) -> int:
+        work, before = self.place / "work.db", [0] * len(books)
+        work.write_bytes(base.data)
+        with open(work, "r+b") as file:
+            for at in range(base.after, max(chosen, default=-1) + 1):
+                segment = chain.segments[at]
+                assert list(segment.numbers) == sorted(set(segment.numbers))
+                assert len(segment.pages) == len(segment.numbers) * segment.page_size
+                for place, number in enumerate(segment.numbers):
+                    file.seek((number - 1) * segment.page_size)
+                    file.write(segment.pages[place * segment.page_size : (place + 1) * segment.page_size])
+                if segment.size:
+                    file.truncate(segment.size)
+                file.flush()
+                if at in chosen:
+                    self._prove_position(work, segment, chain.read_at[at], books, before)
+        return len(chosen)
+
+    def _prove_position(self, work: Path, segment: Segment, read_at: float, books: Any, before: list[int]) -> None:
+        with closing(sqlite3.connect(f"file:{work}?immutable=1", uri=True)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            rows = dict(db.execute("SELECT who, max(n) FROM ledger WHERE n > 0 GROUP BY who"))
+            counts = dict(db.execute("SELECT who, count(*) FROM ledger GROUP BY who"))
+        assert set(rows) <= set(range(len(books)))
+        assert rows == counts, "commits are missing in the middle, or were never made"
+        at = segment.at.timestamp()
+        for who, (begun, done) in enumerate(books):
+            n = rows.get(who, 0)
+            least = max((number for number, when in done.items() if when < at), default=0)
+            highest = max((number for number, when in begun.items() if when <= read_at), default=0)
+            assert least <= n, f"writer {who}: {n} in a copy of a moment when {least} was acknowledged"
+            assert n <= highest, f"writer {who}: {n} in a copy, {highest} begun"
+            assert before[who] <= n, f"writer {who}: {n} after {before[who]}"
+            before[who] = n
+
+    def prove_end(self) -> None:
+        """When all is quiet, the newest base with all of the newest chain over it is the live database, row by row."""
+        chain = self.chains()[-1]
+        base = next(base for base in reversed(self.bases) if base.chain == len(self.chains()) - 1)
+        work = self.place / "end.db"
+        work.write_bytes(base.data)
+        with open(work, "r+b") as file:
+            for segment in chain.segments[base.after :]:
+                for place, number in enumerate(segment.numbers):
+                    file.seek((number - 1) * segment.page_size)
+                    file.write(segment.pages[place * segment.page_size : (place + 1) * segment.page_size])
+                if segment.size:
+                    file.truncate(segment.size)
+        there, here = (
+            subprocess.run([sys.executable, "-c", _DUMP, name], check=True, capture_output=True).stdout
+            for name in (str(self.path), f"file:{work}?immutable=1")
+        )
+        assert there == here
+
+    def wipe(self) -> None:
+        shutil.rmtree(self.place)
+
+
+def wait_a_while(seconds: float) -> None:
+    """Let the story go on for a time that is part of it; nothing is expected of the end."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))

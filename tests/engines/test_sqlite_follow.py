@@ -1,0 +1,533 @@
+"""The log of a live database is followed, and no commit is lost, torn, misordered or invented, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from follow_user import Shelf
+from follow_world import SECONDS, World, sql, until, wait_a_while
+
+from dbguardd.engines.sqlite import keep
+from dbguardd.engines.sqlite.child import child, uri
+from dbguardd.engines.sqlite.follow import Pace, follow
+from dbguardd.errors import LogBroken, Unsupported
+
+KEEP = Path(keep.__file__)
+
+ALL = ["plain", "keyed", "plain", "keyed", "shrink", "schema", "slow", "plain"]
+
+HISTORIES = {
+    "plain": ({}, {"auto": 1000}, 1, True),
+    "never checkpointed by itself": ({"turn_frames": 200}, {"auto": 0}, 1, False),
+    "checkpointed at each commit": ({"turn_frames": 50}, {"auto": 1, "kinds": ALL}, 1, True),
+    "small pages": (
+        {"page_size": 512, "segment_bytes": 20_000, "turn_frames": 100},
+        {"auto": 5, "kinds": ALL},
+        1,
+        True,
+    ),
+    "large pages": ({"page_size": 65536, "turn_frames": 40}, {"auto": 20, "kinds": ALL}, 1, True),
+    "several segments a transaction": (
+        {"segment_bytes": 100_000, "turn_frames": 300},
+        {"auto": 100, "kinds": ["big", "plain", "plain"], "big": 600, "cache": 5},
+        1,
+        True,
+    ),
+    "vacuum": (
+        {"vacuum": 2, "turn_frames": 200},
+        {"auto": 50, "kinds": ALL, "between": ["vacuum", "incremental", "rollback"], "often": 12},
+        1,
+        True,
+    ),
+    "open and close": ({"turn_frames": 30}, {"auto": 50, "between": ["reopen", "rollback"], "often": 5}, 1, True),
+    "several writers": ({"turn_frames": 100}, {"auto": 30, "kinds": [*ALL, "slow"], "pause": 0.005}, 3, True),
+    "impatient writers": ({"turn_frames": 20}, {"auto": 10, "timeout": 0, "pause": 0.003}, 2, True),
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_each_position_is_what_was_committed(tmp_path, name):
+    pace, options, writers, foreign = HISTORIES[name]
+    world = World(tmp_path, seed=len(name), **pace)
+    with world.following(), ExitStack() as users:
+        for who in range(writers):
+            users.enter_context(world.writer(who, **options))
+        if foreign:
+            users.enter_context(world.checkpoints())
+        for _ in range(2):
+            wait_a_while(0.4)
+            world.base()
+        wait_a_while(0.6)
+        users.close()
+        world.caught_up()
+        assert world.ends() == []
+    world.prove(most=12, writers=writers, needed=10)
+    world.prove_end()
+    assert world.gaps == 0
+
+
+# ------------------------------------------------------------------------------------------ killed
+
+
+@pytest.mark.parametrize("auto", [5, 1000])
+def test_a_follower_that_is_killed_goes_on_or_says_that_there_is_a_gap(tmp_path, auto):
+    world = World(tmp_path, seed=auto, turn_frames=40)
+    world.start()
+    with ExitStack() as users:
+        users.enter_context(world.writer(auto=auto, kinds=ALL))
+        if auto == 5:
+            users.enter_context(world.checkpoints(pause=0.1))
+        for _ in range(5):
+            world.base()
+            wait_a_while(world.dice.random() * 0.4)
+            world.kill()
+            wait_a_while(world.dice.random() * 0.05)
+            world.start()
+        world.base()
+        users.close()
+        world.caught_up()
+    world.stop()
+    world.prove(most=8, needed=10)
+    world.prove_end()
+    assert world.ends() == []
+
+
+def test_a_child_that_is_killed_ends_the_following_before_anything_is_missed(tmp_path):
+    world = World(tmp_path, seed=3, turn_frames=40)
+    world.start()
+    with world.writer(auto=5, kinds=ALL), world.checkpoints(pause=0.05):
+        for _ in range(5):
+            world.base()
+            wait_a_while(world.dice.random() * 0.4)
+            os.kill(world.keeper(), signal.SIGKILL)
+            until(lambda: world.ended, "the end of the follower")
+            world.start()
+        world.base()
+        wait_a_while(0.2)
+    world.caught_up()
+    world.stop()
+    world.prove(most=8, needed=10)
+    world.prove_end()
+    assert {kind for kind, _ in world.ends()} <= {"WorkerDied", "LogBroken"}
+    assert len(world.ends()) == 5
+
+
+@pytest.mark.parametrize("mode", ["RESTART", "TRUNCATE"])
+def test_a_round_that_began_after_the_child_was_killed_is_not_believed(tmp_path, mode):
+    """Its salt is one higher, as that of a round that continues. What was committed before it is not there any more."""
+    world = World(tmp_path, seed=4)
+    world.start()
+    with world.open_writer(3):
+        world.caught_up()
+        world.base()
+        world.pause()
+        os.kill(world.keeper(), signal.SIGKILL)
+        world.commits(5)
+        sql(world.path, f"PRAGMA wal_checkpoint({mode})")
+        world.commits(2)
+        world.go_on()
+        until(lambda: world.ended, "the end of the follower")
+    assert [kind for kind, _ in world.ends()] == ["WorkerDied"]
+    world.start()
+    assert len(world.chains()) == 2
+    world.stop()
+
+
+def test_writers_are_killed_in_the_middle(tmp_path):
+    world = World(tmp_path, seed=5, turn_frames=40)
+    with world.following(), world.checkpoints():
+        for _ in range(6):
+            with world.writer(auto=20, kinds=["slow", "big", "plain"], big=300, cache=5, pause=0) as process:
+                wait_a_while(world.dice.random() * 0.4)
+                process.kill()
+            world.base()
+        world.caught_up()
+        assert world.ends() == []
+    world.prove(most=6, needed=10)
+    world.prove_end()
+
+
+# ------------------------------------------------------------------------------------------ gaps
+
+
+def begin_anew_once(world):
+    sql(world.path, "PRAGMA wal_checkpoint(RESTART)")
+    world.commits(1)
+
+
+def begin_anew_twice(world):
+    begin_anew_once(world)
+    begin_anew_once(world)
+
+
+def truncate(world):
+    world.commits(1)
+    sql(world.path, "PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def truncate_and_grow(world):
+    truncate(world)
+    world.commits(40)
+
+
+@pytest.mark.parametrize("what", [begin_anew_once, begin_anew_twice, truncate, truncate_and_grow])
+def test_a_log_that_began_anew_while_nobody_followed_is_a_gap(tmp_path, what):
+    world = World(tmp_path, seed=6)
+    with world.open_writer(0):
+        world.start()
+        world.commits(20)
+        world.caught_up()
+        world.kill()
+        what(world)
+        world.start()
+        world.base()
+        world.commits(3)
+        world.caught_up()
+        world.stop()
+    assert len(world.chains()) == 2
+    world.prove()
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_a_log_that_was_deleted_and_made_anew_is_a_gap(tmp_path, count):
+    """Also where both were empty when somebody looked: an empty log has no salts at all."""
+    world = World(tmp_path, seed=7)
+    world.start()
+    world.commits(count)
+    world.caught_up()
+    world.kill()
+    world.commits(3)
+    assert not os.path.exists(f"{world.path}-wal")
+    with world.open_writer(0):
+        world.start()
+        world.stop()
+    assert len(world.chains()) == 2
+
+
+def test_a_salt_that_wraps_around_is_followed(tmp_path):
+    """The first salt counts rounds in 32 bits, from a random number on."""
+    world = World(tmp_path, seed=8)
+    with world.open_writer(3):
+        for suffix in ("", "-wal"):
+            (tmp_path / f"copy{suffix}").write_bytes((world.path.parent / f"app.db{suffix}").read_bytes())
+    for suffix in ("", "-wal"):
+        (world.path.parent / f"app.db{suffix}").write_bytes((tmp_path / f"copy{suffix}").read_bytes())
+    resalt(f"{world.path}-wal", 0xFFFFFFFF)
+    with world.open_writer(0):
+        world.start(turn_frames=5)
+        world.base()
+        salts = [world.chains()[-1].place["round"]]
+        assert salts[0].startswith("ffffffff")
+        for _ in range(4):
+            world.commits(8)
+            world.caught_up()
+        salts += [segment.until["round"] for segment in world.chains()[-1].segments]
+        world.stop()
+    assert any(salt.startswith("00000000") for salt in salts)
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()
+
+
+def resalt(log, salt):
+    """Give a log another first salt, and the checksums that go with it (sqlite.org/fileformat2.html, 4.2)."""
+    with open(log, "r+b") as file:
+        raw = bytearray(file.read())
+        order = ">" if raw[3] & 1 else "<"
+
+        def sums(data, a, b):
+            for x, y in struct.iter_unpack(f"{order}II", data):
+                a = (a + x + b) & 0xFFFFFFFF
+                b = (b + y + a) & 0xFFFFFFFF
+            return a, b
+
+        raw[16:20] = salt.to_bytes(4, "big")
+        a, b = sums(raw[:24], 0, 0)
+        raw[24:32] = struct.pack(">II", a, b)
+        size = 24 + int.from_bytes(raw[8:12], "big")
+        for at in range(32, len(raw), size):
+            raw[at + 8 : at + 16] = raw[16:24]
+            a, b = sums(raw[at + 24 : at + size], *sums(raw[at : at + 8], a, b))
+            raw[at + 16 : at + 24] = struct.pack(">II", a, b)
+        file.seek(0)
+        file.write(raw)
+
+
+def test_another_file_beside_the_same_log_is_a_gap(tmp_path):
+    """A restore by hand that forgets the -wal: its salts and frames are those that were followed."""
+    world = World(tmp_path, seed=9)
+    world.start()
+    with world.open_writer(10) as _:
+        world.caught_up()
+        world.kill()
+        copy = world.path.with_name("other.db")
+        copy.write_bytes(world.path.read_bytes())
+        os.replace(copy, world.path)
+        world.start()
+    assert len(world.chains()) == 2
+    world.stop()
+
+
+def test_a_resume_beside_a_log_that_begins_anew_is_a_gap(tmp_path):
+    """All is in the main file, so the mark is 0 and keeps nobody from beginning anew before the rest was read."""
+    world = World(tmp_path, seed=10)
+    with world.open_writer(5):
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.kill()
+        world.commits(5)
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        hooked = Hooked(world, begin=lambda: world.commits(1))
+        with pytest.raises(LogBroken):
+            hooked.follow(resume=world.chains()[-1].until)
+        world.start()
+        world.stop()
+    assert len(world.chains()) == 2
+
+
+def test_frames_that_were_overwritten_while_they_were_read_are_not_shipped(tmp_path):
+    world = World(tmp_path, seed=11)
+    with world.open_writer(5):
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.kill()
+        world.commits(5)
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        hooked = Hooked(world, begin=lambda: None, segment_bytes=5000, ship=lambda: world.commits(20))
+        with pytest.raises(LogBroken):
+            hooked.follow(resume=world.chains()[-1].until)
+        world.start()
+        world.stop()
+    assert len(world.chains()) == 2
+    assert len(world.chains()[0].segments) <= 3
+
+
+def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
+    """The writer that the barrier waits for begins the log anew, under a mark of 0, with fewer frames than were read."""
+    world = World(tmp_path, seed=12)
+    with world.open_writer(0), ExitStack() as held:
+        steps = iter([lambda: world.commits(8), lambda: fill(world, held)])
+
+        def release():
+            if world.count("segment") > 1:
+                held.close()
+
+        looks = iter(range(30))
+        hooked = Hooked(
+            world,
+            begin=lambda: (world.base(), world.commits(2)),
+            ship=lambda: next(steps, lambda: None)(),
+            alive=release,
+            look=lambda: stop(looks),
+            turn_frames=12,
+            max_block_seconds=20.0,
+        )
+        with pytest.raises(Enough):
+            hooked.follow()
+        assert [s.until["position"] for s in world.chains()[0].segments][1] >= 12
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()
+
+
+def fill(world, held):
+    """All that the mark allows goes into the main file; then somebody has the write lock."""
+    sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+    held.enter_context(world.open_writer(0, hold=True))
+
+
+class Enough(Exception):
+    pass
+
+
+def stop(looks):
+    if next(looks, None) is None:
+        raise Enough
+
+
+class Hooked(Shelf):
+    """A follower in this process, which does other things when it is told something."""
+
+    def __init__(self, world, begin=lambda: None, ship=lambda: None, alive=lambda: None, look=lambda: None, **pace):
+        super().__init__(world.shelf)
+        self.world, self.hooks, self.pace = world, (begin, ship, alive, look), {**world.pace, **pace}
+
+    def follow(self, resume=None):
+        try:
+            follow(str(self.world.path), Pace(**self.pace), self, resume)
+        finally:
+            os.close(self.file)
+
+    def begin(self, place, *, continued, because):
+        super().begin(place, continued=continued, because=because)
+        self.hooks[0]()
+
+    def ship(self, segment):
+        super().ship(segment)
+        self.hooks[1]()
+
+    def reached(self, at):
+        super().reached(at)
+        self.hooks[2 if at is None else 3]()
+
+
+# ------------------------------------------------------------------------------------------ what is replaced, or refused
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_a_file_that_is_replaced_is_noticed(tmp_path, suffix):
+    world = World(tmp_path, seed=13)
+    with world.open_writer(3):
+        world.start()
+        path = f"{world.path}{suffix}"
+        Path(f"{path}.new").write_bytes(Path(path).read_bytes())
+        os.replace(f"{path}.new", path)
+        until(lambda: world.ended, "the end of the follower")
+    assert [kind for kind, _ in world.ends()] == ["SourceChanged"]
+
+
+def test_a_database_without_a_log_is_refused_and_stays_as_it_is(tmp_path):
+    world = World(tmp_path, seed=14)
+    sql(world.path, "PRAGMA journal_mode=DELETE")
+    before = world.path.read_bytes()
+    with pytest.raises(Unsupported) as caught:
+        follow(str(world.path), Pace(), Hooked(world), None)
+    assert caught.value.code == "DBG-2008"
+    assert world.path.read_bytes() == before
+    assert os.listdir(world.path.parent) == ["app.db"]
+
+
+def test_a_quiet_database_stays_quiet(tmp_path):
+    """Also a long log that was turned: it is not turned again and again."""
+    world = World(tmp_path, seed=15, turn_frames=20)
+    with world.open_writer(50), world.following():
+        world.caught_up()
+        until(lambda: moved(world), "a log that is in the main file")
+        world.caught_up()
+        before, segments, turns = state(world), world.count("segment"), voluntary(world.keeper())
+        for _ in range(10):
+            world.caught_up()
+        assert state(world) == before
+        assert world.count("segment") == segments
+        assert voluntary(world.keeper()) - turns < 5, "the child was asked for something while all was quiet"
+
+
+def moved(world):
+    shm = Path(f"{world.path}-shm").read_bytes()
+    (frames,), (done,) = struct.unpack_from("=I", shm, 16), struct.unpack_from("=I", shm, 96)
+    return frames == done
+
+
+def state(world):
+    found = [os.stat(f"{world.path}{suffix}") for suffix in ("", "-wal")]
+    return [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+
+
+def voluntary(pid):
+    """How often a process went to sleep."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("voluntary_ctxt_switches")))
+
+
+# ------------------------------------------------------------------------------------------ who else uses the database
+
+
+def test_the_log_is_bounded_and_is_again_when_a_long_reader_has_gone(tmp_path):
+    world = World(tmp_path, seed=16, turn_frames=100)
+    log = Path(f"{world.path}-wal")
+    with world.following(), world.writer(auto=0, pause=0.001):
+        sizes = []
+        for _ in range(10):
+            world.caught_up()
+            sizes.append(log.stat().st_size)
+        assert max(sizes) < 10 << 20
+        with reading(world.path):
+            size = log.stat().st_size
+            until(lambda: log.stat().st_size > size + (2 << 20), "a log that grows under a reader")
+        rounds = {segment.until["round"] for segment in world.chains()[-1].segments}
+        until(
+            lambda: len({s.until["round"] for s in world.chains()[-1].segments} - rounds) > 1,
+            "a log that begins anew when its reader has gone",
+        )
+        assert world.ends() == []
+
+
+@contextmanager
+def reading(path):
+    """Somebody else reads, and does not stop."""
+    code = """if True:
+        import sqlite3, sys
+        db = sqlite3.connect(sys.argv[1], isolation_level=None)
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM ledger").fetchone()
+        print(flush=True)
+        sys.stdin.read()
+    """
+    argv = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])
+def test_a_checkpoint_that_waits_with_the_write_lock_is_let_through(tmp_path, mode):
+    """It waits for an end of all marks, and every writer waits for it."""
+    world = World(tmp_path, seed=17)
+    with world.open_writer(10), world.following():
+        world.commits(3)
+        world.caught_up()
+        code = """if True:
+            import sqlite3, sys
+            db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+            print(db.execute(f"PRAGMA wal_checkpoint({sys.argv[2]})").fetchone()[0])
+        """
+        argv = [sys.executable, "-c", code, str(world.path), mode]
+        done = subprocess.run(argv, check=True, capture_output=True, timeout=20)
+        assert done.stdout == b"0\n", "it was busy"
+        assert world.ends() == []
+
+
+def test_an_index_that_a_stopped_writer_left_half_changed_is_waited_for(tmp_path):
+    world = World(tmp_path, seed=18)
+    with world.open_writer(3), world.following():
+        world.caught_up()
+        with open(f"{world.path}-shm", "r+b") as shm:
+            good = os.pread(shm.fileno(), 48, 0)
+            os.pwrite(shm.fileno(), bytes(byte ^ 1 for byte in good[:16]), 0)
+            reached = world.count("reached")
+            until(lambda: any(told[1] is None for told in world.told()[reached:] if told[0] == "reached"), "a wait")
+            os.pwrite(shm.fileno(), good, 0)
+        world.commits(2)
+        world.caught_up()
+        assert world.ends() == []
+
+
+def test_lines_for_the_child_that_arrive_together_are_answered_one_by_one(tmp_path):
+    world = World(tmp_path, seed=19)
+    with (
+        world.open_writer(3),
+        child(["-S", str(KEEP), uri(str(world.path), ""), "1", "0.05"]) as keeper,
+    ):
+        assert "held" in keeper.answer(lambda: None)
+        keeper.ask("turn")
+        assert keeper.answer(lambda: None) == {"still": True}
+        assert keeper.answer(lambda: None) == {"turned": False}, "nobody said go in time"
+        keeper.ask("go\nrenew\nping")
+        assert keeper.answer(lambda: None) == {"renewed": True}
+        assert keeper.answer(lambda: None) == {"here": True}
+        began = time.monotonic()
+        world.commits(1)  # writers were let in
+        assert time.monotonic() - began < SECONDS

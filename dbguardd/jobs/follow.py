@@ -5,16 +5,18 @@ The daemon runs it beside all other jobs of the database; it ends when it is tol
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from dbguardd.errors import Damaged, Internal, ObjectMissing
+from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing
 from dbguardd.flow import Facts, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.repository import Chain, Log
 from dbguardd.wire import Request
 
 _TELL_SECONDS = 1.0
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,20 @@ class Shipping:
         """Store the next segment."""
         if self._chain is None:
             raise Internal("a segment came before the log was begun")
-        self._chain = self._log.append(self._chain, segment)
+        self._chain = self._patiently(self._chain, segment)
         self._bytes += len(segment.pages)
+
+    def _patiently(self, chain: Chain, segment: Segment) -> Chain:
+        """Store a segment, again and again for a while: as long as we wait, nothing of the log is lost; it grows."""
+        began = self._run.monotonic()
+        while True:
+            try:
+                return self._log.append(chain, segment)
+            except GuardError as error:
+                if not error.transient or self._run.monotonic() - began > _PATIENCE_SECONDS:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+            self._run.progress("wait", self._bytes, None)
 
     def reached(self, at: datetime | None) -> None:
         """Tell, once a second, up to when everything is stored. Raises Cancelled."""

@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 class Ours:
     """One database, one repository, one daemon. Leave the block to stop it."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *lines: str) -> None:
         self.place = place
         self._short = Path(tempfile.mkdtemp(prefix="dbg-"))  # the path of a socket has at most 107 bytes
         self.socket = self._short / "api.sock"
@@ -31,6 +31,7 @@ class Ours:
         policy.write_text(
             'version = 1\n[defaults]\nverify = "off"\nexpire = "off"\n'
             f'[database.bench]\nengine = "sqlite"\npath = "{place / "src" / "db"}"\nbackup = "daily 03:00"\n'
+            + "".join(f"{line}\n" for line in lines)
         )
         os.chmod(policy, 0o600)
         argv = [BIN / "dbguardd", "--policy", policy, "--state", place / "state", "--socket", self.socket]
@@ -47,6 +48,11 @@ class Ours:
         self._daemon.terminate()
         self._daemon.wait()
         shutil.rmtree(self._short)
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        return self._daemon.pid
 
     def backup(self, *options: str) -> Figures:
         """Back up; `wall` ends when the backup is acknowledged: durable, read back, restorable."""

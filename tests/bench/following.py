@@ -1,0 +1,128 @@
+"""What following a log costs the application and the machine, and how far it lags behind a busy writer."""
+
+from __future__ import annotations
+
+import array
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.measure import resident
+from tests.bench.ours import Ours
+
+SECONDS = 20.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_UNTIL = 3  # in the name of an object of a log: the moment that it reaches, in milliseconds
+
+
+def rows(place: Path, base: Path) -> list[dict[str, object]]:
+    """Measure the writer alone, then while its log is followed; then the follower beside an idle database."""
+    work = place / "following"
+    (work / "src").mkdir(parents=True)
+    live = work / "src" / "db"
+    shutil.copy(base, live)
+    stop, log = work / "stop", work / "log"
+    argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log)]
+    writer = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    try:
+        writer.stdout.readline()
+        alone = _span(SECONDS)
+        with Ours(work, "continuous = true") as ours:
+            ours.backup()
+            workers = _settled(ours, work)
+            seen = _Objects(work / "state" / "store" / "log")
+            spent, began = _cpu(workers), time.perf_counter()
+            while time.perf_counter() < began + SECONDS:
+                seen.look()
+                time.sleep(0.02)
+            followed, used = (began, time.perf_counter()), (_cpu(workers) - spent) / SECONDS
+            memory = [resident(pid) for pid in workers]
+            stop.touch()
+            writer.wait()
+            time.sleep(2)
+            spent = _cpu(workers)
+            time.sleep(10)
+            idle = (_cpu(workers) - spent) / 10
+    finally:
+        stop.touch()
+        writer.wait()
+        writer.stdout.close()
+    lags = seen.lags()
+    before, after = _latencies(log, alone), _latencies(log, followed)
+    p99 = int(len(lags) * 0.99)
+    return [
+        _row("lag from commit to durable, p99, seconds", lags[p99], 1.0),
+        _row("writer rate kept, lost share", 1 - (len(after) / SECONDS) / (len(before) / SECONDS), 0.03),
+        _row("writer p99, ratio to alone", after[int(len(after) * 0.99)] / before[int(len(before) * 0.99)], 1.2),
+        _row("writer p99.9, ratio to alone", after[int(len(after) * 0.999)] / before[int(len(before) * 0.999)], 3.0),
+        _row("follower, share of one core", used, 0.05),
+        _row("follower beside an idle database, share of one core", idle, 0.005),
+        _row("follower, resident bytes of all its processes", sum(memory), 60 << 20),
+    ]
+
+
+def _span(seconds: float) -> tuple[float, float]:
+    began = time.perf_counter()
+    time.sleep(seconds)
+    return began, time.perf_counter()
+
+
+def _settled(ours: Ours, work: Path) -> list[int]:
+    """Wait until the backup that the log begins with is made; return the processes that follow."""
+    while sum(1 for _ in (work / "state" / "store" / "records" / "print").glob("*")) < 2:
+        time.sleep(0.1)
+    time.sleep(2)
+    halves = _children(ours.pid)
+    return halves + [grandchild for pid in halves for grandchild in _children(pid)]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _cpu(pids: list[int]) -> float:
+    spent = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        spent += int(fields[11]) + int(fields[12])
+    return spent / _TICKS
+
+
+class _Objects:
+    """The objects of a log, as they appear."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._found: dict[str, tuple[float, float]] = {}
+
+    def look(self) -> None:
+        """Note the new ones: the moment that each reaches, and when it was there."""
+        for path in self._place.rglob("*-*"):
+            if path.name not in self._found:
+                self._found[path.name] = int(path.name.split("-")[_UNTIL]) / 1000, time.time()
+
+    def lags(self) -> list[float]:
+        """Return how long commits that came at even distances waited to be durable, sorted, in seconds."""
+        single: dict[float, float] = {}
+        for until, there in self._found.values():  # several objects reach one moment: the last of them counts
+            single[until] = max(there, single.get(until, 0.0))
+        order, found = sorted(single), list[float]()
+        for before, until in zip(order, order[1:], strict=False):
+            found += [single[until] - before - share / 20 * (until - before) for share in range(20)]
+        return sorted(found)
+
+
+def _latencies(log: Path, span: tuple[float, float]) -> list[float]:
+    data = array.array("d")
+    data.frombytes(log.read_bytes())
+    return sorted(data[i + 1] for i in range(0, len(data), 2) if span[0] <= data[i] < span[1])
+
+
+def _row(name: str, value: float, goal: float) -> dict[str, object]:
+    met = value <= goal
+    print(f"following: {name}: {value:,.3f}, goal {goal:,.3f} {'met' if met else 'MISSED'}", flush=True)
+    return {"row": name, "value": value, "goal": goal, "met": met}

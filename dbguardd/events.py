@@ -258,6 +258,20 @@ KINDS: tuple[Kind, ...] = (
         "The log of a database was found in a storage.",
     ),
     Kind(
+        "log.tried", "info", "its log can be restored: {detail}",
+        "The log between two backups was restored into a private place.",
+    ),
+    Kind(
+        "log.tried", "error", "its log can NOT be restored: {detail}",
+        variant="failed", when={"outcome": "failed"},
+        title="A log cannot be relied on",
+        meaning="The log of {database} was put over a backup in a private place, and something was not as it should "
+                "be. The backups are not affected: each can be restored as it was made. From a new backup on the log "
+                "is good again.",
+        advice=("Make a new backup:    dbguardctl backup {database}",
+                "See what is damaged:  dbguardctl check {database} --data"),
+    ),
+    Kind(
         "log.unreadable", "warning", "the end of its log in the storage cannot be read: {problem}",
         "The end of a log in the storage cannot be read; it is begun anew.",
     ),

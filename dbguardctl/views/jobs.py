@@ -182,7 +182,7 @@ def _already(made: Json) -> str:
 
 def _verify(row: Json, result: Json, took: str) -> list[Block]:
     proof = result.get("proof") or {}
-    blocks = findings(proof.get("findings") or [], verdict=False)
+    blocks = findings([*(proof.get("findings") or []), *filter(None, [result.get("log")])], verdict=False)
     if proof.get("grade") == "proven":
         line = Cell(f"{row['database']} can be restored in {span(proof.get('restore_seconds'))}", "strong")
         blocks.append(text(Cell("proven", "good"), "  ", line, f" \N{MIDDLE DOT} backup {proof.get('id')}",

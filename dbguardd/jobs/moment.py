@@ -48,14 +48,23 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     return best
 
 
-def _moments(run: Run, wanted: datetime | None) -> Iterator[Moment]:
+def newest(run: Run, without: str) -> Moment | None:
+    """Return the newest moment of the log, from a backup before the one `without` where there is such a one.
+
+    So what lies between two backups is tried, which is what a log is for.
+    """
+    found = next(_moments(run, None, without), None)
+    return next(_moments(run, None), None) if found is None else found
+
+
+def _moments(run: Run, wanted: datetime | None, without: str = "") -> Iterator[Moment]:
     """Yield the newest moment of each chain that has a backup to begin with, the newest chain first."""
     log = run.repository.log(run.name)
     if log is None:
         return
     backups = existing(run)
     sound = {b.id for b in dated(run, backups) if not b.failed and not b.safety}
-    bases = [b for b in backups if b.id in sound and (wanted is None or b.created_at <= wanted)]
+    bases = [b for b in backups if b.id in sound - {without} and (wanted is None or b.created_at <= wanted)]
     for chain in reversed(log.chains()):
         for backup in bases:
             said = backup.facts.get("log") or {}

@@ -12,9 +12,11 @@ from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
+from dbguardd.jobs.moment import newest
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.wire import Grade, Verify, to_json
+from dbguardd.words import count
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """What says something about the stored bytes, wherever it is met."""
@@ -26,7 +28,43 @@ def verify(run: Run, request: Verify) -> Result:
     backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
-    return {"proof": graded(proof), "plain_copy": plain}
+    log = _try_log(run, backup) if run.database.get("continuous") else None
+    return {"proof": graded(proof), "plain_copy": plain, "log": None if log is None else to_json(log)}
+
+
+def _try_log(run: Run, backup: Backup) -> Finding | None:
+    """Restore the newest moment of the log into the staging directory; None if nothing was committed since.
+
+    It has no fingerprint to be compared with: what is shown is that all of the log is there, in a row and authentic,
+    and that the database is whole afterwards. Raises ProofFailed if not.
+    """
+    detail, until, bad = "", backup.created_at, list[str]()
+    target = Path(run.staging) / "log"
+    try:
+        moment = newest(run, backup.id)
+        if moment is None or moment.until is None:
+            return None
+        until = moment.at
+        detail = f"{count(moment.until.last - moment.until.after, 'segment')} up to {instant(until)}"
+        with run.repository.tree(moment.backup, reading(run, moment.backup), moment.until) as tree:
+            run.snapshots.restore(tree, target, run.progress)
+        examined = run.snapshots.examine(target, (), run.progress)
+        bad = [f"{found.name}: {found.detail or 'failed'}" for found in examined.findings if found.outcome == "failed"]
+    except _VERDICTS as error:
+        bad = [f"{error.code} {error.message}. {error.detail}".strip()]
+    finally:
+        with suppress(GuardError):
+            run.snapshots.release()
+    tried = Finding("log between the backups", "failed" if bad else "ok", "; ".join(filter(None, [detail, *bad])))
+    run.report("log.tried", database=run.name, outcome=tried.outcome, detail=tried.detail, until_at=instant(until))
+    if bad:
+        raise ProofFailed(
+            f"{run.name}: its log did not pass a test restore; the backups are not affected",
+            detail=tried.detail,
+            hints=[f"dbguardctl backup {run.name}", f"dbguardctl check {run.name} --data"],
+            facts={"database": run.name},
+        )
+    return tried
 
 
 def newest_with_content(run: Run) -> Backup:

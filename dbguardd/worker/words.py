@@ -110,7 +110,7 @@ def _backup(made: Json, took: str) -> Iterator[str]:
 
 def _proven(name: str, made: Json, took: str) -> Iterator[str]:
     proof = made["proof"]
-    yield from _findings(proof["findings"])
+    yield from _findings([*proof["findings"], *filter(None, [made.get("log")])])
     if made.get("plain_copy"):
         yield f"  plain copy {made['plain_copy']}"
     if proof["grade"] == "proven":

@@ -245,6 +245,29 @@ def test_the_log_goes_when_it_is_older_than_keep_log(house: House) -> None:
     is_as_it_was(house, place, reached, 3)
 
 
+def test_a_proof_tries_the_log_too_and_a_damaged_one_is_told(house: House) -> None:
+    begin(house)
+    with writing(house):
+        more(house, 200)
+        followed(house)
+    tried = house.does("verify", "app")["log"]
+    assert tried["outcome"] == "ok"
+    house.stop()
+    (piece,) = sorted(path for path in (house.store / "log").rglob("*") if path.is_file())[-1:]
+    data = bytearray(piece.read_bytes())
+    data[-1] ^= 1
+    piece.chmod(0o600)
+    piece.write_bytes(data)
+    house.start()
+    house.idle()
+    problem = house.fails("DBG-6001", 4, "verify", "app")
+    assert "the backups are not affected" in problem["message"]
+    assert house.status("app")["state"] == "failing"
+    house.does("backup", "app", "--verify")
+    followed(house)
+    assert house.status("app")["state"] == "safe"
+
+
 def test_a_missing_segment_is_found_and_nothing_is_restored_over_it(house: House) -> None:
     begin(house)
     with writing(house):

@@ -270,7 +270,7 @@ class StorageStatus:
     free_bytes: int | None
     total_bytes: int | None
     keep_free_bytes: int | None
-    stored_bytes: int | None
+    stored_bytes: int | None  # null: the repository there was not read yet
     problem: dict[str, Any] | None
 
 
@@ -291,6 +291,7 @@ class KeyStatus:
     recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
     recovery_tested_at: str | None  # of whichever recipient was tested last
     recipients: list[RecipientStatus] = field(default_factory=list)  # each with its own test
+    known: bool = True  # false: a repository of it was not read yet, and what opens that may be more than `recovery`
 
 
 @dataclass(slots=True)

@@ -56,11 +56,12 @@ def _recipients(session: Session, row: dict[str, Any]) -> list[tuple[Cell | str,
     """Return a line for each recovery recipient of a key: one that was tested says nothing of the others."""
     tested = {one["recipient"]: one["tested_at"] for one in row.get("recipients") or ()}
     lines: list[tuple[Cell | str, ...]] = []
+    nobody = "none" if row.get("known", True) else "not read yet"
     for number, name in enumerate(row["recovery"] or [""]):
         key = (Cell(row["name"], "strong"), row["kind"]) if not number else ("", "")
         moment = tested.get(name)
         last = when(moment, session.now, session.zone) if moment else "never"
-        lines.append((*key, _shortened(name) if name else Cell("none", "warn"), last))
+        lines.append((*key, _shortened(name) if name else Cell(nobody, "warn"), last))
     return lines
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, paragraph, text
 from dbguardctl.views.facts import facts
+from dbguardctl.views.status import is_bare
 from dbguardctl.words import ahead
 from dbguardd.words import span
 
@@ -50,7 +51,7 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
         blocks.append(text(Cell("safe", "good"), "      ", Cell(f"{name} is protected.", "strong"), goal, again))
     blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
     for key in answer["keys"]:
-        if not key["recovery"]:
+        if is_bare(key):
             blocks.append(text(Cell("NOW       ", "warn"), "save your recovery key somewhere else: ",
                                Cell(f"dbguardctl key recovery-sheet {key['name']}", "try")))  # fmt: skip
     return blocks

@@ -73,7 +73,7 @@ class Views:
     def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
         """Every database of the policy in its order, then those that only have backups."""
         keys = self.keys() if keys is None else keys
-        recoverable = {key.name: bool(key.recovery) for key in keys}
+        recoverable = {key.name: bool(key.recovery) if key.known else None for key in keys}
         guarded = self.inforce.policy.names()
         orphans = {name: engine for name, engine in self.catalog.backups.databases().items() if name not in guarded}
         lost = cache(self._lost)
@@ -135,7 +135,7 @@ class Views:
             free_bytes=level.free_bytes,
             total_bytes=level.total_bytes,
             keep_free_bytes=floor,
-            stored_bytes=self.catalog.backups.stored_bytes(name),
+            stored_bytes=None if self._is_unread(name) else self.catalog.backups.stored_bytes(name),
             problem=None if problem is None else problem.problem(),
         )
 
@@ -182,17 +182,23 @@ class Views:
             error.message = f"there are backups that no key of this machine opens: {error.message}"
         return error
 
+    def _is_unread(self, name: str) -> bool:
+        """Say if a repository lies in a storage of which the catalog knows nothing."""
+        seen = self.gauge.level(self.inforce.storage(name).path).repository
+        return bool(seen) and self.catalog.settings.get(f"indexed:{name}") is None
+
     def keys(self) -> list[KeyStatus]:
         """Every key, and who could open the backups without this machine."""
         found = []
-        for name in self.inforce.keyring():
+        for name, storages in self.inforce.keyring().items():
             key = self.inforce.policy.key_of(name, str(self.inforce.state))
             known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
             if key.type == "passphrase":
                 known["passphrase"] = None
             get = self.catalog.settings.get
             each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
-            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each))
+            read = not any(map(self._is_unread, storages or self.inforce.storages()))
+            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each, read))
         return found
 
     def _attention(self) -> Iterable[str]:
@@ -213,7 +219,7 @@ class Views:
             if run is not None and run.problem is not None:
                 yield f"storage {name}: the last sweep failed: {run.problem.get('message', '')}"
 
-    def _database(self, name: str, now: datetime, recoverable: dict[str, bool], lost: Lost) -> DatabaseStatus:
+    def _database(self, name: str, now: datetime, recoverable: dict[str, bool | None], lost: Lost) -> DatabaseStatus:
         guarded = self.inforce.policy.guarded(name)
         summary = self.catalog.backups.summary(name)
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]

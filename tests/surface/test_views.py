@@ -35,6 +35,11 @@ def _log(s: Screen, *, verbose: bool) -> list[Block]:
 
 
 WITHOUT_KEY = answers.status((APP,), keys=(replace(MAIN, recovery=[], recovery_tested_at=None),))
+UNREAD = answers.status(
+    (),
+    (replace(answers.LOCAL, stored_bytes=None),),
+    (replace(MAIN, recovery=[], recovery_tested_at=None, known=False),),
+)
 LOST = replace(
     answers.LOCAL, ok=False, free_bytes=None, problem=KeyRefused("storage local: sealed with another key").problem()
 )
@@ -51,6 +56,7 @@ SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
     "status-empty": lambda s: status.status(answers.status(()), s, NOW, BERLIN),
     "status-no-recovery": lambda s: status.status(WITHOUT_KEY, s, NOW, BERLIN),
+    "status-unread": lambda s: status.status(UNREAD, s, NOW, BERLIN),
     "status-storage-lost": lambda s: status.status(answers.status((APP, FRESH), (LOST,)), s, NOW, BERLIN),
     "status-one": lambda s: status.database(answers.status()["databases"][0], s, NOW, BERLIN),
     "list": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=False, everything=False),
@@ -196,4 +202,4 @@ def test_a_member_that_an_older_client_does_not_know_is_no_trouble() -> None:
 def test_storage_without_numbers() -> None:
     bare = StorageStatus("nas", "x", True, None, None, None, None, None)
     on = screen()
-    assert "nas: unknown stored" in drawn(status.status(answers.status((APP,), (bare,)), on, NOW, BERLIN), on)
+    assert "nas: not read yet" in drawn(status.status(answers.status((APP,), (bare,)), on, NOW, BERLIN), on)

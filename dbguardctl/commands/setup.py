@@ -11,10 +11,11 @@ import click
 
 from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
-from dbguardctl.options import Given, text_option
+from dbguardctl.consent import confirmed
+from dbguardctl.options import Given, database_argument, text_option
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
-from dbguardctl.views.setup import loaded, promise, protected
+from dbguardctl.views.setup import loaded, promise, protected, unprotected
 from dbguardd.errors import Busy, TargetExists, Usage, of_file
 from dbguardd.places import POLICY
 
@@ -120,15 +121,29 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
     for row in rows:
         if error := watch.failure(row):
             if answer.get("wrote"):
-                error.hints = (
-                    *error.hints,
-                    f"rm {_quoted(answer['wrote'])} && dbguardctl reload  # to end its protection",
-                )
+                name, end = answer["database"], f"dbguardctl unprotect {answer['database']}"
+                stays = f"Its policy stays in {answer['wrote']}: {name} is backed up by schedule. To end that: {end}"
+                error.detail = "\n".join(filter(None, (error.detail, stays)))
             raise error
     if not session.json:
         name = str(rows[0]["database"])
         session.out.show(promise(session.daemon.get("status"), name, session.now, session.zone))
     return watch.verdict(rows)
+
+
+@click.command(cls=Command)
+@database_argument()
+@text_option("--confirm", metavar="NAME", help="The name of the database, typed in full.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+@pass_session
+def unprotect(session: Session, database: str, confirm: str, dry_run: bool) -> None:
+    """End the protection of a database: remove the policy drop-in that `protect` wrote. Its backups stay."""
+    session.wanted_database = database
+    if not dry_run:
+        confirm = confirmed(session, database, confirm, "ends the protection of the database")
+    body = {"confirm": confirm, "dry_run": dry_run}
+    answer = session.daemon.post("databases", database, "unprotect", body=body)
+    session.answer(answer, unprotected(answer))
 
 
 def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +159,3 @@ def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
         if not job:
             raise
     return dict(session.daemon.get("jobs", str(job))["job"])
-
-
-def _quoted(word: str) -> str:
-    from shlex import quote  # noqa: PLC0415 - only for a first backup that failed
-
-    return quote(word)

@@ -20,8 +20,8 @@ from dbguardd.daemon import configuration, keyring, protect
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
-from dbguardd.errors import GuardError, Internal, NotFound, Usage
-from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, to_json
+from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
+from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, JobState, Role, Status, to_json
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -250,6 +250,27 @@ class Service:
         request = {"database": plan.name, "verify": True}
         job = self.submit("backup", request, actor, None)
         return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
+
+    async def unprotect(self, database: str, fields: Mapping[str, Any], actor: Peer) -> Json:
+        """Take the drop-in of a database away and reload; its backups stay. Raises NotFound, Usage, ConfirmMissing."""
+        inforce = self._do.inforce
+        loaded = await asyncio.to_thread(inforce.read)
+        file = await asyncio.to_thread(protect.drop_in, database, loaded, inforce.path)
+        path, kept = loaded.policy.guarded(database).path, self._catalog.backups.summary(database).count
+        about: Json = {"database": database, "path": path, "backups": kept}
+        if fields.get("dry_run"):
+            return {**about, "removed": None, "would_remove": str(file)}
+        if fields.get("confirm") != database:
+            raise ConfirmMissing(
+                f"{database}: its protection ends only with its name typed in full",
+                hints=[f"dbguardctl unprotect {database} --confirm {database}"],
+            )
+        with self._reloading(actor, "policy.unprotect", database, {"file": str(file)}), protect.away(file):
+            self._do.reload()
+        for job in self._do.runner.jobs(database, JobState.QUEUED, _BATCH):
+            if job.verb in ("backup", "expire"):  # which nobody could do any more
+                self._do.runner.cancel(job.id, actor.user)
+        return {**about, "removed": str(file), "would_remove": None}
 
     def config(self, origin: bool) -> Json:
         """The policy in force."""

@@ -50,7 +50,14 @@ def fixes(stderr: str) -> list[str]:
 
 
 def test_a_likely_command_keeps_what_followed_the_mistyped_one(ctl: Ctl) -> None:
-    assert fixes(ctl("restoer", "app", "--id", "01 K").stderr)[0] == "dbguardctl restore app --id '01 K'"
+    said = ctl("restoer", "app", "--id", "01 K").stderr
+    assert "Did you mean dbguardctl restore app --id '01 K'" in said
+
+
+def test_a_guess_is_asked_and_not_given_as_the_fix(ctl: Ctl, daemon: FakeDaemon) -> None:
+    done = ctl("protct", "app")
+    assert "Did you mean dbguardctl protect app" in done.stderr
+    assert (done.returncode, daemon.asked, fixes(done.stderr)) == (2, [], ["dbguardctl --help"])
 
 
 def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:

@@ -57,6 +57,7 @@ COMMANDS = [
     ["check", "app", "--data"], ["prune", "--dry-run"], ["prune", "app", "--confirm", "app"],
     ["hold", APP_1, "--reason", "audit"], ["release", APP_1], ["recall", APP_5],
     ["protect", "/x/app.db"],
+    ["unprotect", "app", "--confirm", "app"], ["unprotect", "app", "--dry-run"],
     ["protect", "/x/app.db", "--name", "app", "--dry-run"], ["reload"], ["config", "check"], ["config", "show"],
     ["config", "show", "--origin"], ["config", "explain", "database.app.keep"], ["config", "schema"],
     ["config", "diff"], ["config", "accept"], ["key", "list"], ["key", "recovery-sheet"], ["schedule", "--next", "3"],

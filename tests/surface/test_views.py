@@ -11,7 +11,7 @@ import pytest
 from dbguardctl.screen import Block, Cell, Screen, Table, speaks_utf8, text
 from dbguardctl.session import error_blocks
 from dbguardctl.views import backups, care, config, jobs, past, status
-from dbguardctl.views.setup import promise, protected
+from dbguardctl.views.setup import promise, protected, unprotected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
 from dbguardd.wire import Health, StorageStatus
 from tests.surface import answers
@@ -94,6 +94,10 @@ SCREENS: dict[str, Draw] = {
         {"ok": False, "files": ["a.toml"], "errors": [{"text": "error[config/bad-value]: no\n --> a.toml:9:1\n9 | y"}]}
     ),
     "config-show": lambda s: config.shown(ROUTES["GET /config"]({"origin": "true"}, None)),
+    "unprotect": lambda s: unprotected(
+        {"database": "app", "path": "/srv/an app.db", "backups": 2, "removed": "/etc/dbguard/conf.d/app.toml"}
+    ),
+    "unprotect-plan": lambda s: unprotected({"database": "app", "path": "/x", "backups": 1, "would_remove": "/x.toml"}),
     "protect": lambda s: [
         *protected({"database": "app", "found": "SQLite", "wrote": "/x.toml", "text": "[database.app]\n"}, whole=True),
         *promise(WITHOUT_KEY, "app", NOW, BERLIN),

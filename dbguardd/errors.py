@@ -271,7 +271,7 @@ class SourceLocked(GuardError):
     code, title = "DBG-2004", "Database locked"
     http_status, transient = 503, True
     meaning = "No backup was made this time; the application was not disturbed. `retry` says when it is tried again."
-    advice = "Find who holds the lock (lsof PATH); raise lock_timeout if the application needs long exclusive locks."
+    advice = "Find who holds the lock (lslocks); raise lock_timeout if the application needs long exclusive locks."
 
 
 class SourceDamaged(GuardError):

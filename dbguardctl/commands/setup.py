@@ -115,18 +115,18 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
         if session.json:
             session.print_json(answer)
         return 0
+    name = str(answer["database"])
+    session.left = f"The policy {answer['wrote']} stays: {name} is backed up by schedule. To end that: dbguardctl " \
+                   f"unprotect {name}" if answer.get("wrote") else ""  # fmt: skip
     rows = watch.settle(session, _first_backup(session, answer))
     if session.json:
         session.print_json({**answer, **watch.answer("protect", rows)})
     for row in rows:
         if error := watch.failure(row):
-            if answer.get("wrote"):
-                name, end = answer["database"], f"dbguardctl unprotect {answer['database']}"
-                stays = f"Its policy stays in {answer['wrote']}: {name} is backed up by schedule. To end that: {end}"
-                error.detail = "\n".join(filter(None, (error.detail, stays)))
+            if session.left:
+                error.detail = "\n".join(filter(None, (error.detail, session.left)))
             raise error
     if not session.json:
-        name = str(rows[0]["database"])
         session.out.show(promise(session.daemon.get("status"), name, session.now, session.zone))
     return watch.verdict(rows)
 

@@ -142,7 +142,7 @@ class InForce:
             window_seconds=guarded.window.total_seconds(),
             verify_after=guarded.verify == "after-backup",
             expire_after=guarded.expire == "after-backup",
-            **_times(guarded),
+            **{**_times(guarded), **({"retries": 0} if order.once else {})},
         )
 
     def _may_expire(self, name: str, guarded: Guarded) -> None:

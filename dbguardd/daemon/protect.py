@@ -61,7 +61,7 @@ class Plan:
     text: str
 
 
-async def detect(path: str, look: Look) -> Found:
+async def detect(path: str, look: Look, state: Path) -> Found:
     """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted."""
     if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
         raise Usage(f"{path!r}: an absolute path is needed")
@@ -71,6 +71,11 @@ async def detect(path: str, look: Look) -> Found:
         raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
     except OSError as error:
         raise SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error)) from error
+    if Path(seen["path"]).is_relative_to(os.path.realpath(state)):
+        raise Usage(
+            f"{path}: is one of dbguard's own files",
+            detail=f"What lies in {state} is kept by other means: a lost catalog is read from the backups again.",
+        )
     if not seen["regular"]:
         raise Unsupported(
             f"{path}: is not a regular file",

@@ -235,7 +235,7 @@ class Service:
         """Detect a database, write its drop-in, reload, back up and prove."""
         inforce = self._do.inforce
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
-        found = await protect.detect(path, self._do.look)
+        found = await protect.detect(path, self._do.look, inforce.state)
         plan = protect.plan(found, name, inforce.policy, inforce.path, self._do.now())
         about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
         if fields.get("dry_run"):
@@ -248,7 +248,9 @@ class Service:
                 protect.undo(plan)
                 raise
         request = {"database": plan.name, "verify": True}
-        job = self.submit("backup", request, actor, None)
+        order = Order("backup", _request("backup", request), self._who(actor), plan.name, once=True)
+        job = self._do.runner.submit(order)
+        self._note(actor, "job.backup", plan.name, "asked", {"job": job.id, "request": request})
         return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
 
     async def unprotect(self, database: str, fields: Mapping[str, Any], actor: Peer) -> Json:

@@ -431,6 +431,20 @@ def test_ctrl_c_leaves_the_job_alone(daemon: FakeDaemon) -> None:
     assert not [asked for asked in daemon.asked if "cancel" in asked[1]]
 
 
+def test_ctrl_c_in_protect_says_what_stays(daemon: FakeDaemon) -> None:
+    runs = answers.job("backup", "running", step="pages", done_bytes=1 << 20, total_bytes=1 << 30)
+    daemon.routes["POST /protect"] = {
+        "schema": "dbguard.protect/1", "database": "app", "wrote": "/etc/dbguard/conf.d/app.toml", "job": runs,
+    }  # fmt: skip
+    daemon.jobs[JOB] = [runs]
+    terminal = Terminal(daemon, "protect", "/x/app.db", COLUMNS="300")
+    terminal.read_until("1 MiB of 1 GiB")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert "goes on. Watch it: " in terminal.text
+    assert "/etc/dbguard/conf.d/app.toml stays" in terminal.text and "dbguardctl unprotect app" in terminal.text
+
+
 def test_a_hostile_note_cannot_command_the_terminal(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon, "list", "app", "--color", "never")
     terminal.end()

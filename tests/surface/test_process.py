@@ -436,7 +436,7 @@ def test_ctrl_c_in_protect_says_what_stays(daemon: FakeDaemon) -> None:
     daemon.routes["POST /protect"] = {
         "schema": "dbguard.protect/1", "database": "app", "wrote": "/etc/dbguard/conf.d/app.toml", "job": runs,
     }  # fmt: skip
-    daemon.jobs[JOB] = [runs]
+    daemon.routes[f"GET /jobs/{JOB}"] = {"schema": "dbguard.job/1", "job": runs}
     terminal = Terminal(daemon, "protect", "/x/app.db", COLUMNS="300")
     terminal.read_until("1 MiB of 1 GiB")
     terminal.type("\x03")

@@ -119,9 +119,7 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------ jobs
 
-    def submit(
-        self, verb: str, fields: Mapping[str, Any], actor: Peer, idempotency_key: str | None, *, once: bool = False
-    ) -> JobRow:
+    def submit(self, verb: str, fields: Mapping[str, Any], actor: Peer, idempotency_key: str | None) -> JobRow:
         """Queue a job; the same key from the same uid gives the same job. Raises Usage, NotFound, Busy."""
         request = _request(verb, fields)
         digest = hashlib.sha256(json.dumps([verb, request], sort_keys=True).encode()).hexdigest()
@@ -130,8 +128,7 @@ class Service:
             if known is not None:
                 return self._do.runner.job(known)
         who = self._who(actor)
-        order = Order(verb, request, who, request.get("database"), request.get("storage"), once=once)
-        job = self._do.runner.submit(order)
+        job = self._do.runner.submit(Order(verb, request, who, request.get("database"), request.get("storage")))
         if idempotency_key is not None:
             self._catalog.requests.put(idempotency_key, actor.uid, digest, job.id, job.created_at)
         target = str(request.get("database") or request.get("storage") or "")
@@ -251,7 +248,9 @@ class Service:
                 protect.undo(plan)
                 raise
         request = {"database": plan.name, "verify": True}
-        job = self.submit("backup", request, actor, None, once=True)
+        order = Order("backup", _request("backup", request), self._who(actor), plan.name, once=True)
+        job = self._do.runner.submit(order)
+        self._note(actor, f"job.{order.verb}", plan.name, "asked", {"job": job.id, "request": request})
         return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
 
     async def unprotect(self, database: str, fields: Mapping[str, Any], actor: Peer) -> Json:

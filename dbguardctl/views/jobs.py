@@ -16,7 +16,7 @@ Json = dict[str, Any]
 STATES = {"queued": "dim", "running": "", "done": "good", "failed": "bad", "cancelled": "warn", "interrupted": "warn"}
 FINAL = frozenset(("done", "failed", "cancelled", "interrupted"))
 _OK = Cell("ok", "good")
-_VERDICTS = ("ok", "proven", "UNSURE")
+_VERDICTS = ("ok", "done", "proven", "UNSURE")
 
 
 def seconds(row: Json, now: datetime | None = None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from dbguardd.errors import (
     GuardError,
     NoSpace,
     NotFound,
+    PlaceDenied,
     ProofFailed,
     SourceDamaged,
     SourceEncrypted,
@@ -43,6 +45,7 @@ def restore(run: Run, request: Restore) -> Result:
     backup, warnings = choose(run, request.backup, request.at)
     target = live(run) if request.in_place else Path(request.to or _new_place(run, backup))
     _check_target(run, target, request)
+    _check_directory(backup, target)
     plan = {**_plan(run, backup, target, request.in_place), "warnings": warnings}
     if request.dry_run:
         return {"plan": plan}
@@ -57,10 +60,10 @@ def restore(run: Run, request: Restore) -> Result:
         return _in_place(run, backup, plan)
     started = run.monotonic()
     findings, lost = _restore_and_compare(run, backup, target, (f"the copy was left at {target} for inspection",))
-    findings.append(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=backup.id, target=str(target), seconds=seconds)
-    return {"target": str(target), "plan": plan, "findings": to_json(findings), "seconds": seconds}
+    found = [*to_json(findings), _rights(backup, target, lost)]
+    return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
 def undo(run: Run, request: Undo) -> Result:
@@ -177,6 +180,10 @@ def _restore_and_compare(
         condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise
+    except PlaceDenied as error:
+        if not in_staging and _owner(backup):  # made for him, it is the place where the job acts as he
+            error.hints = (f"{_making(backup, target.parent / 'restored')}  # and restore to a file in there",)
+        raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
 
@@ -228,6 +235,43 @@ def _check_target(run: Run, target: Path, request: Restore) -> None:
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
                 hints=[_again(request, _beside(run, target))],
             )
+
+
+def _check_directory(backup: Backup, target: Path) -> None:
+    """Raise Usage if there is no directory for a restore; what makes one gives it to the owner of the original."""
+    try:
+        os.lstat(target.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        if _owner(backup):  # else the engine half says it, which knows as whom it acts
+            message = f"{target}: there is no directory {target.parent}"
+            raise Usage(message, hints=[_making(backup, target.parent)]) from None
+    except OSError:
+        pass  # what may not be looked at is left to the engine half
+
+
+def _owner(backup: Backup) -> str:
+    """Return the owner of the original if this host knows him, else nothing."""
+    name = str(backup.facts.get("owner") or "")
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        return ""
+
+
+def _making(backup: Backup, directory: Path) -> str:
+    """Return the command by which root makes a directory for the owner of the original."""
+    return shlex.join(["install", "-d", "-o", _owner(backup), "-m", "0700", str(directory)])
+
+
+def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
+    """Return what came of owner and rights as a finding, with the command that gives them."""
+    found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
+    owner, group = backup.facts.get("owner"), backup.facts.get("group")
+    if owner and any(line.startswith(("owner ", "group ")) for line in lost):
+        known = _owner(backup)
+        command = shlex.join(["chown", f"{owner}:{group or ''}", str(target)])
+        found["hints"] = [command if known else f"{command}  # when this host has a user {owner}"]
+    return found
 
 
 def _again(request: Restore, to: Path) -> str:

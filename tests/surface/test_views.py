@@ -45,6 +45,11 @@ LOST = replace(
 )
 FRESH = replace(CRM, name="fresh", attention=[], hints=[], backups=0, next_run_at="2026-09-12T23:00:00Z")
 
+LACKING = {
+    "name": "owner and rights", "outcome": "failed", "detail": "owner app: Operation not permitted",
+    "hints": ["chown app:app /var/lib/app/app_20260911T230000Z.db"],
+}  # fmt: skip
+
 CHANGES = [
     {"key": "database.crm", "old": None, "new": {"engine": "sqlite", "path": "/srv/crm.db", "run_as": None,
      "keep": {"last": 3, "daily": 7}, "queries": [], "storage": ["local"]}},
@@ -71,6 +76,9 @@ SCREENS: dict[str, Draw] = {
     "backup": lambda s: _job("backup"),
     "verify": lambda s: _job("verify"),
     "restore": lambda s: _job("restore"),
+    "restore-lacking": lambda s: jobs.finished(
+        answers.job("restore", result={**answers.RESULTS["restore"], "findings": [LACKING]}), NOW, BERLIN
+    ),
     "restore-plan": lambda s: _job("restore", dry_run=True, at="2026-09-12T06:59:00Z", to="/tmp/it's.db"),
     "undo": lambda s: _job("undo"),
     "check": lambda s: _job("check"),

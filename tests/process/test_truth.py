@@ -185,7 +185,9 @@ def test_an_expired_backup_can_be_looked_at(house: House) -> None:
     old = house.does("backup", "app")["backup"]["id"]
     house.idle()
     add(path)
-    house.does("backup", "app")
+    said = house.ctl("backup", "app")
+    assert said.status == 0
+    assert "has expired by the policy's `keep`" in said.err and f"dbguardctl recall {old}" in said.err
     house.idle()
     assert [row["backup"]["id"] for row in house.api.get("databases", "app", "backups", all=1)["expired"]] == [old]
     shown = house.ctl("show", old)

@@ -14,7 +14,7 @@ from dbguardctl.consent import can_ask, confirmed
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
 from dbguardctl.session import Session
-from dbguardctl.words import utc_text
+from dbguardctl.words import utc_text, when
 from dbguardd import wire
 from dbguardd.errors import NotFound, Usage
 from dbguardd.wire import UNDO_REASON
@@ -76,9 +76,22 @@ def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout:
     if not confirm and can_ask(session):
         _must_have_something(session, database)
     how = " by its state before the last restore"
+    if undone := _undone(session, database):
+        how = f" by what the undo of {undone} replaced: it undoes that undo"
+        session.say(f"{database}: the last restore in place was undone {undone}; this undoes the undo")
     confirm = confirmed(session, database, confirm, "replaces the live database", how)
     fields = {"database": database, "confirm": confirm}
     return watch.run(session, "undo", fields, no_wait=no_wait, timeout=seconds(timeout))
+
+
+def _undone(session: Session, database: str) -> str:
+    """Return when the last restore in place was undone; nothing if it was not."""
+    for row in session.daemon.get("jobs", database=database, state="done", limit=1000)["jobs"]:
+        if row["verb"] == "undo":
+            return when(row["finished_at"], session.now, session.zone)
+        if row["verb"] == "restore" and row["request"].get("in_place") and not row["request"].get("dry_run"):
+            break
+    return ""
 
 
 def _must_have_something(session: Session, database: str) -> None:

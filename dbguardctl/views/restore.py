@@ -49,7 +49,7 @@ def command(row: Json, backup: str) -> str:
     words = ["dbguardctl", "restore", str(row["database"]), "--id", backup]
     if asked.get("to"):
         words += ["--to", _quoted(str(asked["to"]))]
-    return " ".join(words + (["--in-place"] if asked.get("in_place") else []))
+    return " ".join(words + (["--in-place", "--confirm", str(row["database"])] if asked.get("in_place") else []))
 
 
 def _quoted(word: str) -> str:

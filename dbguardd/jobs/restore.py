@@ -24,6 +24,7 @@ from dbguardd.errors import (
     SourceInvalid,
     SourceMissing,
     TargetExists,
+    TargetInUse,
     Usage,
     WorkerDied,
 )
@@ -48,6 +49,7 @@ def restore(run: Run, request: Restore) -> Result:
     _check_directory(backup, target)
     plan = {**_plan(run, backup, target, request.in_place), "warnings": warnings}
     if request.dry_run:
+        plan["warnings"] = [*warnings, *(_in_the_way(run) if request.in_place else [])]
         return {"plan": plan}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
@@ -103,17 +105,19 @@ def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], no
 
 
 def _in_place(run: Run, backup: Backup, plan: Mapping[str, Any]) -> Result:
-    """Stage and compare first; then the safety copy; then one atomic step.
+    """Stage and compare first; then the safety copy; then one atomic step. None of it while somebody uses it.
 
     Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
     The safety copy comes last: what the application commits while the staged copy is made is in it.
     """
+    run.snapshots.check_unused()
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} --id {backup.id} --to NEWPLACE"
     findings, _ = _restore_and_compare(
         run, backup, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
     )
+    run.snapshots.check_unused()  # before a whole copy is stored for nothing
     safety = _safety_copy(run)
     run.report("restore.replacing", database=run.name, target=plan["to"])
     try:
@@ -193,7 +197,10 @@ def _restore_and_compare(
 
     examined = run.snapshots.examine(target, (), comparing)
     expected = run.repository.fingerprint(backup.id)
-    findings = brief([*examined.findings, same_content(examined, expected)])
+    compared = same_content(examined, expected)
+    if in_staging and expected is None and backup.note == SAFETY_NOTE:  # nothing is unsure: there is nothing to compare
+        compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
+    findings = brief([*examined.findings, compared])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         what = "is not what was backed up" if expected else "is as it was backed up, and was damaged already then"
@@ -203,6 +210,15 @@ def _restore_and_compare(
             hints=[f"dbguardctl list {run.name}", *hints],
         )
     return findings, lost
+
+
+def _in_the_way(run: Run) -> list[str]:
+    """Say who uses the live database and would have to stop first."""
+    try:
+        run.snapshots.check_unused()
+    except TargetInUse as error:
+        return [f"{error.message}: it would be refused until that is stopped"]
+    return []
 
 
 def _plan(run: Run, backup: Backup, target: Path, in_place: bool) -> dict[str, Any]:

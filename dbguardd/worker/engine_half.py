@@ -199,6 +199,8 @@ class EngineHalf:
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
                 return snapshots.examine(Path(args["target"]), queries, progress)
+            case "check_unused":
+                return snapshots.check_unused()
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
         raise Usage(f"the engine half has no call {name}")

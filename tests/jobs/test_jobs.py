@@ -263,9 +263,13 @@ def test_in_place_changes_nothing_if_the_copy_is_wrong_or_the_live_one_in_use(wo
     assert world.live() == {"users": [9]}
     world.engine.break_restore = b""
     world.engine.in_use = True
+    before = world.ids()
     with pytest.raises(TargetInUse):
         world.do("restore", database="app", in_place=True, confirm="app")
-    assert world.live() == {"users": [9]}
+    assert (world.live(), world.ids()) == ({"users": [9]}, before)  # nothing was copied for nothing
+    plan = world.do("restore", database="app", in_place=True, dry_run=True)["plan"]
+    assert "is in use: it would be refused" in plan["warnings"][-1]
+    assert world.do("restore", database="app", dry_run=True)["plan"]["warnings"] == []
 
 
 def test_a_lost_database_comes_back_in_place_without_a_safety_copy(world):

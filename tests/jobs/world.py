@@ -73,9 +73,12 @@ class ToyEngine:
             found.append(Finding(query.sql, "ok" if good else "failed", f"{rows} rows"))
         return Examination(found, _print(target.read_bytes()))
 
-    def replace(self, source, progress):
+    def check_unused(self):
         if self.in_use:
             raise TargetInUse(f"{self.path} is in use")
+
+    def replace(self, source, progress):
+        self.check_unused()
         self.path.write_bytes(source.read_bytes())
 
 

@@ -272,6 +272,7 @@ class StorageStatus:
     keep_free_bytes: int | None
     stored_bytes: int | None  # null: the repository there was not read yet
     problem: dict[str, Any] | None
+    beside: list[str] = field(default_factory=list)  # the databases on the same file system, as far as that can be seen
 
 
 @dataclass(slots=True)

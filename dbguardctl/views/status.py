@@ -22,6 +22,7 @@ _STYLES = {
     Health.SAFE: "good",
 }
 _ORDER = {str(health): number for number, health in enumerate(Health)}
+_NAMED = 3
 _NEEDY = frozenset((Health.FAILING, Health.LATE, Health.UNPROVEN))
 
 
@@ -193,7 +194,8 @@ def _storages(rows: list[Json], screen: Screen) -> list[Block]:
             blocks.append(text(screen.mark("warn"), f" storage {row['name']}: the backups in {row['url']} are not read"
                                " yet, so that nothing of them is shown."))  # fmt: skip
             blocks.append(text(Cell("try  ", "dim"), Cell("dbguardctl reload", "try"), indent=4))
-        parts = [f"storage  {row['name']}: " + ("not read yet" if unread else f"{size(row['stored_bytes'])} stored")]
+        held = "not read yet" if unread else f"{size(row['stored_bytes'])} stored"
+        parts = [f"storage  {row['name']}: {row['url']}, {held}"]
         if row["free_bytes"] is not None:
             room = f", {size(row['free_bytes'])} free"
             if row["total_bytes"]:
@@ -202,6 +204,9 @@ def _storages(rows: list[Json], screen: Screen) -> list[Block]:
                 room += f" (stops at {size(row['keep_free_bytes'])})"
             parts.append(room)
         blocks.append(text(*parts))
+        if beside := row.get("beside"):
+            names = ", ".join(beside[:_NAMED]) + (f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else "")
+            blocks.append(text(f"on the same file system as {names}: what takes that takes both", indent=9))
     return blocks
 
 

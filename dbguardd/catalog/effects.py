@@ -52,6 +52,8 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", at)
         case "restore.kept" | "restore.done" if "database" in facts:
             settings.put(f"replacing:{facts['database']}", "")
+            if event == "restore.done":
+                settings.put(f"restored:{facts['database']}", at)
         case "recovery.tested":
             settings.put(f"recovery_tested:{facts['key']}", at)
             settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import cache
 
 from dbguardd import __version__
-from dbguardd.catalog import Catalog, Summary, to_moment, to_text
+from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce, dated, opener
@@ -23,6 +23,7 @@ from dbguardd.errors import (
     NoSpace,
     NotARepository,
     NotFound,
+    SourceMissing,
     Unreachable,
     from_problem,
 )
@@ -38,6 +39,7 @@ from dbguardd.words import size
 Lost = Callable[[str], GuardError | None]
 """Why nothing of a storage could be restored now."""
 _LEAST_ROOM = 16 << 20
+_OF_SOURCE = "DBG-2"  # the class of what is wrong with a live database
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +139,23 @@ class Views:
             keep_free_bytes=floor,
             stored_bytes=None if self._is_unread(name) else self.catalog.backups.stored_bytes(name),
             problem=None if problem is None else problem.problem(),
+            beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
         )
+
+    def _kept_in(self, storage: str) -> list[str]:
+        policy = self.inforce.policy
+        return [name for name in policy.names() if policy.guarded(name).storage[0] == storage]
+
+    def _devices(self, database: str) -> set[int]:
+        device = self.gauge.level(self.inforce.policy.guarded(database).path).device
+        return set() if device is None else {device}
 
     def places(self) -> list[str]:
         """Every path that backups and restores depend on, for the gauge."""
         inforce = self.inforce
         stores = [inforce.storage(name).path for name in inforce.storages()]
-        return [str(inforce.state), *stores, *filter(None, map(self._key_file, inforce.keyring()))]
+        databases = [inforce.policy.guarded(name).path for name in inforce.policy.names()]
+        return [str(inforce.state), *stores, *databases, *filter(None, map(self._key_file, inforce.keyring()))]
 
     def _key_file(self, name: str) -> str:
         """Where a key is, empty if only a command knows."""
@@ -223,7 +235,9 @@ class Views:
         guarded = self.inforce.policy.guarded(name)
         summary = self.catalog.backups.summary(name)
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
-        failing = [run for run in runs if run.problem is not None]
+        restored = self.catalog.settings.get(f"restored:{name}") or ""
+        failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
+        missing = self.gauge.level(guarded.path).missing
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
         newest, proven, held = summary.newest, summary.proven, summary.proven or summary.newest
@@ -235,6 +249,7 @@ class Views:
             name=name,
             backups=summary.count,
             lost=gone.message if gone else "",
+            missing=guarded.path if missing else "",
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
             failed=summary.failed,
@@ -256,7 +271,8 @@ class Views:
             key=guarded.key,
             has_recovery=recoverable.get(guarded.key),
         )
-        trouble = gone or (from_problem(worst.problem) if worst and worst.problem else None)
+        here = SourceMissing(f"{guarded.path}: there is no such file") if missing else None
+        trouble = gone or here or (from_problem(worst.problem) if worst and worst.problem else None)
         row = self._row(facts, guarded.engine, summary, now, trouble)
         expire = self.catalog.runs.get(name, "expire")
         if expire is not None and expire.problem is not None:  # old backups stay: worth a look, but nothing is lost
@@ -321,6 +337,11 @@ class Views:
                 verdict = self.scheduler.judge(item)
                 return verdict.planned_at if verdict.overdue else None
         return None
+
+
+def _is_mended(run: Run, restored_at: str) -> bool:
+    """Say if a run failed because of a live database that was replaced since then by a restore in place."""
+    return str((run.problem or {}).get("code", "")).startswith(_OF_SOURCE) and (run.finished_at or "") <= restored_at
 
 
 def _unrecoverable(row: DatabaseStatus) -> DatabaseStatus:

@@ -29,6 +29,7 @@ class Facts:
 
     name: str
     in_policy: bool = True
+    missing: str = ""  # the path of the live database, if nothing is there
     lost: str = ""  # why neither its storage nor its key is there as they should be
     backups: int = 0
     newest_at: datetime | None = None
@@ -92,7 +93,10 @@ def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
 
 def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
-    if facts.failures:
+    if facts.missing:
+        way = f"dbguardctl restore {name} --in-place" if facts.backups else f"ls -l {facts.missing}"
+        yield _Point(Health.FAILING, f"{name}: the database is not there: {facts.missing}", way)
+    elif facts.failures:
         yield _failing(facts)
     elif facts.newest_failure:  # somebody has since verified another one, or it was found damaged
         what = f"{name}: the newest backup cannot be relied on: {facts.newest_failure}"

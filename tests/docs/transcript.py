@@ -56,7 +56,8 @@ def live(place: Path) -> str:
             _work(database)
             host.settle()
     text = _PROGRESS.sub("", "\n".join(told))
-    for shown, real in (*paths.items(), ("/etc/dbguard/conf.d", f"{place}/conf.d")):
+    places = {"/etc/dbguard/conf.d": f"{place}/conf.d", "/var/lib/dbguard/store": f"{place}/state/store"}
+    for shown, real in (paths | places).items():
         text = text.replace(real, shown)
     return _HOST.sub(r"\1db1\2", text)
 

@@ -106,11 +106,16 @@ def test_what_was_deleted_comes_back_in_its_place(house: House) -> None:
     house.idle()
     for side in house.place.glob("app.db*"):
         side.unlink()
+    said = house.ctl("status")  # nobody has asked for a backup since
+    assert said.status == 3
+    assert f"the database is not there: {path}" in said.out and "dbguardctl restore app --in-place" in said.out
     house.fails("DBG-2001", 1, "backup", "app")
     assert house.status("app")["state"] == "failing"
     done = house.does("restore", "app", "--in-place", "--confirm", "app")
     assert (rows(path), mode(path), path.stat().st_mode & 0o777) == (50, "wal", 0o640)
     assert (done["safety_copy"], done["undo"]) == (None, None)  # there was nothing to keep
+    after = house.status("app")
+    assert (after["state"], after["problem"]) == ("safe", None), after  # it is there: the failure is of before
     house.fails("DBG-0004", 8, "restore", "undo", "app", "--confirm", "app")
     house.does("backup", "app")
     house.idle()

@@ -313,6 +313,7 @@ def test_backups_of_a_purged_installation_show_before_anything_is_protected(hous
     house.idle()
     row = house.status("app")
     assert (row["state"], row["backups"]) == ("orphaned", 1)
+    assert house.does("config", "show")["policy"]["storage"]["local"]["path"] == str(house.store)  # as no file says
     said = house.ctl("status").out
     assert "no recovery recipient" not in said and "dbguardctl key recovery-test main" in said
     house.does("restore", "app", "--to", str(house.place / "back.db"))

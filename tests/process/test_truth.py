@@ -28,6 +28,8 @@ def test_damage_that_a_check_finds_makes_status_fall_back_and_the_next_backup_he
     house.protects(house.table("app", 'expire = "off"'))
     house.start()
     good = house.does("backup", "app")["backup"]["id"]
+    (storage,) = house.api.get("status")["storages"]
+    assert (storage["url"], storage["beside"]) == (str(house.store), ["app"])
     before = packs(house)
     add(path)
     bad = house.does("backup", "app")["backup"]["id"]

@@ -214,4 +214,4 @@ def test_a_member_that_an_older_client_does_not_know_is_no_trouble() -> None:
 def test_storage_without_numbers() -> None:
     bare = StorageStatus("nas", "x", True, None, None, None, None, None)
     on = screen()
-    assert "nas: not read yet" in drawn(status.status(answers.status((APP,), (bare,)), on, NOW, BERLIN), on)
+    assert "nas: x, not read yet" in drawn(status.status(answers.status((APP,), (bare,)), on, NOW, BERLIN), on)

@@ -249,7 +249,10 @@ def test_nothing_was_asked_of_the_daemon_without_the_typed_name(inside: Callable
 def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
     done = ctl("status", "--socket", str(tmp_path / "none.sock"))
     assert done.returncode == 6
-    assert "the socket does not exist" in done.stderr and "systemctl status dbguardd" in done.stderr
+    assert "the socket does not exist" in done.stderr and "dbguardd run restore NAME --to PLACE" in done.stderr
+    assert f"dbguardd --policy FILE --state DIRECTORY --socket {tmp_path}/none.sock" in done.stderr
+    checked = ctl("config", "check", "--socket", str(tmp_path / "none.sock"))
+    assert (checked.returncode, "dbguardd --check-config" in checked.stderr) == (6, True)
     assert ctl("status", "--socket", f"/{'x' * 200}").returncode == 6
 
 

@@ -54,7 +54,7 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", "")
             if event == "restore.done":
                 settings.put(f"restored:{facts['database']}", at)
-        case "recovery.tested":
+        case "recovery.tested" | "recovery.used":  # who got back in by it has tested it
             settings.put(f"recovery_tested:{facts['key']}", at)
             settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)
         case "recovery.added":

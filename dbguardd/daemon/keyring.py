@@ -112,5 +112,6 @@ def credentials(policy: Policy, environ: Mapping[str, str]) -> list[Json]:
 def _storages(operations: Operations, key: str) -> list[str]:
     keys = operations.inforce.keyring()
     if key not in keys:
-        raise NotFound(f"{key}: no such key in the policy", detail=f"Keys: {', '.join(keys)}.")
+        known = f"Keys: {', '.join(keys)}."
+        raise NotFound(f"{key}: no such key in the policy", detail=known, hints=["dbguardctl key list"])
     return keys[key] or operations.inforce.storages() or ["local"]

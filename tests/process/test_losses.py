@@ -258,6 +258,7 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             mark = re.search(r"mark ([0-9a-f-]{24})", done.out)
             assert mark and mark[1] in sheet["sheet_text"]
             assert new.api.get("status")["storages"][0]["ok"]
+            assert new.api.get("keys")["keys"][0]["recipients"][0]["tested_at"]
             new.does("restore", "app", "--id", first, "--to", str(place / "back.db"))
             assert rows(place / "back.db") == 50
             again = new.does("backup", "app")["backup"]

@@ -306,6 +306,15 @@ def test_the_recovery_key_comes_from_standard_input(ctl: Ctl, daemon: FakeDaemon
     assert daemon.bodies("POST /keys/main/recovery-test") == [{"identity": "AGE-SECRET-KEY-1QQ"}]
 
 
+@pytest.mark.parametrize("verb", ["recover", "recovery-test"])
+def test_the_name_of_a_key_is_looked_at_before_its_secret_is_asked_for(ctl: Ctl, daemon: FakeDaemon, verb: str) -> None:
+    done = ctl("key", verb, "mian", input="AGE-SECRET-KEY-1QQ\n")
+    assert done.returncode == 8 and "Did you mean main?" in done.stderr and "dbguardctl key list" in done.stderr
+    assert [asked[:2] for asked in daemon.asked] == [("GET", "/keys")]
+    two = ctl("key", verb, input="one\ntwo\n")
+    assert two.returncode == 2 and f"dbguardctl key {verb} main < FILE" in two.stderr
+
+
 def test_the_qr_code_is_private_and_never_overwrites(ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
     path = tmp_path / "sheet.svg"
     assert ctl("key", "recovery-sheet", "--svg", str(path)).returncode == 0

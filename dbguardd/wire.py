@@ -95,7 +95,7 @@ class Restore(Request):
     database: str
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the newest proven backup not younger than this: '2026-09-12 08:59', 'yesterday 09:00'")
-    to: str = option("path of the restored database; it must not exist")
+    to: str = option("path of the restored database, which must not exist; if not given, beside the live one")
     in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
     confirm: str = option("the name of the database, typed in full: needed for --in-place")
     dry_run: bool = option("print what would be done, and do nothing", False)

@@ -134,7 +134,7 @@ def _create(path: str) -> int:
 @pass_session
 def recovery_test(session: Session, name: str) -> None:
     """Prove that a recovery key opens the backups. It is typed without echo, or read from standard input."""
-    identity = _identity(session, name, "recovery-test")
+    identity = _identity(session, name, f"dbguardctl key recovery-test {name}")
     answer: dict[str, Any] = session.daemon.post("keys", name, "recovery-test", body={"identity": identity})
     blocks: list[Block] = [text(Cell("proven", "good"), f"  the recovery key opens the backups of key {name}")]
     session.answer(answer, blocks)
@@ -170,7 +170,7 @@ def recover(session: Session, name: str) -> None:
 
     It is typed without echo, or read from standard input.
     """
-    identity = _identity(session, name, "recover")
+    identity = _identity(session, name, f"dbguardctl key recover {name}")
     answer: dict[str, Any] = session.daemon.post("keys", name, "recover", body={"identity": identity})
     blocks: list[Block] = [
         text(Cell("ok", "good"), f"  storage {row['storage']} is open; backups {row['backups']}, mark {row['mark']}")
@@ -180,7 +180,7 @@ def recover(session: Session, name: str) -> None:
     session.answer(answer, [*blocks, text(Cell("next  ", "dim"), Cell("dbguardctl status", "try"))])
 
 
-def _identity(session: Session, name: str, verb: str) -> str:
+def _identity(session: Session, name: str, command: str) -> str:
     """Return the recovery key, as it is typed or comes in; for a key that there is."""
     known = [str(row["name"]) for row in session.daemon.get("keys")["keys"]]
     if name not in known:
@@ -200,6 +200,6 @@ def _identity(session: Session, name: str, verb: str) -> str:
         raise Usage(
             "key: one line with the recovery key is needed",
             detail=f"There were {len(lines)} lines.",
-            hints=[f"dbguardctl key {verb} {name} < FILE"],
+            hints=[f"{command} < FILE"],
         )
     return lines[0]

@@ -76,6 +76,7 @@ async def detect(path: str, look: Look, state: Path) -> Found:
             f"{path}: is one of dbguard's own files",
             detail=f"What lies in {state} is kept by other means: a lost catalog is read from the backups again.",
         )
+    _refuse_side_file(str(seen["path"]))
     if not seen["regular"]:
         raise Unsupported(
             f"{path}: is not a regular file",
@@ -96,6 +97,18 @@ async def detect(path: str, look: Look, state: Path) -> Found:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
     return Found(str(seen["path"]), what)
+
+
+def _refuse_side_file(path: str) -> None:
+    """Raise Usage for a log or a journal of SQLite, which is a part of the database beside it."""
+    for side in ("-wal", "-shm", "-journal"):
+        if path.endswith(side):
+            whole = path.removesuffix(side)
+            raise Usage(
+                f"{path}: is a part of a database, not the database",
+                detail=f"SQLite keeps it beside {whole}, and every backup of that has what is in it.",
+                hints=[f"dbguardctl protect {_shown(whole)}"],
+            )
 
 
 def _readable(head: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -97,6 +98,27 @@ def test_what_goes_wrong_is_said_once_with_what_to_do(run, words: list[str], sta
     assert said in done.stderr
     assert done.stderr.lower().count("no such file") <= 1
     assert "NAME" not in done.stderr or status == 8  # where there is a name, it stands there
+
+
+@pytest.mark.parametrize(("kind", "erases"), [("dumb", False), ("xterm", True)])
+def test_a_terminal_that_cannot_erase_is_not_told_to(run, house: House, kind: str, erases: bool) -> None:
+    master, slave = pty.openpty()
+    argv = [
+        house.python.with_name("dbguardd"),
+        "--policy",
+        house.policy,
+        "--state",
+        house.state,
+        "run",
+        "backup",
+        "app",
+    ]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=slave, env={**os.environ, "TERM": kind}, check=False)
+    os.write(slave, b".")  # so that there is something to read
+    said = os.read(master, 65536)
+    os.close(slave)
+    os.close(master)
+    assert (done.returncode, b"\033" in said) == (0, erases)
 
 
 def test_a_restore_in_place_that_was_cut_short_says_what_the_live_database_is(run, house: House) -> None:

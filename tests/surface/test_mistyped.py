@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.surface import answers
 from tests.surface.conftest import Ctl, environment
 from tests.surface.fake import FakeDaemon
 
@@ -69,6 +70,19 @@ def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:
 def test_who_wanted_a_dry_run_is_not_told_to_do_it(ctl: Ctl, daemon: FakeDaemon) -> None:
     done = ctl("restore", "undo", "app", "--dry-run")
     assert (done.returncode, daemon.asked, fixes(done.stderr)) == (2, [], ["dbguardctl list app --why"])
+
+
+def test_list_without_a_name_says_which_there_are(ctl: Ctl, daemon: FakeDaemon) -> None:
+    done = ctl("list")
+    assert (done.returncode, "Databases: app, crm, cache, quiet." in done.stderr) == (2, True)
+    daemon.routes["GET /status"] = {**answers.status(), "databases": answers.status()["databases"][:1]}
+    assert ctl("list").stdout == ctl("list", "app").stdout
+
+
+def test_what_is_not_known_is_answered_with_where_to_look(ctl: Ctl) -> None:
+    assert fixes(ctl("explain", "DBG-9999").stderr) == ["man dbguard-errors"]
+    assert fixes(ctl("help", "nope").stderr) == ["dbguardctl --help"]
+    assert "beside the live one" in ctl("restore", "--help").stdout
 
 
 @pytest.mark.parametrize("group", ["key", "job", "config", "audit", "credential"])

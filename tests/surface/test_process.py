@@ -206,7 +206,7 @@ def test_a_job_that_is_tried_again_says_so(
         (["statsu"], 2, "dbguardctl status"),
         (["job", "lst"], 2, "dbguardctl job list"),
         (["list", "app", "--whi"], 2, "--why"),
-        (["list"], 2, "missing argument 'NAME'"),
+        (["list"], 2, "list: which database?"),
         (["backup"], 2, "say which database, or --all"),
         (["backup", "app", "--all"], 2, "say which database, or --all"),
         (["status", "appp"], 8, "Did you mean app?"),

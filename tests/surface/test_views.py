@@ -211,6 +211,14 @@ def test_a_member_that_an_older_client_does_not_know_is_no_trouble() -> None:
     assert drawn(status.status(answer, on, NOW, BERLIN), on)
 
 
+def test_two_backups_in_a_minute_do_not_look_alike() -> None:
+    rows = [{**row, "created_at": f"2026-09-11T23:00:{number:02}Z"} for number, row in
+            enumerate(answers.listing()["backups"][:2])]  # fmt: skip
+    on = screen()
+    shown = drawn(backups.backups({"backups": rows}, NOW, BERLIN, why=False, everything=False), on)
+    assert "today 01:00:00" in shown and "today 01:00:01" in shown
+
+
 def test_storage_without_numbers() -> None:
     bare = StorageStatus("nas", "x", True, None, None, None, None, None)
     on = screen()

@@ -16,7 +16,7 @@ from dbguardctl.options import Given, database_argument, text_option
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views.setup import loaded, promise, protected, unprotected
-from dbguardd.errors import Busy, TargetExists, Usage, of_file
+from dbguardd.errors import Busy, GuardError, TargetExists, Usage, of_file
 from dbguardd.places import POLICY
 
 STARTER = """\
@@ -116,19 +116,26 @@ def protect(session: Session, path: str, name: str, dry_run: bool) -> int:
             session.print_json(answer)
         return 0
     name = str(answer["database"])
-    session.left = f"The policy {answer['wrote']} stays: {name} is backed up by schedule. To end that: dbguardctl " \
-                   f"unprotect {name}" if answer.get("wrote") else ""  # fmt: skip
+    if wrote := answer.get("wrote"):
+        end = f"dbguardctl unprotect {name}"
+        session.left = (f"The policy {wrote} stays: {name} is backed up by schedule.", end)
     rows = watch.settle(session, _first_backup(session, answer))
     if session.json:
         session.print_json({**answer, **watch.answer("protect", rows)})
     for row in rows:
         if error := watch.failure(row):
-            if session.left:
-                error.detail = "\n".join(filter(None, (error.detail, session.left)))
-            raise error
+            raise _with_what_stays(session, error)
     if not session.json:
         session.out.show(promise(session.daemon.get("status"), name, session.now, session.zone))
     return watch.verdict(rows)
+
+
+def _with_what_stays(session: Session, error: GuardError) -> GuardError:
+    if session.left:
+        stays, end = session.left
+        error.detail = "\n".join(filter(None, (error.detail, stays)))
+        error.hints = (*error.hints, f"{end} --dry-run")
+    return error
 
 
 @click.command(cls=Command)

@@ -228,6 +228,6 @@ def test_a_protection_that_did_not_come_about_leaves_nothing_or_says_how_it_ends
     if what == "empty":
         assert "is empty" in said.err and not dropins
     else:
-        assert f"The policy {dropins[0]} stays" in said.err and "To end that: dbguardctl unprotect new" in said.err
+        assert f"The policy {dropins[0]} stays" in said.err and "dbguardctl unprotect new --dry-run" in said.err
         assert house.ctl("unprotect", "new", "--confirm", "new").status == 0
         assert not list((house.place / "conf.d").glob("*"))

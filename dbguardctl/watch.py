@@ -119,7 +119,7 @@ def _say_expired(session: Session, row: Json) -> None:
     gone = result.get("expired") or []
     for id in gone[:_SHOWN]:
         until = f" (until {when(result['recall_until_at'], session.now, session.zone)})"
-        made = when(ulid_at(id), session.now, session.zone)
+        made = when(ulid_at(id), session.now, session.zone, seconds=True)
         session.say(f"an older backup, of {made}, has expired by the policy's `keep`; bring it back{until}: ",
                     Cell(f"dbguardctl recall {id}", "try"))  # fmt: skip
     if len(gone) > _SHOWN:

@@ -146,10 +146,10 @@ def _with_what_stays(session: Session, error: GuardError) -> GuardError:
 def unprotect(session: Session, database: str, confirm: str, dry_run: bool) -> None:
     """End the protection of a database: remove the policy drop-in that `protect` wrote. Its backups stay."""
     session.wanted_database = database
-    if not dry_run:
+    answer = session.daemon.post("databases", database, "unprotect", body={"confirm": "", "dry_run": True})
+    if not dry_run:  # what cannot be done is said before anybody has to type a name
         confirm = confirmed(session, database, confirm, "ends the protection of the database")
-    body = {"confirm": confirm, "dry_run": dry_run}
-    answer = session.daemon.post("databases", database, "unprotect", body=body)
+        answer = session.daemon.post("databases", database, "unprotect", body={"confirm": confirm, "dry_run": False})
     session.answer(answer, unprotected(answer))
 
 

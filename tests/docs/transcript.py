@@ -27,7 +27,9 @@ TOUR = (
     "dbguardctl status",
     "dbguardctl restore app --to /srv/look.db",
 )
-_PROGRESS = re.compile(r"^  [a-z]+( (\d+ % )?of [\d.]+ \w+)?\n", re.M)  # one line that moves, on a terminal
+_PROGRESS = re.compile(
+    r"^  (written to \S+, )?[a-z]+( (\d+ % )?of [\d.]+ \w+)?\n", re.M
+)  # one line that moves, on a terminal
 _HOST = re.compile(r"^(dbguard \S+ on )\S+( )", re.M)
 _MASKS = (
     (re.compile(r"\b01[0-9A-HJKMNP-TV-Z]{24}\b"), "ID"),

@@ -33,6 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Set up": {
         "init": ("setup:init", "begin a policy file"),
         "protect": ("setup:protect", "protect a database: find, write policy, back up, prove"),
+        "unprotect": ("setup:unprotect", "end the protection of a database; its backups stay"),
         "reload": ("setup:reload", "have the daemon read the policy again"),
         "config": ("config:config", "check, show, explain, diff, accept the policy"),
         "key": ("keys:key", "keys: recovery sheet and recovery test"),
@@ -90,7 +91,9 @@ class Group(click.Group):
             and not ctx.resilient_parsing
         ):
             command = f"{ctx.command_path} {args[0]}"
-            raise Usage(f"{command}: no such command", hints=suggestions(args, self.list_commands(ctx), ctx))
+            near = suggestions(args, self.list_commands(ctx), ctx)
+            guess = f"Did you mean {' or '.join(near)}?" if near else ""
+            raise Usage(f"{command}: no such command", detail=guess, hints=[f"{ctx.command_path} --help"])
         return super().resolve_command(ctx, args)
 
 
@@ -105,12 +108,12 @@ def _help(ctx: click.Context, said: str) -> str:
 
 
 def suggestions(args: list[str], names: list[str], ctx: click.Context) -> list[str]:
-    """Return the likely commands with all that followed what was typed instead, or the way to the help."""
+    """Return the likely commands with all that followed what was typed. Only a guess: they may do something else."""
     import shlex  # noqa: PLC0415 - only on the way to an error, like the next
     from difflib import get_close_matches  # noqa: PLC0415
 
     near = get_close_matches(args[0], names, 3, 0.5)
-    return [f"{ctx.command_path} {shlex.join([name, *args[1:]])}" for name in near] or [f"{ctx.command_path} --help"]
+    return [f"{ctx.command_path} {shlex.join([name, *args[1:]])}" for name in near]
 
 
 class Commands(Group):

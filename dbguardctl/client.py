@@ -157,14 +157,11 @@ def _problem(response: http.client.HTTPResponse, data: bytes) -> GuardError:
 
 
 def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
-    hints = ["systemctl status dbguardd"]
-    if path == SOCKET:  # after too many starts that failed systemd refuses the next one, however right it would be
-        hints.append("systemctl reset-failed dbguardd; systemctl start dbguardd")
+    hints, detail = ["systemctl status dbguardd"], ""
     match error:
-        case FileNotFoundError():
-            why = "the socket does not exist"
-        case ConnectionRefusedError():
-            why = "nobody listens there"
+        case FileNotFoundError() | ConnectionRefusedError():
+            why = "the socket does not exist" if isinstance(error, FileNotFoundError) else "nobody listens there"
+            hints, detail = _starting(path), "A restore does not need it: dbguardd run restore NAME --to PLACE"
         case PermissionError():
             there = "" if path == SOCKET else f"--socket {shlex.quote(path)} "
             why, hints = "you may not open the socket", [f"sudo dbguardctl {there}status"]
@@ -176,7 +173,16 @@ def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
             why, hints = "the path of a Unix socket has at most 107 bytes", ["dbguardctl --socket PATH status"]
         case _:
             why = str(error) or type(error).__name__
-    return DaemonUnreachable(f"cannot reach dbguardd: {path}: {why}", hints=hints, facts={"socket": path})
+    message = f"cannot reach dbguardd: {path}: {why}"
+    return DaemonUnreachable(message, detail=detail, hints=hints, facts={"socket": path})
+
+
+def _starting(path: str) -> list[str]:
+    """Return how what should listen there is started: a service, or a daemon of one's own."""
+    from dbguardctl.waiting import ways_to_start  # noqa: PLC0415 - only where nobody answers
+
+    own = f"dbguardd --policy FILE --state DIRECTORY --socket {shlex.quote(path)}"
+    return (ways_to_start() or ["dbguardd &"]) if path == SOCKET else [own]
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[Json]:

@@ -33,6 +33,8 @@ class Session:
         """What the user typed after the name of the program."""
         self.wanted_database = ""
         """The name that the user typed, for a suggestion if there is no such database."""
+        self.left: tuple[str, str] | None = None
+        """What stays if this run is interrupted, as a sentence, and the command that ends it."""
         self.looks_on: dict[str, str] = {}
         """The jobs that this run looks on, by id, as people call them: they go on when it is interrupted."""
 
@@ -96,6 +98,9 @@ class Session:
         for id, what in self.looks_on.items():
             self.say(f"{what} goes on. Watch it: ", Cell(f"dbguardctl job watch {id}", "try"),
                      "   stop it: ", Cell(f"dbguardctl job cancel {id}", "try"))  # fmt: skip
+        if self.left:
+            stays, end = self.left
+            self.say(f"{stays} To end that: ", Cell(end, "try"))
 
     def report(self, error: GuardError) -> None:
         """Print an error to stderr: its problem object with --json, else what, why, state of the data, what to do."""

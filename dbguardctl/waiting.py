@@ -15,7 +15,7 @@ UNIT = "dbguardd.service"
 _SECONDS = 120.0
 _PAUSE_SECONDS = 0.1
 _ASK_SECONDS = 5.0
-_SYSTEMCTL = ("systemctl", "show", "--property=ActiveState", "--property=Job", UNIT)
+_SYSTEMCTL = ("systemctl", "show", "--property=LoadState,ActiveState,Job", UNIT)
 
 
 def wait_for_start(answers: Callable[[], bool], tell: Callable[[str], None]) -> bool:
@@ -41,11 +41,26 @@ def wait_for_start(answers: Callable[[], bool], tell: Callable[[str], None]) -> 
 
 def is_under_way() -> bool:
     """Say if systemd has a job for the unit, or is between two of its lives."""
+    facts = _unit()
+    return facts.get("Job", "") not in ("", "0") or facts.get("ActiveState") in ("activating", "deactivating")
+
+
+def ways_to_start() -> list[str]:
+    """Return the commands that help with a service that does not answer; none where systemd does not have it."""
+    facts = _unit()
+    if facts.get("LoadState") != "loaded":
+        return []
+    if facts.get("ActiveState") == "failed":  # too many starts that failed: systemd refuses the next, however right
+        return ["systemctl status dbguardd", "systemctl reset-failed dbguardd; systemctl start dbguardd"]
+    return ["systemctl start dbguardd", "systemctl status dbguardd"]
+
+
+def _unit() -> dict[str, str]:
+    """Return what systemd knows of the unit; nothing where there is no service manager."""
     if not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
-        return False
+        return {}
     try:
         said = subprocess.run(_SYSTEMCTL, capture_output=True, text=True, check=True, timeout=_ASK_SECONDS).stdout
     except (OSError, subprocess.SubprocessError):
-        return False
-    facts = dict(line.partition("=")[::2] for line in said.splitlines())
-    return facts.get("Job", "") not in ("", "0") or facts.get("ActiveState") in ("activating", "deactivating")
+        return {}
+    return dict(line.partition("=")[::2] for line in said.splitlines())

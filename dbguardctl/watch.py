@@ -9,13 +9,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from dbguardctl.progress import Look, looker
+from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done, verdicts
-from dbguardctl.words import when
+from dbguardctl.words import ulid_at, when
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
-from dbguardd.words import span
+from dbguardd.words import count, span
 
 Json = dict[str, Any]
+_EXPIRY_SECONDS = 10.0  # an expiry takes less; one that waits behind others is not waited for
+_SHOWN = 3
 
 
 def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
@@ -105,7 +108,23 @@ def settle(session: Session, row: Json, timeout: float | None = None) -> list[Js
         session.say(f"{what(follower)} proves it")
         rows.append(wait(session, follower, timeout))
         _show(session, rows[1])
+    if expiry := (rows[-1]["result"] or {}).get("expire_job"):
+        _say_expired(session, session.daemon.get("jobs", str(expiry), wait=_EXPIRY_SECONDS)["job"])
     return rows
+
+
+def _say_expired(session: Session, row: Json) -> None:
+    """Tell which backups a new one has made to go: that is no time to look for it in a log."""
+    result = row["result"] or {}
+    gone = result.get("expired") or []
+    for id in gone[:_SHOWN]:
+        until = f" (until {when(result['recall_until_at'], session.now, session.zone)})"
+        made = when(ulid_at(id), session.now, session.zone, seconds=True)
+        session.say(f"an older backup, of {made}, has expired by the policy's `keep`; bring it back{until}: ",
+                    Cell(f"dbguardctl recall {id}", "try"))  # fmt: skip
+    if len(gone) > _SHOWN:
+        all_of_them = Cell(f"dbguardctl list {row['database']} --all", "try")
+        session.say(f"{count(len(gone) - _SHOWN, 'more backup')} expired: ", all_of_them)
 
 
 def _show(session: Session, row: Json) -> None:

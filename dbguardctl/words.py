@@ -23,7 +23,7 @@ def zone_name(now: datetime, zone: tzinfo | None) -> str:
     return f"{safe(name)} (UTC{offset(local)})"
 
 
-def when(text: str | None, now: datetime, zone: tzinfo | None) -> str:
+def when(text: str | None, now: datetime, zone: tzinfo | None, *, seconds: bool = False) -> str:
     """Return a moment as a day and a time: today 01:02, Sun 04:20, 12 Sep 02:06.
 
     The screen that shows it names the zone once; a moment on the other side of a change of clocks brings its own
@@ -33,7 +33,8 @@ def when(text: str | None, now: datetime, zone: tzinfo | None) -> str:
     if moment is None:
         return UNKNOWN
     here, local = now.astimezone(zone), moment.astimezone(zone)
-    time = f"{local:%H:%M}" + ("" if local.utcoffset() == here.utcoffset() else f" {offset(local)}")
+    time = f"{local:%H:%M:%S}" if seconds else f"{local:%H:%M}"
+    time += "" if local.utcoffset() == here.utcoffset() else f" {offset(local)}"
     days = (local.date() - here.date()).days
     if days == 0:
         return f"today {time}"

@@ -104,7 +104,10 @@ class DaemonUnreachable(GuardError):
     code, title = "DBG-0002", "Cannot reach dbguardd"
     exit_status, http_status, transient = 6, 503, True
     meaning = "Nothing is known from here about backups; while the daemon is down none are made."
-    advice = "Look at the service: systemctl status dbguardd, journalctl -u dbguardd."
+    advice = (
+        "Start the service: systemctl start dbguardd; if it does not stay, journalctl -u dbguardd says why. "
+        "A restore does not need it: dbguardd run restore NAME --to PLACE."
+    )
 
 
 class NotPermitted(GuardError):
@@ -271,7 +274,7 @@ class SourceLocked(GuardError):
     code, title = "DBG-2004", "Database locked"
     http_status, transient = 503, True
     meaning = "No backup was made this time; the application was not disturbed. `retry` says when it is tried again."
-    advice = "Find who holds the lock (lsof PATH); raise lock_timeout if the application needs long exclusive locks."
+    advice = "Find who holds the lock (lslocks); raise lock_timeout if the application needs long exclusive locks."
 
 
 class SourceDamaged(GuardError):

@@ -173,7 +173,7 @@ KINDS: tuple[Kind, ...] = (
         "The daemon did not start; without a journal it says so on standard error.",
     ),
     Kind(
-        "daemon.ready", "info", "dbguardd is ready and guards {databases:database}",
+        "daemon.ready", "info", "dbguardd is ready and guards {databases:database}[. Next: {next}]",
         "The daemon answers.",
     ),
     Kind("daemon.stopping", "info", "dbguardd stops and takes no more jobs", "The daemon takes no more jobs."),

@@ -95,7 +95,7 @@ class Restore(Request):
     database: str
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the moment to go back to: '2026-09-12 08:59', 'yesterday 09:00', '5 min ago'")
-    to: str = option("path of the restored database; it must not exist")
+    to: str = option("path of the restored database, which must not exist; if not given, beside the live one")
     in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
     confirm: str = option("the name of the database, typed in full: needed for --in-place")
     dry_run: bool = option("print what would be done, and do nothing", False)
@@ -279,8 +279,9 @@ class StorageStatus:
     free_bytes: int | None
     total_bytes: int | None
     keep_free_bytes: int | None
-    stored_bytes: int | None
+    stored_bytes: int | None  # null: the repository there was not read yet
     problem: dict[str, Any] | None
+    beside: list[str] = field(default_factory=list)  # the databases on the same file system, as far as that can be seen
 
 
 @dataclass(slots=True)
@@ -300,6 +301,7 @@ class KeyStatus:
     recovery: list[str]  # age recipients or "passphrase"; empty: nobody could read the backups without this machine
     recovery_tested_at: str | None  # of whichever recipient was tested last
     recipients: list[RecipientStatus] = field(default_factory=list)  # each with its own test
+    known: bool = True  # false: a repository of it was not read yet, and what opens that may be more than `recovery`
 
 
 @dataclass(slots=True)

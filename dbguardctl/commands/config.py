@@ -10,6 +10,7 @@ from dbguardctl.app import Group, pass_session
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import config as view
+from dbguardd.errors import DaemonUnreachable
 
 
 @click.group(cls=Group)
@@ -21,7 +22,11 @@ def config() -> None:
 @pass_session
 def config_check(session: Session) -> int:
     """Check the policy files: all mistakes at once, each with its place. The running policy stays."""
-    answer = session.daemon.post("config", "check")
+    try:
+        answer = session.daemon.post("config", "check")
+    except DaemonUnreachable as error:
+        error.hints = ("dbguardd --check-config", *error.hints)  # which needs no daemon
+        raise
     ok = bool(answer.get("ok", not answer.get("errors")))
     if session.json:
         session.print_json(answer)

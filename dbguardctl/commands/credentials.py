@@ -69,7 +69,8 @@ def credential_rm(session: Session, name: str, force: bool) -> None:
         )
     store.remove(name)
     answer = {"schema": "dbguard.credential/1", "name": name, "restart": _RESTART}
-    session.answer(answer, [text(Cell("ok", "good"), f"  credential {name} is removed"), *_after()])
+    left = text("What was encrypted with it stays, and needs another key: the recovery key, for backups.", indent=4)
+    session.answer(answer, [text(Cell("ok", "good"), f"  credential {name} is removed"), left, *_after()])
 
 
 @credential.command("list")

@@ -9,7 +9,7 @@ from dbguardctl.options import complete_database_or_id, complete_expired, databa
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session, did_you_mean
 from dbguardctl.views import status as status_view
-from dbguardd.errors import NotFound
+from dbguardd.errors import NotFound, Usage
 
 
 @click.command(cls=Command)
@@ -39,8 +39,18 @@ def status(session: Session, database: str | None = None) -> int:
     return 3 if status_view.needs_attention({"databases": rows, "storages": [], "keys": []}) else 0
 
 
+def _only(session: Session) -> str:
+    """Return the name of the only database. Raises Usage naming them all if there are more, or none."""
+    names = [str(row["name"]) for row in session.daemon.get("status")["databases"]]
+    if len(names) == 1:
+        return names[0]
+    known = f"Databases: {', '.join(names)}." if names else "There is none yet."
+    hints = [f"dbguardctl list {names[0]}" if names else "dbguardctl protect PATH"]
+    raise Usage("list: which database?", detail=known, hints=hints)
+
+
 @click.command("list", cls=Command)
-@database_argument()
+@database_argument(required=False)
 @click.option("--why", is_flag=True, help="Say what keeps each backup and when it goes.")
 @click.option(
     "--all",
@@ -49,10 +59,11 @@ def status(session: Session, database: str | None = None) -> int:
     help="Show all backups, not only the newest twenty, and those that can be recalled.",
 )
 @pass_session
-def list_backups(session: Session, database: str, why: bool, everything: bool) -> None:
-    """List the backups of a database, newest first."""
+def list_backups(session: Session, database: str | None, why: bool, everything: bool) -> None:
+    """List the backups of a database, newest first. Without NAME: of the only one there is."""
     from dbguardctl.views.backups import backups  # noqa: PLC0415 - status does without it
 
+    database = database or _only(session)
     session.wanted_database = database
     answer = session.daemon.get("databases", database, "backups", why=why or None, all=everything or None)
     if session.json:

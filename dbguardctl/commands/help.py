@@ -34,7 +34,8 @@ def explain(session: Session, code: str) -> None:
     wanted = f"DBG-{wanted}" if wanted.isdigit() else wanted
     kind = OUTCOMES.get(wanted)
     if kind is None:
-        raise NotFound(f"{code}: there is no such code", detail=did_you_mean(wanted, list(OUTCOMES)))
+        near = did_you_mean(wanted, list(OUTCOMES))
+        raise NotFound(f"{code}: there is no such code", detail=near, hints=["man dbguard-errors"])
     answer = {
         "schema": "dbguard.explain/1", "code": kind.code, "title": kind.title, "what": _what(kind),
         "meaning": kind.meaning, "advice": kind.advice, "retryable": kind.transient,

@@ -13,9 +13,9 @@ from click.shell_completion import CompletionItem
 from dbguardctl.app import Group, pass_session
 from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
-from dbguardctl.session import Session
+from dbguardctl.session import Session, did_you_mean
 from dbguardctl.words import when
-from dbguardd.errors import TargetExists, Usage, of_file
+from dbguardd.errors import NotFound, TargetExists, Usage, of_file
 from dbguardd.words import count
 
 _IDENTITY, _IDENTITY_REST = "AGE-SECRET-KEY-1", 58
@@ -56,11 +56,12 @@ def _recipients(session: Session, row: dict[str, Any]) -> list[tuple[Cell | str,
     """Return a line for each recovery recipient of a key: one that was tested says nothing of the others."""
     tested = {one["recipient"]: one["tested_at"] for one in row.get("recipients") or ()}
     lines: list[tuple[Cell | str, ...]] = []
+    nobody = "none" if row.get("known", True) else "not read yet"
     for number, name in enumerate(row["recovery"] or [""]):
         key = (Cell(row["name"], "strong"), row["kind"]) if not number else ("", "")
         moment = tested.get(name)
         last = when(moment, session.now, session.zone) if moment else "never"
-        lines.append((*key, _shortened(name) if name else Cell("none", "warn"), last))
+        lines.append((*key, _shortened(name) if name else Cell(nobody, "warn"), last))
     return lines
 
 
@@ -133,7 +134,7 @@ def _create(path: str) -> int:
 @pass_session
 def recovery_test(session: Session, name: str) -> None:
     """Prove that a recovery key opens the backups. It is typed without echo, or read from standard input."""
-    identity = _identity(session)
+    identity = _identity(session, name, f"dbguardctl key recovery-test {name}")
     answer: dict[str, Any] = session.daemon.post("keys", name, "recovery-test", body={"identity": identity})
     blocks: list[Block] = [text(Cell("proven", "good"), f"  the recovery key opens the backups of key {name}")]
     session.answer(answer, blocks)
@@ -169,7 +170,8 @@ def recover(session: Session, name: str) -> None:
 
     It is typed without echo, or read from standard input.
     """
-    answer: dict[str, Any] = session.daemon.post("keys", name, "recover", body={"identity": _identity(session)})
+    identity = _identity(session, name, f"dbguardctl key recover {name}")
+    answer: dict[str, Any] = session.daemon.post("keys", name, "recover", body={"identity": identity})
     blocks: list[Block] = [
         text(Cell("ok", "good"), f"  storage {row['storage']} is open; backups {row['backups']}, mark {row['mark']}")
         for row in answer.get("repositories", ())
@@ -178,7 +180,12 @@ def recover(session: Session, name: str) -> None:
     session.answer(answer, [*blocks, text(Cell("next  ", "dim"), Cell("dbguardctl status", "try"))])
 
 
-def _identity(session: Session) -> str:
+def _identity(session: Session, name: str, command: str) -> str:
+    """Return the recovery key, as it is typed or comes in; for a key that there is."""
+    known = [str(row["name"]) for row in session.daemon.get("keys")["keys"]]
+    if name not in known:
+        detail = " ".join(part for part in (did_you_mean(name, known), f"Keys: {', '.join(known)}.") if part)
+        raise NotFound(f"{name}: no such key in the policy", detail=detail, hints=["dbguardctl key list"])
     if sys.stdin.isatty():
         from getpass import getpass  # noqa: PLC0415 - only when a person types
 
@@ -193,6 +200,6 @@ def _identity(session: Session) -> str:
         raise Usage(
             "key: one line with the recovery key is needed",
             detail=f"There were {len(lines)} lines.",
-            hints=["dbguardctl key recovery-test main < FILE"],
+            hints=[f"{command} < FILE"],
         )
     return lines[0]

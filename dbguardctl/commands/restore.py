@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from typing import Any
 
 import click
 
 from dbguardctl import watch
-from dbguardctl.app import PROGRAM, Command, pass_session
+from dbguardctl.app import Command, pass_session
 from dbguardctl.commands.work import seconds
+from dbguardctl.consent import can_ask, confirmed
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
-from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
-from dbguardctl.words import utc_text
+from dbguardctl.words import utc_text, when
 from dbguardd import wire
-from dbguardd.errors import ConfirmMissing, NotFound, Usage
+from dbguardd.errors import NotFound, Usage
 from dbguardd.wire import UNDO_REASON
-from dbguardd.words import absolute, size
+from dbguardd.words import absolute
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -58,7 +56,7 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
         fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
         session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")
     if fields["in_place"] and not fields["dry_run"]:
-        fields["confirm"] = _confirm(session, database, fields["confirm"], "replaces the live database")
+        fields["confirm"] = confirmed(session, database, fields["confirm"], "replaces the live database")
     return watch.run(session, "restore", {"database": database, **fields}, no_wait=no_wait,
                    timeout=seconds(timeout))  # fmt: skip
 
@@ -75,16 +73,25 @@ def undo(session: Session, database: str, no_wait: bool, timeout: str, confirm: 
 
 
 def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout: str) -> int:
-    if not confirm and _can_ask(session):
+    if not confirm and can_ask(session):
         _must_have_something(session, database)
     how = " by its state before the last restore"
-    confirm = _confirm(session, database, confirm, "replaces the live database", how)
+    if undone := _undone(session, database):
+        how = f" by what the undo of {undone} replaced: it undoes that undo"
+        session.say(f"{database}: the last restore in place was undone {undone}; this undoes the undo")
+    confirm = confirmed(session, database, confirm, "replaces the live database", how)
     fields = {"database": database, "confirm": confirm}
     return watch.run(session, "undo", fields, no_wait=no_wait, timeout=seconds(timeout))
 
 
-def _can_ask(session: Session) -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty() and not session.json
+def _undone(session: Session, database: str) -> str:
+    """Return when the last restore in place was undone; nothing if it was not."""
+    for row in session.daemon.get("jobs", database=database, state="done", limit=1000)["jobs"]:
+        if row["verb"] == "undo":
+            return when(row["finished_at"], session.now, session.zone)
+        if row["verb"] == "restore" and row["request"].get("in_place") and not row["request"].get("dry_run"):
+            break
+    return ""
 
 
 def _must_have_something(session: Session, database: str) -> None:
@@ -92,17 +99,3 @@ def _must_have_something(session: Session, database: str) -> None:
     rows = session.daemon.get("databases", database, "backups")["backups"]
     if not any(UNDO_REASON in row["holds"] for row in rows):
         raise NotFound(f"{database}: there is no restore to undo", hints=[f"dbguardctl list {database} --why"])
-
-
-def _confirm(session: Session, database: str, given: str, what: str, how: str = "") -> str:
-    """Return the typed name. On a terminal the user is asked; a script must have said --confirm."""
-    if not given and _can_ask(session):
-        live = next((row for row in session.daemon.get("status")["databases"] if row["name"] == database), None)
-        much = f" ({size(live['source_bytes'])})" if live and live["source_bytes"] else ""
-        session.err.show([text(Cell(f'This {what} "{database}"{much}{how}.', "bad"))])
-        given = str(click.prompt(f"Type {database} to go on", default="", show_default=False, err=True)).strip()
-    if given != database:
-        why = f"--confirm says {given!r}" if given else "--confirm is not given"
-        raise ConfirmMissing(f"{database}: this {what}{how}, which needs the name typed in full", detail=f"{why}.",
-                             hints=[shlex.join([PROGRAM, *session.arguments, "--confirm", database])])  # fmt: skip
-    return given

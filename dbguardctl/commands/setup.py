@@ -11,11 +11,12 @@ import click
 
 from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
-from dbguardctl.options import Given, text_option
+from dbguardctl.consent import confirmed
+from dbguardctl.options import Given, database_argument, text_option
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
-from dbguardctl.views.setup import loaded, promise, protected
-from dbguardd.errors import Busy, TargetExists, Usage, of_file
+from dbguardctl.views.setup import loaded, promise, protected, unprotected
+from dbguardd.errors import Busy, GuardError, TargetExists, Usage, of_file
 from dbguardd.places import POLICY
 
 STARTER = """\
@@ -116,21 +117,42 @@ def protect(session: Session, path: str, name: str, continuous: bool, dry_run: b
         if session.json:
             session.print_json(answer)
         return 0
+    name = str(answer["database"])
+    if wrote := answer.get("wrote"):
+        end = f"dbguardctl unprotect {name}"
+        session.left = (f"The policy {wrote} stays: {name} is backed up by schedule.", end)
     rows = watch.settle(session, _first_backup(session, answer))
     if session.json:
         session.print_json({**answer, **watch.answer("protect", rows)})
     for row in rows:
         if error := watch.failure(row):
-            if answer.get("wrote"):
-                error.hints = (
-                    *error.hints,
-                    f"rm {_quoted(answer['wrote'])} && dbguardctl reload  # to end its protection",
-                )
-            raise error
+            raise _with_what_stays(session, error)
     if not session.json:
-        name = str(rows[0]["database"])
         session.out.show(promise(session.daemon.get("status"), name, session.now, session.zone))
     return watch.verdict(rows)
+
+
+def _with_what_stays(session: Session, error: GuardError) -> GuardError:
+    if session.left:
+        stays, end = session.left
+        error.detail = "\n".join(filter(None, (error.detail, stays)))
+        error.hints = (*error.hints, f"{end} --dry-run")
+    return error
+
+
+@click.command(cls=Command)
+@database_argument()
+@text_option("--confirm", metavar="NAME", help="The name of the database, typed in full.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+@pass_session
+def unprotect(session: Session, database: str, confirm: str, dry_run: bool) -> None:
+    """End the protection of a database: remove the policy drop-in that `protect` wrote. Its backups stay."""
+    session.wanted_database = database
+    answer = session.daemon.post("databases", database, "unprotect", body={"confirm": "", "dry_run": True})
+    if not dry_run:  # what cannot be done is said before anybody has to type a name
+        confirm = confirmed(session, database, confirm, "ends the protection of the database")
+        answer = session.daemon.post("databases", database, "unprotect", body={"confirm": confirm, "dry_run": False})
+    session.answer(answer, unprotected(answer))
 
 
 def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
@@ -146,9 +168,3 @@ def _first_backup(session: Session, answer: dict[str, Any]) -> dict[str, Any]:
         if not job:
             raise
     return dict(session.daemon.get("jobs", str(job))["job"])
-
-
-def _quoted(word: str) -> str:
-    from shlex import quote  # noqa: PLC0415 - only for a first backup that failed
-
-    return quote(word)

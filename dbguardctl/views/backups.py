@@ -47,10 +47,12 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     short = shorten([row["id"] for row in rows])
     columns = ["ID", "WHEN", "KIND", "SIZE", "STORED", "GRADE", "WHERE"] + (["KEPT BECAUSE", "GOES"] if why else [])
     noted = any(row.get("note") for row in shown)
+    minutes = [when(row["created_at"], now, zone) for row in shown]
+    exact = len(set(minutes)) < len(minutes)  # else two would look alike
     table = []
     for row in shown:
         cells: list[Cell | str] = [
-            Cell(short[row["id"]], "strong"), when(row["created_at"], now, zone), row["kind"],
+            Cell(short[row["id"]], "strong"), when(row["created_at"], now, zone, seconds=exact), row["kind"],
             size(row["source_bytes"]), size(row["stored_bytes"]), grade(row), row["storage"],
         ]  # fmt: skip
         if why:

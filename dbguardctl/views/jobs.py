@@ -16,13 +16,20 @@ Json = dict[str, Any]
 STATES = {"queued": "dim", "running": "", "done": "good", "failed": "bad", "cancelled": "warn", "interrupted": "warn"}
 FINAL = frozenset(("done", "failed", "cancelled", "interrupted"))
 _OK = Cell("ok", "good")
-_VERDICTS = ("ok", "proven", "UNSURE")
+_VERDICTS = ("ok", "done", "proven", "UNSURE")
 
 
 def seconds(row: Json, now: datetime | None = None) -> float | None:
     """Return how long a job ran, until `now` if it still does."""
     begin, end = parse_utc(row["started_at"]), parse_utc(row["finished_at"]) or now
     return (end - begin).total_seconds() if begin and end else None
+
+
+def state(row: Json) -> Cell:
+    """Return where a job is; one that has failed and waits for its next try is not merely queued."""
+    if row["state"] == "queued" and row["problem"]:
+        return Cell("retrying", "warn")
+    return Cell(row["state"], STATES.get(row["state"], ""))
 
 
 def part_done(row: Json) -> str:
@@ -43,7 +50,7 @@ def jobs(answer: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
             Cell(short[row["id"]], "strong"),
             row["verb"],
             row["database"] or row["request"].get("storage") or "",
-            Cell(row["state"], STATES.get(row["state"], "")),
+            state(row),
             when(row["started_at"] or row["created_at"], now, zone),
             span(seconds(row, now)) if row["started_at"] else "",
             row["actor"],
@@ -63,7 +70,7 @@ def _outcome(row: Json) -> str:
 def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return one job in full."""
     rows: list[tuple[Cell | str, ...]] = [
-        ("state", Cell(row["state"], STATES.get(row["state"], ""))),
+        ("state", state(row)),
         ("by", row["actor"]),
         ("asked", absolute(row["created_at"], zone)),
         ("started", absolute(row["started_at"], zone) if row["started_at"] else "not yet"),
@@ -73,6 +80,8 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
     ]
     if row["state"] == "running":
         rows.append(("step", part_done(row)))
+    if row["state"] == "queued" and (at := (row["problem"] or {}).get("next_try_at")):
+        rows.append(("next try", absolute(at, zone)))
     if asked := one_line({name: part for name, part in row["request"].items() if part not in (False, "")}, zone):
         rows.append(("request", asked))
     blocks: list[Block] = [

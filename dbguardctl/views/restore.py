@@ -51,7 +51,7 @@ def command(row: Json, plan: Json) -> str:
     words = ["dbguardctl", "restore", str(row["database"]), *which]
     if asked.get("to"):
         words += ["--to", _quoted(str(asked["to"]))]
-    return " ".join(words + (["--in-place"] if asked.get("in_place") else []))
+    return " ".join(words + (["--in-place", "--confirm", str(row["database"])] if asked.get("in_place") else []))
 
 
 def _quoted(word: str) -> str:
@@ -63,10 +63,13 @@ def _quoted(word: str) -> str:
 def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
     """Return what was restored where, what was compared, and the way back."""
     plan = result.get("plan") or {}
-    blocks = findings(result.get("findings") or [], verdict=False)
+    found = result.get("findings") or []
+    blocks = findings(found, verdict=False)
+    lacking = any(row.get("outcome") == "failed" for row in found)  # of rights: other content is no restore
     point = f" as it was at {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
     done = Cell(f"{row['database']}{point} is at {result.get('target')}", "strong")
-    blocks += [*_warnings(plan), text(Cell("ok", "good"), "  ", done, f" \N{MIDDLE DOT} {took} in all")]
+    word, but = (Cell("done", "warn"), ", without all of its rights") if lacking else (Cell("ok", "good"), "")
+    blocks += [*_warnings(plan), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
     if result.get("safety_copy"):
         blocks.append(text(f"the state before is kept as backup {result['safety_copy']}", indent=4))
     if result.get("undo"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, tzinfo
+from shlex import quote
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, paragraph, text
 from dbguardctl.views.facts import facts
+from dbguardctl.views.status import is_bare
 from dbguardctl.words import ahead
-from dbguardd.words import span
+from dbguardd.words import count, span
 
 Json = dict[str, Any]
 
@@ -26,6 +28,25 @@ def protected(answer: Json, *, whole: bool) -> list[Block]:
             blocks.append(text(Cell(f"{word:<11} ", "dim"), str(answer[name])))
     policy = str(answer.get("text") or "").rstrip()
     return [*blocks, Line(), *paragraph(policy, 2), Line()] if policy and whole else blocks
+
+
+def unprotected(answer: Json) -> list[Block]:
+    """Return what was taken away, what stays, and how that is reached."""
+    name, kept = str(answer["database"]), int(answer["backups"])
+    stay = f"its {count(kept, 'backup')} {'stays' if kept == 1 else 'stay'}, and nothing deletes them" if kept else ""
+    if answer.get("would_remove"):
+        blocks: list[Block] = [text(Cell("would remove  ", "dim"), str(answer["would_remove"]))]
+        return [*blocks, text(f"No new backups would be made of {name}" + (f"; {stay}." if stay else "; it has none."))]
+    blocks = [
+        text(Cell("removed   ", "dim"), str(answer["removed"])),
+        text(Cell("ok", "good"), "  ", Cell(f"{name} is protected no longer", "strong"), f"; {stay}." if stay else "."),
+    ]
+    if kept:
+        blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
+        blocks.append(text(Cell("look      ", "dim"), Cell(f"dbguardctl list {name}", "try")))
+        blocks.append(text("To be rid of the older ones one day, protect it again with a smaller `keep`."))
+    again = Cell(f"dbguardctl protect {quote(str(answer['path']))} --name {name}", "try")
+    return [*blocks, text(Cell("again     ", "dim"), again)]
 
 
 def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
@@ -56,7 +77,7 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
             text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at '5 min ago' --to PLACE", "try"))
         )
     for key in answer["keys"]:
-        if not key["recovery"]:
+        if is_bare(key):
             blocks.append(text(Cell("NOW       ", "warn"), "save your recovery key somewhere else: ",
                                Cell(f"dbguardctl key recovery-sheet {key['name']}", "try")))  # fmt: skip
     return blocks

@@ -22,6 +22,7 @@ _STYLES = {
     Health.SAFE: "good",
 }
 _ORDER = {str(health): number for number, health in enumerate(Health)}
+_NAMED = 3
 _NEEDY = frozenset((Health.FAILING, Health.LATE, Health.UNPROVEN))
 
 
@@ -31,7 +32,7 @@ def needs_attention(answer: Json) -> bool:
         answer.get("attention")
         or answer.get("policy_problem")
         or any(_needy(row) for row in answer["databases"])
-        or any(not row["ok"] for row in answer["storages"])
+        or any(not row["ok"] or row["stored_bytes"] is None for row in answer["storages"])
         or any(not row["recovery"] for row in answer["keys"])
     )
 
@@ -56,9 +57,14 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
     return [*blocks, Line(), *_storages(answer["storages"], screen), *_keys(answer["keys"], screen, now, zone)]
 
 
+def is_bare(key: Json) -> bool:
+    """Say if a key is known to be the only one: of a repository that was not read, nobody knows who else opens it."""
+    return not key["recovery"] and bool(key.get("known", True))
+
+
 def _wrong(answer: Json, rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return what is wrong, each thing once: a key without recovery has a line of its own at the end."""
-    bare = [key["name"] for key in answer["keys"] if not key["recovery"]]
+    bare = [key["name"] for key in answer["keys"] if is_bare(key)]
     said = tuple(f"key {name} has no recovery recipient" for name in bare)
     hinted = frozenset(f"dbguardctl key recovery-sheet {name}" for name in bare)
     blocks: list[Block] = []
@@ -183,7 +189,13 @@ def _storages(rows: list[Json], screen: Screen) -> list[Block]:
             problem = row["problem"] or {"message": "not reachable", "code": "DBG-3001"}
             blocks += _problem(f"storage {row['name']}", problem, screen, "bad")
             continue
-        parts = [f"storage  {row['name']}: {size(row['stored_bytes'])} stored"]
+        unread = row["stored_bytes"] is None
+        if unread:
+            blocks.append(text(screen.mark("warn"), f" storage {row['name']}: the backups in {row['url']} are not read"
+                               " yet, so that nothing of them is shown."))  # fmt: skip
+            blocks.append(text(Cell("try  ", "dim"), Cell("dbguardctl reload", "try"), indent=4))
+        held = "not read yet" if unread else f"{size(row['stored_bytes'])} stored"
+        parts = [f"storage  {row['name']}: {row['url']}, {held}"]
         if row["free_bytes"] is not None:
             room = f", {size(row['free_bytes'])} free"
             if row["total_bytes"]:
@@ -192,6 +204,9 @@ def _storages(rows: list[Json], screen: Screen) -> list[Block]:
                 room += f" (stops at {size(row['keep_free_bytes'])})"
             parts.append(room)
         blocks.append(text(*parts))
+        if beside := row.get("beside"):
+            names = ", ".join(beside[:_NAMED]) + (f" and {len(beside) - _NAMED} more" if len(beside) > _NAMED else "")
+            blocks.append(text(f"on the same file system as {names}: what takes that takes both", indent=9))
     return blocks
 
 
@@ -210,6 +225,9 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
             if never:
                 blocks.append(text(Cell("try  ", "dim"), Cell(f"dbguardctl key recovery-test {row['name']}", "try"),
                                    indent=9))  # fmt: skip
+        elif not is_bare(row):
+            words = f" key {row['name']}: who could open the backups is not known before they are read."
+            blocks.append(text(screen.mark("warn"), words))
         else:
             blocks += [
                 text(screen.mark("warn"), f" key {row['name']}: no recovery recipient. "

@@ -69,6 +69,14 @@ class Protect:
 
 
 @dataclass(frozen=True, slots=True)
+class Unprotect:
+    """Take the policy of a database away; its backups stay."""
+
+    confirm: str = field(default="", metadata={"help": "the name of the database, typed in full"})
+    dry_run: bool = field(default=False, metadata={"help": "say what would be removed, and remove nothing"})
+
+
+@dataclass(frozen=True, slots=True)
 class RecoveryTest:
     """Prove that the copy on the recovery sheet opens the repositories."""
 

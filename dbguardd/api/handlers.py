@@ -131,6 +131,11 @@ async def protect(ask: Ask) -> Json:
     return await ask.finish(ask.service.protect(ask.body, ask.actor))
 
 
+async def unprotect(ask: Ask) -> Json:
+    """Take the policy of a database away and reload; its backups stay."""
+    return await ask.finish(ask.service.unprotect(ask.path["name"], ask.body, ask.actor))
+
+
 def config(ask: Ask) -> Json:
     """The policy in force."""
     return ask.service.config(ask.query["origin"])

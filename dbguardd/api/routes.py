@@ -120,6 +120,7 @@ ROUTES: tuple[Route, ...] = (
     )),
     Route("POST", "/v1/reload", ADMIN, do.reload, "reload", body=bodies.Nothing),
     Route("POST", "/v1/protect", ADMIN, do.protect, "protect", body=bodies.Protect),
+    Route("POST", "/v1/databases/{name}/unprotect", ADMIN, do.unprotect, "unprotect", body=bodies.Unprotect),
     Route("GET", "/v1/config", READ, do.config, "config", query=(
         Param("origin", bool, "say where each value comes from", False),
     )),

@@ -51,13 +51,13 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"repository:{facts['storage']}", str(facts["id"]))
             if event == "repository.created":
                 settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
-        case "restore.replacing":
-            settings.put(f"replacing:{facts['database']}", at)
-        case "restore.kept" | "restore.done" if "database" in facts:
-            settings.put(f"replacing:{facts['database']}", "")
+        case "restore.replacing" | "restore.kept" | "restore.done" if "database" in facts:
+            settings.put(f"replacing:{facts['database']}", at if event == "restore.replacing" else "")
+            if event == "restore.done":
+                settings.put(f"restored:{facts['database']}", at)
         case "log.begun" | "log.forgotten" | "log.known":
             _remember_log(settings, event, facts)
-        case "recovery.tested":
+        case "recovery.tested" | "recovery.used":  # who got back in by it has tested it
             settings.put(f"recovery_tested:{facts['key']}", at)
             settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)
         case "recovery.added":

@@ -17,7 +17,7 @@ def shown(inforce: InForce, origin: bool) -> Json:
     """Return the policy in force with every default, and where each key stands."""
     loaded = inforce.loaded
     answer: Json = {
-        "policy": reference.effective(loaded.policy),
+        "policy": reference.effective(loaded.policy, str(inforce.state), inforce.storages()),
         "files": list(loaded.files),
         "policy_loaded_at": to_text(inforce.loaded_at),
         "problem": None if inforce.problem is None else inforce.problem.problem(),

@@ -1,4 +1,4 @@
-"""What is at the paths that backups and restores depend on: storages, files of keys, the state directory.
+"""What is at the paths that backups and restores depend on: databases, storages, files of keys, the state directory.
 
 Looked at in a thread: a file system that hangs must not hang the daemon.
 """
@@ -25,6 +25,8 @@ class Level:
     total_bytes: int | None = None
     repository: str | None = None  # empty: there is none
     error: str = ""
+    device: int | None = None  # of the file system
+    missing: bool = False  # nothing is there, and we could have seen it
 
 
 class Gauge:
@@ -81,13 +83,15 @@ def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
 
 def _look(path: str) -> Level:
     try:
-        status = os.statvfs(path)
+        status, device = os.statvfs(path), os.stat(path).st_dev
         if not os.access(path, os.R_OK):
-            return Level(error=f"{path}: Permission denied")
+            return Level(error=f"{path}: Permission denied", device=device)
         repository = _repository(f"{path}/repo.json")
     except OSError as error:
-        return Level(error=f"{path}: {error.strerror}")
-    return Level(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize, repository)
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return Level(error=f"{path}: {error.strerror}", missing=gone)
+    free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+    return Level(free, total, repository, device=device)
 
 
 def _repository(path: str) -> str:

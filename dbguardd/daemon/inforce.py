@@ -142,7 +142,7 @@ class InForce:
             window_seconds=guarded.window.total_seconds(),
             verify_after=guarded.verify == "after-backup",
             expire_after=guarded.expire == "after-backup",
-            **_times(guarded),
+            **{**_times(guarded), **({"retries": 0} if order.once else {})},
         )
 
     def _may_expire(self, name: str, guarded: Guarded) -> None:
@@ -188,9 +188,17 @@ class InForce:
         return self.policy.storage_of(name, str(self.state))
 
     def storages(self) -> list[str]:
-        """The storages that a database uses or the policy names, in the order of the policy."""
+        """The storages that a database uses or the policy names, in the order of the policy; then what kept backups.
+
+        The implicit storage holds those of an earlier policy: of a database that left it, or of a machine before this.
+        """
         used = [self.policy.guarded(name).storage[0] for name in self.policy.names()]
-        return list(dict.fromkeys([*used, *self.policy.storage]))
+        kept = [] if "local" in self.policy.storage or not self.holds_repository("local") else ["local"]
+        return list(dict.fromkeys([*used, *self.policy.storage, *kept]))
+
+    def holds_repository(self, storage: str) -> bool:
+        """Say if a repository lies in a storage. Raises NotFound."""
+        return (Path(self.storage(storage).path) / "repo.json").is_file()
 
     def keyring(self) -> dict[str, list[str]]:
         """The keys that a database uses or the policy names, each with the storages that it opens."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Who, to_text
@@ -52,7 +51,7 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
     for storage in _storages(operations, key):
         settings = operations.catalog.settings
         known = settings.get(f"repository:{storage}") is not None or recovery(settings, key)
-        if not known and not (Path(operations.inforce.storage(storage).path) / "repo.json").is_file():
+        if not known and not operations.inforce.holds_repository(storage):
             raise NotFound(
                 f"key {key}: there is nothing to open yet in storage {storage}",
                 detail="A storage gets its repository with the first backup, or with the first recovery sheet.",
@@ -113,5 +112,6 @@ def credentials(policy: Policy, environ: Mapping[str, str]) -> list[Json]:
 def _storages(operations: Operations, key: str) -> list[str]:
     keys = operations.inforce.keyring()
     if key not in keys:
-        raise NotFound(f"{key}: no such key in the policy", detail=f"Keys: {', '.join(keys)}.")
-    return keys[key] or ["local"]
+        known = f"Keys: {', '.join(keys)}."
+        raise NotFound(f"{key}: no such key in the policy", detail=known, hints=["dbguardctl key list"])
+    return keys[key] or operations.inforce.storages() or ["local"]

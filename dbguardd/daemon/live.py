@@ -65,6 +65,7 @@ class Order:
     storage: str | None = None
     hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
     after_backup: bool = False  # it proves a backup that was just made
+    once: bool = False  # not tried again: somebody waits who can mend what is wrong
 
     @property
     def dry(self) -> bool:

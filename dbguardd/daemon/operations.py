@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
@@ -132,7 +131,7 @@ class Operations:
         that was killed between what it did and the report of it.
         """
         self.unread.discard(name)
-        if name not in self.inforce.storages() or not (Path(self.inforce.storage(name).path) / "repo.json").is_file():
+        if name not in self.inforce.storages() or not self.inforce.holds_repository(name):
             return
         try:
             self.runner.submit(Order("scan", {}, SCHEDULE, storage=name))

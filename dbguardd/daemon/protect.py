@@ -1,11 +1,13 @@
-"""Finding out what a path is, choosing a name, and writing the drop-in that protects it."""
+"""Finding out what a path is, choosing a name, writing the drop-in that protects it, and taking that away again."""
 
 from __future__ import annotations
 
 import os
 import re
+import tomllib
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
+from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.render import render_database
@@ -67,7 +70,7 @@ class Plan:
     text: str
 
 
-async def detect(path: str, look: Look) -> Found:
+async def detect(path: str, look: Look, state: Path) -> Found:
     """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted."""
     if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
         raise Usage(f"{path!r}: an absolute path is needed")
@@ -77,6 +80,12 @@ async def detect(path: str, look: Look) -> Found:
         raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
     except OSError as error:
         raise SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error)) from error
+    if Path(seen["path"]).is_relative_to(os.path.realpath(state)):
+        raise Usage(
+            f"{path}: is one of dbguard's own files",
+            detail=f"What lies in {state} is kept by other means: a lost catalog is read from the backups again.",
+        )
+    _refuse_side_file(str(seen["path"]))
     if not seen["regular"]:
         raise Unsupported(
             f"{path}: is not a regular file",
@@ -97,6 +106,18 @@ async def detect(path: str, look: Look) -> Found:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
     return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2")
+
+
+def _refuse_side_file(path: str) -> None:
+    """Raise Usage for a log or a journal of SQLite, which is a part of the database beside it."""
+    for side in ("-wal", "-shm", "-journal"):
+        if path.endswith(side):
+            whole = path.removesuffix(side)
+            raise Usage(
+                f"{path}: is a part of a database, not the database",
+                detail=f"SQLite keeps it beside {whole}, and every backup of that has what is in it.",
+                hints=[f"dbguardctl protect {_shown(whole)}"],
+            )
 
 
 def _readable(head: bytes) -> bool:
@@ -178,6 +199,42 @@ def undo(planned: Plan) -> None:
     with suppress(OSError):
         planned.file.unlink(missing_ok=True)
         sync_directory(planned.file.parent)
+
+
+def drop_in(name: str, loaded: Loaded, policy_file: Path) -> Path:
+    """Return the drop-in that protects a database and says nothing else. Raises NotFound, Usage if there is none."""
+    loaded.policy.guarded(name)
+    said = {file: tomllib.loads(Path(file).read_text(encoding="utf-8")) for file in loaded.files}
+    places = [file for file, tables in said.items() if name in tables.get("database", {})]
+    alone = [file for file in places if list(said[file]) == ["database"] and list(said[file]["database"]) == [name]]
+    if places != alone or len(alone) != 1 or Path(alone[0]).parent != policy_file.parent / "conf.d":
+        raise Usage(
+            f"{name}: its policy is not in a file of its own, so nothing was taken away",
+            detail=f"Take [database.{name}] out of {' and '.join(places)}, then reload. Its backups stay.",
+            hints=["dbguardctl reload"],
+        )
+    return Path(alone[0])
+
+
+@contextmanager
+def away(file: Path) -> Iterator[None]:
+    """Take a drop-in away; it is back if the block, which has the policy read, fails. Raises PolicyInvalid."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.away")  # hidden: not read
+    try:
+        file.rename(aside)
+    except OSError as error:
+        raise PolicyInvalid(
+            f"{file}: the drop-in cannot be removed",
+            detail=error.strerror or str(error),
+            hints=["remove it yourself, then: dbguardctl reload"],
+        ) from error
+    try:
+        yield
+    except BaseException:
+        aside.rename(file)
+        raise
+    aside.unlink(missing_ok=True)
+    sync_directory(file.parent)
 
 
 def sync_directory(directory: Path) -> None:

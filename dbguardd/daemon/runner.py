@@ -325,7 +325,7 @@ class Runner:
                 self._chronicle.tell(event, live, facts)
 
     def _follow(self, live: Live) -> None:
-        """Start what follows from a success; the result of a backup names the job that proves it.
+        """Start what follows from a success; the result of a job names the one that proves it, or that expires others.
 
         A backup is proved if it was asked for, then old ones may go; not after a failed proof, which is evidence.
         """
@@ -338,7 +338,8 @@ class Runner:
             job = self._submit_quietly(Order("verify", request, live.order.who, row.database, after_backup=True))
             live.outcome = {**live.outcome, "verify_job": job}
         elif terms.expire_after and (row.verb == "backup" or live.order.after_backup):
-            self._submit_quietly(Order("expire", {"database": row.database}, live.order.who, row.database))
+            job = self._submit_quietly(Order("expire", {"database": row.database}, live.order.who, row.database))
+            live.outcome = {**live.outcome, "expire_job": job}
 
     def _submit_quietly(self, order: Order) -> str | None:
         try:
@@ -355,8 +356,7 @@ class Runner:
         if row.verb not in RETRIED or not error.transient or row.attempt > terms.retries or not self.accepting:
             return False
         wait = terms.wait_seconds * terms.backoff ** (row.attempt - 1) * (0.75 + 0.5 * self._around.random())
-        age = (self._around.now() - to_moment(row.created_at)).total_seconds()
-        if age + wait > terms.window_seconds:
+        if (self._around.now() - to_moment(row.created_at)).total_seconds() + wait > terms.window_seconds:
             return False
         row.state, row.attempt = JobState.QUEUED, row.attempt + 1
         row.step, row.done_bytes, row.total_bytes = "", 0, None

@@ -20,8 +20,20 @@ from dbguardd.daemon import configuration, keyring, protect
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
-from dbguardd.errors import GuardError, Internal, NotFound, Usage
-from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, Stretch, to_json
+from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
+from dbguardd.wire import (
+    REQUESTS,
+    BackupRow,
+    Event,
+    EventRange,
+    ExpiredRow,
+    JobRow,
+    JobState,
+    Role,
+    Status,
+    Stretch,
+    to_json,
+)
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -240,7 +252,7 @@ class Service:
         """Detect a database, write its drop-in, reload, back up and prove."""
         inforce = self._do.inforce
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
-        found = await protect.detect(path, self._do.look)
+        found = await protect.detect(path, self._do.look, inforce.state)
         wanted = protect.Wanted(name, bool(fields.get("continuous")))
         plan = protect.plan(found, wanted, inforce.policy, inforce.path, self._do.now())
         about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
@@ -254,8 +266,31 @@ class Service:
                 protect.undo(plan)
                 raise
         request = {"database": plan.name, "verify": True}
-        job = self.submit("backup", request, actor, None)
+        order = Order("backup", _request("backup", request), self._who(actor), plan.name, once=True)
+        job = self._do.runner.submit(order)
+        self._note(actor, f"job.{order.verb}", plan.name, "asked", {"job": job.id, "request": request})
         return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
+
+    async def unprotect(self, database: str, fields: Mapping[str, Any], actor: Peer) -> Json:
+        """Take the drop-in of a database away and reload; its backups stay. Raises NotFound, Usage, ConfirmMissing."""
+        inforce = self._do.inforce
+        loaded = await asyncio.to_thread(inforce.read)
+        file = await asyncio.to_thread(protect.drop_in, database, loaded, inforce.path)
+        path, kept = loaded.policy.guarded(database).path, self._catalog.backups.summary(database).count
+        about: Json = {"database": database, "path": path, "backups": kept}
+        if fields.get("dry_run"):
+            return {**about, "removed": None, "would_remove": str(file)}
+        if fields.get("confirm") != database:
+            raise ConfirmMissing(
+                f"{database}: its protection ends only with its name typed in full",
+                hints=[f"dbguardctl unprotect {database} --confirm {database}"],
+            )
+        with self._reloading(actor, "policy.unprotect", database, {"file": str(file)}), protect.away(file):
+            self._do.reload()
+        for job in self._do.runner.jobs(database, JobState.QUEUED, _BATCH):
+            if job.verb in ("backup", "expire"):  # which nobody could do any more
+                self._do.runner.cancel(job.id, actor.user)
+        return {**about, "removed": str(file), "would_remove": None}
 
     def config(self, origin: bool) -> Json:
         """The policy in force."""

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import cache
 
 from dbguardd import __version__
-from dbguardd.catalog import Catalog, Summary, to_moment, to_text
+from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.following import Following
 from dbguardd.daemon.gauge import Gauge
@@ -24,6 +24,7 @@ from dbguardd.errors import (
     NoSpace,
     NotARepository,
     NotFound,
+    SourceMissing,
     Unreachable,
     from_problem,
 )
@@ -40,6 +41,7 @@ from dbguardd.words import size
 Lost = Callable[[str], GuardError | None]
 """Why nothing of a storage could be restored now."""
 _LEAST_ROOM = 16 << 20
+_OF_SOURCE = "DBG-2"  # the class of what is wrong with a live database
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Views:
     def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
         """Every database of the policy in its order, then those that only have backups."""
         keys = self.keys() if keys is None else keys
-        recoverable = {key.name: bool(key.recovery) for key in keys}
+        recoverable = {key.name: bool(key.recovery) if key.known else None for key in keys}
         guarded = self.inforce.policy.names()
         orphans = {name: engine for name, engine in self.catalog.backups.databases().items() if name not in guarded}
         lost = cache(self._lost)
@@ -138,15 +140,25 @@ class Views:
             free_bytes=level.free_bytes,
             total_bytes=level.total_bytes,
             keep_free_bytes=floor,
-            stored_bytes=self.catalog.backups.stored_bytes(name),
+            stored_bytes=None if self._is_unread(name) else self.catalog.backups.stored_bytes(name),
             problem=None if problem is None else problem.problem(),
+            beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
         )
+
+    def _kept_in(self, storage: str) -> list[str]:
+        policy = self.inforce.policy
+        return [name for name in policy.names() if policy.guarded(name).storage[0] == storage]
+
+    def _devices(self, database: str) -> set[int]:
+        device = self.gauge.level(self.inforce.policy.guarded(database).path).device
+        return set() if device is None else {device}
 
     def places(self) -> list[str]:
         """Every path that backups and restores depend on, for the gauge."""
         inforce = self.inforce
         stores = [inforce.storage(name).path for name in inforce.storages()]
-        return [str(inforce.state), *stores, *filter(None, map(self._key_file, inforce.keyring()))]
+        databases = [inforce.policy.guarded(name).path for name in inforce.policy.names()]
+        return [str(inforce.state), *stores, *databases, *filter(None, map(self._key_file, inforce.keyring()))]
 
     def _key_file(self, name: str) -> str:
         """Where a key is, empty if only a command knows."""
@@ -185,17 +197,23 @@ class Views:
             error.message = f"there are backups that no key of this machine opens: {error.message}"
         return error
 
+    def _is_unread(self, name: str) -> bool:
+        """Say if a repository lies in a storage of which the catalog knows nothing."""
+        seen = self.gauge.level(self.inforce.storage(name).path).repository
+        return bool(seen) and self.catalog.settings.get(f"indexed:{name}") is None
+
     def keys(self) -> list[KeyStatus]:
         """Every key, and who could open the backups without this machine."""
         found = []
-        for name in self.inforce.keyring():
+        for name, storages in self.inforce.keyring().items():
             key = self.inforce.policy.key_of(name, str(self.inforce.state))
             known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
             if key.type == "passphrase":
                 known["passphrase"] = None
             get = self.catalog.settings.get
             each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
-            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each))
+            read = not any(map(self._is_unread, storages or self.inforce.storages()))
+            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each, read))
         return found
 
     def _attention(self) -> Iterable[str]:
@@ -216,11 +234,13 @@ class Views:
             if run is not None and run.problem is not None:
                 yield f"storage {name}: the last sweep failed: {run.problem.get('message', '')}"
 
-    def _database(self, name: str, now: datetime, recoverable: dict[str, bool], lost: Lost) -> DatabaseStatus:
+    def _database(self, name: str, now: datetime, recoverable: dict[str, bool | None], lost: Lost) -> DatabaseStatus:
         guarded = self.inforce.policy.guarded(name)
         summary = self.catalog.backups.summary(name)
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
-        failing = [run for run in runs if run.problem is not None]
+        restored = self.catalog.settings.get(f"restored:{name}") or ""
+        failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
+        missing = self.gauge.level(guarded.path).missing
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
         newest, proven, held = summary.newest, summary.proven, summary.proven or summary.newest
@@ -233,6 +253,7 @@ class Views:
             name=name,
             backups=summary.count,
             lost=gone.message if gone else "",
+            missing=guarded.path if missing else "",
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
             failed=summary.failed,
@@ -255,7 +276,8 @@ class Views:
             key=guarded.key,
             has_recovery=recoverable.get(guarded.key),
         )
-        trouble = gone or (from_problem(worst.problem) if worst and worst.problem else None)
+        here = SourceMissing(f"{guarded.path}: there is no such file") if missing else None
+        trouble = gone or here or (from_problem(worst.problem) if worst and worst.problem else None)
         row = self._row(facts, guarded.engine, summary, now, trouble)
         expire = self.catalog.runs.get(name, "expire")
         if expire is not None and expire.problem is not None:  # old backups stay: worth a look, but nothing is lost
@@ -335,6 +357,11 @@ class Views:
                 verdict = self.scheduler.judge(item)
                 return verdict.planned_at if verdict.overdue else None
         return None
+
+
+def _is_mended(run: Run, restored_at: str) -> bool:
+    """Say if a run failed because of a live database that was replaced since then by a restore in place."""
+    return str((run.problem or {}).get("code", "")).startswith(_OF_SOURCE) and (run.finished_at or "") <= restored_at
 
 
 def _unrecoverable(row: DatabaseStatus) -> DatabaseStatus:

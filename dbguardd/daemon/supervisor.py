@@ -137,7 +137,9 @@ class Supervisor:
             await self._rest()  # jobs may run already, and their ends need the catalog
             raise
         self._listen_to_signals()
-        diary.note("daemon.ready", None, {"databases": len(self._do.inforce.policy.names()), "pid": os.getpid()})
+        count = len(self._do.inforce.policy.names())
+        first = {} if count else {"next": "dbguardctl protect PATH"}
+        diary.note("daemon.ready", None, {"databases": count, "pid": os.getpid(), **first})
         self._notify.ready(self._do.line())
         tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure, self._prove_audit)]
         stop = asyncio.create_task(self._stopping.wait())

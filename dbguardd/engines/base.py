@@ -118,6 +118,9 @@ class Snapshots(Protocol):
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         """Open a restored database, run the engine's own checks and the proof queries, and take its fingerprint."""
 
+    def check_unused(self) -> None:
+        """Raise TargetInUse if a process uses the live database, as replace() would; nothing if there is none."""
+
     def replace(self, source: Path, progress: Progress) -> None:
         """Make the live database equal to the restored one at `source`, as one atomic step for its users.
 

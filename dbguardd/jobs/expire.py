@@ -53,7 +53,7 @@ def expire(run: Run, request: Expire) -> Result:
     until = instant(recallable_until(now, grace(run)))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
-    return {"plan": plan, "expired": list(verdict.drop)}
+    return {"plan": plan, "expired": list(verdict.drop), "recall_until_at": until}
 
 
 def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:

@@ -48,16 +48,17 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     return best
 
 
-def newest(run: Run, without: str) -> Moment | None:
-    """Return the newest moment of the log, from a backup before the one `without` where there is such a one.
+def newest(run: Run, backup: Backup) -> Moment | None:
+    """Return the newest moment of the log that a backup is in, from the backup before it where there is one.
 
     So what lies between two backups is tried, which is what a log is for.
     """
-    found = next(_moments(run, None, without), None)
-    return next(_moments(run, None), None) if found is None else found
+    chain = str((backup.facts.get("log") or {}).get("chain", "-"))
+    found = next(_moments(run, None, chain, backup.id), None)
+    return next(_moments(run, None, chain), None) if found is None else found
 
 
-def _moments(run: Run, wanted: datetime | None, without: str = "") -> Iterator[Moment]:
+def _moments(run: Run, wanted: datetime | None, only: str = "", without: str = "") -> Iterator[Moment]:
     """Yield the newest moment of each chain that has a backup to begin with, the newest chain first."""
     log = run.repository.log(run.name)
     if log is None:
@@ -65,7 +66,7 @@ def _moments(run: Run, wanted: datetime | None, without: str = "") -> Iterator[M
     backups = existing(run)
     sound = {b.id for b in dated(run, backups) if not b.failed and not b.safety}
     bases = [b for b in backups if b.id in sound - {without} and (wanted is None or b.created_at <= wanted)]
-    for chain in reversed(log.chains()):
+    for chain in reversed([chain for chain in log.chains() if only in ("", chain.id)]):
         for backup in bases:
             said = backup.facts.get("log") or {}
             if said.get("chain") != chain.id or not chain.first <= said["after"] + 1 <= chain.last + 1:

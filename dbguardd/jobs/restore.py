@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,12 +17,14 @@ from dbguardd.errors import (
     GuardError,
     NoSpace,
     NotFound,
+    PlaceDenied,
     ProofFailed,
     SourceDamaged,
     SourceEncrypted,
     SourceInvalid,
     SourceMissing,
     TargetExists,
+    TargetInUse,
     Usage,
     WorkerDied,
 )
@@ -45,8 +48,10 @@ def restore(run: Run, request: Restore) -> Result:
     moment = reach(run, request.backup, request.at)
     target = live(run) if request.in_place else Path(request.to or _new_place(run, moment))
     _check_target(run, target, request)
+    _check_directory(moment.backup, target)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
     if request.dry_run:
+        plan["warnings"] = [*moment.warnings, *(_in_the_way(run) if request.in_place else [])]
         return {"plan": plan}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
@@ -59,10 +64,10 @@ def restore(run: Run, request: Restore) -> Result:
         return _in_place(run, moment, plan)
     started = run.monotonic()
     findings, lost = _restore_and_compare(run, moment, target, (f"the copy was left at {target} for inspection",))
-    findings.append(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
-    return {"target": str(target), "plan": plan, "findings": to_json(findings), "seconds": seconds}
+    found = [*to_json(findings), _rights(moment.backup, target, lost)]
+    return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
 def undo(run: Run, request: Undo) -> Result:
@@ -103,17 +108,19 @@ def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], no
 
 
 def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
-    """Stage and compare first; then the safety copy; then one atomic step.
+    """Stage and compare first; then the safety copy; then one atomic step. None of it while somebody uses it.
 
     Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
     The safety copy comes last: what the application commits while the staged copy is made is in it.
     """
+    run.snapshots.check_unused()
     started = run.monotonic()
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
     findings, _ = _restore_and_compare(
         run, moment, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
     )
+    run.snapshots.check_unused()  # before a whole copy is stored for nothing
     safety = _safety_copy(run)
     run.report("restore.replacing", database=run.name, target=plan["to"])
     try:
@@ -180,6 +187,10 @@ def _restore_and_compare(
         condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise
+    except PlaceDenied as error:
+        if not in_staging and _owner(backup):  # made for him, it is the place where the job acts as he
+            error.hints = (f"{_making(backup, target.parent / 'restored')}  # and restore to a file in there",)
+        raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
 
@@ -190,6 +201,8 @@ def _restore_and_compare(
     examined = run.snapshots.examine(target, (), comparing)
     expected = run.repository.fingerprint(backup.id)
     compared = same_content(examined, expected) if moment.until is None else _by_log(moment.until)
+    if in_staging and expected is None and backup.note == SAFETY_NOTE:  # nothing is unsure: there is nothing to compare
+        compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
     findings = brief([*examined.findings, compared])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
@@ -210,6 +223,15 @@ def _by_log(until: Until) -> Finding:
 def _which(moment: Moment) -> str:
     """Return the options that ask for the same moment again."""
     return f"--id {moment.backup.id}" if moment.until is None else f"--at {moment.at.isoformat()}"
+
+
+def _in_the_way(run: Run) -> list[str]:
+    """Say who uses the live database and would have to stop first."""
+    try:
+        run.snapshots.check_unused()
+    except TargetInUse as error:
+        return [f"{error.message}: it would be refused until that is stopped"]
+    return []
 
 
 def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
@@ -242,6 +264,43 @@ def _check_target(run: Run, target: Path, request: Restore) -> None:
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
                 hints=[_again(request, _beside(run, target))],
             )
+
+
+def _check_directory(backup: Backup, target: Path) -> None:
+    """Raise Usage if there is no directory for a restore; what makes one gives it to the owner of the original."""
+    try:
+        os.lstat(target.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        if _owner(backup):  # else the engine half says it, which knows as whom it acts
+            message = f"{target}: there is no directory {target.parent}"
+            raise Usage(message, hints=[_making(backup, target.parent)]) from None
+    except OSError:
+        pass  # what may not be looked at is left to the engine half
+
+
+def _owner(backup: Backup) -> str:
+    """Return the owner of the original if this host knows him, else nothing."""
+    name = str(backup.facts.get("owner") or "")
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        return ""
+
+
+def _making(backup: Backup, directory: Path) -> str:
+    """Return the command by which root makes a directory for the owner of the original."""
+    return shlex.join(["install", "-d", "-o", _owner(backup), "-m", "0700", str(directory)])
+
+
+def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
+    """Return what came of owner and rights as a finding, with the command that gives them."""
+    found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
+    owner, group = backup.facts.get("owner"), backup.facts.get("group")
+    if owner and any(line.startswith(("owner ", "group ")) for line in lost):
+        known = _owner(backup)
+        command = shlex.join(["chown", f"{owner}:{group or ''}", str(target)])
+        found["hints"] = [command if known else f"{command}  # when this host has a user {owner}"]
+    return found
 
 
 def _again(request: Restore, to: Path) -> str:

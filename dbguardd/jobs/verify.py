@@ -41,7 +41,7 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
     detail, until, bad = "", backup.created_at, list[str]()
     target = Path(run.staging) / "log"
     try:
-        moment = newest(run, backup.id)
+        moment = newest(run, backup)
         if moment is None or moment.until is None:
             return None
         until = moment.at

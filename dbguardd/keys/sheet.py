@@ -11,11 +11,12 @@ from dbguardd.keys.secret import Secret
 
 _PREFIX = "AGE-SECRET-KEY-1"
 
-_MARKS = """\
-   Who can write there can change the program, or put other backups in place of
-   yours. Before you run it, sha256sum recover/recover.py must say
+_PROGRAM = """\
+   Who can write there can change it: sha256sum recover/recover.py must say
      {reader}
-   and list must say, before anything else:  mark {mark}
+"""
+_MARK = """\
+   They are yours only if list or key recover says mark {mark}
 """
 
 _SHEET = """\
@@ -39,13 +40,15 @@ OPEN THE BACKUPS ON ANY MACHINE
 1. Write the identity into a file:     umask 077; cat > identity.txt
    A mistyped character is noticed: the last six are a checksum.
 2. Go to the directory that contains repo.json (mount the disk, copy the files).
-3. The program that lies there lists and restores; dbguard is not needed, but
-   Python 3.11 with four packages:
+   Where dbguard is installed, let [storage.local] of its policy name that
+   directory, then:     dbguardctl reload; dbguardctl key recover
+3. Without dbguard, the program that lies there lists and restores.
+{program}   It needs Python 3.11 with four packages:
      python3 -m venv ~/v; . ~/v/bin/activate
      pip install blake3 cryptography pyrage zstandard
      {recover} list
      {recover} restore BACKUP NEWDIR
-{marks}4. Without that program, age (age-encryption.org) opens the root key:
+{mark}4. Without that program, age (age-encryption.org) opens the root key:
      for key in $(grep -l '"kind": *"age"' keys/*); do
        sed 's/.*"wrapped": *"\\([^"]*\\)".*/\\1/' $key | base64 -d |
          age --decrypt -i identity.txt; done
@@ -73,7 +76,8 @@ def recovery_sheet(
     `repositories` maps a place (a storage's url) to a repository's id; `recover` begins the commands of step 3; `mark`
     and `reader` (see Repository.marks) tell the repository and the program from forged ones.
     """
-    places = [f"  repository  {line}" for place, id in repositories.items() for line in (place[:64], f"  {id}")]
+    pairs = [(("storage", place[:64]), ("repository", id)) for place, id in repositories.items()]
+    places = [f"  {name:<12}{said}" for pair in pairs for name, said in pair]
     return _SHEET.format(
         host=host[:64],
         made=f"{made_at:%Y-%m-%d %H:%M %Z}",
@@ -82,7 +86,8 @@ def recovery_sheet(
         groups="\n".join(f"    {line}" for line in _groups(identity.reveal().decode("ascii"))),
         qr="\n".join(f"    {line}" for line in qr_text(identity).splitlines()),
         recover=recover,
-        marks=_MARKS.format(mark=mark, reader=reader) if mark else "",
+        program=_PROGRAM.format(reader=reader) if reader else "",
+        mark=_MARK.format(mark=mark) if mark else "",
     )
 
 

@@ -157,6 +157,10 @@ def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
     storages = {name: policy.storage_of(name, state) for name in names if name in policy.storage or name == "local"}
     for name, own in policy.database.items():
         here = ("database", name, "path")
+        inside = [store for store in storages.values() if _inside(own.path, store.path)]
+        if _inside(own.path, state) and not inside:
+            what = f'database "{name}" lies in the state directory of dbguard ({state})'
+            yield _error("path-in-state", what, *here, hint="a lost catalog is read from the backups again")
         if own.path in by_path:
             what = f'database "{name}" and database "{by_path[own.path]}" are the same file'
             yield _error("same-path", what, *here, hint="one database, one table")

@@ -181,7 +181,7 @@ def summary(mistakes: Sequence[Mistake], *, running: str = "") -> str:
 
 def checking(policy: str) -> str:
     """Return the command that checks a policy: the daemon's, as far as one can know, or one that lies elsewhere."""
-    return "dbguardctl config check" if policy == POLICY else f"dbguardd --policy {shlex.quote(policy)} --check-config"
+    return "dbguardd --check-config" if policy == POLICY else f"dbguardd --policy {shlex.quote(policy)} --check-config"
 
 
 def refusal(policy: str, mistakes: Sequence[Mistake], facts: Mapping[str, Any] | None = None) -> PolicyInvalid:

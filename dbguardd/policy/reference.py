@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -189,9 +189,14 @@ def _value(policy: Policy, parts: list[str]) -> Any:
     return here
 
 
-def effective(policy: Policy) -> Json:
-    """Return the policy as JSON with every default filled in and every class applied."""
+def effective(policy: Policy, state: str = "", storages: Sequence[str] = ()) -> Json:
+    """Return the policy as JSON with every default filled in and every class applied.
+
+    Of `storages`, those that no file names are there with what stands for them, below the directory `state`.
+    """
     values = policy.model_dump(mode="json")
+    for name in storages:
+        values["storage"].setdefault(name, policy.storage_of(name, state).model_dump(mode="json"))
     values["database"] = {name: policy.guarded(name).model_dump(mode="json") for name in policy.database}
     return values
 

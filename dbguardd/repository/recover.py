@@ -37,6 +37,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+lacking = ""
 try:
     import zstandard
     from blake3 import blake3
@@ -45,9 +46,9 @@ try:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as missing:  # neither --help nor scrub needs any of them
     packages = "blake3 cryptography pyrage zstandard"
-    sys.exit(f"recover: {missing}. Try: python3 -m venv ~/v; . ~/v/bin/activate; pip install {packages}")
+    lacking = f"recover: {missing}. Try: python3 -m venv ~/v; . ~/v/bin/activate; pip install {packages}"
 
 FORMAT = 1
 PART = 65536
@@ -491,7 +492,7 @@ def scrub(storage: Path) -> int:
             if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
                 bad += 1
                 print(f"damaged: {file.relative_to(storage)}")
-    print(f"{seen} objects, {bad} damaged")
+    print(f"{'DAMAGED' if bad else 'ok'}: {seen} objects, {bad or 'none'} damaged")
     return 1 if bad else 0
 
 
@@ -518,6 +519,8 @@ def run(options: argparse.Namespace) -> int:
     """Do what was asked."""
     if options.verb == "scrub":
         return scrub(options.storage)
+    if lacking:
+        sys.exit(lacking)
     repository = Repository(options.storage, root_key(options.storage, options))
     if options.identity:  # anybody can make a repository for a recipient; only the right root key gives the mark
         mark = repository.root.derive(b"sheet")[:10].hex()
@@ -549,14 +552,15 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description="Restore backups of dbguard without dbguard.")
+    plain, about = argparse.RawDescriptionHelpFormatter, (__doc__ or "").partition("This is a second")[0]
+    parser = argparse.ArgumentParser(description=about, formatter_class=plain)
     parser.add_argument("storage", type=Path)
     for name in ("--root-key", "--machine-key", "--identity", "--passphrase-file"):
-        parser.add_argument(name)
+        parser.add_argument(name, metavar="FILE")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("list")
-    verbs.add_parser("scrub")
-    verb = verbs.add_parser("restore")
+    verbs.add_parser("list", help="say which backups there are")
+    verbs.add_parser("scrub", help="compare every object with its name")
+    verb = verbs.add_parser("restore", help="write one backup into a new directory")
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)
     verb.add_argument("--until", help="with the log since then, up to this moment")

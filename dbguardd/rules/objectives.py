@@ -30,6 +30,7 @@ class Facts:
 
     name: str
     in_policy: bool = True
+    missing: str = ""  # the path of the live database, if nothing is there
     lost: str = ""  # why neither its storage nor its key is there as they should be
     backups: int = 0
     newest_at: datetime | None = None
@@ -94,7 +95,10 @@ def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
 
 def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
-    if facts.failures:
+    if facts.missing:
+        way = f"dbguardctl restore {name} --in-place" if facts.backups else f"ls -l {facts.missing}"
+        yield _Point(Health.FAILING, f"{name}: the database is not there: {facts.missing}", way)
+    elif facts.failures:
         yield _failing(facts)
     elif facts.newest_failure:  # somebody has since verified another one, or it was found damaged
         what = f"{name}: the newest backup cannot be relied on: {facts.newest_failure}"
@@ -105,16 +109,7 @@ def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
     if facts.paused:
         until = "until somebody resumes it" if facts.paused_until_at is None else f"until {_utc(facts.paused_until_at)}"
         yield _Point(Health.PAUSED, f"{name}: paused {until}", f"dbguardctl resume {name}")
-    if facts.recoverable_to_at is None:
-        yield _unproven(facts)
-    else:
-        yield from _late(facts, now, facts.recoverable_to_at)
-    if facts.log_problem:
-        what = f"{name}: its log is not followed now: {facts.log_problem.removeprefix(f'{name}: ')}"
-        yield _Point(Health.LATE, what, f"dbguardctl log {name}")
-    if facts.overdue_since_at is not None and not facts.paused:
-        what = f"{name}: overdue, it should have run at {_utc(facts.overdue_since_at)}"
-        yield _Point(Health.LATE, what, f"dbguardctl job list --database {name}")
+    yield from _behind(facts, now)
     if (
         facts.rto is not None
         and facts.restore_seconds is not None
@@ -125,6 +120,21 @@ def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
     if facts.has_recovery is False:
         what = f"{name}: nobody can read its backups if this machine is lost: key {facts.key} has no recovery recipient"
         yield _Point(Health.SAFE, what, f"dbguardctl key recovery-sheet {facts.key}")
+
+
+def _behind(facts: Facts, now: datetime) -> Iterator[_Point]:
+    """What keeps the newest from being restorable."""
+    name = facts.name
+    if facts.recoverable_to_at is None:
+        yield _unproven(facts)
+    else:
+        yield from _late(facts, now, facts.recoverable_to_at)
+    if facts.log_problem:
+        what = f"{name}: its log is not followed now: {facts.log_problem.removeprefix(f'{name}: ')}"
+        yield _Point(Health.LATE, what, f"dbguardctl log {name}")
+    if facts.overdue_since_at is not None and not facts.paused:
+        what = f"{name}: overdue, it should have run at {_utc(facts.overdue_since_at)}"
+        yield _Point(Health.LATE, what, f"dbguardctl job list --database {name}")
 
 
 def _failing(facts: Facts) -> _Point:

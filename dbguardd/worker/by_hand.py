@@ -98,11 +98,16 @@ def _print(message: Mapping[str, Any], as_json: bool) -> None:
     elif message["type"] == "report":
         if line := words.of_report(message["event"], message["facts"]):
             _tell(line)
-    elif sys.stderr.isatty():
+    elif _on_terminal():
         total = message["total_bytes"]
         share = f" {100 * message['done_bytes'] // total} %" if total else ""
         with suppress(OSError):
             os.write(2, f"\r\033[K{message['step']}{share}\r".encode())
+
+
+def _on_terminal() -> bool:
+    """True if there is a terminal that can erase a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> None:
@@ -116,7 +121,7 @@ def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> Non
 
 def _tell(line: str) -> None:
     """Print one line; the progress that stands there, if any, goes first."""
-    if sys.stderr.isatty():
+    if _on_terminal():
         with suppress(OSError):
             os.write(2, b"\033[K")
     print(safe(line), flush=True)

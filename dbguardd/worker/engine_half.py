@@ -208,7 +208,7 @@ class EngineHalf:
             self._channel.send(answer)
 
     def _call(self, name: str, args: Mapping[str, Any]) -> Any:
-        snapshots, log, progress = self._engine.snapshots, self._engine.log, self._progress
+        snapshots, progress = self._engine.snapshots, self._progress
         match name:
             case "probe":
                 return snapshots.probe()
@@ -223,11 +223,16 @@ class EngineHalf:
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
                 return snapshots.examine(Path(args["target"]), queries, progress)
-            case "follow" if log is not None:
-                return log.follow(SeamShip(self._channel), args["resume"])
+            case "check_unused":
+                return snapshots.check_unused()
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
-        raise Usage(f"the engine half has no call {name}")
+        return self._follow(name, args)
+
+    def _follow(self, name: str, args: Mapping[str, Any]) -> None:
+        if name != "follow" or self._engine.log is None:
+            raise Usage(f"the engine half has no call {name}")
+        self._engine.log.follow(SeamShip(self._channel), args["resume"])
 
     def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
         """Tell of each new step, and else ten times a second: an engine may call this for every row."""

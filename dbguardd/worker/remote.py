@@ -64,6 +64,10 @@ class RemoteEngine:
             found["facts"],
         )
 
+    def check_unused(self) -> None:
+        """Refuse a live database that is in use."""
+        self._call("check_unused", {}, _silent)
+
     def replace(self, source: Path, progress: Progress) -> None:
         """Make the live database equal to the restored one at `source`."""
         self._call("replace", {"source": str(source)}, progress)

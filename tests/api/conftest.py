@@ -157,6 +157,9 @@ class Store:
     async def protect(self, fields, actor):
         return self._called("protect", dict(fields))
 
+    async def unprotect(self, database, fields, actor):
+        return self._called("unprotect", database, dict(fields))
+
     def config(self, origin):
         return self._called("config", origin)
 

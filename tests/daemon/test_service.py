@@ -393,6 +393,12 @@ def test_protect_refuses_what_it_cannot_protect_and_leaves_nothing_behind(place:
         other = place.database("other")
         encrypted = place.path / "secret.db"
         encrypted.write_bytes(bytes(range(256)) * 16)
+        log = place.path / "other.db-wal"
+        log.write_bytes(b"x" * 100)
+        with pytest.raises(Usage, match="is a part of a database") as side:
+            await service.protect({"path": str(log)}, ALICE)
+        assert side.value.hints == (f"dbguardctl protect {other}",)
+        log.unlink()
         for fields, error in (
             ({"path": "relative.db"}, Usage),
             ({"path": "/nosuch/file.db"}, SourceMissing),

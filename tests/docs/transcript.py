@@ -28,7 +28,7 @@ TOUR = (
     "dbguardctl restore app --to /srv/look.db",
 )
 _PROGRESS = re.compile(
-    r"^  (?:[a-z]+|written to \S+, compare)( (\d+ % )?of [\d.]+ \w+)?\n", re.M
+    r"^  (written to \S+, )?[a-z]+( (\d+ % )?of [\d.]+ \w+)?\n", re.M
 )  # one line that moves, on a terminal
 _HOST = re.compile(r"^(dbguard \S+ on )\S+( )", re.M)
 _MASKS = (
@@ -58,7 +58,8 @@ def live(place: Path) -> str:
             _work(database)
             host.settle()
     text = _PROGRESS.sub("", "\n".join(told))
-    for shown, real in (*paths.items(), ("/etc/dbguard/conf.d", f"{place}/conf.d")):
+    places = {"/etc/dbguard/conf.d": f"{place}/conf.d", "/var/lib/dbguard/store": f"{place}/state/store"}
+    for shown, real in (paths | places).items():
         text = text.replace(real, shown)
     return _HOST.sub(r"\1db1\2", text)
 

@@ -313,7 +313,7 @@ def test_frames_that_were_overwritten_while_they_were_read_are_not_shipped(tmp_p
 
 
 def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
-    """The writer that the barrier waits for begins the log anew, under a mark of 0, with fewer frames than were read."""
+    """The writer that the barrier waits for begins the log anew under a mark of 0, with fewer frames than were read."""
     world = World(tmp_path, seed=12)
     with world.open_writer(0), ExitStack() as held:
         steps = iter([lambda: world.commits(8), lambda: fill(world, held)])
@@ -326,7 +326,7 @@ def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
         hooked = Hooked(
             world,
             begin=lambda: (world.base(), world.commits(2)),
-            ship=lambda: next(steps, lambda: None)(),
+            ship=lambda: next(steps, lambda: None)(),  # noqa: PLW0108 - another one each time
             alive=release,
             look=lambda: stop(looks),
             turn_frames=12,
@@ -381,7 +381,7 @@ class Hooked(Shelf):
         self.hooks[2 if at is None else 3]()
 
 
-# ------------------------------------------------------------------------------------------ what is replaced, or refused
+# ---------------------------------------------------------------------------------------- what is replaced, or refused
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])

@@ -1,6 +1,7 @@
 """Each verb on a world in memory: what it promises, what it refuses, what it records."""
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dbguardd.errors import (
     NoSpace,
     NotFound,
     NotPermitted,
+    PlaceDenied,
     ProofFailed,
     SourceDamaged,
     SourceMissing,
@@ -163,6 +165,39 @@ def test_a_copy_that_lacks_rights_of_the_original_says_so(world, tmp_path):
     assert done["findings"][-1]["detail"] == "; ".join(world.engine.lost)
 
 
+def test_who_owned_the_original_gets_the_place_and_the_copy(world, tmp_path):
+    world.engine.rights = {"owner": "nobody", "group": "nogroup"}
+    world.backup()
+    gone = tmp_path / "gone" / "app.json"
+    with pytest.raises(Usage) as missing:
+        world.do("restore", database="app", to=str(gone))
+    assert missing.value.hints == (f"install -d -o nobody -m 0700 {gone.parent}",)
+    world.engine.refuse_restore = PlaceDenied("no")
+    target = tmp_path / "live" / "copy.json"
+    with pytest.raises(PlaceDenied) as denied:
+        world.do("restore", database="app", to=str(target))
+    assert denied.value.hints[0].startswith(f"install -d -o nobody -m 0700 {target.parent}/restored ")
+    world.engine.refuse_restore = None
+    world.engine.lost = ["owner nobody: Operation not permitted"]
+    done = world.do("restore", database="app", to=str(target))
+    assert done["findings"][-1]["hints"] == [f"chown nobody:nogroup {target}"]
+
+    world.engine.rights = {"owner": "nosuchuser", "group": None}
+    world.backup(users=[4])
+    done = world.do("restore", database="app", to=str(target.with_name("other.json")))
+    (hint,) = done["findings"][-1]["hints"]
+    assert hint.startswith("chown nosuchuser: ") and "when this host has a user nosuchuser" in hint
+
+
+def test_a_lost_directory_is_made_for_the_owner_of_the_database(world):
+    world.engine.rights = {"owner": "nobody", "group": "nogroup"}
+    world.backup(users=[1])
+    shutil.rmtree(world.path.parent)
+    with pytest.raises(Usage) as missing:
+        world.do("restore", database="app", in_place=True, confirm="app")
+    assert missing.value.hints == (f"install -d -o nobody -m 0700 {world.path.parent}",)
+
+
 def test_restore_at_takes_the_newest_backup_not_after(world, tmp_path):
     first = world.backup(users=[1])
     moment = world.now
@@ -228,9 +263,13 @@ def test_in_place_changes_nothing_if_the_copy_is_wrong_or_the_live_one_in_use(wo
     assert world.live() == {"users": [9]}
     world.engine.break_restore = b""
     world.engine.in_use = True
+    before = world.ids()
     with pytest.raises(TargetInUse):
         world.do("restore", database="app", in_place=True, confirm="app")
-    assert world.live() == {"users": [9]}
+    assert (world.live(), world.ids()) == ({"users": [9]}, before)  # nothing was copied for nothing
+    plan = world.do("restore", database="app", in_place=True, dry_run=True)["plan"]
+    assert "is in use: it would be refused" in plan["warnings"][-1]
+    assert world.do("restore", database="app", dry_run=True)["plan"]["warnings"] == []
 
 
 def test_a_lost_database_comes_back_in_place_without_a_safety_copy(world):

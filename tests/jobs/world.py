@@ -31,6 +31,7 @@ class ToyEngine:
         self.in_use = False
         self.snapshot_at = ""
         self.lost: list[str] = []
+        self.rights: dict[str, Any] = {}
 
     def probe(self):
         return Probe("1", self.path.stat().st_size, {}, ())
@@ -44,7 +45,7 @@ class ToyEngine:
         progress("snapshot", 0, len(self.snapshot))
         with sink.write("dump.json") as out:
             out.write(self.snapshot)
-        return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at}
+        return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at, **self.rights}
 
     def fingerprint(self, progress):
         if self.break_fingerprint:
@@ -72,9 +73,12 @@ class ToyEngine:
             found.append(Finding(query.sql, "ok" if good else "failed", f"{rows} rows"))
         return Examination(found, _print(target.read_bytes()))
 
-    def replace(self, source, progress):
+    def check_unused(self):
         if self.in_use:
             raise TargetInUse(f"{self.path} is in use")
+
+    def replace(self, source, progress):
+        self.check_unused()
         self.path.write_bytes(source.read_bytes())
 
 

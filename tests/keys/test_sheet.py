@@ -53,6 +53,12 @@ def test_it_says_how_to_know_the_right_program_and_the_right_backups(identity: t
     assert any(line.endswith("mark 0123-4567-89ab-cdef-0123") for line in lines)
     assert f"     {'e' * 64}" in lines
     assert "sha256sum" not in sheet_of(identity)
+    text = "\n".join(lines)
+    assert text.index("sha256sum") < text.index("recover.py --identity")  # before it is run
+    assert "dbguardctl reload; dbguardctl key recover\n" in text
+    assert [line.split()[0] for line in lines if line.startswith(("  storage ", "  repository "))] == [
+        "storage", "repository", "storage", "repository",
+    ]  # fmt: skip
 
 
 def test_what_is_typed_from_it_opens(identity: tuple[Secret, str]) -> None:

@@ -149,7 +149,8 @@ def test_removed_it_keeps_everything_and_purged_the_backups(machine, deb):
     store = machine.path("/var/lib/dbguard/store")
     objects = sorted(file.name for file in store.rglob("*") if file.is_file())
 
-    machine.run("apt-get", "remove", "--yes", "dbguard")
+    said = machine.run("apt-get", "remove", "--yes", "dbguard").out
+    assert "the key that opens them" in said and "/var/lib/dbguard, /etc/dbguard" in said
     assert machine.run("systemctl", "is-active", "dbguardd", check=False).out.strip() in ("inactive", "unknown")
     assert not machine.path("/usr/lib/dbguard").exists()
     assert machine.path("/etc/dbguard/conf.d/kept.toml").exists()
@@ -157,6 +158,7 @@ def test_removed_it_keeps_everything_and_purged_the_backups(machine, deb):
 
     said = machine.run("apt-get", "purge", "--yes", "dbguard").out
     assert "the backups were not deleted" in said and "rm -r /var/lib/dbguard" in said
+    assert "making.lock" not in said and "staging.seed" not in said
     assert not machine.path("/etc/dbguard").exists()
     assert not machine.path("/var/lib/dbguard/catalog.db").exists()
     assert sorted(file.name for file in store.rglob("*") if file.is_file()) == objects
@@ -165,6 +167,7 @@ def test_removed_it_keeps_everything_and_purged_the_backups(machine, deb):
     # Installed again, it finds them.
     machine.install(deb)
     machine.until_active()
+    until(lambda: "orphaned" in machine.ctl("status").out, machine.why)
     machine.does("protect", path)
     kinds = [row["kind"] for row in machine.does("list", "kept")["backups"]]
     assert kinds[0] == "incremental" and "full" in kinds, json.dumps(kinds)

@@ -121,6 +121,7 @@ def test_a_stopped_service_is_not_started_by_who_knocks(machine):
         for user in ("root", "daemon"):
             said = machine.ctl("--json", "status", user=user)
             assert said.problem()["code"] == "DBG-0002"
+            assert said.problem()["hints"] == ["systemctl start dbguardd", "systemctl status dbguardd"]
         assert machine.show("ActiveState") == "inactive"
         assert machine.show("ActiveState", "dbguardd.socket") == "inactive"
     finally:

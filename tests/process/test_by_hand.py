@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.house import House, halves, held, rows
+from tests.process.house import House, halves, rows
 
 
 @pytest.fixture
@@ -99,17 +100,38 @@ def test_what_goes_wrong_is_said_once_with_what_to_do(run, words: list[str], sta
     assert "NAME" not in done.stderr or status == 8  # where there is a name, it stands there
 
 
+@pytest.mark.parametrize(("kind", "erases"), [("dumb", False), ("xterm", True)])
+def test_a_terminal_that_cannot_erase_is_not_told_to(run, house: House, kind: str, erases: bool) -> None:
+    master, slave = pty.openpty()
+    argv = [
+        house.python.with_name("dbguardd"),
+        "--policy",
+        house.policy,
+        "--state",
+        house.state,
+        "run",
+        "backup",
+        "app",
+    ]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=slave, env={**os.environ, "TERM": kind}, check=False)
+    os.write(slave, b".")  # so that there is something to read
+    said = os.read(master, 65536)
+    os.close(slave)
+    os.close(master)
+    assert (done.returncode, b"\033" in said) == (0, erases)
+
+
 def test_a_restore_in_place_that_was_cut_short_says_what_the_live_database_is(run, house: House) -> None:
-    assert run("backup", "app").returncode == 0
     path = house.place / "app.db"
+    path.unlink()
+    house.database("app", 50, blob=1 << 20)  # its restore is under way for long enough to be killed
+    assert run("backup", "app").returncode == 0
     where = ["--policy", house.policy, "--state", house.state]
     argv = [house.python.with_name("dbguardd"), *where, "run", "--json", "restore", "app", "--in-place"]
-    with (
-        held(path),
-        subprocess.Popen([*argv, "--confirm", "app"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job,
-    ):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*argv, "--confirm", "app"], **pipes) as job:
         assert job.stdout is not None and job.stderr is not None
-        next(line for line in job.stdout if json.loads(line).get("step") == "snapshot")  # of the safety copy
+        next(line for line in job.stdout if json.loads(line).get("step") == "restore")
         os.kill(halves(job.pid)["repository"], signal.SIGKILL)
         problem = json.loads(job.stderr.read())
     assert problem["code"] == "DBG-8001", problem

@@ -55,9 +55,14 @@ def test_in_place_and_back(house: House, wal: bool) -> None:
         house.fails("DBG-6004", 10, *in_place, "--confirm", "abb")
         plan = house.does(*in_place, "--dry-run")["plan"]
         assert (plan["in_place"], plan["to"], plan["backup"]) == (True, str(path), first)
+        assert f"in use by process {reader.pid} (" in plan["warnings"][-1]
+        shown = house.ctl(*in_place, "--dry-run").out
+        assert f"restore app --id {first} --in-place --confirm app" in shown
+        kept = [row["id"] for row in house.backups("app")]
         said = house.ctl(*in_place, "--confirm", "app")
         assert (said.status, "DBG-6003" in said.err) == (10, True)
-        assert f"process {reader.pid} (" in said.err
+        assert f"process {reader.pid} (" in said.err and f"ps -fp {reader.pid}" in said.err
+        assert [row["id"] for row in house.backups("app")] == kept  # no copy was made for nothing
         assert rows(path) == 75
     about = path.stat()
 
@@ -75,11 +80,14 @@ def test_in_place_and_back(house: House, wal: bool) -> None:
     with reading(path):
         house.fails("DBG-6003", 10, "restore", "undo", "app", "--confirm", "app")
     assert rows(path) == 55
-    undone = house.does("restore", "undo", "app", "--confirm", "app")
+    said = house.ctl("restore", "undo", "app", "--confirm", "app")
+    assert said.status == 0 and "UNSURE" not in said.out and "undoes the undo" not in said.err
+    undone = house.job(next(row["id"] for row in house.jobs(database="app") if row["verb"] == "undo"))["result"]
     assert rows(path) == 75
     assert mode(path) == ("wal" if wal else "delete")
     assert undone["safety_copy"]
-    house.does("restore", "undo", "app", "--confirm", "app")  # and that can be undone as well
+    said = house.ctl("restore", "undo", "app", "--confirm", "app")  # and that can be undone as well
+    assert said.status == 0 and "this undoes the undo" in said.err
     assert rows(path) == 55
     house.idle()
     assert sorted(p.name for p in house.place.glob("*app*") if not p.name.endswith(("-wal", "-shm"))) == ["app.db"]
@@ -98,11 +106,16 @@ def test_what_was_deleted_comes_back_in_its_place(house: House) -> None:
     house.idle()
     for side in house.place.glob("app.db*"):
         side.unlink()
+    said = house.ctl("status")  # nobody has asked for a backup since
+    assert said.status == 3
+    assert f"the database is not there: {path}" in said.out and "dbguardctl restore app --in-place" in said.out
     house.fails("DBG-2001", 1, "backup", "app")
     assert house.status("app")["state"] == "failing"
     done = house.does("restore", "app", "--in-place", "--confirm", "app")
     assert (rows(path), mode(path), path.stat().st_mode & 0o777) == (50, "wal", 0o640)
     assert (done["safety_copy"], done["undo"]) == (None, None)  # there was nothing to keep
+    after = house.status("app")
+    assert (after["state"], after["problem"]) == ("safe", None), after  # it is there: the failure is of before
     house.fails("DBG-0004", 8, "restore", "undo", "app", "--confirm", "app")
     house.does("backup", "app")
     house.idle()

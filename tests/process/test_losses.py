@@ -258,6 +258,7 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             mark = re.search(r"mark ([0-9a-f-]{24})", done.out)
             assert mark and mark[1] in sheet["sheet_text"]
             assert new.api.get("status")["storages"][0]["ok"]
+            assert new.api.get("keys")["keys"][0]["recipients"][0]["tested_at"]
             new.does("restore", "app", "--id", first, "--to", str(place / "back.db"))
             assert rows(place / "back.db") == 50
             again = new.does("backup", "app")["backup"]
@@ -296,3 +297,62 @@ def test_a_policy_that_keeps_less_is_not_accepted_because_the_catalog_was_lost(h
     house.does("prune", "app", "--confirm", "app")
     assert len(house.backups("app")) == 1
     house.is_sound()
+
+
+def test_backups_of_a_purged_installation_show_before_anything_is_protected(house: House) -> None:
+    house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    house.does("backup", "app")
+    identity = house.does("key", "recovery-sheet", "main")["identity"]
+    house.stop()
+    for path in (*house.state.glob("catalog.db*"), house.state / "accepted.json"):
+        path.unlink()
+    house.write("")
+
+    house.start()
+    house.idle()
+    row = house.status("app")
+    assert (row["state"], row["backups"]) == ("orphaned", 1)
+    assert house.does("config", "show")["policy"]["storage"]["local"]["path"] == str(house.store)  # as no file says
+    said = house.ctl("status").out
+    assert "no recovery recipient" not in said and "dbguardctl key recovery-test main" in said
+    house.does("restore", "app", "--to", str(house.place / "back.db"))
+    assert rows(house.place / "back.db") == 50
+    house.stop()
+
+    for path in house.state.glob("catalog.db*"):
+        path.unlink()
+    (house.state / "machine.key").unlink()
+    house.start()
+    house.idle()
+    (key,) = house.api.get("keys")["keys"]
+    assert (key["recovery"], key["known"]) == ([], False)
+    said = house.ctl("status").out
+    assert "no key of this machine opens" in said and "dbguardctl key recover main" in said
+    assert "no recovery recipient" not in said and "not known before they are read" in said
+    assert house.ctl("key", "recover", stdin=identity).status == 0
+    assert (house.status("app")["backups"], house.api.get("keys")["keys"][0]["known"]) == (1, True)
+    house.is_sound()
+
+
+def test_a_storage_that_appears_is_shown_as_unread_and_read_by_a_reload(house: House) -> None:
+    house.database("app")
+    house.protects(house.table("app", *CALM))
+    house.start()
+    house.does("backup", "app")
+    house.stop()
+    for path in (*house.state.glob("catalog.db*"), house.state / "accepted.json"):
+        path.unlink()
+    house.store.rename(house.place / "away")
+    house.write("")
+    house.start()
+    assert house.api.get("status")["storages"] == []
+    (house.place / "away").rename(house.store)
+    (storage,) = until(lambda: house.api.get("status")["storages"], house.log.read_text)
+    assert storage["stored_bytes"] is None
+    said = house.ctl("status")
+    assert f"the backups in {house.store} are not read yet" in said.out and "dbguardctl reload" in said.out
+    house.does("reload")
+    house.idle()
+    assert house.status("app")["backups"] == 1

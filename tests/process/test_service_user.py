@@ -81,6 +81,31 @@ def test_it_protects_what_it_cannot_even_see(served: House, users: list[int]) ->
     served.is_sound()
 
 
+def test_what_left_the_policy_is_restored_for_its_owner_by_what_the_error_says(served: House, users: list[int]) -> None:
+    owner, _, service = users
+    served.does("backup", "app")
+    served.idle()
+    served.protects()
+    served.does("reload")
+    rooted = served.place / "rooted"
+    rooted.mkdir(mode=0o755)
+    denied = served.fails("DBG-0012", 5, "restore", "app", "--to", str(rooted / "app.db"))
+    command, _, _ = denied["hints"][0].partition("  #")
+    assert command == f"install -d -o {pwd.getpwuid(owner).pw_name} -m 0700 {rooted}/restored"
+    missing = served.fails("DBG-0001", 2, "restore", "app", "--to", str(rooted / "restored" / "app.db"))
+    assert missing["hints"] == [command]
+    subprocess.run(command.split(), check=True)
+    target = rooted / "restored" / "app.db"
+    assert served.ctl("restore", "app", "--to", str(target)).status == 0
+    assert target.stat().st_uid == owner
+
+    rooted.chmod(0o777)  # anybody may write there: the job acts as the service, which may give nothing away
+    said = served.ctl("restore", "app", "--to", str(rooted / "app.db"))
+    assert (said.status, (rooted / "app.db").stat().st_uid) == (3, service)
+    assert "without all of its rights" in said.out and f"chown {pwd.getpwuid(owner).pw_name}:" in said.out
+    served.is_sound()
+
+
 def test_its_workers_keep_no_power(served: House, users: list[int]) -> None:
     owner, _, service = users
     path = served.place / "home" / "app.db"

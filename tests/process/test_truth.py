@@ -28,6 +28,8 @@ def test_damage_that_a_check_finds_makes_status_fall_back_and_the_next_backup_he
     house.protects(house.table("app", 'expire = "off"'))
     house.start()
     good = house.does("backup", "app")["backup"]["id"]
+    (storage,) = house.api.get("status")["storages"]
+    assert (storage["url"], storage["beside"]) == (str(house.store), ["app"])
     before = packs(house)
     add(path)
     bad = house.does("backup", "app")["backup"]["id"]
@@ -185,7 +187,9 @@ def test_an_expired_backup_can_be_looked_at(house: House) -> None:
     old = house.does("backup", "app")["backup"]["id"]
     house.idle()
     add(path)
-    house.does("backup", "app")
+    said = house.ctl("backup", "app")
+    assert said.status == 0
+    assert "has expired by the policy's `keep`" in said.err and f"dbguardctl recall {old}" in said.err
     house.idle()
     assert [row["backup"]["id"] for row in house.api.get("databases", "app", "backups", all=1)["expired"]] == [old]
     shown = house.ctl("show", old)
@@ -224,4 +228,6 @@ def test_a_protection_that_did_not_come_about_leaves_nothing_or_says_how_it_ends
     if what == "empty":
         assert "is empty" in said.err and not dropins
     else:
-        assert f"rm {dropins[0]} && dbguardctl reload" in said.err
+        assert f"The policy {dropins[0]} stays" in said.err and "dbguardctl unprotect new --dry-run" in said.err
+        assert house.ctl("unprotect", "new", "--confirm", "new").status == 0
+        assert not list((house.place / "conf.d").glob("*"))

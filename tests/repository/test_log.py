@@ -1,4 +1,4 @@
-"""The log in the repository: whatever is appended, folded, killed, flipped, moved or missing, it is whole or says so."""
+"""The log in the repository: whatever is appended, folded, killed, flipped or missing, it is whole or says so."""
 
 from __future__ import annotations
 

@@ -95,7 +95,26 @@ def test_it_hands_out_no_wrong_byte_and_scrub_finds_all(tmp_path, capsys):
         shutil.rmtree(target, ignore_errors=True)
     pack.write_bytes(whole)
     assert recover.main([str(place), "scrub"]) == 0
-    assert "0 damaged" in capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith("ok: ") and said[-1].endswith(" none damaged")
+    assert any(line.startswith("DAMAGED: ") for line in said)
+
+
+def test_help_and_scrub_need_no_package(tmp_path):
+    """Neither does what a person reads first fail on a machine that has nothing yet."""
+    world = World()
+    world.save(world.create())
+    place = spill(world.storage, tmp_path / "storage")
+
+    def bare(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-I", "-S", READER, *words], capture_output=True, text=True, check=False)
+
+    shown = bare("--help")
+    assert (shown.returncode, shown.stderr) == (0, "") and "Needs Python 3.11" in shown.stdout
+    scrubbed = bare(str(place), "scrub")
+    assert scrubbed.returncode == 0 and scrubbed.stdout.startswith("ok: "), scrubbed
+    listed = bare(str(place), "list")
+    assert listed.returncode == 1 and "pip install blake3 cryptography pyrage zstandard" in listed.stderr
 
 
 def test_another_key_and_a_newer_format_are_refused(tmp_path, capsys):

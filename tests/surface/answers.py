@@ -58,7 +58,7 @@ QUIET = database(
 
 LOCAL = wire.StorageStatus(
     name="local", url="/var/lib/dbguard/store", ok=True, free_bytes=47244640256, total_bytes=214748364800,
-    keep_free_bytes=21474836480, stored_bytes=167503724544, problem=None,
+    keep_free_bytes=21474836480, stored_bytes=167503724544, problem=None, beside=["app", "crm"],
 )  # fmt: skip
 MAIN = wire.KeyStatus("main", "machine", ["age1qyqszqgpqyqszqgpqyqszqgp"], "2026-09-03T10:00:00Z")
 

@@ -16,7 +16,7 @@ HEAD = """\
 # Made from dbguardd/errors.py and dbguardd/events.py by tests/surface/catalog_file.py. Edit those.
 """
 PROVEN = " Last proven backup: {last_proven}."
-_COMMAND = re.compile(r"(?:dbguardctl|journalctl|systemctl|lsof)(?: [\w{}-]+){1,3}")
+_COMMAND = re.compile(r"(?:dbguardctl|journalctl|systemctl|lslocks)(?: [\w{}-]+){1,3}")
 _KEPT = "\N{NO-BREAK SPACE}"
 
 

@@ -196,6 +196,11 @@ ROUTES: dict[str, Answer] = {
         "text": '[database.app]\nengine = "sqlite"\n',
         "job": None if body["dry_run"] else answers.job(result=answers.RESULTS["backup"]),
     },
+    "POST /databases/app/unprotect": lambda query, body: {
+        "schema": "dbguard.unprotect/1", "database": "app", "path": "/var/lib/app/app.db", "backups": 34,
+        "removed": None if body["dry_run"] else "/etc/dbguard/conf.d/app.toml",
+        "would_remove": "/etc/dbguard/conf.d/app.toml" if body["dry_run"] else None,
+    },
     "GET /config": lambda query, body: {
         "schema": "dbguard.config/1", "files": ["/etc/dbguard/policy.toml"], "problem": None,
         "policy": {"database": {"app": {"engine": "sqlite", "keep": {"last": 3}, "on": True, "storage": ["local"]}}},

@@ -49,6 +49,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("daemon.broken", None, problem="KeyError('x')"),
     of("daemon.failed", None, problem=WRONG),
     of("daemon.ready", None, databases=1, pid=4711),
+    of("daemon.ready", None, databases=0, pid=4711, next="dbguardctl protect PATH"),
     of("daemon.stopping", None),
     of("daemon.stopped", None),
     of("database.paused", until_at="2026-09-12T12:00:00Z", actor="alice"),

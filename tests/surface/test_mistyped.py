@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.surface import answers
 from tests.surface.conftest import Ctl, environment
 from tests.surface.fake import FakeDaemon
 
@@ -50,7 +51,14 @@ def fixes(stderr: str) -> list[str]:
 
 
 def test_a_likely_command_keeps_what_followed_the_mistyped_one(ctl: Ctl) -> None:
-    assert fixes(ctl("restoer", "app", "--id", "01 K").stderr)[0] == "dbguardctl restore app --id '01 K'"
+    said = ctl("restoer", "app", "--id", "01 K").stderr
+    assert "Did you mean dbguardctl restore app --id '01 K'" in said
+
+
+def test_a_guess_is_asked_and_not_given_as_the_fix(ctl: Ctl, daemon: FakeDaemon) -> None:
+    done = ctl("protct", "app")
+    assert "Did you mean dbguardctl protect app" in done.stderr
+    assert (done.returncode, daemon.asked, fixes(done.stderr)) == (2, [], ["dbguardctl --help"])
 
 
 def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:
@@ -62,6 +70,19 @@ def test_a_missing_confirmation_is_added_to_what_was_typed(ctl: Ctl) -> None:
 def test_who_wanted_a_dry_run_is_not_told_to_do_it(ctl: Ctl, daemon: FakeDaemon) -> None:
     done = ctl("restore", "undo", "app", "--dry-run")
     assert (done.returncode, daemon.asked, fixes(done.stderr)) == (2, [], ["dbguardctl list app --why"])
+
+
+def test_list_without_a_name_says_which_there_are(ctl: Ctl, daemon: FakeDaemon) -> None:
+    done = ctl("list")
+    assert (done.returncode, "Databases: app, crm, cache, quiet." in done.stderr) == (2, True)
+    daemon.routes["GET /status"] = {**answers.status(), "databases": answers.status()["databases"][:1]}
+    assert ctl("list").stdout == ctl("list", "app").stdout
+
+
+def test_what_is_not_known_is_answered_with_where_to_look(ctl: Ctl) -> None:
+    assert fixes(ctl("explain", "DBG-9999").stderr) == ["man dbguard-errors"]
+    assert fixes(ctl("help", "nope").stderr) == ["dbguardctl --help"]
+    assert "beside the live one" in ctl("restore", "--help").stdout
 
 
 @pytest.mark.parametrize("group", ["key", "job", "config", "audit", "credential"])

@@ -57,6 +57,7 @@ COMMANDS = [
     ["check", "app", "--data"], ["prune", "--dry-run"], ["prune", "app", "--confirm", "app"],
     ["hold", APP_1, "--reason", "audit"], ["release", APP_1], ["recall", APP_5],
     ["protect", "/x/app.db"],
+    ["unprotect", "app", "--confirm", "app"], ["unprotect", "app", "--dry-run"],
     ["protect", "/x/app.db", "--name", "app", "--dry-run"], ["reload"], ["config", "check"], ["config", "show"],
     ["config", "show", "--origin"], ["config", "explain", "database.app.keep"], ["config", "schema"],
     ["config", "diff"], ["config", "accept"], ["key", "list"], ["key", "recovery-sheet"], ["schedule", "--next", "3"],
@@ -205,7 +206,7 @@ def test_a_job_that_is_tried_again_says_so(
         (["statsu"], 2, "dbguardctl status"),
         (["job", "lst"], 2, "dbguardctl job list"),
         (["list", "app", "--whi"], 2, "--why"),
-        (["list"], 2, "missing argument 'NAME'"),
+        (["list"], 2, "list: which database?"),
         (["backup"], 2, "say which database, or --all"),
         (["backup", "app", "--all"], 2, "say which database, or --all"),
         (["status", "appp"], 8, "Did you mean app?"),
@@ -248,7 +249,10 @@ def test_nothing_was_asked_of_the_daemon_without_the_typed_name(inside: Callable
 def test_no_daemon(ctl: Ctl, tmp_path: Path) -> None:
     done = ctl("status", "--socket", str(tmp_path / "none.sock"))
     assert done.returncode == 6
-    assert "the socket does not exist" in done.stderr and "systemctl status dbguardd" in done.stderr
+    assert "the socket does not exist" in done.stderr and "dbguardd run restore NAME --to PLACE" in done.stderr
+    assert f"dbguardd --policy FILE --state DIRECTORY --socket {tmp_path}/none.sock" in done.stderr
+    checked = ctl("config", "check", "--socket", str(tmp_path / "none.sock"))
+    assert (checked.returncode, "dbguardd --check-config" in checked.stderr) == (6, True)
     assert ctl("status", "--socket", f"/{'x' * 200}").returncode == 6
 
 
@@ -300,6 +304,15 @@ def test_the_recovery_key_comes_from_standard_input(ctl: Ctl, daemon: FakeDaemon
     done = ctl("key", "recovery-test", "main", input="# created: today\nAGE-SECRET-KEY-1QQ\n")
     assert done.returncode == 0 and "proven" in done.stdout
     assert daemon.bodies("POST /keys/main/recovery-test") == [{"identity": "AGE-SECRET-KEY-1QQ"}]
+
+
+@pytest.mark.parametrize("verb", ["recover", "recovery-test"])
+def test_the_name_of_a_key_is_looked_at_before_its_secret_is_asked_for(ctl: Ctl, daemon: FakeDaemon, verb: str) -> None:
+    done = ctl("key", verb, "mian", input="AGE-SECRET-KEY-1QQ\n")
+    assert done.returncode == 8 and "Did you mean main?" in done.stderr and "dbguardctl key list" in done.stderr
+    assert [asked[:2] for asked in daemon.asked] == [("GET", "/keys")]
+    two = ctl("key", verb, input="one\ntwo\n")
+    assert two.returncode == 2 and f"dbguardctl key {verb} main < FILE" in two.stderr
 
 
 def test_the_qr_code_is_private_and_never_overwrites(ctl: Ctl, daemon: FakeDaemon, tmp_path: Path) -> None:
@@ -428,6 +441,20 @@ def test_ctrl_c_leaves_the_job_alone(daemon: FakeDaemon) -> None:
     assert terminal.end() == 130
     assert "goes on. Watch it: " in terminal.text and "dbguardctl job watch 01K4" in terminal.text
     assert not [asked for asked in daemon.asked if "cancel" in asked[1]]
+
+
+def test_ctrl_c_in_protect_says_what_stays(daemon: FakeDaemon) -> None:
+    runs = answers.job("backup", "running", step="pages", done_bytes=1 << 20, total_bytes=1 << 30)
+    daemon.routes["POST /protect"] = {
+        "schema": "dbguard.protect/1", "database": "app", "wrote": "/etc/dbguard/conf.d/app.toml", "job": runs,
+    }  # fmt: skip
+    daemon.routes[f"GET /jobs/{JOB}"] = {"schema": "dbguard.job/1", "job": runs}
+    terminal = Terminal(daemon, "protect", "/x/app.db", COLUMNS="300")
+    terminal.read_until("1 MiB of 1 GiB")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert "goes on. Watch it: " in terminal.text
+    assert "/etc/dbguard/conf.d/app.toml stays" in terminal.text and "dbguardctl unprotect app" in terminal.text
 
 
 def test_a_hostile_note_cannot_command_the_terminal(daemon: FakeDaemon) -> None:

@@ -11,7 +11,7 @@ import pytest
 from dbguardctl.screen import Block, Cell, Screen, Table, speaks_utf8, text
 from dbguardctl.session import error_blocks
 from dbguardctl.views import backups, care, config, jobs, past, status
-from dbguardctl.views.setup import promise, protected
+from dbguardctl.views.setup import promise, protected, unprotected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
 from dbguardd.wire import Health, StorageStatus
 from tests.surface import answers
@@ -35,10 +35,20 @@ def _log(s: Screen, *, verbose: bool) -> list[Block]:
 
 
 WITHOUT_KEY = answers.status((APP,), keys=(replace(MAIN, recovery=[], recovery_tested_at=None),))
+UNREAD = answers.status(
+    (),
+    (replace(answers.LOCAL, stored_bytes=None),),
+    (replace(MAIN, recovery=[], recovery_tested_at=None, known=False),),
+)
 LOST = replace(
     answers.LOCAL, ok=False, free_bytes=None, problem=KeyRefused("storage local: sealed with another key").problem()
 )
 FRESH = replace(CRM, name="fresh", attention=[], hints=[], backups=0, next_run_at="2026-09-12T23:00:00Z")
+
+LACKING = {
+    "name": "owner and rights", "outcome": "failed", "detail": "owner app: Operation not permitted",
+    "hints": ["chown app:app /var/lib/app/app_20260911T230000Z.db"],
+}  # fmt: skip
 
 CHANGES = [
     {"key": "database.crm", "old": None, "new": {"engine": "sqlite", "path": "/srv/crm.db", "run_as": None,
@@ -51,6 +61,7 @@ SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
     "status-empty": lambda s: status.status(answers.status(()), s, NOW, BERLIN),
     "status-no-recovery": lambda s: status.status(WITHOUT_KEY, s, NOW, BERLIN),
+    "status-unread": lambda s: status.status(UNREAD, s, NOW, BERLIN),
     "status-storage-lost": lambda s: status.status(answers.status((APP, FRESH), (LOST,)), s, NOW, BERLIN),
     "status-one": lambda s: status.database(answers.status()["databases"][0], s, NOW, BERLIN),
     "list": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=False, everything=False),
@@ -65,6 +76,9 @@ SCREENS: dict[str, Draw] = {
     "backup": lambda s: _job("backup"),
     "verify": lambda s: _job("verify"),
     "restore": lambda s: _job("restore"),
+    "restore-lacking": lambda s: jobs.finished(
+        answers.job("restore", result={**answers.RESULTS["restore"], "findings": [LACKING]}), NOW, BERLIN
+    ),
     "restore-plan": lambda s: _job("restore", dry_run=True, at="2026-09-12T06:59:00Z", to="/tmp/it's.db"),
     "undo": lambda s: _job("undo"),
     "check": lambda s: _job("check"),
@@ -88,6 +102,10 @@ SCREENS: dict[str, Draw] = {
         {"ok": False, "files": ["a.toml"], "errors": [{"text": "error[config/bad-value]: no\n --> a.toml:9:1\n9 | y"}]}
     ),
     "config-show": lambda s: config.shown(ROUTES["GET /config"]({"origin": "true"}, None)),
+    "unprotect": lambda s: unprotected(
+        {"database": "app", "path": "/srv/an app.db", "backups": 2, "removed": "/etc/dbguard/conf.d/app.toml"}
+    ),
+    "unprotect-plan": lambda s: unprotected({"database": "app", "path": "/x", "backups": 1, "would_remove": "/x.toml"}),
     "protect": lambda s: [
         *protected({"database": "app", "found": "SQLite", "wrote": "/x.toml", "text": "[database.app]\n"}, whole=True),
         *promise(WITHOUT_KEY, "app", NOW, BERLIN),
@@ -193,7 +211,15 @@ def test_a_member_that_an_older_client_does_not_know_is_no_trouble() -> None:
     assert drawn(status.status(answer, on, NOW, BERLIN), on)
 
 
+def test_two_backups_in_a_minute_do_not_look_alike() -> None:
+    rows = [{**row, "created_at": f"2026-09-11T23:00:{number:02}Z"} for number, row in
+            enumerate(answers.listing()["backups"][:2])]  # fmt: skip
+    on = screen()
+    shown = drawn(backups.backups({"backups": rows}, NOW, BERLIN, why=False, everything=False), on)
+    assert "today 01:00:00" in shown and "today 01:00:01" in shown
+
+
 def test_storage_without_numbers() -> None:
     bare = StorageStatus("nas", "x", True, None, None, None, None, None)
     on = screen()
-    assert "nas: unknown stored" in drawn(status.status(answers.status((APP,), (bare,)), on, NOW, BERLIN), on)
+    assert "nas: x, not read yet" in drawn(status.status(answers.status((APP,), (bare,)), on, NOW, BERLIN), on)

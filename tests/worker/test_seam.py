@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dbguardd.engines.base import Engine, Examination, Finding, Fingerprint, Probe, TablePrint
-from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, WorkerDied
+from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, TargetInUse, WorkerDied
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.engine_half import EngineHalf
 from dbguardd.worker.remote import RemoteEngine
@@ -114,6 +114,9 @@ class FakeEngine:
     def examine(self, target, queries, progress):
         return Examination([Finding("opened", "ok", queries[0].sql if queries else "")], None, {"n": 1})
 
+    def check_unused(self):
+        raise TargetInUse("app: in use", facts={"pids": [1]})
+
     def replace(self, source, progress):
         raise SourceLocked("app: locked", detail="by pid 1", hints=["wait"], facts={"pid": 1})
 
@@ -174,6 +177,9 @@ def test_errors_of_either_side_arrive_whole_and_the_channel_goes_on(seam, tmp_pa
     with pytest.raises(SourceLocked) as caught:
         remote.replace(tmp_path, silent)
     assert (caught.value.detail, caught.value.hints, caught.value.facts) == ("by pid 1", ("wait",), {"pid": 1})
+    with pytest.raises(TargetInUse) as caught:
+        remote.check_unused()
+    assert caught.value.facts == {"pids": [1]}
     with pytest.raises(Damaged):
         remote.restore(MemoryTree({"a": b"x", "b": b"y", "damaged": b""}), tmp_path / "out", silent)
     with pytest.raises(NoSpace):

@@ -21,9 +21,9 @@ from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
-from dbguardd.engines.sqlite.live import Header, open_live, read_header
+from dbguardd.engines.sqlite.live import Header, open_live, read_header, resolve
 from dbguardd.engines.sqlite.publish import fresh, outcome
-from dbguardd.engines.sqlite.replace import replace
+from dbguardd.engines.sqlite.replace import refuse_users, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
@@ -183,6 +183,10 @@ class Sqlite:
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return examine(target, queries, progress)
+
+    def check_unused(self) -> None:
+        with suppress(SourceMissing):
+            refuse_users(resolve(self._path))
 
     def replace(self, source: Path, progress: Progress) -> None:
         replace(self._path, source, progress)

@@ -74,7 +74,7 @@ def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
             raise SourceLocked(
                 f"{live.path}: another process holds an exclusive lock",
                 detail=describe(pid),
-                hints=[f"lsof {live.path}"],
+                hints=[f"ps -fp {pid}"] if pid and pid > 0 else ["lslocks"],
                 facts={"holder_pid": pid},
             )
         alive()

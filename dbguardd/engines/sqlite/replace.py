@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def replace(path: str, source: Path, progress: Progress) -> None:
     except SourceMissing:
         _create(Path(path), source, progress)
         return
-    _refuse_users(real)
+    refuse_users(real)
     # SQLite is kept away from a file without a header: closing it would delete the log, which may be evidence.
     if not _has_header(real) or not _pour(real, source, progress):
         _swap(Path(real), source, progress)
@@ -71,7 +72,7 @@ def _copy(source: Path, work: Path, target: Path, progress: Progress) -> None:
 # ------------------------------------------------------------------------------------------------ nobody uses it
 
 
-def _refuse_users(real: str) -> None:
+def refuse_users(real: str) -> None:
     """Raise TargetInUse if a lock is held, or a process whose descriptors we may read has the files open."""
     with open_live(real) as live:
         holder = locks.user(live)
@@ -81,9 +82,16 @@ def _refuse_users(real: str) -> None:
         named = ", ".join(locks.describe(pid) for pid in users) or "a process that cannot be named from here"
         raise TargetInUse(
             f"{real}: in use by {named}",
-            hints=[f"lsof {real}"],
+            hints=[_naming(real, users)],
             facts={"pids": users},
         )
+
+
+def _naming(real: str, users: list[int]) -> str:
+    """Return the command that shows who uses the database: it needs nothing that is not on every host."""
+    if users:
+        return f"ps -fp {','.join(map(str, users))}"
+    return f"find /proc/[0-9]*/fd -lname {shlex.quote(real)} 2>/dev/null  # as root: /proc/PID/fd"
 
 
 def _openers(real: str) -> Iterator[int]:

@@ -1,0 +1,120 @@
+"""protect and unprotect: what they write, what they leave, and what they refuse."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.process.house import House, held, rows, until
+
+
+def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: House) -> None:
+    path = house.database("app")
+    house.protects()
+    house.start()
+    first = house.does("protect", str(path))["backup"]["id"]
+    house.idle()
+    drop_in = house.place / "conf.d" / "app.toml"
+    before = drop_in.read_text()
+
+    plan = house.does("unprotect", "app", "--dry-run")
+    assert (plan["removed"], plan["would_remove"], plan["backups"]) == (None, str(drop_in), 1)
+    assert house.fails("DBG-6004", 10, "unprotect", "app", "--confirm", "ap")["hints"]
+    assert drop_in.read_text() == before
+
+    said = house.ctl("unprotect", "app", "--confirm", "app")
+    assert said.status == 0, said
+    assert "its 1 backup stays, and nothing deletes them" in said.out and f"protect {path} --name app" in said.out
+    assert list(drop_in.parent.iterdir()) == []
+    assert house.status("app")["state"] == "orphaned"
+    house.does("restore", "app", "--to", str(house.place / "back.db"))
+    assert rows(house.place / "back.db") == 50
+    assert [e["outcome"] for e in house.audit() if e["action"] == "policy.unprotect"] == ["intent", "done"]
+    assert house.fails("DBG-0004", 8, "unprotect", "app", "--confirm", "app")
+
+    again = house.does("protect", str(path))["backup"]
+    assert (again["kind"], [row["id"] for row in house.backups("app")][-1]) == ("incremental", first)
+    house.idle()
+    house.is_sound()
+
+
+def test_a_table_that_stands_with_others_is_not_touched_and_a_bad_policy_keeps_the_drop_in(house: House) -> None:
+    path = house.database("app")
+    house.database("hand")
+    house.protects(house.table("hand"))
+    house.start()
+    house.does("protect", str(path))
+    drop_in = house.place / "conf.d" / "app.toml"
+
+    refused = house.fails("DBG-0001", 2, "unprotect", "hand", "--confirm", "hand")
+    assert str(house.policy) in refused["detail"] and "[database.hand]" in refused["detail"]
+    before = drop_in.read_text()
+    drop_in.write_text(f"{before}\n[defaults]\nverify = 'off'\n")
+    assert str(drop_in) in house.fails("DBG-0001", 2, "unprotect", "app", "--confirm", "app")["detail"]
+    drop_in.write_text(before)
+    good = house.policy.read_text()
+    house.policy.write_text(good + "nonsense = 1\n")
+    house.fails("DBG-1001", 9, "unprotect", "app", "--confirm", "app")
+    assert drop_in.read_text() == before
+    house.policy.write_text(good)
+    house.does("unprotect", "app", "--confirm", "app")
+    assert [row["name"] for row in house.api.get("status")["databases"] if row["state"] != "orphaned"] == ["hand"]
+    house.idle()
+
+
+IMPATIENT = """[defaults]
+retry = { times = 5, wait = "1h" }
+"""
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Hold a database as an application with locking_mode = exclusive does."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma locking_mode = exclusive")
+        with db:
+            db.execute("insert into note (text) values ('mine')")
+        yield
+
+
+@pytest.mark.parametrize("how", [held, owned], ids=["a long transaction", "locking_mode = exclusive"])
+def test_protect_of_a_locked_database_fails_at_once_and_says_what_stays(house: House, how) -> None:  # type: ignore[no-untyped-def]
+    path = house.database("app")
+    house.write(IMPATIENT)
+    house.start()
+    with how(path):
+        said = house.ctl("protect", str(path))
+    assert said.status != 0
+    assert "DBG-2004" in said.err and "holds an exclusive lock" in said.err
+    assert f"The policy {house.place}/conf.d/app.toml stays" in said.err and "dbguardctl unprotect app" in said.err
+    (job,) = house.jobs()
+    assert (job["state"], job["attempt"]) == ("failed", 1)
+    house.does("backup", "app")  # which the schedule would do
+
+
+def test_a_backup_that_waits_for_its_next_try_says_so(house: House) -> None:
+    path = house.database("app")
+    house.write(IMPATIENT)
+    house.write(house.table("app"), name="app")
+    house.start()
+    with held(path):
+        job = house.submit("backup", "app")
+        until(lambda: house.job(job)["problem"], house.jobs)
+    assert "retrying" in house.ctl("job", "list").out
+    shown = house.ctl("job", "show", job).out
+    assert "retrying" in shown and "next try" in shown
+    house.does("unprotect", "app", "--confirm", "app")
+    assert house.job(job)["state"] == "cancelled"
+
+
+def test_its_own_files_are_no_databases_to_protect(house: House) -> None:
+    house.start()
+    refused = house.fails("DBG-0001", 2, "protect", str(house.state / "catalog.db"))
+    assert "one of dbguard's own files" in refused["message"]
+    assert not (house.place / "conf.d").exists()
+    house.protects(house.table("app", path=house.state / "catalog.db"))
+    assert "lies in the state directory" in house.fails("DBG-1001", 9, "reload")["detail"]

@@ -23,6 +23,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "backup": ("work:backup", "back up a database now, or all of them"),
         "verify": ("work:verify", "restore a backup somewhere safe, compare, record the proof"),
         "restore": ("restore:restore", "restore to a new place, or --in-place; restore undo"),
+        "query": ("questions:query", "ask a backup without restoring it"),
         "undo": ("restore:undo", "put back what restore --in-place replaced"),
         "check": ("work:check", "look at everything that a restore needs, without restoring"),
         "prune": ("work:prune", "delete what the policy no longer keeps; --dry-run says why"),

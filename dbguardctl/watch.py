@@ -18,7 +18,7 @@ from dbguardd.words import span
 Json = dict[str, Any]
 
 
-def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
+def start(session: Session, verb: str, fields: Mapping[str, Any], *, quiet: bool = False) -> Json:
     """Ask for a job and return its row. Asked again after a lost answer, the daemon still makes one job only."""
     key = os.urandom(16).hex()
     try:
@@ -27,7 +27,8 @@ def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     row: Json = answer["job"]
     session.looks_on[row["id"]] = what(row)
-    session.say(f"{what(row)} started")
+    if not quiet:
+        session.say(f"{what(row)} started")
     return row
 
 

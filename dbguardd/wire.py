@@ -135,6 +135,18 @@ class Sweep(Request):
     confirm: str = option("the name of the storage, to let one run free more than the breaker allows")
 
 
+@dataclass(frozen=True, slots=True)
+class Query(Request):
+    """Answer one SELECT from a backup, without restoring it."""
+
+    database: str
+    sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log"})
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    rows: int = option("at most so many rows", 1000)
+    seconds: int = option("give up after so many seconds", 60)
+
+
 REQUESTS: Mapping[str, type[Request]] = {
     "backup": Backup,
     "verify": Verify,
@@ -143,6 +155,7 @@ REQUESTS: Mapping[str, type[Request]] = {
     "check": Check,
     "expire": Expire,
     "sweep": Sweep,
+    "query": Query,
 }
 """Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
 
@@ -151,6 +164,9 @@ NOWHERE = "/nonexistent"
 
 ENGINE_VERBS = frozenset(("backup", "verify", "restore", "undo", "check"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
+
+QUESTION_VERBS = frozenset(("query",))
+"""The verbs that ask something of backups as they lie: what is found is an answer beside the job, and kept nowhere."""
 
 
 # ------------------------------------------------------------------------------------------------ answers

@@ -18,6 +18,7 @@ from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
+from dbguardd.daemon.answers import Answers
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.chronicle import Chronicle
 from dbguardd.daemon.diary import Diary
@@ -56,6 +57,7 @@ class Runner:
         self.accepting = True
         self.diary = Diary(catalog, around.now, around.log)
         self.bell = self.diary.bell
+        self.answers = Answers()
         self._chronicle = Chronicle(catalog, audit, around, self.diary)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
@@ -172,6 +174,7 @@ class Runner:
     async def stop(self, seconds: float) -> None:
         """Take no more jobs, ask those that run to stop at their next safe point, and wait for their ends."""
         self.accepting = False
+        self.answers.close()
         if self._timer is not None:
             self._timer.cancel()
         for live in (*self._waiting,):
@@ -315,6 +318,8 @@ class Runner:
             if now - self._rung >= _RING_SECONDS:
                 self._rung = now
                 self.bell.ring()
+        elif message.get("type") == "answer":
+            self.answers.put(row.id, live.order.who.uid, message["file"])
         elif message.get("type") == "report":
             event, facts = str(message["event"]), dict(message.get("facts") or {})
             if event == "backup.stored":

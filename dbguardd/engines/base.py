@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dbguardd.flow import Facts, Sink, Tree
+from dbguardd.flow import Facts, Pages, Sink, Tree
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -127,11 +127,47 @@ class Snapshots(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a question may cost. `about` is what its errors begin with: the database and the backup."""
+
+    about: str
+    seconds: float
+    rows: int
+    bytes: int
+
+
+class Answer(Protocol):
+    """Where the answer to a question goes: bytes, in a form that the question has."""
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+
+    def beat(self) -> None:
+        """Show life, some times a second. Raises Cancelled when the question is to end."""
+
+
+class Past(Protocol):
+    """Questions to backups that nobody restores: they are read page by page, as far as a question needs them.
+
+    What is read may be hostile. Nothing is written but the answer, no other file is opened, and a question ends by its
+    bounds. The facts say how much was found, never what. Raises Usage (the question is wrong), TooCostly, Unsupported,
+    SourceDamaged (it was damaged when it was backed up), and what `pages` and `answer` raise.
+    """
+
+    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
+
+        Facts: rows, more (why there are more rows than that: "rows", "bytes", or None).
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
 
     name: str
     snapshots: Snapshots
+    past: Callable[[], Past] | None = None  # made where a question is answered: its driver is needed there only
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -43,6 +43,8 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
             bad = sum(row["outcome"] in ("failed", "inconclusive") for row in made["findings"])
             verdict = f"{bad} of {len(made['findings'])} checks did not pass" if bad else "all checks passed"
             yield f"{'FAIL' if bad else 'ok'}  {name}: {verdict}{took}"
+        case "query":
+            yield from _answered(made)
         case "expire":
             yield from _expired(str(name), made, dry=bool(request.get("dry_run")), took=took)
         case _:
@@ -156,6 +158,13 @@ def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
         + (f"{go} would go, {stay} stay; nothing was deleted" if dry else f"{go} gone, {stay} stay")
         + took
     )
+
+
+def _answered(made: Json) -> Iterator[str]:
+    yield from _warnings(made)
+    more = f"; there are more: the answer is full ({made['more']})" if made.get("more") else ""
+    sure = "FAILED" if made["failure"] else made["grade"]
+    yield f"ok  {count(made['rows'], 'row')} from backup {made['backup']} of {made['created_at']}, {sure}{more}"
 
 
 def _swept(name: str, made: Json, took: str) -> Iterator[str]:

@@ -1,0 +1,120 @@
+"""Questions to the past: query. The backup is chosen as for a restore, and read where it lies.
+
+What is found is the answer, which goes beside the job to whoever asked. The result of the job has no row in it: it is
+kept, logged and shown to all who may read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.engines.base import Bounds, Past
+from dbguardd.errors import Unsupported, Usage, of_file
+from dbguardd.flow import Pages
+from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.choose import choose, failure_of, newest_proofs
+from dbguardd.jobs.verify import DAMAGE, condemn
+from dbguardd.repository import Backup
+from dbguardd.wire import Grade, Query
+
+_QUERY_BYTES = 64 << 20
+_MOST_ROWS, _MOST_SECONDS = 1_000_000, 86_400
+_STREAM = "database"
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The answer in the file that the daemon has opened for it, which has no name; flow of bytes, no record."""
+
+    run: Run
+    file: int
+
+    def write(self, data: bytes, /) -> None:
+        """Write all of it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self.file, rest) :]
+        except OSError as error:
+            raise of_file(f"{self.run.name}: the answer cannot be kept", error) from error
+
+    def beat(self) -> None:
+        """Show life."""
+        self.run.progress("answer", 0, None)
+
+
+def query(run: Run, request: Query) -> Result:
+    """Answer one SELECT. Raises NotFound, Usage, Unsupported, TooCostly, SourceDamaged, Damaged."""
+    bounds = _bounds(run, request.rows, request.seconds, _QUERY_BYTES)
+    backup, warnings = chosen(run, request.backup, request.at)
+    with _reading(run, backup) as pages:
+        facts = past(run).query(pages, request.sql, _about(bounds, run, backup), answer(run))
+    return {**source(run, backup, warnings), "rows": facts["rows"], "more": facts["more"]}
+
+
+def chosen(run: Run, id: str, at: str) -> tuple[Backup, list[str]]:
+    """Return the backup that is asked, as a restore would choose it, and what to know of it."""
+    if id and at:
+        raise Usage(f"{run.name}: give a backup id or --at, not both")
+    backup, warnings = choose(run, id, at)
+    if backup.method == "dump":
+        raise Unsupported(
+            f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
+            detail="Restore it to a new place and ask that copy with sqlite3.",
+            hints=[f"dbguardctl restore {run.name} --id {backup.id} --to PLACE"],
+        )
+    return backup, warnings
+
+
+def past(run: Run) -> Past:
+    """Return what answers questions."""
+    if run.past is None:
+        raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")
+    return run.past
+
+
+def answer(run: Run) -> _Written:
+    """Return where the answer goes."""
+    return _Written(run, int(run.spec["answer"]))
+
+
+def source(run: Run, backup: Backup, warnings: list[str]) -> dict[str, Any]:
+    """Return what an answer comes from: it is worth as much as that backup."""
+    proof = newest_proofs(run).get(backup.id)
+    return {
+        "backup": backup.id,
+        "created_at": instant(backup.created_at),
+        "grade": proof.grade if proof else str(Grade.STORED),
+        "failure": failure_of(proof) if proof else None,
+        "warnings": warnings,
+    }
+
+
+def _bounds(run: Run, rows: int, seconds: int, most: int) -> Bounds:
+    for name, value, limit in (("rows", rows, _MOST_ROWS), ("seconds", seconds, _MOST_SECONDS)):
+        if not 1 <= value <= limit:
+            raise Usage(f"{run.name}: {name}: 1 to {limit} is expected, not {value}")
+    return Bounds(run.name, seconds, rows, most)
+
+
+def _about(bounds: Bounds, run: Run, backup: Backup) -> Bounds:
+    return Bounds(f"{run.name}, backup {backup.id}", bounds.seconds, bounds.rows, bounds.bytes)
+
+
+@contextmanager
+def _reading(run: Run, backup: Backup) -> Iterator[Pages]:
+    """Open the pages of a backup. Damage that is met is recorded of it, as a restore does."""
+    try:
+        with run.repository.tree(backup) as tree:
+            yield tree.pages(_STREAM)
+    except DAMAGE as error:
+        condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
+        raise
+
+
+QUERY = Job("query", Query, query)

@@ -1,10 +1,13 @@
-"""query: ask a backup something without restoring it."""
+"""query, get and diff: ask backups something without restoring them."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -12,14 +15,18 @@ import click
 from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.moments import parse_moment
-from dbguardctl.options import database_argument, request_options
+from dbguardctl.options import complete_id, database_argument, request_options, text_option
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
 from dbguardctl.words import utc_text
 from dbguardd import wire
-from dbguardd.errors import Usage
+from dbguardd.errors import TargetExists, Usage, of_file
+from dbguardd.words import safe
 
 Json = dict[str, Any]
+
+_ID = re.compile("0[0-9a-z]{3,25}", re.I)
+"""What begins as every id does, and no moment."""
 
 
 @click.command(cls=Command, help=wire.Query.__doc__)
@@ -49,19 +56,154 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
         session.err.show([view.cut_off(result)])
 
 
+@click.command(cls=Command, help=wire.Get.__doc__)
+@database_argument()
+@text_option("--table", required=True, help="The table.")
+@request_options(wire.Get, skip=("table", "format"), rename={"backup": "id"})
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["sql", "csv"]),
+    default="sql",
+    show_default=True,
+    help="CREATE and INSERT for the sqlite3 shell; or CSV: a head, NULL as nothing, blobs in hex.",
+)
+@text_option("--to", metavar="FILE", help="Write into this new file instead of to standard output.")
+@pass_session
+def get(session: Session, database: str, form: str, to: str, **fields: Any) -> None:
+    """Take one table out of a backup."""
+    if session.json and not to:
+        raise Usage("get: --json tells about the table, which needs a place with --to FILE")
+    target = _New(to) if to else None
+    try:
+        job = ask(session, "get", {"database": database, "format": form, **fields})
+        for portion in session.daemon.download("jobs", job["id"], "answer"):
+            _write(target, portion)
+        if target is not None:
+            target.keep()
+    except BaseException:
+        if target is not None:
+            target.drop()
+        raise
+    result = job["result"]
+    if session.json:
+        session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
+                            "to": os.path.abspath(to)})  # fmt: skip
+    session.say(*view.taken_out(result, to))
+
+
+class _New:
+    """A file that was not there before: whole, or gone again."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise TargetExists(f"get: {path} exists", hints=["--to ANOTHERFILE"]) from None
+        except OSError as error:
+            raise of_file(f"get: {path} cannot be written", error) from error
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self.file, rest) :]
+        except OSError as error:
+            raise of_file(f"get: {self._path} cannot be written", error) from error
+
+    def keep(self) -> None:
+        """Make it durable."""
+        try:
+            os.fsync(self.file)
+            os.close(self.file)
+        except OSError as error:
+            raise of_file(f"get: {self._path} cannot be written", error) from error
+
+    def drop(self) -> None:
+        """Take it away: half a table is none."""
+        with suppress(OSError):
+            os.unlink(self._path)
+
+
+def _write(target: _New | None, portion: bytes) -> None:
+    if target is not None:
+        target.write(portion)
+    elif sys.stdout.isatty():
+        sys.stdout.write(safe(portion.decode(errors="replace"), keep="\n"))
+    else:
+        sys.stdout.buffer.write(portion)
+        sys.stdout.flush()
+
+
+@click.command(cls=Command, help=wire.Diff.__doc__)
+@database_argument()
+@text_option(
+    "--from",
+    "older",
+    metavar="TIME|ID",
+    required=True,
+    shell_complete=complete_id,
+    help="The backup before: a moment, as 'yesterday 09:00', or the id of a backup.",
+)
+@text_option(
+    "--to",
+    "newer",
+    metavar="TIME|ID",
+    shell_complete=complete_id,
+    help="The backup after, said in the same way; the newest to rely on if not given.",
+)
+@request_options(wire.Diff, skip=("older", "newer"))
+@click.option("--summary", is_flag=True, help="Only how many rows of each table were added, removed and changed.")
+@pass_session
+def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
+    """Compare two backups."""
+    for name in ("older", "newer"):
+        fields[name] = which(session, fields[name]) if fields[name] else ""
+    job = ask(session, "diff", {"database": database, **fields})
+    found: dict[str, list[Json]] = {"definitions": [], "tables": [], "changes": []}
+    for line in answer_of(session, job):
+        if "change" in line:
+            found["changes"] += [] if summary else [line]
+        elif "table" in line:
+            found["tables"].append(line["table"])
+        else:
+            found["definitions"].append(line["schema"])
+    if session.json:
+        session.print_json({"schema": "dbguard.diff/1", "job": job["id"], "database": database,
+                            "older": job["result"]["older"], "newer": job["result"]["newer"], **found})  # fmt: skip
+    else:
+        session.out.show(view.difference(found, summary=summary))
+
+
+def which(session: Session, said: str) -> str:
+    """Return a moment as the daemon takes it, or the id of a backup as it is. Raises Usage."""
+    if _ID.fullmatch(said):
+        return said
+    try:
+        return utc_text(parse_moment(said, session.now, session.zone))
+    except Usage:
+        if said.isalnum() and not said.isdigit():
+            return said  # the last characters of an id
+        raise
+
+
 def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
     """Have a question answered, say which backup the answer is from, and return the job. Raises what it failed of."""
     session.wanted_database = str(fields["database"])
     wanted = dict(fields)
-    if fields["at"] and fields["backup"]:
+    if fields.get("at") and fields["backup"]:
         raise Usage(f"{verb}: --at and --id are two ways to say which backup; give one")
-    if fields["at"]:
+    if fields.get("at"):
         wanted["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
     job = watch.wait(session, watch.start(session, verb, wanted, quiet=True))
     if error := watch.failure(job):
         raise error
-    for cells in view.said_of(job["result"], session.zone):
-        session.say(*cells)
+    told = [job["result"][name] for name in ("older", "newer")] if verb == "diff" else [job["result"]]
+    for result in told:
+        for cells in view.said_of(result, session.zone):
+            session.say(*cells)
     return job
 
 

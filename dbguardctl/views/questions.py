@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any
 
@@ -17,6 +17,8 @@ Json = dict[str, Any]
 _GRADES = {"proven": "good", "restored": "", "checked": "", "stored": "warn"}
 _WIDE = 200
 _BLOB_BYTES = 32
+_SIGNS = {"added": ("+", "good"), "removed": ("-", "bad"), "changed": ("~", "warn")}
+_HEAD = ("TABLE", "ADDED", "REMOVED", "CHANGED", "KEY", "NOTE")
 
 
 def said_of(result: Json, zone: tzinfo | None) -> Iterator[Sequence[Cell | str]]:
@@ -49,9 +51,8 @@ def _cell(item: Any) -> Cell | str:
             return Cell("NULL", "dim")
         case {"base64": str(encoded)}:
             data = b64decode(encoded)
-            return (
-                f"x'{data.hex()}'" if len(data) <= _BLOB_BYTES else f"x'{data[:_BLOB_BYTES].hex()}… {len(data)} bytes"
-            )
+            shown = data[:_BLOB_BYTES].hex()
+            return f"x'{shown}'" if len(data) <= _BLOB_BYTES else f"x'{shown}… {len(data)} bytes"
     words = _plain(item)
     return words if len(words) <= _WIDE else f"{words[:_WIDE]}… ({len(words)} characters)"
 
@@ -64,8 +65,70 @@ def _plain(item: Any) -> str:
             return b64decode(encoded).hex()
         case {"real": str(real)}:
             return real
+        case {"text_base64": str(encoded)}:
+            return b64decode(encoded).decode(errors="backslashreplace")
         case _:
             return str(item)
+
+
+def taken_out(result: Json, to: str) -> Sequence[Cell | str]:
+    """Return the line that says what of a table is where."""
+    where = f" is at {to}" if to else ""
+    left = f" \N{MIDDLE DOT} without {', '.join(result['left_out'])}" if result["left_out"] else ""
+    return Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
+
+
+def difference(found: Mapping[str, list[Json]], *, summary: bool) -> list[Block]:
+    """Return what differs between two backups: definitions, how many rows of each table, and rows."""
+    blocks: list[Block] = [_definition(row) for row in found["definitions"]]
+    differing = [row for row in found["tables"] if row["state"] != "same"]
+    same = len(found["tables"]) - len(differing)
+    if differing:
+        blocks.append(Table(_HEAD, [_counted(row) for row in differing], right=frozenset((1, 2, 3))))
+    if not summary:
+        for row in differing:
+            blocks += _changes(row, [line for line in found["changes"] if line["table"] == row["table"]])
+    if same:
+        blocks.append(text(Cell(f"{count(same, 'table')} the same", "dim")))
+    return blocks
+
+
+def _definition(row: Json) -> Line:
+    word, style = ("changed", "warn") if row["before"] and row["after"] else ("added", "good")
+    word, style = (word, style) if row["after"] else ("removed", "bad")
+    return text(f"{row['kind']} {row['name']}: ", Cell(f"definition {word}", style))
+
+
+def _counted(row: Json) -> list[Cell | str]:
+    counts = ["?" if row[name] is None else f"{row[name]:,}".replace(",", " ") for name in _SIGNS]
+    state = {"differs": "", "not compared": "not compared: "}.get(row["state"], f"the table was {row['state']}")
+    return [Cell(row["table"], "strong"), *counts, ", ".join(row["keyed_by"]), f"{state}{row['why']}"]
+
+
+def _changes(row: Json, changes: Sequence[Json]) -> list[Block]:
+    blocks: list[Block] = [text(), text(Cell(row["table"], "strong"))] if changes else []
+    for change in changes:
+        sign, style = _SIGNS[change["change"]]
+        key = ", ".join(f"{name} {_short(item)}" for name, item in change["key"].items())
+        blocks.append(text(Cell(f"{sign} {key}".rstrip(), style), "  ", _values(change), indent=2))
+    whole = sum(row[name] or 0 for name in _SIGNS)
+    if changes and len(changes) < whole:
+        left = f"and {count(whole - len(changes), 'more row')}; --rows lists more"
+        blocks.append(text(Cell(left, "dim"), indent=2))
+    return blocks
+
+
+def _values(change: Json) -> str:
+    before, after = change.get("before") or {}, change.get("after") or {}
+    if change["change"] == "changed":
+        different = [name for name in after if repr(before.get(name)) != repr(after[name])]  # 1 is not 1.0
+        return ", ".join(f"{name} {_short(before.get(name))} -> {_short(after[name])}" for name in different)
+    return ", ".join(f"{name} {_short(item)}" for name, item in (after or before).items() if name not in change["key"])
+
+
+def _short(item: Any) -> str:
+    cell = _cell(item)
+    return cell if isinstance(cell, str) else cell.text
 
 
 def csv_lines(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, terminal: bool) -> Iterator[str]:

@@ -96,6 +96,8 @@ ROUTES: tuple[Route, ...] = (
     _starts("expire", stricter=_unless_dry),
     _starts("sweep", stricter=_unless_dry),
     _starts("query"),
+    _starts("get"),
+    _starts("diff"),
     Route("GET", "/v1/jobs", READ, do.jobs, "jobs", {"jobs": list[wire.JobRow]}, query=(
         _DATABASE, Param("state", str, "only in this state", choices=_STATES), _LIMIT,
     )),

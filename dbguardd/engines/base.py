@@ -160,6 +160,23 @@ class Past(Protocol):
         Facts: rows, more (why there are more rows than that: "rows", "bytes", or None).
         """
 
+    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
+
+        Facts: table, rows, left_out (what of it the text does not have, in words).
+        """
+
+    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Compare two backups row by row, in one table or ("") in all.
+
+        The answer is JSON lines in ASCII: {schema: {kind, name, before, after}} for each definition that differs; then
+        of each table at most `bounds.rows` lines {table, change: added | removed | changed, key, before, after}, and
+        {table: {table, state: same | differs | added | removed | not compared, why, keyed_by, added, removed, changed:
+        counts of all rows or None, listed: how many of them have a line}}.
+
+        Facts: tables, differing, not_compared, added, removed, changed, listed.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:

@@ -1,4 +1,4 @@
-"""Questions to the past: query. The backup is chosen as for a restore, and read where it lies.
+"""Questions to the past: query, get, diff. The backup is chosen as for a restore, and read where it lies.
 
 What is found is the answer, which goes beside the job to whoever asked. The result of the job has no row in it: it is
 kept, logged and shown to all who may read.
@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.engines.base import Bounds, Past
-from dbguardd.errors import Unsupported, Usage, of_file
+from dbguardd.errors import GuardError, Unsupported, Usage, of_file
 from dbguardd.flow import Pages
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import choose, failure_of, newest_proofs
 from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import Backup
-from dbguardd.wire import Grade, Query
+from dbguardd.wire import Diff, Get, Grade, Query
 
-_QUERY_BYTES = 64 << 20
+_ANSWER_BYTES = 64 << 20
+_ROOM = 2  # a table may take one part of so many of what is free where answers are kept
 _MOST_ROWS, _MOST_SECONDS = 1_000_000, 86_400
 _STREAM = "database"
 
@@ -49,11 +50,41 @@ class _Written:
 
 def query(run: Run, request: Query) -> Result:
     """Answer one SELECT. Raises NotFound, Usage, Unsupported, TooCostly, SourceDamaged, Damaged."""
-    bounds = _bounds(run, request.rows, request.seconds, _QUERY_BYTES)
+    bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     backup, warnings = chosen(run, request.backup, request.at)
     with _reading(run, backup) as pages:
         facts = past(run).query(pages, request.sql, _about(bounds, run, backup), answer(run))
     return {**source(run, backup, warnings), "rows": facts["rows"], "more": facts["more"]}
+
+
+def get(run: Run, request: Get) -> Result:
+    """Take one table out. Raises what query does."""
+    if not request.table:
+        raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
+    room = os.fstatvfs(int(run.spec["answer"]))
+    bounds = _bounds(run, 1, request.seconds, room.f_bavail * room.f_frsize // _ROOM)
+    backup, warnings = chosen(run, request.backup, request.at)
+    with _reading(run, backup) as pages:
+        facts = past(run).table(pages, request.table, request.format, _about(bounds, run, backup), answer(run))
+    return {**source(run, backup, warnings), "table": facts["table"], "rows": facts["rows"],
+            "left_out": facts["left_out"]}  # fmt: skip
+
+
+def diff(run: Run, request: Diff) -> Result:
+    """Compare two backups. Raises what query does."""
+    if not request.older:
+        raise Usage(f"{run.name}: compared with which backup?", hints=[f"dbguardctl diff {run.name} --from TIME"])
+    bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
+    older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
+    about = Bounds(f"{run.name}, backups {older[0].id} and {newer[0].id}", bounds.seconds, bounds.rows, bounds.bytes)
+    with _reading(run, older[0]) as before, _reading(run, newer[0]) as after:
+        facts = past(run).difference(before, after, request.table, about, answer(run))
+    return {"older": source(run, *older), "newer": source(run, *newer), **facts}
+
+
+def _said(which: str) -> tuple[str, str]:
+    """Return the id and the moment that a text says; one of them is empty."""
+    return ("", which) if ":" in which else (which, "")
 
 
 def chosen(run: Run, id: str, at: str) -> tuple[Backup, list[str]]:
@@ -105,16 +136,44 @@ def _about(bounds: Bounds, run: Run, backup: Backup) -> Bounds:
     return Bounds(f"{run.name}, backup {backup.id}", bounds.seconds, bounds.rows, bounds.bytes)
 
 
+class _Noted:
+    """Pages that note the damage that is met in them: another backup may be read beside."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages, self.size, self.page_size = pages, pages.size, pages.page_size
+        self.damage: GuardError | None = None
+
+    def block(self, number: int) -> bytes:
+        """Return the bytes of a block."""
+        try:
+            return self._pages.block(number)
+        except DAMAGE as error:
+            self.damage = error
+            raise
+
+
 @contextmanager
 def _reading(run: Run, backup: Backup) -> Iterator[Pages]:
     """Open the pages of a backup. Damage that is met is recorded of it, as a restore does."""
-    try:
-        with run.repository.tree(backup) as tree:
-            yield tree.pages(_STREAM)
-    except DAMAGE as error:
-        condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
-        error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
-        raise
+    with ExitStack() as stack:
+        try:
+            pages = _Noted(stack.enter_context(run.repository.tree(backup)).pages(_STREAM))
+        except DAMAGE as error:
+            raise _condemned(run, backup, error) from None
+        try:
+            yield pages
+        except DAMAGE as error:
+            if error is pages.damage:
+                _condemned(run, backup, error)
+            raise
+
+
+def _condemned(run: Run, backup: Backup, error: GuardError) -> GuardError:
+    condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+    error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
+    return error
 
 
 QUERY = Job("query", Query, query)
+GET = Job("get", Get, get)
+DIFF = Job("diff", Diff, diff)

@@ -103,6 +103,10 @@ class QuestionHalf:
         match name:
             case "query":
                 facts = self._past.query(pages[0], args["sql"], bounds, answer)
+            case "table":
+                facts = self._past.table(pages[0], args["name"], args["form"], bounds, answer)
+            case "difference":
+                facts = self._past.difference(pages[0], pages[1], args["table"], bounds, answer)
             case _:
                 raise Usage(f"the question half has no call {name}")
         answer.flush()

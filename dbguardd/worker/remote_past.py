@@ -16,7 +16,7 @@ _SLACK_BYTES = 1 << 20
 
 
 class RemotePast:
-    """The Past protocol over a Channel. The other half is believed nothing: neither damage nor the size of an answer."""
+    """The Past protocol over a Channel. The other half is not believed: neither damage, nor how much it answers."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -25,6 +25,14 @@ class RemotePast:
     def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT."""
         return self._ask("query", {"sql": sql}, (pages,), bounds, answer)
+
+    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Write one table."""
+        return self._ask("table", {"name": name, "form": form}, (pages,), bounds, answer)
+
+    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Compare two backups."""
+        return self._ask("difference", {"table": table}, (older, newer), bounds, answer)
 
     def _ask(self, name: str, args: Mapping[str, Any], pages: Sequence[Pages], bounds: Bounds, answer: Answer) -> Facts:
         sizes = [[each.size, each.page_size] for each in pages]

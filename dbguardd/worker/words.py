@@ -43,8 +43,10 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
             bad = sum(row["outcome"] in ("failed", "inconclusive") for row in made["findings"])
             verdict = f"{bad} of {len(made['findings'])} checks did not pass" if bad else "all checks passed"
             yield f"{'FAIL' if bad else 'ok'}  {name}: {verdict}{took}"
-        case "query":
+        case "query" | "get":
             yield from _answered(made)
+        case "diff":
+            yield from _compared(made)
         case "expire":
             yield from _expired(str(name), made, dry=bool(request.get("dry_run")), took=took)
         case _:
@@ -163,8 +165,21 @@ def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
 def _answered(made: Json) -> Iterator[str]:
     yield from _warnings(made)
     more = f"; there are more: the answer is full ({made['more']})" if made.get("more") else ""
-    sure = "FAILED" if made["failure"] else made["grade"]
-    yield f"ok  {count(made['rows'], 'row')} from backup {made['backup']} of {made['created_at']}, {sure}{more}"
+    yield f"ok  {count(made['rows'], 'row')} from {_of(made)}{more}"
+
+
+def _compared(made: Json) -> Iterator[str]:
+    yield from _warnings(made["older"])
+    yield from _warnings(made["newer"])
+    yield f"  from  {_of(made['older'])}"
+    yield f"  to    {_of(made['newer'])}"
+    counts = ", ".join(f"{count(made[change], 'row')} {change}" for change in ("added", "removed", "changed"))
+    unknown = f", {count(made['not_compared'], 'table')} not compared" if made["not_compared"] else ""
+    yield f"ok  {made['differing']} of {count(made['tables'], 'table')} differ: {counts}{unknown}"
+
+
+def _of(made: Json) -> str:
+    return f"backup {made['backup']} of {made['created_at']}, {'FAILED' if made['failure'] else made['grade']}"
 
 
 def _swept(name: str, made: Json, took: str) -> Iterator[str]:

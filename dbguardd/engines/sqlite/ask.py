@@ -37,15 +37,13 @@ class _Statement:
         tables = stored_names(backup.connection)  # reads the schema: what is wrong with that is not the statement's
         cursor = backup.connection.cursor()
         cursor.exec_trace = self._begin
-        rows, left, more = 0, backup.bounds.bytes, None
+        rows, more = 0, None
         try:
             for row in cursor.execute(self._sql):
-                line = encoded(row)
-                if rows >= backup.bounds.rows or len(line) > left:
+                if rows >= backup.bounds.rows or not backup.fits(encoded(row)):
                     more = "rows" if rows >= backup.bounds.rows else "bytes"
                     break
-                backup.answer.write(line)
-                rows, left = rows + 1, left - len(line)
+                rows += 1
         except apsw.ExecTraceAbort as error:
             raise Usage(f"{self._about}: one statement at a time", detail=f"in: {self._sql}") from error
         except apsw.Error as error:
@@ -61,7 +59,7 @@ class _Statement:
         if self._columns is not None:
             return False
         self._columns = [str(column[0]) for column in cursor.get_description()]
-        self._backup.answer.write(encoded(self._columns))
+        self._backup.fits(encoded(self._columns))
         return True
 
 

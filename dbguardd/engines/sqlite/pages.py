@@ -47,7 +47,7 @@ _TELLING = frozenset(
         *("user_version", "application_id", "encoding", "page_count", "page_size", "freelist_count", "schema_version"),
     )
 )
-"""Pragmas that only tell something; those with a number of their own take none here."""
+"""Pragmas that tell something; what some of them would write cannot be written here."""
 _DENIED_FUNCTIONS = frozenset(("load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"))
 
 
@@ -58,7 +58,16 @@ class Opened:
         self.connection, self.bounds, self.answer = connection, bounds, answer
         self._vfs = vfs
         self._end = time.monotonic() + bounds.seconds
+        self._left = bounds.bytes
         self._raised: GuardError | None = None
+
+    def fits(self, data: bytes, spare: int = 0) -> bool:
+        """Write something, if there is room for it and `spare` bytes more; say if there was."""
+        if len(data) + spare > self._left:
+            return False
+        self._left -= len(data)
+        self.answer.write(data)
+        return True
 
     def watch(self) -> bool:
         """Say if SQLite is to stop; it asks every some thousand steps, and swallows what is raised here."""
@@ -129,9 +138,7 @@ def _prepare(connection: apsw.Connection, more: list[str], watched: Opened) -> N
 
 
 def _authorize(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:
-    telling = (
-        action == apsw.SQLITE_PRAGMA and str(first).lower() in _TELLING and (second is None or not second.isdigit())
-    )
+    telling = action == apsw.SQLITE_PRAGMA and str(first).lower() in _TELLING
     function = action == apsw.SQLITE_FUNCTION and second not in _DENIED_FUNCTIONS
     return apsw.SQLITE_OK if action in _READING or telling or function else apsw.SQLITE_DENY
 
@@ -144,7 +151,7 @@ class _Vfs(apsw.VFS):
         self.raised: GuardError | None = None
         super().__init__(_NAME, None, maxpathname=64)
 
-    def xOpen(self, name: Any, flags: list[int]) -> _File:  # noqa: N802
+    def xOpen(self, name: Any, flags: list[int]) -> _File:  # type: ignore[override]  # noqa: N802
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         if path not in self._files:
             raise apsw.CantOpenError(f"there is no file {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbguardd.engines.base import Answer, Bounds
-from dbguardd.engines.sqlite import ask
+from dbguardd.engines.sqlite import ask, compare, take_out
 from dbguardd.flow import Facts, Pages
 
 
@@ -12,3 +12,9 @@ class SqlitePast:
 
     def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         return ask.query(pages, sql, bounds, answer)
+
+    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        return take_out.table(pages, name, form, bounds, answer)
+
+    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        return compare.difference(older, newer, table, bounds, answer)

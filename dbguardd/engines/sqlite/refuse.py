@@ -37,10 +37,10 @@ class Refusals:
                 advice = "Ask for CAST(column AS BLOB) or hex(column) instead."
                 return Unsupported(f"{self._about}: a text is not valid UTF-8", detail=advice)
             case apsw.CorruptError() | apsw.NotADBError() | apsw.FormatError():
-                detail = f"{type(error).__name__}: {said}" if "schema" in said else type(error).__name__
-                return SourceDamaged(
-                    f"{self._about}: was damaged, or no database, when it was backed up", detail=detail
-                )
+                what = f"{type(error).__name__}: {said}" if "schema" in said else type(error).__name__
+                return SourceDamaged(f"{self._about}: was damaged when it was backed up, or no database", detail=what)
+        if "same text encoding" in said:
+            return Unsupported(f"{self._about}: the two have different encodings, and cannot be compared")
         shown = said if _PLAIN.fullmatch(said) else f"{type(error).__name__} while it ran"
         return Usage(f"{self._about}: SQLite cannot answer that", detail=shown)
 

@@ -62,7 +62,6 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
 @request_options(wire.Get, skip=("table", "format"), rename={"backup": "id"})
 @click.option(
     "--format",
-    "form",
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
@@ -70,13 +69,13 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
 )
 @text_option("--to", metavar="FILE", help="Write into this new file instead of to standard output.")
 @pass_session
-def get(session: Session, database: str, form: str, to: str, **fields: Any) -> None:
+def get(session: Session, database: str, format: str, to: str, **fields: Any) -> None:
     """Take one table out of a backup."""
     if session.json and not to:
         raise Usage("get: --json tells about the table, which needs a place with --to FILE")
     target = _New(to) if to else None
     try:
-        job = ask(session, "get", {"database": database, "format": form, **fields})
+        job = ask(session, "get", {"database": database, "format": format, **fields})
         for portion in session.daemon.download("jobs", job["id"], "answer"):
             _write(target, portion)
         if target is not None:

@@ -82,8 +82,7 @@ def known(found: dict[str, Table], name: str, about: str, others: Sequence[str] 
     if name.lower() in {other.lower() for other in others}:
         raise Unsupported(
             f"{about}: {name} is a view, or the table of a module, which stores no rows of its own",
-            detail="Its rows can be asked for with a SELECT.",
-            hints=["dbguardctl query --help"],
+            detail="Its rows can be asked for with a SELECT: dbguardctl query.",
         )
     near = get_close_matches(name.lower(), by_lower, 3)
     meant = [f"Did you mean {' or '.join(by_lower[each].name for each in near)}?"] if near else []

@@ -74,7 +74,7 @@ def _plain(item: Any) -> str:
 def taken_out(result: Json, to: str) -> Sequence[Cell | str]:
     """Return the line that says what of a table is where."""
     where = f" is at {to}" if to else ""
-    left = f" \N{MIDDLE DOT} without {', '.join(result['left_out'])}" if result["left_out"] else ""
+    left = f" \N{MIDDLE DOT} without {count(result['triggers'], 'trigger')}" if result["triggers"] else ""
     return Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
 
 

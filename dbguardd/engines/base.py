@@ -163,7 +163,7 @@ class Past(Protocol):
     def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
 
-        Facts: table, rows, left_out (what of it the text does not have, in words).
+        Facts: rows, triggers (so many were left out of the text).
         """
 
     def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:

@@ -54,7 +54,7 @@ def query(run: Run, request: Query) -> Result:
     backup, warnings = chosen(run, request.backup, request.at)
     with _reading(run, backup) as pages:
         facts = past(run).query(pages, request.sql, _about(bounds, run, backup), answer(run))
-    return {**source(run, backup, warnings), "rows": facts["rows"], "more": facts["more"]}
+    return {**source(run, backup, warnings), **facts}
 
 
 def get(run: Run, request: Get) -> Result:
@@ -66,8 +66,7 @@ def get(run: Run, request: Get) -> Result:
     backup, warnings = chosen(run, request.backup, request.at)
     with _reading(run, backup) as pages:
         facts = past(run).table(pages, request.table, request.format, _about(bounds, run, backup), answer(run))
-    return {**source(run, backup, warnings), "table": facts["table"], "rows": facts["rows"],
-            "left_out": facts["left_out"]}  # fmt: skip
+    return {**source(run, backup, warnings), "table": request.table, **facts}
 
 
 def diff(run: Run, request: Diff) -> Result:

@@ -13,10 +13,14 @@ from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, Object, problem_of
 
 _SLACK_BYTES = 1 << 20
+_COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed", "listed")
 
 
 class RemotePast:
-    """The Past protocol over a Channel. The other half is not believed: neither damage, nor how much it answers."""
+    """The Past protocol over a Channel. The other half is not believed: neither damage, nor how much it answers.
+
+    What it says of an answer is kept with the job, so it is taken only in the form that it must have: no row is in it.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -24,17 +28,23 @@ class RemotePast:
 
     def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT."""
-        return self._ask("query", {"sql": sql}, (pages,), bounds, answer)
+        found = self._ask("query", {"sql": sql}, (pages,), bounds, answer)
+        more = found.get("more")
+        return {"rows": _count(found, "rows"), "more": more if more in ("rows", "bytes") else None}
 
     def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table."""
-        return self._ask("table", {"name": name, "form": form}, (pages,), bounds, answer)
+        found = self._ask("table", {"name": name, "form": form}, (pages,), bounds, answer)
+        return {"rows": _count(found, "rows"), "triggers": _count(found, "triggers")}
 
     def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
         """Compare two backups."""
-        return self._ask("difference", {"table": table}, (older, newer), bounds, answer)
+        found = self._ask("difference", {"table": table}, (older, newer), bounds, answer)
+        return {name: _count(found, name) for name in _COUNTS}
 
-    def _ask(self, name: str, args: Mapping[str, Any], pages: Sequence[Pages], bounds: Bounds, answer: Answer) -> Facts:
+    def _ask(
+        self, name: str, args: Mapping[str, Any], pages: Sequence[Pages], bounds: Bounds, answer: Answer
+    ) -> Object:
         sizes = [[each.size, each.page_size] for each in pages]
         self._failed = None
         self._channel.send({"call": name, "args": {**args, "pages": sizes, "bounds": to_json(bounds)}})
@@ -44,40 +54,48 @@ class RemotePast:
             if file is not None:
                 os.close(file)
                 raise WorkerDied("the question half sent a file")
-            if isinstance(message, bytes):
-                left -= len(message)
-                if left < 0:
-                    raise WorkerDied("the question half answered more than it was asked")
-                answer.write(message)
-            elif "return" in message:
-                return self._returned(message)
-            elif "block" in message:
-                self._give(message, pages)
-            elif "progress" in message:
-                answer.beat()
-            else:
-                raise WorkerDied("the question half asked out of turn")
+            match message:
+                case bytes():
+                    left -= len(message)
+                    if left < 0:
+                        raise WorkerDied("the question half answered more than it was asked")
+                    answer.write(message)
+                case {"block": [int(which), int(number)]} if 0 <= which < len(pages):
+                    self._give(pages[which], number)
+                case {"progress": _}:
+                    answer.beat()
+                case {"return": found}:
+                    return self._returned(found, message.get("problem"))
+                case _:
+                    raise WorkerDied("the question half asked out of turn")
 
-    def _give(self, message: Object, pages: Sequence[Pages]) -> None:
-        which, number = (int(part) for part in message["block"])
-        if not 0 <= which < len(pages):
-            raise WorkerDied("the question half asked for another backup")
+    def _give(self, pages: Pages, number: int) -> None:
         try:
-            data = pages[which].block(number)
+            data = pages.block(number)
         except GuardError as error:
             self._failed = error
             self._channel.send({"problem": problem_of(error)})
         else:
             self._channel.send_data(data)
 
-    def _returned(self, message: Object) -> Facts:
-        """Return the facts. What happened on our side is raised as it was here; damage elsewhere is not believed."""
+    def _returned(self, found: Any, problem: Any) -> Object:
+        """Return what was found. What happened on our side is raised as it was here; damage elsewhere is not believed.
+
+        Raises WorkerDied for what is not an answer at all.
+        """
         if self._failed is not None:
             raise self._failed
-        if "problem" in message:
-            error = from_problem(message["problem"])
-            if isinstance(error, Damaged | ObjectMissing | KeyRefused):
-                raise WorkerDied("the question half told of damage that there is not", detail=error.message)
-            raise error
-        facts: Facts = message["return"]
-        return facts
+        if isinstance(problem, dict):
+            error = from_problem(problem)
+            if not isinstance(error, Damaged | ObjectMissing | KeyRefused):
+                raise error
+        if problem is not None or not isinstance(found, dict):
+            raise WorkerDied("the question half told of damage that there is not, or sent nonsense")
+        return found
+
+
+def _count(found: Object, name: str) -> int:
+    value = found.get(name)
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise WorkerDied("the question half sent nonsense")
+    return value

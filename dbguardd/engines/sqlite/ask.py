@@ -28,8 +28,7 @@ class _Statement:
     def __init__(self, backup: Opened, sql: str) -> None:
         self._backup, self._sql = backup, sql
         self._about = backup.bounds.about
-        self._columns: list[str] | None = None
-        self._more = False
+        self._columns: list[str] = []
 
     def run(self) -> Facts:
         """Write the names of the columns and the rows, as many as the bounds allow."""
@@ -47,7 +46,7 @@ class _Statement:
         except apsw.ExecTraceAbort as error:
             raise Usage(f"{self._about}: one statement at a time", detail=f"in: {self._sql}") from error
         except apsw.Error as error:
-            if self._columns is None and isinstance(error, apsw.SQLError | apsw.AuthError):
+            if not self._columns and isinstance(error, apsw.SQLError | apsw.AuthError):
                 raise Refusals(self._about).of_statement(error, self._sql, tables) from error
             raise
         if not self._columns:
@@ -55,11 +54,12 @@ class _Statement:
         return {"rows": rows, "more": more}
 
     def _begin(self, cursor: apsw.Cursor, statement: str, bindings: Any) -> bool:
-        """Write the head when the statement is understood; a second one is not begun."""
-        if self._columns is not None:
-            return False
-        self._columns = [str(column[0]) for column in cursor.get_description()]
-        self._backup.fits(encoded(self._columns))
+        """Write the head when the statement is understood; a second one is not begun, a remark behind it is none."""
+        columns = [str(column[0]) for column in cursor.get_description()]
+        if not columns or self._columns:
+            return not columns
+        self._columns = columns
+        self._backup.fits(encoded(columns))
         return True
 
 

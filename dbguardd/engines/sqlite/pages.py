@@ -21,8 +21,8 @@ from dbguardd.errors import GuardError
 from dbguardd.flow import BLOCK_BYTES, Pages
 
 _NAME = "dbguard-past"
-_BLOCKS = 256
-_CACHE_KIB = 32_000
+_BLOCKS = 128
+_CACHE_KIB = 16_000
 _HEAP_BYTES = 192 << 20
 _VALUE_BYTES = 64 << 20
 _STEPS = 20_000  # VDBE instructions between two looks at the clock: about a millisecond

@@ -26,6 +26,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "query": ("questions:query", "ask a backup something without restoring it"),
         "get": ("questions:get", "take one table out of a backup, as SQL or CSV"),
         "diff": ("questions:diff", "what was added, removed and changed between two backups"),
+        "undelete": ("questions:undelete", "find rows that are gone, write SQL that puts them back"),
         "undo": ("restore:undo", "put back what restore --in-place replaced"),
         "check": ("work:check", "look at everything that a restore needs, without restoring"),
         "prune": ("work:prune", "delete what the policy no longer keeps; --dry-run says why"),

@@ -171,6 +171,20 @@ class Diff(Request):
     seconds: int = option("give up after so many seconds", 3600)
 
 
+@dataclass(frozen=True, slots=True)
+class Undelete(Request):
+    """Find rows that a backup has and the newest backup has no more, and write SQL that puts them back."""
+
+    database: str
+    table: str = option("the table")
+    where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"')
+    backup: str = option("id of the backup that has the rows, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    rows: int = option("show at most so many rows; all are counted", 20)
+    sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
+    seconds: int = option("give up after so many seconds", 3600)
+
+
 REQUESTS: Mapping[str, type[Request]] = {
     "backup": Backup,
     "verify": Verify,
@@ -182,6 +196,7 @@ REQUESTS: Mapping[str, type[Request]] = {
     "query": Query,
     "get": Get,
     "diff": Diff,
+    "undelete": Undelete,
 }
 """Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
 
@@ -191,7 +206,7 @@ NOWHERE = "/nonexistent"
 ENGINE_VERBS = frozenset(("backup", "verify", "restore", "undo", "check"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
 
-QUESTION_VERBS = frozenset(("query", "get", "diff"))
+QUESTION_VERBS = frozenset(("query", "get", "diff", "undelete"))
 """The verbs that ask something of backups as they lie: what is found is an answer beside the job, and kept nowhere."""
 
 

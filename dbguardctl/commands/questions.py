@@ -1,4 +1,4 @@
-"""query, get and diff: ask backups something without restoring them."""
+"""query, get, diff and undelete: ask backups something without restoring them."""
 
 from __future__ import annotations
 
@@ -73,9 +73,19 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
     """Take one table out of a backup."""
     if session.json and not to:
         raise Usage("get: --json tells about the table, which needs a place with --to FILE")
-    target = _New(to) if to else None
+    job = _text(session, "get", {"database": database, "format": format, **fields}, to)
+    result = job["result"]
+    if session.json:
+        session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
+                            "to": os.path.abspath(to)})  # fmt: skip
+    session.say(*view.taken_out(result, to))
+
+
+def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Json:
+    """Have a question answered by a text, and write that where it goes; return the job."""
+    target = _New(verb, to) if to else None
     try:
-        job = ask(session, "get", {"database": database, "format": format, **fields})
+        job = ask(session, verb, fields)
         for portion in session.daemon.download("jobs", job["id"], "answer"):
             _write(target, portion)
         if target is not None:
@@ -84,24 +94,20 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
         if target is not None:
             target.drop()
         raise
-    result = job["result"]
-    if session.json:
-        session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
-                            "to": os.path.abspath(to)})  # fmt: skip
-    session.say(*view.taken_out(result, to))
+    return job
 
 
 class _New:
     """A file that was not there before: whole, or gone again."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, verb: str, path: str) -> None:
+        self._verb, self._path = verb, path
         try:
             self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            raise TargetExists(f"get: {path} exists", hints=["--to ANOTHERFILE"]) from None
+            raise TargetExists(f"{verb}: {path} exists", detail="Name another file with --to.") from None
         except OSError as error:
-            raise of_file(f"get: {path} cannot be written", error) from error
+            raise of_file(f"{verb}: {path} cannot be written", error) from error
 
     def write(self, data: bytes) -> None:
         """Write all of it."""
@@ -110,7 +116,7 @@ class _New:
             while rest:
                 rest = rest[os.write(self.file, rest) :]
         except OSError as error:
-            raise of_file(f"get: {self._path} cannot be written", error) from error
+            raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
 
     def keep(self) -> None:
         """Make it durable."""
@@ -118,7 +124,7 @@ class _New:
             os.fsync(self.file)
             os.close(self.file)
         except OSError as error:
-            raise of_file(f"get: {self._path} cannot be written", error) from error
+            raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
 
     def drop(self) -> None:
         """Take it away: half a table is none."""
@@ -176,6 +182,37 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
         session.out.show(view.difference(found, summary=summary))
 
 
+@click.command(cls=Command, help=wire.Undelete.__doc__)
+@database_argument()
+@text_option("--table", required=True, help="The table.")
+@request_options(wire.Undelete, skip=("table",), rename={"backup": "id"})
+@text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
+@pass_session
+def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:
+    """Find rows that are gone."""
+    if not (fields["at"] or fields["backup"]):
+        raise Usage("undelete: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {database}"])
+    if sql and session.json and not to:
+        raise Usage("undelete: --json tells about the SQL, which needs a place with --to FILE")
+    asked = {"database": database, "sql": bool(sql or to), **fields}
+    columns: list[str] = []
+    rows: list[Any] = []
+    if asked["sql"]:
+        job = _text(session, "undelete", asked, to)
+    else:
+        job = ask(session, "undelete", asked)
+        columns, *rows = answer_of(session, job)
+    result = job["result"]
+    if session.json:
+        session.print_json({"schema": "dbguard.undelete/1", "job": job["id"], "database": database,
+                            "older": result["older"], "newer": result["newer"], "missing": result["rows"],
+                            "columns": columns, "rows": rows, "to": os.path.abspath(to) if to else None})  # fmt: skip
+    elif not asked["sql"]:
+        session.out.show(view.table(columns, rows))
+    for cells in view.missing(result, to, session.arguments):
+        session.say(*cells)
+
+
 def which(session: Session, said: str) -> str:
     """Return a moment as the daemon takes it, or the id of a backup as it is. Raises Usage."""
     if _ID.fullmatch(said):
@@ -199,7 +236,7 @@ def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
     job = watch.wait(session, watch.start(session, verb, wanted, quiet=True))
     if error := watch.failure(job):
         raise error
-    told = [job["result"][name] for name in ("older", "newer")] if verb == "diff" else [job["result"]]
+    told = [job["result"][name] for name in ("older", "newer")] if "older" in job["result"] else [job["result"]]
     for result in told:
         for cells in view.said_of(result, session.zone):
             session.say(*cells)

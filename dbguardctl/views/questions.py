@@ -78,6 +78,18 @@ def taken_out(result: Json, to: str) -> Sequence[Cell | str]:
     return Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
 
 
+def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Cell | str]]:
+    """Yield lines that say how many rows are missing, and what puts them back."""
+    more = f", the first {result['listed']} shown" if result["listed"] < result["rows"] else ""
+    where = f"; the SQL that puts them back is in {to}" if to else ""
+    yield Cell("ok", "good"), f"  {count(result['rows'], 'row')} of {result['table']} missing{more}{where}"
+    if result["rows"] and not to:
+        from shlex import join  # noqa: PLC0415 - only here
+
+        command = join(["dbguardctl", *(word for word in typed if word not in ("--sql", "--json")), "--to", "FILE"])
+        yield Cell("try  ", "dim"), Cell(command, "try")
+
+
 def difference(found: Mapping[str, list[Json]], *, summary: bool) -> list[Block]:
     """Return what differs between two backups: definitions, how many rows of each table, and rows."""
     blocks: list[Block] = [_definition(row) for row in found["definitions"]]

@@ -98,6 +98,7 @@ ROUTES: tuple[Route, ...] = (
     _starts("query"),
     _starts("get"),
     _starts("diff"),
+    _starts("undelete"),
     Route("GET", "/v1/jobs", READ, do.jobs, "jobs", {"jobs": list[wire.JobRow]}, query=(
         _DATABASE, Param("state", str, "only in this state", choices=_STATES), _LIMIT,
     )),

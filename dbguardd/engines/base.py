@@ -177,6 +177,15 @@ class Past(Protocol):
         Facts: tables, differing, not_compared, added, removed, changed, listed.
         """
 
+    def missing(
+        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+    ) -> Facts:
+        """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
+
+        The answer is as that of query(), at most `bounds.rows` of them (form "rows"); or SQL that inserts them all,
+        but where something is under their key (form "sql"). Facts: rows (all that are missing), listed.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:

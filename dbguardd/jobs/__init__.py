@@ -10,11 +10,11 @@ from dbguardd.jobs.base import Job
 from dbguardd.jobs.books import BOOKS
 from dbguardd.jobs.check import CHECK
 from dbguardd.jobs.expire import EXPIRE, SWEEP
-from dbguardd.jobs.question import DIFF, GET, QUERY
+from dbguardd.jobs.question import DIFF, GET, QUERY, UNDELETE
 from dbguardd.jobs.restore import RESTORE, UNDO
 from dbguardd.jobs.verify import VERIFY
 
 JOBS: Mapping[str, Job[Any]] = {
-    job.name: job for job in (BACKUP, VERIFY, RESTORE, UNDO, CHECK, EXPIRE, SWEEP, QUERY, GET, DIFF, *BOOKS)
+    job.name: job for job in (BACKUP, VERIFY, RESTORE, UNDO, CHECK, EXPIRE, SWEEP, QUERY, GET, DIFF, UNDELETE, *BOOKS)
 }
 """Every verb that a worker knows."""

@@ -1,4 +1,4 @@
-"""Questions to the past: query, get, diff. The backup is chosen as for a restore, and read where it lies.
+"""Questions to the past: query, get, diff, undelete. The backup is chosen as for a restore, and read where it lies.
 
 What is found is the answer, which goes beside the job to whoever asked. The result of the job has no row in it: it is
 kept, logged and shown to all who may read.
@@ -19,10 +19,10 @@ from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import choose, failure_of, newest_proofs
 from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import Backup
-from dbguardd.wire import Diff, Get, Grade, Query
+from dbguardd.wire import Diff, Get, Grade, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
-_ROOM = 2  # a table may take one part of so many of what is free where answers are kept
+_PART = 2  # a table may take one part of so many of what is free where answers are kept
 _MOST_ROWS, _MOST_SECONDS = 1_000_000, 86_400
 _STREAM = "database"
 
@@ -61,8 +61,7 @@ def get(run: Run, request: Get) -> Result:
     """Take one table out. Raises what query does."""
     if not request.table:
         raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
-    room = os.fstatvfs(int(run.spec["answer"]))
-    bounds = _bounds(run, 1, request.seconds, room.f_bavail * room.f_frsize // _ROOM)
+    bounds = _bounds(run, 1, request.seconds, _room(run))
     backup, warnings = chosen(run, request.backup, request.at)
     with _reading(run, backup) as pages:
         facts = past(run).table(pages, request.table, request.format, _about(bounds, run, backup), answer(run))
@@ -75,10 +74,35 @@ def diff(run: Run, request: Diff) -> Result:
         raise Usage(f"{run.name}: compared with which backup?", hints=[f"dbguardctl diff {run.name} --from TIME"])
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
-    about = Bounds(f"{run.name}, backups {older[0].id} and {newer[0].id}", bounds.seconds, bounds.rows, bounds.bytes)
+    about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
     with _reading(run, older[0]) as before, _reading(run, newer[0]) as after:
         facts = past(run).difference(before, after, request.table, about, answer(run))
     return {"older": source(run, *older), "newer": source(run, *newer), **facts}
+
+
+def undelete(run: Run, request: Undelete) -> Result:
+    """Find rows that the newest backup has no more. Nothing is put back. Raises what query does."""
+    if not request.table:
+        raise Usage(f"{run.name}: of which table?", hints=[f"dbguardctl undelete {run.name} --table TABLE"])
+    if not (request.backup or request.at):
+        raise Usage(f"{run.name}: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {run.name}"])
+    bounds = _bounds(run, request.rows, request.seconds, _room(run) if request.sql else _ANSWER_BYTES)
+    older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
+    about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
+    search, form = (request.table, request.where), "sql" if request.sql else "rows"
+    with _reading(run, older[0]) as before, _reading(run, newer[0]) as after:
+        facts = past(run).missing((before, after), search, form, about, answer(run))
+    return {"older": source(run, *older), "newer": source(run, *newer), "table": request.table, **facts}
+
+
+def _room(run: Run) -> int:
+    """Return how many bytes an answer may have that has to be whole."""
+    room = os.fstatvfs(int(run.spec["answer"]))
+    return room.f_bavail * room.f_frsize // _PART
+
+
+def _both(run: Run, older: Backup, newer: Backup) -> str:
+    return f"{run.name}, backups {older.id} and {newer.id}"
 
 
 def _said(which: str) -> tuple[str, str]:
@@ -176,3 +200,4 @@ def _condemned(run: Run, backup: Backup, error: GuardError) -> GuardError:
 QUERY = Job("query", Query, query)
 GET = Job("get", Get, get)
 DIFF = Job("diff", Diff, diff)
+UNDELETE = Job("undelete", Undelete, undelete)

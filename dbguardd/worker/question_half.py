@@ -107,6 +107,9 @@ class QuestionHalf:
                 facts = self._past.table(pages[0], args["name"], args["form"], bounds, answer)
             case "difference":
                 facts = self._past.difference(pages[0], pages[1], args["table"], bounds, answer)
+            case "missing":
+                search = str(args["table"]), str(args["where"])
+                facts = self._past.missing((pages[0], pages[1]), search, args["form"], bounds, answer)
             case _:
                 raise Usage(f"the question half has no call {name}")
         answer.flush()

@@ -42,6 +42,14 @@ class RemotePast:
         found = self._ask("difference", {"table": table}, (older, newer), bounds, answer)
         return {name: _count(found, name) for name in _COUNTS}
 
+    def missing(
+        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+    ) -> Facts:
+        """Find the rows that the second backup has no more."""
+        args = {"table": search[0], "where": search[1], "form": form}
+        found = self._ask("missing", args, files, bounds, answer)
+        return {"rows": _count(found, "rows"), "listed": _count(found, "listed")}
+
     def _ask(
         self, name: str, args: Mapping[str, Any], pages: Sequence[Pages], bounds: Bounds, answer: Answer
     ) -> Object:

@@ -47,6 +47,8 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
             yield from _answered(made)
         case "diff":
             yield from _compared(made)
+        case "undelete":
+            yield from _missing(made)
         case "expire":
             yield from _expired(str(name), made, dry=bool(request.get("dry_run")), took=took)
         case _:
@@ -176,6 +178,13 @@ def _compared(made: Json) -> Iterator[str]:
     counts = ", ".join(f"{count(made[change], 'row')} {change}" for change in ("added", "removed", "changed"))
     unknown = f", {count(made['not_compared'], 'table')} not compared" if made["not_compared"] else ""
     yield f"ok  {made['differing']} of {count(made['tables'], 'table')} differ: {counts}{unknown}"
+
+
+def _missing(made: Json) -> Iterator[str]:
+    yield from _warnings(made["older"])
+    yield f"  in    {_of(made['older'])}"
+    yield f"  not in  {_of(made['newer'])}"
+    yield f"ok  {count(made['rows'], 'row')} of {made['table']} missing; nothing was put back"
 
 
 def _of(made: Json) -> str:

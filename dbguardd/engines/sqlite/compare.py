@@ -15,7 +15,18 @@ import apsw
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.sqlite.ask import encoded, stored_names
 from dbguardd.engines.sqlite.pages import Opened, opened
-from dbguardd.engines.sqlite.tables import Table, encoding, exact, known, plain, quoted, tables, values
+from dbguardd.engines.sqlite.tables import (
+    Table,
+    encoding,
+    exact,
+    known,
+    plain,
+    quoted,
+    same_row,
+    tables,
+    told_apart,
+    values,
+)
 from dbguardd.errors import TooCostly
 from dbguardd.flow import Facts, Pages
 
@@ -35,7 +46,7 @@ class _Pair:
     @property
     def same_key(self) -> str:
         """The condition that two rows are the same row."""
-        return " AND ".join(f"{_NEW}.{quoted(name)} = {_OLD}.{quoted(name)}" for name in self.key)
+        return same_row(self.key, _NEW, _OLD)
 
     @property
     def differ(self) -> str:
@@ -121,21 +132,10 @@ class _Comparison:
         fresh = [name for name in new.columns if name not in columns]
         said = (("column no longer there", lost), ("new column", fresh))
         why = "; ".join(f"{what}, not compared: {', '.join(names)}" for what, names in said if names)
-        keys = self._key(old), self._key(new)
+        keys = told_apart(self._both.connection, old), told_apart(self._both.connection, new)
         if keys[0] != keys[1] or not keys[0]:
             return None, "nothing tells its rows apart" if keys[0] == keys[1] else "its key has changed"
         return _Pair(old, new, keys[0], columns), why
-
-    def _key(self, table: Table) -> tuple[str, ...]:
-        """Return the columns that tell rows apart: the primary key, or the row id where that may be NULL or is none."""
-        if table.primary and not (table.nullable and self._has_null(table)):
-            return table.primary
-        return (table.rowid,) if table.rowid else ()
-
-    def _has_null(self, table: Table) -> bool:
-        missing = " OR ".join(f"{quoted(name)} IS NULL" for name in table.primary)
-        query = f"SELECT EXISTS (SELECT 1 FROM {table.path} WHERE {missing})"  # noqa: S608 - names of the catalog
-        return bool(self._both.connection.execute(query).fetchall()[0][0])
 
     def _all(self, table: Table, change: str) -> int:
         columns = (table.rowid, *table.columns) if table.rowid else table.columns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.sqlite import ask, compare, take_out
+from dbguardd.engines.sqlite.missing import missing
 from dbguardd.flow import Facts, Pages
 
 
@@ -18,3 +19,8 @@ class SqlitePast:
 
     def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
         return compare.difference(older, newer, table, bounds, answer)
+
+    def missing(
+        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+    ) -> Facts:
+        return missing(files, search, form, bounds, answer)

@@ -74,6 +74,24 @@ def _table(connection: apsw.Connection, schema: str, name: str, sql: str) -> Tab
     return Table(schema, name, sql, columns, key, "" if without or aliased else free, loose)
 
 
+def told_apart(connection: apsw.Connection, table: Table) -> tuple[str, ...]:
+    """Return the columns that tell rows apart: the primary key, or the row id where there is none or it has a NULL."""
+    if table.primary and not (table.nullable and _has_null(connection, table)):
+        return table.primary
+    return (table.rowid,) if table.rowid else ()
+
+
+def _has_null(connection: apsw.Connection, table: Table) -> bool:
+    missing = " OR ".join(f"{quoted(name)} IS NULL" for name in table.primary)
+    query = f"SELECT EXISTS (SELECT 1 FROM {table.path} WHERE {missing})"  # noqa: S608 - names of the catalog
+    return bool(connection.execute(query).fetchall()[0][0])
+
+
+def same_row(key: Sequence[str], one: str, other: str) -> str:
+    """Return the condition that a row of one alias is that of the other."""
+    return " AND ".join(f"{one}.{quoted(name)} = {other}.{quoted(name)}" for name in key)
+
+
 def known(found: dict[str, Table], name: str, about: str, others: Sequence[str] = ()) -> Table:
     """Return a table by its name, as SQLite compares names. Raises Usage, with the likely one, and Unsupported."""
     by_lower = {each.lower(): table for each, table in found.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import apsw
@@ -30,11 +31,11 @@ def table(pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) ->
         return _FORMS[form](backup, found)
 
 
-def _write(backup: Opened, words: str) -> None:
+def write_whole(backup: Opened, words: str) -> None:
     """Write a text, all of it; bytes that are no UTF-8 are as they were."""
     if not backup.fits(words.encode("utf-8", "surrogateescape")):
         raise TooCostly(
-            f"{backup.bounds.about}: this host has no room for the table", detail="Half of it would be no answer."
+            f"{backup.bounds.about}: this host has no room for the answer", detail="Half of it would be no answer."
         )
 
 
@@ -52,8 +53,8 @@ def _csv(backup: Opened, table: Table) -> Facts:
     for row in _rows(backup, table, table.columns):
         writer.writerow([_csv_value(item) for item in row])
         rows += 1
-        _write(backup, _taken(buffer))
-    _write(backup, _taken(buffer))
+        write_whole(backup, _taken(buffer))
+    write_whole(backup, _taken(buffer))
     return {"rows": rows, "triggers": 0}
 
 
@@ -77,10 +78,7 @@ def _taken(buffer: io.StringIO) -> str:
 def _sql(backup: Opened, table: Table) -> Facts:
     """Write the table with its rows and indexes. Triggers are left out: they would act on other tables."""
     connection, known_as = backup.connection, encoding(backup.connection)
-
-    def write(words: str) -> None:
-        _write(backup, words)
-
+    write = partial(write_whole, backup)
     beside = connection.execute(
         "SELECT type, sql FROM main.sqlite_schema WHERE lower(tbl_name) = lower(?) AND sql IS NOT NULL"
         " AND type IN ('index', 'trigger') ORDER BY rowid",
@@ -88,38 +86,42 @@ def _sql(backup: Opened, table: Table) -> Facts:
     ).fetchall()
     indexes = [str(sql) for kind, sql in beside if kind == "index"]
     _rehearse([table.sql, *indexes], backup.bounds.about)
-    write(f"-- Made by dbguard: {_one_line(table.name)} of {backup.bounds.about}. Run: sqlite3 NEW.db < THIS\n")
+    write(f"-- Made by dbguard: {one_line(table.name)} of {backup.bounds.about}. Run: sqlite3 NEW.db < THIS\n")
     write(f"PRAGMA encoding='{known_as}';\nPRAGMA foreign_keys=OFF;\nPRAGMA ignore_check_constraints=ON;\nBEGIN;\n")
     write(f"{table.sql};\n")
-    rows = _inserts(backup, table, known_as, write)
+    columns = (table.rowid, *table.columns) if table.rowid else table.columns
+    rows = 0
+    for statement, count in inserts(table.name, columns, _rows(backup, table, columns), known_as):
+        write(f"{statement};\n")
+        rows += count
     for sql in indexes:
         write(f"{sql};\n")
     write("COMMIT;\n")
     return {"rows": rows, "triggers": len(beside) - len(indexes)}
 
 
-def _inserts(backup: Opened, table: Table, known_as: str, write: Callable[[str], None]) -> int:
-    columns = (table.rowid, *table.columns) if table.rowid else table.columns
-    opening = f"INSERT INTO {quoted(table.name)}({', '.join(map(quoted, columns))}) VALUES\n"
+def inserts(table: str, columns: Sequence[str], rows: Iterable[list[Any]], known_as: str) -> Iterator[tuple[str, int]]:
+    """Yield statements, without their end, that insert rows into a table; and how many rows each inserts."""
+    opening = f"INSERT INTO {quoted(table)}({', '.join(map(quoted, columns))}) VALUES\n"
     waiting: list[str] = []
-    size = rows = 0
-    for row in _rows(backup, table, columns):
+    size = 0
+    for row in rows:
         words = f"({','.join([_literal(item, known_as) for item in row])})"
         waiting.append(words)
-        rows, size = rows + 1, size + len(words)
+        size += len(words)
         if size >= _STATEMENT_BYTES or len(waiting) >= _STATEMENT_ROWS:
-            write(opening + ",\n".join(waiting) + ";\n")
+            yield opening + ",\n".join(waiting), len(waiting)
             waiting, size = [], 0
     if waiting:
-        write(opening + ",\n".join(waiting) + ";\n")
-    return rows
+        yield opening + ",\n".join(waiting), len(waiting)
 
 
 def _literal(item: Any, known_as: str) -> str:
     return f"CAST(x'{item.raw.hex()}' AS TEXT)" if isinstance(item, Text) else literal(item, known_as)
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
+    """Return a name as it may stand in a remark."""
     return " ".join(name.split())
 
 

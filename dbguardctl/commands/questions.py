@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import complete_id, database_argument, request_options, text_option
+from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
 from dbguardctl.words import utc_text
@@ -78,7 +79,7 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
     if session.json:
         session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
                             "to": os.path.abspath(to)})  # fmt: skip
-    session.say(*view.taken_out(result, to))
+    _conclude(session, [view.taken_out(result, to)], to)
 
 
 def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Json:
@@ -95,6 +96,15 @@ def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Js
             target.drop()
         raise
     return job
+
+
+def _conclude(session: Session, lines: Iterable[Sequence[Cell | str]], to: str) -> None:
+    """Say what was found: that is the result where standard output is not the answer itself."""
+    for cells in lines:
+        if to and not session.json:
+            session.out.show([text(*cells)])
+        else:
+            session.say(*cells)
 
 
 class _New:
@@ -209,8 +219,7 @@ def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any)
                             "columns": columns, "rows": rows, "to": os.path.abspath(to) if to else None})  # fmt: skip
     elif not asked["sql"]:
         session.out.show(view.table(columns, rows))
-    for cells in view.missing(result, to, session.arguments):
-        session.say(*cells)
+    _conclude(session, view.missing(result, to, session.arguments), to)
 
 
 def which(session: Session, said: str) -> str:

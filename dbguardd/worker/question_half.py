@@ -24,7 +24,7 @@ from dbguardd.worker.rights import become_nobody
 _BEAT_SECONDS = 0.2
 _ADDRESS_BYTES = 2 << 30
 _FILES = 64
-_SPARE_SECONDS = 30
+_SPARE_SECONDS = 5
 
 
 class SeamPages:

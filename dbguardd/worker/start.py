@@ -16,7 +16,6 @@ import signal
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +34,7 @@ from dbguardd.errors import (
 )
 from dbguardd.wire import ENGINE_VERBS, NOWHERE, QUESTION_VERBS
 from dbguardd.words import discreet
+from dbguardd.worker.asking import cannot_read, reader, unnamed
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -69,10 +69,10 @@ async def run_worker(
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
             children.append(await _start("engine", there, settings, run_as))
         elif spec["verb"] in QUESTION_VERBS:
-            answer = _unnamed(Path(spec["state"]))
+            answer = unnamed(Path(spec["state"]))
             spec = {**spec, "answer": answer.fileno()}
             settings = {**spec["database"]["settings"], "engine": spec["database"]["engine"], "staging": NOWHERE}
-            children.append(await _start("question", there, settings, os.geteuid()))
+            children.append(await _start("question", there, settings, reader(_may_become_others())))
         kept = () if answer is None else (answer.fileno(),)
         children.insert(0, await _start("repository", here, spec, os.geteuid(), kept))
         here.close()
@@ -90,14 +90,6 @@ async def run_worker(
         here.close()
         there.close()
         await asyncio.gather(*(_end(child) for child in children))
-
-
-def _unnamed(state: Path) -> IO[bytes]:
-    """Return an open file of the state directory that has no name. Raises NoSpace, PlaceDenied, Degraded."""
-    try:
-        return tempfile.TemporaryFile(dir=state, buffering=0)
-    except OSError as error:
-        raise of_file(f"{state}: no file can be made for the answer", error) from error
 
 
 def staging_of(state: str, database: str, run_as: int) -> str:
@@ -285,6 +277,8 @@ def not_started(half: str, run_as: int, error: OSError) -> GuardError:
     """Return what it means that the kernel did not start a half: mostly that its user may not run our Python."""
     if isinstance(error, PermissionError) and run_as != os.geteuid():
         user = pwd.getpwuid(run_as).pw_name
+        if half == "question":
+            return cannot_read(user, error)
         return SourceDenied(
             f"{user}, who owns the database, cannot run {sys.executable}",
             detail=f"{error.strerror}. The database is opened by a process of its owner, which needs this Python.",

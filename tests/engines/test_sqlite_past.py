@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from past_world import BOUNDS, PAST, FilePages, Told, ask, back, make, typed
 
 from dbguardd.engines.base import Bounds
-from dbguardd.errors import Unsupported
+from dbguardd.errors import Unsupported, Usage
 
 # ------------------------------------------------------------------------------------------------ the same answers
 
@@ -249,6 +249,73 @@ def _apply(path, changes):
 
 def _where(key):
     return " and ".join(f"{quoted(name)} = ?" for name in key), [back(item) for item in key.values()]
+
+
+# ------------------------------------------------------------------------------------------------ missing rows
+
+
+def put_back(old, new, where="", table="t"):
+    """Run the SQL for what is missing on the newer one, with the real shell; return the facts."""
+    told = Told()
+    facts = PAST.missing((FilePages(old), FilePages(new)), (table, where), "sql", BOUNDS, told)
+    run = subprocess.run(["sqlite3", "-bail", new], input=told.data, capture_output=True, check=False, timeout=60)
+    assert (run.returncode, run.stderr) == (0, b"")
+    return facts
+
+
+def test_missing_rows_come_back_and_what_is_there_stays(tmp_path):
+    old = make(tmp_path / "old", "create table t (id integer primary key, v, gone)",
+               "insert into t values (1, 'a', 1), (2, x'ff00', 2), (3, 9e999, 3), (4, null, 4)")  # fmt: skip
+    new = tmp_path / "new"
+    new.write_bytes(old.read_bytes())
+    make(new, "delete from t where id in (2, 3, 4)", "update t set v = 'changed' where id = 1",
+         "alter table t drop column gone", "alter table t add column fresh default 7")  # fmt: skip
+    told = Told()
+    facts = PAST.missing((FilePages(old), FilePages(new)), ("T", "id < 4 -- a remark"), "rows", BOUNDS, told)
+    assert facts == {"rows": 2, "listed": 2}
+    assert [[back(item) for item in row] for row in told.lines] == [["id", "v"], [2, b"\xff\0"], [3, math.inf]]
+    few = Bounds("app", 9, 1, 1 << 20)
+    assert PAST.missing((FilePages(old), FilePages(new)), ("t", ""), "rows", few, Told()) == {"rows": 3, "listed": 1}
+    make(new, "insert into t values (3, 'somebody else', 8)")
+    assert put_back(old, new, "id <> 4") == {"rows": 1, "listed": 1}
+    assert put_back(old, new, "id <> 4") == {"rows": 0, "listed": 0}
+    assert read(new, "select * from t")[1] == [(1, "changed", 7), (2, b"\xff\0", 7), (3, "somebody else", 8)]
+
+
+@settings(max_examples=40)
+@given(contents(), st.data())
+def test_what_was_deleted_comes_back(content, data):
+    with tempfile.TemporaryDirectory() as place:
+        old, new = Path(place) / "old", Path(place) / "new"
+        built(old, content)
+        new.write_bytes(old.read_bytes())
+        key = _key(old)
+        make(new, f"delete from t where abs(length(quote({key}))) % {data.draw(st.integers(1, 3))} = 0")
+        try:
+            put_back(old, new)
+        except Unsupported:
+            assert key == "rowid" or read(old, f"select count(*) from t where {key} is null")[1] != [(0,)]
+            return
+        everything = f"select typeof({key}), {key}, * from t order by 1, 2"
+        assert typed(read(new, everything)[1]) == typed(read(old, everything)[1])
+
+
+def test_only_a_key_says_for_sure_what_is_missing(tmp_path):
+    old = make(tmp_path / "old", "create table a (v)", "insert into a values (1)",
+               "create table b (k text primary key)", "insert into b values (null), ('x')",
+               "create table c (v integer primary key)", "create table d (k)")  # fmt: skip
+    new = tmp_path / "new"
+    new.write_bytes(old.read_bytes())
+    make(new, "drop table c", "drop table d", "create table d (k integer primary key)")
+    for name in "abcd":
+        with pytest.raises(Unsupported):
+            put_back(old, new, table=name)
+    with pytest.raises(Usage, match="no such table: e"):
+        put_back(old, new, table="e")
+    good = make(tmp_path / "good", "create table t (id integer primary key)")
+    for where in ("idd = 1", "1); select (1", "id = (select id from nothing)", "load_extension('x')"):
+        with pytest.raises(Usage):
+            put_back(good, good, where)
 
 
 # ------------------------------------------------------------------------------------------------ values

@@ -64,6 +64,23 @@ def test_a_row_of_the_past_is_found_without_restoring(house: House) -> None:
     house.is_sound()
 
 
+def test_a_deleted_row_comes_back_by_the_hand_of_the_administrator(house: House) -> None:
+    first, path, script = guarded(house), house.place / "app.db", house.place / "back.sql"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("delete from note where id > 40 or id = 7")
+    house.does("backup", "app")
+    live = path.read_bytes()
+    words = ["undelete", "app", "--table", "note", "--id", first, "--where", f"text = '{NEEDLE}'"]
+    shown = house.does(*words)
+    assert (shown["missing"], shown["rows"][0][:2]) == (1, [7, NEEDLE])
+    written = house.does(*words, "--to", str(script))
+    assert (written["missing"], written["to"], path.read_bytes()) == (1, str(script), live)
+    subprocess.run(["sqlite3", "-bail", path], input=script.read_bytes(), check=True, timeout=60)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("select text from note where id = 7").fetchall() == [(NEEDLE,)]
+        assert db.execute("select count(*) from note").fetchall() == [(40,)]
+
+
 def test_a_table_is_taken_out_whole_or_not_at_all(house: House) -> None:
     first, out = guarded(house), house.place / "note.sql"
     taken = house.does("get", "app", "--table", "note", "--to", str(out))

@@ -141,6 +141,7 @@ def test_by_hand_too(served: House) -> None:
     served.stop()
     for path in (served.place, served.policy):  # a policy that nobody but root can have written
         os.chown(path, 0, 0)
+    served.policy.chmod(0o644)
     nobody = str(pwd.getpwnam("nobody").pw_uid)
     argv = [served.python, "-m", "dbguardd", "--policy", served.policy, "--state", served.state, "run", "query", "app"]
     with subprocess.Popen([*argv, ENDLESS, "--seconds", "600"], cwd="/", stderr=subprocess.DEVNULL) as process:

@@ -140,6 +140,8 @@ class _New:
         """Take it away: half a table is none."""
         with suppress(OSError):
             os.unlink(self._path)
+        with suppress(OSError):
+            os.close(self.file)
 
 
 def _write(target: _New | None, portion: bytes) -> None:

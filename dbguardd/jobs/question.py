@@ -14,11 +14,10 @@ from typing import Any
 
 from dbguardd.engines.base import Bounds, Past
 from dbguardd.errors import GuardError, Unsupported, Usage, of_file
-from dbguardd.flow import Pages
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import choose, failure_of, newest_proofs
 from dbguardd.jobs.verify import DAMAGE, condemn
-from dbguardd.repository import Backup
+from dbguardd.repository import Backup, Tree
 from dbguardd.wire import Diff, Get, Grade, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
@@ -75,7 +74,7 @@ def diff(run: Run, request: Diff) -> Result:
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
     about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
-    with _reading(run, older[0]) as before, _reading(run, newer[0]) as after:
+    with _reading(run, older[0]) as before, _reading(run, newer[0], before) as after:
         facts = past(run).difference(before, after, request.table, about, answer(run))
     return {"older": source(run, *older), "newer": source(run, *newer), **facts}
 
@@ -90,7 +89,7 @@ def undelete(run: Run, request: Undelete) -> Result:
     older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
     about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
     search, form = (request.table, request.where), "sql" if request.sql else "rows"
-    with _reading(run, older[0]) as before, _reading(run, newer[0]) as after:
+    with _reading(run, older[0]) as before, _reading(run, newer[0], before) as after:
         facts = past(run).missing((before, after), search, form, about, answer(run))
     return {"older": source(run, *older), "newer": source(run, *newer), "table": request.table, **facts}
 
@@ -162,8 +161,9 @@ def _about(bounds: Bounds, run: Run, backup: Backup) -> Bounds:
 class _Noted:
     """Pages that note the damage that is met in them: another backup may be read beside."""
 
-    def __init__(self, pages: Pages) -> None:
-        self._pages, self.size, self.page_size = pages, pages.size, pages.page_size
+    def __init__(self, tree: Tree) -> None:
+        self.tree, self._pages = tree, tree.pages(_STREAM)
+        self.size, self.page_size = self._pages.size, self._pages.page_size
         self.damage: GuardError | None = None
 
     def block(self, number: int) -> bytes:
@@ -176,11 +176,12 @@ class _Noted:
 
 
 @contextmanager
-def _reading(run: Run, backup: Backup) -> Iterator[Pages]:
+def _reading(run: Run, backup: Backup, beside: _Noted | None = None) -> Iterator[_Noted]:
     """Open the pages of a backup. Damage that is met is recorded of it, as a restore does."""
     with ExitStack() as stack:
         try:
-            pages = _Noted(stack.enter_context(run.repository.tree(backup)).pages(_STREAM))
+            shared = beside.tree if beside else None
+            pages = _Noted(stack.enter_context(run.repository.tree(backup, beside=shared)))
         except DAMAGE as error:
             raise _condemned(run, backup, error) from None
         try:

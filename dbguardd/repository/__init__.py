@@ -46,6 +46,7 @@ __all__ = [
     "Repository",
     "Stream",
     "Swept",
+    "Tree",
     "recallable_until",
 ]
 
@@ -243,13 +244,17 @@ class Repository:
         return backup
 
     @contextmanager
-    def tree(self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None) -> Iterator[Tree]:
+    def tree(
+        self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None, *, beside: Tree | None = None
+    ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
+
+        Opened `beside` another one of its database, what both have is fetched and decrypted once.
 
         Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
-        with Tree(self._storage, domain, found, progress) as tree:
+        with Tree(self._storage, domain, found, progress, beside=beside) as tree:
             yield tree
 
     # ------------------------------------------------------------------------------------------ the books

@@ -31,10 +31,13 @@ class Tree:
         domain: Domain,
         backup: Backup,
         progress: Callable[[int], None] = lambda done_bytes: None,
+        *,
+        beside: Tree | None = None,
     ) -> None:
         self._progress = progress
-        self._backup = backup
-        self._reader = PackReader(storage, domain)
+        self._backup, self._domain = backup, domain
+        shared = beside is not None and beside._domain == domain
+        self._reader: PackReader = beside._reader if beside is not None and shared else PackReader(storage, domain)
         self._streams = {stream.name: stream for stream in backup.streams}
 
     def __enter__(self) -> Tree:

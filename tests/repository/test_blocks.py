@@ -128,3 +128,18 @@ def test_a_point_lookup_in_a_hundred_megabytes_fetches_a_few_frames(tmp_path: Pa
         assert past.query(pages, sql, bounds, Nobody())["rows"] == 1
         assert sum(fetched) <= 14  # a frame for each page on the way down, and one of leaves for each
         assert storage.fetched < len(data) // 2  # the packs with these leaves, once each
+
+
+def test_two_backups_side_by_side_fetch_what_they_share_once():
+    storage, data = Drawer(), bytearray(random.Random(3).randbytes(4 << 20))
+    first = save(storage, {"main": (bytes(data), 4096)})
+    data[1_000_000] ^= 1
+    second = save(storage, {"main": (bytes(data), 4096)}, first)
+    with Tree(storage, DOMAIN, first) as older, Tree(storage, DOMAIN, second, beside=older) as newer:
+        pages = older.pages("main"), newer.pages("main")
+        one = [pages[0].block(number) for number in range(64)]
+        storage.fetched = 0
+        other = [pages[1].block(number) for number in range(64)]
+        assert storage.fetched < 1 << 20  # not the 4 MiB that both have
+    assert b"".join(other) == data
+    assert [number for number in range(64) if one[number] != other[number]] == [1_000_000 // BLOCK_BYTES]

@@ -19,6 +19,7 @@ Json = dict[str, Any]
 # What changes something may have to wait for its turn: a hold for the end of a sweep, for example.
 _ANSWER_SECONDS = {"GET": 30.0, "POST": 300.0}
 _MAX_ANSWER_BYTES = 256 << 20
+_PORTION_BYTES = 1 << 16
 _HEARTBEAT_SECONDS = 90.0
 _CUT_BY_A_RESTART = 2
 
@@ -72,6 +73,24 @@ class Daemon:
         """Return the answer to POST /v1/PARTS; asked twice with the same `key`, the daemon acts once."""
         headers = {"Idempotency-Key": key} if key else {}
         return self._ask("POST", _target(parts, query), dict(body or {}), headers, query.get("wait"))
+
+    def download(self, *parts: str) -> Iterator[bytes]:
+        """Yield the bytes of GET /v1/PARTS, all that the daemon said there would be."""
+        connection = _Connection(self.path, _ANSWER_SECONDS["GET"], self._tell)
+        try:
+            response = self._send(connection, "GET", _target(parts, {}), None, {})
+            if response.status >= 400:
+                raise _problem(response, response.read())
+            left = response.length
+            while portion := response.read(_PORTION_BYTES):
+                left = None if left is None else left - len(portion)
+                yield portion
+            if left:
+                raise http.client.IncompleteRead(b"", left)
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(self.path, error) from error
+        finally:
+            connection.close()
 
     def follow(self, *parts: str, after: int | None = None, **query: Any) -> Iterator[Json]:
         """Yield events as they come, until the daemon ends the stream. The last id seen allows to go on after it."""

@@ -52,8 +52,12 @@ def request_options(
             name = rename.get(field.name, field.name).replace("_", "-")
             text = str(field.metadata["help"])
             help = f"{text[:1].upper()}{text[1:]}."
-            if isinstance(field.default, bool):
-                option: Decorator = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
+            if type(field.default) is int:
+                option: Decorator = click.option(
+                    f"--{name}", field.name, type=click.IntRange(1), default=field.default, show_default=True, help=help
+                )
+            elif isinstance(field.default, bool):
+                option = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
             else:
                 metavar = {"at": "TIME", "backup": "ID", "confirm": "NAME", "to": "PATH"}.get(field.name, "TEXT")
                 complete = complete_id if field.name == "backup" else None

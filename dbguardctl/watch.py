@@ -21,7 +21,7 @@ _EXPIRY_SECONDS = 10.0  # an expiry takes less; one that waits behind others is 
 _SHOWN = 3
 
 
-def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
+def start(session: Session, verb: str, fields: Mapping[str, Any], *, quiet: bool = False) -> Json:
     """Ask for a job and return its row. Asked again after a lost answer, the daemon still makes one job only."""
     key = os.urandom(16).hex()
     try:
@@ -30,7 +30,8 @@ def start(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
         answer = session.daemon.post("jobs", verb, body=fields, key=key)
     row: Json = answer["job"]
     session.looks_on[row["id"]] = what(row)
-    session.say(f"{what(row)} started")
+    if not quiet:
+        session.say(f"{what(row)} started")
     return row
 
 

@@ -61,9 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=request.__doc__, description=request.__doc__)
         for field in fields(request):
             if field.default is MISSING:
-                verb.add_argument(field.name, type=_given, help=f"name of the {field.name}, as in the policy")
+                what = field.metadata.get("help", f"name of the {field.name}, as in the policy")
+                verb.add_argument(field.name, type=_given, help=what)
             else:
                 kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": _given}
+                if type(field.default) is int:
+                    kind = {"type": int, "default": field.default}
                 verb.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **kind)
     return parser
 

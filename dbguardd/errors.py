@@ -484,6 +484,15 @@ class ConfirmMissing(GuardError):
     advice = "Repeat with --confirm NAME, typing the name of the database."
 
 
+class TooCostly(GuardError):
+    """A question to a backup needs more time, memory or room than a question may have."""
+
+    code, title = "DBG-6005", "The question is too costly"
+    http_status = 422
+    meaning = "It was given up, and there is no answer. Nothing was changed."
+    advice = "Ask for less (WHERE, LIMIT), allow more with --seconds, or restore a copy: dbguardctl restore NAME."
+
+
 # ------------------------------------------------------------------------------------------------ 7: guards
 
 
@@ -576,7 +585,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Unsupported, WouldBlock, LogBroken),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
-        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, Held, Breaker, ClockDoubt),
+        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, TooCostly, Held, Breaker, ClockDoubt),
         *(WorkerDied, Stalled, Interrupted, AuditBroken, CatalogDamaged),
     )
 }

@@ -46,6 +46,28 @@ class Sink(Protocol):
         """Take `name` over from the parent backup if it bears the same stamp; True means: do not send it."""
 
 
+BLOCK_BYTES = 65536
+"""What Pages are read in: SQLite's largest page, and a part of a stream that the repository checks by itself."""
+
+
+class Pages(Protocol):
+    """One paged stream of a finished backup, read wherever one likes: for questions that need a few pages of many."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stream."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+
+    def block(self, number: int) -> bytes:
+        """Return the bytes from number * BLOCK_BYTES on, BLOCK_BYTES of them or what there is up to the end.
+
+        Raises Damaged, ObjectMissing before it returns a wrong byte.
+        """
+
+
 class Tree(Protocol):
     """One finished backup, for reading. Raises Damaged before it yields or writes a wrong byte."""
 

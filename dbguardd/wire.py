@@ -135,6 +135,56 @@ class Sweep(Request):
     confirm: str = option("the name of the storage, to let one run free more than the breaker allows")
 
 
+@dataclass(frozen=True, slots=True)
+class Query(Request):
+    """Answer one SELECT from a backup, without restoring it."""
+
+    database: str
+    sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log"})
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    rows: int = option("at most so many rows", 1000)
+    seconds: int = option("give up after so many seconds", 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Get(Request):
+    """Take one table out of a backup, as SQL text or CSV, without restoring the rest."""
+
+    database: str
+    table: str = option("the table")
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    format: str = option("sql: CREATE and INSERT for the sqlite3 shell; csv: NULL is nothing, blobs are hex", "sql")
+    seconds: int = option("give up after so many seconds", 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(Request):
+    """Compare two backups row by row: what was added, removed and changed between them."""
+
+    database: str
+    older: str = option("the backup before: a moment, as 'yesterday 09:00', or the id of a backup")
+    newer: str = option("the backup after, said in the same way; the newest to rely on if not given")
+    table: str = option("only this table")
+    rows: int = option("list at most so many rows of each table; all are counted", 100)
+    seconds: int = option("give up after so many seconds", 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Undelete(Request):
+    """Find rows that a backup has and the newest backup has no more, and write SQL that puts them back."""
+
+    database: str
+    table: str = option("the table")
+    where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"')
+    backup: str = option("id of the backup that has the rows, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    rows: int = option("show at most so many rows; all are counted", 20)
+    sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
+    seconds: int = option("give up after so many seconds", 3600)
+
+
 REQUESTS: Mapping[str, type[Request]] = {
     "backup": Backup,
     "verify": Verify,
@@ -143,6 +193,10 @@ REQUESTS: Mapping[str, type[Request]] = {
     "check": Check,
     "expire": Expire,
     "sweep": Sweep,
+    "query": Query,
+    "get": Get,
+    "diff": Diff,
+    "undelete": Undelete,
 }
 """Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
 
@@ -151,6 +205,9 @@ NOWHERE = "/nonexistent"
 
 ENGINE_VERBS = frozenset(("backup", "follow", "verify", "restore", "undo", "check"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
+
+QUESTION_VERBS = frozenset(("query", "get", "diff", "undelete"))
+"""The verbs that ask something of backups as they lie: what is found is an answer beside the job, and kept nowhere."""
 
 
 # ------------------------------------------------------------------------------------------------ answers

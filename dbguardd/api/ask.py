@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from dbguardd.api.service import Actor, Json, Service
 from dbguardd.wire import Event
@@ -37,6 +37,13 @@ class Stream:
     """An answer that goes on: server-sent events. None stands for a heartbeat."""
 
     events: AsyncIterator[Event | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """An answer that is the bytes of a file, from its start. It is closed when they are sent, or cannot be."""
+
+    file: IO[bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from inspect import isawaitable
 from aiohttp import web
 
 from dbguardd.api import strict
-from dbguardd.api.ask import Ask, Reply, Stream
+from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.peer import identify
 from dbguardd.api.routes import ROUTES, Route, find
 from dbguardd.api.service import Actor, Json, Service
@@ -27,6 +28,7 @@ from dbguardd.wire import MAX_REQUEST_BYTES, Event, Role, to_json
 
 _RANKS: Mapping[Role, int] = {Role.READ: 0, Role.OPERATE: 1, Role.ADMIN: 2}
 _PORTION_BYTES = 1 << 16
+_DOWNLOAD_BYTES = 1 << 18
 _JSON: Mapping[str, str] = {"Content-Type": "application/json", "Cache-Control": "no-store", "Server": "dbguard"}
 
 Finish = Callable[[Awaitable[Json]], Awaitable[Json]]
@@ -60,7 +62,7 @@ async def exchange(service: Service, request: web.BaseRequest, finish: Finish, l
     """Answer one request. Raises nothing but cancellation; a peer that hung up gets no answer."""
     try:
         answer = await _answer(service, request, finish, limits.body_seconds)
-        body = b"" if isinstance(answer, Stream) else _encoded(answer)
+        body = _encoded(answer) if isinstance(answer, Reply) else b""
     except Exception as error:
         if isinstance(error, NotPermitted):
             await asyncio.sleep(limits.denied_seconds)
@@ -68,10 +70,14 @@ async def exchange(service: Service, request: web.BaseRequest, finish: Finish, l
         body = _encoded(answer)
     if isinstance(answer, Stream):
         return await _stream(request, answer, limits.answer_seconds)
+    if isinstance(answer, Download):
+        return await _download(request, answer, limits.answer_seconds)
     return await _reply(request, answer, body, limits.answer_seconds)
 
 
-async def _answer(service: Service, request: web.BaseRequest, finish: Finish, body_seconds: float) -> Reply | Stream:
+async def _answer(
+    service: Service, request: web.BaseRequest, finish: Finish, body_seconds: float
+) -> Reply | Stream | Download:
     actor = _who(request)
     role = service.role(actor)
     action = f"{request.method} {request.rel_url.raw_path}"[:200]
@@ -88,7 +94,7 @@ async def _answer(service: Service, request: web.BaseRequest, finish: Finish, bo
     result = route.handler(ask)
     if isawaitable(result):
         result = await result
-    if isinstance(result, Stream):
+    if isinstance(result, Stream | Download):
         return result
     reply = result if isinstance(result, Reply) else Reply(200, result)
     if not route.answer:
@@ -211,6 +217,24 @@ async def _stream(request: web.BaseRequest, stream: Stream, seconds: float) -> w
         await response.write_eof()
     except (TimeoutError, ConnectionError):  # it does not read, or has hung up: neither is an error of ours
         _cut(request)
+    return response
+
+
+async def _download(request: web.BaseRequest, download: Download, seconds: float) -> web.StreamResponse:
+    """Send the bytes of a file as fast as the peer takes them, or until it does not any more."""
+    response = web.StreamResponse(headers={**_JSON, "Content-Type": "application/octet-stream"})
+    with download.file as file:
+        try:
+            response.content_length = await asyncio.to_thread(file.seek, 0, os.SEEK_END)
+            await asyncio.to_thread(file.seek, 0)
+            async with asyncio.timeout(seconds):
+                await response.prepare(request)
+            while portion := await asyncio.to_thread(file.read, _DOWNLOAD_BYTES):
+                async with asyncio.timeout(seconds):
+                    await response.write(portion)
+            await response.write_eof()
+        except (TimeoutError, OSError):  # it does not read, has hung up, or the disk fails: it sees that bytes lack
+            _cut(request)
     return response
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from dbguardd.api.ask import Ask, Reply, Stream
+from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.service import Json
 from dbguardd.api.strict import unfit
 from dbguardd.errors import Usage
@@ -64,6 +64,11 @@ async def job(ask: Ask) -> Json:
     if ask.query["wait"]:
         found = await ask.service.wait(found.id, ask.query["wait"])
     return _job(found)
+
+
+def answer(ask: Ask) -> Download:
+    """The answer to a question: once, and only to the user who asked; it is kept nowhere."""
+    return Download(ask.service.answer(ask.path["id"], ask.actor))
 
 
 def cancel(ask: Ask) -> Json:

@@ -69,6 +69,8 @@ _IDENTIFIER = str.maketrans({"/": "_", "-": "_", ".": "_", "{": None, "}": None}
 
 def _responses(route: Route, schemas: Json) -> Json:
     content: Json = {"application/json": {"schema": _answer(route, schemas)}}
+    if route.path == "/v1/jobs/{id}/answer":
+        content = {"application/octet-stream": {"schema": {"type": "string"}}}
     if route.path == "/v1/events":
         content["text/event-stream"] = {"schema": {"type": "string"}}
     ended = "the job has ended" if route.verb else "done"

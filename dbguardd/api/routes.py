@@ -13,13 +13,13 @@ from typing import Any
 from dbguardd import wire
 from dbguardd.api import ask as bodies
 from dbguardd.api import handlers as do
-from dbguardd.api.ask import Ask, Reply, Stream
+from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.openapi import describe
 from dbguardd.api.service import Json
 from dbguardd.api.strict import Param
 from dbguardd.wire import JobState, Role
 
-Answer = Json | Reply | Stream
+Answer = Json | Reply | Stream | Download
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 
 
@@ -98,10 +98,15 @@ ROUTES: tuple[Route, ...] = (
     _starts("check"),
     _starts("expire", stricter=_unless_dry),
     _starts("sweep", stricter=_unless_dry),
+    _starts("query"),
+    _starts("get"),
+    _starts("diff"),
+    _starts("undelete"),
     Route("GET", "/v1/jobs", READ, do.jobs, "jobs", {"jobs": list[wire.JobRow]}, query=(
         _DATABASE, Param("state", str, "only in this state", choices=_STATES), _LIMIT,
     )),
     Route("GET", "/v1/jobs/{id}", READ, do.job, "job", _JOB, query=(_WAIT,)),
+    Route("GET", "/v1/jobs/{id}/answer", OPERATE, do.answer, ""),
     Route("POST", "/v1/jobs/{id}/cancel", OPERATE, do.cancel, "job", _JOB, bodies.Nothing),
     Route("GET", "/v1/events", READ, do.events, "events", {"events": list[wire.Event]}, query=(
         _AFTER, Param("before", int, "only what came before this id", low=1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, Stretch
 
@@ -57,6 +57,9 @@ class Service(Protocol):
     def jobs(self, database: str | None, state: str | None, limit: int) -> list[JobRow]: ...
 
     def job(self, id: str) -> JobRow: ...
+
+    def answer(self, id: str, actor: Actor) -> IO[bytes]:
+        """The answer to a question, once, for whoever asked. Raises NotFound."""
 
     def cancel(self, id: str, actor: Actor) -> JobRow: ...
 

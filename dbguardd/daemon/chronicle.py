@@ -14,12 +14,12 @@ from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
-from dbguardd.wire import EventRange, JobRow, JobState
+from dbguardd.wire import QUESTION_VERBS, EventRange, JobRow, JobState
 from dbguardd.words import REPLACING, UNTOUCHED
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
-    + ("recovery-drop",)
+    + ("recovery-drop", *QUESTION_VERBS)
 )
 
 

@@ -26,13 +26,13 @@ from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.rules import reliance, retention
-from dbguardd.wire import NOWHERE, BackupRow, Grade
+from dbguardd.wire import NOWHERE, QUESTION_VERBS, BackupRow, Grade
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
 """By database: the ids of the backups that would go, with the reasons."""
 
-_OF_ORPHANS = frozenset(("verify", "restore", "check", "expire"))
+_OF_ORPHANS = frozenset(("verify", "restore", "check", "expire", *QUESTION_VERBS))
 
 
 class InForce:

@@ -31,6 +31,10 @@ DELETING = frozenset(("expire", "sweep"))
 """Not started by the daemon itself while the clock is in doubt."""
 
 
+SECRET = frozenset(("recovery-sheet",))
+"""What their result says is told once, and not kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the policy says of one run: the spec's members database, storage and key, and how often and how long."""

@@ -18,10 +18,11 @@ from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
+from dbguardd.daemon.answers import Answers
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.chronicle import Chronicle
 from dbguardd.daemon.diary import Diary
-from dbguardd.daemon.live import DELETING, RETRIED, UNIQUE, Live, Order, startable
+from dbguardd.daemon.live import DELETING, RETRIED, SECRET, UNIQUE, Live, Order, startable
 from dbguardd.errors import (
     Busy,
     Cancelled,
@@ -39,7 +40,6 @@ from dbguardd.wire import JobRow, JobState
 MAX_WAITING = 500
 _RING_SECONDS = 0.5
 _CUT_SHORT = (WorkerDied, Stalled, Cancelled)
-_SECRET_RESULTS = frozenset(("recovery-sheet",))
 
 
 class Runner:
@@ -56,6 +56,7 @@ class Runner:
         self.accepting = True
         self.diary = Diary(catalog, around.now, around.log)
         self.bell = self.diary.bell
+        self.answers = Answers()
         self._chronicle = Chronicle(catalog, audit, around, self.diary)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
@@ -172,13 +173,13 @@ class Runner:
     async def stop(self, seconds: float) -> None:
         """Take no more jobs, ask those that run to stop at their next safe point, and wait for their ends."""
         self.accepting = False
+        self.answers.close()
         if self._timer is not None:
             self._timer.cancel()
         for live in (*self._waiting,):
             self._waiting.remove(live)
-            self._end(
-                live, JobState.INTERRUPTED, Interrupted(f"job {live.row.id} did not start before the daemon ended")
-            )
+            never = Interrupted(f"job {live.row.id} did not start before the daemon ended")
+            self._end(live, JobState.INTERRUPTED, never)
         for live in self._running.values():
             live.cancel.set()
         tasks = [live.task for live in self._running.values() if live.task is not None]
@@ -307,14 +308,15 @@ class Runner:
     def _heard(self, live: Live, message: Mapping[str, Any], index: list[tuple[str, Mapping[str, Any]]] | None) -> None:
         row = live.row
         if message.get("type") == "progress":
-            row.step = str(message.get("step", ""))
-            row.done_bytes = int(message.get("done_bytes") or 0)
+            row.step, row.done_bytes = str(message.get("step", "")), int(message.get("done_bytes") or 0)
             total = message.get("total_bytes")
             row.total_bytes = None if total is None else int(total)
             now = asyncio.get_running_loop().time()
             if now - self._rung >= _RING_SECONDS:
                 self._rung = now
                 self.bell.ring()
+        elif message.get("type") == "answer":
+            self.answers.put(row.id, live.order.who.uid, message["file"])
         elif message.get("type") == "report":
             event, facts = str(message["event"]), dict(message.get("facts") or {})
             if event == "backup.stored":
@@ -380,9 +382,7 @@ class Runner:
         if isinstance(error, (*_CUT_SHORT, Interrupted)):
             self._chronicle.say_what_is_live(row, error)
         row.problem = None if error is None else error.problem()
-        row.result = None
-        if error is None:
-            row.result = {} if row.verb in _SECRET_RESULTS else dict(live.outcome)
+        row.result = None if error is not None else {} if row.verb in SECRET else dict(live.outcome)
         self._chronicle.end(live, error)
         live.ended.set()
         self.bell.ring()

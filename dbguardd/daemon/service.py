@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import Any
+from typing import IO, Any
 
 from dbguardd.catalog import Audit, Catalog, Pause, Who, to_moment, to_text
 from dbguardd.daemon import configuration, keyring, protect
@@ -163,6 +163,10 @@ class Service:
     def job(self, id: str) -> JobRow:
         """One job as it is now. Raises NotFound."""
         return self._do.runner.job(id)
+
+    def answer(self, id: str, actor: Peer) -> IO[bytes]:
+        """The answer to a question, once, for whoever asked. Raises NotFound."""
+        return self._do.runner.answers.take(self._do.runner.job(id).id, actor.uid)
 
     def cancel(self, id: str, actor: Peer) -> JobRow:
         """Stop a job. Raises NotFound, Busy when it has ended."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dbguardd.flow import Facts, Ship, Sink, Tree
+from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -141,12 +141,74 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a question may cost. `about` is what its errors begin with: the database and the backup."""
+
+    about: str
+    seconds: float
+    rows: int
+    bytes: int
+
+
+class Answer(Protocol):
+    """Where the answer to a question goes: bytes, in a form that the question has."""
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+
+    def beat(self) -> None:
+        """Show life, some times a second. Raises Cancelled when the question is to end."""
+
+
+class Past(Protocol):
+    """Questions to backups that nobody restores: they are read page by page, as far as a question needs them.
+
+    What is read may be hostile. Nothing is written but the answer, no other file is opened, and a question ends by its
+    bounds. The facts say how much was found, never what. Raises Usage (the question is wrong), TooCostly, Unsupported,
+    SourceDamaged (it was damaged when it was backed up), and what `pages` and `answer` raise.
+    """
+
+    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
+
+        Facts: rows, more (why there are more rows than that: "rows", "bytes", or None).
+        """
+
+    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
+
+        Facts: rows, triggers (so many were left out of the text).
+        """
+
+    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Compare two backups row by row, in one table or ("") in all.
+
+        The answer is JSON lines in ASCII: {schema: {kind, name, before, after}} for each definition that differs; then
+        of each table at most `bounds.rows` lines {table, change: added | removed | changed, key, before, after}, and
+        {table: {table, state: same | differs | added | removed | not compared, why, keyed_by, added, removed, changed:
+        counts of all rows or None, listed: how many of them have a line}}.
+
+        Facts: tables, differing, not_compared, added, removed, changed, listed.
+        """
+
+    def missing(
+        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+    ) -> Facts:
+        """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
+
+        The answer is as that of query(), at most `bounds.rows` of them (form "rows"); or SQL that inserts them all,
+        but where something is under their key (form "sql"). Facts: rows (all that are missing), listed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
 
     name: str
     snapshots: Snapshots
     log: Log | None = None
+    past: Callable[[], Past] | None = None  # made where a question is answered: its driver is needed there only
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -11,10 +11,16 @@ from dbguardd.jobs.books import BOOKS
 from dbguardd.jobs.check import CHECK
 from dbguardd.jobs.expire import EXPIRE, SWEEP
 from dbguardd.jobs.follow import FOLLOW
+from dbguardd.jobs.question import DIFF, GET, QUERY, UNDELETE
 from dbguardd.jobs.restore import RESTORE, UNDO
 from dbguardd.jobs.verify import VERIFY
 
 JOBS: Mapping[str, Job[Any]] = {
-    job.name: job for job in (BACKUP, FOLLOW, VERIFY, RESTORE, UNDO, CHECK, EXPIRE, SWEEP, *BOOKS)
+    job.name: job
+    for job in (
+        *(BACKUP, FOLLOW, VERIFY, RESTORE, UNDO, CHECK, EXPIRE, SWEEP),
+        *(QUERY, GET, DIFF, UNDELETE),
+        *BOOKS,
+    )
 }
 """Every verb that a worker knows."""

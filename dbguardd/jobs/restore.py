@@ -181,7 +181,7 @@ def _restore_and_compare(
     """
     started, backup = run.monotonic(), moment.backup
     try:
-        with run.repository.tree(backup, reading(run, backup), moment.until) as tree:
+        with run.repository.moment(backup, moment.until, reading(run, backup)) as tree:
             lost = run.snapshots.restore(tree, target, run.progress)
     except DAMAGE as error:
         condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})

@@ -46,7 +46,7 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
             return None
         until = moment.at
         detail = f"{count(moment.until.last - moment.until.after, 'segment')} up to {instant(until)}"
-        with run.repository.tree(moment.backup, reading(run, moment.backup), moment.until) as tree:
+        with run.repository.moment(moment.backup, moment.until, reading(run, moment.backup)) as tree:
             run.snapshots.restore(tree, target, run.progress)
         examined = run.snapshots.examine(target, (), run.progress)
         bad = [f"{found.name}: {found.detail or 'failed'}" for found in examined.findings if found.outcome == "failed"]

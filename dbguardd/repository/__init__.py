@@ -53,6 +53,7 @@ __all__ = [
     "Repository",
     "Stream",
     "Swept",
+    "Tree",
     "Until",
     "recallable_until",
 ]
@@ -254,22 +255,26 @@ class Repository:
 
     @contextmanager
     def tree(
-        self,
-        backup: Backup,
-        progress: Callable[[int], None] = lambda done_bytes: None,
-        until: Until | None = None,
-    ) -> Iterator[flow.Tree]:
-        """Open a backup for reading, with the log put over it up to `until`.
+        self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None, *, beside: Tree | None = None
+    ) -> Iterator[Tree]:
+        """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
 
-        `progress` is told the bytes that a stream has given so far. Raises NotFound, Damaged, ObjectMissing,
-        KeyRefused, and what `progress` raises.
+        Opened `beside` another one of its database, what both have is fetched and decrypted once.
+
+        Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
-        with Tree(self._storage, domain, found, progress) as tree:
-            if until is None:
-                yield tree
-            else:
-                yield MomentTree(tree, self._log(domain), until)
+        with Tree(self._storage, domain, found, progress, beside=beside) as tree:
+            yield tree
+
+    @contextmanager
+    def moment(
+        self, backup: Backup, until: Until | None, progress: Callable[[int], None] = lambda done_bytes: None
+    ) -> Iterator[flow.Tree]:
+        """Open a backup for reading with the log put over it up to `until`; without one as tree()."""
+        with self.tree(backup, progress) as tree:
+            _, domain = self._ledger.find(backup.id)
+            yield tree if until is None else MomentTree(tree, self._log(domain), until)
 
     def log(self, database: str, now: datetime | None = None) -> Log | None:
         """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from blake3 import blake3
 
-from dbguardd.errors import Damaged
+from dbguardd.errors import Damaged, Usage
 from dbguardd.repository.delivery import Batch, Piece
 from dbguardd.repository.frames import PAGES
 from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, Leaves, PageMap
@@ -42,6 +42,23 @@ class PagesReader:
         ]
         digests = b"".join([leaves.digests[DIGEST * at : DIGEST * at + DIGEST] for leaves, at in places])
         return Batch(numbers.start * EXTENT, pieces, digests)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page, as the engine said."""
+        return self._map.root.page_size
+
+    def block(self, number: int) -> bytes:
+        """Return one extent by itself; see flow.Pages. Raises Usage for one that there is not.
+
+        Nobody will compare the digest of the whole stream. What it would have told, that the leaf is of this very
+        stream and not of an older one in a pack under a false name, is learnt from that pack's name.
+        """
+        if not 0 <= number < len(self._map.root.leaf_of):
+            raise Usage(f"{self.name}: has no block {number}", detail=f"{self.size} bytes")
+        self._map.reader.confirm(self._map.home(number))
+        (piece,) = self.assemble(range(number, number + 1)).pieces
+        return bytes(piece)  # a number is that many zeros
 
     def _length(self, extent: int) -> int:
         return min(EXTENT, self.size - extent * EXTENT)

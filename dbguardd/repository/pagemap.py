@@ -221,7 +221,7 @@ class PageMap:
         leaves = self.leaves(self.root.leaf_of[extent])
         place = leaves.index.get(extent)
         if place is None or leaves.units != self.units:
-            raise Damaged(f"pack {self._home(extent)}: a page map has no leaf for extent {extent}")
+            raise Damaged(f"pack {self.home(extent)}: a page map has no leaf for extent {extent}")
         return leaves, place
 
     def digests(self, first: int, last: int) -> bytes:
@@ -259,5 +259,6 @@ class PageMap:
         """Return the hash that becomes the digest of the stream when it is fed with the digests of all extents."""
         return self.reader.digests.stream(self.root.size)
 
-    def _home(self, extent: int) -> str:
+    def home(self, extent: int) -> str:
+        """Return the name (hex) of the pack in which the leaf of an extent lies."""
         return self.pack_name(self.root.leaf_packs[self.root.leaf_of[extent]])

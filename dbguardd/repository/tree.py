@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from dbguardd.errors import Damaged, NotFound
+from dbguardd.errors import Damaged, NotFound, Unsupported
 from dbguardd.flow import Facts
 from dbguardd.repository.chunks import FlowMap, FlowReader
 from dbguardd.repository.delivery import Piece, Source, deliver, stream
@@ -31,10 +31,13 @@ class Tree:
         domain: Domain,
         backup: Backup,
         progress: Callable[[int], None] = lambda done_bytes: None,
+        *,
+        beside: Tree | None = None,
     ) -> None:
         self._progress = progress
-        self._backup = backup
-        self._reader = PackReader(storage, domain)
+        self._backup, self._domain = backup, domain
+        shared = beside is not None and beside._domain == domain
+        self._reader: PackReader = beside._reader if beside is not None and shared else PackReader(storage, domain)
         self._streams = {stream.name: stream for stream in backup.streams}
 
     def __enter__(self) -> Tree:
@@ -67,6 +70,13 @@ class Tree:
     def deliver(self, name: str, file: int) -> int:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
         return deliver(self._source(name), file, self._progress)
+
+    def pages(self, name: str) -> PagesReader:
+        """Open a paged stream for reading anywhere: flow.Pages. Raises NotFound, Unsupported, Damaged."""
+        source = self._source(name)
+        if not isinstance(source, PagesReader):
+            raise Unsupported(f"backup {self._backup.id}: {name!r} is a stream of text, which has no pages")
+        return source
 
     def _source(self, name: str) -> Source:
         found = self._streams.get(name)

@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from dbguardd.errors import Cancelled, GuardError, Stalled, WorkerDied
 from dbguardd.policy import Policy
+from dbguardd.wire import QUESTION_VERBS
 from dbguardd.words import REPLACING, UNTOUCHED, safe
 from dbguardd.worker import words
 from dbguardd.worker.start import run_worker
@@ -36,7 +37,10 @@ def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as
     if verb == "backup" and request["verify"]:
         proving = {"database": request["database"], "backup": result["backup"]["id"]}
         result |= asyncio.run(_run(_spec(policy, state, "verify", proving), as_json))
-    if as_json:
+    if verb in QUESTION_VERBS:  # the answer is all that standard output gets
+        for line in words.of_result(verb, request, result, time.monotonic() - began):
+            print(safe(line), file=sys.stderr)
+    elif as_json:
         _show({"type": "result", "result": result}, as_json)
     else:
         with suppress(BrokenPipeError):
@@ -74,7 +78,10 @@ async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
 
     def hear(message: dict[str, Any]) -> None:
         heard.add(str(message.get("event")))
-        _show(message, as_json)
+        if message["type"] == "answer":
+            _hand_out(message["file"])
+        elif spec["verb"] not in QUESTION_VERBS:
+            _show(message, as_json)
 
     try:
         return await run_worker(spec, hear, cancel, stall_timeout=_STALL_SECONDS)
@@ -90,6 +97,17 @@ def _show(message: Mapping[str, Any], as_json: bool) -> None:
     """Print one message: JSON lines, or what a person wants to see."""
     with suppress(BrokenPipeError):  # nobody reads any more: the job matters more than who watches it
         _print(message, as_json)
+
+
+def _hand_out(answer: IO[bytes]) -> None:
+    """Write an answer to standard output as it is; a terminal gets no control characters of it."""
+    with answer, suppress(BrokenPipeError):
+        answer.seek(0)
+        while portion := answer.read(1 << 18):
+            if sys.stdout.isatty():
+                portion = safe(portion.decode(errors="replace"), keep="\n").encode()
+            sys.stdout.buffer.write(portion)
+        sys.stdout.flush()
 
 
 def _print(message: Mapping[str, Any], as_json: bool) -> None:

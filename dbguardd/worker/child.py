@@ -18,18 +18,20 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 
 
-def settle(parent: int) -> Callable[[], bool]:
+def settle(parent: int, become: Callable[[], None] = lambda: None) -> Callable[[], bool]:
     """Prepare this process; return the question whether it was asked (SIGTERM) to stop.
 
-    `parent` is the pid of the daemon: if it died before the kernel was told to signal us, we end at once.
+    `parent` is the pid of the daemon: if it died before the kernel was told to signal us, we end at once. `become`
+    may make us another user, who may write nothing below /proc/self and whom the kernel has to be told anew.
     """
+    _go_first()
+    become()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     give_up()
     if os.getppid() != parent:
         sys.exit(1)
     os.umask(0o077)
-    _go_first()
     keep_to_itself()
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

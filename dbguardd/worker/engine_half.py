@@ -210,21 +210,17 @@ class EngineHalf:
     def _call(self, name: str, args: Mapping[str, Any]) -> Any:
         snapshots, progress = self._engine.snapshots, self._progress
         match name:
-            case "probe":
-                return snapshots.probe()
+            case "probe" | "release" | "check_unused":
+                return getattr(snapshots, name)()
             case "dump":
                 return snapshots.dump(SeamSink(self._channel), progress)
             case "fingerprint":
                 return snapshots.fingerprint(progress)
-            case "release":
-                return snapshots.release()
             case "restore":
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
                 return snapshots.examine(Path(args["target"]), queries, progress)
-            case "check_unused":
-                return snapshots.check_unused()
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
         return self._follow(name, args)

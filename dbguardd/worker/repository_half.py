@@ -26,6 +26,7 @@ from dbguardd.storage.base import Storage
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
+from dbguardd.worker.remote_past import RemotePast
 
 _PROGRESS_SECONDS = 0.2
 _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"))
@@ -91,6 +92,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 report=voice.report,
                 progress=voice.progress,
                 cancelled=cancelled,
+                past=RemotePast(channel),
             ),
             job.request(**spec["request"]),
         )

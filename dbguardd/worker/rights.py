@@ -32,6 +32,26 @@ def give_up() -> None:
     _hold(libc, 0)
 
 
+def become_nobody() -> None:
+    """Go on as who may nothing at all, if this process may become somebody else: what it reads next may be hostile.
+
+    It is done by the process itself, with all that it needs loaded: nobody need not be able to read our code.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    try:
+        user = pwd.getpwnam("nobody")
+    except KeyError:
+        raise SystemExit("there is no user nobody") from None
+    try:
+        os.setgroups([])
+        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    except PermissionError:
+        if os.geteuid() == 0:
+            raise
+
+
 def go_on_as_owner(state: Path, policy: Path) -> None:
     """If root runs this on the state of somebody else, go on as that user: what root writes there he could not use.
 

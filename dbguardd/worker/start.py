@@ -17,10 +17,10 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dbguardd.errors import (
     Cancelled,
@@ -32,8 +32,9 @@ from dbguardd.errors import (
     from_problem,
     of_file,
 )
-from dbguardd.wire import ENGINE_VERBS, NOWHERE
+from dbguardd.wire import ENGINE_VERBS, NOWHERE, QUESTION_VERBS
 from dbguardd.words import discreet
+from dbguardd.worker.asking import cannot_read, reader, unnamed
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -53,9 +54,13 @@ async def run_worker(
     `on_message` gets every progress and report message as it comes. Raises the problem that the job reports,
     Cancelled after `cancel` was set, Stalled when nothing was heard for `stall_timeout` seconds, WorkerDied (with the
     end of standard error as detail) when a half ended without a word.
+
+    The answer to a question is in a file that never had a name: it is gone with the last process that has it open.
+    `on_message` gets it as the last message, of the type answer, and closes it.
     """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     children: list[asyncio.subprocess.Process] = []
+    answer: IO[bytes] | None = None
     try:
         if spec["verb"] in ENGINE_VERBS:
             database, run_as = spec["database"], _owner(spec["database"], spec["request"])
@@ -63,13 +68,25 @@ async def run_worker(
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
             children.append(await _start("engine", there, settings, run_as))
-        children.insert(0, await _start("repository", here, spec, os.geteuid()))
+        elif spec["verb"] in QUESTION_VERBS:
+            answer = unnamed(Path(spec["state"]))
+            spec = {**spec, "answer": answer.fileno()}
+            settings = {**spec["database"]["settings"], "engine": spec["database"]["engine"], "staging": NOWHERE}
+            children.append(await _start("question", there, settings, reader(_may_become_others())))
+        kept = () if answer is None else (answer.fileno(),)
+        children.insert(0, await _start("repository", here, spec, os.geteuid(), kept))
         here.close()
         there.close()
-        return await _watch(children, on_message, cancel, stall_timeout)
+        result = await _watch(children, on_message, cancel, stall_timeout)
+        if answer is not None:
+            on_message({"type": "answer", "file": answer})
+            answer = None
+        return result
     except SourceDenied as error:
         raise _without_power(error, spec) from None
     finally:
+        if answer is not None:
+            answer.close()
         here.close()
         there.close()
         await asyncio.gather(*(_end(child) for child in children))
@@ -196,7 +213,9 @@ def _may_become_others() -> bool:
     return os.geteuid() == 0
 
 
-async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int) -> asyncio.subprocess.Process:
+async def _start(
+    half: str, seam: socket.socket, spec: Mapping[str, Any], run_as: int, kept: Sequence[int] = ()
+) -> asyncio.subprocess.Process:
     argv = [sys.executable, "-I", "-m", "dbguardd.worker", half, str(os.getpid()), str(seam.fileno())]
     who = identity(run_as)
     try:
@@ -205,7 +224,7 @@ async def _start(half: str, seam: socket.socket, spec: Mapping[str, Any], run_as
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE if half == "repository" else asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=[seam.fileno()],
+            pass_fds=[seam.fileno(), *kept],
             start_new_session=True,
             limit=_MESSAGE_BYTES,
             env=environment(),
@@ -261,6 +280,8 @@ def not_started(half: str, run_as: int, error: OSError) -> GuardError:
     """Return what it means that the kernel did not start a half: mostly that its user may not run our Python."""
     if isinstance(error, PermissionError) and run_as != os.geteuid():
         user = pwd.getpwuid(run_as).pw_name
+        if half == "question":
+            return cannot_read(user, error)
         return SourceDenied(
             f"{user}, who owns the database, cannot run {sys.executable}",
             detail=f"{error.strerror}. The database is opened by a process of its owner, which needs this Python.",

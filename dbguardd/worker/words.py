@@ -43,6 +43,12 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
             bad = sum(row["outcome"] in ("failed", "inconclusive") for row in made["findings"])
             verdict = f"{bad} of {len(made['findings'])} checks did not pass" if bad else "all checks passed"
             yield f"{'FAIL' if bad else 'ok'}  {name}: {verdict}{took}"
+        case "query" | "get":
+            yield from _answered(made)
+        case "diff":
+            yield from _compared(made)
+        case "undelete":
+            yield from _missing(made)
         case "expire":
             yield from _expired(str(name), made, dry=bool(request.get("dry_run")), took=took)
         case _:
@@ -159,6 +165,33 @@ def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
         + (f"{go} would go, {stay} stay; nothing was deleted" if dry else f"{go} gone, {stay} stay")
         + took
     )
+
+
+def _answered(made: Json) -> Iterator[str]:
+    yield from _warnings(made)
+    more = f"; there are more: the answer is full ({made['more']})" if made.get("more") else ""
+    yield f"ok  {count(made['rows'], 'row')} from {_of(made)}{more}"
+
+
+def _compared(made: Json) -> Iterator[str]:
+    yield from _warnings(made["older"])
+    yield from _warnings(made["newer"])
+    yield f"  from  {_of(made['older'])}"
+    yield f"  to    {_of(made['newer'])}"
+    counts = ", ".join(f"{count(made[change], 'row')} {change}" for change in ("added", "removed", "changed"))
+    unknown = f", {count(made['not_compared'], 'table')} not compared" if made["not_compared"] else ""
+    yield f"ok  {made['differing']} of {count(made['tables'], 'table')} differ: {counts}{unknown}"
+
+
+def _missing(made: Json) -> Iterator[str]:
+    yield from _warnings(made["older"])
+    yield f"  in    {_of(made['older'])}"
+    yield f"  not in  {_of(made['newer'])}"
+    yield f"ok  {count(made['rows'], 'row')} of {made['table']} missing; nothing was put back"
+
+
+def _of(made: Json) -> str:
+    return f"backup {made['backup']} of {made['created_at']}, {'FAILED' if made['failure'] else made['grade']}"
 
 
 def _swept(name: str, made: Json, took: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import io
 import json
 import os
 import socket
@@ -106,6 +107,10 @@ class Store:
         if id not in self.rows:
             raise NotFound(f"{id}: no such job")
         return self.rows[id]
+
+    def answer(self, id, actor):
+        self.job(id)
+        return io.BytesIO(b"[1]")
 
     def cancel(self, id, actor):
         return replace(self.job(id), state=JobState.CANCELLED)

@@ -58,7 +58,7 @@ def test_every_request_of_the_wire_has_its_schema(document):
         schema = document["components"]["schemas"][reference.rsplit("/", 1)[1]]
         assert list(schema["properties"]) == [member.name for member in fields(kind)]
         assert schema["additionalProperties"] is False
-        assert schema["required"] == (["storage"] if verb == "sweep" else ["database"])
+        assert schema["required"] == {"sweep": ["storage"], "query": ["database", "sql"]}.get(verb, ["database"])
         assert all("description" in schema["properties"][m.name] for m in fields(kind) if "help" in m.metadata)
 
 

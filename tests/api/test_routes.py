@@ -16,6 +16,7 @@ BODIES = {
     "/v1/keys/{name}/recovery-test": {"identity": "AGE-SECRET-KEY-1"},
     "/v1/keys/{name}/recover": {"identity": "AGE-SECRET-KEY-1"},
     **{f"/v1/jobs/{verb}": {"storage" if verb == "sweep" else "database": "app"} for verb in REQUESTS},
+    "/v1/jobs/query": {"database": "app", "sql": "select 1"},
 }
 
 
@@ -32,6 +33,9 @@ def test_every_route_answers(api, route):
         assert (answer.status, answer.content["code"]) == (409, "DBG-7001")
         return
     assert answer.status == (202 if route.verb else 200), answer.content
+    if route.path.endswith("/answer"):
+        assert (answer.headers["Content-Type"], answer.content) == ("application/octet-stream", [1])
+        return
     assert answer.headers["Content-Type"] == "application/json"
     if route.answer:
         assert answer.content["schema"] == f"dbguard.{route.answer}/1"

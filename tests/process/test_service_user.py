@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.house import House, add, held, rows, until
+from tests.process.house import House, add, halves, held, rows, until
 
 POWERS = "-all,+setuid,+setgid,+kill"
 
@@ -133,6 +133,48 @@ def test_its_workers_keep_no_power(served: House, users: list[int]) -> None:
     assert served.does("backup", "app")["proof"]["grade"] == "proven"
     served.idle()
     served.is_sound()
+
+
+ENDLESS = "with recursive r(n) as (select 1 union all select n + 1 from r) select count(*) from r"
+
+
+def test_a_backup_is_read_for_a_question_by_nobody(served: House, users: list[int]) -> None:
+    nobody = pwd.getpwnam("nobody")
+    _, _, service = users
+    served.does("backup", "app")
+    served.idle()
+    assert served.does("query", "app", "select count(*) from note")["rows"] == [[50]]
+    job = served.submit("query", "app", sql=ENDLESS, seconds=600)
+    until(lambda: served.job(job)["step"] == "answer", lambda: served.job(job))
+    for half, uid in (("repository", service), ("question", nobody.pw_uid)):
+        assert of(served.workers()[half], "Uid") == [str(uid)] * 4
+    pid = served.workers()["question"]
+    assert of(pid, "Gid") == [str(nobody.pw_gid)] * 4
+    assert {int(of(pid, kind)[0], 16) for kind in ("CapPrm", "CapEff", "CapAmb", "CapInh")} == {0}
+    assert not may_look_into(nobody.pw_uid, pid)
+    os.kill(pid, signal.SIGSTOP)  # it does not listen any more, and belongs to another user
+    served.does("job", "cancel", job)
+    assert served.ended(job)["state"] == "cancelled"
+    until(lambda: not served.workers(), served.workers)
+    served.is_sound()
+
+
+def test_by_hand_too(served: House) -> None:
+    """Typed by root, on the state of the service."""
+    served.does("backup", "app")
+    served.idle()
+    served.stop()
+    for path in (served.place, served.policy):  # a policy that nobody but root can have written
+        os.chown(path, 0, 0)
+    served.policy.chmod(0o644)
+    nobody = str(pwd.getpwnam("nobody").pw_uid)
+    argv = [served.python, "-m", "dbguardd", "--policy", served.policy, "--state", served.state, "run", "query", "app"]
+    with subprocess.Popen([*argv, ENDLESS, "--seconds", "600"], cwd="/", stderr=subprocess.DEVNULL) as process:
+        until(lambda: "question" in halves(process.pid), "the half that reads")
+        until(lambda: of(halves(process.pid)["question"], "Uid") == [nobody] * 4, "it is nobody")
+        process.terminate()
+    asked = subprocess.run([*argv, "select count(*) from note"], cwd="/", capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stdout) == (0, '["count(*)"]\n[50]\n'), asked.stderr
 
 
 def with_owner(uid: int, act):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -108,6 +109,29 @@ def listing() -> dict[str, Any]:
     }  # fmt: skip
 
 
+_COLUMNS = ["id", "who", "body"]
+_ROWS = [[7, "M\u00fcller\x1b[31m", {"base64": "3q2+7w=="}], [8, None, {"real": "inf"}]]
+DIFFERENCE: list[dict[str, Any]] = [
+    {"schema": {"kind": "index", "name": "by_who", "before": None, "after": "CREATE INDEX by_who ON orders(who)"}},
+    {"table": "orders", "change": "added", "key": {"id": 9}, "after": {"id": 9, "who": "x", "body": None}},
+    {"table": "orders", "change": "changed", "key": {"id": 7},
+     "before": {"id": 7, "who": "a", "body": 1}, "after": {"id": 7, "who": "b", "body": 1.0}},
+    {"table": {"table": "orders", "state": "differs", "why": "", "keyed_by": ["id"], "added": 1, "removed": 1234567,
+               "changed": 1, "listed": 2}},
+    {"table": {"table": "kv", "state": "same", "why": "", "keyed_by": ["k"], "added": 0, "removed": 0, "changed": 0,
+               "listed": 0}},
+    {"table": {"table": "odd", "state": "not compared", "why": "its key has changed", "keyed_by": [], "added": None,
+               "removed": None, "changed": None, "listed": 0}},
+]  # fmt: skip
+ANSWERS: dict[str, bytes] = {
+    "query": b"".join(json.dumps(row).encode() + b"\n" for row in (_COLUMNS, *_ROWS)),
+    "undelete": b"".join(json.dumps(row).encode() + b"\n" for row in (_COLUMNS, *_ROWS)),
+    "diff": b"".join(json.dumps(row).encode() + b"\n" for row in DIFFERENCE),
+    "get": b"CREATE TABLE orders(id, who, body);\n",
+}
+"""What the daemon gives at /jobs/ID/answer, by verb."""
+
+
 def job(verb: str = "backup", state: str = "done", **fields: Any) -> dict[str, Any]:
     plain = wire.JobRow(
         id=JOB, verb=verb, database="app", state=wire.JobState(state), actor="alice",
@@ -127,7 +151,18 @@ PLAN = {
     "proven_at": "2026-09-11T23:02:11.000Z", "to": "/var/lib/app/app_20260911T230000Z.db", "in_place": False,
     "needs_bytes": 1116691497, "free_bytes": 47244640256, "takes_seconds": 9.1,
 }  # fmt: skip
+_ASKED = {
+    "backup": APP_1, "created_at": "2026-09-11T23:00:00.000Z", "grade": "proven", "failure": None, "warnings": [],
+}  # fmt: skip
+_BOTH = {"older": {**_ASKED, "backup": APP_5, "grade": "stored"}, "newer": _ASKED}
+
 RESULTS: dict[str, dict[str, Any]] = {
+    "query": {**_ASKED, "rows": 2, "more": "rows"},
+    "get": {**_ASKED, "table": "orders", "rows": 2, "triggers": 1},
+    "diff": {
+        **_BOTH, "tables": 3, "differing": 2, "not_compared": 1, "added": 1, "removed": 1, "changed": 1, "listed": 2,
+    },
+    "undelete": {**_BOTH, "table": "orders", "rows": 7, "listed": 2},
     "backup": {
         "backup": {
             "id": APP_1, "database": "app", "engine": "sqlite", "created_at": "2026-09-11T23:00:00.000Z",

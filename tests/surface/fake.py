@@ -76,9 +76,13 @@ class FakeDaemon:
         return 200, found
 
     def _job(self, method: str, parts: list[str], query: dict[str, str], body: Any) -> tuple[int, Any]:
-        if method == "GET" and parts and parts[0] in self.jobs:
+        if method == "GET" and len(parts) == 1 and parts[0] in self.jobs:
             rows = self.jobs[parts[0]]
             return 200, {"schema": "dbguard.job/1", "job": rows.pop(0) if len(rows) > 1 else rows[0]}
+        if method == "GET" and parts[1:] == ["answer"] and parts[0] in self.jobs:
+            row = self.jobs[parts[0]][0]
+            text = row["verb"] == "undelete" and row["request"]["sql"]
+            return 200, answers.ANSWERS["get" if text else row["verb"]]
         if method == "POST" and parts and parts[0] in REQUESTS:
             return self._start(parts[0], body)
         return 404, NotFound(f"{parts[0] if parts else ''}: there is no such job").problem()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from zoneinfo import ZoneInfo
@@ -10,7 +11,7 @@ import pytest
 
 from dbguardctl.screen import Block, Cell, Screen, Table, speaks_utf8, text
 from dbguardctl.session import error_blocks
-from dbguardctl.views import backups, care, config, jobs, past, status
+from dbguardctl.views import backups, care, config, jobs, past, questions, status
 from dbguardctl.views.setup import promise, protected, unprotected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
 from dbguardd.wire import Health, StorageStatus
@@ -32,6 +33,18 @@ def _job(verb: str, **request: object) -> list[Block]:
 def _log(s: Screen, *, verbose: bool) -> list[Block]:
     rows = map(past.entry, answers.EVENTS)
     return [block for row in rows for block in past.entry_lines(row, s, BERLIN, verbose=verbose)]
+
+
+def _lines(verb: str) -> tuple[list[str], list[list[object]]]:
+    head, *rows = map(json.loads, answers.ANSWERS[verb].splitlines())
+    return head, rows
+
+
+def _found() -> dict[str, list[dict[str, object]]]:
+    kinds = {"definitions": "schema", "tables": "table"}
+    found = {name: [row[kind] for row in answers.DIFFERENCE if kind in row and "change" not in row]
+             for name, kind in kinds.items()}  # fmt: skip
+    return {**found, "changes": [row for row in answers.DIFFERENCE if "change" in row]}
 
 
 WITHOUT_KEY = answers.status((APP,), keys=(replace(MAIN, recovery=[], recovery_tested_at=None),))
@@ -93,6 +106,9 @@ SCREENS: dict[str, Draw] = {
     "events": lambda s: past.events(answers.EVENTS, NOW, BERLIN),
     "log": lambda s: _log(s, verbose=False),
     "log-verbose": lambda s: _log(s, verbose=True),
+    "query": lambda s: [*questions.table(*_lines("query")), questions.cut_off(answers.RESULTS["query"])],
+    "diff": lambda s: questions.difference(_found(), summary=False),
+    "diff-summary": lambda s: questions.difference(_found(), summary=True),
     "schedule": lambda s: care.schedule(ROUTES["GET /schedule"], NOW, BERLIN),
     "audit": lambda s: care.audit(ROUTES["GET /audit"], NOW, BERLIN),
     "config-diff": lambda s: config.differing(ROUTES["GET /config/diff"], NOW, BERLIN),

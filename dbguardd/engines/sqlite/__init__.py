@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query
+from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
@@ -48,7 +48,14 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     lock_timeout_seconds, growth_bytes (of a log, see wal), beat_seconds and step_bytes (how often progress is shown
     while the live file is copied), look_seconds (how often a log that is followed is looked at).
     """
-    return Engine("sqlite", Sqlite(settings), SqliteLog(settings))
+    return Engine("sqlite", Sqlite(settings), SqliteLog(settings), open_past)
+
+
+def open_past() -> Past:
+    """Make what answers questions to backups. It alone needs apsw."""
+    from dbguardd.engines.sqlite.past import SqlitePast  # noqa: PLC0415
+
+    return SqlitePast()
 
 
 class SqliteLog:

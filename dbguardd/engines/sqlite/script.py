@@ -206,6 +206,11 @@ _LITERALS: dict[type, Callable[[Any, str], str]] = {
 }
 
 
+def literal(value: Any, encoding: str) -> str:
+    """Return a value as SQL that gives it back exactly, in a database of that encoding."""
+    return _LITERALS[type(value)](value, encoding)
+
+
 # ------------------------------------------------------------------------------------------------ replay
 
 

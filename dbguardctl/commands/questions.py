@@ -1,0 +1,262 @@
+"""query, get, diff and undelete: ask backups something without restoring them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from dbguardctl import watch
+from dbguardctl.app import Command, pass_session
+from dbguardctl.moments import parse_moment
+from dbguardctl.options import complete_id, database_argument, request_options, text_option
+from dbguardctl.screen import Cell, text
+from dbguardctl.session import Session
+from dbguardctl.views import questions as view
+from dbguardctl.words import utc_text
+from dbguardd import wire
+from dbguardd.errors import TargetExists, Usage, of_file
+from dbguardd.words import safe
+
+Json = dict[str, Any]
+
+_ID = re.compile("0[0-9a-z]{3,25}", re.I)
+"""What begins as every id does, and no moment."""
+
+
+@click.command(cls=Command, help=wire.Query.__doc__)
+@database_argument()
+@click.argument("sql", metavar="SELECT")
+@request_options(wire.Query, rename={"backup": "id"})
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a head, NULL as nothing, blobs in hex.")
+@pass_session
+def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any) -> None:
+    """Answer one SELECT."""
+    if as_csv and session.json:
+        raise Usage("query: --csv and --json are two forms of the answer; give one")
+    job = ask(session, "query", {"database": database, "sql": sql, **fields})
+    result = job["result"]
+    lines = answer_of(session, job)
+    columns = next(lines)
+    if session.json:
+        rows = list(lines)
+        session.print_json({"schema": "dbguard.query/1", "job": job["id"], "database": database, **result,
+                            "columns": columns, "row_count": result["rows"], "rows": rows})  # fmt: skip
+    elif as_csv:
+        sys.stdout.writelines(view.csv_lines(columns, lines, terminal=sys.stdout.isatty()))
+    else:
+        session.out.show(view.table(columns, list(lines)))
+    sys.stdout.flush()
+    if result["more"] and not session.json:
+        session.err.show([view.cut_off(result)])
+
+
+@click.command(cls=Command, help=wire.Get.__doc__)
+@database_argument()
+@text_option("--table", required=True, help="The table.")
+@request_options(wire.Get, skip=("table", "format"), rename={"backup": "id"})
+@click.option(
+    "--format",
+    type=click.Choice(["sql", "csv"]),
+    default="sql",
+    show_default=True,
+    help="CREATE and INSERT for the sqlite3 shell; or CSV: a head, NULL as nothing, blobs in hex.",
+)
+@text_option("--to", metavar="FILE", help="Write into this new file instead of to standard output.")
+@pass_session
+def get(session: Session, database: str, format: str, to: str, **fields: Any) -> None:
+    """Take one table out of a backup."""
+    if session.json and not to:
+        raise Usage("get: --json tells about the table, which needs a place with --to FILE")
+    job = _text(session, "get", {"database": database, "format": format, **fields}, to)
+    result = job["result"]
+    if session.json:
+        session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
+                            "to": os.path.abspath(to)})  # fmt: skip
+    _conclude(session, [view.taken_out(result, to)], to)
+
+
+def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Json:
+    """Have a question answered by a text, and write that where it goes; return the job."""
+    target = _New(verb, to) if to else None
+    try:
+        job = ask(session, verb, fields)
+        for portion in session.daemon.download("jobs", job["id"], "answer"):
+            _write(target, portion)
+        if target is not None:
+            target.keep()
+    except BaseException:
+        if target is not None:
+            target.drop()
+        raise
+    return job
+
+
+def _conclude(session: Session, lines: Iterable[Sequence[Cell | str]], to: str) -> None:
+    """Say what was found: that is the result where standard output is not the answer itself."""
+    for cells in lines:
+        if to and not session.json:
+            session.out.show([text(*cells)])
+        else:
+            session.say(*cells)
+
+
+class _New:
+    """A file that was not there before: whole, or gone again."""
+
+    def __init__(self, verb: str, path: str) -> None:
+        self._verb, self._path = verb, path
+        try:
+            self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise TargetExists(f"{verb}: {path} exists", detail="Name another file with --to.") from None
+        except OSError as error:
+            raise of_file(f"{verb}: {path} cannot be written", error) from error
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self.file, rest) :]
+        except OSError as error:
+            raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
+
+    def keep(self) -> None:
+        """Make it durable."""
+        try:
+            os.fsync(self.file)
+            os.close(self.file)
+        except OSError as error:
+            raise of_file(f"{self._verb}: {self._path} cannot be written", error) from error
+
+    def drop(self) -> None:
+        """Take it away: half a table is none."""
+        with suppress(OSError):
+            os.unlink(self._path)
+        with suppress(OSError):
+            os.close(self.file)
+
+
+def _write(target: _New | None, portion: bytes) -> None:
+    if target is not None:
+        target.write(portion)
+    elif sys.stdout.isatty():
+        sys.stdout.write(safe(portion.decode(errors="replace"), keep="\n"))
+    else:
+        sys.stdout.buffer.write(portion)
+        sys.stdout.flush()
+
+
+@click.command(cls=Command, help=wire.Diff.__doc__)
+@database_argument()
+@text_option(
+    "--from",
+    "older",
+    metavar="TIME|ID",
+    required=True,
+    shell_complete=complete_id,
+    help="The backup before: a moment, as 'yesterday 09:00', or the id of a backup.",
+)
+@text_option(
+    "--to",
+    "newer",
+    metavar="TIME|ID",
+    shell_complete=complete_id,
+    help="The backup after, said in the same way; the newest to rely on if not given.",
+)
+@request_options(wire.Diff, skip=("older", "newer"))
+@click.option("--summary", is_flag=True, help="Only how many rows of each table were added, removed and changed.")
+@pass_session
+def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
+    """Compare two backups."""
+    for name in ("older", "newer"):
+        fields[name] = which(session, fields[name]) if fields[name] else ""
+    job = ask(session, "diff", {"database": database, **fields})
+    found: dict[str, list[Json]] = {"definitions": [], "tables": [], "changes": []}
+    for line in answer_of(session, job):
+        if "change" in line:
+            found["changes"] += [] if summary else [line]
+        elif "table" in line:
+            found["tables"].append(line["table"])
+        else:
+            found["definitions"].append(line["schema"])
+    if session.json:
+        session.print_json({"schema": "dbguard.diff/1", "job": job["id"], "database": database,
+                            "older": job["result"]["older"], "newer": job["result"]["newer"], **found})  # fmt: skip
+    else:
+        session.out.show(view.difference(found, summary=summary))
+
+
+@click.command(cls=Command, help=wire.Undelete.__doc__)
+@database_argument()
+@text_option("--table", required=True, help="The table.")
+@request_options(wire.Undelete, skip=("table",), rename={"backup": "id"})
+@text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
+@pass_session
+def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:
+    """Find rows that are gone."""
+    if not (fields["at"] or fields["backup"]):
+        raise Usage("undelete: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {database}"])
+    if sql and session.json and not to:
+        raise Usage("undelete: --json tells about the SQL, which needs a place with --to FILE")
+    asked = {"database": database, "sql": bool(sql or to), **fields}
+    columns: list[str] = []
+    rows: list[Any] = []
+    if asked["sql"]:
+        job = _text(session, "undelete", asked, to)
+    else:
+        job = ask(session, "undelete", asked)
+        columns, *rows = answer_of(session, job)
+    result = job["result"]
+    if session.json:
+        session.print_json({"schema": "dbguard.undelete/1", "job": job["id"], "database": database,
+                            "older": result["older"], "newer": result["newer"], "missing": result["rows"],
+                            "columns": columns, "rows": rows, "to": os.path.abspath(to) if to else None})  # fmt: skip
+    elif not asked["sql"]:
+        session.out.show(view.table(columns, rows))
+    _conclude(session, view.missing(result, to, session.arguments), to)
+
+
+def which(session: Session, said: str) -> str:
+    """Return a moment as the daemon takes it, or the id of a backup as it is. Raises Usage."""
+    if _ID.fullmatch(said):
+        return said
+    try:
+        return utc_text(parse_moment(said, session.now, session.zone))
+    except Usage:
+        if said.isalnum() and not said.isdigit():
+            return said  # the last characters of an id
+        raise
+
+
+def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
+    """Have a question answered, say which backup the answer is from, and return the job. Raises what it failed of."""
+    session.wanted_database = str(fields["database"])
+    wanted = dict(fields)
+    if fields.get("at") and fields["backup"]:
+        raise Usage(f"{verb}: --at and --id are two ways to say which backup; give one")
+    if fields.get("at"):
+        wanted["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
+    job = watch.wait(session, watch.start(session, verb, wanted, quiet=True))
+    if error := watch.failure(job):
+        raise error
+    told = [job["result"][name] for name in ("older", "newer")] if "older" in job["result"] else [job["result"]]
+    for result in told:
+        for cells in view.said_of(result, session.zone):
+            session.say(*cells)
+    return job
+
+
+def answer_of(session: Session, job: Json) -> Iterator[Any]:
+    """Yield the lines of JSON of the answer to a question."""
+    rest = b""
+    for portion in session.daemon.download("jobs", job["id"], "answer"):
+        *lines, rest = (rest + portion).split(b"\n")
+        yield from map(json.loads, lines)

@@ -1,0 +1,195 @@
+"""Compares two backups, table by table and row by row, by what tells rows apart: the primary key, or the row id.
+
+SQLite joins the two by key and hands out only what differs. Values differ when their type or their bytes do: 1 and 1.0
+are two values here, and so are A and a, whatever the collation of the column says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+
+from dbguardd.engines.base import Answer, Bounds
+from dbguardd.engines.sqlite.ask import encoded, stored_names
+from dbguardd.engines.sqlite.pages import Opened, opened
+from dbguardd.engines.sqlite.tables import (
+    Table,
+    encoding,
+    exact,
+    known,
+    plain,
+    quoted,
+    same_row,
+    tables,
+    told_apart,
+    values,
+)
+from dbguardd.errors import TooCostly
+from dbguardd.flow import Facts, Pages
+
+_CHANGES = ("added", "removed", "changed")
+_OLD, _NEW = "o", "n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A table that both have, the key of its rows, and the columns of both."""
+
+    old: Table
+    new: Table
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def same_key(self) -> str:
+        """The condition that two rows are the same row."""
+        return same_row(self.key, _NEW, _OLD)
+
+    @property
+    def differ(self) -> str:
+        """The condition that they have different values."""
+        pairs = [(f"{_OLD}.{quoted(name)}", f"{_NEW}.{quoted(name)}") for name in self.columns]
+        # SQLite compares IS with the collation of the left, and numbers by value
+        return " OR ".join(
+            f"typeof({old}) <> typeof({new}) OR {old} COLLATE BINARY IS NOT {new}" for old, new in pairs
+        ) or "0"  # fmt: skip
+
+
+def difference(older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+    """See engines.base.Past."""
+    with opened({"main": older, "newer": newer}, bounds, answer) as both:
+        before, after = tables(both.connection), tables(both.connection, "newer")
+        names = sorted({*before, *after})
+        if table:
+            others = [*stored_names(both.connection), *stored_names(both.connection, "newer")]
+            names = [known({**before, **after}, table, bounds.about, others).name]
+        for definition in _definitions(both.connection) if not table else ():
+            _must_fit(both, {"schema": definition})
+        found = []
+        for name in names:
+            found.append(_Comparison(both, name).run(before.get(name), after.get(name)))
+            _must_fit(both, {"table": found[-1]})
+    changes = {change: sum(row[change] or 0 for row in found) for change in _CHANGES}
+    states = [row["state"] for row in found]
+    differing, unknown = len(states) - states.count("same"), states.count("not compared")
+    listed = sum(row["listed"] for row in found)
+    return {
+        "tables": len(found),
+        "differing": differing - unknown,
+        "not_compared": unknown,
+        **changes,
+        "listed": listed,
+    }
+
+
+def _must_fit(both: Opened, found: Mapping[str, Any]) -> None:
+    if not both.fits(encoded(found)):
+        raise TooCostly(f"{both.bounds.about}: too many tables differ", detail="Ask for one of them with --table.")
+
+
+class _Comparison:
+    """One table in both backups."""
+
+    def __init__(self, both: Opened, name: str) -> None:
+        self._both, self._name = both, name
+        self._listed = 0
+        self._encoding = encoding(both.connection)  # of both: else they could not be joined
+
+    def run(self, old: Table | None, new: Table | None) -> dict[str, Any]:
+        """Return the facts of the table; the rows go into the answer as far as the bounds allow."""
+        if old is None or new is None:
+            only = new or old
+            assert only is not None  # noqa: S101 - it is of one of both
+            state = "added" if old is None else "removed"
+            rows = self._all(only, state)
+            return self._facts(state, {state: rows})
+        pair, why = self._paired(old, new)
+        if pair is None:
+            return self._facts("not compared", {}, why=why)
+        try:
+            counts = {change: self._some(pair, change) for change in _CHANGES}
+        except apsw.SQLError as error:  # a collation or function that only the application has
+            if self._both.raised is not None or self._both.late or "no such" not in str(error):
+                raise
+            return self._facts("not compared", {}, why=str(error))
+        state = "differs" if any(counts.values()) else "same"
+        return self._facts(state, counts, keyed_by=pair.key, why=why)
+
+    def _facts(
+        self, state: str, counts: Mapping[str, int], *, keyed_by: Sequence[str] = (), why: str = ""
+    ) -> dict[str, Any]:
+        known_counts = {change: counts.get(change, 0) if counts else None for change in _CHANGES}
+        about = {"table": self._name, "state": state, "why": why, "keyed_by": list(keyed_by)}
+        return {**about, **known_counts, "listed": self._listed}
+
+    def _paired(self, old: Table, new: Table) -> tuple[_Pair | None, str]:
+        """Return how rows of both find each other, or why they cannot."""
+        columns = tuple(name for name in old.columns if name in new.columns)
+        lost = [name for name in old.columns if name not in columns]
+        fresh = [name for name in new.columns if name not in columns]
+        said = (("column no longer there", lost), ("new column", fresh))
+        why = "; ".join(f"{what}, not compared: {', '.join(names)}" for what, names in said if names)
+        keys = told_apart(self._both.connection, old), told_apart(self._both.connection, new)
+        if keys[0] != keys[1] or not keys[0]:
+            return None, "nothing tells its rows apart" if keys[0] == keys[1] else "its key has changed"
+        return _Pair(old, new, keys[0], columns), why
+
+    def _all(self, table: Table, change: str) -> int:
+        columns = (table.rowid, *table.columns) if table.rowid else table.columns
+        query = f"SELECT {exact(columns)} FROM {table.path} NOT INDEXED"  # noqa: S608 - names of the catalog
+        return self._tell(change, self._both.connection.execute(query), (), columns)
+
+    def _some(self, pair: _Pair, change: str) -> int:
+        old, new = f"{pair.old.path} AS {_OLD}", f"{pair.new.path} AS {_NEW}"
+        shown = pair.columns if change == "changed" else (pair.new if change == "added" else pair.old).columns
+        if change == "changed":
+            what = f"{exact(pair.key, _NEW)}, {exact(shown, _OLD)}, {exact(shown, _NEW)}"
+            query = f"SELECT {what} FROM {new} CROSS JOIN {old} ON {pair.same_key} WHERE {pair.differ}"  # noqa: S608
+        else:
+            own, other, alias = (new, old, _NEW) if change == "added" else (old, new, _OLD)
+            what = f"{exact(pair.key, alias)}, {exact(shown, alias)}"
+            query = f"SELECT {what} FROM {own} WHERE NOT EXISTS (SELECT 1 FROM {other} WHERE {pair.same_key})"  # noqa: S608
+        return self._tell(change, self._both.connection.execute(query), pair.key, shown)
+
+    def _tell(self, change: str, rows: Iterator[Any], key: Sequence[str], columns: Sequence[str]) -> int:
+        """Write the rows, as many as may be; count all."""
+        bounds, count, own = self._both.bounds, 0, self._encoding
+        for row in rows:
+            count += 1
+            if self._listed >= bounds.rows:
+                continue
+            cut = 2 * len(key)
+            found: dict[str, Any] = {"table": self._name, "change": change}
+            found["key"] = _named(key, values(row[:cut], own))
+            if change == "changed":
+                middle = cut + 2 * len(columns)
+                found["before"] = _named(columns, values(row[cut:middle], own))
+                found["after"] = _named(columns, values(row[middle:], own))
+            else:
+                found["after" if change == "added" else "before"] = _named(columns, values(row[cut:], own))
+            self._listed += self._both.fits(encoded(found), bounds.bytes // 4)  # what is left is for the counts
+        return count
+
+
+def _named(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(names, [plain(item) for item in row], strict=True))
+
+
+def _definitions(connection: apsw.Connection) -> Iterator[dict[str, Any]]:
+    """Yield the statements that define what differs: {kind, name, before, after}; None: it is not there."""
+    before, after = (
+        {
+            (str(kind), str(name)): sql
+            for kind, name, sql in connection.execute(
+                f"SELECT type, name, sql FROM {schema}.sqlite_schema WHERE sql IS NOT NULL"  # noqa: S608
+            )
+        }
+        for schema in ("main", "newer")
+    )
+    for kind, name in sorted({*before, *after}):
+        old, new = before.get((kind, name)), after.get((kind, name))
+        if old != new:
+            yield {"kind": kind, "name": name, "before": old, "after": new}

@@ -1,0 +1,26 @@
+"""Questions to backups made by the method pages: engines.base.Past. Imports apsw, which nothing else needs."""
+
+from __future__ import annotations
+
+from dbguardd.engines.base import Answer, Bounds
+from dbguardd.engines.sqlite import ask, compare, take_out
+from dbguardd.engines.sqlite.missing import missing
+from dbguardd.flow import Facts, Pages
+
+
+class SqlitePast:
+    """Questions to SQLite files as they were. Implements engines.base.Past."""
+
+    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+        return ask.query(pages, sql, bounds, answer)
+
+    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        return take_out.table(pages, name, form, bounds, answer)
+
+    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        return compare.difference(older, newer, table, bounds, answer)
+
+    def missing(
+        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+    ) -> Facts:
+        return missing(files, search, form, bounds, answer)

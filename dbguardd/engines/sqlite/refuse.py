@@ -1,0 +1,66 @@
+"""What an error of SQLite means for a question to a backup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import apsw
+
+from dbguardd.errors import GuardError, SourceDamaged, TooCostly, Unsupported, Usage
+
+_SHOWN = 20
+_PLAIN = re.compile("integer overflow|malformed JSON|string or blob too big|no such (function|collation sequence): .*")
+"""What SQLite says while a statement runs and that quotes no row: all else may, and errors are kept and logged."""
+
+
+class Refusals:
+    """Makes errors of SQLite into ours. `about` is what they begin with."""
+
+    def __init__(self, about: str) -> None:
+        self._about = about
+
+    def of(self, error: Exception, *, late: bool) -> GuardError:
+        """Return what an error that came while something ran, or while the file was opened, means."""
+        said = str(error)
+        match error:
+            case _ if late:
+                return TooCostly(f"{self._about}: no answer in the time that the question has")
+            case apsw.AuthError():
+                return Usage(f"{self._about}: a question can only read")
+            case MemoryError() | apsw.NoMemError():
+                return TooCostly(f"{self._about}: the question needs more memory than it may have")
+            case apsw.TooBigError():
+                return TooCostly(f"{self._about}: a value is too large for a question")
+            case UnicodeDecodeError():
+                advice = "Ask for CAST(column AS BLOB) or hex(column) instead."
+                return Unsupported(f"{self._about}: a text is not valid UTF-8", detail=advice)
+            case apsw.CorruptError() | apsw.NotADBError() | apsw.FormatError():
+                what = f"{type(error).__name__}: {said}" if "schema" in said else type(error).__name__
+                return SourceDamaged(f"{self._about}: was damaged when it was backed up, or no database", detail=what)
+        if "same text encoding" in said:
+            return Unsupported(f"{self._about}: the two have different encodings, and cannot be compared")
+        shown = said if _PLAIN.fullmatch(said) else f"{type(error).__name__} while it ran"
+        return Usage(f"{self._about}: SQLite cannot answer that", detail=shown)
+
+    def of_statement(self, error: apsw.Error, sql: str, tables: Sequence[str]) -> GuardError:
+        """Return what is wrong with a statement: it was not begun, so nothing of a row is in the message."""
+        if isinstance(error, apsw.AuthError):
+            return Usage(
+                f"{self._about}: a question can only read",
+                detail=f"{error}; in: {sql}",
+            )
+        return Usage(f"{self._about}: {error}", detail="\n".join([f"in: {sql}", *_likely(str(error), tables)]))
+
+
+def _likely(said: str, tables: Sequence[str]) -> list[str]:
+    """Return which tables there are and which was probably meant, if it was a table that was not found."""
+    found = re.search(r"no such table: (?:main\.)?(.*)", said)
+    if found is None:
+        return []
+    near = get_close_matches(found[1].lower(), {name.lower(): name for name in tables}, 3)
+    names = {name.lower(): name for name in tables}
+    meant = [f"Did you mean {' or '.join(names[name] for name in near)}?"] if near else []
+    more = ["…"] if len(tables) > _SHOWN else []
+    return [f"Its tables: {', '.join([*tables[:_SHOWN], *more]) or 'none'}.", *meant]

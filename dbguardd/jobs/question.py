@@ -1,0 +1,204 @@
+"""Questions to the past: query, get, diff, undelete. The backup is chosen as for a restore, and read where it lies.
+
+What is found is the answer, which goes beside the job to whoever asked. The result of the job has no row in it: it is
+kept, logged and shown to all who may read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.engines.base import Bounds, Past
+from dbguardd.errors import GuardError, Unsupported, Usage, of_file
+from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.choose import choose, failure_of, newest_proofs
+from dbguardd.jobs.verify import DAMAGE, condemn
+from dbguardd.repository import Backup, Tree
+from dbguardd.wire import Diff, Get, Grade, Query, Undelete
+
+_ANSWER_BYTES = 64 << 20
+_PART = 2  # a table may take one part of so many of what is free where answers are kept
+_MOST_ROWS, _MOST_SECONDS = 1_000_000, 86_400
+_STREAM = "database"
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The answer in the file that the daemon has opened for it, which has no name; flow of bytes, no record."""
+
+    run: Run
+    file: int
+
+    def write(self, data: bytes, /) -> None:
+        """Write all of it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self.file, rest) :]
+        except OSError as error:
+            raise of_file(f"{self.run.name}: the answer cannot be kept", error) from error
+
+    def beat(self) -> None:
+        """Show life."""
+        self.run.progress("answer", 0, None)
+
+
+def query(run: Run, request: Query) -> Result:
+    """Answer one SELECT. Raises NotFound, Usage, Unsupported, TooCostly, SourceDamaged, Damaged."""
+    bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
+    backup, warnings = chosen(run, request.backup, request.at)
+    with _reading(run, backup) as pages:
+        facts = past(run).query(pages, request.sql, _about(bounds, run, backup), answer(run))
+    return {**source(run, backup, warnings), **facts}
+
+
+def get(run: Run, request: Get) -> Result:
+    """Take one table out. Raises what query does."""
+    if not request.table:
+        raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
+    bounds = _bounds(run, 1, request.seconds, _room(run))
+    backup, warnings = chosen(run, request.backup, request.at)
+    with _reading(run, backup) as pages:
+        facts = past(run).table(pages, request.table, request.format, _about(bounds, run, backup), answer(run))
+    return {**source(run, backup, warnings), "table": request.table, **facts}
+
+
+def diff(run: Run, request: Diff) -> Result:
+    """Compare two backups. Raises what query does."""
+    if not request.older:
+        raise Usage(f"{run.name}: compared with which backup?", hints=[f"dbguardctl diff {run.name} --from TIME"])
+    bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
+    older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
+    about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
+    with _reading(run, older[0]) as before, _reading(run, newer[0], before) as after:
+        facts = past(run).difference(before, after, request.table, about, answer(run))
+    return {"older": source(run, *older), "newer": source(run, *newer), **facts}
+
+
+def undelete(run: Run, request: Undelete) -> Result:
+    """Find rows that the newest backup has no more. Nothing is put back. Raises what query does."""
+    if not request.table:
+        raise Usage(f"{run.name}: of which table?", hints=[f"dbguardctl undelete {run.name} --table TABLE"])
+    if not (request.backup or request.at):
+        raise Usage(f"{run.name}: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {run.name}"])
+    bounds = _bounds(run, request.rows, request.seconds, _room(run) if request.sql else _ANSWER_BYTES)
+    older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
+    about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
+    search, form = (request.table, request.where), "sql" if request.sql else "rows"
+    with _reading(run, older[0]) as before, _reading(run, newer[0], before) as after:
+        facts = past(run).missing((before, after), search, form, about, answer(run))
+    return {"older": source(run, *older), "newer": source(run, *newer), "table": request.table, **facts}
+
+
+def _room(run: Run) -> int:
+    """Return how many bytes an answer may have that has to be whole."""
+    room = os.fstatvfs(int(run.spec["answer"]))
+    return room.f_bavail * room.f_frsize // _PART
+
+
+def _both(run: Run, older: Backup, newer: Backup) -> str:
+    return f"{run.name}, backups {older.id} and {newer.id}"
+
+
+def _said(which: str) -> tuple[str, str]:
+    """Return the id and the moment that a text says; one of them is empty."""
+    return ("", which) if ":" in which else (which, "")
+
+
+def chosen(run: Run, id: str, at: str) -> tuple[Backup, list[str]]:
+    """Return the backup that is asked, as a restore would choose it, and what to know of it."""
+    if id and at:
+        raise Usage(f"{run.name}: give a backup id or --at, not both")
+    backup, warnings = choose(run, id, at)
+    if backup.method == "dump":
+        raise Unsupported(
+            f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
+            detail="Restore it to a new place and ask that copy with sqlite3.",
+            hints=[f"dbguardctl restore {run.name} --id {backup.id} --to PLACE"],
+        )
+    return backup, warnings
+
+
+def past(run: Run) -> Past:
+    """Return what answers questions."""
+    if run.past is None:
+        raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")
+    return run.past
+
+
+def answer(run: Run) -> _Written:
+    """Return where the answer goes."""
+    return _Written(run, int(run.spec["answer"]))
+
+
+def source(run: Run, backup: Backup, warnings: list[str]) -> dict[str, Any]:
+    """Return what an answer comes from: it is worth as much as that backup."""
+    proof = newest_proofs(run).get(backup.id)
+    return {
+        "backup": backup.id,
+        "created_at": instant(backup.created_at),
+        "grade": proof.grade if proof else str(Grade.STORED),
+        "failure": failure_of(proof) if proof else None,
+        "warnings": warnings,
+    }
+
+
+def _bounds(run: Run, rows: int, seconds: int, most: int) -> Bounds:
+    for name, value, limit in (("rows", rows, _MOST_ROWS), ("seconds", seconds, _MOST_SECONDS)):
+        if not 1 <= value <= limit:
+            raise Usage(f"{run.name}: {name}: 1 to {limit} is expected, not {value}")
+    return Bounds(run.name, seconds, rows, most)
+
+
+def _about(bounds: Bounds, run: Run, backup: Backup) -> Bounds:
+    return Bounds(f"{run.name}, backup {backup.id}", bounds.seconds, bounds.rows, bounds.bytes)
+
+
+class _Noted:
+    """Pages that note the damage that is met in them: another backup may be read beside."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree, self._pages = tree, tree.pages(_STREAM)
+        self.size, self.page_size = self._pages.size, self._pages.page_size
+        self.damage: GuardError | None = None
+
+    def block(self, number: int) -> bytes:
+        """Return the bytes of a block."""
+        try:
+            return self._pages.block(number)
+        except DAMAGE as error:
+            self.damage = error
+            raise
+
+
+@contextmanager
+def _reading(run: Run, backup: Backup, beside: _Noted | None = None) -> Iterator[_Noted]:
+    """Open the pages of a backup. Damage that is met is recorded of it, as a restore does."""
+    with ExitStack() as stack:
+        try:
+            shared = beside.tree if beside else None
+            pages = _Noted(stack.enter_context(run.repository.tree(backup, beside=shared)))
+        except DAMAGE as error:
+            raise _condemned(run, backup, error) from None
+        try:
+            yield pages
+        except DAMAGE as error:
+            if error is pages.damage:
+                _condemned(run, backup, error)
+            raise
+
+
+def _condemned(run: Run, backup: Backup, error: GuardError) -> GuardError:
+    condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+    error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
+    return error
+
+
+QUERY = Job("query", Query, query)
+GET = Job("get", Get, get)
+DIFF = Job("diff", Diff, diff)
+UNDELETE = Job("undelete", Undelete, undelete)

@@ -1,0 +1,152 @@
+"""The question half: reads backups page by page for a question. It knows no key, no repository and no database.
+
+What it reads may be hostile, so it runs as nobody where the daemon can arrange that, and may need only so much.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from dbguardd.engines import ENGINES
+from dbguardd.engines.base import Bounds, Past
+from dbguardd.errors import Cancelled, GuardError, Unsupported, Usage, WorkerDied, from_problem
+from dbguardd.wire import to_json
+from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+from dbguardd.worker.child import settle
+from dbguardd.worker.rights import become_nobody
+
+_BEAT_SECONDS = 0.2
+_ADDRESS_BYTES = 2 << 30
+_FILES = 64
+_SPARE_SECONDS = 5
+
+
+class SeamPages:
+    """Pages whose other side is the repository half. `number` says of which of the backups of the question."""
+
+    def __init__(self, channel: Channel, number: int, size: int, page_size: int) -> None:
+        self._channel, self._number = channel, number
+        self.size, self.page_size = size, page_size
+
+    def block(self, number: int) -> bytes:
+        """Ask for one block."""
+        self._channel.send({"block": [self._number, number]})
+        message, _ = self._channel.receive()
+        if isinstance(message, bytes):
+            return message
+        raise from_problem(message["problem"])
+
+
+class SeamAnswer:
+    """An answer whose other side is the repository half; small pieces are sent together."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting = bytearray()
+        self._told = 0.0
+        self._written = 0
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+        self._waiting += data
+        self._written += len(data)
+        if len(self._waiting) >= DATA_BYTES:
+            self.flush()
+        self.beat()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        self._channel.send_data(bytes(self._waiting))
+        self._waiting.clear()
+
+    def beat(self) -> None:
+        """Tell that it goes on, some times a second."""
+        now = time.monotonic()
+        if now - self._told >= _BEAT_SECONDS:
+            self._told = now
+            self._channel.offer({"progress": ["answer", self._written, None]})
+
+
+class QuestionHalf:
+    """Serves the questions of the repository half until the channel closes."""
+
+    def __init__(self, channel: Channel, past: Past | GuardError) -> None:
+        self._channel, self._past = channel, past
+
+    def serve(self) -> None:
+        """Answer until the repository half hangs up."""
+        while True:
+            asked = self._channel.receive_object()
+            try:
+                answer: Object = {"return": to_json(self._call(str(asked["call"]), asked["args"]))}
+            except Cancelled:
+                raise
+            except Exception as error:  # noqa: BLE001 the other half decides what an error means
+                if not isinstance(error, GuardError):
+                    traceback.print_exc()
+                answer = {"return": None, "problem": problem_of(error)}
+            self._channel.send(answer)
+
+    def _call(self, name: str, args: Mapping[str, Any]) -> Any:
+        if isinstance(self._past, GuardError):
+            raise self._past
+        answer = SeamAnswer(self._channel)
+        pages = [SeamPages(self._channel, number, *sizes) for number, sizes in enumerate(args["pages"])]
+        bounds = Bounds(**args["bounds"])
+        _confine(bounds.seconds)
+        match name:
+            case "query":
+                facts = self._past.query(pages[0], args["sql"], bounds, answer)
+            case "table":
+                facts = self._past.table(pages[0], args["name"], args["form"], bounds, answer)
+            case "difference":
+                facts = self._past.difference(pages[0], pages[1], args["table"], bounds, answer)
+            case "missing":
+                search = str(args["table"]), str(args["where"])
+                facts = self._past.missing((pages[0], pages[1]), search, args["form"], bounds, answer)
+            case _:
+                raise Usage(f"the question half has no call {name}")
+        answer.flush()
+        return facts
+
+
+def answer_as_nobody(parent: int, seam: int, settings: Mapping[str, Any]) -> int:
+    """Answer questions to backups of the engine that `settings` name, until the repository half hangs up.
+
+    All that is needed is loaded before this process becomes nobody, and nothing of a backup is read before.
+    """
+    past = _load(settings)
+    cancelled = settle(parent, become_nobody)
+    with socket.socket(fileno=seam) as end, suppress(WorkerDied, Cancelled):
+        QuestionHalf(Channel(end, cancelled), past).serve()
+    return 0
+
+
+def _load(settings: Mapping[str, Any]) -> Past | GuardError:
+    """Return what answers, or why nothing does: the other half is told when it asks."""
+    kind = settings["engine"]
+    opened = ENGINES[kind](settings).past if kind in ENGINES else None
+    if opened is None:
+        return Unsupported(f"{kind}: backups of it cannot be asked anything")
+    try:
+        return opened()
+    except ImportError as error:
+        return Unsupported(f"{kind}: backups of it cannot be asked anything here", detail=str(error))
+
+
+def _confine(seconds: float) -> None:
+    """Let the kernel end what the bounds of the question do not: one endless instruction, a hole in SQLite."""
+    most = int(seconds) + _SPARE_SECONDS
+    for kind, limit in (
+        (resource.RLIMIT_CPU, most),
+        (resource.RLIMIT_AS, _ADDRESS_BYTES),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, _FILES),
+    ):
+        resource.setrlimit(kind, (limit, limit))

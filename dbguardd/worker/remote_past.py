@@ -1,0 +1,109 @@
+"""Questions to backups as the repository half sees them: asked over the seam, and given the pages that they need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dbguardd.engines.base import Answer, Bounds
+from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, WorkerDied, from_problem
+from dbguardd.flow import Facts, Pages
+from dbguardd.wire import to_json
+from dbguardd.worker.channel import Channel, Object, problem_of
+
+_SLACK_BYTES = 1 << 20
+_COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed", "listed")
+
+
+class RemotePast:
+    """The Past protocol over a Channel. The other half is not believed: neither damage, nor how much it answers.
+
+    What it says of an answer is kept with the job, so it is taken only in the form that it must have: no row is in it.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._failed: GuardError | None = None
+
+    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Answer one SELECT."""
+        found = self._ask("query", {"sql": sql}, (pages,), bounds, answer)
+        more = found.get("more")
+        return {"rows": _count(found, "rows"), "more": more if more in ("rows", "bytes") else None}
+
+    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Write one table."""
+        found = self._ask("table", {"name": name, "form": form}, (pages,), bounds, answer)
+        return {"rows": _count(found, "rows"), "triggers": _count(found, "triggers")}
+
+    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+        """Compare two backups."""
+        found = self._ask("difference", {"table": table}, (older, newer), bounds, answer)
+        return {name: _count(found, name) for name in _COUNTS}
+
+    def missing(
+        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+    ) -> Facts:
+        """Find the rows that the second backup has no more."""
+        args = {"table": search[0], "where": search[1], "form": form}
+        found = self._ask("missing", args, files, bounds, answer)
+        return {"rows": _count(found, "rows"), "listed": _count(found, "listed")}
+
+    def _ask(
+        self, name: str, args: Mapping[str, Any], pages: Sequence[Pages], bounds: Bounds, answer: Answer
+    ) -> Object:
+        sizes = [[each.size, each.page_size] for each in pages]
+        self._failed = None
+        self._channel.send({"call": name, "args": {**args, "pages": sizes, "bounds": to_json(bounds)}})
+        left = bounds.bytes + _SLACK_BYTES
+        while True:
+            message, file = self._channel.receive()
+            if file is not None:
+                os.close(file)
+                raise WorkerDied("the question half sent a file")
+            match message:
+                case bytes():
+                    left -= len(message)
+                    if left < 0:
+                        raise WorkerDied("the question half answered more than it was asked")
+                    answer.write(message)
+                case {"block": [int(which), int(number)]} if 0 <= which < len(pages):
+                    self._give(pages[which], number)
+                case {"progress": _}:
+                    answer.beat()
+                case {"return": found}:
+                    return self._returned(found, message.get("problem"))
+                case _:
+                    raise WorkerDied("the question half asked out of turn")
+
+    def _give(self, pages: Pages, number: int) -> None:
+        try:
+            data = pages.block(number)
+        except GuardError as error:
+            self._failed = error
+            self._channel.send({"problem": problem_of(error)})
+        else:
+            self._channel.send_data(data)
+
+    def _returned(self, found: Any, problem: Any) -> Object:
+        """Return what was found. What happened on our side is raised as it was here; damage elsewhere is not believed.
+
+        Raises WorkerDied for what is not an answer at all.
+        """
+        if self._failed is not None:
+            raise self._failed
+        if isinstance(problem, dict):
+            error = from_problem(problem)
+            if not isinstance(error, Damaged | ObjectMissing | KeyRefused):
+                raise error
+        if problem is not None or not isinstance(found, dict):
+            raise WorkerDied("the question half told of damage that there is not, or sent nonsense")
+        return found
+
+
+def _count(found: Object, name: str) -> int:
+    value = found.get(name)
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise WorkerDied("the question half sent nonsense")
+    return value

@@ -52,7 +52,7 @@ def test_a_row_of_the_past_is_found_without_restoring(house: House) -> None:
     changed = house.does("diff", "app", "--from", first)
     assert (changed["older"]["backup"], changed["newer"]["backup"]) == (first, second)
     assert [(row["change"], row["key"]["id"]) for row in changed["changes"]] == [
-        ("added", 99), ("removed", 7), ("changed", 8),
+        ("changed", 8), ("added", 99), ("removed", 7),
     ]  # fmt: skip
     assert changed["tables"][0] | {"added": 1, "removed": 1, "changed": 1} == changed["tables"][0]
     told = house.ctl("diff", "app", "--from", first, "--summary")

@@ -110,7 +110,7 @@ class _Comparison:
         if pair is None:
             return self._facts("not compared", {}, why=why)
         try:
-            counts = {change: self._some(pair, change) for change in _CHANGES}
+            counts = self._rows(pair)
         except apsw.SQLError as error:  # a collation or function that only the application has
             if self._both.raised is not None or self._both.late or "no such" not in str(error):
                 raise
@@ -138,40 +138,52 @@ class _Comparison:
         return _Pair(old, new, keys[0], columns), why
 
     def _all(self, table: Table, change: str) -> int:
+        """Count, and list, the rows of a table that only one of both has."""
         columns = (table.rowid, *table.columns) if table.rowid else table.columns
         query = f"SELECT {exact(columns)} FROM {table.path} NOT INDEXED"  # noqa: S608 - names of the catalog
-        return self._tell(change, self._both.connection.execute(query), (), columns)
+        return self._alone(change, self._both.connection.execute(query), (), columns)
 
-    def _some(self, pair: _Pair, change: str) -> int:
+    def _rows(self, pair: _Pair) -> dict[str, int]:
+        """Count, and list, what differs: one pass over the newer table, and one over the older."""
         old, new = f"{pair.old.path} AS {_OLD}", f"{pair.new.path} AS {_NEW}"
-        shown = pair.columns if change == "changed" else (pair.new if change == "added" else pair.old).columns
-        if change == "changed":
-            what = f"{exact(pair.key, _NEW)}, {exact(shown, _OLD)}, {exact(shown, _NEW)}"
-            query = f"SELECT {what} FROM {new} CROSS JOIN {old} ON {pair.same_key} WHERE {pair.differ}"  # noqa: S608
-        else:
-            own, other, alias = (new, old, _NEW) if change == "added" else (old, new, _OLD)
-            what = f"{exact(pair.key, alias)}, {exact(shown, alias)}"
-            query = f"SELECT {what} FROM {own} WHERE NOT EXISTS (SELECT 1 FROM {other} WHERE {pair.same_key})"  # noqa: S608
-        return self._tell(change, self._both.connection.execute(query), pair.key, shown)
+        fresh = f"{_OLD}.{quoted(pair.key[0])} IS NULL"
+        what = f"{fresh}, {exact(pair.key, _NEW)}, {exact(pair.new.columns, _NEW)}, {exact(pair.columns, _OLD)}"
+        query = f"SELECT {what} FROM {new} LEFT JOIN {old} ON {pair.same_key} WHERE {fresh} OR {pair.differ}"  # noqa: S608
+        counts = dict.fromkeys(_CHANGES, 0)
+        for row in self._both.connection.execute(query):
+            change = "added" if row[0] else "changed"
+            counts[change] += 1
+            if self._listed < self._both.bounds.rows:
+                self._list(change, **self._now_and_then(pair, change, row[1:]))
+        what = f"{exact(pair.key, _OLD)}, {exact(pair.old.columns, _OLD)}"
+        query = f"SELECT {what} FROM {old} WHERE NOT EXISTS (SELECT 1 FROM {new} WHERE {pair.same_key})"  # noqa: S608
+        gone = self._alone("removed", self._both.connection.execute(query), pair.key, pair.old.columns)
+        return {**counts, "removed": gone}
 
-    def _tell(self, change: str, rows: Iterator[Any], key: Sequence[str], columns: Sequence[str]) -> int:
-        """Write the rows, as many as may be; count all."""
-        bounds, count, own = self._both.bounds, 0, self._encoding
+    def _now_and_then(self, pair: _Pair, change: str, row: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
+        cut = 2 * len(pair.key)
+        middle = cut + 2 * len(pair.new.columns)
+        key = _named(pair.key, values(row[:cut], self._encoding))
+        after = _named(pair.new.columns, values(row[cut:middle], self._encoding))
+        if change == "added":
+            return {"key": key, "after": after}
+        before = _named(pair.columns, values(row[middle:], self._encoding))
+        return {"key": key, "before": before, "after": {name: after[name] for name in pair.columns}}
+
+    def _alone(self, change: str, rows: Iterator[Any], key: Sequence[str], columns: Sequence[str]) -> int:
+        """Count rows that the other one does not have, and list them as far as may be."""
+        count, cut = 0, 2 * len(key)
         for row in rows:
             count += 1
-            if self._listed >= bounds.rows:
-                continue
-            cut = 2 * len(key)
-            found: dict[str, Any] = {"table": self._name, "change": change}
-            found["key"] = _named(key, values(row[:cut], own))
-            if change == "changed":
-                middle = cut + 2 * len(columns)
-                found["before"] = _named(columns, values(row[cut:middle], own))
-                found["after"] = _named(columns, values(row[middle:], own))
-            else:
-                found["after" if change == "added" else "before"] = _named(columns, values(row[cut:], own))
-            self._listed += self._both.fits(encoded(found), bounds.bytes // 4)  # what is left is for the counts
+            if self._listed < self._both.bounds.rows:
+                named = _named(columns, values(row[cut:], self._encoding))
+                side = "after" if change == "added" else "before"
+                self._list(change, key=_named(key, values(row[:cut], self._encoding)), **{side: named})
         return count
+
+    def _list(self, change: str, **row: Mapping[str, Any]) -> None:
+        line = encoded({"table": self._name, "change": change, **row})
+        self._listed += self._both.fits(line, self._both.bounds.bytes // 4)  # what is left is for the counts
 
 
 def _named(names: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.jobs.base import Run, instant
+from dbguardd.flow import Tree
+from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import Backup, Chain, Link, Log, Until
 
@@ -30,6 +32,13 @@ class Moment:
         return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
 
 
+def opened(run: Run, moment: Moment) -> AbstractContextManager[Tree]:
+    """Open what a moment is read from. Raises what the repository raises."""
+    if moment.until is None:
+        return run.repository.tree(moment.backup, reading(run, moment.backup))
+    return run.repository.moment(moment.backup, moment.until, reading(run, moment.backup))
+
+
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
     """Return the backup with that id; or the newest moment to rely on that is not younger than `at`.
 
@@ -48,47 +57,60 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     return best
 
 
-def newest(run: Run, backup: Backup) -> Moment | None:
-    """Return the newest moment of the log that a backup is in, from the backup before it where there is one.
+def between(run: Run, backup: Backup) -> Moment | None:
+    """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
 
-    So what lies between two backups is tried, which is what a log is for.
+    It begins with the one before and ends with the last segment that was stored when `backup` began.
     """
-    chain = str((backup.facts.get("log") or {}).get("chain", "-"))
-    found = next(_moments(run, None, chain, backup.id), None)
-    return next(_moments(run, None, chain), None) if found is None else found
+    log, mine = run.repository.log(run.name), backup.facts.get("log") or {}
+    for chain in [] if log is None else log.chains():
+        if chain.id == mine.get("chain"):
+            before = [b for b in _bases(run, chain, None) if b.created_at < backup.created_at]
+            for base in before[:1]:
+                link = _last(log, chain, base, None, mine["after"]) if log is not None else None
+                if link is not None:
+                    return Moment(base, link.at, Until(chain, base.facts["log"]["after"], link.number), [])
+    return None
 
 
-def _moments(run: Run, wanted: datetime | None, only: str = "", without: str = "") -> Iterator[Moment]:
+def _moments(run: Run, wanted: datetime | None) -> Iterator[Moment]:
     """Yield the newest moment of each chain that has a backup to begin with, the newest chain first."""
     log = run.repository.log(run.name)
-    if log is None:
-        return
+    for chain in [] if log is None else reversed(log.chains()):
+        for backup in _bases(run, chain, wanted):
+            link = _last(log, chain, backup, wanted) if log is not None else None
+            if link is not None:
+                yield Moment(backup, link.at, Until(chain, backup.facts["log"]["after"], link.number), [])
+                break
+
+
+def _bases(run: Run, chain: Chain, wanted: datetime | None) -> Iterator[Backup]:
+    """Yield the backups to rely on that a chain goes on from and that are not younger than `wanted`, newest first."""
     backups = existing(run)
     sound = {b.id for b in dated(run, backups) if not b.failed and not b.safety}
-    bases = [b for b in backups if b.id in sound - {without} and (wanted is None or b.created_at <= wanted)]
-    for chain in reversed([chain for chain in log.chains() if only in ("", chain.id)]):
-        for backup in bases:
-            said = backup.facts.get("log") or {}
-            if said.get("chain") != chain.id or not chain.first <= said["after"] + 1 <= chain.last + 1:
-                continue
-            link = _last(log, chain, backup, wanted)
-            if link is not None:
-                yield Moment(backup, link.at, Until(chain, said["after"], link.number), [])
-                return
+    for backup in backups:
+        said = backup.facts.get("log") or {}
+        goes_on = said.get("chain") == chain.id and chain.first <= said["after"] + 1 <= chain.last + 1
+        if goes_on and backup.id in sound and (wanted is None or backup.created_at <= wanted):
+            yield backup
 
 
-def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None) -> Link | None:
-    """Return the last segment that ends a transaction, is not younger than `wanted`, and reaches past the backup."""
+def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most: int | None = None) -> Link | None:
+    """Return the last segment that ends a transaction, is not younger than `wanted`, and reaches past the backup.
+
+    Its number is at most `most`.
+    """
     after, place = backup.facts["log"]["after"], backup.facts.get("log_place") or {}
     reaching = next((link for link in _links(log, chain, after) if _holds(link, place)), None)
     if reaching is None:
         return None
-    pieces = [piece for piece in chain.pieces if piece.last >= reaching.number]
+    most = chain.last if most is None else most
+    pieces = [piece for piece in chain.pieces if piece.last >= reaching.number and piece.first <= most]
     for position in range(len(pieces) - 1, -1, -1):
         if wanted is not None and position and pieces[position - 1].until > wanted:
             continue
         for link in reversed(log.open(pieces[position])):
-            if link.number >= reaching.number and link.size and (wanted is None or link.at <= wanted):
+            if reaching.number <= link.number <= most and link.size and (wanted is None or link.at <= wanted):
                 return link
     return None
 

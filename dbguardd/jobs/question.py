@@ -14,10 +14,12 @@ from typing import Any
 
 from dbguardd.engines.base import Bounds, Past
 from dbguardd.errors import GuardError, Unsupported, Usage, of_file
-from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.choose import choose, failure_of, newest_proofs
+from dbguardd.flow import Pages
+from dbguardd.jobs.base import Job, Result, Run
+from dbguardd.jobs.choose import failure_of, newest_proofs
+from dbguardd.jobs.moment import Moment, reach
 from dbguardd.jobs.verify import DAMAGE, condemn
-from dbguardd.repository import Backup, Tree
+from dbguardd.repository import LOG, Backup, Tree
 from dbguardd.wire import Diff, Get, Grade, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
@@ -50,10 +52,10 @@ class _Written:
 def query(run: Run, request: Query) -> Result:
     """Answer one SELECT. Raises NotFound, Usage, Unsupported, TooCostly, SourceDamaged, Damaged."""
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
-    backup, warnings = chosen(run, request.backup, request.at)
-    with _reading(run, backup) as pages:
-        facts = past(run).query(pages, request.sql, _about(bounds, run, backup), answer(run))
-    return {**source(run, backup, warnings), **facts}
+    moment = chosen(run, request.backup, request.at)
+    with _reading(run, moment) as pages:
+        facts = past(run).query(pages, request.sql, _about(bounds, run, moment), answer(run))
+    return {**source(run, moment), **facts}
 
 
 def get(run: Run, request: Get) -> Result:
@@ -61,10 +63,10 @@ def get(run: Run, request: Get) -> Result:
     if not request.table:
         raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
     bounds = _bounds(run, 1, request.seconds, _room(run))
-    backup, warnings = chosen(run, request.backup, request.at)
-    with _reading(run, backup) as pages:
-        facts = past(run).table(pages, request.table, request.format, _about(bounds, run, backup), answer(run))
-    return {**source(run, backup, warnings), "table": request.table, **facts}
+    moment = chosen(run, request.backup, request.at)
+    with _reading(run, moment) as pages:
+        facts = past(run).table(pages, request.table, request.format, _about(bounds, run, moment), answer(run))
+    return {**source(run, moment), "table": request.table, **facts}
 
 
 def diff(run: Run, request: Diff) -> Result:
@@ -73,10 +75,10 @@ def diff(run: Run, request: Diff) -> Result:
         raise Usage(f"{run.name}: compared with which backup?", hints=[f"dbguardctl diff {run.name} --from TIME"])
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
-    about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
-    with _reading(run, older[0]) as before, _reading(run, newer[0], before) as after:
+    about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
+    with _reading(run, older) as before, _reading(run, newer, before) as after:
         facts = past(run).difference(before, after, request.table, about, answer(run))
-    return {"older": source(run, *older), "newer": source(run, *newer), **facts}
+    return {"older": source(run, older), "newer": source(run, newer), **facts}
 
 
 def undelete(run: Run, request: Undelete) -> Result:
@@ -87,11 +89,11 @@ def undelete(run: Run, request: Undelete) -> Result:
         raise Usage(f"{run.name}: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {run.name}"])
     bounds = _bounds(run, request.rows, request.seconds, _room(run) if request.sql else _ANSWER_BYTES)
     older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
-    about = Bounds(_both(run, older[0], newer[0]), bounds.seconds, bounds.rows, bounds.bytes)
+    about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
     search, form = (request.table, request.where), "sql" if request.sql else "rows"
-    with _reading(run, older[0]) as before, _reading(run, newer[0], before) as after:
+    with _reading(run, older) as before, _reading(run, newer, before) as after:
         facts = past(run).missing((before, after), search, form, about, answer(run))
-    return {"older": source(run, *older), "newer": source(run, *newer), "table": request.table, **facts}
+    return {"older": source(run, older), "newer": source(run, newer), "table": request.table, **facts}
 
 
 def _room(run: Run) -> int:
@@ -100,8 +102,8 @@ def _room(run: Run) -> int:
     return room.f_bavail * room.f_frsize // _PART
 
 
-def _both(run: Run, older: Backup, newer: Backup) -> str:
-    return f"{run.name}, backups {older.id} and {newer.id}"
+def _both(run: Run, older: Moment, newer: Moment) -> str:
+    return f"{run.name}, backups {older.backup.id} and {newer.backup.id}"
 
 
 def _said(which: str) -> tuple[str, str]:
@@ -109,18 +111,19 @@ def _said(which: str) -> tuple[str, str]:
     return ("", which) if ":" in which else (which, "")
 
 
-def chosen(run: Run, id: str, at: str) -> tuple[Backup, list[str]]:
-    """Return the backup that is asked, as a restore would choose it, and what to know of it."""
+def chosen(run: Run, id: str, at: str) -> Moment:
+    """Return the moment that is asked, as a restore would choose it."""
     if id and at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
-    backup, warnings = choose(run, id, at)
+    moment = reach(run, id, at)
+    backup = moment.backup
     if backup.method == "dump":
         raise Unsupported(
             f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
             detail="Restore it to a new place and ask that copy with sqlite3.",
             hints=[f"dbguardctl restore {run.name} --id {backup.id} --to PLACE"],
         )
-    return backup, warnings
+    return moment
 
 
 def past(run: Run) -> Past:
@@ -135,15 +138,14 @@ def answer(run: Run) -> _Written:
     return _Written(run, int(run.spec["answer"]))
 
 
-def source(run: Run, backup: Backup, warnings: list[str]) -> dict[str, Any]:
+def source(run: Run, moment: Moment) -> dict[str, Any]:
     """Return what an answer comes from: it is worth as much as that backup."""
-    proof = newest_proofs(run).get(backup.id)
+    proof = newest_proofs(run).get(moment.backup.id)
     return {
-        "backup": backup.id,
-        "created_at": instant(backup.created_at),
+        **moment.plan(),
         "grade": proof.grade if proof else str(Grade.STORED),
         "failure": failure_of(proof) if proof else None,
-        "warnings": warnings,
+        "warnings": moment.warnings,
     }
 
 
@@ -154,15 +156,15 @@ def _bounds(run: Run, rows: int, seconds: int, most: int) -> Bounds:
     return Bounds(run.name, seconds, rows, most)
 
 
-def _about(bounds: Bounds, run: Run, backup: Backup) -> Bounds:
-    return Bounds(f"{run.name}, backup {backup.id}", bounds.seconds, bounds.rows, bounds.bytes)
+def _about(bounds: Bounds, run: Run, moment: Moment) -> Bounds:
+    return Bounds(f"{run.name}, backup {moment.backup.id}", bounds.seconds, bounds.rows, bounds.bytes)
 
 
 class _Noted:
     """Pages that note the damage that is met in them: another backup may be read beside."""
 
-    def __init__(self, tree: Tree) -> None:
-        self.tree, self._pages = tree, tree.pages(_STREAM)
+    def __init__(self, tree: Tree, pages: Pages) -> None:
+        self.tree, self._pages = tree, pages
         self.size, self.page_size = self._pages.size, self._pages.page_size
         self.damage: GuardError | None = None
 
@@ -176,12 +178,17 @@ class _Noted:
 
 
 @contextmanager
-def _reading(run: Run, backup: Backup, beside: _Noted | None = None) -> Iterator[_Noted]:
-    """Open the pages of a backup. Damage that is met is recorded of it, as a restore does."""
+def _reading(run: Run, moment: Moment, beside: _Noted | None = None) -> Iterator[_Noted]:
+    """Open the pages of a moment. Damage that is met is recorded of its backup, as a restore does."""
+    backup, until, shared = moment.backup, moment.until, beside.tree if beside else None
     with ExitStack() as stack:
         try:
-            shared = beside.tree if beside else None
-            pages = _Noted(stack.enter_context(run.repository.tree(backup, beside=shared)))
+            if until is None:
+                tree = stack.enter_context(run.repository.tree(backup, beside=shared))
+                pages = _Noted(tree, tree.pages(_STREAM))
+            else:
+                over = stack.enter_context(run.repository.moment(backup, until, beside=shared))
+                pages = _Noted(over.base, stack.enter_context(over.pages(_STREAM)))
         except DAMAGE as error:
             raise _condemned(run, backup, error) from None
         try:
@@ -193,7 +200,8 @@ def _reading(run: Run, backup: Backup, beside: _Noted | None = None) -> Iterator
 
 
 def _condemned(run: Run, backup: Backup, error: GuardError) -> GuardError:
-    condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+    if LOG not in error.facts:
+        condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
     error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
     return error
 

@@ -29,11 +29,11 @@ from dbguardd.errors import (
     WorkerDied,
 )
 from dbguardd.jobs.backup import take
-from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
+from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.moment import Moment, reach
+from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
-from dbguardd.repository import Backup, Hold, Until
+from dbguardd.repository import LOG, Backup, Hold, Until
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
 from dbguardd.words import count
@@ -181,9 +181,12 @@ def _restore_and_compare(
     """
     started, backup = run.monotonic(), moment.backup
     try:
-        with run.repository.moment(backup, moment.until, reading(run, backup)) as tree:
+        with opened(run, moment) as tree:
             lost = run.snapshots.restore(tree, target, run.progress)
     except DAMAGE as error:
+        if LOG in error.facts:
+            error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
+            raise
         condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise

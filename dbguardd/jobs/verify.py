@@ -12,7 +12,7 @@ from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.moment import newest
+from dbguardd.jobs.moment import between, opened
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.wire import Grade, Verify, to_json
@@ -33,7 +33,7 @@ def verify(run: Run, request: Verify) -> Result:
 
 
 def _try_log(run: Run, backup: Backup) -> Finding | None:
-    """Restore the newest moment of the log into the staging directory; None if nothing was committed since.
+    """Restore the log between the backup before and this one into the staging directory; None if there is none.
 
     It has no fingerprint to be compared with: what is shown is that all of the log is there, in a row and authentic,
     and that the database is whole afterwards. Raises ProofFailed if not.
@@ -41,12 +41,12 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
     detail, until, bad = "", backup.created_at, list[str]()
     target = Path(run.staging) / "log"
     try:
-        moment = newest(run, backup)
+        moment = between(run, backup)
         if moment is None or moment.until is None:
             return None
         until = moment.at
         detail = f"{count(moment.until.last - moment.until.after, 'segment')} up to {instant(until)}"
-        with run.repository.moment(moment.backup, moment.until, reading(run, moment.backup)) as tree:
+        with opened(run, moment) as tree:
             run.snapshots.restore(tree, target, run.progress)
         examined = run.snapshots.examine(target, (), run.progress)
         bad = [f"{found.name}: {found.detail or 'failed'}" for found in examined.findings if found.outcome == "failed"]

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd import __version__, flow
+from dbguardd import __version__
 from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
@@ -26,7 +26,7 @@ from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.log import Chain, Link, Log, Piece
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
-from dbguardd.repository.moment import MomentTree, Until
+from dbguardd.repository.moment import LOG, MomentTree, Until
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
@@ -39,6 +39,7 @@ from dbguardd.storage.base import Storage
 from dbguardd.wire import Grade
 
 __all__ = [
+    "LOG",
     "Backup",
     "Breakers",
     "Chain",
@@ -269,12 +270,17 @@ class Repository:
 
     @contextmanager
     def moment(
-        self, backup: Backup, until: Until | None, progress: Callable[[int], None] = lambda done_bytes: None
-    ) -> Iterator[flow.Tree]:
-        """Open a backup for reading with the log put over it up to `until`; without one as tree()."""
-        with self.tree(backup, progress) as tree:
+        self,
+        backup: Backup,
+        until: Until,
+        progress: Callable[[int], None] = lambda done_bytes: None,
+        *,
+        beside: Tree | None = None,
+    ) -> Iterator[MomentTree]:
+        """Open a backup for reading as tree() does, with the log put over it up to `until`."""
+        with self.tree(backup, progress, beside=beside) as tree:
             _, domain = self._ledger.find(backup.id)
-            yield tree if until is None else MomentTree(tree, self._log(domain), until)
+            yield MomentTree(tree, self._log(domain), until)
 
     def log(self, database: str, now: datetime | None = None) -> Log | None:
         """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from dbguardd.errors import Damaged
-from dbguardd.flow import Facts
+from dbguardd.errors import Damaged, ObjectMissing, Usage
+from dbguardd.flow import BLOCK_BYTES, Facts, Pages
 from dbguardd.repository.delivery import refused
-from dbguardd.repository.log import Chain, Log
+from dbguardd.repository.log import Chain, Link, Log
 from dbguardd.repository.tree import Tree
+
+LOG = "log"
+"""The fact of an error that is about the log, not about the backup that it is put over: the id of its chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +31,17 @@ class Until:
 class MomentTree:
     """Reads a backup with the log put over it. Raises as Tree, before a wrong byte gets out."""
 
-    def __init__(self, tree: Tree, log: Log, until: Until) -> None:
-        self._tree, self._log, self._until = tree, log, until
+    def __init__(self, base: Tree, log: Log, until: Until) -> None:
+        self.base, self._log, self._until = base, log, until
 
     @property
     def facts(self) -> Facts:
         """What the engine returned from dump()."""
-        return self._tree.facts
+        return self.base.facts
 
     def names(self) -> Iterator[str]:
         """Yield the names of the streams in the order they were written."""
-        return self._tree.names()
+        return self.base.names()
 
     @contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
@@ -50,20 +53,79 @@ class MomentTree:
 
     def deliver(self, name: str, file: int) -> int:
         """Write the whole stream, as it was at the moment, into the open file; see flow.Tree."""
-        size = self._tree.deliver(name, file)
-        whole = True
-        for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):
-            if link.stream != name:
-                continue
+        size = self.base.deliver(name, file)
+        for link in self._links(name):
             for number, page in link.pages():
                 _put(name, file, page, (number - 1) * link.page_size)
-            whole = bool(link.size)
-            if whole:
+            if link.size:
                 size = link.size
                 os.ftruncate(file, size)  # what comes back later comes back written, or as zeros
-        if not whole:
-            raise Damaged(f"{name}: the log ends in the middle of a transaction", detail=f"segment {self._until.last}")
         return size
+
+    @contextmanager
+    def pages(self, name: str) -> Iterator[Pages]:
+        """Open a paged stream for reading anywhere: flow.Pages. All of the log is read first."""
+        with tempfile.TemporaryFile() as file:
+            over = MomentPages(self.base.pages(name), file.fileno())
+            for link in self._links(name):
+                for number, page in link.pages():
+                    over.lay(name, number - 1, page)
+                if link.size:
+                    over.resize(link.size)
+            yield over
+
+    def _links(self, name: str) -> Iterator[Link]:
+        """Yield what of the log is about a stream.
+
+        What is wrong with it says nothing of the backup: errors have the fact LOG. Raises Damaged, too, if the log ends
+        in the middle of a transaction.
+        """
+        until, whole = self._until, True
+        try:
+            for link in self._log.links(until.chain, until.after + 1, until.last):
+                if link.stream == name:
+                    yield link
+                    whole = bool(link.size)
+            if not whole:
+                raise Damaged(f"{name}: the log ends in the middle of a transaction", detail=f"segment {until.last}")
+        except (Damaged, ObjectMissing) as error:
+            error.facts[LOG] = until.chain.id
+            raise
+
+
+class MomentPages:
+    """The pages of a backup under those of a log, of which a file has the newest image of each; flow.Pages."""
+
+    def __init__(self, base: Pages, file: int) -> None:
+        self._base, self._file = base, file
+        self._places: dict[int, int] = {}  # the place of a page in the file, counted in pages
+        self._left = self.size = base.size
+        self.page_size = base.page_size
+
+    def lay(self, name: str, page: int, image: memoryview) -> None:
+        """Put a page over what is there."""
+        place = self._places.setdefault(page, len(self._places))
+        _put(name, self._file, image, place * self.page_size)
+
+    def resize(self, size: int) -> None:
+        """Give the stream its size; of the backup nothing behind it shows through any more."""
+        self.size, self._left = size, min(self._left, size)
+        for page in [page for page in self._places if page * self.page_size >= size]:
+            _put("", self._file, memoryview(bytes(self.page_size)), self._places[page] * self.page_size)
+
+    def block(self, number: int) -> bytes:
+        """Return the bytes of a block; see flow.Pages. Raises Usage for one that there is not."""
+        start = number * BLOCK_BYTES
+        if not 0 <= start < self.size:
+            raise Usage(f"there is no block {number}", detail=f"{self.size} bytes")
+        data = bytearray(min(BLOCK_BYTES, self.size - start))
+        if start < self._left:
+            old = self._base.block(number)[: self._left - start]
+            data[: len(old)] = old
+        for at in range(0, len(data), self.page_size):
+            if (place := self._places.get((start + at) // self.page_size)) is not None:
+                data[at : at + self.page_size] = os.pread(self._file, self.page_size, place * self.page_size)
+        return bytes(data)
 
 
 def _put(name: str, file: int, page: memoryview, at: int) -> None:

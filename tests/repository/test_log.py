@@ -1,4 +1,4 @@
-"""The log in the repository: whatever is appended, folded, killed, flipped, moved or missing, it is whole or says so."""
+"""The log in the repository: whatever is appended, folded, killed, flipped or missing, it is whole or says so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import random
 import tempfile
 import tracemalloc
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given, settings

@@ -1,8 +1,8 @@
 """Keeps the log of a live WAL database from beginning anew before it was read. Runs as a script, in its own process.
 
-Arguments: the file: URI (up to its question mark), the time to wait for locks and the longest time to keep writers out, in
-seconds. Answers with JSON lines: {"held": version} once the first read mark stands, or {"error": text, "code": SQLite
-result code}. On standard input it is asked for:
+Arguments: the file: URI (up to its question mark), the time to wait for locks and the longest time to keep writers out,
+in seconds. Answers with JSON lines: {"held": version} once the first read mark stands, or {"error": text, "code":
+SQLite result code}. On standard input it is asked for:
 
 ``ping``
     Answer {"here": true}: all marks stood until now.

@@ -7,6 +7,7 @@ follower is one too, and this process takes bases (raw) and opens copies only.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -169,6 +170,8 @@ class World:
         if resume and (chains := self.chains()):
             options["resume"] = chains[-1].until
         begun = self.count("begin")
+        if self.shelf.exists():
+            os.truncate(self.shelf, self._seen)  # what the last one was killed at was not put there
         argv = [sys.executable, str(_USER), "follow", str(self.path), str(self.shelf), json.dumps(options)]
         self._follower = subprocess.Popen(argv)
         self.followers += 1

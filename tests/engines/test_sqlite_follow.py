@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,33 @@ def test_a_follower_that_is_killed_goes_on_or_says_that_there_is_a_gap(tmp_path,
     world.prove(most=8, needed=10)
     world.prove_end()
     assert world.ends() == []
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_log_that_is_still_there_is_followed_from_the_same_frame(tmp_path, stays):
+    """Also where nobody else has it open: the child that ends leaves the log, and so does one that is killed."""
+    world = World(tmp_path, seed=22)
+    with world.open_writer(3) if stays else nullcontext():
+        world.start()
+        with world.open_writer(3):
+            world.base()
+        for _ in range(3):
+            world.caught_up()
+            world.kill()
+            if stays:
+                world.commits(4)
+            world.start()
+        world.commits(2)
+        world.caught_up()
+        os.kill(world.keeper(), signal.SIGKILL)
+        until(lambda: world.ended, "the end of the follower")
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.stop()
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()
 
 
 def test_a_child_that_is_killed_ends_the_following_before_anything_is_missed(tmp_path):

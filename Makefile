@@ -45,6 +45,7 @@ bench: .venv/installed ## dbguard beside its peers on the same file
 
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 	@$(PY) -m tests.soak $(SECONDS)
+	@$(PY) -m tests.soak_follow $(SECONDS)
 
 # Packages are for the system's own Python, and the first step alone needs the network.
 wheels = PATH=/usr/bin:$$PATH packaging/fetch build/wheels

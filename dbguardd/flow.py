@@ -96,7 +96,8 @@ class Segment:
     and a `position` (a number): in one round of the log, what was committed later has the higher one. Every commit that
     had returned before `at` (UTC) is in this segment or one before. The images are those of the pages of the paged
     stream `stream` with these ascending `numbers` (from 1), `page_size` bytes each. `size` is what the stream has
-    afterwards, in bytes; 0 in the middle of a transaction.
+    afterwards, in bytes; 0 where it is no moment: in the middle of a transaction, or before all that was committed by
+    `at`.
     """
 
     stream: str

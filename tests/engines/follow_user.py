@@ -1,9 +1,9 @@
 """Processes that use a SQLite database that is followed: python follow_user.py ACTION DB ARGUMENTS, JSON in the last.
 
 `write` numbers its commits and notes each one in a ledger, before (b) and after (a) the commit, with the time: what is
-acknowledged there must be in every copy of a later moment, and nothing may be in a copy that was not begun.
-`checkpoint` does foreign checkpoints of all modes. Both go on until their input ends; `follow` (a follower in a process
-of its own, which can be killed) for ever.
+acknowledged there must be in every copy of a later moment, and nothing may be in a copy that was not begun; `some` does
+so many of them. `checkpoint` does foreign checkpoints of all modes. They end when their input ends. `follow` is a
+follower in a process of its own, which can be killed.
 """
 
 import json
@@ -14,6 +14,9 @@ import select
 import sqlite3
 import sys
 import time
+
+STATE = """SELECT (SELECT printf('%d rows %d bytes', count(*), sum(length(v))) FROM keyed)
+|| (SELECT printf(', %d rows %d bytes %d', count(*), sum(length(x)), sum(id)) FROM data)"""
 
 
 def ended(seconds=0.0):
@@ -63,7 +66,6 @@ class Writer:
         self.note("b")
         db, dice, kinds = self.db, self.dice, self.options["kinds"]
         self.met += busy(lambda: db.execute("BEGIN IMMEDIATE"))
-        db.execute("INSERT INTO ledger VALUES(?, ?)", (self.who, self.number))
         kind = dice.choice(kinds)
         if kind == "big":
             size = self.options.get("big", 3000)
@@ -87,8 +89,15 @@ class Writer:
             db.execute(
                 "UPDATE data SET x = randomblob(length(x)) WHERE id = abs(random()) % (SELECT max(id) FROM data)"
             )
+        self.sign()
         self.met += busy(lambda: db.execute("COMMIT"))
         self.note("a")
+
+    def sign(self):
+        """Write down, in the transaction, what the tables have after it."""
+        small = "big" not in self.options["kinds"]
+        state = self.db.execute(STATE).fetchone()[0] if small else None
+        self.db.execute("INSERT INTO ledger VALUES(?, ?, ?)", (self.who, self.number, state))
 
     def between(self):
         """What is not a numbered commit, and must change nothing of what the ledger says."""
@@ -102,7 +111,7 @@ class Writer:
             self.open()
         elif kind == "rollback":
             busy(lambda: db.execute("BEGIN IMMEDIATE"))
-            db.execute("INSERT INTO ledger VALUES(-1, -1)")
+            db.execute("INSERT INTO ledger VALUES(-1, -1, 'never')")
             db.executemany("INSERT INTO data(x) VALUES(randomblob(?))", [(900,)] * 1000)  # more than its cache has
             db.execute("ROLLBACK")
 
@@ -123,7 +132,8 @@ class Writer:
             self.number += 1
             self.note("b")
             self.db.execute("BEGIN IMMEDIATE")
-            self.db.execute("INSERT INTO ledger VALUES(?, ?)", (self.who, self.number))
+            self.db.execute("INSERT INTO keyed VALUES(?, randomblob(300))", (-self.number,))
+            self.sign()
         self.db.execute("SELECT count(*) FROM ledger").fetchone()  # from now on it uses the log
         print("{}", flush=True)
         while not ended(5):

@@ -7,6 +7,7 @@ follower is one too, and this process takes bases (raw) and opens copies only.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from follow_user import read_shelf
+from follow_user import STATE, read_shelf
 
 from dbguardd.engines import ENGINES
 from dbguardd.flow import Segment
@@ -29,7 +30,7 @@ from dbguardd.flow import Segment
 _USER = Path(__file__).with_name("follow_user.py")
 _SCHEMA = """
 PRAGMA page_size={page_size}; PRAGMA auto_vacuum={vacuum}; PRAGMA journal_mode=WAL;
-CREATE TABLE ledger(who INTEGER, n INTEGER, PRIMARY KEY(who, n)) WITHOUT ROWID;
+CREATE TABLE ledger(who INTEGER, n INTEGER, state TEXT, PRIMARY KEY(who, n)) WITHOUT ROWID;
 CREATE TABLE data(id INTEGER PRIMARY KEY, x BLOB);
 CREATE TABLE keyed(k INTEGER PRIMARY KEY, v BLOB) WITHOUT ROWID;
 CREATE INDEX data_x ON data(substr(x, 1, 20));
@@ -169,6 +170,8 @@ class World:
         if resume and (chains := self.chains()):
             options["resume"] = chains[-1].until
         begun = self.count("begin")
+        if self.shelf.exists():
+            os.truncate(self.shelf, self._seen)  # what the last one was killed at was not put there
         argv = [sys.executable, str(_USER), "follow", str(self.path), str(self.shelf), json.dumps(options)]
         self._follower = subprocess.Popen(argv)
         self.followers += 1
@@ -330,6 +333,9 @@ class World:
         with closing(sqlite3.connect(f"file:{work}?immutable=1", uri=True)) as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             rows = dict(db.execute("SELECT who, max(n) FROM ledger WHERE n > 0 GROUP BY who"))
+            latest, state = "SELECT state FROM ledger WHERE who = 0 ORDER BY n DESC", db.execute(STATE).fetchone()
+            if len(books) == 1 and (signed := db.execute(latest).fetchone()) and signed[0] is not None:
+                assert signed == state, "the tables are not what they were at the last commit in the copy"
             counts = dict(db.execute("SELECT who, count(*) FROM ledger GROUP BY who"))
         assert set(rows) <= set(range(len(books)))
         assert rows == counts, "commits are missing in the middle, or were never made"

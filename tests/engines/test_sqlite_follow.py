@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -100,6 +100,33 @@ def test_a_follower_that_is_killed_goes_on_or_says_that_there_is_a_gap(tmp_path,
     assert world.ends() == []
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_log_that_is_still_there_is_followed_from_the_same_frame(tmp_path, stays):
+    """Also where nobody else has it open: the child that ends leaves the log, and so does one that is killed."""
+    world = World(tmp_path, seed=22)
+    with world.open_writer(3) if stays else nullcontext():
+        world.start()
+        with world.open_writer(3):
+            world.base()
+        for _ in range(3):
+            world.caught_up()
+            world.kill()
+            if stays:
+                world.commits(4)
+            world.start()
+        world.commits(2)
+        world.caught_up()
+        os.kill(world.keeper(), signal.SIGKILL)
+        until(lambda: world.ended, "the end of the follower")
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.stop()
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()
+
+
 def test_a_child_that_is_killed_ends_the_following_before_anything_is_missed(tmp_path):
     world = World(tmp_path, seed=3, turn_frames=40)
     world.start()
@@ -133,12 +160,14 @@ def test_a_round_that_began_after_the_child_was_killed_is_not_believed(tmp_path,
         world.commits(5)
         sql(world.path, f"PRAGMA wal_checkpoint({mode})")
         world.commits(2)
+        shipped = world.count("segment")
         world.go_on()
         until(lambda: world.ended, "the end of the follower")
-    assert [kind for kind, _ in world.ends()] == ["WorkerDied"]
-    world.start()
+        assert [kind for kind, _ in world.ends()] == ["WorkerDied"]
+        assert world.count("segment") == shipped
+        world.start()
+        world.stop()
     assert len(world.chains()) == 2
-    world.stop()
 
 
 def test_writers_are_killed_in_the_middle(tmp_path):
@@ -312,23 +341,59 @@ def test_frames_that_were_overwritten_while_they_were_read_are_not_shipped(tmp_p
     assert len(world.chains()[0].segments) <= 3
 
 
+def test_pages_that_were_overwritten_behind_the_headers_of_their_frames_are_not_shipped(tmp_path):
+    """What a read brings that meets a new round in the middle: a header as it was, and a page as it is now."""
+    world = World(tmp_path, seed=21)
+    with world.open_writer(5):
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.kill()
+        world.commits(5)
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        old = Path(f"{world.path}-wal").read_bytes()
+
+        def tear():
+            world.commits(20)
+            with open(f"{world.path}-wal", "r+b") as log:
+                for at in range(32, len(old), 24 + 4096):
+                    os.pwrite(log.fileno(), old[at : at + 24], at)
+
+        hooked = Hooked(world, begin=lambda: None, segment_bytes=5000, ship=tear)
+        shipped = world.count("segment")
+        with pytest.raises(LogBroken):
+            hooked.follow(resume=world.chains()[-1].until)
+        assert world.count("segment") == shipped + 1
+        sql(world.path, "SELECT 1")  # nobody reads what is torn now
+        Path(f"{world.path}-wal").write_bytes(old)
+
+
 def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
-    """The writer that the barrier waits for begins the log anew under a mark of 0, with fewer frames than were read."""
+    """The writer that the barrier waits for begins the log anew under a mark of 0, with fewer frames than before."""
     world = World(tmp_path, seed=12)
     with world.open_writer(0), ExitStack() as held:
         steps = iter([lambda: world.commits(8), lambda: fill(world, held)])
+
+        def ship():
+            next(steps, lambda: None)()
+
+        looks, more = iter(range(30)), iter([lambda: world.commits(1)])
 
         def release():
             if world.count("segment") > 1:
                 held.close()
 
-        looks = iter(range(30))
+        def look():
+            if world.count("segment") > 1:
+                next(more, lambda: None)()  # begins the log anew once more, if the round before is in the main file
+            stop(looks)
+
         hooked = Hooked(
             world,
             begin=lambda: (world.base(), world.commits(2)),
-            ship=lambda: next(steps, lambda: None)(),  # noqa: PLW0108 - another one each time
+            ship=ship,
             alive=release,
-            look=lambda: stop(looks),
+            look=look,
             turn_frames=12,
             max_block_seconds=20.0,
         )
@@ -381,7 +446,7 @@ class Hooked(Shelf):
         self.hooks[2 if at is None else 3]()
 
 
-# ---------------------------------------------------------------------------------------- what is replaced, or refused
+# ------------------------------------------------------------------------------------------ replaced, or refused
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])

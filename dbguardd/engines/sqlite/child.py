@@ -58,6 +58,10 @@ class Child:
         """Ask the child to finish."""
         self._input.close()
 
+    def silent(self) -> bool:
+        """Say if the child that nothing was asked of still waits; False if it has ended."""
+        return not select.select([self._output], [], [], 0)[0]
+
     def answer(self, alive: Callable[[], None]) -> dict[str, Any]:
         """Return the next answer, an empty one if the child ended. Calls `alive` while it waits."""
         while b"\n" not in self._lines:

@@ -150,6 +150,8 @@ class Follower:
             if long and time.monotonic() >= self._next_turn:
                 self._turn()
             self._ship.reached(at)
+            if not self._keeper.silent():  # also while nothing is committed: no mark stands any more
+                raise self._died()
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
     def _has(self, since: Place, index: locks.Index) -> bool:
@@ -269,8 +271,11 @@ class Follower:
         self._keeper.ask(line)
         answer = self._keeper.answer(self._alive)
         if not answer:
-            raise WorkerDied(f"{self._live.path}: the process that keeps its log ended too early")
+            raise self._died()
         return answer
+
+    def _died(self) -> WorkerDied:
+        return WorkerDied(f"{self._live.path}: the process that keeps its log ended too early")
 
     def _alive(self) -> None:
         self._ship.reached(None)

@@ -119,12 +119,12 @@ class Keeper:
             return False
         try:
             _say(still=True)
-            if self._asked.line(self._block_seconds) != b"go":
+            if self._asked.line(self._block_seconds / 2) != b"go":  # the other half is for the checkpoint
                 return False
             self.renew()
             done = self.checkpoint()
             if done:
-                self.renew()  # a mark of 0: from now on no checkpoint writes, so the log can begin anew only once
+                self.renew()  # a mark of 0: from now on no checkpoint writes, so it begins anew with frames only once
             return done
         finally:
             self._barrier.execute("ROLLBACK")

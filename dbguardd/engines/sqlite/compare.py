@@ -133,6 +133,8 @@ class _Comparison:
         said = (("column no longer there", lost), ("new column", fresh))
         why = "; ".join(f"{what}, not compared: {', '.join(names)}" for what, names in said if names)
         keys = told_apart(self._both.connection, old), told_apart(self._both.connection, new)
+        if keys[0] != keys[1] and old.primary == new.primary and old.rowid and old.rowid == new.rowid:
+            keys = (old.rowid,), (new.rowid,)  # only one of both has a NULL in its key
         if keys[0] != keys[1] or not keys[0]:
             return None, "nothing tells its rows apart" if keys[0] == keys[1] else "its key has changed"
         return _Pair(old, new, keys[0], columns), why

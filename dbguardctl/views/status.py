@@ -258,6 +258,8 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
         ("next", _next(row, now, zone)),
         ("backups", f"{row['backups']}, database {size(row['source_bytes'])}"),
     ]
+    if row["continuous"]:
+        rows.insert(1, ("its log", f"is followed; dbguardctl list {row['name']} says which seconds can be restored"))
     if row["running_job"]:
         rows.append(("running job", Cell(f"dbguardctl job watch {row['running_job']}", "try")))
     blocks: list[Block] = [

@@ -70,6 +70,12 @@ CHANGES = [
     {"key": "defaults.keep", "old": {"last": 3}, "new": {"last": 3, "daily": 7}},
 ]  # fmt: skip
 
+COVERED = [
+    {"since_at": "2026-09-11T00:02:19Z", "until_at": "2026-09-11T18:40:07Z"},
+    {"since_at": "2026-09-11T18:52:30Z", "until_at": "2026-09-12T07:13:59Z"},
+]
+MOMENT = {**answers.RESULTS["restore"]["plan"], "created_at": "2026-09-12T06:14:07.250Z", "segments": 214}
+
 SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
     "status-empty": lambda s: status.status(answers.status(()), s, NOW, BERLIN),
@@ -77,6 +83,15 @@ SCREENS: dict[str, Draw] = {
     "status-unread": lambda s: status.status(UNREAD, s, NOW, BERLIN),
     "status-storage-lost": lambda s: status.status(answers.status((APP, FRESH), (LOST,)), s, NOW, BERLIN),
     "status-one": lambda s: status.database(answers.status()["databases"][0], s, NOW, BERLIN),
+    "status-one-followed": lambda s: status.database(
+        {**answers.status()["databases"][0], "continuous": True}, s, NOW, BERLIN
+    ),
+    "list-followed": lambda s: backups.backups(
+        {**answers.listing(), "log": COVERED}, NOW, BERLIN, why=False, everything=False
+    ),
+    "restore-plan-moment": lambda s: jobs.finished(
+        answers.job("restore", request={"dry_run": True}, result={"plan": MOMENT}), NOW, BERLIN
+    ),
     "list": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=False, everything=False),
     "list-why": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=True, everything=False),
     "list-all": lambda s: backups.backups(answers.listing(), NOW, BERLIN, why=False, everything=True),

@@ -72,7 +72,7 @@ class Place:
     @classmethod
     def read(cls, facts: Facts) -> Place:
         """Read what facts() returned."""
-        check, file = bytes.fromhex(facts["check"]), int(facts["file"])
+        check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
         return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
 
 

@@ -40,6 +40,7 @@ _KEEP = Path(__file__).with_name("keep.py")
 _FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _PAUSE_SECONDS = 0.001
+_ROUNDS = 8
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
 
 
@@ -71,7 +72,7 @@ class Place:
     @classmethod
     def read(cls, facts: Facts) -> Place:
         """Read what facts() returned."""
-        check, file = bytes.fromhex(facts["check"]), int(facts["file"])
+        check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
         return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
 
 
@@ -126,7 +127,7 @@ class Follower:
         self._place = self._shipped = Place(b"", 0, b"", self._file)
         self._read = False  # all that was there when the first mark was taken
         self._free: Place | None = None  # where the log may begin anew, for all that we hold
-        self._next_turn = 0.0
+        self._next_turn, self._tried = 0.0, 0
         self._pause = pace.look_seconds
 
     def run(self, resume: Facts | None) -> None:
@@ -147,7 +148,7 @@ class Follower:
             if self._look():
                 self._renew()
             long = self._place.frames >= self._pace.turn_frames and self._place != self._free
-            if long and time.monotonic() >= self._next_turn:
+            if long and (time.monotonic() >= self._next_turn or self._place.frames >= 2 * self._tried):
                 self._turn()
             self._ship.reached(at)
             if not self._keeper.silent():  # also while nothing is committed: no mark stands any more
@@ -241,13 +242,19 @@ class Follower:
         self._asked("renew")
 
     def _turn(self) -> None:
-        """Let the log begin anew, in three steps of which only the last, and shortest, keeps writers out."""
-        self._asked("checkpoint")
-        if self._look():
-            self._renew()
+        """Let the log begin anew, in steps of which only the last, and shortest, keeps writers out.
+
+        What a fast writer adds while much is read and moved is less than that was, so it is done again until little is.
+        """
+        for _ in range(_ROUNDS):
+            self._asked("checkpoint")
+            if self._look():
+                self._renew()
+            if self._little(self._index()):
+                break
         done = bool(self._asked("turn").get("still")) and self._finish_round()
         self._pause = self._pace.look_seconds if done else min(2 * self._pause, _HELD_SECONDS)
-        self._next_turn = time.monotonic() + self._pause
+        self._next_turn, self._tried = time.monotonic() + self._pause, self._place.frames
 
     def _finish_round(self) -> bool:
         """Read the rest of the log while writers are kept out, and say if the log will begin anew; then ship that.
@@ -255,8 +262,7 @@ class Follower:
         It may have begun anew just before (under a mark of 0). The next look reads that; the mark must stay until then.
         """
         index, rest = self._index(), list[Segment]()
-        same = index.salts == self._place.salts
-        little = same and (index.frames - self._place.frames) * index.page_size <= self._pace.segment_bytes
+        little = self._little(index)
         while little and self._place.frames < index.frames:
             rest.append(self._stretch(index, datetime.now(UTC)))
         done = bool(self._asked("go" if little else "stay").get("turned"))
@@ -265,6 +271,11 @@ class Follower:
         for segment in rest:
             self._ship.ship(segment)
         return done
+
+    def _little(self, index: locks.Index) -> bool:
+        """Say if the rest of the log is short enough to be read while writers wait."""
+        rest = (index.frames - self._place.frames) * index.page_size
+        return index.salts == self._place.salts and rest <= self._pace.segment_bytes
 
     def _asked(self, line: str) -> Mapping[str, Any]:
         """Return what the child answers to a line. Raises WorkerDied."""

@@ -101,7 +101,8 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
     Its number is at most `most`.
     """
     after, place = backup.facts["log"]["after"], backup.facts.get("log_place") or {}
-    reaching = next((link for link in _links(log, chain, after) if _holds(link, place)), None)
+    at = backup.created_at
+    reaching = next((link for link in _links(log, chain, after) if _holds(link, place, at)), None)
     if reaching is None:
         return None
     most = chain.last if most is None else most
@@ -121,10 +122,18 @@ def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
             yield from (link for link in log.open(piece) if link.number >= first)
 
 
-def _holds(link: Link, place: dict[str, Any]) -> bool:
-    """Say if a segment reaches the place in the log that a backup is of; see flow.Segment."""
+def _holds(link: Link, place: dict[str, Any], at: datetime) -> bool:
+    """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
+
+    A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment
+    was committed by a moment not before that of the backup.
+    """
     until = link.until
-    return bool(place) and until["round"] == place["round"] and until["position"] >= place["position"]
+    if not place:
+        return False
+    if not place["position"] and link.at >= at:
+        return True
+    return bool(until["round"] == place["round"] and until["position"] >= place["position"])
 
 
 def tip(run: Run) -> dict[str, Any] | None:

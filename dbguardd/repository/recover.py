@@ -371,9 +371,9 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
                 yield head, parts[1]
 
 
-def replay(storage: Path, key: Key, facts: dict[str, Any], until: datetime, target: Path) -> str:
+def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, target: Path) -> str:
     """Put the log over the restored streams in `target`, up to a moment; return the moment that was reached."""
-    log, place = facts.get("log"), facts.get("log_place")
+    log, place, made_at = backup["facts"].get("log"), backup["facts"].get("log_place"), str(backup["created_at"])
     if not log or not place:
         raise Unusable("no log goes on from this backup; take another one, or leave --until away")
     reached, past, waiting = "", False, list[tuple[dict[str, Any], bytes]]()
@@ -382,6 +382,7 @@ def replay(storage: Path, key: Key, facts: dict[str, Any], until: datetime, targ
             break
         end = head["until"]
         past = past or (end["round"] == place["round"] and end["position"] >= place["position"])
+        past = past or (not place["position"] and head["at"] >= made_at)  # an empty log gets another round later
         waiting += [(head, body)] if head["number"] > log["after"] else []
         if past and head["size"]:  # a transaction ends here, and all that is in the backup is in what was read
             for one in waiting:
@@ -543,7 +544,7 @@ def run(options: argparse.Namespace) -> int:
     if options.until:
         moment = datetime.fromisoformat(options.until)
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        reached = replay(options.storage, key, body["facts"], moment, options.target)
+        reached = replay(options.storage, key, body, moment, options.target)
         print(f"the log is put over it, up to {reached}")
     with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
         file.write(canonical(body["facts"]))

@@ -215,5 +215,33 @@ def main(action, path, *rest):
         follow_it(path, rest[0], options)
 
 
+class Hooked(Shelf):
+    """A follower in this process, which does other things when it is told something."""
+
+    def __init__(self, world, begin=lambda: None, ship=lambda: None, alive=lambda: None, look=lambda: None, **pace):
+        super().__init__(world.shelf)
+        self.world, self.hooks, self.pace = world, (begin, ship, alive, look), {**world.pace, **pace}
+
+    def follow(self, resume=None):
+        from dbguardd.engines.sqlite.follow import Pace, follow
+
+        try:
+            follow(str(self.world.path), Pace(**self.pace), self, resume)
+        finally:
+            os.close(self.file)
+
+    def begin(self, place, *, continued, because):
+        super().begin(place, continued=continued, because=because)
+        self.hooks[0]()
+
+    def ship(self, segment):
+        super().ship(segment)
+        self.hooks[1]()
+
+    def reached(self, at):
+        super().reached(at)
+        self.hooks[2 if at is None else 3]()
+
+
 if __name__ == "__main__":
     main(*sys.argv[1:])

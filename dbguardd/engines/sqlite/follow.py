@@ -52,6 +52,7 @@ class Pace:
     look_seconds: float = 0.5
     segment_bytes: int = 4 << 20
     turn_frames: int = 1000  # as SQLite's own automatic checkpoint
+    behind_bytes: int = 1 << 30  # of a log that may wait to be read: as long as it does, it cannot begin anew
     max_block_seconds: float = 0.1
     lock_timeout_seconds: float = 10.0
 
@@ -188,6 +189,12 @@ class Follower:
         if index.salts != self._place.salts:
             self._begin_anew(index)
         fresh = index.frames > self._place.frames
+        behind = (index.frames - self._place.frames) * index.page_size
+        if behind > self._pace.behind_bytes:
+            raise LogBroken(
+                f"{self._live.path}: more is written than can be stored",
+                detail=f"{behind} bytes of its log wait, {self._pace.behind_bytes} may. It is let go, to begin anew.",
+            )
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True

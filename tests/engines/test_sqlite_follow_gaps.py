@@ -1,0 +1,247 @@
+"""What is not proven to follow what was read is a gap, and is said to be one."""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from follow_user import Hooked
+from follow_world import World, sql
+
+from dbguardd.errors import LogBroken
+
+
+def begin_anew_once(world):
+    sql(world.path, "PRAGMA wal_checkpoint(RESTART)")
+    world.commits(1)
+
+
+def begin_anew_twice(world):
+    begin_anew_once(world)
+    begin_anew_once(world)
+
+
+def truncate(world):
+    world.commits(1)
+    sql(world.path, "PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def truncate_and_grow(world):
+    truncate(world)
+    world.commits(40)
+
+
+@pytest.mark.parametrize("what", [begin_anew_once, begin_anew_twice, truncate, truncate_and_grow])
+def test_a_log_that_began_anew_while_nobody_followed_is_a_gap(tmp_path, what):
+    world = World(tmp_path, seed=6)
+    with world.open_writer(0):
+        world.start()
+        world.commits(20)
+        world.caught_up()
+        world.kill()
+        what(world)
+        world.start()
+        world.base()
+        world.commits(3)
+        world.caught_up()
+        world.stop()
+    assert len(world.chains()) == 2
+    world.prove()
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_a_log_that_was_deleted_and_made_anew_is_a_gap(tmp_path, count):
+    """Also where both were empty when somebody looked: an empty log has no salts at all."""
+    world = World(tmp_path, seed=7)
+    world.start()
+    world.commits(count)
+    world.caught_up()
+    world.kill()
+    world.commits(3)
+    assert not os.path.exists(f"{world.path}-wal")
+    with world.open_writer(0):
+        world.start()
+        world.stop()
+    assert len(world.chains()) == 2
+
+
+def test_a_salt_that_wraps_around_is_followed(tmp_path):
+    """The first salt counts rounds in 32 bits, from a random number on."""
+    world = World(tmp_path, seed=8)
+    with world.open_writer(3):
+        for suffix in ("", "-wal"):
+            (tmp_path / f"copy{suffix}").write_bytes((world.path.parent / f"app.db{suffix}").read_bytes())
+    for suffix in ("", "-wal"):
+        (world.path.parent / f"app.db{suffix}").write_bytes((tmp_path / f"copy{suffix}").read_bytes())
+    resalt(f"{world.path}-wal", 0xFFFFFFFF)
+    with world.open_writer(0):
+        world.start(turn_frames=5)
+        world.base()
+        salts = [world.chains()[-1].place["round"]]
+        assert salts[0].startswith("ffffffff")
+        for _ in range(4):
+            world.commits(8)
+            world.caught_up()
+        salts += [segment.until["round"] for segment in world.chains()[-1].segments]
+        world.stop()
+    assert any(salt.startswith("00000000") for salt in salts)
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()
+
+
+def resalt(log, salt):
+    """Give a log another first salt, and the checksums that go with it (sqlite.org/fileformat2.html, 4.2)."""
+    with open(log, "r+b") as file:
+        raw = bytearray(file.read())
+        order = ">" if raw[3] & 1 else "<"
+
+        def sums(data, a, b):
+            for x, y in struct.iter_unpack(f"{order}II", data):
+                a = (a + x + b) & 0xFFFFFFFF
+                b = (b + y + a) & 0xFFFFFFFF
+            return a, b
+
+        raw[16:20] = salt.to_bytes(4, "big")
+        a, b = sums(raw[:24], 0, 0)
+        raw[24:32] = struct.pack(">II", a, b)
+        size = 24 + int.from_bytes(raw[8:12], "big")
+        for at in range(32, len(raw), size):
+            raw[at + 8 : at + 16] = raw[16:24]
+            a, b = sums(raw[at + 24 : at + size], *sums(raw[at : at + 8], a, b))
+            raw[at + 16 : at + 24] = struct.pack(">II", a, b)
+        file.seek(0)
+        file.write(raw)
+
+
+def test_another_file_beside_the_same_log_is_a_gap(tmp_path):
+    """A restore by hand that forgets the -wal: its salts and frames are those that were followed."""
+    world = World(tmp_path, seed=9)
+    world.start()
+    with world.open_writer(10) as _:
+        world.caught_up()
+        world.kill()
+        copy = world.path.with_name("other.db")
+        copy.write_bytes(world.path.read_bytes())
+        os.replace(copy, world.path)
+        world.start()
+    assert len(world.chains()) == 2
+    world.stop()
+
+
+def test_a_resume_beside_a_log_that_begins_anew_is_a_gap(tmp_path):
+    """All is in the main file, so the mark is 0 and keeps nobody from beginning anew before the rest was read."""
+    world = World(tmp_path, seed=10)
+    with world.open_writer(5):
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.kill()
+        world.commits(5)
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        hooked = Hooked(world, begin=lambda: world.commits(1))
+        with pytest.raises(LogBroken):
+            hooked.follow(resume=world.chains()[-1].until)
+        world.start()
+        world.stop()
+    assert len(world.chains()) == 2
+
+
+def test_frames_that_were_overwritten_while_they_were_read_are_not_shipped(tmp_path):
+    world = World(tmp_path, seed=11)
+    with world.open_writer(5):
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.kill()
+        world.commits(5)
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        hooked = Hooked(world, begin=lambda: None, segment_bytes=5000, ship=lambda: world.commits(20))
+        with pytest.raises(LogBroken):
+            hooked.follow(resume=world.chains()[-1].until)
+        world.start()
+        world.stop()
+    assert len(world.chains()) == 2
+    assert len(world.chains()[0].segments) <= 3
+
+
+def test_pages_that_were_overwritten_behind_the_headers_of_their_frames_are_not_shipped(tmp_path):
+    """What a read brings that meets a new round in the middle: a header as it was, and a page as it is now."""
+    world = World(tmp_path, seed=21)
+    with world.open_writer(5):
+        world.start()
+        world.commits(2)
+        world.caught_up()
+        world.kill()
+        world.commits(5)
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        old = Path(f"{world.path}-wal").read_bytes()
+
+        def tear():
+            world.commits(20)
+            with open(f"{world.path}-wal", "r+b") as log:
+                for at in range(32, len(old), 24 + 4096):
+                    os.pwrite(log.fileno(), old[at : at + 24], at)
+
+        hooked = Hooked(world, begin=lambda: None, segment_bytes=5000, ship=tear)
+        shipped = world.count("segment")
+        with pytest.raises(LogBroken):
+            hooked.follow(resume=world.chains()[-1].until)
+        assert world.count("segment") == shipped + 1
+        sql(world.path, "SELECT 1")  # nobody reads what is torn now
+        Path(f"{world.path}-wal").write_bytes(old)
+
+
+def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
+    """The writer that the barrier waits for begins the log anew under a mark of 0, with fewer frames than before."""
+    world = World(tmp_path, seed=12)
+    with world.open_writer(0), ExitStack() as held:
+        steps = iter([lambda: world.commits(8), lambda: fill(world, held)])
+
+        def ship():
+            next(steps, lambda: None)()
+
+        looks, more = iter(range(30)), iter([lambda: world.commits(1)])
+
+        def release():
+            if world.count("segment") > 1:
+                held.close()
+
+        def look():
+            if world.count("segment") > 1:
+                next(more, lambda: None)()  # begins the log anew once more, if the round before is in the main file
+            stop(looks)
+
+        hooked = Hooked(
+            world,
+            begin=lambda: (world.base(), world.commits(2)),
+            ship=ship,
+            alive=release,
+            look=look,
+            turn_frames=12,
+            max_block_seconds=20.0,
+        )
+        with pytest.raises(Enough):
+            hooked.follow()
+        assert [s.until["position"] for s in world.chains()[0].segments][1] >= 12
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()
+
+
+def fill(world, held):
+    """All that the mark allows goes into the main file; then somebody has the write lock."""
+    sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+    held.enter_context(world.open_writer(0, hold=True))
+
+
+class Enough(Exception):
+    pass
+
+
+def stop(looks):
+    if next(looks, None) is None:
+        raise Enough

@@ -122,18 +122,18 @@ def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
             yield from (link for link in log.open(piece) if link.number >= first)
 
 
-def _holds(link: Link, place: dict[str, Any], at: datetime) -> bool:
+def _holds(link: Link, place: Any, at: datetime) -> bool:
     """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
 
     A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment
     was committed by a moment not before that of the backup.
     """
     until = link.until
-    if not place:
-        return False
+    if not isinstance(place, dict) or not isinstance(place.get("position"), int):
+        return False  # none is known; what is there is the engine half's word
     if not place["position"] and link.at >= at:
         return True
-    return bool(until["round"] == place["round"] and until["position"] >= place["position"])
+    return bool(until["round"] == place.get("round") and until["position"] >= place["position"])
 
 
 def tip(run: Run) -> dict[str, Any] | None:

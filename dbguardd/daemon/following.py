@@ -7,7 +7,7 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +83,9 @@ class Following:
         for name, spec in wanted.items():
             if name not in self._followers:
                 follower = self._followers[name] = Follower(spec, asyncio.Event())
-                task = asyncio.get_running_loop().create_task(self._follow(name, follower), name=f"follow-{name}")
+                before = [task for task in self._ending if task.get_name() == f"follow-{name}"]
+                following = self._follow(name, follower, before)
+                task = asyncio.get_running_loop().create_task(following, name=f"follow-{name}")
                 follower.task = task
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
@@ -133,8 +135,11 @@ class Following:
 
     # ------------------------------------------------------------------------------------------ one follower
 
-    async def _follow(self, name: str, follower: Follower) -> None:
+    async def _follow(self, name: str, follower: Follower, before: Collection[asyncio.Task[None]]) -> None:
+        """Follow until told to end, once all `before` have ended: two that write one log would make it unreadable."""
         wait, cancel = _WAIT_SECONDS[0], follower.cancel
+        if before:
+            await asyncio.wait(before)
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)

@@ -101,11 +101,12 @@ class Following:
         """Have nobody follow the log of a database while a job replaces it: a follower is one of its users."""
         request, name = spec["request"], str((spec["database"] or {}).get("name", ""))
         replaces = spec["verb"] == "undo" or request.get("in_place")  # a dry run looks who is in the way
-        if not replaces or name not in self._followers:
+        if not replaces:
             yield
             return
-        self._quiet.add(name)
-        task = self._followers[name].task
+        self._quiet.add(name)  # also if nobody follows now: a pause may end meanwhile
+        follower = self._followers.get(name)
+        task = None if follower is None else follower.task
         self.reconsider()
         try:
             if task is not None:
@@ -191,7 +192,8 @@ class Following:
             return
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
-            if not facts["continued"]:
+            newest = self._catalog.backups.summary(name).newest
+            if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
                 self._bases.add(name)
         self._runner.diary.tell(event, name, None, facts)
 

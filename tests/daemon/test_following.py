@@ -23,7 +23,7 @@ def place(tmp_path):
 
 
 class Workers:
-    """Plays every worker: followers live until they are told to end, and then until they may; jobs end at once."""
+    """Plays every follower: it lives until it is told to end, and then until it may."""
 
     def __init__(self) -> None:
         self.following: list[Any] = []
@@ -31,15 +31,8 @@ class Workers:
         self.begun: list[dict[str, Any]] = []
         self.may_end = asyncio.Event()
         self.may_end.set()
-        self.held = asyncio.Event()
-        self.held.set()
-        self.jobs: list[str] = []
 
     async def __call__(self, spec: Any, on_message: Any, cancel: asyncio.Event, *, stall_timeout: float) -> Any:
-        if spec["verb"] != "follow":
-            self.jobs.append(spec["verb"])
-            await self.held.wait()
-            return {}
         self.following.append(on_message)
         self.most = max(self.most, len(self.following))
         for facts in self.begun[-1:]:
@@ -68,7 +61,6 @@ def guarding(place: Place, test: Any, **backup: Any) -> None:
             await test(service, workers)
         finally:
             workers.may_end.set()
-            workers.held.set()
 
     live(place, main)
 
@@ -105,5 +97,51 @@ def test_who_comes_next_waits_for_the_end_of_who_followed_before(place: Place) -
         workers.may_end.set()
         await until(lambda: workers.following and workers.following[0] is not first)
         assert workers.most == 1
+
+    guarding(place, test)
+
+
+def test_nobody_begins_to_follow_while_a_database_is_replaced(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        service.pause("app", None, ALICE)
+        await until(lambda: not workers.following)
+        replaced = asyncio.Event()
+        spec = {"verb": "restore", "request": {"in_place": True}, "database": {"name": "app"}}
+
+        async def replace_it() -> None:
+            async with service._do.following.undisturbed(spec):
+                await replaced.wait()
+
+        job = asyncio.create_task(replace_it())
+        await asyncio.sleep(0)
+        service.resume("app", ALICE)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not workers.following
+        replaced.set()
+        await job
+        await until(lambda: workers.following)
+
+    guarding(place, test)
+
+
+@pytest.mark.parametrize(("minutes", "asked"), [(-1, False), (1, True)])
+def test_a_log_without_a_backup_to_begin_with_gets_one_whoever_began_it(
+    place: Place, minutes: int, asked: bool
+) -> None:
+    """The daemon may have ended between the beginning of a log and the backup that it asks for."""
+
+    async def test(service: Any, workers: Workers) -> None:
+        begun = to_text(place.wall + timedelta(minutes=minutes))
+        facts = {"database": "app", "chain": "0" * 26, "at": to_text(place.wall), "begun_at": begun, "because": ""}
+        workers.begun.append({**facts, "continued": True, "stored_until_at": None})
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        until_at = to_text(place.wall + timedelta(minutes=2))
+        told = {"chain": "0" * 26, "segment": 0, "until_at": until_at}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [row.verb for row in service.jobs("app", None, 9)] == (["backup"] if asked else [])
 
     guarding(place, test)

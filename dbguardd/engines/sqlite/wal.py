@@ -56,7 +56,7 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
             at = ended_at
         else:
             run.staged("-wal").unlink()
-            end, place = 0, None
+            end = 0  # the place stays: it was read after the mark was taken, so it is not before the snapshot
         for final in _around_log(run):
             if not run.cloned and _grown(run, log, end):
                 raise Moved
@@ -105,7 +105,7 @@ def beside_writers(run: Attempt) -> Taken:
             raise Moved
         else:
             run.staged("-wal").unlink()
-            end, place = 0, None
+            end = 0  # the place stays: it was read after the mark was taken, so it is not before the snapshot
         seconds = time.monotonic() - began
     return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
 

@@ -195,7 +195,11 @@ class Following:
             newest = self._catalog.backups.summary(name).newest
             if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
                 self._bases.add(name)
-        self._runner.diary.tell(event, name, None, facts)
+        try:
+            self._runner.diary.tell(event, name, None, facts)
+        except GuardError as error:  # a catalog that is full is no reason to miss a commit; a scan tells it later
+            self._runner.diary.log("catalog.failed", {"problem": error.problem()})
+            self._runner.on_doubt(str(follower.spec["storage"]["name"]))
 
     def _keep(self, name: str, follower: Follower) -> None:
         """Write down how far the log is stored, for the next daemon."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dbguardd.catalog import to_text
-from dbguardd.errors import Cancelled
+from dbguardd.errors import Cancelled, NoSpace
 from tests.daemon.life import Caller, Place, live, stored
 
 ALICE = Caller()
@@ -143,5 +143,30 @@ def test_a_log_without_a_backup_to_begin_with_gets_one_whoever_began_it(
         for _ in range(50):
             await asyncio.sleep(0)
         assert [row.verb for row in service.jobs("app", None, 9)] == (["backup"] if asked else [])
+
+    guarding(place, test)
+
+
+def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place: Place) -> None:
+    class Full:
+        def __init__(self, catalog: Any) -> None:
+            self.backups = catalog.backups
+
+        def record(self, *_: object) -> None:
+            raise NoSpace("the catalog cannot be written")
+
+    async def test(service: Any, workers: Workers) -> None:
+        diary, at = service._do.runner.diary, to_text(place.wall)
+        facts = {"database": "app", "chain": "0" * 26, "at": at, "begun_at": at, "because": "", "continued": True}
+        workers.begun.append({**facts, "stored_until_at": None})
+        catalog, diary._catalog = diary._catalog, Full(diary._catalog)
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert workers.following
+        assert service._do.following.problem("app") is None
+        assert "catalog.failed" in [event for _, event, _ in place.log.events]
+        diary._catalog = catalog
 
     guarding(place, test)

@@ -7,7 +7,7 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +38,7 @@ class Follower:
     task: asyncio.Task[None] | None = None
     problem: GuardError | None = None
     chain: str = ""
+    begun_at: str = ""  # of the chain, if this follower began it
     until_at: str = ""
     segment: int = 0
     kept: float = 0.0
@@ -60,12 +61,7 @@ class Following:
     def covered(self, name: str) -> list[coverage.Covered]:
         """Which stretches the log of a database covers, up to what was heard just now."""
         rows, follower = coverage.read(self._catalog.settings, name), self._followers.get(name)
-        if follower is None or not follower.until_at:
-            return rows
-        return [
-            replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
-            for row in rows
-        ]
+        return rows if follower is None or not follower.until_at else _reached(rows, follower)
 
     def problem(self, name: str) -> GuardError | None:
         """What keeps the log of a database from being followed just now."""
@@ -192,6 +188,7 @@ class Following:
             return
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
+            follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
             if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
                 self._bases.add(name)
@@ -205,7 +202,8 @@ class Following:
         """Write down how far the log is stored, for the next daemon."""
         if follower.until_at:
             with suppress(GuardError):
-                coverage.reach(self._catalog.settings, name, follower.chain, follower.until_at)
+                rows = coverage.read(self._catalog.settings, name)
+                coverage.write(self._catalog.settings, name, _reached(rows, follower))
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
@@ -222,3 +220,13 @@ class Following:
             self._runner.diary.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
             return
         self._bases.discard(name)
+
+
+def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[coverage.Covered]:
+    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away."""
+    if follower.begun_at and all(row.chain != follower.chain for row in rows):
+        rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
+    return [
+        replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
+        for row in rows
+    ]

@@ -170,3 +170,23 @@ def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place
         diary._catalog = catalog
 
     guarding(place, test)
+
+
+def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        following, at, later = service._do.following, to_text(place.wall), to_text(place.wall + timedelta(minutes=2))
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+        known = {"database": "app", "chains": [{"chain": "A", "since_at": "2026-01-01T00:00:00.000Z", "until_at": at}]}
+        service._do.tell("log.known", "app", known)
+        told = {"chain": "B", "segment": 1, "until_at": later}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert [(row.chain, row.since_at, row.until_at) for row in following.covered("app")][1:] == [("B", at, later)]
+        service.pause("app", None, ALICE)
+        await until(lambda: not workers.following)
+        await until(lambda: not following._ending)
+        assert [row.chain for row in following.covered("app")] == ["A", "B"]
+
+    guarding(place, test)

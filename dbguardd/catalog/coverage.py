@@ -41,15 +41,6 @@ def begin(settings: Settings, database: str, row: Covered) -> None:
     write(settings, database, [*rows, row])
 
 
-def reach(settings: Settings, database: str, chain: str, until_at: str) -> None:
-    """Note how far a chain has come."""
-    rows = [
-        replace(row, until_at=max(row.until_at, until_at)) if row.chain == chain else row
-        for row in read(settings, database)
-    ]
-    write(settings, database, rows)
-
-
 def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
     """Take over what lies in a storage; a chain reaches further than that if nothing was committed at its end."""
     known = {row.chain: row.until_at for row in read(settings, database)}

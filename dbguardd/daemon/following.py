@@ -7,7 +7,7 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +38,7 @@ class Follower:
     task: asyncio.Task[None] | None = None
     problem: GuardError | None = None
     chain: str = ""
+    begun_at: str = ""  # of the chain, if this follower began it
     until_at: str = ""
     segment: int = 0
     kept: float = 0.0
@@ -60,12 +61,7 @@ class Following:
     def covered(self, name: str) -> list[coverage.Covered]:
         """Which stretches the log of a database covers, up to what was heard just now."""
         rows, follower = coverage.read(self._catalog.settings, name), self._followers.get(name)
-        if follower is None or not follower.until_at:
-            return rows
-        return [
-            replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
-            for row in rows
-        ]
+        return rows if follower is None or not follower.until_at else _reached(rows, follower)
 
     def problem(self, name: str) -> GuardError | None:
         """What keeps the log of a database from being followed just now."""
@@ -83,7 +79,9 @@ class Following:
         for name, spec in wanted.items():
             if name not in self._followers:
                 follower = self._followers[name] = Follower(spec, asyncio.Event())
-                task = asyncio.get_running_loop().create_task(self._follow(name, follower), name=f"follow-{name}")
+                before = [task for task in self._ending if task.get_name() == f"follow-{name}"]
+                following = self._follow(name, follower, before)
+                task = asyncio.get_running_loop().create_task(following, name=f"follow-{name}")
                 follower.task = task
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
@@ -99,11 +97,12 @@ class Following:
         """Have nobody follow the log of a database while a job replaces it: a follower is one of its users."""
         request, name = spec["request"], str((spec["database"] or {}).get("name", ""))
         replaces = spec["verb"] == "undo" or request.get("in_place")  # a dry run looks who is in the way
-        if not replaces or name not in self._followers:
+        if not replaces:
             yield
             return
-        self._quiet.add(name)
-        task = self._followers[name].task
+        self._quiet.add(name)  # also if nobody follows now: a pause may end meanwhile
+        follower = self._followers.get(name)
+        task = None if follower is None else follower.task
         self.reconsider()
         try:
             if task is not None:
@@ -133,8 +132,11 @@ class Following:
 
     # ------------------------------------------------------------------------------------------ one follower
 
-    async def _follow(self, name: str, follower: Follower) -> None:
+    async def _follow(self, name: str, follower: Follower, before: Collection[asyncio.Task[None]]) -> None:
+        """Follow until told to end, once all `before` have ended: two that write one log would make it unreadable."""
         wait, cancel = _WAIT_SECONDS[0], follower.cancel
+        if before:
+            await asyncio.wait(before)
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
@@ -186,15 +188,22 @@ class Following:
             return
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
-            if not facts["continued"]:
+            follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
+            newest = self._catalog.backups.summary(name).newest
+            if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
                 self._bases.add(name)
-        self._runner.diary.tell(event, name, None, facts)
+        try:
+            self._runner.diary.tell(event, name, None, facts)
+        except GuardError as error:  # a catalog that is full is no reason to miss a commit; a scan tells it later
+            self._runner.diary.log("catalog.failed", {"problem": error.problem()})
+            self._runner.on_doubt(str(follower.spec["storage"]["name"]))
 
     def _keep(self, name: str, follower: Follower) -> None:
         """Write down how far the log is stored, for the next daemon."""
         if follower.until_at:
             with suppress(GuardError):
-                coverage.reach(self._catalog.settings, name, follower.chain, follower.until_at)
+                rows = coverage.read(self._catalog.settings, name)
+                coverage.write(self._catalog.settings, name, _reached(rows, follower))
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
@@ -211,3 +220,13 @@ class Following:
             self._runner.diary.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
             return
         self._bases.discard(name)
+
+
+def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[coverage.Covered]:
+    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away."""
+    if follower.begun_at and all(row.chain != follower.chain for row in rows):
+        rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
+    return [
+        replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
+        for row in rows
+    ]

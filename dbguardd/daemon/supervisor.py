@@ -179,6 +179,7 @@ class Supervisor:
         while True:
             try:
                 seconds = self._do.scheduler.tick()
+                self._do.following.reconsider()  # a pause may have ended by itself
             except GuardError as error:  # the catalog cannot be written: look again soon
                 self._do.runner.diary.log("schedule.failed", {"problem": error.problem()})
                 seconds = 60.0

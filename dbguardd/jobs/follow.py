@@ -6,10 +6,10 @@ The daemon runs it beside all other jobs of the database; it ends when it is tol
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing
+from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, WorkerDied
 from dbguardd.flow import Facts, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.repository import Chain, Log
@@ -41,6 +41,7 @@ class Shipping:
         self._run, self._log = run, log
         chains = log.chains()
         self._chain: Chain | None = chains[-1] if chains else None
+        self._begun = False
         self._told = 0.0
         self._bytes = 0
 
@@ -55,7 +56,10 @@ class Shipping:
             return None
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        """Go on with the chain, or begin a new one."""
+        """Go on with the chain, or begin a new one: once, each beginning is an object and an event."""
+        if self._begun:
+            raise WorkerDied("the engine half began its log twice")
+        self._begun = True
         before = None if self._chain is None else instant(self._chain.until)
         if not continued or self._chain is None:
             self._chain = self._log.begin(place, because, self._run.now())
@@ -70,8 +74,9 @@ class Shipping:
 
     def ship(self, segment: Segment) -> None:
         """Store the next segment."""
-        if self._chain is None:
+        if self._chain is None or not self._begun:
             raise Internal("a segment came before the log was begun")
+        segment = replace(segment, at=min(segment.at, self._run.now()))  # nobody can have stored what is yet to come
         self._chain = self._patiently(self._chain, segment)
         self._bytes += len(segment.pages)
 
@@ -93,7 +98,8 @@ class Shipping:
         run.progress("follow", self._bytes, None)
         if at is not None and self._chain is not None and now - self._told >= _TELL_SECONDS:
             self._told = now
-            run.report("reached", chain=self._chain.id, segment=self._chain.last, until_at=instant(at))
+            until = min(at, run.now())
+            run.report("reached", chain=self._chain.id, segment=self._chain.last, until_at=instant(until))
 
 
 FOLLOW = Job("follow", Follow, follow)

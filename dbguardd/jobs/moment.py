@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from dbguardd.errors import ObjectMissing
 from dbguardd.flow import Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
@@ -49,8 +50,11 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     if id:
         return alone
     wanted = to_moment(at) if at else None
-    found = max(_moments(run, wanted), key=lambda moment: moment.at, default=alone)
-    best = alone if found.at < alone.at else found
+    found = max(_moments(run, wanted), key=lambda moment: (moment.backup.id == backup.id, moment.at), default=alone)
+    goes_on = found.backup.id == backup.id  # then it is the newer one, whatever the clock said meanwhile
+    best = found if goes_on or found.at >= alone.at else alone
+    if best.until is not None and (lacking := _lacking(run, best.until.chain, wanted)):
+        best.warnings.append(lacking)
     if wanted is not None and best.until is not None and wanted - best.at > _NEAR:
         said = f"the log is stored up to {instant(best.at)}; whether anything was committed after that is not known"
         best.warnings.append(said)
@@ -60,17 +64,33 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
 def between(run: Run, backup: Backup) -> Moment | None:
     """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
 
-    It begins with the one before and ends with the last segment that was stored when `backup` began.
+    It begins with the one before and ends with the last segment that was stored when `backup` began. Raises
+    ObjectMissing if it has a hole.
     """
     log, mine = run.repository.log(run.name), backup.facts.get("log") or {}
-    for chain in [] if log is None else log.chains():
-        if chain.id == mine.get("chain"):
-            before = [b for b in _bases(run, chain, None) if b.created_at < backup.created_at]
-            for base in before[:1]:
-                link = _last(log, chain, base, None, mine["after"]) if log is not None else None
-                if link is not None:
-                    return Moment(base, link.at, Until(chain, base.facts["log"]["after"], link.number), [])
+    if log is None:
+        return None
+    for chain in reversed([chain for chain in log.chains() if chain.id == mine.get("chain")]):
+        base = next((b for b in _bases(run, chain, None) if b.created_at < backup.created_at), None)
+        if base is None:
+            continue
+        if chain.last < mine["after"]:
+            what = f"the log {chain.id} lacks its segment {chain.last + 1}"
+            raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
+        link = _last(log, chain, base, None, mine["after"])
+        until = None if link is None else Until(chain, base.facts["log"]["after"], link.number)
+        return None if link is None else Moment(base, link.at, until, [])
     return None
+
+
+def _lacking(run: Run, chain: Chain, wanted: datetime | None) -> str:
+    """Say what a log lacks after a chain that ends before its end, if that was wanted; else nothing."""
+    log = run.repository.log(run.name)
+    rest = [] if log is None else [other for other in log.chains() if other.id == chain.id and other.first > chain.last]
+    if not rest or (wanted is not None and wanted <= chain.until):
+        return ""
+    lost = f"the log lacks its segments {chain.last + 1} to {rest[0].first - 1}"
+    return f"{lost}: what it has after {instant(chain.until)} cannot be restored"
 
 
 def _moments(run: Run, wanted: datetime | None) -> Iterator[Moment]:
@@ -105,13 +125,13 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
     reaching = next((link for link in _links(log, chain, after) if _holds(link, place, at)), None)
     if reaching is None:
         return None
-    most = chain.last if most is None else most
-    pieces = [piece for piece in chain.pieces if piece.last >= reaching.number and piece.first <= most]
+    least, most = max(reaching.number, after + 1), chain.last if most is None else most
+    pieces = [piece for piece in chain.pieces if piece.last >= least and piece.first <= most]
     for position in range(len(pieces) - 1, -1, -1):
         if wanted is not None and position and pieces[position - 1].until > wanted:
             continue
         for link in reversed(log.open(pieces[position])):
-            if reaching.number <= link.number <= most and link.size and (wanted is None or link.at <= wanted):
+            if least <= link.number <= most and link.size and (wanted is None or link.at <= wanted):
                 return link
     return None
 
@@ -122,18 +142,18 @@ def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
             yield from (link for link in log.open(piece) if link.number >= first)
 
 
-def _holds(link: Link, place: dict[str, Any], at: datetime) -> bool:
+def _holds(link: Link, place: Any, at: datetime) -> bool:
     """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
 
     A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment
     was committed by a moment not before that of the backup.
     """
     until = link.until
-    if not place:
-        return False
+    if not isinstance(place, dict) or not isinstance(place.get("position"), int):
+        return False  # none is known; what is there is the engine half's word
     if not place["position"] and link.at >= at:
         return True
-    return bool(until["round"] == place["round"] and until["position"] >= place["position"])
+    return bool(until["round"] == place.get("round") and until["position"] >= place["position"])
 
 
 def tip(run: Run) -> dict[str, Any] | None:

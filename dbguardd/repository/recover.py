@@ -353,6 +353,7 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
         whose, low, high, _ = slot.split("-")
         if whose == chain:
             row.append((int(low), -int(high), name, slot))
+    place = None
     for begin, end, name, slot in sorted(row):
         if begin > first:
             return
@@ -367,7 +368,9 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
                 at += 4 + length
             head = json.loads(parts[0])
             if head["number"] == first:
-                first += 1
+                if place not in (None, head["since"]):
+                    raise Unusable(f"{name}: segment {first} does not follow {first - 1}")
+                first, place = first + 1, head["until"]
                 yield head, parts[1]
 
 

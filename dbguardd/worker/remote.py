@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20
+_PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))
+_MOST_PAGES = (1 << 32) - 1
+_TEXT, _PLACE_BYTES = 300, 4000
 
 
 class _GivenUp(Exception):  # noqa: N818
@@ -119,10 +123,11 @@ class RemoteEngine:
             raise WorkerDied("the engine half asked out of turn")
 
     def _serve_ship(self, message: Object, ship: Ship) -> None:
-        at = None if message["at"] is None else datetime.fromisoformat(message["at"])
+        at = None if message["at"] is None else datetime.fromisoformat(message["at"]).astimezone(UTC)
         match message["ship"]:
             case "begin":
-                ship.begin(message["place"], continued=bool(message["continued"]), because=str(message["because"]))
+                because = str(message["because"])[:_TEXT]
+                ship.begin(_place(message["place"]), continued=bool(message["continued"]), because=because)
             case "segment" if at is not None:
                 segment = self._segment(message, at)
                 self._answer(lambda: ship.ship(segment))
@@ -132,8 +137,15 @@ class RemoteEngine:
                 raise WorkerDied("the engine half asked out of turn")
 
     def _segment(self, message: Object, at: datetime) -> Segment:
-        numbers, size = [int(number) for number in message["numbers"]], int(message["page_size"])
-        pages, wanted = bytearray(), len(numbers) * size
+        """Receive a segment. Raises WorkerDied for what is none, before its pages take up memory."""
+        stream, page_size, size = str(message["stream"]), int(message["page_size"]), int(message["size"])
+        numbers = [int(number) for number in message["numbers"]]
+        wanted, pages = len(numbers) * page_size, bytearray()
+        whole = page_size in _PAGE_BYTES and size % page_size == 0 and 0 <= size <= _MOST_PAGES * page_size
+        within = all(0 < number <= _MOST_PAGES for number in (*numbers[:1], *numbers[-1:]))
+        ascending = within and numbers == sorted({*numbers})
+        if not whole or not ascending or wanted > _SEGMENT_BYTES or len(stream) > _TEXT:
+            raise WorkerDied("the engine half sent a segment that is none")
         while len(pages) < wanted:
             part, stray = self._channel.receive()
             if stray is not None:
@@ -141,15 +153,15 @@ class RemoteEngine:
             if not isinstance(part, bytes):
                 raise WorkerDied("the engine half sent something else than pages")
             pages += part
-        if len(pages) != wanted or not 0 <= wanted <= _SEGMENT_BYTES or numbers != sorted({*numbers} - {0}):
+        if len(pages) != wanted:
             raise WorkerDied("the engine half sent a segment that is none")
-        places = {name: dict(message[name]) for name in ("since", "until")}
         return Segment(
-            str(message["stream"]),
-            **places,
+            stream,
+            since=_place(message["since"]),
+            until=_place(message["until"]),
             at=at,
-            page_size=size,
-            size=int(message["size"]),
+            page_size=page_size,
+            size=size,
             numbers=numbers,
             pages=bytes(pages),
         )
@@ -256,6 +268,15 @@ def _tell(message: Object, progress: Progress) -> None:
         raise WorkerDied("the engine half asked out of turn")
     step, done_bytes, total_bytes = message["progress"]
     progress(str(step), int(done_bytes), None if total_bytes is None else int(total_bytes))
+
+
+def _place(value: Any) -> Facts:
+    """Return a place in a log, see flow.Segment. Raises WorkerDied for what no reader could compare with another."""
+    told = isinstance(value, dict) and isinstance(value.get("round"), str) and isinstance(value.get("position"), int)
+    if not told or len(json.dumps(value)) > _PLACE_BYTES:
+        raise WorkerDied("the engine half named a place that is none")
+    place: Facts = value
+    return place
 
 
 def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:

@@ -263,19 +263,20 @@ class World:
             lambda: f"a look after now: {self.ends()}",
         )
 
-    def base(self) -> None:
-        """Take a backup with the engine, beside whatever happens."""
+    def base(self, progress: Any = None) -> Any:
+        """Take a backup with the engine, beside whatever happens; return its facts."""
         from engine_memory import MemorySink, no_progress  # noqa: PLC0415
 
         chains = self.chains()
         settings = {"path": str(self.path), "staging": str(self.place / "staging"), "lock_timeout_seconds": 60}
         engine, sink = ENGINES["sqlite"](settings).snapshots, MemorySink()
-        facts = engine.dump(sink, no_progress)
+        facts = engine.dump(sink, progress or no_progress)
         engine.release()
         if facts["log_place"] is not None and chains:
             data = sink.streams["database"]
             taken_at = datetime.fromisoformat(facts["snapshot_at"])
             self.bases.append(Base(data, facts["log_place"], len(chains) - 1, len(chains[-1].segments), taken_at))
+        return facts
 
     # ------------------------------------------------------------------------------------------ the proof
 

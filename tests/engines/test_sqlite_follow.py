@@ -334,3 +334,29 @@ def test_lines_for_the_child_that_arrive_together_are_answered_one_by_one(tmp_pa
         began = time.monotonic()
         world.commits(1)  # writers were let in
         assert time.monotonic() - began < SECONDS
+
+
+def test_a_backup_beside_a_log_that_begins_anew_meanwhile_tells_a_place_to_go_on_from(tmp_path):
+    """Its copy of the log is dropped then; whatever place the log had after the mark was taken is late enough."""
+    world = World(tmp_path, seed=31)
+    with world.open_writer(20):
+        world.start()
+        world.caught_up()
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        world.caught_up()
+        begun = []
+
+        def begin_anew(step, done, total):
+            if done and not begun:  # in the middle of the copy of the log
+                world.commits(1)
+                begun.append(done)
+
+        facts = world.base(begin_anew)
+        assert begun
+        assert facts["log_bytes"] == 0
+        world.commits(3)
+        world.caught_up()
+        world.stop()
+    assert len(world.bases) == 1
+    world.prove()
+    world.prove_end()

@@ -245,3 +245,22 @@ class Enough(Exception):
 def stop(looks):
     if next(looks, None) is None:
         raise Enough
+
+
+def test_a_log_that_has_more_than_may_wait_is_begun_anew_instead_of_refused_again_and_again(tmp_path):
+    """Nobody else may ever let it begin anew: an application that never checkpoints, or is idle from now on."""
+    world = World(tmp_path, seed=24)
+    with world.open_writer(5):
+        world.start()
+        world.caught_up()
+        world.kill()
+        world.commits(60)
+        world.start(behind_bytes=100_000)
+        world.base()
+        world.commits(3)
+        world.caught_up()
+        assert not world.ended
+        world.stop()
+    assert len(world.chains()) == 2
+    world.prove()
+    world.prove_end()

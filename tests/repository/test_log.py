@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.flow import Segment
-from dbguardd.repository import Until
+from dbguardd.repository import Until, recover
 from dbguardd.repository import log as logs
 from dbguardd.repository.log import FOLD, Log
 from dbguardd.repository.moment import MomentTree
@@ -284,6 +284,20 @@ def test_a_segment_that_does_not_follow_the_one_before_is_found():
     chain = log.append(chain, dataclasses.replace(segment(2), since={**PLACE, "position": 7}))
     with pytest.raises(Damaged):
         list(log.links(chain, 1, 2))
+
+
+def test_recover_py_reads_nothing_that_does_not_follow_either(tmp_path):
+    storage = Memory()
+    log = open_log(storage)
+    chain = log.append(log.begin(PLACE, "new", NOW), segment(1))
+    log.append(chain, dataclasses.replace(segment(2), since={**PLACE, "position": 7}))
+    for entry in storage.list("log/"):
+        (tmp_path / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry.name).write_bytes(storage.get(entry.name))
+    found = recover.segments(tmp_path, recover.Key(DOMAIN.repo_id, DOMAIN.id, DOMAIN.key), chain.id, 0)
+    assert [next(found)[0]["number"], next(found)[0]["number"]] == [0, 1]
+    with pytest.raises(recover.Unusable, match="segment 2 does not follow 1"):
+        next(found)
 
 
 def test_what_is_forgotten_is_its_beginning():

@@ -157,7 +157,7 @@ class Follower:
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
     def _has(self, since: Place, index: locks.Index) -> bool:
-        """Say if the log has the very frame that was read last, and so all after it.
+        """Say if the log has the very frame that was read last, and so all after it, and no more than may wait.
 
         A log that was empty then proves nothing. If it is empty now, too, and the main file has the same time, size
         and inode, then nothing was committed: that would be in the one or the other.
@@ -166,7 +166,8 @@ class Follower:
             return False
         if not since.frames:
             return bool(since.checksum) and not index.frames and since.checksum == self._untouched()
-        if since.salts != index.salts or since.frames > index.frames:
+        waits = (index.frames - since.frames) * index.page_size
+        if since.salts != index.salts or not 0 <= waits <= self._pace.behind_bytes:
             return False
         raw = os.pread(self._log, _FRAME.size, self._start(since.frames - 1, index.page_size))
         return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (since.salts, since.checksum)

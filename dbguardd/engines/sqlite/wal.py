@@ -49,14 +49,14 @@ def beside_users(run: Attempt) -> Generator[int, None, Taken]:
     """
     with _marked(run) as (child, log):
         at, before, began = time.time(), _header(log), time.monotonic()
-        first, (end, place) = _end(run, log)[1], _end(run, log)
+        end, place = _end(run, log)
         ended_at = time.time()
         _copy_log(run, log, end)
         if _header(log) == before:
             at = ended_at
         else:
             run.staged("-wal").unlink()
-            end, place = 0, _of_round(first, before)
+            end = 0  # the place stays: it was read after the mark was taken, so it is not before the snapshot
         for final in _around_log(run):
             if not run.cloned and _grown(run, log, end):
                 raise Moved
@@ -81,7 +81,6 @@ def beside_writers(run: Attempt) -> Taken:
     live = run.live
     with _marked(run) as (child, log):
         at, header, renewed, began = time.time(), _header(log), False, time.monotonic()
-        first, before = _end(run, log)[1], header
 
         def both_stand() -> None:
             nonlocal header
@@ -106,7 +105,7 @@ def beside_writers(run: Attempt) -> Taken:
             raise Moved
         else:
             run.staged("-wal").unlink()
-            end, place = 0, _of_round(first, before)
+            end = 0  # the place stays: it was read after the mark was taken, so it is not before the snapshot
         seconds = time.monotonic() - began
     return Taken("wal", child.longest, seconds, end, run.tries, run.cloned, live.found, at, place)
 
@@ -136,11 +135,6 @@ def _end(run: Attempt, log: int) -> tuple[int, Facts | None]:
     """Return where the last commit ends: in bytes, and as a place in the log where the index tells it."""
     size, index = os.fstat(log).st_size, locks.log_index(run.live.path)
     return (size, None) if index is None else (min(size, index.end), index.place)
-
-
-def _of_round(place: Facts | None, header: bytes) -> Facts | None:
-    """Return the place in the log that the main file alone is of, or a little later: in the round that ended then."""
-    return place if place is not None and place["round"] == header[16:24].hex() else None
 
 
 def _header(log: int) -> bytes:

@@ -1,0 +1,192 @@
+"""Whose log is followed, when, by whom: one follower at a time, and none that nobody knows of."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dbguardd.catalog import to_text
+from dbguardd.errors import Cancelled, NoSpace
+from tests.daemon.life import Caller, Place, live, stored
+
+ALICE = Caller()
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Place(tmp_path)
+    place.guard(continuous="true")
+    return place
+
+
+class Workers:
+    """Plays every follower: it lives until it is told to end, and then until it may."""
+
+    def __init__(self) -> None:
+        self.following: list[Any] = []
+        self.most = 0
+        self.begun: list[dict[str, Any]] = []
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def __call__(self, spec: Any, on_message: Any, cancel: asyncio.Event, *, stall_timeout: float) -> Any:
+        self.following.append(on_message)
+        self.most = max(self.most, len(self.following))
+        for facts in self.begun[-1:]:
+            on_message({"type": "report", "event": "log.begun", "facts": facts})
+        await cancel.wait()
+        await self.may_end.wait()
+        self.following.remove(on_message)
+        raise Cancelled("cancelled")
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def guarding(place: Place, test: Any, **backup: Any) -> None:
+    """Run a test in a daemon that knows a backup of the database, and so follows its log."""
+
+    async def main(service: Any, worker: Any) -> None:
+        workers = Workers()
+        service._do.following._around = _with(service, workers)
+        facts = {**stored(1, to_text(place.wall)), "storage": "local", **backup}
+        service._do.tell("backup.stored", "app", facts)
+        try:
+            await test(service, workers)
+        finally:
+            workers.may_end.set()
+
+    live(place, main)
+
+
+def _with(service: Any, workers: Workers) -> Any:
+    return replace(service._do.following._around, run_worker=workers)
+
+
+def test_a_pause_that_ends_by_itself_ends_for_the_log_too(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        service.pause("app", 60.0, ALICE)
+        await until(lambda: not workers.following)
+        place.wall, place.steady = place.wall + timedelta(seconds=61), place.steady + 61
+        service._do.nudge.ring()  # as the tick does when its time has come, within a minute
+        await until(lambda: workers.following)
+
+    guarding(place, test)
+
+
+def test_who_comes_next_waits_for_the_end_of_who_followed_before(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        workers.may_end.clear()
+        for _ in range(3):
+            service.pause("app", None, ALICE)
+            service.resume("app", ALICE)
+        for _ in range(50):  # whoever is ready to begin begins
+            await asyncio.sleep(0)
+        assert workers.most == 1
+        first = workers.following[0]
+        workers.may_end.set()
+        await until(lambda: workers.following and workers.following[0] is not first)
+        assert workers.most == 1
+
+    guarding(place, test)
+
+
+def test_nobody_begins_to_follow_while_a_database_is_replaced(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        service.pause("app", None, ALICE)
+        await until(lambda: not workers.following)
+        replaced = asyncio.Event()
+        spec = {"verb": "restore", "request": {"in_place": True}, "database": {"name": "app"}}
+
+        async def replace_it() -> None:
+            async with service._do.following.undisturbed(spec):
+                await replaced.wait()
+
+        job = asyncio.create_task(replace_it())
+        await asyncio.sleep(0)
+        service.resume("app", ALICE)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not workers.following
+        replaced.set()
+        await job
+        await until(lambda: workers.following)
+
+    guarding(place, test)
+
+
+@pytest.mark.parametrize(("minutes", "asked"), [(-1, False), (1, True)])
+def test_a_log_without_a_backup_to_begin_with_gets_one_whoever_began_it(
+    place: Place, minutes: int, asked: bool
+) -> None:
+    """The daemon may have ended between the beginning of a log and the backup that it asks for."""
+
+    async def test(service: Any, workers: Workers) -> None:
+        begun = to_text(place.wall + timedelta(minutes=minutes))
+        facts = {"database": "app", "chain": "0" * 26, "at": to_text(place.wall), "begun_at": begun, "because": ""}
+        workers.begun.append({**facts, "continued": True, "stored_until_at": None})
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        until_at = to_text(place.wall + timedelta(minutes=2))
+        told = {"chain": "0" * 26, "segment": 0, "until_at": until_at}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [row.verb for row in service.jobs("app", None, 9)] == (["backup"] if asked else [])
+
+    guarding(place, test)
+
+
+def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place: Place) -> None:
+    class Full:
+        def __init__(self, catalog: Any) -> None:
+            self.backups = catalog.backups
+
+        def record(self, *_: object) -> None:
+            raise NoSpace("the catalog cannot be written")
+
+    async def test(service: Any, workers: Workers) -> None:
+        diary, at = service._do.runner.diary, to_text(place.wall)
+        facts = {"database": "app", "chain": "0" * 26, "at": at, "begun_at": at, "because": "", "continued": True}
+        workers.begun.append({**facts, "stored_until_at": None})
+        catalog, diary._catalog = diary._catalog, Full(diary._catalog)
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert workers.following
+        assert service._do.following.problem("app") is None
+        assert "catalog.failed" in [event for _, event, _ in place.log.events]
+        diary._catalog = catalog
+
+    guarding(place, test)
+
+
+def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        following, at, later = service._do.following, to_text(place.wall), to_text(place.wall + timedelta(minutes=2))
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+        known = {"database": "app", "chains": [{"chain": "A", "since_at": "2026-01-01T00:00:00.000Z", "until_at": at}]}
+        service._do.tell("log.known", "app", known)
+        told = {"chain": "B", "segment": 1, "until_at": later}
+        workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert [(row.chain, row.since_at, row.until_at) for row in following.covered("app")][1:] == [("B", at, later)]
+        service.pause("app", None, ALICE)
+        await until(lambda: not workers.following)
+        await until(lambda: not following._ending)
+        assert [row.chain for row in following.covered("app")] == ["A", "B"]
+
+    guarding(place, test)

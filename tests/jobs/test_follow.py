@@ -1,0 +1,85 @@
+"""Following as a job: what an engine half may have stored and told of its log."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbguardd.errors import GuardError, Internal, WorkerDied
+from dbguardd.flow import Segment
+from tests.jobs.world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    made.spec["database"]["continuous"] = True
+    made.backup(users=[1])
+    return made
+
+
+def place(position: int) -> dict[str, Any]:
+    return {"round": "r", "position": position}
+
+
+def follow(world: World, story: Any) -> GuardError:
+    """Follow an engine that tells a story; return what ended it."""
+    world.engine.follow = story  # type: ignore[attr-defined]
+    with pytest.raises(GuardError) as caught:
+        world.do("follow")
+    return caught.value
+
+
+def segment(world: World, position: int, **more: Any) -> Segment:
+    return Segment("main", place(position - 1), place(position), world.now, 512, 512, (1,), b"p" * 512, **more)
+
+
+def test_a_log_is_begun_once(world: World) -> None:
+    def story(ship: Any, resume: Any) -> None:
+        for _ in range(1000):
+            ship.begin(place(0), continued=False, because="again")
+
+    assert isinstance(follow(world, story), WorkerDied)
+    assert len(world.said("log.begun")) == 1
+    assert len(list(world.storage.list("log/"))) == 1
+
+
+def test_nothing_comes_before_it_is_begun(world: World) -> None:
+    assert "before" in follow(world, lambda ship, resume: ship.ship(segment(world, 1))).message
+    assert not list(world.storage.list("log/"))
+
+
+def test_nothing_is_stored_of_a_time_to_come(world: World) -> None:
+    """A clock that went back, or an engine half that lies: neither makes a moment restorable that has not been."""
+
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(0), continued=False, because="new")
+        now = world.now
+        world.now = now + timedelta(days=200_000)
+        ahead = segment(world, 1)
+        world.now = now
+        ship.ship(ahead)
+        ship.reached(now + timedelta(days=200_000))
+
+    assert isinstance(follow(world, story), Internal)
+    log = world.repository.log("app")
+    assert log is not None
+    (chain,) = log.chains()
+    assert (chain.last, chain.until) == (1, world.now)
+    assert [facts["until_at"] for facts in world.said("reached")] == ["2026-03-01T12:01:00.000Z"]
+
+
+@pytest.mark.parametrize("said", ["nowhere", ["r"], {}, {"round": "r"}, {"round": "r", "position": "1"}])
+def test_a_place_that_is_none_keeps_nobody_from_a_restore(world: World, said: Any, tmp_path: Path) -> None:
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(0), continued=False, because="new")
+        ship.ship(segment(world, 1))
+
+    follow(world, story)
+    world.engine.rights = {"log_place": said}
+    id = world.backup(users=[2])
+    follow(world, lambda ship, resume: [ship.begin(place(1), continued=True, because=""), ship.ship(segment(world, 2))])
+    assert world.do("restore", database="app", to=str(tmp_path / "copy"))["plan"]["backup"] == id

@@ -1,0 +1,125 @@
+"""Which moment a restore or a proof reaches: the newest there is, whatever the clock says, and nothing over a hole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbguardd.errors import GuardError, ProofFailed
+from dbguardd.flow import Segment
+from tests.jobs.world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    made.spec["database"]["continuous"] = True
+    made.backup(users=[1])
+    return made
+
+
+def place(position: int) -> dict[str, Any]:
+    return {"round": "r", "position": position}
+
+
+def follow(world: World, first: int, last: int) -> None:
+    """Store these segments, a second apart."""
+
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(first - 1), continued=first > 1, because="new")
+        for number in range(first, last + 1):
+            world.later(seconds=1)
+            one = Segment("main", place(number - 1), place(number), world.now, 512, 512, (1,), bytes(512))
+            ship.ship(one)
+
+    world.engine.follow = story  # type: ignore[attr-defined]
+    with pytest.raises(GuardError):
+        world.do("follow")
+
+
+def base(world: World, position: int) -> str:
+    world.engine.rights = {"log_place": place(position)}
+    return world.backup(users=[position])
+
+
+def plan(world: World, **request: Any) -> dict[str, Any]:
+    found: dict[str, Any] = world.do("restore", database="app", dry_run=True, **request)["plan"]
+    return found
+
+
+def lose(world: World, *numbers: int) -> None:
+    """Take segments out of the storage."""
+    for entry in [*world.storage.list("log/")]:
+        if int(entry.name.split("-")[1]) in numbers:
+            world.storage.delete(entry.name)
+
+
+def test_the_newest_is_what_was_stored_last_although_the_clock_went_back(world: World) -> None:
+    follow(world, 1, 3)
+    id = base(world, 3)
+    world.later(minutes=-30)
+    follow(world, 4, 6)
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (id, 3)
+
+
+def test_what_goes_on_from_an_older_backup_is_not_newer_than_the_newest(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 6)
+    world.spec["database"]["continuous"] = False
+    world.engine.rights = {}
+    newest = world.backup(users=[9])
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (newest, 0)
+
+
+def test_a_restore_of_the_newest_says_what_the_log_lacks(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 9)
+    lose(world, 6)
+    found = plan(world)
+    assert found["segments"] == 2
+    assert "lacks its segments 6 to 6" in " ".join(found["warnings"])
+
+
+def test_a_log_with_a_hole_is_not_tried_up_to_the_hole_only(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 9)
+    second = base(world, 9)
+    lose(world, 6)
+    with pytest.raises(ProofFailed) as caught:
+        world.do("verify", database="app", backup=second)
+    assert [facts["outcome"] for facts in world.said("log.tried")] == ["failed"]
+    assert "lacks its segment 6" in (caught.value.detail or "")
+
+
+def test_a_log_of_which_the_beginning_was_forgotten_is_no_hole(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 9)
+    second = base(world, 9)
+    lose(world, *range(6))
+    assert world.do("verify", database="app", backup=second)["log"] is None
+
+
+def test_a_hole_before_the_backup_before_is_not_this_ones(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 9)
+    base(world, 9)
+    third = base(world, 9)
+    lose(world, 6)
+    assert world.do("verify", database="app", backup=third)["log"] is None
+
+
+def test_a_backup_that_nothing_was_committed_after_is_restored_alone(world: World) -> None:
+    follow(world, 1, 3)
+    id = base(world, 3)
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (id, 0)
+    assert found["created_at"] == "2026-03-01T12:02:03.000Z"

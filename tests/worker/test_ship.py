@@ -1,0 +1,119 @@
+"""What follows a log is shipped by the database's owner: a hostile one gets nothing into memory, books or claims."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from dbguardd.errors import GuardError, WorkerDied
+from dbguardd.worker.channel import Channel
+from dbguardd.worker.remote import RemoteEngine
+
+PLACE = {"round": "r", "position": 1}
+SEGMENT = {
+    "ship": "segment",
+    "at": "2026-03-01T12:00:00+00:00",
+    "stream": "database",
+    "since": PLACE,
+    "until": PLACE,
+    "page_size": 512,
+    "size": 1024,
+    "numbers": [1, 2],
+}
+BEGIN = {"ship": "begin", "at": None, "place": PLACE, "continued": False, "because": "new"}
+
+
+class Shelf:
+    """A Ship that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    def begin(self, place: Any, *, continued: bool, because: str) -> None:
+        self.got.append((dict(place), continued, because))
+
+    def ship(self, segment: Any) -> None:
+        self.got.append(segment)
+
+    def reached(self, at: datetime | None) -> None:
+        self.got.append(at)
+
+
+def said(*messages: dict[str, Any] | bytes) -> tuple[list[Any], GuardError]:
+    """Follow an engine half that says this and hangs up; return what was taken from it, and how that ended."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    shelf, hostile = Shelf(), Channel(there, lambda: False)
+
+    def speak() -> None:
+        try:
+            hostile.receive_object()
+            for message in messages:
+                hostile.send_data(message) if isinstance(message, bytes) else hostile.send(message)
+        except WorkerDied:
+            pass  # it was hung up on
+        finally:
+            there.close()
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    try:
+        with pytest.raises(GuardError) as caught:
+            RemoteEngine(Channel(here, lambda: False)).follow(shelf, None)
+    finally:
+        here.close()
+        thread.join()
+    return shelf.got, caught.value
+
+
+def test_a_segment_crosses():
+    (segment,), _ = said(SEGMENT, b"p" * 1024)
+    assert (segment.numbers, segment.pages, segment.size, segment.until) == ([1, 2], b"p" * 1024, 1024, PLACE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"page_size": 0},
+        {"page_size": -512},
+        {"page_size": 1000},
+        {"page_size": 1 << 40},
+        {"size": -1024},
+        {"size": 1000},
+        {"size": 1 << 60},
+        {"numbers": [0, 1]},
+        {"numbers": [2, 1]},
+        {"numbers": [1, 1]},
+        {"numbers": [-1, 1]},
+        {"numbers": [1, 1 << 32]},
+        {"until": {"round": "r"}},
+        {"until": {"round": 7, "position": 1}},
+        {"since": {**PLACE, "more": "x" * 5000}},
+        {"stream": "x" * 5000},
+    ],
+)
+def test_what_is_no_segment_is_not_taken(wrong):
+    got, error = said({**SEGMENT, **wrong}, b"p" * 1024)
+    assert not got
+    assert isinstance(error, WorkerDied)
+    assert "that is none" in error.message
+
+
+def test_a_segment_is_refused_before_its_pages_take_up_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pieces = [b"p" * (4 << 20)] * 50
+    got, error = said({**SEGMENT, "page_size": 65536, "numbers": list(range(1, 5000))}, *pieces)
+    assert not got
+    assert "that is none" in error.message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_a_reason_is_no_longer_than_a_person_reads_and_a_moment_has_its_zone():
+    long, _ = said({**BEGIN, "because": "x" * 100_000})
+    assert len(long[0][2]) <= 300
+    reached, _ = said({"ship": "reached", "at": "2026-03-01T12:00:00"})
+    assert [moment.utcoffset() for moment in reached] == [timedelta(0)]

@@ -323,6 +323,7 @@ class DatabaseStatus:
     problem: dict[str, Any] | None
     attention: list[str]
     hints: list[str]
+    log_problem: str | None = None  # why nothing of its log could be restored now
     continuous: bool = False  # its log is followed: recoverable_to_at is then the end of what is stored of that
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, findings, value
-from dbguardctl.words import date, shorten, when, zone_name
-from dbguardd.words import absolute, count, size, span
+from dbguardctl.words import date, shorten, utc_text, when, zone_name
+from dbguardd.words import absolute, count, parse_utc, size, span
 
 Json = dict[str, Any]
 
@@ -71,10 +71,18 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
 def _log(rows: list[Json], zone: tzinfo | None) -> list[Block]:
     """Return which moments between the backups can be restored, and what was missed."""
     blocks: list[Block] = []
-    for number, row in enumerate(rows):
-        lead = "then a gap, and" if number else "any second"
-        blocks.append(text(f"{lead:<15} from {absolute(row['since_at'], zone)} to {absolute(row['until_at'], zone)}"))
+    for row in rows:
+        since, until = _up(str(row["since_at"])), str(row["until_at"])  # in whole seconds that are all covered
+        if since[:19] < until[:19]:
+            lead = "then a gap, and" if blocks else "any second"
+            blocks.append(text(f"{lead:<15} from {absolute(since, zone)} to {absolute(until, zone)}"))
     return blocks
+
+
+def _up(moment: str) -> str:
+    """Return the next whole second."""
+    found = parse_utc(moment)
+    return moment if found is None else utc_text(found + timedelta(microseconds=999_999 if found.microsecond else 0))
 
 
 def _expired(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:

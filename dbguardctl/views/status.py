@@ -259,7 +259,8 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
         ("backups", f"{row['backups']}, database {size(row['source_bytes'])}"),
     ]
     if row["continuous"]:
-        rows.insert(1, ("its log", f"is followed; dbguardctl list {row['name']} says which seconds can be restored"))
+        followed = f"is followed; dbguardctl list {row['name']} says which seconds can be restored"
+        rows.insert(1, ("its log", "see below" if row.get("log_problem") else followed))
     if row["running_job"]:
         rows.append(("running job", Cell(f"dbguardctl job watch {row['running_job']}", "try")))
     blocks: list[Block] = [

@@ -96,8 +96,8 @@ class Following:
     async def undisturbed(self, spec: Facts) -> AsyncIterator[None]:
         """Have nobody follow the log of a database while a job replaces it: a follower is one of its users."""
         request, name = spec["request"], str((spec["database"] or {}).get("name", ""))
-        replaces = spec["verb"] == "undo" or request.get("in_place")  # a dry run looks who is in the way
-        if not replaces:
+        replaces = spec["verb"] == "undo" or (request.get("in_place") and not request.get("dry_run"))
+        if not replaces or (name in self._followers and await self._in_use(spec)):
             yield
             return
         self._quiet.add(name)  # also if nobody follows now: a pause may end meanwhile
@@ -112,12 +112,22 @@ class Following:
             self._quiet.discard(name)
             self.reconsider()
 
+    async def _in_use(self, spec: Facts) -> bool:
+        """Say if a restore in place would be refused: then its log need not be let go of for that."""
+        request = {**to_json(REQUESTS["restore"](spec["database"]["name"])), "in_place": True, "dry_run": True}  # type: ignore[call-arg]
+        asked = {name: spec["request"][name] for name in ("backup", "at") if spec["request"].get(name)}
+        trial = {**spec, "verb": "restore", "request": {**request, **asked}}
+        try:
+            found = await self._around.run_worker(trial, _unheard, asyncio.Event(), stall_timeout=_STALL_SECONDS)
+        except GuardError:
+            return False  # the job itself says it
+        return bool(found["plan"].get("in_use"))
+
     def _wanted(self) -> dict[str, Facts]:
         """The specs of the databases that are to be followed, by name."""
-        paused = self._catalog.pauses.active(to_text(self._around.now()))
         found: dict[str, Facts] = {}
         for name in self._inforce.policy.names():
-            if not self._inforce.policy.guarded(name).continuous or name in paused or name in self._quiet:
+            if not self._inforce.policy.guarded(name).continuous or name in self._quiet:
                 continue
             if self._catalog.backups.summary(name).newest is None:
                 continue  # the first backup makes the repository, and shows that the database can be read
@@ -208,7 +218,10 @@ class Following:
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
         last, pause = self._made_base.get(name, (-_BASE_SECONDS[1], _BASE_SECONDS[0]))
-        if self._runner.active(name) is not None or now < last + pause:
+        if self._runner.active(name) is not None:
+            self._runner.wake(name)  # what waits after a failure need wait no longer: its storage takes what comes
+            return
+        if now < last + pause or name in self._catalog.pauses.active(to_text(self._around.now())):
             return
         longer = min(2 * pause, _BASE_SECONDS[1])
         self._made_base[name] = now, longer if now < last + _BASE_SECONDS[1] else _BASE_SECONDS[0]
@@ -230,3 +243,7 @@ def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[cover
         replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
         for row in rows
     ]
+
+
+def _unheard(message: dict[str, Any]) -> None:
+    """Take what a worker tells that only looks."""

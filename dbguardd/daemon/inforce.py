@@ -262,7 +262,9 @@ class InForce:
             if not self._is_read(policy, guarded.storage[0]):
                 continue  # what was accepted before, if anything, stays so
             spec = database_spec(guarded, _nobody)
-            kept[name] = {key: spec[key] for key in ("keep", "min_proven", "timezone")}
+            kept[name] = {
+                key: spec[key] for key in ("keep", "min_proven", "timezone", "continuous", "keep_log_seconds")
+            }
             kept[name]["expire"] = "off" if guarded.expire == "off" else "on"
         # What left the policy may come back one day: then its backups still have their guard.
         left = {

@@ -193,11 +193,11 @@ class Runner:
         """True if nothing runs or waits."""
         return not self._waiting and not self._running
 
-    def wake(self) -> None:
-        """Look again at what waits: the policy may have changed."""
+    def wake(self, database: str = "") -> None:
+        """Look again at what waits: the policy may have changed. What waits after a failure of `database` may run."""
+        for live in self._waiting if database else ():
+            live.not_before = 0.0 if live.row.database == database else live.not_before
         self._pump()
-
-    # ------------------------------------------------------------------------------------------------ running
 
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()

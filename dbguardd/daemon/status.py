@@ -41,6 +41,7 @@ from dbguardd.words import size
 Lost = Callable[[str], GuardError | None]
 """Why nothing of a storage could be restored now."""
 _LEAST_ROOM = 16 << 20
+_PATIENCE = timedelta(seconds=30)  # with the backup that a log begins with
 _OF_SOURCE = "DBG-2"  # the class of what is wrong with a live database
 
 
@@ -248,7 +249,7 @@ class Views:
         gone = away or lost(guarded.storage[0])
         active, ahead = self.runner.active(name), self.scheduler.next_run(name, ("backup", "verify"))
         rpo, rto = guarded.objective.rpo, guarded.objective.rto
-        logged, unfollowed = self._logged(name, proven), self.following.problem(name)
+        logged, unlogged = self._logged(name, proven), self._unlogged(name, newest, now)
         facts = Facts(
             name=name,
             backups=summary.count,
@@ -258,7 +259,7 @@ class Views:
             newest_failure=(newest.failure or "") if newest else "",
             failed=summary.failed,
             recoverable_to_at=_moment(logged or (proven.created_at if proven else None)),
-            log_problem=unfollowed.message if unfollowed else "",
+            log_problem=unlogged,
             restore_seconds=proven.restore_seconds if proven else None,
             rpo=rpo,
             rto=rto,
@@ -298,6 +299,7 @@ class Views:
             row,
             recoverable_to_at=(logged if row.recoverable_to_at else None) or row.recoverable_to_at,
             continuous=guarded.continuous,
+            log_problem=unlogged or None,
             rpo_seconds=rpo.total_seconds() if rpo else None,
             rto_seconds=rto.total_seconds() if rto else None,
             paused_until_at=pause.until_at if pause else None,
@@ -310,6 +312,18 @@ class Views:
         if proven is None or not covered or proven.created_at < covered[0].since_at:
             return None
         return max(covered[0].until_at, proven.created_at)
+
+    def _unlogged(self, name: str, newest: BackupRow | None, now: datetime) -> str:
+        """Why nothing of the log of a database could be restored now; empty if it could, or if nobody follows it."""
+        if not self.inforce.policy.guarded(name).continuous:
+            return ""
+        if (problem := self.following.problem(name)) is not None:
+            return f"its log is not followed now: {problem.message.removeprefix(f'{name}: ')}"
+        covered = self.following.covered(name)[-1:]
+        if not covered or newest is None or newest.created_at >= covered[0].since_at:
+            return ""
+        waits = now - to_moment(covered[0].since_at)
+        return "its log waits for a backup to go on from" if waits > _PATIENCE else ""
 
     def coverage(self, name: str) -> list[Stretch]:
         """The stretches of time of which any moment can be restored, oldest first."""

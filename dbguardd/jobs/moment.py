@@ -25,12 +25,18 @@ class Moment:
     at: datetime
     until: Until | None
     warnings: list[str]
+    size: int = 0  # in bytes, where the log says it
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = self.at + timedelta(microseconds=999) if self.until else self.at  # in milliseconds, not before it
         return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
+
+    @property
+    def bytes(self) -> int:
+        """How large the database was."""
+        return self.size or self.backup.source_bytes
 
 
 def opened(run: Run, moment: Moment) -> AbstractContextManager[Tree]:
@@ -55,9 +61,10 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     best = found if goes_on or found.at >= alone.at else alone
     if best.until is not None and (lacking := _lacking(run, best.until.chain, wanted)):
         best.warnings.append(lacking)
-    if wanted is not None and best.until is not None and wanted - best.at > _NEAR:
-        said = f"the log is stored up to {instant(best.at)}; whether anything was committed after that is not known"
-        best.warnings.append(said)
+    followed = best.until is not None or best.backup.facts.get("log") is not None
+    if wanted is not None and followed and wanted - best.at > _NEAR:
+        early = (wanted - best.at).total_seconds()
+        best.warnings.append(f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored")
     return best
 
 
@@ -100,7 +107,7 @@ def _moments(run: Run, wanted: datetime | None) -> Iterator[Moment]:
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
             if link is not None:
-                yield Moment(backup, link.at, Until(chain, backup.facts["log"]["after"], link.number), [])
+                yield Moment(backup, link.at, Until(chain, backup.facts["log"]["after"], link.number), [], link.size)
                 break
 
 

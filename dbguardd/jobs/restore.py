@@ -51,8 +51,8 @@ def restore(run: Run, request: Restore) -> Result:
     _check_directory(moment.backup, target)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
     if request.dry_run:
-        plan["warnings"] = [*moment.warnings, *(_in_the_way(run) if request.in_place else [])]
-        return {"plan": plan}
+        users = _in_the_way(run) if request.in_place else []
+        return {"plan": {**plan, "warnings": [*moment.warnings, *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
@@ -240,7 +240,7 @@ def _in_the_way(run: Run) -> list[str]:
 def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
-    needs = backup.source_bytes * (3 if in_place else 1)
+    needs = moment.bytes * (3 if in_place else 1)
     return {
         **moment.plan(),
         "grade": newest.grade if newest else str(Grade.STORED),

@@ -515,7 +515,7 @@ def show(repository: Repository) -> int:
     for key in repository.keys.values():
         for name in listed(repository.storage, f"log/{key.id.hex()}")[-1:]:
             end = datetime.fromtimestamp(int(name.split("-")[3]) / 1000, UTC)
-            print(f"the log of {key.name} is stored up to {end.isoformat()}")
+            print(f"the log of {key.name} is stored up to {end.isoformat()}; try the newest backup before the moment")
     return 0
 
 
@@ -536,6 +536,8 @@ def run(options: argparse.Namespace) -> int:
     if len(found) != 1:
         raise Unusable(f"{options.backup}: {len(found)} backups start with that")
     key, body = found[0]
+    moment = datetime.fromisoformat(options.until or body["created_at"])  # said to be wrong before anything is written
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     options.target.mkdir(mode=0o700, parents=True)
     mode = body["facts"].get("mode")
     for stream in body["streams"]:
@@ -545,10 +547,10 @@ def run(options: argparse.Namespace) -> int:
             target.chmod(mode & 0o777)
         print(f"{stream['name']}: {stream['size']} bytes, checked")
     if options.until:
-        moment = datetime.fromisoformat(options.until)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         reached = replay(options.storage, key, body, moment, options.target)
         print(f"the log is put over it, up to {reached}")
+        if (moment - datetime.fromisoformat(reached)).total_seconds() > 2:
+            print("that is earlier than asked: the log of this backup has nothing nearer", file=sys.stderr)
     with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
         file.write(canonical(body["facts"]))
     return 0

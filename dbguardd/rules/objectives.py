@@ -47,7 +47,7 @@ class Facts:
     failing_since_at: datetime | None = None
     problem: str = ""
     failed_job: str = ""
-    log_problem: str = ""  # why its log is not followed, although it should be
+    log_problem: str = ""  # why nothing of its log could be restored now, although it should be followed
     paused: bool = False
     paused_until_at: datetime | None = None
     key: str = "main"
@@ -130,8 +130,7 @@ def _behind(facts: Facts, now: datetime) -> Iterator[_Point]:
     else:
         yield from _late(facts, now, facts.recoverable_to_at)
     if facts.log_problem:
-        what = f"{name}: its log is not followed now: {facts.log_problem.removeprefix(f'{name}: ')}"
-        yield _Point(Health.LATE, what, f"dbguardctl log {name}")
+        yield _Point(Health.LATE, f"{name}: {facts.log_problem}", f"dbguardctl log {name}")
     if facts.overdue_since_at is not None and not facts.paused:
         what = f"{name}: overdue, it should have run at {_utc(facts.overdue_since_at)}"
         yield _Point(Health.LATE, what, f"dbguardctl job list --database {name}")

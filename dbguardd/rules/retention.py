@@ -58,9 +58,14 @@ class Keep:
 
     @classmethod
     def from_spec(cls, database: Mapping[str, Any]) -> Keep:
-        """Return what the member `database` of a job's spec asks for."""
+        """Return what the member `database` of a job's spec asks for.
+
+        What a log goes on from stays as long as the log: else the seconds after it would go with it.
+        """
         keep = database["keep"]
         seconds = keep.get("within_seconds")
+        if database.get("continuous"):
+            seconds = max(float(seconds or 0), float(database["keep_log_seconds"]))
         return cls(
             **{unit: int(keep.get(unit, 0)) for unit in ("last", *_BUCKETS)},
             within=None if seconds is None else timedelta(seconds=float(seconds)),

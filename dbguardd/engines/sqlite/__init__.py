@@ -23,7 +23,7 @@ from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, open_live, read_header, resolve
 from dbguardd.engines.sqlite.publish import fresh, outcome
-from dbguardd.engines.sqlite.replace import refuse_users, replace
+from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
@@ -193,7 +193,7 @@ class Sqlite:
 
     def check_unused(self) -> None:
         with suppress(SourceMissing):
-            refuse_users(resolve(self._path))
+            refuse_others(resolve(self._path))
 
     def replace(self, source: Path, progress: Progress) -> None:
         replace(self._path, source, progress)

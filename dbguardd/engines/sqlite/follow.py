@@ -36,7 +36,9 @@ from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
 from dbguardd.flow import Facts, Segment, Ship
 
-_KEEP = Path(__file__).with_name("keep.py")
+KEEP = Path(__file__).with_name("keep.py")
+"""The program of the child that holds the marks."""
+
 _FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _PAUSE_SECONDS = 0.001
@@ -98,7 +100,7 @@ def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
 def _kept(live: Live, pace: Pace) -> Iterator[tuple[Child, int, int]]:
     """Hold marks, and the log and its index open, until the block ends."""
     timing = (str(pace.lock_timeout_seconds), str(pace.max_block_seconds))
-    with child(["-S", str(_KEEP), uri(live.path, ""), *timing]) as keeper:
+    with child(["-S", str(KEEP), uri(live.path, ""), *timing]) as keeper:
         answer = keeper.answer(_wait)
         if "held" not in answer:
             raise refusal(live.path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))

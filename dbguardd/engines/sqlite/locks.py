@@ -15,7 +15,8 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dbguardd.engines.sqlite.live import Live, open_side
@@ -95,6 +96,19 @@ def describe(pid: int | None) -> str:
 def user(live: Live) -> int | None:
     """Return a process that holds any lock on the main file, None if there is none."""
     return _holder(live.file, _PENDING, 2 + _SHARED_LENGTH)
+
+
+def holders(paths: Iterable[str]) -> set[int]:
+    """Return the processes that hold any POSIX lock on these files, as far as the kernel names them (proc(5))."""
+    wanted = set()
+    for path in paths:
+        with suppress(OSError):
+            found = os.stat(path)
+            wanted.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
+    with suppress(OSError), open("/proc/locks", encoding="ascii") as table:
+        rows = [line.replace("-> ", "").split() for line in table]
+        return {int(row[4]) for row in rows if len(row) > 5 and row[5] in wanted and int(row[4]) > 0}
+    return set()
 
 
 def writer_present(live: Live) -> bool:

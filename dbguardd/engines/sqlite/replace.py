@@ -14,6 +14,7 @@ from typing import Any
 from dbguardd.engines.base import REPLACED, Progress
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
+from dbguardd.engines.sqlite.follow import KEEP
 from dbguardd.engines.sqlite.live import open_live, read_header, resolve
 from dbguardd.engines.sqlite.publish import SIDES, fresh, outcome, sync_directory
 from dbguardd.engines.sqlite.rights import give, rights_of
@@ -85,6 +86,26 @@ def refuse_users(real: str) -> None:
             hints=[_naming(real, users)],
             facts={"pids": users},
         )
+
+
+def refuse_others(real: str) -> None:
+    """Raise TargetInUse if somebody else than what follows its log for us uses the database, as far as can be seen.
+
+    It asks before anything is stopped for a replacement; replace() itself takes no process on trust.
+    """
+    lockers = {pid for pid in locks.holders([f"{real}{side}" for side in ("", *SIDES)]) if pid != os.getpid()}
+    if users := sorted(pid for pid in {*_openers(real), *lockers} if not _follows(pid)):
+        named = ", ".join(locks.describe(pid) for pid in users)
+        raise TargetInUse(f"{real}: in use by {named}", hints=[_naming(real, users)], facts={"pids": users})
+
+
+def _follows(pid: int) -> bool:
+    """Say if a process is one of those that follow a log: the engine half, or its child that holds marks."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(KEEP) in words or (b"dbguardd.worker" in words and b"engine" in words)
 
 
 def _naming(real: str, users: list[int]) -> str:

@@ -222,10 +222,10 @@ class Following:
 
 
 def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[coverage.Covered]:
-    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away."""
+    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away.
+
+    Its last word counts, also if it is an earlier one: then a clock that was ahead was set right.
+    """
     if follower.begun_at and all(row.chain != follower.chain for row in rows):
         rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
-    return [
-        replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
-        for row in rows
-    ]
+    return [replace(row, until_at=follower.until_at) if row.chain == follower.chain else row for row in rows]

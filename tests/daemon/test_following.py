@@ -212,3 +212,22 @@ def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: 
         assert [row.chain for row in following.covered("app")] == ["A", "B"]
 
     guarding(place, test)
+
+
+def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        following, at = service._do.following, to_text(place.wall)
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+        ahead, right = (to_text(place.wall + timedelta(minutes=minutes)) for minutes in (9000, 1))
+        for segment, moment in enumerate((ahead, right)):
+            told = {"chain": "B", "segment": segment + 1, "until_at": moment}
+            workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert [row.until_at for row in following.covered("app")] == [right]
+        service.pause("app", None, ALICE)
+        await until(lambda: not following._alive)
+        assert [row.until_at for row in following.covered("app")] == [right]
+
+    guarding(place, test)

@@ -45,7 +45,8 @@ def unprotected(answer: Json) -> list[Block]:
         blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
         blocks.append(text(Cell("look      ", "dim"), Cell(f"dbguardctl list {name}", "try")))
         blocks.append(text("To be rid of the older ones one day, protect it again with a smaller `keep`."))
-    again = Cell(f"dbguardctl protect {quote(str(answer['path']))} --name {name}", "try")
+    more = " --continuous" * bool(answer.get("continuous"))
+    again = Cell(f"dbguardctl protect {quote(str(answer['path']))} --name {name}{more}", "try")
     return [*blocks, text(Cell("again     ", "dim"), again)]
 
 

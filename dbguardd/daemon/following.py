@@ -35,7 +35,6 @@ class Follower:
 
     spec: Facts
     cancel: asyncio.Event
-    task: asyncio.Task[None] | None = None
     problem: GuardError | None = None
     chain: str = ""
     begun_at: str = ""  # of the chain, if this follower began it
@@ -50,7 +49,7 @@ class Following:
     def __init__(self, catalog: Catalog, inforce: InForce, around: Surroundings, runner: Runner) -> None:
         self._catalog, self._inforce, self._around, self._runner = catalog, inforce, around, runner
         self._followers: dict[str, Follower] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._alive: set[asyncio.Task[None]] = set()
         self._quiet: set[str] = set()
         self._bases: set[str] = set()  # databases whose log needs a backup to begin with
         self._made_base: dict[str, tuple[float, float]] = {}  # when the last one was asked for, and the pause after it
@@ -79,18 +78,16 @@ class Following:
         for name, spec in wanted.items():
             if name not in self._followers:
                 follower = self._followers[name] = Follower(spec, asyncio.Event())
-                before = [task for task in self._ending if task.get_name() == f"follow-{name}"]
-                following = self._follow(name, follower, before)
+                following = self._follow(name, follower, self._tasks(name))
                 task = asyncio.get_running_loop().create_task(following, name=f"follow-{name}")
-                follower.task = task
-                self._ending.add(task)
-                task.add_done_callback(self._ending.discard)
+                self._alive.add(task)
+                task.add_done_callback(self._alive.discard)
 
     async def stop(self) -> None:
         """End all followers; what they stored last is written down."""
         self._open = False
         self.reconsider()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*self._alive, return_exceptions=True)
 
     @asynccontextmanager
     async def undisturbed(self, spec: Facts) -> AsyncIterator[None]:
@@ -101,12 +98,10 @@ class Following:
             yield
             return
         self._quiet.add(name)  # also if nobody follows now: a pause may end meanwhile
-        follower = self._followers.get(name)
-        task = None if follower is None else follower.task
         self.reconsider()
         try:
-            if task is not None:
-                await asyncio.wait([task])
+            if leaving := self._tasks(name):
+                await asyncio.wait(leaving)
             yield
         finally:
             self._quiet.discard(name)
@@ -136,6 +131,10 @@ class Following:
                 seen = self._catalog.settings.get(f"repository:{terms.storage}")
                 found[name] = {**terms.spec, "storage": {**terms.spec["storage"], "repository_id": seen}}
         return found
+
+    def _tasks(self, name: str) -> list[asyncio.Task[None]]:
+        """Return who follows a database, or is just leaving it."""
+        return [task for task in self._alive if task.get_name() == f"follow-{name}"]
 
     def _end(self, name: str) -> None:
         self._followers.pop(name).cancel.set()
@@ -236,13 +235,13 @@ class Following:
 
 
 def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[coverage.Covered]:
-    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away."""
+    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away.
+
+    Its last word counts, also if it is an earlier one: then a clock that was ahead was set right.
+    """
     if follower.begun_at and all(row.chain != follower.chain for row in rows):
         rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
-    return [
-        replace(row, until_at=max(row.until_at, follower.until_at)) if row.chain == follower.chain else row
-        for row in rows
-    ]
+    return [replace(row, until_at=follower.until_at) if row.chain == follower.chain else row for row in rows]
 
 
 def _unheard(message: dict[str, Any]) -> None:

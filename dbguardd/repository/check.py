@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.flow import Facts
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
@@ -161,11 +162,14 @@ class Checking:
                 if before.id == chain.id:
                     what = f"the log of {domain.name} lacks its segments {before.last + 1} to {chain.first - 1}"
                     yield Finding("damage", before.pieces[-1].name, f"{what}: no moment after that can be restored")
-            for piece in (piece for chain in chains for piece in chain.pieces if data):
-                looked += piece.size
-                self.progress("log", looked, None)
-                if (error := _outcome_of(log, piece)) is not None:
-                    yield _finding(piece.name, error)
+            for chain in chains if data else ():
+                place: Facts | None = None
+                for piece in chain.pieces:
+                    looked += piece.size
+                    self.progress("log", looked, None)
+                    error, place = _outcome_of(log, piece, place)
+                    if error is not None and not _forgotten(log, piece):
+                        yield _finding(piece.name, error)
             if chains and not data:
                 size = sum(piece.size for chain in chains for piece in chain.pieces)
                 what = f"{size} bytes of the log of {domain.name}: only their names were read; --data opens them"
@@ -219,16 +223,25 @@ def _outcome(
     return None
 
 
-def _outcome_of(log: Log, piece: Piece) -> GuardError | None:
+def _outcome_of(log: Log, piece: Piece, place: Facts | None) -> tuple[GuardError | None, Facts | None]:
+    """Return what is wrong with an object of a log that goes on from a place, if that is known, and where it ends."""
     try:
         for link in log.open(piece):
+            if place not in (None, link.since):
+                raise Damaged(f"{piece.name}: segment {link.number} does not follow {link.number - 1}")
+            place = link.until
             for _ in link.pages():
                 pass
     except GuardError as error:
         if error.transient:
             raise
-        return error
-    return None
+        return error, None
+    return None, place
+
+
+def _forgotten(log: Log, piece: Piece) -> bool:
+    """Say if an object is gone because all of its log up to there is: an expiry of its database ran meanwhile."""
+    return all(chain.id != piece.chain or chain.first > piece.last for chain in log.chains())
 
 
 def _finding(name: str, error: GuardError, backups: tuple[str, ...] = ()) -> Finding:

@@ -125,6 +125,28 @@ def test_nobody_begins_to_follow_while_a_database_is_replaced(place: Place) -> N
     guarding(place, test)
 
 
+def test_a_replacement_waits_for_who_was_told_to_leave_before(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        service._do.following.reconsider()
+        await until(lambda: workers.following)
+        workers.may_end.clear()
+        service.pause("app", None, ALICE)
+        spec = {"verb": "undo", "request": {}, "database": {"name": "app"}}
+
+        async def replace_it() -> int:
+            async with service._do.following.undisturbed(spec):
+                return len(workers.following)
+
+        job = asyncio.create_task(replace_it())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not job.done()
+        workers.may_end.set()
+        assert await job == 0
+
+    guarding(place, test)
+
+
 @pytest.mark.parametrize(("minutes", "asked"), [(-1, False), (1, True)])
 def test_a_log_without_a_backup_to_begin_with_gets_one_whoever_began_it(
     place: Place, minutes: int, asked: bool
@@ -186,7 +208,26 @@ def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: 
         assert [(row.chain, row.since_at, row.until_at) for row in following.covered("app")][1:] == [("B", at, later)]
         service.pause("app", None, ALICE)
         await until(lambda: not workers.following)
-        await until(lambda: not following._ending)
+        await until(lambda: not following._alive)
         assert [row.chain for row in following.covered("app")] == ["A", "B"]
+
+    guarding(place, test)
+
+
+def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place: Place) -> None:
+    async def test(service: Any, workers: Workers) -> None:
+        following, at = service._do.following, to_text(place.wall)
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+        ahead, right = (to_text(place.wall + timedelta(minutes=minutes)) for minutes in (9000, 1))
+        for segment, moment in enumerate((ahead, right)):
+            told = {"chain": "B", "segment": segment + 1, "until_at": moment}
+            workers.following[0]({"type": "report", "event": "reached", "facts": told})
+        assert [row.until_at for row in following.covered("app")] == [right]
+        service.pause("app", None, ALICE)
+        await until(lambda: not following._alive)
+        assert [row.until_at for row in following.covered("app")] == [right]
 
     guarding(place, test)

@@ -204,12 +204,35 @@ def test_what_is_replaced_in_place_is_followed_again_and_can_be_undone(house: Ho
     until(lambda: len(house.workers()) == 2 and not house.jobs(state="running"), "followed again")
 
 
-def test_a_paused_database_is_not_followed(house: House) -> None:
+def test_a_pause_rests_the_schedule_and_not_the_log(house: House) -> None:
     begin(house)
     house.does("pause", "app")
-    until(lambda: not house.workers(), "nobody follows")
+    with writing(house):
+        more(house, 50)
+        followed(house)
     house.does("resume", "app")
-    until(lambda: len(house.workers()) == 2, "followed again")
+    followed(house)
+    assert len(logged(house)) == 1
+
+
+def test_a_look_at_a_restore_in_place_and_one_that_is_refused_leave_the_log_whole(house: House) -> None:
+    begin(house)
+    with writing(house, pause=0.0005):
+        more(house, 500)
+        plan = house.does("restore", "app", "--in-place", "--dry-run")["plan"]
+        assert plan["in_use"]
+        assert "python" in plan["warnings"][-1]
+        more(house, 2000)
+        problem = house.fails("DBG-6003", 10, "restore", "app", "--in-place", "--confirm", "app")
+        assert "python" in problem["message"]
+        more(house, 2000)
+        followed(house)
+    assert len(house.events("log.begun")) == 1
+    assert not house.does("restore", "app", "--in-place", "--dry-run")["plan"]["in_use"]
+
+
+def test_nobody_follows_what_the_policy_does_not_say(house: House) -> None:
+    begin(house)
     house.protects(house.table("app"))
     house.does("reload")
     until(lambda: not house.workers(), "nobody follows")

@@ -16,6 +16,7 @@ from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.flow import Segment
 from dbguardd.repository import Until, recover
 from dbguardd.repository import log as logs
+from dbguardd.repository.check import Checking
 from dbguardd.repository.log import FOLD, Log
 from dbguardd.repository.moment import MomentTree
 from dbguardd.repository.records import Records
@@ -284,6 +285,32 @@ def test_a_segment_that_does_not_follow_the_one_before_is_found():
     chain = log.append(chain, dataclasses.replace(segment(2), since={**PLACE, "position": 7}))
     with pytest.raises(Damaged):
         list(log.links(chain, 1, 2))
+
+
+def checked(storage, during=lambda: None) -> list[str]:
+    """What a check of all data finds in the log; `during` is called before its first object is read."""
+    records = open_log(storage)._records
+    steps = []
+
+    def progress(step, done, total):
+        steps.append(done)
+        if len(steps) == 2:
+            during()
+
+    return [found.message for found in Checking(storage, records, lambda *_: frozenset(), progress)._logs(data=True)]
+
+
+def test_a_check_finds_what_does_not_follow_and_no_damage_in_what_is_just_forgotten():
+    storage = Memory()
+    log = open_log(storage)
+    chain = filled(log, 9)
+    assert not checked(storage)
+    assert not checked(storage, lambda: log.forget(chain.pieces[:4]))
+    (left,) = log.chains()
+    assert left.first == 4
+    assert len(checked(storage, lambda: log.forget(left.pieces[2:3]))) == 1
+    log.append(chain, dataclasses.replace(segment(10), since={**PLACE, "position": 7}))
+    assert any("segment 10 does not follow 9" in what for what in checked(storage))
 
 
 def test_recover_py_reads_nothing_that_does_not_follow_either(tmp_path):

@@ -280,8 +280,8 @@ class Service:
         inforce = self._do.inforce
         loaded = await asyncio.to_thread(inforce.read)
         file = await asyncio.to_thread(protect.drop_in, database, loaded, inforce.path)
-        path, kept = loaded.policy.guarded(database).path, self._catalog.backups.summary(database).count
-        about: Json = {"database": database, "path": path, "backups": kept}
+        guarded, kept = loaded.policy.guarded(database), self._catalog.backups.summary(database).count
+        about: Json = {"database": database, "path": guarded.path, "continuous": guarded.continuous, "backups": kept}
         if fields.get("dry_run"):
             return {**about, "removed": None, "would_remove": str(file)}
         if fields.get("confirm") != database:

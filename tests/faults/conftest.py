@@ -1,7 +1,5 @@
 """A loaded dbguardd for each test process, and places to run it in."""
 
-import os
-
 import pytest
 
 from tests.faults.hand import Hand, Press, a_place
@@ -18,6 +16,6 @@ def press():
 def hand(press):
     """A shop without backups yet."""
     with a_place() as place:
-        hand = Hand(place, press, owner=os.geteuid())
+        hand = Hand(place, press)
         hand.seed()
         yield hand

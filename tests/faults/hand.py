@@ -189,7 +189,7 @@ class Hand:
 
     place: Path
     press: Press
-    owner: int = 0
+    owner: int = field(default_factory=os.geteuid)
     wal: bool = True
     settings: str = ""
     storage: str = ""

@@ -33,6 +33,8 @@ class Workers:
         self.may_end.set()
 
     async def __call__(self, spec: Any, on_message: Any, cancel: asyncio.Event, *, stall_timeout: float) -> Any:
+        if spec["verb"] == "restore":  # somebody looks whether the database is used
+            return {"plan": {"in_use": False}}
         self.following.append(on_message)
         self.most = max(self.most, len(self.following))
         for facts in self.begun[-1:]:
@@ -69,17 +71,16 @@ def _with(service: Any, workers: Workers) -> Any:
     return replace(service._do.following._around, run_worker=workers)
 
 
-def test_a_pause_that_ends_by_itself_ends_for_the_log_too(place: Place) -> None:
-    async def test(service: Any, workers: Workers) -> None:
-        service._do.following.reconsider()
-        await until(lambda: workers.following)
-        service.pause("app", 60.0, ALICE)
-        await until(lambda: not workers.following)
-        place.wall, place.steady = place.wall + timedelta(seconds=61), place.steady + 61
-        service._do.nudge.ring()  # as the tick does when its time has come, within a minute
-        await until(lambda: workers.following)
+def rest(service: Any) -> None:
+    """Let nobody follow, as while the database is replaced."""
+    service._do.following._quiet.add("app")
+    service._do.following.reconsider()
 
-    guarding(place, test)
+
+def resume(service: Any) -> None:
+    """Let somebody follow again."""
+    service._do.following._quiet.discard("app")
+    service._do.following.reconsider()
 
 
 def test_who_comes_next_waits_for_the_end_of_who_followed_before(place: Place) -> None:
@@ -88,8 +89,8 @@ def test_who_comes_next_waits_for_the_end_of_who_followed_before(place: Place) -
         await until(lambda: workers.following)
         workers.may_end.clear()
         for _ in range(3):
-            service.pause("app", None, ALICE)
-            service.resume("app", ALICE)
+            rest(service)
+            resume(service)
         for _ in range(50):  # whoever is ready to begin begins
             await asyncio.sleep(0)
         assert workers.most == 1
@@ -103,7 +104,6 @@ def test_who_comes_next_waits_for_the_end_of_who_followed_before(place: Place) -
 
 def test_nobody_begins_to_follow_while_a_database_is_replaced(place: Place) -> None:
     async def test(service: Any, workers: Workers) -> None:
-        service.pause("app", None, ALICE)
         await until(lambda: not workers.following)
         replaced = asyncio.Event()
         spec = {"verb": "restore", "request": {"in_place": True}, "database": {"name": "app"}}
@@ -114,7 +114,7 @@ def test_nobody_begins_to_follow_while_a_database_is_replaced(place: Place) -> N
 
         job = asyncio.create_task(replace_it())
         await asyncio.sleep(0)
-        service.resume("app", ALICE)
+        service._do.following.reconsider()
         for _ in range(50):
             await asyncio.sleep(0)
         assert not workers.following
@@ -130,7 +130,7 @@ def test_a_replacement_waits_for_who_was_told_to_leave_before(place: Place) -> N
         service._do.following.reconsider()
         await until(lambda: workers.following)
         workers.may_end.clear()
-        service.pause("app", None, ALICE)
+        service._do.following._end("app")
         spec = {"verb": "undo", "request": {}, "database": {"name": "app"}}
 
         async def replace_it() -> int:
@@ -206,7 +206,7 @@ def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: 
         told = {"chain": "B", "segment": 1, "until_at": later}
         workers.following[0]({"type": "report", "event": "reached", "facts": told})
         assert [(row.chain, row.since_at, row.until_at) for row in following.covered("app")][1:] == [("B", at, later)]
-        service.pause("app", None, ALICE)
+        rest(service)
         await until(lambda: not workers.following)
         await until(lambda: not following._alive)
         assert [row.chain for row in following.covered("app")] == ["A", "B"]
@@ -226,7 +226,7 @@ def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place
             told = {"chain": "B", "segment": segment + 1, "until_at": moment}
             workers.following[0]({"type": "report", "event": "reached", "facts": told})
         assert [row.until_at for row in following.covered("app")] == [right]
-        service.pause("app", None, ALICE)
+        rest(service)
         await until(lambda: not following._alive)
         assert [row.until_at for row in following.covered("app")] == [right]
 

@@ -46,14 +46,26 @@ def expire(run: Run, request: Expire) -> Result:
             detail=verdict.breaker,
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
-    if forgotten and (log := run.repository.log(run.name)) is not None:
-        log.forget(forgotten)
-        run.report("log.forgotten", database=run.name, **size, until_at=instant(forgotten[-1].until))
+    _forget(run, forgotten)
     run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=confirmed)
     until = instant(recallable_until(now, grace(run)))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
     return {"plan": plan, "expired": list(verdict.drop), "recall_until_at": until}
+
+
+def _forget(run: Run, pieces: Sequence[Piece]) -> None:
+    """Delete the beginning of the log, and tell what is gone, also if the storage does not let go of all of it."""
+    log, gone = run.repository.log(run.name), list[Piece]()
+    try:
+        for piece in pieces:
+            gone.append(piece)  # it may be gone although that failed
+            if log is not None:
+                log.forget([piece])
+    finally:
+        if gone:
+            size = {"objects": len(gone), "bytes": sum(piece.size for piece in gone)}
+            run.report("log.forgotten", database=run.name, **size, until_at=instant(gone[-1].until))
 
 
 def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:

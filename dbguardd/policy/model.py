@@ -225,7 +225,7 @@ class Settings(Table):
     continuous: bool = False
     """follow the log of the database: what is committed is stored within a second, and any second can be restored"""
     keep_log: Length = timedelta(days=7)
-    """for how long that log stays; what is older can be restored as the backups that `keep` asks for"""
+    """for how long that log stays, and each backup in it; of what is older, the backups that `keep` asks for"""
     full_every: Length | None = None
     """store every page again when the newest full backup is older than this; without it, as the repository sees fit"""
     storage: Names = ("local",)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.errors import GuardError, ProofFailed
+from dbguardd.errors import GuardError, ProofFailed, Unreachable
 from dbguardd.flow import Segment
 from tests.jobs.world import World
 
@@ -123,3 +123,25 @@ def test_a_backup_that_nothing_was_committed_after_is_restored_alone(world: Worl
     found = plan(world)
     assert (found["backup"], found["segments"]) == (id, 0)
     assert found["created_at"] == "2026-03-01T12:02:03.000Z"
+
+
+def test_what_is_forgotten_is_told_although_the_storage_lets_go_of_some_only(world: World) -> None:
+    """Else the catalog would go on claiming seconds that cannot be restored."""
+    follow(world, 1, 6)
+    base(world, 6)
+    world.spec["database"]["keep_log_seconds"] = 0.0
+    world.later(days=1)
+    delete, left = world.storage.delete, [2]
+
+    def stubborn(name: str) -> None:
+        if name.startswith("log/"):
+            if not left[0]:
+                raise Unreachable("the disk is away")
+            left[0] -= 1
+        delete(name)
+
+    world.storage.delete = stubborn  # type: ignore[method-assign]
+    with pytest.raises(Unreachable):
+        world.do("expire", database="app")
+    (told,) = world.said("log.forgotten")
+    assert told["objects"] == 3

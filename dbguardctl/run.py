@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 
 import click
 
@@ -38,6 +37,8 @@ def run(arguments: list[str]) -> int:
         return _unwritten(error)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if session.verbose:
+            import traceback  # noqa: PLC0415 - only on the way to an error
+
             traceback.print_exc()
         session.report(_misunderstood(error))
         return Internal.exit_status

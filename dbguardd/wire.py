@@ -9,52 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from typing import Any
+
+from dbguardd.states import Grade, Health, JobState
 
 API_VERSION = 1
 MAX_REQUEST_BYTES = 1 << 20
 UNDO_REASON = "restore undo"
 """Why the state is held that a restore in place has replaced."""
-
-
-class Role(StrEnum):
-    """What a peer may ask. It comes from the kernel (SO_PEERCRED and groups) and the policy's [access]."""
-
-    READ = "read"
-    OPERATE = "operate"
-    ADMIN = "admin"
-
-
-class Grade(StrEnum):
-    """How much is known of a backup, from least to most."""
-
-    STORED = "stored"
-    CHECKED = "checked"
-    RESTORED = "restored"
-    PROVEN = "proven"
-
-
-class JobState(StrEnum):
-    """Where a job is. The last four are final."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-
-
-class Health(StrEnum):
-    """What `status` says of one database, from worst to best."""
-
-    FAILING = "failing"
-    LATE = "late"
-    UNPROVEN = "unproven"
-    PAUSED = "paused"
-    ORPHANED = "orphaned"
-    SAFE = "safe"
 
 
 def option(text: str, default: Any = "") -> Any:

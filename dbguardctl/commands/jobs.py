@@ -12,7 +12,7 @@ from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import jobs as view
 from dbguardctl.watch import finish, settle
-from dbguardd.wire import JobState
+from dbguardd.states import JobState
 
 
 @click.group(cls=Group)

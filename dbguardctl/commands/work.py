@@ -13,6 +13,7 @@ from dbguardctl.options import Name, complete_database_or_id, database_argument,
 from dbguardctl.session import Session
 from dbguardd import wire
 from dbguardd.errors import NotFound, Usage
+from dbguardd.states import Health
 
 
 def seconds(text: str) -> float | None:
@@ -23,7 +24,7 @@ def seconds(text: str) -> float | None:
 def names_of(session: Session, kind: str = "databases") -> list[str]:
     """Return the names of all databases of the policy, or of all storages. Raises NotFound if there is none."""
     rows = session.daemon.get("status")[kind]
-    names = [str(row["name"]) for row in rows if row.get("state") != wire.Health.ORPHANED]
+    names = [str(row["name"]) for row in rows if row.get("state") != Health.ORPHANED]
     if not names:
         raise NotFound("dbguard: no database is protected yet", hints=["dbguardctl protect PATH"])
     return names

@@ -8,7 +8,7 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
 from dbguardctl.words import ago, ahead, days_ago, when, zone_name, zoned
-from dbguardd.wire import Health
+from dbguardd.states import Health
 from dbguardd.words import count, humanized, parse_utc, size, span
 
 Json = dict[str, Any]

@@ -17,7 +17,7 @@ from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.openapi import describe
 from dbguardd.api.service import Json
 from dbguardd.api.strict import Param
-from dbguardd.wire import JobState, Role
+from dbguardd.states import JobState, Role
 
 Answer = Json | Reply | Stream | Download
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
-from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Role, Status, Stretch
+from dbguardd.states import Role
+from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Status, Stretch
 
 Json = dict[str, Any]
 

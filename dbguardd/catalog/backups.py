@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import NotFound, Usage
-from dbguardd.wire import BackupRow, ExpiredRow, Grade
+from dbguardd.states import Grade
+from dbguardd.wire import BackupRow, ExpiredRow
 
 _COLUMNS = (
     "id, database, engine, created_at, kind, method, grade, source_bytes, stored_bytes, storage, proven_at, "

@@ -13,7 +13,8 @@ from dbguardd.catalog.marks import HoldRow, Holds, ProofRow, Proofs
 from dbguardd.catalog.state import Settings
 from dbguardd.catalog.times import to_moment, to_text
 from dbguardd.errors import Internal
-from dbguardd.wire import BackupRow, Grade
+from dbguardd.states import Grade
+from dbguardd.wire import BackupRow
 
 Facts = Mapping[str, Any]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from dbguardd.catalog.session import Session
 from dbguardd.errors import NotFound, Usage
-from dbguardd.wire import JobRow, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import JobRow
 
 _COLUMNS = (
     "id, verb, database, state, actor, request, created_at, started_at, finished_at, attempt, step, done_bytes, "

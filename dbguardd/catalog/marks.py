@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbguardd.catalog.session import Session
-from dbguardd.wire import Grade
+from dbguardd.states import Grade
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
-from dbguardd.wire import QUESTION_VERBS, EventRange, JobRow, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import QUESTION_VERBS, EventRange, JobRow
 from dbguardd.words import REPLACING, UNTOUCHED
 
 _AUDITED = frozenset(

@@ -26,7 +26,8 @@ from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.rules import reliance, retention
-from dbguardd.wire import NOWHERE, QUESTION_VERBS, BackupRow, Grade
+from dbguardd.states import Grade
+from dbguardd.wire import NOWHERE, QUESTION_VERBS, BackupRow
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]

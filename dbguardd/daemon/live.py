@@ -115,6 +115,12 @@ class Live:
             return storage, (f"database:{self.row.database}", True)
         return (storage,)
 
+    def advance(self, progress: Mapping[str, Any]) -> None:
+        """Take over how far its worker says it is."""
+        total = progress.get("total_bytes")
+        self.row.step, self.row.done_bytes = str(progress.get("step", "")), int(progress.get("done_bytes") or 0)
+        self.row.total_bytes = None if total is None else int(total)
+
     def same_as(self, order: Order, storage: str) -> bool:
         """True if that order asks for what this job does."""
         mine = self.order

@@ -22,7 +22,8 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.errors import Busy, GuardError
 from dbguardd.rules.calendar import full_due
-from dbguardd.wire import REQUESTS, Grade, JobState, to_json
+from dbguardd.states import Grade, JobState
+from dbguardd.wire import REQUESTS, to_json
 
 SCHEDULE = Who("schedule")
 

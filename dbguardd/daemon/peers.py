@@ -9,7 +9,7 @@ from typing import Protocol
 from dbguardd.errors import PolicyInvalid
 from dbguardd.policy.accounts import gid_of_group
 from dbguardd.policy.model import Access
-from dbguardd.wire import Role
+from dbguardd.states import Role
 
 _QUIET_SECONDS = 60.0
 _KINDS = 20  # so many different refusals of one peer are written down in that time

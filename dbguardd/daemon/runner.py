@@ -35,7 +35,8 @@ from dbguardd.errors import (
     WorkerDied,
     from_problem,
 )
-from dbguardd.wire import JobRow, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import JobRow
 
 MAX_WAITING = 500
 _RING_SECONDS = 0.5
@@ -306,17 +307,14 @@ class Runner:
         return result
 
     def _heard(self, live: Live, message: Mapping[str, Any], index: list[tuple[str, Mapping[str, Any]]] | None) -> None:
-        row = live.row
         if message.get("type") == "progress":
-            row.step, row.done_bytes = str(message.get("step", "")), int(message.get("done_bytes") or 0)
-            total = message.get("total_bytes")
-            row.total_bytes = None if total is None else int(total)
+            live.advance(message)
             now = asyncio.get_running_loop().time()
             if now - self._rung >= _RING_SECONDS:
                 self._rung = now
                 self.bell.ring()
         elif message.get("type") == "answer":
-            self.answers.put(row.id, live.order.who.uid, message["file"])
+            self.answers.put(live.row.id, live.order.who.uid, message["file"])
         elif message.get("type") == "report":
             event, facts = str(message["event"]), dict(message.get("facts") or {})
             if event == "backup.stored":

@@ -21,19 +21,8 @@ from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
 from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
-from dbguardd.wire import (
-    REQUESTS,
-    BackupRow,
-    Event,
-    EventRange,
-    ExpiredRow,
-    JobRow,
-    JobState,
-    Role,
-    Status,
-    Stretch,
-    to_json,
-)
+from dbguardd.states import JobState, Role
+from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Status, Stretch, to_json
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0

@@ -35,7 +35,8 @@ from dbguardd.rules.calendar import next_due
 from dbguardd.rules.coverage import Stretch, coverage
 from dbguardd.rules.objectives import Facts, judge
 from dbguardd.rules.reliance import UNDO_DAYS
-from dbguardd.wire import BackupRow, DatabaseStatus, JobState, KeyStatus, RecipientStatus, Status, StorageStatus
+from dbguardd.states import JobState
+from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, RecipientStatus, Status, StorageStatus
 from dbguardd.words import size
 
 Lost = Callable[[str], GuardError | None]

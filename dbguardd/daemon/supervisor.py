@@ -31,7 +31,8 @@ from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.service import Service
 from dbguardd.daemon.status import Views
 from dbguardd.errors import GuardError
-from dbguardd.wire import JobRow, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import JobRow
 
 STOP_SECONDS = 60.0
 _SIGNAL = Who("signal")

@@ -9,8 +9,9 @@ from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
 from dbguardd.repository import Backup
+from dbguardd.states import Grade
 from dbguardd.wire import Backup as Request
-from dbguardd.wire import Grade, to_json
+from dbguardd.wire import to_json
 
 
 def backup(run: Run, request: Request) -> Result:

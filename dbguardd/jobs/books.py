@@ -9,7 +9,8 @@ from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
 from dbguardd.jobs.verify import graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
 from dbguardd.repository import Chain, Repository, recallable_until
-from dbguardd.wire import Grade, Request
+from dbguardd.states import Grade
+from dbguardd.wire import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dbguardd.jobs.base import Run, instant
 from dbguardd.repository import Backup, Hold, Proof
 from dbguardd.rules import reliance
 from dbguardd.rules.retention import Dated
-from dbguardd.wire import Grade
+from dbguardd.states import Grade
 
 _SHOWN = 5
 

@@ -20,7 +20,8 @@ from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, reach
 from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import LOG, Backup, Tree
-from dbguardd.wire import Diff, Get, Grade, Query, Undelete
+from dbguardd.states import Grade
+from dbguardd.wire import Diff, Get, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
 _PART = 2  # a table may take one part of so many of what is free where answers are kept

@@ -35,7 +35,8 @@ from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import LOG, Backup, Hold, Until
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
-from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
+from dbguardd.states import Grade
+from dbguardd.wire import UNDO_REASON, Restore, Undo, to_json
 from dbguardd.words import count
 
 

@@ -15,7 +15,8 @@ from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.moment import between, opened
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
-from dbguardd.wire import Grade, Verify, to_json
+from dbguardd.states import Grade
+from dbguardd.wire import Verify, to_json
 from dbguardd.words import count
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)

@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from dbguardd.policy.schedule import Schedule, Timetable, parse_schedule
 from dbguardd.policy.units import Duration, Room, Size, refuse
-from dbguardd.wire import Role
+from dbguardd.states import Role
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """What databases, classes, storages and keys may be called."""

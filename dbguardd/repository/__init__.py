@@ -35,8 +35,8 @@ from dbguardd.repository.seal import Domain, Keyring, Randomness
 from dbguardd.repository.sweep import Breakers, Sweeping
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Tree, packs_of
+from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
-from dbguardd.wire import Grade
 
 __all__ = [
     "LOG",

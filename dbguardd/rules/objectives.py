@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dbguardd.wire import Health
+from dbguardd.states import Health
 
 PATIENCE = 1.5
 """Without an rpo, a database is late when nothing was proven for so many times the planned interval."""

@@ -13,7 +13,8 @@ import pytest
 
 from dbguardd.api import Limits, serve
 from dbguardd.errors import Busy, Held, NotFound
-from dbguardd.wire import BackupRow, Event, ExpiredRow, Grade, JobRow, JobState, Role, Status, Stretch
+from dbguardd.states import Grade, JobState, Role
+from dbguardd.wire import BackupRow, Event, ExpiredRow, JobRow, Status, Stretch
 
 AT = "2026-09-12T01:00:00Z"
 BACKUP = BackupRow("01J1", "app", "sqlite", AT, "full", "pages", Grade.PROVEN, 100, 10, "local", kept_because=["last"])

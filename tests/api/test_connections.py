@@ -12,7 +12,7 @@ import time
 import pytest
 
 from dbguardd.api import Limits
-from dbguardd.wire import Role
+from dbguardd.states import Role
 from tests.api.conftest import Connection
 
 SHORT = Limits(request_seconds=0.2, body_seconds=0.3, answer_seconds=0.3, idle_seconds=0.4)

@@ -24,6 +24,7 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
     (work / "src").mkdir(parents=True)
     live = work / "src" / "db"
     shutil.copy(base, live)
+    os.sync()  # or the kernel writes all that back while the writer is measured alone
     stop, log = work / "stop", work / "log"
     argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log)]
     writer = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)

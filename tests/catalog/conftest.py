@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dbguardd.catalog import Catalog
-from dbguardd.wire import BackupRow, Grade
+from dbguardd.states import Grade
+from dbguardd.wire import BackupRow
 
 NOW = datetime(2026, 9, 12, 7, 0, tzinfo=UTC)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.daemon import Clock, Service, Setup, run
-from dbguardd.wire import JobRow, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import JobRow
 from dbguardd.worker.look import look
 from tests.daemon.conftest import SECONDS, START, FakeWorker, Told
 

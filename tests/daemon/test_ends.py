@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dbguardd.errors import NoSpace, NotFound, Unreachable, WorkerDied
-from dbguardd.wire import JobRow, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import JobRow
 from tests.daemon.conftest import World, ended, order, raising, started, until_cancelled
 from tests.daemon.life import reporting
 

@@ -12,7 +12,7 @@ from dbguardd.catalog import Catalog
 from dbguardd.daemon import Clock, Setup, run
 from dbguardd.daemon.gauge import Level
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
-from dbguardd.wire import Health, JobState
+from dbguardd.states import Health, JobState
 from dbguardd.words import humanized
 from dbguardd.worker.look import look
 from tests.daemon.conftest import FakeWorker, started, until_cancelled

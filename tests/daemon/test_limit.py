@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.wire import JobState
+from dbguardd.states import JobState
 from tests.daemon.conftest import World, ended, order
 
 

@@ -19,7 +19,8 @@ from dbguardd.errors import (
     Unreachable,
     WorkerDied,
 )
-from dbguardd.wire import EventRange, JobState
+from dbguardd.states import JobState
+from dbguardd.wire import EventRange
 from tests.daemon.conftest import ALICE, START, World, ended, order, raising, started, until_cancelled
 
 ROW = {

@@ -25,7 +25,8 @@ from dbguardd.errors import (
     Usage,
 )
 from dbguardd.policy.model import Access
-from dbguardd.wire import EventRange, Health, JobState, Role
+from dbguardd.states import Health, JobState, Role
+from dbguardd.wire import EventRange
 from tests.daemon.conftest import START, FakeWorker, raising, started, until_cancelled
 from tests.daemon.life import ALICE, Caller, Place, actions, done, live, reporting, stored
 

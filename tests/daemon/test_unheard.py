@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.wire import JobState
+from dbguardd.states import JobState
 from tests.daemon.life import Caller, Place, done, live, stored
 
 STORED = "2026-09-12T07:00:00.000Z"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dbguardd.wire import JobState
+from dbguardd.states import JobState
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"report", "tell", "note"}  # in the catalog, and in the log too

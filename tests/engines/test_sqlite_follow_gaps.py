@@ -11,7 +11,9 @@ import pytest
 from follow_user import Hooked
 from follow_world import World, sql
 
-from dbguardd.errors import LogBroken
+from dbguardd.engines.sqlite.follow import Follower, Pace
+from dbguardd.engines.sqlite.live import open_live
+from dbguardd.errors import LogBroken, SourceDamaged
 
 
 def begin_anew_once(world):
@@ -264,3 +266,38 @@ def test_a_log_that_has_more_than_may_wait_is_begun_anew_instead_of_refused_agai
     assert len(world.chains()) == 2
     world.prove()
     world.prove_end()
+
+
+class Refusing:
+    """A keeper that takes no newer mark."""
+
+    def ask(self, line):
+        self.asked = line
+
+    def answer(self, alive):
+        return {"error": "disk I/O error", "code": 10} if self.asked == "renew" else {"here": True, "all": False}
+
+    def silent(self):
+        return True
+
+
+class Unmoved:
+    """Takes whatever is shipped."""
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
+def test_a_mark_that_cannot_be_renewed_ends_the_following(tmp_path):
+    """Or the log of the application would grow for ever, and nobody would know why."""
+    world = World(tmp_path, seed=41)
+    with world.open_writer(1), open_live(str(world.path)) as live:
+        files = [os.open(f"{world.path}{side}", os.O_RDONLY) for side in ("-wal", "-shm")]
+        try:
+            follower = Follower(live, Pace(look_seconds=0.01), Unmoved(), Refusing(), files)
+            with world.writer(), pytest.raises(SourceDamaged) as refused:
+                follower.run(None)
+            assert "disk I/O error" in refused.value.detail
+        finally:
+            for file in files:
+                os.close(file)

@@ -15,7 +15,7 @@ from dbguardd.policy.model import Access
 from dbguardd.policy.reference import diff, effective, explain, json_schema
 from dbguardd.policy.render import render_database
 from dbguardd.rules.retention import Keep
-from dbguardd.wire import Role
+from dbguardd.states import Role
 
 NOW = datetime(2026, 9, 12, 9, 14, tzinfo=UTC)
 

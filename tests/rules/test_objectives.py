@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dbguardd.rules.clock import Reading, doubt
 from dbguardd.rules.objectives import Facts, judge, length
-from dbguardd.wire import Health
+from dbguardd.states import Health
 
 NOW = datetime(2026, 9, 12, 9, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dbguardd import wire
 from dbguardd.errors import NoSpace, ProofFailed
+from dbguardd.states import Grade, Health, JobState
 
 NOW = datetime(2026, 9, 12, 7, 14, 7, tzinfo=UTC)
 
@@ -20,7 +21,7 @@ APP_5 = "01K4MBBBBD0000000000000005"
 JOB = "01K4Z7Q2AB0000000000000J01"
 
 
-def database(name: str, state: wire.Health, **fields: Any) -> wire.DatabaseStatus:
+def database(name: str, state: Health, **fields: Any) -> wire.DatabaseStatus:
     plain = wire.DatabaseStatus(
         name=name, engine="sqlite", state=state, recoverable_to_at=None, recoverable_since_at=None,
         last_proven_at=None, proven_backup=None, restore_seconds=None, next_run_at=None, next_verb=None, backups=0,
@@ -31,17 +32,17 @@ def database(name: str, state: wire.Health, **fields: Any) -> wire.DatabaseStatu
 
 
 APP = database(
-    "app", wire.Health.SAFE, recoverable_to_at="2026-09-12T07:14:05Z", recoverable_since_at="2026-08-13T23:00:04Z",
+    "app", Health.SAFE, recoverable_to_at="2026-09-12T07:14:05Z", recoverable_since_at="2026-08-13T23:00:04Z",
     last_proven_at="2026-09-11T23:02:11Z", proven_backup=APP_1, restore_seconds=9.1, rpo_seconds=60, backups=34,
     next_run_at="2026-09-12T23:00:00Z", next_verb="backup", source_bytes=1116691497,
 )  # fmt: skip
 CRM = database(
-    "crm", wire.Health.UNPROVEN, backups=1, source_bytes=5368709120,
+    "crm", Health.UNPROVEN, backups=1, source_bytes=5368709120,
     attention=["crm: a backup exists, but no restore of it has ever been proven"], hints=["dbguardctl verify crm"],
     next_run_at="2026-09-13T00:00:00Z", next_verb="backup",
 )  # fmt: skip
 CACHE = database(
-    "cache", wire.Health.FAILING, recoverable_to_at="2026-09-09T01:00:00Z", last_proven_at="2026-09-09T01:00:30Z",
+    "cache", Health.FAILING, recoverable_to_at="2026-09-09T01:00:00Z", last_proven_at="2026-09-09T01:00:30Z",
     restore_seconds=3.0, rpo_seconds=21600, backups=3, next_run_at="2026-09-12T07:18:07Z", next_verb="backup",
     problem=NoSpace(
         "cache: the storage is full", detail="Storage local has 1.2 GiB free, this backup needs 2.1 GiB.",
@@ -52,7 +53,7 @@ CACHE = database(
     hints=[f"dbguardctl job show {JOB}"],
 )  # fmt: skip
 QUIET = database(
-    "quiet", wire.Health.PAUSED, recoverable_to_at="2026-09-11T23:00:00Z", last_proven_at="2026-09-11T23:10:00Z",
+    "quiet", Health.PAUSED, recoverable_to_at="2026-09-11T23:00:00Z", last_proven_at="2026-09-11T23:10:00Z",
     restore_seconds=62.0, backups=7, paused_until_at="2026-09-12T12:00:00Z",
     attention=["quiet: paused until 2026-09-12 12:00 UTC"], hints=["dbguardctl resume quiet"],
 )  # fmt: skip
@@ -81,7 +82,7 @@ def status(
 def backup(id: str, created_at: str, **fields: Any) -> wire.BackupRow:
     plain = wire.BackupRow(
         id=id, database="app", engine="sqlite", created_at=created_at, kind="incremental", method="pages",
-        grade=wire.Grade.PROVEN, source_bytes=1116691497, stored_bytes=3250585, storage="local",
+        grade=Grade.PROVEN, source_bytes=1116691497, stored_bytes=3250585, storage="local",
     )  # fmt: skip
     return replace(plain, **fields)
 
@@ -90,9 +91,9 @@ BACKUPS = [
     backup(APP_1, "2026-09-11T23:00:00Z", kind="full", stored_bytes=222298112, proven_at="2026-09-11T23:02:11Z",
            restore_seconds=9.1, kept_because=["last 1", "daily 1"], expires_at="2026-10-11T23:00:00Z"),
     backup(APP_2, "2026-09-10T23:00:00Z", kept_because=["last 2", "daily 2"], expires_at="2026-10-12T23:00:00Z"),
-    backup(APP_3, "2026-09-09T23:00:00Z", grade=wire.Grade.CHECKED, kept_because=["daily 3"], holds=["audit"],
+    backup(APP_3, "2026-09-09T23:00:00Z", grade=Grade.CHECKED, kept_because=["daily 3"], holds=["audit"],
            note="before the \x1b[31mmigration"),
-    backup(APP_4, "2026-09-08T23:00:00Z", grade=wire.Grade.STORED, kept_because=["evidence"],
+    backup(APP_4, "2026-09-08T23:00:00Z", grade=Grade.STORED, kept_because=["evidence"],
            expires_at="2026-09-15T23:00:00Z", failure="2 rows missing in table orders"),
 ]  # fmt: skip
 
@@ -134,7 +135,7 @@ ANSWERS: dict[str, bytes] = {
 
 def job(verb: str = "backup", state: str = "done", **fields: Any) -> dict[str, Any]:
     plain = wire.JobRow(
-        id=JOB, verb=verb, database="app", state=wire.JobState(state), actor="alice",
+        id=JOB, verb=verb, database="app", state=JobState(state), actor="alice",
         request={"database": "app"}, created_at="2026-09-12T07:14:00Z", started_at="2026-09-12T07:14:00Z",
         finished_at="2026-09-12T07:14:11.800000Z" if state not in ("queued", "running") else None,
     )  # fmt: skip

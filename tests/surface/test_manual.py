@@ -233,10 +233,14 @@ def test_the_client_loads_little(words: list[str], daemon: FakeDaemon) -> None:
     assert not [name for name in loaded if name.startswith(FORBIDDEN)]
     assert "rich" not in loaded
     ours = {name for name in loaded if name.startswith("dbguardd")}
-    assert ours <= {"dbguardd", *(f"dbguardd.{name}" for name in ("errors", "lean", "places", "wire", "words"))}
+    assert ours <= {
+        "dbguardd",
+        *(f"dbguardd.{name}" for name in ("errors", "lean", "places", "states", "wire", "words")),
+    }
+    assert "status" not in words or "dbguardd.wire" not in ours, "its records cost more than all that status does"
 
 
-SHARED = ("errors", "events", "lean", "places", "sentences", "wire", "words")
+SHARED = ("errors", "events", "lean", "places", "sentences", "states", "wire", "words")
 
 
 def test_the_source_imports_only_what_it_may() -> None:

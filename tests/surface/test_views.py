@@ -14,7 +14,8 @@ from dbguardctl.session import error_blocks
 from dbguardctl.views import backups, care, config, jobs, past, questions, status
 from dbguardctl.views.setup import promise, protected, unprotected
 from dbguardd.errors import KeyRefused, NoSpace, PolicyInvalid
-from dbguardd.wire import Health, StorageStatus
+from dbguardd.states import Health
+from dbguardd.wire import StorageStatus
 from tests.surface import answers
 from tests.surface.answers import APP, APP_1, CRM, MAIN, NOW
 from tests.surface.fake import ROUTES

@@ -248,8 +248,10 @@ class Follower:
         )
 
     def _renew(self) -> None:
-        """Let checkpoints of the application go on up to here."""
-        self._asked("renew")
+        """Let checkpoints of the application go on up to here. Raises what kept the mark where it was."""
+        answer = self._asked("renew")
+        if "error" in answer:  # left alone, the log of the application would grow and nobody would know
+            raise refusal(self._live.path, str(answer["error"]), int(answer.get("code", 0)))
 
     def _turn(self) -> None:
         """Let the log begin anew, in steps of which only the last, and shortest, keeps writers out.

@@ -39,6 +39,12 @@ class PackReader:
         self._confirmed: set[str] = set()
         self._lock = Lock()
 
+    def forget(self) -> None:
+        """Empty the cache."""
+        with self._lock:
+            self._cache.clear()
+            self._cached = 0
+
     def pack(self, name: str) -> Pack:
         """Open a pack: its two ends are read and checked."""
         with self._lock:

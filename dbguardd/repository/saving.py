@@ -23,6 +23,7 @@ from dbguardd.errors import (
     Usage,
 )
 from dbguardd.flow import Facts
+from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap
 from dbguardd.repository.filling import Filling
 from dbguardd.repository.flowing import FlowSaver
@@ -89,6 +90,8 @@ class Saving:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.__exit__(kind, error, trace)
+        self._reader.forget()
+        give_back()
 
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:

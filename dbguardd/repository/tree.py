@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from dbguardd.errors import Damaged, NotFound, Unsupported
 from dbguardd.flow import Facts
+from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
 from dbguardd.repository.delivery import Piece, Source, deliver, stream
 from dbguardd.repository.extents import PagesReader
@@ -47,6 +48,8 @@ class Tree:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._streams = {}
+        self._reader.forget()
+        give_back()
 
     @property
     def facts(self) -> Facts:

@@ -13,10 +13,12 @@ import json
 import os
 import select
 import socket
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
+from dbguardd.wire import to_json
 from dbguardd.words import discreet
 
 DATA_BYTES = 128 << 10
@@ -115,6 +117,23 @@ class Channel:
         if "problem" in message:
             raise from_problem(message["problem"])
         return message["value"]
+
+    def serve(self, call: Callable[[str, Mapping[str, Any]], Any]) -> None:
+        """Answer calls of the other half until it hangs up: each with what `call(name, arguments)` returns or raises.
+
+        Raises WorkerDied at the end of the conversation, and Cancelled, which is no answer.
+        """
+        while True:
+            asked = self.receive_object()
+            try:
+                answer: Object = {"return": to_json(call(str(asked["call"]), asked["args"]))}
+            except Cancelled:
+                raise
+            except Exception as error:  # noqa: BLE001 the other half decides what an error means
+                if not isinstance(error, GuardError):
+                    traceback.print_exc()  # a bug: standard error, of which the end is kept with the job
+                answer = {"return": None, "problem": problem_of(error)}
+            self.send(answer)
 
     def close(self) -> None:
         """End the conversation; the other half notices."""

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -19,10 +18,9 @@ from typing import Any, BinaryIO
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Engine, Query
-from dbguardd.errors import Cancelled, GuardError, NotFound, Usage, from_problem
+from dbguardd.errors import GuardError, NotFound, Usage, from_problem
 from dbguardd.flow import Facts, Segment
-from dbguardd.wire import to_json
-from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+from dbguardd.worker.channel import DATA_BYTES, Channel
 
 _BEAT_SECONDS = 0.1
 
@@ -195,17 +193,7 @@ class EngineHalf:
 
     def serve(self) -> None:
         """Answer calls until the repository half hangs up."""
-        while True:
-            call = self._channel.receive_object()
-            try:
-                answer: Object = {"return": to_json(self._call(str(call["call"]), call["args"]))}
-            except Cancelled:
-                raise
-            except Exception as error:  # noqa: BLE001 the other half decides what an error means
-                if not isinstance(error, GuardError):
-                    traceback.print_exc()  # a bug: standard error, of which the end is kept with the job
-                answer = {"return": None, "problem": problem_of(error)}
-            self._channel.send(answer)
+        self._channel.serve(self._call)
 
     def _call(self, name: str, args: Mapping[str, Any]) -> Any:
         snapshots, progress = self._engine.snapshots, self._progress

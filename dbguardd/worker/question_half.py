@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import socket
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Bounds, Past
 from dbguardd.errors import Cancelled, GuardError, Unsupported, Usage, WorkerDied, from_problem
-from dbguardd.wire import to_json
-from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+from dbguardd.worker.channel import DATA_BYTES, Channel
 from dbguardd.worker.child import settle
 from dbguardd.worker.rights import become_nobody
 
@@ -81,17 +79,7 @@ class QuestionHalf:
 
     def serve(self) -> None:
         """Answer until the repository half hangs up."""
-        while True:
-            asked = self._channel.receive_object()
-            try:
-                answer: Object = {"return": to_json(self._call(str(asked["call"]), asked["args"]))}
-            except Cancelled:
-                raise
-            except Exception as error:  # noqa: BLE001 the other half decides what an error means
-                if not isinstance(error, GuardError):
-                    traceback.print_exc()
-                answer = {"return": None, "problem": problem_of(error)}
-            self._channel.send(answer)
+        self._channel.serve(self._call)
 
     def _call(self, name: str, args: Mapping[str, Any]) -> Any:
         if isinstance(self._past, GuardError):

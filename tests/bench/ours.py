@@ -113,7 +113,7 @@ class _Watch:
         connection.request("GET", f"/v1/events?after={after}", headers={"Accept": "text/event-stream"})
         self._answer = connection.getresponse()
         self._connection = connection
-        self._thread = threading.Thread(target=self._listen, args=(event,))
+        self._thread = threading.Thread(target=self._listen, args=(event,), daemon=True)  # a job may fail
         self._thread.start()
 
     def _listen(self, event: str) -> None:

@@ -44,7 +44,7 @@ class PostgresqlDumps:
         method = str(settings.get("method", "dump"))
         if method != "dump":
             raise PolicyInvalid(f"method {method!r}: PostgreSQL has the method dump")
-        self._url = str(settings.get("url", ""))
+        self._url = str(settings.get("url") or "")
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
         self._exclude = [str(pattern) for pattern in settings.get("exclude", ())]

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from dbguardd import __version__
 from dbguardd.errors import GuardError, Usage
 from dbguardd.places import POLICY, SOCKET
-from dbguardd.wire import REQUESTS
+from dbguardd.verbs import BY_HAND, STANDBY
 
 STATE = "/var/lib/dbguard"
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run one job here and now, without a daemon: after a disaster, in scripts")
     run.add_argument("--json", action="store_true", help="print what happens as JSON lines")
     verbs = run.add_subparsers(dest="verb", required=True)
-    for name, request in REQUESTS.items():
+    for name, request in BY_HAND.items():
         verb = verbs.add_parser(name, help=request.__doc__, description=request.__doc__)
         for field in fields(request):
             if field.default is MISSING:
@@ -107,11 +107,12 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     go_on_as_owner(state, options.policy)
     keep_to_itself()
     policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
-    given = {field.name: getattr(options, field.name) for field in fields(REQUESTS[options.verb])}
+    given = {field.name: getattr(options, field.name) for field in fields(BY_HAND[options.verb])}
     request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}
     if request.get("to"):
         request["to"] = str(Path(request["to"]).absolute())
-    with house.owned(state):  # a running daemon works on the same staging and storage
+    alone = house.furnished if options.verb in STANDBY else house.owned
+    with alone(state):  # a running daemon works on the same staging and storage; a standby on nothing of those
         return by_hand.run(policy, str(state), options.verb, request, as_json=options.json)
 
 

@@ -511,6 +511,17 @@ class TooCostly(GuardError):
     advice = "Ask for less (WHERE, LIMIT), allow more with --seconds, or restore a copy: dbguardctl restore NAME."
 
 
+class StandbyChanged(GuardError):
+    """A standby is not what was made of it: something else has written to it."""
+
+    code, title = "DBG-6006", "The standby was changed"
+    exit_status, http_status = 10, 409
+    meaning = "It follows no longer, and stays as it is. What was written to it is in no backup and in no log."
+    advice = (
+        "Look at what is in it, then begin a new one. A standby may be read; it may be written once it is promoted."
+    )
+
+
 # ------------------------------------------------------------------------------------------------ 7: guards
 
 
@@ -603,7 +614,8 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Unsupported, WouldBlock, LogBroken, ServerUnreachable, ToolMissing),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
-        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, TooCostly, Held, Breaker, ClockDoubt),
+        *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, TooCostly, StandbyChanged),
+        *(Held, Breaker, ClockDoubt),
         *(WorkerDied, Stalled, Interrupted, AuditBroken, CatalogDamaged),
     )
 }

@@ -165,7 +165,7 @@ REQUESTS: Mapping[str, type[Request]] = {
 NOWHERE = "/nonexistent"
 """The path of a database of which only backups are left: no policy says where it was."""
 
-ENGINE_VERBS = frozenset(("backup", "follow", "verify", "restore", "undo", "check"))
+ENGINE_VERBS = frozenset(("backup", "follow", "verify", "restore", "undo", "check", "standby", "promote"))
 """The verbs whose worker has an engine half, because they open a database, live or restored."""
 
 QUESTION_VERBS = frozenset(("query", "get", "diff", "undelete"))

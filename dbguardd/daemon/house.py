@@ -29,19 +29,29 @@ def owned(state: Path) -> Iterator[None]:
 
     Raises SecondInstance, PlaceDenied, NoSpace, Usage (it is no directory), Degraded.
     """
+    with furnished(state):
+        try:
+            lock = os.open(state / "dbguardd.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(state, error) from error
+        try:
+            _lock(lock, state)
+            yield
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def furnished(state: Path) -> Iterator[None]:
+    """Make the directory if need be, for what runs beside its owner. Raises PlaceDenied, NoSpace, Usage, Degraded."""
     try:
         for place, mode in ((state, 0o711), (state / "staging", 0o1733)):
             if not place.is_dir():
                 place.mkdir(mode=0o700, parents=True)
                 place.chmod(mode)  # whatever the umask is
-        lock = os.open(state / "dbguardd.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(state, error) from error
-    try:
-        _lock(lock, state)
-        yield
-    finally:
-        os.close(lock)
+    yield
 
 
 def _unusable(state: Path, error: OSError) -> GuardError:

@@ -232,6 +232,40 @@ class Past(Protocol):
         """
 
 
+class Standby(Protocol):
+    """A copy of the database that is kept up to date: whole for its readers at any time, and closed to all writers.
+
+    It is made and changed by one process at a time, and survives the end of that at any moment. `mark` is what the
+    other side wants to find again with what it put there: it is durable beside the copy. All raise StandbyChanged when
+    somebody else has written to it, and then change nothing.
+    """
+
+    def found(self, target: Path, progress: Progress) -> Facts | None:
+        """Open the copy at `target` and return the mark of what is in it, None if it has to be made.
+
+        `promoted` is true in it if its end was begun. Raises TargetExists for what is none, TargetInUse if another
+        process keeps it.
+        """
+
+    def make(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> Sequence[str]:
+        """Make the copy and open it; see Snapshots.restore."""
+
+    def advance(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
+        """Put a stretch of the log, as the repository's StretchTree has it, over the copy in one step.
+
+        Raises TargetInUse while readers do not let it, Damaged when what comes out is not what the log says.
+        """
+
+    def rebase(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
+        """Make the copy equal to another state of the database in one step. Raises TargetInUse as advance()."""
+
+    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> Sequence[Finding]:
+        """Check the copy as examine() does, and make it an ordinary database that follows no more.
+
+        Raises ProofFailed, and leaves it as it is, if a check failed.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
@@ -239,6 +273,7 @@ class Engine:
     name: str
     snapshots: Snapshots
     log: Log | None = None
+    standby: Standby | None = None
     past: Callable[[], Past] | None = None  # made where a question is answered: its driver is needed there only
 
 

@@ -13,6 +13,7 @@ from dbguardd.jobs.expire import EXPIRE, SWEEP
 from dbguardd.jobs.follow import FOLLOW
 from dbguardd.jobs.question import DIFF, GET, QUERY, UNDELETE
 from dbguardd.jobs.restore import RESTORE, UNDO
+from dbguardd.jobs.standby import PROMOTE, STANDBY
 from dbguardd.jobs.verify import VERIFY
 
 JOBS: Mapping[str, Job[Any]] = {
@@ -20,6 +21,7 @@ JOBS: Mapping[str, Job[Any]] = {
     for job in (
         *(BACKUP, FOLLOW, VERIFY, RESTORE, UNDO, CHECK, EXPIRE, SWEEP),
         *(QUERY, GET, DIFF, UNDELETE),
+        *(STANDBY, PROMOTE),
         *BOOKS,
     )
 }

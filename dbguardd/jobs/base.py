@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Finding, Log, Past, Progress, Snapshots
+from dbguardd.engines.base import Finding, Log, Past, Progress, Snapshots, Standby
 from dbguardd.repository import Backup, Repository
 from dbguardd.storage.base import Storage
 from dbguardd.wire import Request
@@ -47,6 +47,7 @@ class Run:
     progress: Progress
     cancelled: Callable[[], bool]
     past: Past | None = None
+    standby: Standby | None = None
 
     @property
     def database(self) -> Mapping[str, Any]:

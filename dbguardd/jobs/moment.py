@@ -56,9 +56,12 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     if id:
         return alone
     wanted = to_moment(at) if at else None
-    found = max(_moments(run, wanted), key=lambda moment: (moment.backup.id == backup.id, moment.at), default=alone)
-    goes_on = found.backup.id == backup.id  # then it is the newer one, whatever the clock said meanwhile
-    best = found if goes_on or found.at >= alone.at else alone
+    best = alone
+    for moment in _moments(run, wanted, backup):
+        if moment.backup.id == backup.id:
+            best = moment  # it is the newest, whatever the clock said meanwhile
+            break  # and what is wrong with an older log does not matter
+        best = max(moment, best, key=lambda moment: moment.at)
     if best.until is not None and (lacking := _lacking(run, best.until.chain, wanted)):
         best.warnings.append(lacking)
     followed = best.until is not None or best.backup.facts.get("log") is not None
@@ -100,10 +103,15 @@ def _lacking(run: Run, chain: Chain, wanted: datetime | None) -> str:
     return f"{lost}: what it has after {instant(chain.until)} cannot be restored"
 
 
-def _moments(run: Run, wanted: datetime | None) -> Iterator[Moment]:
-    """Yield the newest moment of each chain that has a backup to begin with, the newest chain first."""
-    log = run.repository.log(run.name)
+def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Moment]:
+    """Yield the newest moment of each chain that has a backup to begin with, the newest chain first.
+
+    What ends before the `newest` backup, and does not go on from it, is not even read: it may be damaged.
+    """
+    log, mine = run.repository.log(run.name), (newest.facts.get("log") or {}).get("chain")
     for chain in [] if log is None else reversed(log.chains()):
+        if chain.id != mine and chain.until < newest.created_at:
+            continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
             if link is not None:
@@ -129,7 +137,7 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
     """
     after, place = backup.facts["log"]["after"], backup.facts.get("log_place") or {}
     at = backup.created_at
-    reaching = next((link for link in _links(log, chain, after) if _holds(link, place, at)), None)
+    reaching = next((link for link in _links(log, chain, after) if holds(link, place, at)), None)
     if reaching is None:
         return None
     least, most = max(reaching.number, after + 1), chain.last if most is None else most
@@ -149,7 +157,7 @@ def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
             yield from (link for link in log.open(piece) if link.number >= first)
 
 
-def _holds(link: Link, place: Any, at: datetime) -> bool:
+def holds(link: Link, place: Any, at: datetime) -> bool:
     """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
 
     A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment

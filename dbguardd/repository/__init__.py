@@ -26,7 +26,7 @@ from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.log import Chain, Link, Log, Piece
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
-from dbguardd.repository.moment import LOG, MomentTree, Until
+from dbguardd.repository.moment import LOG, MomentTree, StretchTree, Until
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
@@ -53,6 +53,7 @@ __all__ = [
     "Recipient",
     "Repository",
     "Stream",
+    "StretchTree",
     "Swept",
     "Tree",
     "Until",

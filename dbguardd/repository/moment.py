@@ -93,6 +93,45 @@ class MomentTree:
             raise
 
 
+class StretchTree:
+    """What a stretch of a log changed, for who has all that lies before it. A flow.Tree of one stream.
+
+    The stream has the pages in the order of the log, each behind its number (4 bytes, big-endian); what comes later
+    counts. The facts are what the last segment says: page_size, and the size that the stream of the backup has then.
+    """
+
+    def __init__(self, log: Log, until: Until, last: Link) -> None:
+        self._log, self._until, self._last = log, until, last
+
+    @property
+    def facts(self) -> Facts:
+        """What the pages belong to."""
+        return {"page_size": self._last.page_size, "size": self._last.size}
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of the stream."""
+        yield self._last.stream
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[BinaryIO]:
+        """Open the stream for reading from its start."""
+        with tempfile.TemporaryFile() as file:
+            self.deliver(name, file.fileno())
+            file.seek(0)
+            yield cast(BinaryIO, file)
+
+    def deliver(self, name: str, file: int) -> int:
+        """Write the stream into the open file; see flow.Tree. Raises Damaged for a log of mixed streams or sizes."""
+        at = 0
+        for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):
+            if link.stream != name or link.page_size != self._last.page_size:
+                raise Damaged(f"segment {link.number}: is of {link.stream} with pages of {link.page_size} bytes")
+            for number, page in link.pages():
+                _put(name, file, memoryview(number.to_bytes(4, "big") + page), at)
+                at += 4 + link.page_size
+        return at
+
+
 class MomentPages:
     """The pages of a backup under those of a log, of which a file has the newest image of each; flow.Pages."""
 

@@ -211,12 +211,23 @@ class EngineHalf:
                 return snapshots.examine(Path(args["target"]), queries, progress)
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
-        return self._follow(name, args)
+            case "follow" if self._engine.log is not None:
+                return self._engine.log.follow(SeamShip(self._channel), args["resume"])
+        return self._keep(name, args)
 
-    def _follow(self, name: str, args: Mapping[str, Any]) -> None:
-        if name != "follow" or self._engine.log is None:
+    def _keep(self, name: str, args: Mapping[str, Any]) -> Any:
+        standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
+        if standby is None or not name.startswith("standby."):
             raise Usage(f"the engine half has no call {name}")
-        self._engine.log.follow(SeamShip(self._channel), args["resume"])
+        target, step = Path(args["target"]), name.removeprefix("standby.")
+        match step:
+            case "found":
+                return standby.found(target, progress)
+            case "make" | "advance" | "rebase":
+                return getattr(standby, step)(tree, target, args["mark"], progress)
+            case "promote":
+                return standby.promote(target, [Query(**query) for query in args["queries"]], progress)
+        raise Usage(f"the engine half has no call {name}")
 
     def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:
         """Tell of each new step, and else ten times a second: an engine may call this for every row."""

@@ -35,33 +35,33 @@ class RemoteEngine:
 
     def probe(self) -> Probe:
         """Say what is there."""
-        found = self._call("probe", {}, _silent)
+        found = self.call("probe", {}, _silent)
         findings = tuple(Finding(**finding) for finding in found["findings"])
         return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
         """Write a consistent backup of the live database into `sink`."""
-        facts: Facts = self._call("dump", {}, progress, sink=sink)
+        facts: Facts = self.call("dump", {}, progress, sink=sink)
         return facts
 
     def fingerprint(self, progress: Progress) -> Fingerprint:
         """Return the content of the snapshot that the last dump() wrote."""
-        return fingerprint_from(self._call("fingerprint", {}, progress))
+        return fingerprint_from(self.call("fingerprint", {}, progress))
 
     def release(self) -> None:
         """Let go of the snapshot. An engine in the middle of a call that was given up listens to its end only."""
         if self._within:
             self._channel.close()
         else:
-            self._call("release", {}, _silent)
+            self.call("release", {}, _silent)
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
         """Rebuild the database at `target`; return which rights it could not be given."""
-        return [str(lost) for lost in self._call("restore", {"target": str(target)}, progress, tree=tree)]
+        return [str(lost) for lost in self.call("restore", {"target": str(target)}, progress, tree=tree)]
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         """Open a restored database and say what is found."""
-        found = self._call("examine", {"target": str(target), "queries": to_json(queries)}, progress)
+        found = self.call("examine", {"target": str(target), "queries": to_json(queries)}, progress)
         print_ = found["fingerprint"]
         return Examination(
             [Finding(**finding) for finding in found["findings"]],
@@ -71,17 +71,17 @@ class RemoteEngine:
 
     def check_unused(self) -> None:
         """Refuse a live database that is in use."""
-        self._call("check_unused", {}, _silent)
+        self.call("check_unused", {}, _silent)
 
     def replace(self, source: Path, progress: Progress) -> None:
         """Make the live database equal to the restored one at `source`."""
-        self._call("replace", {"source": str(source)}, progress)
+        self.call("replace", {"source": str(source)}, progress)
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         """Ship every commit from now on, or from `resume` on."""
-        self._call("follow", {"resume": resume}, _silent, ship=ship)
+        self.call("follow", {"resume": resume}, _silent, ship=ship)
 
-    def _call(
+    def call(
         self,
         name: str,
         args: Mapping[str, Any],
@@ -91,6 +91,7 @@ class RemoteEngine:
         tree: Tree | None = None,
         ship: Ship | None = None,
     ) -> Any:
+        """Have the engine half do something, and serve it meanwhile; return what it returns."""
         self._within = True
         self._channel.send({"call": name, "args": args})
         while True:

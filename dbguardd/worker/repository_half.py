@@ -27,6 +27,7 @@ from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
 from dbguardd.worker.remote_past import RemotePast
+from dbguardd.worker.remote_standby import RemoteStandby
 
 _PROGRESS_SECONDS = 0.2
 _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"))
@@ -93,6 +94,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 progress=voice.progress,
                 cancelled=cancelled,
                 past=RemotePast(channel),
+                standby=RemoteStandby(engine),
             ),
             job.request(**spec["request"]),
         )

@@ -32,6 +32,7 @@ from dbguardd.errors import (
     from_problem,
     of_file,
 )
+from dbguardd.verbs import apart
 from dbguardd.wire import ENGINE_VERBS, NOWHERE, QUESTION_VERBS
 from dbguardd.words import discreet
 from dbguardd.worker.asking import cannot_read, reader, unnamed
@@ -64,8 +65,9 @@ async def run_worker(
     try:
         if spec["verb"] in ENGINE_VERBS:
             database, run_as = spec["database"], _owner(spec["database"], spec["request"])
-            spec = {**spec, "run_as": run_as}
-            spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as, spec["verb"] == "follow")}
+            aside = apart(spec["verb"], spec["request"])
+            staging = staging_of(spec["state"], database["name"], run_as, aside)
+            spec = {**spec, "run_as": run_as, "staging": staging}
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
             children.append(await _start("engine", there, settings, run_as))
@@ -93,15 +95,15 @@ async def run_worker(
         await asyncio.gather(*(_end(child) for child in children))
 
 
-def staging_of(state: str, database: str, run_as: int, follows: bool = False) -> str:
+def staging_of(state: str, database: str, run_as: int, aside: str = "") -> str:
     """Return the private directory of the engine half: one for each database and user, so that leftovers are found.
 
-    What follows the log runs beside all other jobs of the database, and has one of its own.
+    What runs beside all other jobs of the database, `aside`, has one of its own.
 
     Nobody else can know its name. Anybody may make names in the directory above, and who makes this one first, again
     and again, keeps the database from being backed up; but nobody may list it.
     """
-    whose = f"{run_as}-{database}{'-log' * follows}"
+    whose = f"{run_as}-{database}{aside and f'-{aside}'}"
     mark = hashlib.blake2b(whose.encode(), key=_seed(Path(state)), digest_size=10)
     return str(Path(state) / "staging" / f"{database}-{run_as}-{mark.hexdigest()}")
 

@@ -29,6 +29,9 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
     """Yield the lines of a job that is done; the last one says it all."""
     name = request.get("database") or f"storage {request.get('storage')}"
     took = f" ({span(seconds)} in all)"
+    if (answered := _ANSWERED.get(verb)) is not None:
+        yield from answered(made)
+        return
     match verb:
         case "backup":
             yield from _backup(made, took)
@@ -38,17 +41,13 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
             yield from _restored(str(name), made, took)
         case "verify":
             yield from _proven(str(name), made, took)
+        case "standby" | "promote":
+            yield from _kept(str(name), made, took, ended=verb == "promote")
         case "check":
             yield from _findings(made["findings"])
             bad = sum(row["outcome"] in ("failed", "inconclusive") for row in made["findings"])
             verdict = f"{bad} of {len(made['findings'])} checks did not pass" if bad else "all checks passed"
             yield f"{'FAIL' if bad else 'ok'}  {name}: {verdict}{took}"
-        case "query" | "get":
-            yield from _answered(made)
-        case "diff":
-            yield from _compared(made)
-        case "undelete":
-            yield from _missing(made)
         case "expire":
             yield from _expired(str(name), made, dry=bool(request.get("dry_run")), took=took)
         case _:
@@ -63,7 +62,7 @@ def status(verb: str, made: Json) -> int:
         return 4
     proof = made.get("proof") or {}
     found = [*made.get("findings", ()), *proof.get("findings", ())]
-    short = proof.get("grade", "proven") != "proven"
+    short = proof.get("grade", "proven") != "proven" or (verb == "promote" and made["warnings"])
     return 3 if short or any(row["outcome"] in ("failed", "inconclusive") for row in found) else 0
 
 
@@ -74,10 +73,24 @@ def of_report(event: str, facts: Json) -> str | None:
             return f"stored  backup {facts['id']}: durable, and read back from the storage"
         case "repository.created":
             return f"note  storage {facts['storage']} was empty: a new repository was made in it"
+        case "standby":
+            return _of_standby(facts)
         case "parent.unreadable":
             return f"note  the backup before cannot be built upon, so all is stored again: {facts['problem']}"
         case "recovery.added":
             return f"note  recovery recipient {facts['recipient']} can open the repository from now on"
+    return None
+
+
+def _of_standby(facts: Json) -> str | None:
+    match facts["state"]:
+        case "made":
+            return f"made  {facts['target']} from backup {facts['backup']}, as of {facts['at']}: for reading only"
+        case "rebased":
+            between = f"between {facts['from_at']} and {facts['until_at']}"
+            return f"GAP  moments {between} were left out: {facts['because']}"
+        case "waiting":
+            return f"note  it stays as of {facts['at']}: {facts['why']}"
     return None
 
 
@@ -153,6 +166,15 @@ def _restored(name: str, made: Json, took: str) -> Iterator[str]:
     yield f"ok  {name} as it was at {plan['created_at']} (backup {plan['backup']}{more}) is at {made['target']}{took}"
 
 
+def _kept(name: str, made: Json, took: str, *, ended: bool) -> Iterator[str]:
+    yield from _findings(made.get("findings", ()))
+    yield from _warnings(made)
+    if ended:
+        yield f"ok  {name} as it was at {made['at']} is at {made['target']}, an ordinary database from now on{took}"
+    else:
+        yield f"ok  {name}: {made['target']} is as it was at {made['at']}; run it again to go on{took}"
+
+
 def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
     plan = made["plan"]
     for rows, word in ((plan["keep"], "keep"), (plan["drop"], "goes" if dry else "gone")):
@@ -216,3 +238,7 @@ def _findings(rows: Sequence[Json]) -> Iterator[str]:
     for row in rows:
         words = humanized(row["detail"]) or (row["outcome"] if row["outcome"] == "not configured" else "")
         yield f"  {row['name']:<{min(40, width)}}  {_OUTCOMES.get(row['outcome'], row['outcome']):<8}{words}".rstrip()
+
+
+_ANSWERED = {"query": _answered, "get": _answered, "diff": _compared, "undelete": _missing}
+"""What is said of the questions to the past, beside their answers."""

@@ -14,7 +14,7 @@ from dbguardctl.__main__ import main
 from dbguardd.__main__ import _parser
 from dbguardd.errors import OUTCOMES
 from dbguardd.events import EVENTS
-from dbguardd.wire import REQUESTS
+from dbguardd.verbs import BY_HAND
 from tests.docs import decisions, events
 from tests.docs.pages import PAGES, ROOT, items, plain, roff, section
 from tests.docs.source import reported
@@ -77,7 +77,7 @@ def test_the_verbs_of_dbguardd_run_are_in_its_page() -> None:
     text = section(roff("dbguardd.8"), "Running one job by hand", "Ss")
     named = set(re.findall(r"^\.Cm (.*)", text, re.M))
     verbs = {word for line in named for word in re.findall(r"[a-z]+", line)}
-    assert verbs == set(REQUESTS)
+    assert verbs == set(BY_HAND)
 
 
 def test_what_help_says_of_defaults_is_in_the_page() -> None:

@@ -145,3 +145,18 @@ def test_what_is_forgotten_is_told_although_the_storage_lets_go_of_some_only(wor
         world.do("expire", database="app")
     (told,) = world.said("log.forgotten")
     assert told["objects"] == 3
+
+
+def test_damage_of_a_log_that_ended_before_the_newest_backup_does_not_keep_it_from_a_restore(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 6)
+    for entry in [*world.storage.list("log/")]:
+        world.storage.delete(entry.name)
+        world.storage.put(entry.name, b"damaged")
+    world.engine.rights = {}
+    world.later(minutes=1)
+    world.spec["database"]["continuous"] = False
+    newest = world.backup(users=[9])
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (newest, 0)

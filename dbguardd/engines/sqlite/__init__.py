@@ -1,7 +1,8 @@
 """SQLite: a file, copied raw beside its users and proven through SQLite.
 
 Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, wal and rollback (the
-copy), follow and keep (its log), content (the fingerprint), script (SQL text), publish and examine (restore and its
+copy), follow and keep (its log), standby and overwrite (a copy
+that follows it), content (the fingerprint), script (SQL text), publish and examine (restore and its
 proof), pour (in place).
 """
 
@@ -26,6 +27,7 @@ from dbguardd.engines.sqlite.publish import fresh, outcome
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
+from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
 from dbguardd.flow import Facts, Ship, Sink, Tree
@@ -48,7 +50,9 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     lock_timeout_seconds, growth_bytes (of a log, see wal), beat_seconds and step_bytes (how often progress is shown
     while the live file is copied), look_seconds (how often a log that is followed is looked at).
     """
-    return Engine("sqlite", Sqlite(settings), SqliteLog(settings), open_past)
+    wait = float(settings.get("lock_timeout_seconds", 10.0))
+    standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
+    return Engine("sqlite", Sqlite(settings), SqliteLog(settings), standby, open_past)
 
 
 def open_past() -> Past:

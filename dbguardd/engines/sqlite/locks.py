@@ -67,6 +67,35 @@ def drop_shared(file: int) -> None:
     _set(file, fcntl.F_UNLCK, _SHARED, _SHARED_LENGTH)
 
 
+def try_reserved(file: int) -> bool:
+    """Take SHARED and RESERVED, as who is going to write; False if somebody else writes or waits to."""
+    if not try_shared(file):
+        return False
+    if _set(file, fcntl.F_WRLCK, _RESERVED, 1):
+        return True
+    drop_shared(file)
+    return False
+
+
+def wait_exclusive(file: int, deadline: float) -> bool:
+    """Keep readers out, who has RESERVED; False if some are still in at `deadline` (monotonic seconds)."""
+    while not _set(file, fcntl.F_WRLCK, _PENDING, 1):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_PAUSE_SECONDS)
+    while not _set(file, fcntl.F_WRLCK, _SHARED, _SHARED_LENGTH):
+        if time.monotonic() >= deadline:
+            _set(file, fcntl.F_UNLCK, _PENDING, 1)
+            return False
+        time.sleep(_PAUSE_SECONDS)
+    return True
+
+
+def drop_all(file: int) -> None:
+    """Give back every lock that this descriptor has on the main file."""
+    _set(file, fcntl.F_UNLCK, _PENDING, 2 + _SHARED_LENGTH)
+
+
 def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
     """Take SHARED, waiting until `deadline` (monotonic seconds). Raises SourceLocked naming the holder."""
     while not try_shared(live.file):

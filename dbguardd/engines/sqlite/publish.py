@@ -71,6 +71,15 @@ def _clear(directory: Path) -> None:
                 os.close(file)
 
 
+def only_name(target: Path) -> None:
+    """Take away the other name of a finished file, which a process that was killed in between left."""
+    found = target.stat()
+    for path in target.parent.glob(f".*{_WORK}") if found.st_nlink > 1 else ():
+        with suppress(OSError):
+            if os.path.samestat(path.lstat(), found) and _WORK_NAME.fullmatch(path.name):
+                path.unlink()
+
+
 def check_free(target: Path) -> None:
     """Raise TargetExists if `target` or a side file of that name exists."""
     for side in ("", *SIDES):

@@ -1,0 +1,291 @@
+"""Keep a copy of a database up to date from the repository alone, and end that: standby and promote.
+
+The copy is made from the newest moment, then each segment of the log is put over it as it appears. It needs storage and
+key, and nothing of the machine that the database lives on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Query, Standby
+from dbguardd.errors import (
+    Cancelled,
+    Damaged,
+    GuardError,
+    LogBroken,
+    NotFound,
+    ObjectMissing,
+    TargetExists,
+    TargetInUse,
+    Unsupported,
+    Usage,
+    WorkerDied,
+)
+from dbguardd.jobs.base import Job, Result, Run, brief, instant
+from dbguardd.jobs.moment import Moment, holds, opened, reach
+from dbguardd.jobs.restore import live
+from dbguardd.repository import Chain, Link, Log, StretchTree, Until
+from dbguardd.verbs import Promote
+from dbguardd.verbs import Standby as Keep
+from dbguardd.wire import NOWHERE, to_json
+
+_LOOK_SECONDS = 1.0
+_AGAIN_SECONDS = 10.0  # between two looks for a backup to go on from: each reads all manifests
+_STEP_BYTES = 32 << 20  # of pages that become one change of the copy, or one transaction if that is larger
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is in a copy: the log `chain` up to `segment`, as it was at `at`.
+
+    A copy of a backup alone is ahead of that segment: it is of `place`, and what brings it on has to reach that.
+    """
+
+    repository: str
+    database: str
+    chain: str
+    segment: int
+    at: str
+    place: Mapping[str, Any] | None = None
+
+    def reached(self, link: Link) -> bool:
+        """Say if a segment holds all that is in the copy."""
+        return self.place is None or holds(link, self.place, datetime.fromisoformat(self.at))
+
+
+class Keeping:
+    """One copy, and how far it is."""
+
+    def __init__(self, run: Run, to: str) -> None:
+        if run.standby is None:
+            raise Unsupported(f"{run.name}: its engine keeps no standby")
+        self._run, self._copy = run, run.standby
+        self.target = _target(run, to)
+        self.lost: list[str] = []
+        self._next_look = 0.0
+        self._told: tuple[str, int] | None = None
+        self.waiting = ""
+        self.mark = Mark("", "", "", 0, "")
+
+    @property
+    def standby(self) -> Standby:
+        """The engine's side of it."""
+        return self._copy
+
+    def open(self, *, make: bool) -> bool:
+        """Open the copy, or `make` it; return True if its end was begun. Raises NotFound if it is not there."""
+        found = self._copy.found(self.target, self._run.progress)
+        if found is not None:
+            self.mark = _read(found, self.target)
+            mine = self._run.repository.id, self._run.name
+            if (self.mark.repository, self.mark.database) != mine:
+                raise TargetExists(
+                    f"{self.target}: is a standby of another database",
+                    detail=f"of {self.mark.database} in the repository {self.mark.repository}",
+                )
+            return bool(found.get("promoted"))
+        if not make:
+            raise NotFound(f"{self.target}: there is no standby", hints=[f"dbguardd run standby {self._run.name}"])
+        moment = reach(self._run)
+        mark = self._mark_of(moment)
+        with opened(self._run, moment) as tree:
+            self.lost = list(self._copy.make(tree, self.target, to_json(mark), self._run.progress))
+        self.mark = mark
+        facts = {"backup": moment.backup.id, "target": str(self.target), "at": self.mark.at}
+        self._run.report("standby", state="made", **facts)
+        return False
+
+    def _mark_of(self, moment: Moment) -> Mark:
+        """Return what a copy of that moment is. Raises Unsupported if no log goes on from it."""
+        run, said = self._run, moment.backup.facts.get("log")
+        place = moment.backup.facts.get("log_place")
+        if moment.until is not None:
+            chain, segment, place = moment.until.chain.id, moment.until.last, None
+        elif said and place:
+            chain, segment = str(said["chain"]), int(said["after"])
+        else:
+            raise Unsupported(
+                f"{run.name}: no log goes on from its newest backup {moment.backup.id}",
+                detail="A standby follows the log of a database that has `continuous = true` where it lives.",
+                hints=[f"dbguardctl status {run.name}"],
+            )
+        return Mark(run.repository.id, run.name, chain, segment, moment.at.isoformat(), place)
+
+    # ------------------------------------------------------------------------------------------ on and on
+
+    def catch_up(self) -> int:
+        """Bring the copy to the end of the log; return how many segments were put over it.
+
+        Raises LogBroken, Damaged, ObjectMissing where it does not go on and no newer backup leads past that.
+        """
+        before, log = self.mark.segment, self._run.repository.log(self._run.name)
+        if log is None:
+            raise NotFound(f"{self._run.name}: its log is gone from the repository")
+        try:
+            while (chain := self._goes_on(log)) is not None and self._step(log, chain):
+                pass
+        except (Damaged, ObjectMissing) as error:
+            self._past(error)
+        return self.mark.segment - before
+
+    def _goes_on(self, log: Log) -> Chain | None:
+        """Return the chain that has the next segment; None if there is none yet."""
+        chains = log.chains()
+        following, mark = self.mark.segment + 1, self.mark
+        for chain in chains:
+            if chain.id == mark.chain and chain.first <= following <= chain.last:
+                return chain
+        if later := [chain for chain in chains if (chain.id, chain.first) > (mark.chain, following)]:
+            if later[0].id == mark.chain:
+                raise ObjectMissing(f"the log {mark.chain} lacks its segment {following}")
+            because = next((link.because for link in log.open(later[-1].pieces[0]) if not link.number), "")
+            self._past(LogBroken(f"{self._run.name}: its log began anew", detail=because))
+        return None
+
+    def _step(self, log: Log, chain: Chain) -> bool:
+        """Put one stretch of the log over the copy; False if it has no further moment yet."""
+        mark, size, last, reached = self.mark, 0, None, False
+        try:
+            for link in log.links(chain, mark.segment + 1, chain.last):
+                self._run.progress(f"as of {mark.at}, {chain.last - mark.segment} segments behind", mark.segment, None)
+                reached = reached or mark.reached(link)
+                last = link if link.size and reached else last
+                size += link.count * link.page_size
+                if last is not None and size > _STEP_BYTES:
+                    break
+        except (Damaged, ObjectMissing):
+            if last is None:  # what comes before it is good
+                raise
+        if last is None:
+            return False
+        new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
+        tree = StretchTree(log, Until(chain, mark.segment, last.number), last)
+        self._copy.advance(tree, self.target, to_json(new), self._run.progress)
+        self.mark = new
+        return True
+
+    def _past(self, error: GuardError) -> None:
+        """Go on from a newer backup, if there is one: all between is left out, and told. Else raises what it was.
+
+        A log that began anew is waited for: its backup is under way.
+        """
+        run, now = self._run, self._run.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _AGAIN_SECONDS
+            moment = reach(run)
+            new = self._mark_of(moment)
+            if (new.chain, new.segment) > (self.mark.chain, self.mark.segment):
+                old = self.mark
+                with opened(run, moment) as tree:
+                    self._copy.rebase(tree, self.target, to_json(new), run.progress)
+                self.mark = new
+                facts = {"from_at": old.at, "until_at": new.at, "because": f"{error.message}. {error.detail}".strip()}
+                run.report("standby", state="rebased", **facts)
+                return
+        if not isinstance(error, LogBroken):
+            raise error
+        self.waits(f"{error.message} ({error.detail}): the backup that it begins with is waited for")
+
+    # ------------------------------------------------------------------------------------------ telling
+
+    def tell(self) -> None:
+        """Say how far the copy is, when that has changed, and show life. Raises Cancelled."""
+        mark = self.mark
+        if self._told != (mark.chain, mark.segment):
+            self._told = mark.chain, mark.segment
+            self._run.report("standby", state="reached", **self.facts())
+        self._run.progress(f"as of {mark.at}", mark.segment, None)
+
+    def waits(self, why: str) -> None:
+        """Say once what keeps the copy from going on."""
+        if why and why != self.waiting:
+            self._run.report("standby", state="waiting", why=why, at=self.mark.at)
+        self.waiting = why
+
+    def facts(self) -> dict[str, Any]:
+        """Return how far the copy is. The lag counts from the last commit that is stored: nobody tells of a rest."""
+        mark, now = self.mark, self._run.now()
+        at = datetime.fromisoformat(mark.at)
+        lag = round((now - at).total_seconds(), 3)
+        told = {"chain": mark.chain, "segment": mark.segment, "at": instant(at.astimezone(UTC)), "lag_seconds": lag}
+        return {"database": self._run.name, "target": str(self.target), **told}
+
+
+def standby(run: Run, request: Keep) -> Result:
+    """Keep the copy up to date until the job is told to end: that is no failure."""
+    keeping = Keeping(run, request.to)
+    try:
+        if keeping.open(make=True):
+            raise TargetExists(
+                f"{keeping.target}: is being promoted", hints=[f"dbguardd run promote {run.name} --to {keeping.target}"]
+            )
+        while True:
+            try:
+                if keeping.catch_up():
+                    keeping.waits("")
+            except GuardError as error:
+                if not isinstance(error, TargetInUse) and (not error.transient or isinstance(error, WorkerDied)):
+                    raise
+                keeping.waits(error.message)
+            keeping.tell()
+            time.sleep(_LOOK_SECONDS)
+    except Cancelled:
+        if not keeping.mark.chain:
+            raise
+    return {**keeping.facts(), "lost": keeping.lost}
+
+
+def promote(run: Run, request: Promote) -> Result:
+    """Bring the copy to the end of the log, check it, and let go of it. What the log lacks does not keep it."""
+    keeping = Keeping(run, request.to)
+    warnings = []
+    if not keeping.open(make=False):
+        try:
+            keeping.catch_up()
+        except (Damaged, ObjectMissing) as error:
+            warnings.append(f"{error.message}: what the log has after that is not in the copy")
+        warnings += [keeping.waiting] if keeping.waiting else []
+    queries = [Query(**query) for query in run.database.get("queries", ())]
+    findings = brief(keeping.standby.promote(keeping.target, queries, run.progress))
+    facts = keeping.facts()
+    run.report("standby", state="promoted", **facts)
+    return {**facts, "findings": to_json(findings), "warnings": warnings}
+
+
+def _target(run: Run, to: str) -> Path:
+    path = live(run)
+    if not to and str(path) == NOWHERE:
+        raise Usage(f"{run.name}: say with --to where the copy is")
+    target = Path(to) if to else path.with_name(f"{path.stem}_standby{path.suffix}")
+    if not target.is_absolute():
+        raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
+    if target == path:
+        raise Usage(f"{run.name}: {target} is where the policy says that the live database is", hints=["another --to"])
+    return target
+
+
+def _read(found: Mapping[str, Any], target: Path) -> Mark:
+    """Read a mark that lay beside the copy. Raises TargetExists for what is none."""
+    try:
+        place = found["place"]
+        mark = Mark(
+            str(found["repository"]),
+            str(found["database"]),
+            str(found["chain"]),
+            segment=int(found["segment"]),
+            at=datetime.fromisoformat(found["at"]).isoformat(),
+            place=None if place is None else dict(place),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TargetExists(f"{target}: its mark is none that a standby has", detail=repr(error)) from error
+    return mark
+
+
+STANDBY = Job("standby", Keep, standby)
+PROMOTE = Job("promote", Promote, promote)

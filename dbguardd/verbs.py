@@ -1,0 +1,37 @@
+"""The verbs of `dbguardd run`: those of the socket, and those of a standby, which mostly lives where no daemon is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.wire import REQUESTS, Request, option
+
+
+@dataclass(frozen=True, slots=True)
+class Standby(Request):
+    """Keep a copy of a database up to date from its backups and its log, until it is stopped or promoted."""
+
+    database: str
+    to: str = option("path of the copy, which is made or gone on with; if not given, beside the live one")
+
+
+@dataclass(frozen=True, slots=True)
+class Promote(Request):
+    """End a standby: bring it up to the end of the log, check it, and make it an ordinary database."""
+
+    database: str
+    to: str = option("path of the copy; if not given, beside the live one")
+
+
+STANDBY: Mapping[str, type[Request]] = {"standby": Standby, "promote": Promote}
+"""The verbs that only read the repository and work on a copy of their own: they run beside a daemon."""
+
+BY_HAND: Mapping[str, type[Request]] = {**REQUESTS, **STANDBY}
+"""Every verb that can be run by hand, and what it takes."""
+
+
+def apart(verb: str, request: Mapping[str, Any]) -> str:
+    """Return what tells the staging of a job that runs beside others of its database from theirs; else nothing."""
+    return f"{verb} {request.get('to', '')}" if verb == "follow" or verb in STANDBY else ""

@@ -65,8 +65,7 @@ async def run_worker(
     try:
         if spec["verb"] in ENGINE_VERBS:
             database, run_as = spec["database"], _owner(spec["database"], spec["request"])
-            aside = apart(spec["verb"], spec["request"])
-            staging = staging_of(spec["state"], database["name"], run_as, aside)
+            staging = staging_of(spec["state"], database["name"], run_as, apart(spec["verb"], spec["request"]))
             spec = {**spec, "run_as": run_as, "staging": staging}
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}

@@ -34,7 +34,7 @@ def probe(address: Address, only: str) -> Probe:
         )
     role = shown(bytes(role))
     findings = [
-        Finding("connection", "ok", f"PostgreSQL {version} on {place_of(address)}, as role {role}"),
+        Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
         *_programs(major),
         *_extensions(address, databases, major),

@@ -26,7 +26,7 @@ from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import Connection, connected, rows
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
-from dbguardd.engines.postgresql.place import how_made, read_contents
+from dbguardd.engines.postgresql.place import MANUAL, how_made, read_contents
 from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throwaway
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.engines.postgresql.tools import find_tools
@@ -88,7 +88,8 @@ def examine(
         found = content.fingerprint() if whole else None
         findings.append(_content(contents, found))
         findings += _ask_all(sandbox, contents, queries, default_database)
-    return Examination(tuple(findings), found, {"postgresql": tools.version})
+    said = f"{target / MANUAL} has the commands that bring it into a server"
+    return Examination(tuple(findings), found, {"postgresql": tools.version, "next": said})
 
 
 def _content(contents: Contents, found: Fingerprint | None) -> Finding:

@@ -75,8 +75,18 @@ class Saved:
 class Examiner:
     """Looks at batches of one file. Several threads may call it."""
 
-    def __init__(self, file: int, name: str, digests: Digests, *, filling: Filling, unit: int, level: int) -> None:
-        self._file, self._name, self.unit, self._level = file, name, unit, level
+    def __init__(
+        self,
+        file: int,
+        name: str,
+        digests: Digests,
+        *,
+        filling: Filling,
+        unit: int,
+        level: int,
+        changing: bool = False,
+    ) -> None:
+        self._file, self._name, self.unit, self._level, self._changing = file, name, unit, level, changing
         self.digests, self.filling, self.size = digests, filling, filling.size
         self._own = threading.local()
         zeros = bytes(EXTENT)
@@ -140,6 +150,9 @@ class Examiner:
                 raise SourceDenied(
                     f"{self._name}: cannot be read", detail=f"at byte {start + done}: {error}"
                 ) from error
+            if not count and self._changing:
+                view[done:] = bytes(length - done)
+                break
             if not count:
                 raise SourceChanged(
                     f"{self._name}: became shorter during the backup",

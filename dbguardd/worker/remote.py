@@ -204,7 +204,7 @@ class RemoteEngine:
         def adopt() -> None:
             with suppress(_GivenUp):  # why, comes with the call's own problem
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
-                sink.adopt(name, file, page_size, stamp=stamp, filled=filled)
+                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, changing=bool(message["changing"]))
 
         self._answer(adopt)
         with suppress(_GivenUp):

@@ -6,7 +6,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SECONDS ?= 600
 PYTEST_LIMIT ?= 1500
-PROGRAMS := mandoc:mandoc strace:strace sqlite3:sqlite3 mmdebstrap:mmdebstrap systemd-nspawn:systemd-container
+PROGRAMS := mandoc:mandoc strace:strace sqlite3:sqlite3 mmdebstrap:mmdebstrap systemd-nspawn:systemd-container pg_ctlcluster:postgresql
 
 # Neither make nor the shell may read orders in the name of a file.
 unexport DB

@@ -335,6 +335,24 @@ class LogBroken(GuardError):
     advice = "See what is covered: dbguardctl list NAME. It is followed again by itself."
 
 
+class ServerUnreachable(GuardError):
+    """The server of a database does not answer, or takes no connection."""
+
+    code, title = "DBG-2011", "Database server not reachable"
+    exit_status, http_status, transient = 1, 503, True
+    meaning = "No backup was made this time. Earlier backups are untouched. `retry` says when it is tried again."
+    advice = "See if the server runs (pg_lsclusters, systemctl status postgresql), and mend url in the policy."
+
+
+class ToolMissing(GuardError):
+    """A program of the database's makers is not installed, or too old for the server."""
+
+    code, title = "DBG-2012", "A program of the database is missing"
+    http_status = 502
+    meaning = "Nothing was done; earlier backups are untouched. The programs must be of the version of the server."
+    advice = "Install the programs of the server's version, such as apt-get install postgresql-client-15."
+
+
 # ------------------------------------------------------------------------------------------------ 3: storage
 
 
@@ -582,7 +600,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
         *(SecondInstance, Overloaded, PlaceDenied, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
         *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
-        *(Unsupported, WouldBlock, LogBroken),
+        *(Unsupported, WouldBlock, LogBroken, ServerUnreachable, ToolMissing),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
         *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, TooCostly, Held, Breaker, ClockDoubt),

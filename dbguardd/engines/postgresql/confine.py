@@ -1,0 +1,121 @@
+"""Starts one program of PostgreSQL so that it ends with us, and a throw-away server so that it reaches nothing.
+
+`python -I -S confine.py PARENT_PID SIGNAL KIND PROGRAM ARGUMENT...`; KIND is `tool`, `server` or `recovery`.
+
+What a throw-away server reads may be hostile: a function in a check constraint, a library that a superuser once loaded.
+It runs as the user who owns the guarded server, who may do everything there without a password (peer authentication).
+So a server may connect to nothing, local or remote; may start no program (COPY ... TO PROGRAM), but for a `recovery`,
+which has its own restore_command; and may look into no other process. It is the kernel that refuses (seccomp(2)), and
+nothing that runs later can take that back. Standard library only: the file is run by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_SECCOMP = 22
+_PR_SET_NO_NEW_PRIVS = 38
+_MODE_FILTER = 2
+_MOST_BYTES = 4 << 30  # of memory for one process: a value may have 1 GiB, and is there more than once when it is read
+
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06  # linux/filter.h
+_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x80000000  # 13: EACCES
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # places in struct seccomp_data
+_X32 = 0x40000000
+
+_NUMBERS = {  # of system calls; what has no number there is not needed
+    "x86_64": (
+        0xC000003E,
+        {"execve": 59, "socket": 41, "sendto": 44},
+        (42, 101, 272, 308, 310, 311, 321, 322, 323, 425, 438),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {"execve": 221, "socket": 198, "sendto": 206},
+        (203, 117, 97, 268, 270, 271, 280, 281, 282, 425, 438),
+    ),
+}
+"""Architecture, the calls of which only some are refused, and those that are always refused: connect, ptrace, unshare,
+setns, process_vm_readv, process_vm_writev, bpf, execveat, userfaultfd, io_uring_setup (which can connect by itself),
+pidfd_getfd."""
+
+
+def main() -> None:
+    """Become the program that the command line names."""
+    parent, number, kind, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], os.fsencode(sys.argv[4])
+    libc = ctypes.CDLL(None, use_errno=True)
+    if kind != "tool":
+        os.setsid()  # it ends by its own signal, orderly, and not with our group
+    libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for what in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(what, signal.SIG_DFL)
+    words = [os.fsencode(word) for word in sys.argv[4:]]
+    path = ctypes.create_string_buffer(program)
+    vector = (ctypes.c_char_p * (len(words) + 1))(*words, None)
+    if kind != "tool":
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+        confine(libc, None if kind == "recovery" else ctypes.addressof(path))
+    libc.execv(path, vector)
+    sys.exit(f"{sys.argv[4]}: {os.strerror(ctypes.get_errno())}")
+
+
+def confine(libc: ctypes.CDLL, program: int | None) -> None:
+    """Have the kernel refuse from now on; of programs only the one whose path is at the address `program` may start."""
+    machine = platform.machine()
+    if machine not in _NUMBERS:
+        sys.exit(f"a throw-away server cannot be confined on {machine}")
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps(machine, program))
+    held = ctypes.create_string_buffer(code)
+    filter_ = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(held))
+    if libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.create_string_buffer(filter_), 0, 0) != 0:
+        sys.exit(f"a throw-away server cannot be confined: {os.strerror(ctypes.get_errno())}")
+
+
+def steps(machine: str, program: int | None) -> list[tuple[int, int, int, int]]:
+    """Return the filter, as the kernel's small machine runs it: (operation, jump if true, jump if false, operand)."""
+    architecture, some, refused = _NUMBERS[machine]
+    made = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_JUMP_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_JUMP_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, _REFUSE),
+    ]
+    for number in refused:
+        made += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    # A socket may only be a local stream: nothing but connect, which is refused, can send over it.
+    made += _only(some["socket"], [(0, ~0, 1), (1, 0xF, 1)])
+    made += _only(some["sendto"], [(4, ~0, 0)])  # to nobody else than who has connected
+    if program is not None:
+        made += _only(some["execve"], [(0, ~0, program)])
+    return [*made, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _only(number: int, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Return the steps that refuse a call unless its arguments (place, mask, value) are these; the number is loaded."""
+    checks: list[tuple[int, int, int, int]] = []
+    for place, mask, value in wanted:
+        for half in (0, 1):
+            part = value >> 32 * half & 0xFFFFFFFF
+            seen = mask >> 32 * half & 0xFFFFFFFF
+            checks.append((_LOAD, 0, 0, _ARGUMENTS + 8 * place + 4 * half))
+            checks.append((_AND, 0, 0, seen))
+            checks.append((_JUMP_EQUAL, 1, 0, part))
+            checks.append((_RETURN, 0, 0, _REFUSE))
+    checks.append((_RETURN, 0, 0, _ALLOW))
+    return [(_JUMP_EQUAL, 0, len(checks), number), *checks]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Connects to a server, and says in our words what it refuses.
+
+A connection speaks the bytes of the database (client_encoding SQL_ASCII: nothing is converted, so nothing can fail to
+be): names come as bytes, `shown` makes them text for people. It reads only, takes no name from a search path, and
+writes values in the one form that does not depend on settings. Passwords come from where libpq looks for them:
+~/.pgpass and service files of the user who runs this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from dbguardd.engines.postgresql.tools import OLDEST
+from dbguardd.errors import (
+    GuardError,
+    PolicyInvalid,
+    ServerUnreachable,
+    SourceChanged,
+    SourceDamaged,
+    SourceDenied,
+    SourceLocked,
+    SourceMissing,
+    Unsupported,
+)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Address = Mapping[str, str]
+"""What libpq is told: host, port, user, dbname, service, sslmode ..."""
+
+_CONNECT_SECONDS = 15
+_SETTINGS = (
+    "SET search_path = ''",
+    "SET row_security = off",
+    "SET statement_timeout = 0",
+    "SET idle_in_transaction_session_timeout = 0",
+    "SET bytea_output = 'hex'",
+    "SET datestyle = 'ISO, YMD'",
+    "SET intervalstyle = 'postgres'",
+    "SET extra_float_digits = 3",
+    "SET timezone = 'UTC'",
+    "SET xmloption = 'content'",
+    "SET quote_all_identifiers = off",
+    "SET synchronize_seqscans = off",
+)
+
+
+def address_of(url: str) -> dict[str, str]:
+    """Return what a policy's url says. Raises PolicyInvalid."""
+    try:
+        return {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
+    except psycopg.ProgrammingError as error:
+        raise PolicyInvalid(f"{url}: is no address of a PostgreSQL server", detail=str(error).strip()) from error
+
+
+def place_of(address: Address) -> str:
+    """Return in words which server an address means; never a password."""
+    if "service" in address:
+        return f"service {address['service']}"
+    host = address.get("host", "")
+    where = host if host and not host.startswith("/") else "local server" + (f" in {host}" if host else "")
+    return f"PostgreSQL, {where}" + (f", port {address['port']}" if "port" in address else "")
+
+
+@contextmanager
+def connected(address: Address, database: str = "", about: str = "") -> Iterator[Connection]:
+    """Connect for the length of a block; errors of the server become ours, also those inside the block."""
+    connection = connect(address, database, about)
+    try:
+        with refusals(about or place_of(address)):
+            yield connection
+    finally:
+        connection.close()
+
+
+def connect(address: Address, database: str = "", about: str = "") -> Connection:
+    """Return a connection outside of any transaction. Raises ServerUnreachable, SourceDenied, SourceMissing ..."""
+    told = {**address, **({"dbname": database} if database else {})}
+    told.setdefault("dbname", "postgres")
+    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
+    about = about or place_of(address)
+    try:
+        connection = psycopg.connect(**{**usual, **told}, autocommit=True)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise _unconnected(about, error) from error
+    try:
+        with refusals(about):
+            if connection.info.server_version // 10000 < OLDEST:
+                raise Unsupported(
+                    f"{about}: PostgreSQL {version_of(connection)} is too old",
+                    detail=f"Servers from PostgreSQL {OLDEST} on are backed up.",
+                )
+            for setting in _SETTINGS:
+                connection.execute(setting.encode(), prepare=False)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def version_of(connection: Connection) -> str:
+    """Return the version of the server: "15.18"."""
+    number = connection.info.server_version
+    return f"{number // 10000}.{number % 10000}"
+
+
+def major_of(connection: Connection) -> int:
+    """Return the major version of the server."""
+    return connection.info.server_version // 10000
+
+
+def rows(connection: Connection, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
+    """Return all rows of a query that has few; text comes as bytes."""
+    return connection.execute(query, values or None, prepare=False).fetchall()
+
+
+def text(value: Any) -> str:
+    """Return what the server says as text that is never shown nor compared: a number, a version, a word."""
+    return bytes(value).decode("ascii", "replace") if isinstance(value, bytes | memoryview) else str(value)
+
+
+def shown(name: bytes) -> str:
+    """Return a name as text: UTF-8, and what is none in hexadecimal, so that no two names become the same."""
+    return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def refusals(about: str) -> Iterator[None]:
+    """Make errors of the server that come out of the block ours. What the driver says of our use of it is a bug."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
+            raise
+        raise refusal(about, error) from error
+
+
+_STATES: Mapping[str, type[GuardError]] = {
+    "08": ServerUnreachable,  # connection exception
+    "28": SourceDenied,  # invalid authorization
+    "3D": SourceMissing,  # invalid catalog name
+    "42501": SourceDenied,  # insufficient privilege
+    "42P01": SourceChanged,  # undefined table: dropped meanwhile
+    "53": ServerUnreachable,  # insufficient resources
+    "55P03": SourceLocked,  # lock not available
+    "55": SourceChanged,  # object not in prerequisite state
+    "57": ServerUnreachable,  # operator intervention: it is shut down
+    "58": SourceDamaged,  # system error: a file cannot be read
+    "XX001": SourceDamaged,
+    "XX002": SourceDamaged,
+}
+
+
+def refusal(about: str, error: psycopg.Error) -> GuardError:
+    """Return what an error of a server that answered means. Its words are kept: they name objects, and quote no row."""
+    state, said = error.sqlstate or "", _first_line(error)
+    if not state:
+        return ServerUnreachable(f"{about}: the connection was lost", detail=said)
+    kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
+    return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})")
+
+
+def _unconnected(about: str, error: psycopg.Error) -> GuardError:
+    """Return why there is no connection. Before one there are no codes, only words; a server's may not be English."""
+    said = _first_line(error)
+    if found := re.search(r'database "(.*)" does not exist', said):
+        return SourceMissing(
+            f"{about}: there is no database {found[1]}", detail=said, hints=["psql -l  # the databases that there are"]
+        )
+    if re.search("authentication failed|no pg_hba.conf entry|no password supplied|role .* does not exist", said):
+        return SourceDenied(
+            f"{about}: the server lets us not in",
+            detail=said,
+            hints=["set run_as to the user whom the server knows, or user= in the url", "man 5 dbguard.toml  # url"],
+        )
+    if re.search("permission denied for database", said):
+        return SourceDenied(f"{about}: no permission to connect", detail=said)
+    return ServerUnreachable(f"{about}: cannot be reached", detail=said)
+
+
+def _first_line(error: psycopg.Error) -> str:
+    if error.diag.message_primary:
+        return error.diag.message_primary[:500]
+    return " ".join(str(error).split())[:500] or type(error).__name__

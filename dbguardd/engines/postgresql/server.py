@@ -1,0 +1,203 @@
+"""A throw-away server: on a data directory of ours, with our configuration only, reached by us only, and gone after.
+
+Nothing that a backup contains configures it: no archive_command, no library that is loaded, no address that is
+listened on. It serves one socket, in its data directory, into which nobody else may look; it may connect to nothing
+and start nothing (see confine). It ends with us, by a signal that lets it clean up after itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbguardd.engines.postgresql.child import Alive, command, end, environment, run
+from dbguardd.engines.postgresql.connect import Address
+from dbguardd.engines.postgresql.tools import Tools
+from dbguardd.errors import Degraded, NoSpace, Unsupported, of_file
+
+USER = "dbguard"
+"""The superuser of a throw-away server that initdb makes here."""
+
+_LOOK_SECONDS = 0.05
+_LOG = "server.log"
+_LOG_BYTES = 2000
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "",
+    "unix_socket_directories": ".",  # the data directory: its path may be longer than the kernel takes for a socket
+    "unix_socket_permissions": "0700",
+    "port": "5432",
+    "max_connections": "20",
+    "shared_buffers": "64MB",
+    "work_mem": "16MB",
+    "maintenance_work_mem": "256MB",
+    "temp_buffers": "8MB",
+    "huge_pages": "off",
+    "shared_memory_type": "mmap",
+    "dynamic_shared_memory_type": "mmap",  # in the data directory: goes with it
+    "max_wal_size": "1GB",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "autovacuum": "off",
+    "archive_mode": "off",
+    "shared_preload_libraries": "",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
+    "ssl": "off",
+    "jit": "off",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "log_min_messages": "warning",
+    "log_min_error_statement": "panic",  # a statement may quote rows
+    "log_statement": "none",
+    "lc_messages": "C",
+    "client_connection_check_interval": "1s",
+    "restart_after_crash": "off",
+    "event_triggers": "off",
+}
+_SINCE = {"event_triggers": 17, "client_connection_check_interval": 14}
+"""Settings that older versions do not know: the first that does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A throw-away server that answers."""
+
+    tools: Tools
+    data: Path
+    place: int
+    """a descriptor of its data directory; programs that connect have to inherit it"""
+    user: str
+
+    def address(self, user: str = "") -> Address:
+        """Return where it is, for libpq: over the descriptor, since the path may be too long for a socket."""
+        return {"host": f"/proc/self/fd/{self.place}", "port": "5432", "user": user or self.user, "sslmode": "disable"}
+
+    def log(self) -> str:
+        """Return the end of its log."""
+        return _tail(self.data / _LOG)
+
+
+def make_cluster(data: Path, tools: Tools, alive: Alive, *, checksums: bool = False) -> None:
+    """Make an empty cluster in `data`, which must not exist; its superuser is USER. Raises what initdb fails of."""
+    refuse_root()
+    more = ["--data-checksums"] if checksums else []
+    words = ["--no-sync", "--no-instructions", "--auth=trust", f"--username={USER}", "--encoding=UTF8", "--locale=C"]
+    said = run([tools.path("initdb"), *words, *more, f"--pgdata={data}"], alive)
+    if said.status != 0:
+        shutil.rmtree(data, ignore_errors=True)
+        kind = NoSpace if "No space left" in said.errors else Degraded
+        raise kind(f"{data}: initdb of PostgreSQL {tools.version} failed", detail=said.errors[-_LOG_BYTES:])
+
+
+@contextmanager
+def throwaway(
+    data: Path,
+    tools: Tools,
+    alive: Alive,
+    *,
+    user: str = USER,
+    settings: Mapping[str, str] | None = None,
+    recovery: bool = False,
+) -> Iterator[Server]:
+    """Run a server on the cluster in `data` for the length of a block; then it is gone, and `data` with it.
+
+    `data` belongs to us, and what configures a server in there is written anew. `settings` come on top of ours. A
+    `recovery` may run its restore_command. Returns when it accepts connections; `alive` is called until then. Raises
+    Degraded with the end of its log if it does not start, and what `alive` raises.
+    """
+    refuse_root()
+    process: subprocess.Popen[bytes] | None = None
+    place = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        data.chmod(0o700)
+        configure(data, tools.major, settings or {})
+        process = _start(data, tools, "recovery" if recovery else "server")
+        _await(data, process, tools, alive)
+        yield Server(tools, data, place, user)
+    finally:
+        if process is not None:
+            end(process, signal.SIGQUIT)  # at once: nothing of it is to be kept
+        os.close(place)
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def configure(data: Path, major: int, settings: Mapping[str, str]) -> None:
+    """Write all files of `data` that configure a server; what was there is taken away, and never followed."""
+    told = {name: value for name, value in _SETTINGS.items() if major >= _SINCE.get(name, 0)} | dict(settings)
+    lines = "".join(f"{name} = '{_quoted(value)}'\n" for name, value in told.items())
+    ours = {
+        "postgresql.conf": lines,
+        "postgresql.auto.conf": "",
+        "pg_hba.conf": "local all all trust\n",
+        "pg_ident.conf": "",
+        _LOG: "",
+    }
+    for name, content in ours.items():
+        path = data / name
+        try:
+            path.unlink(missing_ok=True)
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(file, "w", encoding="utf-8") as opened:
+                opened.write(content)
+        except OSError as error:
+            raise of_file(f"{path}: cannot be written", error) from error
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def refuse_root() -> None:
+    """Raise Unsupported if this is root: PostgreSQL does not run as root, and we could not be confined either."""
+    if os.geteuid() == 0:
+        raise Unsupported(
+            "PostgreSQL does not run as root, so no throw-away server can be started",
+            detail="It is started by the user who opens the database; for a local server, that is its owner.",
+            hints=['set run_as = "postgres" for the database'],
+        )
+
+
+def _start(data: Path, tools: Tools, kind: str) -> subprocess.Popen[bytes]:
+    words = [tools.path("postgres"), "-D", str(data)]
+    try:
+        with (data / _LOG).open("ab") as log:
+            return subprocess.Popen(
+                command(kind, signal.SIGQUIT, words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(),
+                cwd="/",
+            )
+    except OSError as error:
+        raise of_file(f"{words[0]}: cannot be started", error) from error
+
+
+def _await(data: Path, process: subprocess.Popen[bytes], tools: Tools, alive: Alive) -> None:
+    """Return when the server accepts connections: the last line of its postmaster.pid says so."""
+    while True:
+        with suppress(FileNotFoundError):
+            said = (data / "postmaster.pid").read_text(errors="replace").splitlines()
+            if len(said) >= 8 and said[7].strip() in ("ready", "standby"):
+                return
+        if process.poll() is not None:
+            log = _tail(data / _LOG)
+            kind = NoSpace if "No space left" in log else Degraded
+            raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=log)
+        alive()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")
+
+
+def _tail(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_bytes()[-_LOG_BYTES:].decode(errors="replace").strip()
+    return ""

@@ -1,0 +1,79 @@
+"""Finds PostgreSQL's own programs: those of the server's major version, wherever the distribution puts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbguardd.errors import ToolMissing
+
+OLDEST = 13
+"""The oldest major version of a server that is backed up: its makers do not mend older ones any more."""
+_PLACES = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/lib64/pgsql/bin", "/usr/local/pgsql/bin")
+_SECONDS = 20.0
+_NEWEST_TRIED = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The programs of one version."""
+
+    major: int
+    version: str
+    directory: Path
+
+    def path(self, program: str) -> str:
+        """Return the absolute path of a program."""
+        return str(self.directory / program)
+
+
+def find_tools(program: str, major: int, *, or_newer: bool = False, need: str = "") -> Tools:
+    """Return where `program` of a major version is, with `or_newer` that of the nearest newer one if there is none.
+
+    `need` says in words what for. Raises ToolMissing, with the command that installs it.
+    """
+    found = [tools for place in _places(major, or_newer) if (tools := _look(place, program)) is not None]
+    fitting = [tools for tools in found if tools.major == major or (or_newer and tools.major > major)]
+    if fitting:
+        return min(fitting, key=lambda tools: tools.major)
+    there = ", ".join(f"{tools.directory / program} is {tools.version}" for tools in found) or "none is installed"
+    package = (
+        f"postgresql-client-{major}" if program in ("pg_dump", "pg_dumpall", "pg_restore") else f"postgresql-{major}"
+    )
+    raise ToolMissing(
+        f"{program} of PostgreSQL {major} is not here{f': {need}' if need else ''}",
+        detail=f"The server is PostgreSQL {major}; of {program}, {there}. An older one refuses a newer server.",
+        hints=[f"apt-get install {package}"],
+        facts={"program": program, "major": major},
+    )
+
+
+def _places(major: int, or_newer: bool) -> Iterator[Path]:
+    """Yield where to look, in this order; no place twice."""
+    majors = range(major, _NEWEST_TRIED) if or_newer else (major,)
+    named = [place.format(number) for place in _PLACES for number in majors]
+    seen = set[str]()
+    for place in (*named, *os.environ.get("PATH", "").split(os.pathsep), "/usr/local/bin", "/usr/bin"):
+        real = os.path.realpath(place)
+        if place.startswith("/") and real not in seen and os.path.isdir(real):
+            seen.add(real)
+            yield Path(place)
+
+
+def _look(place: Path, program: str) -> Tools | None:
+    """Return what a directory has, if the program is in there and says its version."""
+    path = place / program
+    if not os.access(path, os.X_OK):
+        return None
+    try:
+        said = subprocess.run(
+            [path, "--version"], check=True, capture_output=True, timeout=_SECONDS, env={"LC_ALL": "C"}
+        ).stdout.decode(errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r"\(PostgreSQL\) ((\d+)\S*)", said)
+    return None if match is None else Tools(int(match[2]), match[1], place)

@@ -1,0 +1,203 @@
+"""A real PostgreSQL server for tests: made once, Unix socket only, of a user without rights, and gone afterwards.
+
+PostgreSQL does not run as root, and neither does the engine half: where the tests do, whatever touches the server runs
+in a child of `OWNER` (see `as_owner`).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+PREFERRED = int(os.environ.get("DBGUARD_TEST_POSTGRESQL", "0"))
+_SECONDS = 120.0
+
+
+def bin_directory():
+    """Where the newest installed PostgreSQL has its programs, or that of DBGUARD_TEST_POSTGRESQL; None without any."""
+    found = [place for place in Path("/usr/lib/postgresql").glob("*/bin") if (place / "initdb").exists()]
+    found = [place for place in found if not PREFERRED or int(place.parent.name) == PREFERRED]
+    newest = max(found, key=lambda place: int(place.parent.name), default=None)
+    if newest is None and (there := shutil.which("initdb")):
+        return Path(there).resolve().parent
+    return newest
+
+
+def owner():
+    """The uid that the server runs as: ours, or that of nobody if we are root."""
+    return os.geteuid() or pwd.getpwnam("nobody").pw_uid
+
+
+def identity():
+    """The arguments of subprocess that make a child the owner's."""
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwuid(owner())
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def as_owner(action, *arguments):
+    """Run something in a child that belongs to the owner; return what it returned, or raise what it raised."""
+    if os.geteuid() != 0:
+        return action(*arguments)
+    context = get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_as_owner, args=(there, action, arguments))
+    child.start()
+    there.close()
+    try:
+        try:
+            outcome, value = here.recv()
+        except EOFError:
+            child.join()
+            pytest.fail(f"the child ended with {child.exitcode} and said nothing")
+    finally:
+        here.close()
+        child.join(_SECONDS)
+        child.close()
+    if outcome == "raised":
+        raise value
+    return value
+
+
+def _as_owner(pipe, action, arguments):
+    user = pwd.getpwuid(owner())
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    os.environ["HOME"] = "/nonexistent"
+    sys.executable = _python()
+    try:
+        said = ("returned", action(*arguments))
+    except BaseException as error:  # noqa: BLE001 - it is raised again on the other side
+        error.add_note(traceback.format_exc())
+        said = ("raised", error)
+    pipe.send(said)
+    pipe.close()
+
+
+def _python():
+    """A Python that the owner may run: ours, or the system's."""
+    return sys.executable if os.access(os.path.realpath(sys.executable), os.X_OK) else shutil.which("python3")
+
+
+class Cluster:
+    """A running server."""
+
+    def __init__(self, place, programs):
+        self.place, self.programs = place, programs
+        self.data, self.socket = place / "data", place / "socket"
+        self.port = 54321
+        self.process = None
+
+    @property
+    def url(self):
+        return f"postgresql:///?host={self.socket}&port={self.port}&user=postgres"
+
+    @property
+    def major(self):
+        said = subprocess.run([self.programs / "postgres", "--version"], check=True, capture_output=True, text=True)
+        return int(said.stdout.split()[2].split(".")[0])
+
+    def make(self, *options):
+        """Make the cluster; `options` are those of initdb."""
+        words = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", *options]
+        subprocess.run([self.programs / "initdb", *words, "-D", self.data], check=True, capture_output=True,
+                       cwd="/", **identity())  # fmt: skip
+        self.socket.mkdir(mode=0o755)
+        os.chown(self.socket, owner(), -1)
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write(
+                f"listen_addresses = ''\nport = {self.port}\nunix_socket_directories = '{self.socket}'\nfsync = off\n"
+                "wal_level = replica\nmax_wal_senders = 4\nmax_replication_slots = 4\ntimezone = 'Europe/Berlin'\n"
+                "datestyle = 'SQL, DMY'\nshared_buffers = 32MB\nlog_statement = none\n"
+            )
+
+    def start(self):
+        """Start the server and wait until it answers."""
+        with (self.place / "log").open("ab") as log:
+            self.process = subprocess.Popen([self.programs / "postgres", "-D", self.data], stdout=log, stderr=log,
+                                            cwd="/", **identity())  # fmt: skip
+        deadline = time.monotonic() + _SECONDS
+        while "ready" not in self._status():
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.place / "log").read_text()
+            time.sleep(0.02)
+
+    def _status(self):
+        with suppress(OSError):
+            return (self.data / "postmaster.pid").read_text()
+        return ""
+
+    def stop(self, number=signal.SIGQUIT):
+        """Stop the server."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(_SECONDS)
+            self.process = None
+
+    def sql(self, text, database="postgres"):
+        """Run SQL as the superuser, and return what psql prints."""
+        words = [self.programs / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.socket, "-p", str(self.port)]
+        done = subprocess.run([*words, "-U", "postgres", "-d", database], check=False, input=text, capture_output=True,
+                              text=True, timeout=_SECONDS, cwd="/")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@contextmanager
+def cluster(*options):
+    """Make and start a server; skips loudly where there is no PostgreSQL."""
+    programs = bin_directory()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: NOTHING of its engine is tested (apt-get install postgresql)")
+    place = Path(tempfile.mkdtemp(prefix="dbg-pg-"))  # short: sockets
+    os.chown(place, owner(), -1)
+    place.chmod(0o755)
+    made = Cluster(place, programs)
+    try:
+        made.make(*options)
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def alive_processes(of):
+    """The pids of processes whose command line has this text in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if of.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def ended(pid):
+    """Say if a process is gone, or only waits to be reaped."""
+    try:
+        return "(zombie)" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def until(condition, what):
+    """Wait until a condition holds; return what it returned."""
+    deadline = time.monotonic() + _SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.02)
+    return found

@@ -1,0 +1,220 @@
+"""The foundation of the PostgreSQL engine: its connections, programs, and throw-away servers."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from postgres_world import alive_processes, as_owner, cluster, ended, owner, until
+
+from dbguardd.engines.postgresql.child import run, tool
+from dbguardd.engines.postgresql.connect import address_of, connected, rows, version_of
+from dbguardd.engines.postgresql.server import make_cluster, throwaway
+from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.errors import (
+    Cancelled,
+    Degraded,
+    GuardError,
+    ServerUnreachable,
+    SourceDenied,
+    SourceMissing,
+    ToolMissing,
+    Unsupported,
+)
+
+
+@pytest.fixture(scope="module")
+def live():
+    with cluster() as made:
+        made.sql("CREATE ROLE low LOGIN; CREATE TABLE t(n int); INSERT INTO t SELECT generate_series(1, 10)")
+        yield made
+
+
+@pytest.fixture
+def place():
+    """A directory of the owner's, with a path as long as those that a job gets."""
+    base = Path(tempfile.mkdtemp(prefix="dbg-"))
+    base.chmod(0o755)
+    deep = base / ("a-database-with-a-long-name-" + "x" * 80)
+    deep.mkdir()
+    os.chown(deep, owner(), -1)
+    yield deep
+    assert list(deep.iterdir()) == []
+    shutil.rmtree(base)
+
+
+def quiet():
+    """Nothing to tell."""
+
+
+def tools_of(live):
+    return find_tools("postgres", live.major)
+
+
+def asked(place, live, statements, settings=None):
+    """Answers (or the SQLSTATE) of a throw-away server to statements of its superuser."""
+    make_cluster(place / "data", tools_of(live), quiet)
+    answers = []
+    with throwaway(place / "data", tools_of(live), quiet, settings=settings) as server:
+        for statement in statements:
+            try:
+                with connected(server.address(), "postgres") as db:
+                    found = db.execute(statement.encode())
+                    answers.append(found.fetchall() if found.description else [])
+            except GuardError as error:
+                answers.append(error.detail)
+        left = [path.name for path in server.data.iterdir()]
+    return answers, left
+
+
+def test_a_server_is_asked_in_the_bytes_of_its_database(live):
+    with connected(address_of(live.url), "postgres") as db:
+        assert int(version_of(db).split(".")[0]) == live.major
+        assert rows(db, b"SELECT 'gr\xc3\xbc\xc3\x9fe', current_setting('timezone')") == [
+            (b"gr\xc3\xbc\xc3\x9fe", b"UTC")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (("user=postgres", "user=nobody_known"), SourceDenied),
+        (("postgresql:///", "postgresql:///not_there"), SourceMissing),
+        (("port=54321", "port=54322"), ServerUnreachable),
+        (("host=/", "host=/nowhere/"), ServerUnreachable),
+    ],
+)
+def test_what_keeps_us_from_a_server_is_told_apart(live, change, kind):
+    with pytest.raises(kind) as caught, connected(address_of(live.url.replace(*change))):
+        pass
+    assert caught.value.detail
+
+
+def test_what_a_role_may_not_read_is_denied(live):
+    with (
+        pytest.raises(SourceDenied, match="refused"),
+        connected({**address_of(live.url), "user": "low"}, "postgres") as db,
+    ):
+        db.execute(b"SELECT * FROM public.t")
+
+
+def test_programs_of_the_servers_version_are_found_and_what_is_missing_has_its_command(live):
+    assert find_tools("pg_dump", live.major).major == live.major
+    assert find_tools("pg_dump", live.major - 1, or_newer=True).major >= live.major - 1
+    with pytest.raises(ToolMissing) as caught:
+        find_tools("pg_dump", 99, need="to read it")
+    assert caught.value.hints == ("apt-get install postgresql-client-99",)
+    assert f"is {find_tools('pg_dump', live.major).version}" in caught.value.detail
+
+
+def test_a_program_is_ended_with_the_block_and_its_last_words_are_kept():
+    def ended():
+        with tool(["/bin/sh", "-c", "echo said; echo why >&2; exec sleep 1000"]) as child:
+            assert child.read(quiet) == b"said\n"
+            pid = child._process.pid
+        return pid, run(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"], quiet)
+
+    pid, said = as_owner(ended)
+    assert not Path(f"/proc/{pid}").exists()
+    assert (said.status, said.output, said.errors) == (3, b"out\n", "err")
+
+
+def test_a_throwaway_server_serves_us_and_leaves_nothing(live, place):
+    answers, left = as_owner(asked, place, live, ["SELECT 1", "SHOW shared_preload_libraries"])
+    assert answers == [[(1,)], [(b"",)]]
+    assert "postmaster.pid" in left
+    assert alive_processes(str(place)) == []
+
+
+def test_nothing_that_a_cluster_contains_configures_a_throwaway_server(live, place):
+    def hostile():
+        make_cluster(place / "data", tools_of(live), quiet)
+        mark = place / "ran"
+        with (place / "data/postgresql.auto.conf").open("a") as conf:
+            conf.write(f"archive_mode = on\narchive_command = 'touch {mark}'\nlisten_addresses = '*'\n")
+            conf.write("shared_preload_libraries = 'nothing_like_that'\n")
+        (place / "data/pg_hba.conf").unlink()
+        (place / "data/pg_hba.conf").symlink_to("/etc/passwd")
+        with throwaway(place / "data", tools_of(live), quiet) as server, connected(server.address()) as db:
+            db.execute(b"SELECT pg_switch_wal()")
+            found = rows(
+                db, b"SELECT name, setting FROM pg_settings WHERE name IN ('archive_mode', 'listen_addresses')"
+            )
+        return sorted(found), mark.exists()
+
+    found, ran = as_owner(hostile)
+    assert found == [(b"archive_mode", b"off"), (b"listen_addresses", b"")]
+    assert not ran
+
+
+def test_its_superuser_can_start_nothing_and_connect_to_nothing(live, place):
+    mark = place / "ran"
+    statements = [
+        f"COPY (SELECT 1) TO PROGRAM 'touch {mark}'",
+        "CREATE EXTENSION dblink SCHEMA public",
+        f"SELECT public.dblink_connect('host={live.socket} port={live.port} user=postgres')",
+        "SELECT public.dblink_connect('host=127.0.0.1 port=5432 user=postgres')",
+    ]
+    (program, extension, local, remote), _ = as_owner(asked, place, live, statements)
+    assert not mark.exists() and not isinstance(program, list)
+    if extension:
+        pytest.skip(f"dblink is not installed: {extension}")
+    assert "SQLSTATE 08" in local
+    assert "SQLSTATE 08" in remote
+
+
+def test_a_server_that_does_not_start_says_why_and_leaves_nothing(live, place):
+    with pytest.raises(Degraded, match="did not start") as caught:
+        as_owner(asked, place, live, [], {"shared_preload_libraries": "no_such_library"})
+    assert "no_such_library" in caught.value.detail
+
+
+def test_cancelling_the_start_leaves_nothing(live, place):
+    def cancelled():
+        def stop():
+            raise Cancelled("enough")
+
+        make_cluster(place / "data", tools_of(live), quiet)
+        with throwaway(place / "data", tools_of(live), stop):
+            pass
+
+    with pytest.raises(Cancelled):
+        as_owner(cancelled)
+    assert alive_processes(str(place)) == []
+
+
+def test_it_ends_with_whoever_started_it_even_if_that_one_is_killed(live, place):
+    def killed():
+        make_cluster(place / "data", tools_of(live), quiet)
+        with throwaway(place / "data", tools_of(live), quiet) as server:
+            segments = subprocess.run(["ipcs", "-m"], capture_output=True, text=True, check=True).stdout
+            pid = int((server.data / "postmaster.pid").read_text().split()[0])
+            (place / "pid").write_text(f"{pid}")
+            (place / "shm").write_text((server.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+            assert segments
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            as_owner(killed)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    pid, segment = int((place / "pid").read_text()), (place / "shm").read_text()
+    until(lambda: ended(pid), "the end of the throw-away server")
+    listed = subprocess.run(["ipcs", "-m"], capture_output=True, text=True, check=True).stdout
+    assert segment not in [line.split()[1] for line in listed.splitlines() if len(line.split()) > 4]
+    for path in list(place.iterdir()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_root_is_refused_with_what_to_do(live, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root is refused")
+    with pytest.raises(Unsupported) as caught:
+        make_cluster(tmp_path / "data", Tools(live.major, "", live.programs), quiet)
+    assert 'run_as = "postgres"' in caught.value.hints[0]

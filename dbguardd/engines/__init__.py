@@ -18,6 +18,13 @@ def _sqlite(settings: Mapping[str, Any]) -> Engine:
     return open_sqlite(settings)
 
 
+def _postgresql(settings: Mapping[str, Any]) -> Engine:
+    from dbguardd.engines.postgresql import open_postgresql  # noqa: PLC0415
+
+    return open_postgresql(settings)
+
+
 ENGINES: Mapping[str, OpenEngine] = {
     "sqlite": _sqlite,
+    "postgresql": _postgresql,
 }

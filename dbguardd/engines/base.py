@@ -23,6 +23,15 @@ REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One check and how it ended: ok, failed, inconclusive or not configured."""
+
+    name: str
+    outcome: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """What is there, found without changing anything."""
 
@@ -30,6 +39,7 @@ class Probe:
     size_bytes: int
     facts: Facts
     warnings: tuple[str, ...] = ()  # sentences for people: a vulnerable library, a network file system
+    findings: tuple[Finding, ...] = ()  # what a backup or its proof will need, and whether it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +72,7 @@ class Query:
     max: float | None = None
     equals: str | float | None = None
     why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check and how it ended: ok, failed, inconclusive or not configured."""
-
-    name: str
-    outcome: str
-    detail: str = ""
+    database: str = ""  # of a server with many: the one that is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,35 @@ class Examination:
     def ok(self) -> bool:
         """True if no check failed and none was inconclusive."""
         return all(finding.outcome in ("ok", "not configured") for finding in self.findings)
+
+
+def judge(name: str, query: Query, value: object) -> Finding:
+    """Say whether the single value that a proof query returned is right. Of what is wrong only its size is told."""
+    wrong = ""
+    number = value if isinstance(value, int | float) else None
+    if query.equals is not None:
+        same = number == query.equals if isinstance(query.equals, int | float) else value == query.equals
+        wrong = "" if same else f"expected {query.equals!r}"
+    if query.min is not None and (number is None or number < query.min):
+        wrong = f"expected at least {query.min!r}"
+    if query.max is not None and (number is None or number > query.max):
+        wrong = f"expected at most {query.max!r}"
+    if query.equals is None and query.min is None and query.max is None and value is None:
+        wrong = "expected a value"
+    why = f" ({query.why})" if query.why else ""
+    told = repr(value) if query.equals is not None and not wrong else _size_of(value)
+    return Finding(name, "failed", f"{told}, {wrong}{why}") if wrong else Finding(name, "ok", f"{told}{why}")
+
+
+def _size_of(value: object) -> str:
+    """Return a number as it is, and of all else how much it is."""
+    match value:
+        case str():
+            return f"a text of {len(value)} character{'s' * (len(value) != 1)}"
+        case bytes():
+            return f"{len(value)} byte{'s' * (len(value) != 1)}"
+        case _:
+            return repr(value)
 
 
 class Snapshots(Protocol):

@@ -52,6 +52,7 @@ def _database(run: Run) -> Iterator[Finding]:
     yield Finding("database", "ok", f"{run.database['engine']} {probe.version}, {probe.size_bytes} bytes")
     for warning in probe.warnings:
         yield Finding("database", "ok", f"note: {warning}")
+    yield from probe.findings
 
 
 def _storage(run: Run) -> Iterator[Finding]:

@@ -36,7 +36,8 @@ class RemoteEngine:
     def probe(self) -> Probe:
         """Say what is there."""
         found = self._call("probe", {}, _silent)
-        return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]))
+        findings = tuple(Finding(**finding) for finding in found["findings"])
+        return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
         """Write a consistent backup of the live database into `sink`."""

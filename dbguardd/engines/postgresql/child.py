@@ -27,9 +27,12 @@ Alive = Callable[[], None]
 """Called some times a second while something is waited for. Raises Cancelled when the job is to end."""
 
 
-def command(kind: str, number: int, program: Sequence[str]) -> list[str]:
-    """Return the command line by which confine.py becomes `program`, which gets signal `number` when we die."""
-    return [sys.executable, "-I", "-S", str(_CONFINE), str(os.getpid()), str(number), kind, *program]
+def command(kind: str, number: int, program: Sequence[str], place: str = "/") -> list[str]:
+    """Return the command line by which confine.py becomes `program`, which gets signal `number` when we die.
+
+    `place` is where a server may write.
+    """
+    return [sys.executable, "-I", "-S", str(_CONFINE), str(os.getpid()), str(number), kind, place, *program]
 
 
 def environment(passwords: Path | None = None) -> dict[str, str]:

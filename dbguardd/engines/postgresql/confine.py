@@ -1,12 +1,13 @@
 """Starts one program of PostgreSQL so that it ends with us, and a throw-away server so that it reaches nothing.
 
-`python -I -S confine.py PARENT_PID SIGNAL KIND PROGRAM ARGUMENT...`; KIND is `tool`, `server` or `recovery`.
+`python -I -S confine.py PARENT_PID SIGNAL KIND PLACE PROGRAM ARGUMENT...`; KIND is `tool`, `server` or `recovery`.
 
 What a throw-away server reads may be hostile: a function in a check constraint, a library that a superuser once loaded.
 It runs as the user who owns the guarded server, who may do everything there without a password (peer authentication).
 So a server may connect to nothing, local or remote; may start no program (COPY ... TO PROGRAM), but for a `recovery`,
-which has its own restore_command; and may look into no other process. It is the kernel that refuses (seccomp(2)), and
-nothing that runs later can take that back. Standard library only: the file is run by itself.
+which has its own restore_command; may look into no other process; and, where the kernel can see to it (landlock(7)),
+may write nothing but below PLACE and send no signal to others. It is the kernel that refuses (seccomp(2)), and nothing
+that runs later can take that back. Standard library only: the file is run by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ _MODE_FILTER = 2
 _MOST_BYTES = 4 << 30  # of memory for one process: a value may have 1 GiB, and is there more than once when it is read
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06  # linux/filter.h
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # landlock, on every machine
+_WRITES = 0x1FF2  # write, remove and make anything
+_REFER, _TRUNCATE = 1 << 13, 1 << 14  # from version 2 and 3 on
+_NO_SIGNALS = 1 << 1  # from version 6 on
+
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x80000000  # 13: EACCES
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # places in struct seccomp_data
 _X32 = 0x40000000
@@ -49,7 +55,7 @@ pidfd_getfd."""
 
 def main() -> None:
     """Become the program that the command line names."""
-    parent, number, kind, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], os.fsencode(sys.argv[4])
+    parent, number, kind, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], os.fsencode(sys.argv[5])
     libc = ctypes.CDLL(None, use_errno=True)
     if kind != "tool":
         os.setsid()  # it ends by its own signal, orderly, and not with our group
@@ -59,14 +65,33 @@ def main() -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for what in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(what, signal.SIG_DFL)
-    words = [os.fsencode(word) for word in sys.argv[4:]]
+    words = [os.fsencode(word) for word in sys.argv[5:]]
     path = ctypes.create_string_buffer(program)
     vector = (ctypes.c_char_p * (len(words) + 1))(*words, None)
     if kind != "tool":
         resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+        keep_to(libc, sys.argv[4])
         confine(libc, None if kind == "recovery" else ctypes.addressof(path))
     libc.execv(path, vector)
-    sys.exit(f"{sys.argv[4]}: {os.strerror(ctypes.get_errno())}")
+    sys.exit(f"{sys.argv[5]}: {os.strerror(ctypes.get_errno())}")
+
+
+def keep_to(libc: ctypes.CDLL, place: str) -> None:
+    """Write only below `place` from now on, and send no signal to anybody else; as far as this kernel has that."""
+    version = libc.syscall(_CREATE_RULESET, None, 0, 1)
+    if version < 1:
+        return
+    rights = _WRITES | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
+    told = struct.pack("=QQQ", rights, 0, _NO_SIGNALS if version >= 6 else 0)[: 24 if version >= 6 else 8]
+    ruleset = libc.syscall(_CREATE_RULESET, ctypes.create_string_buffer(told), len(told), 0)
+    for path, allowed in ((place, rights), ("/dev/null", rights & (1 << 1 | _TRUNCATE))):
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if libc.syscall(_ADD_RULE, ruleset, 1, ctypes.create_string_buffer(struct.pack("=Qi", allowed, file)), 0) != 0:
+            sys.exit(f"a throw-away server cannot be kept to {place}: {os.strerror(ctypes.get_errno())}")
+        os.close(file)
+    if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
+        sys.exit(f"a throw-away server cannot be kept to {place}: {os.strerror(ctypes.get_errno())}")
+    os.close(ruleset)
 
 
 def confine(libc: ctypes.CDLL, program: int | None) -> None:

@@ -1,8 +1,9 @@
 """A throw-away server: on a data directory of ours, with our configuration only, reached by us only, and gone after.
 
 Nothing that a backup contains configures it: no archive_command, no library that is loaded, no address that is
-listened on. It serves one socket, in its data directory, into which nobody else may look; it may connect to nothing
-and start nothing (see confine). It ends with us, by a signal that lets it clean up after itself.
+listened on. It serves one socket, in its data directory, into which nobody else may look; it may connect to nothing,
+start nothing, and write only beside its data directory (see confine). It ends with us, by a signal that lets it clean
+up after itself.
 """
 
 from __future__ import annotations
@@ -85,11 +86,11 @@ class Server:
         return _tail(self.data / _LOG)
 
 
-def make_cluster(data: Path, tools: Tools, alive: Alive, *, checksums: bool = False) -> None:
-    """Make an empty cluster in `data`, which must not exist; its superuser is USER. Raises what initdb fails of."""
+def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER, checksums: bool = False) -> None:
+    """Make an empty cluster in `data`, which must not exist; its superuser is `user`. Raises what initdb fails of."""
     refuse_root()
     more = ["--data-checksums"] if checksums else []
-    words = ["--no-sync", "--no-instructions", "--auth=trust", f"--username={USER}", "--encoding=UTF8", "--locale=C"]
+    words = ["--no-sync", "--no-instructions", "--auth=trust", f"--username={user}", "--encoding=UTF8", "--locale=C"]
     said = run([tools.path("initdb"), *words, *more, f"--pgdata={data}"], alive)
     if said.status != 0:
         shutil.rmtree(data, ignore_errors=True)
@@ -167,7 +168,7 @@ def _start(data: Path, tools: Tools, kind: str) -> subprocess.Popen[bytes]:
     try:
         with (data / _LOG).open("ab") as log:
             return subprocess.Popen(
-                command(kind, signal.SIGQUIT, words),
+                command(kind, signal.SIGQUIT, words, str(data.parent)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query, judge
 from dbguardd.engines.sqlite.content import text as as_text
 from dbguardd.engines.sqlite.still import open_still, page_span, read_fingerprint
 from dbguardd.errors import GuardError
@@ -167,38 +167,10 @@ def _ask(target: Path, query: Query, progress: Progress) -> Finding:
         return Finding(name, _outcome(error), f"{what} while it ran" if running else str(error))
     if len(rows) != 1 or len(rows[0]) != 1:
         return Finding(name, "failed", "the query must return exactly one row of one value")
-    return _judge(name, query, rows[0][0])
+    return judge(name, query, rows[0][0])
 
 
 def _authorize(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:
     if action in _READING or (action == sqlite3.SQLITE_FUNCTION and second not in _DENIED_FUNCTIONS):
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY
-
-
-def _judge(name: str, query: Query, value: object) -> Finding:
-    wrong = ""
-    number = value if isinstance(value, int | float) else None
-    if query.equals is not None:
-        same = number == query.equals if isinstance(query.equals, int | float) else value == query.equals
-        wrong = "" if same else f"expected {query.equals!r}"
-    if query.min is not None and (number is None or number < query.min):
-        wrong = f"expected at least {query.min!r}"
-    if query.max is not None and (number is None or number > query.max):
-        wrong = f"expected at most {query.max!r}"
-    if query.equals is None and query.min is None and query.max is None and value is None:
-        wrong = "expected a value"
-    why = f" ({query.why})" if query.why else ""
-    told = repr(value) if query.equals is not None and not wrong else _size_of(value)
-    return Finding(name, "failed", f"{told}, {wrong}{why}") if wrong else Finding(name, "ok", f"{told}{why}")
-
-
-def _size_of(value: object) -> str:
-    """Return a number as it is, and of all else how much it is."""
-    match value:
-        case str():
-            return f"a text of {len(value)} character{'s' * (len(value) != 1)}"
-        case bytes():
-            return f"{len(value)} byte{'s' * (len(value) != 1)}"
-        case _:
-            return repr(value)

@@ -1,0 +1,188 @@
+"""Fingerprints the content of a database: schema digest, and per table the rows and their digest.
+
+A row is what COPY writes of it as text: the same bytes that a dump has, under settings that do not depend on the
+server (see connect), its columns in the order of their names. The digest of a table is the sum of the BLAKE3 of its
+rows, modulo 2^256: equal exactly when the rows are, in whatever order they lie. Rows are read where they lie: of
+partitions, not of what they are partitions of. Not content: materialized views and indexes, which are made of it;
+tables of extensions, which the extension makes; sequences, whose value belongs to no snapshot.
+
+The schema digest is of what is there and how it is declared, and not of the text of expressions: PostgreSQL itself
+writes the same expression differently after a restore (casts in a list of IN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from dbguardd.engines.base import Fingerprint, TablePrint
+from dbguardd.engines.postgresql.connect import Connection, rows, shown
+
+_MODULUS_BITS = 256
+_TICK_ROWS = 1024
+
+Tick = Callable[[int], None]
+"""Called with the bytes read so far; raises to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A table with rows of its own. All names are the bytes of the database."""
+
+    schema: bytes
+    name: bytes
+    quoted: bytes  # as SQL names it
+    copy: bytes  # the statement that reads it
+
+    @property
+    def shown(self) -> str:
+        """Its name as people read it."""
+        return shown(self.quoted)
+
+
+_OF_USERS = rb"""
+  n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT EXISTS (
+    SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e')
+"""
+_TABLES = (
+    rb"""
+SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
+  format('COPY %I.%I %s TO STDOUT', n.nspname, c.relname, (
+    SELECT '(' || string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) || ')' FROM pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND """
+    + _OF_USERS
+    + rb" ORDER BY n.nspname, c.relname"
+)
+
+_SCHEMA: Sequence[bytes] = (
+    rb"""SELECT 'schema', quote_ident(n.nspname) FROM pg_namespace n
+    WHERE n.nspname <> ALL ('{information_schema,public}') AND n.nspname !~ '^pg_' AND NOT EXISTS (
+      SELECT FROM pg_depend e WHERE e.classid = 'pg_namespace'::regclass AND e.objid = n.oid AND e.deptype = 'e')""",
+    rb"""SELECT 'relation', format('%I.%I', n.nspname, c.relname), c.relkind, c.relpersistence, c.relrowsecurity,
+      c.relforcerowsecurity, c.relispartition, c.relreplident, (SELECT string_agg(i.inhparent::regclass::text, ', '
+        ORDER BY i.inhseqno) FROM pg_inherits i WHERE i.inhrelid = c.oid)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c', 'S') AND c.relpersistence <> 't' AND """
+    + _OF_USERS,
+    rb"""SELECT 'column', format('%I.%I.%I', n.nspname, c.relname, a.attname),
+      format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef, a.attidentity, a.attgenerated, (
+        SELECT format('%I', o.collname) FROM pg_collation o WHERE o.oid = a.attcollation)
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c')
+      AND c.relpersistence <> 't' AND """
+    + _OF_USERS,
+    rb"""SELECT 'constraint', format('%I.%I.%I', n.nspname, c.relname, o.conname), o.contype, o.condeferrable,
+      o.condeferred, o.convalidated, o.confupdtype, o.confdeltype, o.confmatchtype,
+      nullif(o.confrelid, 0)::regclass::text, (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY k.place)
+        FROM unnest(o.conkey) WITH ORDINALITY k (number, place)
+        JOIN pg_attribute a ON a.attrelid = o.conrelid AND a.attnum = k.number)
+    FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE o.contype IN ('p', 'u', 'f', 'c', 'x') AND """
+    + _OF_USERS,
+    rb"""SELECT 'index', format('%I.%I', n.nspname, c.relname), i.indrelid::regclass::text, m.amname, i.indisunique,
+      i.indisprimary, i.indisclustered, i.indisreplident, i.indpred IS NOT NULL, (
+        SELECT string_agg(coalesce(quote_ident(a.attname), '?'), ', ' ORDER BY k.place)
+        FROM unnest(i.indkey) WITH ORDINALITY k (number, place)
+        LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number AND k.number > 0)
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_am m ON m.oid = c.relam JOIN pg_class t ON t.oid = i.indrelid
+    WHERE i.indisvalid AND t.relpersistence <> 't' AND NOT EXISTS (SELECT FROM pg_depend e
+      WHERE e.classid = 'pg_class'::regclass AND e.objid = i.indrelid AND e.deptype = 'e') AND """
+    + _OF_USERS,
+    rb"""SELECT 'function', p.oid::regprocedure::text, p.prokind, l.lanname, format_type(p.prorettype, NULL),
+      p.proretset, p.provolatile, p.proisstrict, p.prosecdef, p.proleakproof, p.proparallel, md5(p.prosrc)
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+    WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT EXISTS (
+      SELECT FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e')""",
+    rb"""SELECT 'trigger', format('%I.%I.%I', n.nspname, c.relname, g.tgname), g.tgtype, g.tgenabled, g.tgdeferrable,
+      g.tginitdeferred, g.tgfoid::regprocedure::text
+    FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE NOT g.tgisinternal AND g.tgparentid = 0 AND """
+    + _OF_USERS,
+    rb"""SELECT 'type', format('%I.%I', n.nspname, t.typname), t.typtype, t.typnotnull,
+      format_type(nullif(t.typbasetype, 0), t.typtypmod), (
+        SELECT string_agg(quote_literal(l.enumlabel), ', ' ORDER BY l.enumsortorder) FROM pg_enum l
+        WHERE l.enumtypid = t.oid)
+    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    WHERE t.typtype IN ('d', 'e', 'r') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT EXISTS (
+      SELECT FROM pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid AND e.deptype = 'e')""",
+    rb"""SELECT 'policy', format('%I.%I.%I', n.nspname, c.relname, y.polname), y.polcmd, y.polpermissive
+    FROM pg_policy y JOIN pg_class c ON c.oid = y.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE """
+    + _OF_USERS,
+    rb"""SELECT 'rule', format('%I.%I.%I', n.nspname, c.relname, r.rulename), r.ev_type, r.ev_enabled, r.is_instead
+    FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE r.rulename <> '_RETURN' AND """
+    + _OF_USERS,
+    rb"""SELECT 'sequence', format('%I.%I', n.nspname, c.relname), format_type(s.seqtypid, NULL), s.seqstart,
+      s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle
+    FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relpersistence <> 't' AND """
+    + _OF_USERS,
+    rb"""SELECT 'statistics', format('%I.%I', n.nspname, s.stxname), s.stxrelid::regclass::text, s.stxkind::text
+    FROM pg_statistic_ext s JOIN pg_class c ON c.oid = s.stxrelid JOIN pg_namespace n ON n.oid = s.stxnamespace
+    WHERE """
+    + _OF_USERS,
+)
+
+
+class Content:
+    """The content of the databases that were read so far."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._tables: dict[str, TablePrint] = {}
+
+    def add(self, connection: Connection, excluded: Collection[str], tick: Tick) -> None:
+        """Read the database of a connection, but not the rows of the tables `excluded` (see Stored.shown)."""
+        ((name,),) = rows(connection, b"SELECT quote_ident(current_database())")
+        self._lines += [bytes(name) + b"\0" + line for line in schema_lines(connection)]
+        for table in stored_tables(connection):
+            if table.shown not in excluded:
+                self._tables[f"{shown(bytes(name))}.{table.shown}"] = print_of(connection, table, tick)
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what all of it is."""
+        digest = blake3()
+        for line in self._lines:
+            digest.update(len(line).to_bytes(8, "little"))
+            digest.update(line)
+        return Fingerprint(digest.hexdigest(), self._tables)
+
+
+def stored_tables(connection: Connection) -> list[Stored]:
+    """Return the tables that have rows of their own, by name."""
+    return [Stored(*map(bytes, row)) for row in rows(connection, _TABLES)]
+
+
+def schema_lines(connection: Connection) -> list[bytes]:
+    """Return one line for everything that defines a database but its rows, sorted."""
+    lines = []
+    for query in _SCHEMA:
+        for row in rows(connection, query):
+            lines.append(b"\0".join(map(_told, row)))
+    return sorted(lines)
+
+
+def _told(value: object) -> bytes:
+    if value is None:
+        return b"~"
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def print_of(connection: Connection, table: Stored, tick: Tick) -> TablePrint:
+    """Read a table and return what is in it."""
+    total = count = size = 0
+    with connection.cursor() as cursor, cursor.copy(table.copy) as rows_of:
+        for row in rows_of:
+            total += int.from_bytes(blake3(row).digest(), "little")
+            count += 1
+            size += len(row)
+            if not count % _TICK_ROWS:
+                total %= 1 << _MODULUS_BITS
+                tick(size)
+    tick(size)
+    return TablePrint(count, f"{total % (1 << _MODULUS_BITS):064x}")

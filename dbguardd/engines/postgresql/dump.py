@@ -1,0 +1,183 @@
+"""Dumps the databases of a server as its makers' programs write them, straight into the sink.
+
+The streams: `contents.json` (what is in the backup, see Contents), `roles.sql`, `tablespaces.sql`, and one `NNNN.dump`
+for each database, in pg_dump's custom format. It is not compressed: the repository compresses, and finds what has not
+changed since the backup before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from psycopg.conninfo import make_conninfo
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.child import tool
+from dbguardd.engines.postgresql.connect import Address, place_of
+from dbguardd.engines.postgresql.content import Stored
+from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
+from dbguardd.engines.postgresql.tools import Tools
+from dbguardd.errors import (
+    Damaged,
+    GuardError,
+    ServerUnreachable,
+    SourceChanged,
+    SourceDamaged,
+    SourceDenied,
+    SourceLocked,
+)
+from dbguardd.flow import Sink
+
+CONTENTS, ROLES, TABLESPACES = "contents.json", "roles.sql", "tablespaces.sql"
+_VERSION = 1
+_WORDS: Sequence[tuple[str, type[GuardError]]] = (
+    ("permission denied", SourceDenied),
+    ("row-level security", SourceDenied),
+    ("lock timeout", SourceLocked),
+    ("could not obtain lock", SourceLocked),
+    ("invalid page in block", SourceDamaged),
+    ("could not read block", SourceDamaged),
+    ("missing chunk number", SourceDamaged),
+    ("connection to server", ServerUnreachable),
+    ("server closed the connection", ServerUnreachable),
+    ("terminating connection", ServerUnreachable),
+)
+"""What pg_dump says, in English, and what that means; all else is a change that it could not follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One database in a backup: its stream, how it was made, and what of it is not in there."""
+
+    stream: str
+    database: Database
+    extensions: tuple[Extension, ...]
+    excluded: tuple[str, ...]  # tables whose rows were left out, as content.Stored.shown
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a backup of the method dump."""
+
+    server: str  # the version
+    parts: tuple[Part, ...]
+    roles: tuple[str, ...]
+    passwords: bool  # of roles are in it
+
+    @property
+    def major(self) -> int:
+        """The major version of the server."""
+        return int(self.server.split(".")[0])
+
+    def encode(self) -> bytes:
+        """Return it as JSON."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1).encode() + b"\n"
+
+
+def decode(data: bytes) -> Contents:
+    """Read what encode() wrote. Raises Damaged."""
+    try:
+        found = json.loads(data)
+        if found["version"] != _VERSION:
+            raise Damaged(f"{CONTENTS}: was written by a newer version of dbguard")
+        parts = [
+            Part(
+                str(part["stream"]),
+                Database(**part["database"]),
+                tuple(Extension(**extension) for extension in part["extensions"]),
+                tuple(part["excluded"]),
+            )
+            for part in found["parts"]
+        ]
+        return Contents(str(found["server"]), tuple(parts), tuple(found["roles"]), bool(found["passwords"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{CONTENTS}: is not what was written", detail=str(error)) from error
+
+
+def stream_of(number: int) -> str:
+    """Return the name of the stream of a database."""
+    return f"{number:04}.dump"
+
+
+def left_out(held: Held, patterns: Sequence[str]) -> list[Stored]:
+    """Return the tables whose rows the policy leaves out: SCHEMA.TABLE or DATABASE.SCHEMA.TABLE, * for any letters."""
+    return [table for table in held.tables if any(_fits(held.database.name, table, pattern) for pattern in patterns)]
+
+
+def fits_nothing(held: Sequence[Held], patterns: Sequence[str]) -> list[str]:
+    """Return the patterns that leave out nothing: probably mistyped."""
+    return [
+        pattern
+        for pattern in patterns
+        if not any(_fits(one.database.name, table, pattern) for one in held for table in one.tables)
+    ]
+
+
+def _fits(database: str, table: Stored, pattern: str) -> bool:
+    name = b".".join((table.schema, table.name)).decode(errors="backslashreplace")
+    whole = f"{database}.{name}"
+    pattern = pattern.replace("[", "[[]").replace("?", "[?]")
+    return fnmatchcase(name, pattern) if pattern.count(".") < 2 else fnmatchcase(whole, pattern)
+
+
+class Dumper:
+    """Runs the programs of one backup. What they write goes into the sink, of which they know nothing."""
+
+    def __init__(self, address: Address, tools: Tools, sink: Sink, progress: Progress, lock_seconds: float) -> None:
+        self._address, self._tools, self._sink, self._progress = address, tools, sink, progress
+        self._lock_milliseconds = max(1, int(lock_seconds * 1000))
+        self._done = 0
+
+    def globals(self, database: str, *, passwords: bool) -> None:
+        """Write the roles and the tablespaces of the server; passwords of roles only if they may be read."""
+        words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database)}"]
+        secret = [] if passwords else ["--no-role-passwords"]
+        self._stream(ROLES, [*words, "--roles-only", *secret])
+        self._stream(TABLESPACES, [*words, "--tablespaces-only"])
+
+    def database(self, held: Held, stream: str, excluded: Sequence[Stored]) -> None:
+        """Write one database as it is in the snapshot that is held of it."""
+        words = [
+            *(self._tools.path("pg_dump"), "--format=custom", "--compress=0", "--no-password"),
+            f"--snapshot={held.snapshot}",
+            f"--lock-wait-timeout={self._lock_milliseconds}",
+            *(f"--exclude-table-data={_pattern(table)}" for table in excluded),
+            f"--dbname={self._told(held.database.name)}",
+        ]
+        self._stream(stream, words)
+
+    def contents(self, contents: Contents) -> None:
+        """Write what is in the backup."""
+        with self._sink.write(CONTENTS) as out:
+            out.write(contents.encode())
+
+    def _told(self, database: str) -> str:
+        told: Mapping[str, Any] = {**self._address, "dbname": database, "application_name": "dbguard"}
+        return make_conninfo("", **told)
+
+    def _stream(self, name: str, words: Sequence[str]) -> None:
+        def alive() -> None:
+            self._progress("dump", self._done, None)
+
+        with tool(words) as child, self._sink.write(name) as out:
+            alive()
+            while piece := child.read(alive):
+                out.write(piece)
+                self._done += len(piece)
+                alive()
+            if child.wait(alive) != 0:
+                raise self._refusal(name, words[0], child.last_words())
+
+    def _refusal(self, name: str, program: str, said: str) -> GuardError:
+        kind = next((kind for words, kind in _WORDS if words in said), SourceChanged)
+        return kind(f"{place_of(self._address)}: {program} could not write {name}", detail=said)
+
+
+def _pattern(table: Stored) -> str:
+    """Return a pattern of pg_dump that fits one table only."""
+    parts = (part.decode(errors="surrogateescape").replace('"', '""') for part in (table.schema, table.name))
+    return ".".join(f'"{part}"' for part in parts)

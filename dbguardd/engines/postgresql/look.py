@@ -1,0 +1,166 @@
+"""Looks at a server: what is there, and whether a backup and its proof will have what they need.
+
+Each finding that is not ok ends with the command that mends it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Finding, Probe
+from dbguardd.engines.postgresql.child import run
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
+from dbguardd.engines.postgresql.content import stored_tables
+from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
+from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.errors import GuardError, ToolMissing
+
+_SHOWN = 5
+
+
+def probe(address: Address, only: str) -> Probe:
+    """Return what is there. Raises what connecting and listing raise."""
+    with connected(address) as connection:
+        version, major = version_of(connection), connection.info.server_version // 10000
+        databases = list_databases(connection, only)
+        ((role, superuser, bypass, checksums),) = rows(
+            connection,
+            b"SELECT rolname, rolsuper, rolbypassrls, current_setting('data_checksums') FROM pg_roles "
+            b"WHERE rolname = current_user",
+        )
+    role = shown(bytes(role))
+    findings = [
+        Finding("connection", "ok", f"PostgreSQL {version} on {place_of(address)}, as role {role}"),
+        *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
+        *_programs(major),
+        *_extensions(address, databases, major),
+    ]
+    facts: dict[str, Any] = {
+        "server_version": version,
+        "databases": len(databases),
+        "role": role,
+        "superuser": bool(superuser),
+        "checksums": text(checksums) == "on",
+    }
+    warnings = []
+    if text(checksums) != "on":
+        warnings.append(
+            "data checksums are off: PostgreSQL does not notice a flipped bit, and a dump copies it "
+            "(server stopped: pg_checksums --enable)"
+        )
+    size = sum(database.size_bytes for database in databases)
+    return Probe(version, size, facts, tuple(warnings), tuple(findings))
+
+
+def _privileges(
+    address: Address, databases: Sequence[Database], role: str, major: int, *, superuser: bool, bypass: bool
+) -> Iterator[Finding]:
+    """Say whether every table can be read."""
+    name = "privileges"
+    if superuser:
+        yield Finding(name, "ok", f"{role} is a superuser")
+        return
+    quoted = '"' + role.replace('"', '""') + '"'
+    unread, hidden = list[str](), list[str]()
+    for database in databases:
+        with connected(address, database.name, about=f"database {database.name}") as connection:
+            unread += [f"{database.name}: {table}" for table in _unreadable(connection)]
+            hidden += [f"{database.name}: {table}" for table in ([] if bypass else _guarded(connection))]
+    if unread:
+        mend = f"GRANT pg_read_all_data TO {quoted}" if major >= 14 else f"GRANT SELECT ON ALL TABLES ... TO {quoted}"
+        yield Finding(name, "failed", f"{role} may not read {_some(unread)}. Fix, as a superuser: {mend}")
+    if hidden:
+        mend = f"ALTER ROLE {quoted} BYPASSRLS"
+        yield Finding("row security", "failed", f"it hides rows of {_some(hidden)}. Fix, as a superuser: {mend}")
+    if not unread and not hidden:
+        yield Finding(name, "ok", f"{role} may read every table")
+
+
+def _unreadable(connection: Connection) -> list[str]:
+    readable = {
+        bytes(quoted)
+        for (quoted,) in rows(
+            connection,
+            b"SELECT format('%I.%I', n.nspname, c.relname) "
+            b"FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            b"WHERE c.relkind = 'r' AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')",
+        )
+    }
+    return [table.shown for table in stored_tables(connection) if table.quoted not in readable]
+
+
+def _guarded(connection: Connection) -> list[str]:
+    asked = (
+        b"SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        b"WHERE c.relkind = 'r' AND c.relrowsecurity AND (c.relforcerowsecurity OR NOT "
+        b"pg_has_role(c.relowner, 'USAGE')) ORDER BY 1"
+    )
+    return [shown(bytes(name)) for (name,) in rows(connection, asked)]
+
+
+def _programs(major: int) -> Iterator[Finding]:
+    """Say whether PostgreSQL's own programs are here: those of a dump, and those of a test restore."""
+    for name, programs, or_newer in (
+        ("programs for a dump", ("pg_dump", "pg_dumpall"), True),
+        ("programs for a test restore", ("initdb", "postgres", "pg_restore", "createdb"), False),
+    ):
+        try:
+            found = [find_tools(program, major, or_newer=or_newer) for program in programs]
+        except ToolMissing as error:
+            yield Finding(name, "failed", f"{error.message}. {error.detail} Fix: {error.hints[0]}")
+        else:
+            yield Finding(name, "ok", f"of PostgreSQL {found[0].version}, in {found[0].directory}")
+    if os.geteuid() == 0:
+        yield Finding(
+            "user",
+            "failed",
+            'a test restore cannot run as root. Fix: run_as = "postgres" in the policy of the database',
+        )
+    else:
+        yield Finding("user", "ok", f"{_user()}, who starts the server of a test restore")
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"
+
+
+def _extensions(address: Address, databases: Sequence[Database], major: int) -> Iterator[Finding]:
+    """Say which extensions of the databases are not installed here, where a test restore would need them."""
+    name = "extensions for test restores"
+    try:
+        there = _installed(find_tools("postgres", major))
+    except ToolMissing:
+        return  # said already
+    missing = set[str]()
+    for database in databases:
+        with connected(address, database.name, about=f"database {database.name}") as connection:
+            missing |= {extension.name for extension in extensions_of(connection)} - there
+    if missing:
+        mend = "; ".join(f"apt-cache search 'postgresql-{major}.*{one}'" for one in sorted(missing)[:_SHOWN])
+        yield Finding(name, "failed", f"not installed on this host: {_some(sorted(missing))}. Find: {mend}")
+    else:
+        yield Finding(name, "ok", "all are installed here")
+
+
+def _installed(tools: Tools) -> set[str]:
+    """Return the names of the extensions that a server of these programs can have."""
+    try:
+        said = run([tools.path("pg_config"), "--sharedir"], lambda: None)
+        share = Path(said.output.decode().strip()) if said.status == 0 else None
+    except GuardError:
+        share = None
+    guess = Path(str(tools.directory).replace("/lib/", "/share/")).parent
+    places = [place / "extension" for place in (share, guess) if place is not None]
+    return {path.stem for place in places for path in place.glob("*.control")}
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_SHOWN])} and {more} more"

@@ -1,0 +1,174 @@
+"""Puts a backup of the method dump at a new place: a directory of plain files, and a text that says what to do.
+
+All or nothing, durable, never over anything: the directory gets its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import pwd
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.dump import CONTENTS, ROLES, TABLESPACES, Contents, decode
+from dbguardd.engines.postgresql.snapshot import Database
+from dbguardd.errors import Damaged, GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Usage
+from dbguardd.flow import Tree
+
+MANUAL = "RESTORE.txt"
+_STREAM = re.compile(r"[0-9]{4,}\.dump")
+_WORK = ".dbguard"
+_PIECE_BYTES = 1 << 20
+_NO_REPLACE = 1  # renameat2(2)
+_HERE = -100
+
+
+def write_files(tree: Tree, target: Path, progress: Progress) -> None:
+    """Write all streams of a backup into the new directory `target`, with the text that says what to do with them."""
+    with fresh(target) as work:
+        done = 0
+        for name in tree.names():
+            if name not in (CONTENTS, ROLES, TABLESPACES) and not _STREAM.fullmatch(name):
+                raise Damaged(f"{name}: is no stream of a dump")
+            with tree.read(name) as source, (work / name).open("xb") as out:
+                while piece := source.read(_PIECE_BYTES):
+                    out.write(piece)
+                    done += len(piece)
+                    progress("restore", done, None)
+                out.flush()
+                os.fsync(out.fileno())
+        contents = read_contents(work)
+        with (work / MANUAL).open("x", encoding="utf-8", errors="backslashreplace") as out:
+            out.write(manual(contents, target))
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def read_contents(place: Path) -> Contents:
+    """Return what is in a directory that write_files() made. Raises Damaged."""
+    try:
+        return decode((place / CONTENTS).read_bytes())
+    except FileNotFoundError as error:
+        raise Damaged(f"{place}: has no {CONTENTS}") from error
+
+
+def how_made(database: Database) -> list[str]:
+    """Return the options of createdb that make an empty database like that one."""
+    words = ["--template=template0", f"--encoding={database.encoding}"]
+    words += [f"--lc-collate={database.collate}", f"--lc-ctype={database.ctype}"]
+    if database.provider == "i":
+        words += ["--locale-provider=icu", f"--icu-locale={database.locale}"]
+    elif database.provider == "b":
+        words += ["--locale-provider=builtin", f"--builtin-locale={database.locale}"]
+    return words
+
+
+def manual(contents: Contents, target: Path) -> str:
+    """Return the text beside the dumps: how to bring each database back, by commands that can be pasted."""
+    place = shlex.quote(str(target))
+    lines = [
+        f"A backup of PostgreSQL {contents.server}, as pg_dump writes it. Nothing here has touched a server.",
+        "Run what follows as the superuser of a server of that version or a newer one, such as: sudo -u postgres -s",
+        "A dump is run by whoever restores it: bring it back into a server where its owners may do no more than here.",
+        "",
+        f"cd {place}",
+        "# Roles, if the server does not have them (those that are there already are said to be, which does no harm):",
+        f"psql -X -d postgres -f {ROLES}",
+        f"# Tablespaces: look at {TABLESPACES} first, it names directories that must be there.",
+    ]
+    if not contents.passwords:
+        lines.insert(-1, "# They have no passwords: the role that made the backup may not read them. Set them anew.")
+    for part in contents.parts:
+        name = part.database.name
+        beside = shlex.quote(f"{name}_restored")
+        lines += [
+            "",
+            f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded)),
+            "# Beside the one that is there (nothing of it changes):",
+            f"createdb {shlex.join(how_made(part.database))} {beside}",
+            f"pg_restore -d {beside} {part.stream}",
+            "# Or under its own name, on a server that does not have it:",
+            f"pg_restore -C -d postgres {part.stream}",
+            "# One table of it:",
+            f"pg_restore -l {part.stream}   # what is in it",
+            f"pg_restore -d {beside} -t TABLE {part.stream}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+@contextmanager
+def fresh(target: Path) -> Iterator[Path]:
+    """Yield a new directory beside `target`; when the block ends well it becomes `target`, durable."""
+    with _outcomes(target):
+        if os.path.lexists(target):
+            raise TargetExists(f"{target}: something is there", detail="a restore never overwrites")
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}.", suffix=_WORK, dir=target.parent))
+    try:
+        with _outcomes(target):
+            yield work
+            sync_directory(work)
+            _rename(work, target)
+            sync_directory(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _rename(work: Path, target: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_HERE, os.fsencode(work), _HERE, os.fsencode(target), _NO_REPLACE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _outcomes(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise outcome(target, error) from error
+
+
+def outcome(target: Path, error: OSError) -> GuardError:
+    """Return what an error of the operating system at the target means."""
+    detail = error.strerror or str(error)
+    match error.errno:
+        case errno.EEXIST | errno.ENOTEMPTY:
+            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(f"{target}: no room for the restored dumps", detail=detail)
+        case errno.ENOENT | errno.ENOTDIR:
+            return Usage(f"{target}: there is no directory {target.parent}", hints=[_make(target.parent)])
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return PlaceDenied(
+                f"{target}: cannot be written",
+                detail=f"{detail}: the job acts as {_user()}, who may not write in {target.parent}",
+                hints=[f"{_make(target.parent / 'restored')}  # and restore to a place in there"],
+            )
+    return Unreachable(f"{target}: cannot be written", detail=detail)
+
+
+def _user() -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return str(os.geteuid())
+
+
+def _make(directory: Path) -> str:
+    return shlex.join(["install", "-d", "-o", _user(), "-m", "0700", str(directory)])

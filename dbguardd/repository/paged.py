@@ -75,18 +75,8 @@ class Saved:
 class Examiner:
     """Looks at batches of one file. Several threads may call it."""
 
-    def __init__(
-        self,
-        file: int,
-        name: str,
-        digests: Digests,
-        *,
-        filling: Filling,
-        unit: int,
-        level: int,
-        changing: bool = False,
-    ) -> None:
-        self._file, self._name, self.unit, self._level, self._changing = file, name, unit, level, changing
+    def __init__(self, file: int, name: str, digests: Digests, *, filling: Filling, unit: int, level: int) -> None:
+        self._file, self._name, self.unit, self._level = file, name, unit, level
         self.digests, self.filling, self.size = digests, filling, filling.size
         self._own = threading.local()
         zeros = bytes(EXTENT)
@@ -150,7 +140,7 @@ class Examiner:
                 raise SourceDenied(
                     f"{self._name}: cannot be read", detail=f"at byte {start + done}: {error}"
                 ) from error
-            if not count and self._changing:
+            if not count and self.filling.changing:
                 view[done:] = bytes(length - done)
                 break
             if not count:

@@ -128,10 +128,9 @@ class Saving:
             file,
             name,
             self._digests,
-            filling=Filling(size, filled),
+            filling=Filling(size, filled, changing=changing),
             unit=max(page_size, UNIT),
             level=self._level,
-            changing=changing,
         )
         done = self.written_bytes
         try:

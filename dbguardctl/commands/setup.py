@@ -99,7 +99,7 @@ def reload(session: Session) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("path", metavar="PATH", type=click.Path(readable=False))  # the daemon reads it
+@click.argument("path", metavar="PATH|URL", type=click.Path(readable=False))  # the daemon reads it
 @text_option("--name", metavar="NAME", help="Name of the database; otherwise made from the path.")
 @click.option("--continuous", is_flag=True, help="Follow its log as well: any second can be restored.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
@@ -108,7 +108,7 @@ def protect(session: Session, path: str, name: str, continuous: bool, dry_run: b
     """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
     if not path:
         raise Usage("protect: the path is empty", hints=["dbguardctl protect PATH"])
-    body = {"path": path if "://" in path else os.path.abspath(path), "name": name, "dry_run": dry_run}
+    body = {"path": path if _is_server(path) else os.path.abspath(path), "name": name, "dry_run": dry_run}
     body |= {"continuous": True} if continuous else {}
     answer = session.daemon.post("protect", body=body)
     if not session.json:
@@ -130,6 +130,10 @@ def protect(session: Session, path: str, name: str, continuous: bool, dry_run: b
     if not session.json:
         session.out.show(promise(session.daemon.get("status"), name, session.now, session.zone))
     return watch.verdict(rows)
+
+
+def _is_server(place: str) -> bool:
+    return "://" in place or place.startswith(("postgresql:", "postgres:", "service="))
 
 
 def _with_what_stays(session: Session, error: GuardError) -> GuardError:

@@ -22,9 +22,9 @@ class RunWorker(Protocol):
 
 
 class Look(Protocol):
-    """Says what lies at a path, as its owner sees it; worker/look.py."""
+    """Says what lies at a path or what a server has, as its owner sees it; worker/look.py."""
 
-    def __call__(self, path: str, /) -> Awaitable[Mapping[str, Any]]: ...
+    def __call__(self, place: str, /) -> Awaitable[Mapping[str, Any]]: ...
 
 
 class Log(Protocol):

@@ -1,4 +1,4 @@
-"""Finding out what a path is, choosing a name, writing the drop-in that protects it, and taking that away again."""
+"""Finding out what a path or a server is, choosing a name, writing the drop-in for it, and taking that away again."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
+from dbguardd.policy.kinds import KINDS, engine_of, named_in, whole, wrong_with
 from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
@@ -43,11 +44,12 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What lies somewhere: its real path, and what it is in words."""
+    """What lies somewhere: its real path, or the address of its server, and what it is in words."""
 
     path: str
     what: str
-    wal: bool  # in WAL mode
+    wal: bool = False  # in WAL mode
+    engine: str = "sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,13 @@ class Plan:
 
 
 async def detect(path: str, look: Look, state: Path) -> Found:
-    """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted."""
+    """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted ..."""
+    if (engine := engine_of(path)) is not None:
+        return await _detect_server(engine, whole(path), look)
+    return await _detect_file(path, look, state)
+
+
+async def _detect_file(path: str, look: Look, state: Path) -> Found:
     if not os.path.isabs(path) or any(char < " " or char == "\x7f" for char in path):
         raise Usage(f"{path!r}: an absolute path is needed")
     try:
@@ -89,7 +97,7 @@ async def detect(path: str, look: Look, state: Path) -> Found:
     if not seen["regular"]:
         raise Unsupported(
             f"{path}: is not a regular file",
-            detail="This version protects SQLite database files.",
+            detail="This version protects SQLite database files and PostgreSQL servers (postgresql:///).",
             hints=[f"ls -l {_shown(path)}"],
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
@@ -106,6 +114,25 @@ async def detect(path: str, look: Look, state: Path) -> Found:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
     return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2")
+
+
+async def _detect_server(engine: str, url: str, look: Look) -> Found:
+    """Find out what a server has, and refuse it while something that a backup or its proof needs is not there."""
+    if wrong := wrong_with(url):
+        raise Usage(f"this address {wrong}", hints=["dbguardctl protect postgresql:///"])
+    seen = await look(url)
+    probe = seen["probe"]
+    lacking = [found["detail"] for found in probe["findings"] if found["outcome"] == "failed"]
+    if lacking:
+        raise Unsupported(
+            f"{url}: something is missing before it can be backed up and proven",
+            detail="\n".join(lacking),
+            hints=[f"dbguardctl protect {_shown(url)}"],
+        )
+    databases = int(probe["facts"]["databases"])
+    many = f"{databases} database{'s' * (databases != 1)}"
+    what = f"PostgreSQL {probe['version']}, {many}, {_size(probe['size_bytes'])}, opened as uid {seen['uid']}"
+    return Found(url, what, engine=engine)
 
 
 def _refuse_side_file(path: str) -> None:
@@ -131,8 +158,15 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     """Plan the drop-in for what was found. Raises Usage if it is guarded already."""
     real = found.path
     for other in policy.names():
-        if os.path.realpath(policy.guarded(other).path) == real:
+        theirs = policy.guarded(other)
+        if real == (os.path.realpath(theirs.path) if theirs.path is not None else theirs.source):
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
+    if wanted.continuous and found.engine != "sqlite":
+        raise Unsupported(
+            f"{real}: its log is not followed by this version",
+            detail="Protect it without --continuous: it is dumped by schedule.",
+            hints=[f"dbguardctl protect {_shown(real)}"],
+        )
     if wanted.continuous and not found.wal:
         raise Unsupported(
             f"{real}: it has no log to follow (journal mode is not WAL)",
@@ -143,15 +177,17 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     file = policy_file.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
         raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
-    settings = {"engine": "sqlite", "path": real, **({"continuous": True} if wanted.continuous else {})}
+    settings: dict[str, str | bool] = {"engine": found.engine, KINDS[found.engine].where: real}
+    settings |= {"continuous": True} if wanted.continuous else {}
     asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
     text = render_database(chosen, settings, now, asked)
-    return Plan(chosen, "sqlite", real, found.what, file, text)
+    return Plan(chosen, found.engine, real, found.what, file, text)
 
 
 def choose_name(name: str, path: str, policy: Policy) -> str:
-    """Return the name to use: as asked for, or the file's stem made to fit. Raises Usage if it is taken."""
-    plain = unicodedata.normalize("NFKD", Path(path).stem.lower().translate(_SPELLED))
+    """Return the name to use: as asked for, or made from the path or address. Raises Usage if it is taken."""
+    called = Path(path).stem if engine_of(path) is None else named_in(path) or str(engine_of(path))
+    plain = unicodedata.normalize("NFKD", called.lower().translate(_SPELLED))
     letters = "".join(char for char in plain if not unicodedata.combining(char))
     stem = _NOT_IN_NAMES.sub("-", letters).strip("-_")[:_MAX_NAME].rstrip("-_") or "database"
     if name:

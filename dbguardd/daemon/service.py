@@ -281,7 +281,7 @@ class Service:
         loaded = await asyncio.to_thread(inforce.read)
         file = await asyncio.to_thread(protect.drop_in, database, loaded, inforce.path)
         guarded, kept = loaded.policy.guarded(database), self._catalog.backups.summary(database).count
-        about: Json = {"database": database, "path": guarded.path, "continuous": guarded.continuous, "backups": kept}
+        about: Json = {"database": database, "path": guarded.source, "continuous": guarded.continuous, "backups": kept}
         if fields.get("dry_run"):
             return {**about, "removed": None, "would_remove": str(file)}
         if fields.get("confirm") != database:

@@ -24,6 +24,7 @@ from dbguardd.errors import (
     NoSpace,
     NotARepository,
     NotFound,
+    ServerUnreachable,
     SourceMissing,
     Unreachable,
     from_problem,
@@ -151,15 +152,20 @@ class Views:
         return [name for name in policy.names() if policy.guarded(name).storage[0] == storage]
 
     def _devices(self, database: str) -> set[int]:
-        device = self.gauge.level(self.inforce.policy.guarded(database).path).device
+        device = self.gauge.level(self.inforce.policy.guarded(database).place or "").device
         return set() if device is None else {device}
 
     def places(self) -> list[str]:
         """Every path that backups and restores depend on, for the gauge."""
         inforce = self.inforce
         stores = [inforce.storage(name).path for name in inforce.storages()]
-        databases = [inforce.policy.guarded(name).path for name in inforce.policy.names()]
-        return [str(inforce.state), *stores, *databases, *filter(None, map(self._key_file, inforce.keyring()))]
+        databases = [inforce.policy.guarded(name).place for name in inforce.policy.names()]
+        return [
+            str(inforce.state),
+            *stores,
+            *filter(None, databases),
+            *filter(None, map(self._key_file, inforce.keyring())),
+        ]
 
     def _key_file(self, name: str) -> str:
         """Where a key is, empty if only a command knows."""
@@ -241,7 +247,7 @@ class Views:
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         restored = self.catalog.settings.get(f"restored:{name}") or ""
         failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
-        missing = self.gauge.level(guarded.path).missing
+        missing = guarded.place if guarded.place and self.gauge.level(guarded.place).missing else ""
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
         newest, proven, held = summary.newest, summary.proven, summary.proven or summary.newest
@@ -254,7 +260,8 @@ class Views:
             name=name,
             backups=summary.count,
             lost=gone.message if gone else "",
-            missing=guarded.path if missing else "",
+            missing=missing,
+            served=guarded.url is not None,
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
             failed=summary.failed,
@@ -277,7 +284,8 @@ class Views:
             key=guarded.key,
             has_recovery=recoverable.get(guarded.key),
         )
-        here = SourceMissing(f"{guarded.path}: there is no such file") if missing else None
+        kind = ServerUnreachable if guarded.url else SourceMissing
+        here = kind(f"{missing}: there is no such {'socket' if guarded.url else 'file'}") if missing else None
         trouble = gone or here or (from_problem(worst.problem) if worst and worst.problem else None)
         row = self._row(facts, guarded.engine, summary, now, trouble)
         expire = self.catalog.runs.get(name, "expire")

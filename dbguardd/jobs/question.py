@@ -120,7 +120,7 @@ def chosen(run: Run, id: str, at: str) -> Moment:
     if backup.method == "dump":
         raise Unsupported(
             f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
-            detail="Restore it to a new place and ask that copy with sqlite3.",
+            detail="Restore it to a new place and ask that copy.",
             hints=[f"dbguardctl restore {run.name} --id {backup.id} --to PLACE"],
         )
     return moment

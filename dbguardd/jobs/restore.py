@@ -25,6 +25,7 @@ from dbguardd.errors import (
     SourceMissing,
     TargetExists,
     TargetInUse,
+    Unsupported,
     Usage,
     WorkerDied,
 )
@@ -45,6 +46,12 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if request.backup and request.at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
+    if request.in_place and _served(run):
+        raise Unsupported(
+            f"{run.name}: a dump does not replace the databases of a live server",
+            detail="It is restored to a directory, with the commands that bring each database back beside it.",
+            hints=[f"dbguardctl restore {run.name}"],
+        )
     moment = reach(run, request.backup, request.at)
     target = live(run) if request.in_place else Path(request.to or _new_place(run, moment))
     _check_target(run, target, request)
@@ -95,6 +102,11 @@ def undo(run: Run, request: Undo) -> Result:
 def live(run: Run) -> Path:
     """Return the path of the live database."""
     return Path(str(run.database["settings"]["path"]))
+
+
+def _served(run: Run) -> bool:
+    """Say if the live database is behind a server: there is no file of it that could be replaced."""
+    return "path" not in run.database["settings"]
 
 
 def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime) -> list[str]:
@@ -316,7 +328,8 @@ def _again(request: Restore, to: Path) -> str:
 
 def _beside(run: Run, target: Path) -> Path:
     """Return the place that was probably meant: in a directory, or beside a file."""
-    return target / live(run).name if target.is_dir() else target.with_name(f"{target.name}.restored")
+    inside = target.is_dir() and not _served(run)
+    return target / live(run).name if inside else target.with_name(f"{target.name}.restored")
 
 
 def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
@@ -330,8 +343,16 @@ def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
 
 
 def _new_place(run: Run, moment: Moment) -> str:
-    path = live(run)
+    path = _home(run) / run.name if _served(run) else live(run)
     return str(path.with_name(f"{path.stem}_{moment.at:%Y%m%dT%H%M%SZ}{path.suffix}"))
+
+
+def _home(run: Run) -> Path:
+    """Return the home directory of the user as whom a job on this database acts."""
+    try:
+        return Path(pwd.getpwuid(int(run.spec["run_as"])).pw_dir)
+    except KeyError:
+        raise Usage(f"{run.name}: say where it is to go", hints=[f"dbguardctl restore {run.name} --to PLACE"]) from None
 
 
 def _exists(path: Path) -> bool:

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from functools import partial
 
 from dbguardd.errors import PolicyInvalid
+from dbguardd.policy.kinds import KINDS
 from dbguardd.policy.mistakes import Mistake, Path
-from dbguardd.policy.model import Key, Proof, Secret, Settings, Storage
+from dbguardd.policy.model import Database, Key, Proof, Secret, Settings, Storage
 from dbguardd.policy.policy import Guarded, Policy
 from dbguardd.policy.schedule import Schedule
 from dbguardd.policy.units import format_duration
@@ -22,6 +23,7 @@ def judge(policy: Policy, state: str, uid_of: Callable[[str], int], gid_of: Call
     yield from _layers(policy)
     yield from _keys(policy)
     yield from _accounts(policy, uid_of, gid_of)
+    yield from _kinds(policy)
     yield from _paths(policy, state)
     for name in policy.database:
         if _complete(policy, name):
@@ -140,6 +142,28 @@ def _accounts(policy: Policy, uid_of: Callable[[str], int], gid_of: Callable[[st
                 yield _warning("no-such-account", f"access: {role}: {message}", "access", role, index)
 
 
+def _kinds(policy: Policy) -> Iterator[Mistake]:
+    """What each kind of database needs, and what it has not."""
+    for name, own in policy.database.items():
+        kind = KINDS[own.engine]
+        if getattr(own, kind.where) is None:
+            yield _error(
+                "missing-key", f'database "{name}" needs the setting "{kind.where}"', "database", name, kind.where
+            )
+        for field in sorted(own.model_fields_set):
+            others = [f'engine = "{engine}"' for engine, other in KINDS.items() if field in other.own]
+            if others and field not in kind.own:
+                what = f'database "{name}": {field} belongs to {" or ".join(others)}'
+                yield _error("bad-value", what, "database", name, field)
+        if own.method is not None and own.method not in kind.methods:
+            methods = " or ".join(f'"{method}"' for method in kind.methods)
+            yield _error("bad-value", f'database "{name}": method must be {methods}', "database", name, "method")
+        for index, query in enumerate(own.proof.queries):
+            if query.database and kind.where == "path":
+                what = f'database "{name}": a proof query names a database, and a file has only one'
+                yield _error("bad-value", what, "database", name, "proof", "queries", index)
+
+
 def _refusal(look_up: Callable[[str], int], name: str) -> str:
     try:
         look_up(name)
@@ -149,22 +173,26 @@ def _refusal(look_up: Callable[[str], int], name: str) -> str:
 
 
 def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
-    by_path: dict[str, str] = {}
+    by_place: dict[str, str] = {}
     used = (
         name for database in policy.database if _complete(policy, database) for name in policy.guarded(database).storage
     )
     names = dict.fromkeys((*policy.storage, *used))
     storages = {name: policy.storage_of(name, state) for name in names if name in policy.storage or name == "local"}
     for name, own in policy.database.items():
+        if own.source in by_place:
+            what = f'database "{name}" and database "{by_place[own.source]}" are the same {_thing(own)}'
+            hint = "one database, one table"
+            yield _error("same-path", what, "database", name, KINDS[own.engine].where, hint=hint)
+        if own.source:
+            by_place.setdefault(own.source, name)
+        if own.path is None:
+            continue
         here = ("database", name, "path")
         inside = [store for store in storages.values() if _inside(own.path, store.path)]
         if _inside(own.path, state) and not inside:
             what = f'database "{name}" lies in the state directory of dbguard ({state})'
             yield _error("path-in-state", what, *here, hint="a lost catalog is read from the backups again")
-        if own.path in by_path:
-            what = f'database "{name}" and database "{by_path[own.path]}" are the same file'
-            yield _error("same-path", what, *here, hint="one database, one table")
-        by_path.setdefault(own.path, name)
         for storage_name, storage in storages.items():
             if _inside(own.path, storage.path):
                 what = f'database "{name}" lies in storage "{storage_name}" ({storage.path})'
@@ -176,6 +204,10 @@ def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
         if plain is not None:
             yield from _plain_path(name, plain.path, own.path, storages)
     yield from _storages(storages)
+
+
+def _thing(own: Database) -> str:
+    return "file" if KINDS[own.engine].where == "path" else "server"
 
 
 def _plain_path(name: str, plain: str, path: str, storages: dict[str, Storage]) -> Iterator[Mistake]:
@@ -225,7 +257,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
             f'backup = "{guarded.backup.text}" leaves {format_duration(gaps[1])} between two backups'
         )
         yield _warning("rpo", what, *where("objective"), hint="back up more often, or promise less")
-    if guarded.continuous and guarded.method != "pages":
+    if guarded.continuous and guarded.way != "pages":
         what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'
         yield _error("bad-value", what, *where("continuous"))
     if guarded.verify == "off":

@@ -172,6 +172,8 @@ def _leave_out(values: Json, path: mistakes.Path) -> None:
 
 def _follows(mistake: Mistake, merged: Json, wrong: Sequence[mistakes.Path]) -> bool:
     """Say if a mistake only comes of another one: a name of what was left out, a key that was only judged in part."""
+    if mistake.code == "config/missing-key" and mistake.path in wrong:
+        return True
     if mistake.path[:1] == ("key",):
         return any(path[:2] == mistake.path[:2] for path in wrong)
     kind = mistake.code.removeprefix("config/no-such-")

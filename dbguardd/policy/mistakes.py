@@ -20,6 +20,7 @@ _SHY = re.compile(rf"(?i).*{_HIDDEN_NAME}s?$")
 _LITERAL = re.compile(rf"(?i)({_HIDDEN_NAME}[\"']?\s*=\s*)(?!\{{)\S.*")  # a table names a secret, and may be shown
 _BROKEN = re.compile(rf"(?i)({_HIDDEN_NAME}[\w\"'.\s]*=\s*)\S.*")  # what is not TOML may be anything
 _HARMLESS = ("type", "path", "credential", "recovery")
+_IN_ADDRESS = re.compile(r"(://[^\s/@:\"']*:)[^\s/@\"']+(?=@)")
 _IDENTITY = re.compile(r"(?i)(AGE-SECRET-KEY-)[A-Z0-9-]+")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -157,7 +158,7 @@ def _masked(line: str, path: Path) -> str:
     if within_key or any(_SHY.fullmatch(str(part)) for part in path[:-1]):
         line = re.sub(r"=.*", "= ***", line)
     line = (_LITERAL if path else _BROKEN).sub(r"\1***", line)
-    return _IDENTITY.sub(r"\1***", line)
+    return _IDENTITY.sub(r"\1***", _IN_ADDRESS.sub(r"\1***", line))
 
 
 def report(mistakes: Sequence[Mistake], *, running: str = "") -> str:

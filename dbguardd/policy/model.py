@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dbguardd.policy.kinds import KINDS, server_url, socket_of
 from dbguardd.policy.schedule import Schedule, Timetable, parse_schedule
 from dbguardd.policy.units import Duration, Room, Size, refuse
 from dbguardd.wire import Role
@@ -35,6 +36,7 @@ NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """What databases, classes, storages and keys may be called."""
 
 _ACCOUNT = r"^(group:)?[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?$"
+_TABLE = r"^[^.]+(\.[^.]+){1,2}$"
 _RECIPIENT = r"^age1[02-9ac-hj-np-z]{58}$"
 
 
@@ -93,6 +95,8 @@ Accounts = Annotated[tuple[Annotated[StrictStr, Field(pattern=_ACCOUNT)], ...], 
 Recipients = Annotated[
     tuple[Annotated[StrictStr, Field(pattern=_RECIPIENT)], ...], BeforeValidator(_as_list), Field(strict=False)
 ]
+ServerUrl = Annotated[str, Field(max_length=4096), AfterValidator(server_url)]
+Tables = Annotated[tuple[Annotated[StrictStr, Field(pattern=_TABLE)], ...], Field(strict=False, max_length=1000)]
 Words = Annotated[tuple[Annotated[StrictStr, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 Length = Annotated[Duration, AfterValidator(_positive)]
 Count = Annotated[int, Field(ge=0, le=1000)]
@@ -190,6 +194,8 @@ class Query(Table):
     """the largest value that is right"""
     equals: StrictStr | int | float | None = None
     """the only value that is right"""
+    database: StrictStr = ""
+    """of a server with several databases: the one that is asked; without it the one in url, or the only one"""
     why: str = ""
     """what the query proves, for people"""
 
@@ -254,22 +260,41 @@ class Settings(Table):
 class Database(Settings):
     """A database to protect."""
 
-    engine: Literal["sqlite"]
-    """the kind of database: "sqlite" """
-    path: AbsolutePath
-    """the database file"""
+    engine: Literal["sqlite", "postgresql"]
+    """the kind of database: "sqlite" or "postgresql" """
+    path: AbsolutePath | None = None
+    """the database file (SQLite, which needs it)"""
+    url: ServerUrl | None = None
+    """the server (PostgreSQL, which needs it): "postgresql:///" is the local one with all its databases"""
     class_: Name | None = Field(default=None, alias="class")
     """the class whose settings it takes before those of [defaults]"""
-    method: Literal["pages", "dump"] = "pages"
-    """how it is read: "pages" stores only changed pages of the file, "dump" stores its content as SQL"""
+    method: Literal["pages", "dump"] | None = None
+    """how it is read: "pages" (SQLite, if nothing is said) stores only changed pages, "dump" its content as SQL"""
+    exclude: Tables = ()
+    """tables whose rows are left out of a dump (PostgreSQL): "schema.table" or "database.schema.table", * for any"""
     max_block: Length = timedelta(milliseconds=100)
-    """for how long the application may be kept from writing at most"""
+    """for how long the application may be kept from writing at most (SQLite)"""
     lock_timeout: Duration = timedelta(seconds=5)
     """how long to wait for a lock that the application holds"""
     run_as: Annotated[str, Field(pattern=_ACCOUNT)] | None = None
-    """the user who reads the database; without it the owner of the file"""
+    """the user who reads the database; without it the owner of the file, or of the server's socket"""
     keep_plain: KeepPlain | None = None
-    """plain copies beside the repository: count and path"""
+    """plain copies beside the repository (SQLite): count and path"""
+
+    @property
+    def way(self) -> str:
+        """The method: the one that is said, or the usual one."""
+        return self.method or KINDS[self.engine].methods[0]
+
+    @property
+    def source(self) -> str:
+        """Where it is, as the policy says it."""
+        return getattr(self, KINDS[self.engine].where) or ""
+
+    @property
+    def place(self) -> str | None:
+        """The path of the file or of the socket, whose owner opens it; None if it is reached over the network."""
+        return self.path if self.url is None or KINDS[self.engine].where == "path" else socket_of(self.url)
 
 
 class Storage(Table):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, StrictStr
 
 from dbguardd.errors import NotFound
 from dbguardd.policy.accounts import uid_of_user
+from dbguardd.policy.kinds import KINDS
 from dbguardd.policy.model import NAME, Access, Daemon, Database, Key, Settings, Storage, Table
 
 TableName = Annotated[StrictStr, Field(pattern=NAME)]
@@ -142,12 +144,8 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
     return {
         "name": guarded.name,
         "engine": guarded.engine,
-        "settings": {
-            "path": guarded.path,
-            "method": guarded.method,
-            "max_block_seconds": guarded.max_block.total_seconds(),
-            "lock_timeout_seconds": guarded.lock_timeout.total_seconds(),
-        },
+        "settings": _engine_settings(guarded),
+        "place": guarded.place,
         "compress_level": guarded.compress_level,
         "keep": {
             **{unit: getattr(keep, unit) for unit in ("last", "hourly", "daily", "weekly", "monthly", "yearly")},
@@ -162,3 +160,15 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
         "verify_after": guarded.verify == "after-backup",
         "run_as": None if guarded.run_as is None else uid_of(guarded.run_as),
     }
+
+
+def _engine_settings(guarded: Guarded) -> Json:
+    """Return what the engine is told: the settings that every kind of database has, and its own."""
+    told: Json = {"method": guarded.way}
+    for setting in (*KINDS[guarded.engine].engine, "lock_timeout"):
+        value = getattr(guarded, setting)
+        if isinstance(value, timedelta):
+            told[f"{setting}_seconds"] = value.total_seconds()
+        else:
+            told[setting] = list(value) if isinstance(value, tuple) else value
+    return told

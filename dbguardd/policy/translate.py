@@ -61,6 +61,7 @@ _PATTERNS: Mapping[str, str] = {
     "zstd": 'must be "zstd:1" to "zstd:19"',
     "age1": 'must be an age recipient: "age1" and 58 more letters and digits',
     "group:": 'must be a user or "group:NAME"',
+    "[^.]": 'must be "schema.table" or "database.schema.table", with * for any letters',
     "255": "must be the name of a systemd credential: letters, digits, . _ -",
 }
 

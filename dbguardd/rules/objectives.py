@@ -30,7 +30,8 @@ class Facts:
 
     name: str
     in_policy: bool = True
-    missing: str = ""  # the path of the live database, if nothing is there
+    missing: str = ""  # the path of the live database, or of its server's socket, if nothing is there
+    served: bool = False  # by a server
     lost: str = ""  # why neither its storage nor its key is there as they should be
     backups: int = 0
     newest_at: datetime | None = None
@@ -95,7 +96,10 @@ def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
 
 def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
-    if facts.missing:
+    if facts.missing and facts.served:
+        what = f"{name}: its server is not there: no socket {facts.missing}"
+        yield _Point(Health.FAILING, what, f"dbguardctl check {name}")
+    elif facts.missing:
         way = f"dbguardctl restore {name} --in-place" if facts.backups else f"ls -l {facts.missing}"
         yield _Point(Health.FAILING, f"{name}: the database is not there: {facts.missing}", way)
     elif facts.failures:

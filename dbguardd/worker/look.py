@@ -1,8 +1,8 @@
-"""Looks at a path with the rights of who may: before a policy names it, nobody has said whose database it is.
+"""Looks at a path, or at a server, with the rights of who may: before a policy names it, nobody has said whose it is.
 
 The daemon opens no database and may see little. A process of the owner looks, or of the owner of the directory that
-hides the path, and says what is there. `python -I -m dbguardd.worker.look PARENT_PID` is that process; the path comes
-on standard input.
+hides the path, and says what is there. `python -I -m dbguardd.worker.look PARENT_PID` is that process; what to look at
+comes on standard input.
 """
 
 from __future__ import annotations
@@ -17,21 +17,44 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import Stalled, WorkerDied
+from dbguardd.engines import ENGINES
+from dbguardd.errors import GuardError, Stalled, WorkerDied, from_problem
+from dbguardd.policy.kinds import engine_of, socket_of
+from dbguardd.wire import NOWHERE, to_json
+from dbguardd.worker.channel import problem_of
 from dbguardd.worker.child import settle
 from dbguardd.worker.start import environment, identity, not_started, owner_near
 
 HEAD_BYTES = 64
-_SECONDS = 10.0
+_SECONDS = 30.0
 
 
-async def look(path: str) -> Mapping[str, Any]:
+async def look(place: str) -> Mapping[str, Any]:
     """Return what lies at an absolute path: its real `path`, `regular`, `size_bytes`, `uid` and `head` (hex).
 
-    `head` is empty if its owner may not read it. Raises OSError as stat(2) does for the one who looks, SourceDenied,
-    Stalled (a file system that does not answer), WorkerDied.
+    `head` is empty if its owner may not read it. Of the address of a server: the `probe` of its engine, and the `uid`
+    that asked. Raises OSError as stat(2) does for the one who looks, SourceDenied, Stalled (a file system or a server
+    that does not answer), WorkerDied, and what the engine raises.
     """
-    uid = owner_near(Path(path))
+    engine = engine_of(place)
+    if engine is not None:
+        return await _look_at_server(engine, place)
+    found = await _asked(place, {"path": place}, owner_near(Path(place)))
+    if "errno" in found:
+        raise OSError(found["errno"], os.strerror(found["errno"]), place)
+    return found
+
+
+async def _look_at_server(engine: str, url: str) -> Mapping[str, Any]:
+    socket = socket_of(url)
+    uid = os.geteuid() if socket is None else owner_near(Path(socket))
+    found = await _asked(url, {"engine": engine, "url": url, "staging": NOWHERE}, uid)
+    if "problem" in found:
+        raise from_problem(found["problem"])
+    return {**found, "uid": uid}
+
+
+async def _asked(about: str, question: Mapping[str, Any], uid: int) -> dict[str, Any]:
     argv = [sys.executable, "-I", "-m", "dbguardd.worker.look", str(os.getpid())]
     pipe = asyncio.subprocess.PIPE
     try:
@@ -43,19 +66,25 @@ async def look(path: str) -> Mapping[str, Any]:
         raise not_started("look", uid, error) from error
     try:
         async with asyncio.timeout(_SECONDS):
-            out, err = await process.communicate(os.fsencode(path))
+            out, err = await process.communicate(json.dumps(question).encode())
     except TimeoutError:
-        raise Stalled(f"{path}: its file system did not answer for {_SECONDS:g} s") from None
+        raise Stalled(f"{about}: did not answer for {_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        raise WorkerDied(f"{path}: could not be looked at", detail=err.decode(errors="replace").strip()[-2000:])
+        raise WorkerDied(f"{about}: could not be looked at", detail=err.decode(errors="replace").strip()[-2000:])
     found: dict[str, Any] = json.loads(out)
-    if "errno" in found:
-        raise OSError(found["errno"], os.strerror(found["errno"]), path)
     return found
+
+
+def asked_of_server(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an engine finds, or the `problem` that it has."""
+    try:
+        return {"probe": to_json(ENGINES[question["engine"]](question).snapshots.probe())}
+    except GuardError as error:
+        return {"problem": problem_of(error)}
 
 
 def seen(path: str) -> dict[str, Any]:
@@ -75,4 +104,5 @@ def seen(path: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     settle(int(sys.argv[1]))
-    json.dump(seen(os.fsdecode(sys.stdin.buffer.read())), sys.stdout)
+    asked = json.loads(sys.stdin.buffer.read())
+    json.dump(seen(asked["path"]) if "path" in asked else asked_of_server(asked), sys.stdout)

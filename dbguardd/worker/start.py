@@ -64,6 +64,7 @@ async def run_worker(
     try:
         if spec["verb"] in ENGINE_VERBS:
             database, run_as = spec["database"], _owner(spec["database"], spec["request"])
+            spec = {**spec, "run_as": run_as}
             spec = {**spec, "staging": staging_of(spec["state"], database["name"], run_as, spec["verb"] == "follow")}
             make_way(Path(spec["staging"]), run_as)
             settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
@@ -140,16 +141,18 @@ def make_way(staging: Path, run_as: int) -> None:
 
 
 def _owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
-    """Return who opens the database: the user that the policy names, or who owns the file (or its directory).
+    """Return who opens the database: the user that the policy names, or who owns its place (or the directory of that).
 
     A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
     restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's.
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
-    path = str(database["settings"]["path"])
-    if path != NOWHERE:
-        return owner_near(Path(path))
+    place = database["place"]
+    if place is None:
+        return os.geteuid()  # a server elsewhere: nobody here owns it
+    if place != NOWHERE:
+        return owner_near(Path(str(place)))
     return (owner_near(Path(str(request["to"]))) if request.get("to") else 0) or os.geteuid()
 
 

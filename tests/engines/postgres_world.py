@@ -175,13 +175,14 @@ def cluster(*options):
         shutil.rmtree(place, ignore_errors=True)
 
 
-def alive_processes(of):
-    """The pids of processes whose command line has this text in it."""
+def alive_processes(*words):
+    """The pids of processes whose command line has all these words in it."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if of.encode() in (entry / "cmdline").read_bytes():
+                line = (entry / "cmdline").read_bytes()
+                if all(word.encode() in line for word in words):
                     found.append(int(entry.name))
     return found
 

@@ -245,7 +245,7 @@ def test_cancelling_leaves_no_program_and_no_connection(live, place, step):
         as_owner(cancelled)
     asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('dbguard', 'pg_dump')"
     until(lambda: live.sql(asked) == "0", "the end of its connections")
-    assert alive_processes("pg_dump") == []
+    assert alive_processes("pg_dump", str(live.socket)) == []
 
 
 def test_what_a_role_may_not_read_is_said_with_the_grant(live, place):

@@ -95,6 +95,7 @@ def test_the_spec_of_a_job():
                 "max_block_seconds": 0.1,
                 "lock_timeout_seconds": 5.0,
             },
+            "place": "/srv/app.db",
             "compress_level": 19,
             "keep": {
                 "last": 9,
@@ -109,7 +110,8 @@ def test_the_spec_of_a_job():
             "continuous": False,
             "keep_log_seconds": 604800.0,
             "timezone": "Europe/Berlin",
-            "queries": [{"sql": "select 1", "min": None, "max": None, "equals": 9007199254740993, "why": "exact"}],
+            "queries": [{"sql": "select 1", "min": None, "max": None, "equals": 9007199254740993, "database": "",
+                            "why": "exact"}],
             "keep_plain": {"count": 7, "path": "/srv/plain"},
             "verify_after": False,
             "run_as": 0,

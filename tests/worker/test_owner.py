@@ -64,7 +64,7 @@ def test_links_in_a_circle_end(theirs):
 
 
 def test_what_only_has_backups_is_restored_by_the_owner_of_the_place_and_never_as_root(theirs):
-    spec = {"settings": {"path": NOWHERE}, "run_as": None}
+    spec = {"place": NOWHERE, "run_as": None}
     assert start._owner(spec, {"to": str(theirs / "app" / "back.db")}) == APP
     os.chown(theirs, 1003, 1003)
     assert start._owner(spec, {"to": str(theirs / "back.db")}) == 1003

@@ -45,7 +45,7 @@ class PostgresqlDumps:
     """Dumps of the databases of one server. Implements engines.base.Snapshots."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._url = str(settings.get("url", ""))
+        self._url = str(settings.get("url") or "")
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
         self._exclude = [str(pattern) for pattern in settings.get("exclude", ())]

@@ -28,6 +28,7 @@ from dbguardd.errors import (
     SourceMissing,
     Unsupported,
 )
+from dbguardd.places import POSTGRESQL_SOCKETS
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
@@ -53,9 +54,12 @@ _SETTINGS = (
 def address_of(url: str) -> dict[str, str]:
     """Return what a policy's url says. Raises PolicyInvalid."""
     try:
-        return {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
+        told = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
         raise PolicyInvalid(f"{url}: is no address of a PostgreSQL server", detail=str(error).strip()) from error
+    if not {"host", "hostaddr", "service"} & set(told):
+        told["host"] = POSTGRESQL_SOCKETS
+    return told
 
 
 def place_of(address: Address) -> str:

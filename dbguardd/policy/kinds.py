@@ -1,0 +1,86 @@
+"""What the policy says of each kind of database: where it is, its methods, and the settings that only it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from dbguardd.places import POSTGRESQL_SOCKETS
+from dbguardd.policy.units import refuse
+
+_URL = re.compile(r"postgres(ql)?://\S*|service=[A-Za-z0-9_.-]+")
+_PORT = "5432"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of database. `where` is the setting that says where it is; the first method is the usual one."""
+
+    where: str
+    methods: tuple[str, ...]
+    engine: tuple[str, ...]  # its own settings that the engine is told
+    other: tuple[str, ...] = ()  # its own settings that others are told
+
+    @property
+    def own(self) -> frozenset[str]:
+        """The settings of [database.NAME] that not every kind has."""
+        return frozenset((*self.engine, *self.other))
+
+
+KINDS: Mapping[str, Kind] = {
+    "sqlite": Kind("path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",)),
+    "postgresql": Kind("url", ("dump",), ("url", "exclude")),
+}
+
+
+def server_url(value: str) -> str:
+    """Return the address of a server as it is written. Refuses what is none, and a password in it."""
+    if wrong := wrong_with(value):
+        raise refuse(wrong)
+    return value
+
+
+def wrong_with(url: str) -> str:
+    """Return what is wrong with the address of a server, in words; nothing if it is one."""
+    if not _URL.fullmatch(url):
+        return 'must be the address of a server, such as "postgresql:///" or "postgresql://user@host/dbname"'
+    try:
+        parts = urlsplit(url)
+        secret = parts.password is not None or "password" in parse_qs(parts.query)
+        port = parts.port
+    except ValueError:
+        return "must be the address of a server, and its port a number"
+    if secret:
+        return "must not have a password in it: put that into ~/.pgpass of the user in run_as"
+    return "has no port that a server can have" if port == 0 else ""
+
+
+def engine_of(place: str) -> str | None:
+    """Return the engine that a place means if it is the address of a server; None for a path."""
+    return "postgresql" if place.startswith(("postgresql:", "postgres:", "service=")) else None
+
+
+def whole(url: str) -> str:
+    """Return an address in full: people write "postgresql:" for the server of this host."""
+    return "postgresql:///" if url in ("postgresql:", "postgres:", "postgresql://", "postgres://") else url
+
+
+def named_in(url: str) -> str:
+    """Return the database that an address names; empty: all that the server has."""
+    return "" if url.startswith("service=") else unquote(urlsplit(url).path.lstrip("/"))
+
+
+def socket_of(url: str) -> str | None:
+    """Return the path of the socket that an address leads to; None if it leads over the network, or to a service."""
+    if url.startswith("service="):
+        return None
+    parts = urlsplit(url)
+    asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    if {"service", "hostaddr"} & set(asked):
+        return None
+    host = asked.get("host") or unquote(parts.hostname or "") or POSTGRESQL_SOCKETS
+    if not host.startswith("/"):
+        return None
+    return f"{host.rstrip('/')}/.s.PGSQL.{asked.get('port') or parts.port or _PORT}"

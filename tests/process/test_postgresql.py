@@ -1,0 +1,183 @@
+"""A PostgreSQL server and a real daemon: protect, prove, lose, get back; and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.postgres_world import Cluster, alive_processes, cluster, ended, owner
+from tests.process.house import House, until
+
+SHOP = """
+CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL);
+CREATE TABLE purchase (id serial PRIMARY KEY, customer int REFERENCES customer, total numeric);
+INSERT INTO customer SELECT n, 'customer ' || n FROM generate_series(1, 100) n;
+INSERT INTO purchase (customer, total) SELECT 1 + n % 100, n FROM generate_series(1, 1000) n;
+"""
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Cluster]:
+    with cluster() as made:
+        made.sql("CREATE ROLE seller LOGIN PASSWORD 'x'; CREATE DATABASE shop")
+        made.sql(SHOP, "shop")
+        yield made
+
+
+@pytest.fixture
+def served(house: House, request: pytest.FixtureRequest) -> House:
+    """A daemon whose workers can become the owner of the server."""
+    if os.geteuid() == 0:
+        request.getfixturevalue("users")
+    house.protects()
+    house.start()
+    return house
+
+
+def place_for(house: House, name: str) -> Path:
+    """Return a new place in a directory of the owner's."""
+    folder = house.place / f"back-{name}"
+    folder.mkdir()
+    os.chown(folder, owner(), -1)
+    return folder / "here"
+
+
+def table(house: House, live: Cluster, *lines: str, url: str = "") -> str:
+    return "\n".join(["\n[database.cluster]", 'engine = "postgresql"', f'url = "{url or live.url}"', *lines, ""])
+
+
+def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(served: House, live: Cluster) -> None:
+    plan = served.does("protect", live.url, "--dry-run")
+    assert plan["engine"] == "postgresql" and f'url = "{live.url}"' in plan["text"]
+    said = served.ctl("protect", live.url)
+    assert said.status in (0, 3), said
+    assert f"PostgreSQL {live.major}" in said.out and "proven" in said.out
+    assert "dbguardctl restore postgresql" in said.out and "--in-place" not in said.out
+    served.idle()
+    status = served.status("postgresql")
+    assert status["engine"] == "postgresql" and status["recoverable_to_at"] and status["state"] != "failing"
+
+    live.sql("DROP TABLE purchase", "shop")
+    target = place_for(served, "lost")
+    done = served.does("restore", "postgresql", "--to", str(target))
+    assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}
+    dump = next(path for path in target.glob("*.dump") if b"purchase" in path.read_bytes())
+    words = [live.programs / "pg_restore", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-d", "shop"]
+    subprocess.run([*words, "-t", "purchase", dump], check=True, capture_output=True, cwd="/")
+    assert live.sql("SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500500"
+
+    checked = served.does("check", "postgresql")
+    named = {row["name"]: row["outcome"] for row in checked["findings"]}
+    assert (named["connection"], named["privileges"], named["programs for a test restore"]) == ("ok", "ok", "ok")
+    assert "protected already" in served.fails("DBG-0001", 2, "protect", live.url)["message"]
+    served.idle()
+    served.is_sound()
+
+
+def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_questions(
+    served: House, live: Cluster
+) -> None:
+    queries = 'proof.queries = [{ sql = "SELECT count(*) FROM customer", min = 100, database = "shop" }]'
+    served.protects(table(served, live, queries, 'exclude = ["shop.public.scratch", "shop.public.nothing"]'))
+    served.does("reload")
+    live.sql("CREATE TABLE scratch AS SELECT n FROM generate_series(1, 1000) n", "shop")
+    first = served.does("backup", "cluster")
+    live.sql("INSERT INTO customer VALUES (101, 'one more') ON CONFLICT DO NOTHING", "shop")
+    second = served.does("backup", "cluster")
+    assert first["proof"]["grade"] == second["proof"]["grade"] == "proven"
+    assert (first["backup"]["kind"], second["backup"]["kind"]) == ("full", "incremental")
+    assert second["backup"]["stored_bytes"] < second["backup"]["source_bytes"]
+    asked = [row for row in second["proof"]["findings"] if row["name"].startswith("query: ")]
+    assert [(row["outcome"], row["detail"]) for row in asked] == [("ok", "101")]
+    assert any("left out by the policy" in row["detail"] for row in second["proof"]["findings"])
+    served.idle()
+    served.is_sound()
+
+
+def test_what_this_engine_cannot_do_is_refused_in_words(served: House, live: Cluster) -> None:
+    served.protects(table(served, live, 'verify = "off"'))
+    served.does("reload")
+    served.does("backup", "cluster")
+    served.idle()
+    refused = served.fails("DBG-2008", 2, "restore", "cluster", "--in-place", "--confirm", "cluster")
+    assert "does not replace" in refused["message"]
+    assert served.fails("DBG-2008", 2, "query", "cluster", "SELECT 1")["message"]
+    assert served.fails("DBG-2008", 2, "protect", live.url + "&connect_timeout=9", "--continuous")["hints"]
+    served.idle()
+    served.is_sound()
+
+
+def test_wrong_inputs_are_told_apart_and_nothing_is_written(served: House, live: Cluster) -> None:
+    wrong = {
+        "DBG-2011": live.url.replace(str(live.port), "54399"),
+        "DBG-2001": live.url.replace("postgresql:///", "postgresql:///absent"),
+        "DBG-2007": live.url.replace("user=postgres", "user=nobody_known"),
+        "DBG-2008": live.url.replace("user=postgres", "user=seller").replace("postgresql:///", "postgresql:///shop"),
+        "DBG-0001": "postgresql://me:hunter2@localhost/x",
+    }
+    for code, url in wrong.items():
+        problem = served.fails(code, 2 if code in ("DBG-0001", "DBG-2008") else 1, "protect", url)
+        assert "hunter2" not in str(problem)
+    assert not (served.place / "conf.d").exists() or list((served.place / "conf.d").iterdir()) == []
+    served.idle()
+    served.is_sound()
+
+
+def test_a_stopped_server_is_seen_and_its_backups_can_be_restored(served: House) -> None:
+    with cluster() as mine:
+        mine.sql("CREATE TABLE t AS SELECT 1 AS n")
+        served.protects(table(served, mine))
+        served.does("reload")
+        served.does("backup", "cluster")
+        mine.stop(signal.SIGINT)
+        problem = served.fails("DBG-2011", 1, "backup", "cluster")
+        assert "cannot be reached" in problem["message"]
+        status = until(
+            lambda: (row := served.status("cluster"))["state"] == "failing" and row, lambda: served.status("cluster")
+        )
+        assert any("server is not there" in line for line in status["attention"])
+        done = served.does("restore", "cluster", "--to", str(place_for(served, "stopped")))
+        assert "RESTORE.txt" in os.listdir(done["target"])
+    served.idle()
+    served.is_sound()
+
+
+@pytest.mark.parametrize("when", ["pg_dump", "postgres", "pg_restore"])
+def test_a_killed_engine_half_leaves_no_program_and_no_server(served: House, live: Cluster, when: str) -> None:
+    """At whatever it is: the dump, the throw-away server, the restore into it."""
+    served.protects(table(served, live, 'verify = "off"'))
+    served.does("reload")
+    rows = "SELECT n, repeat(md5(n::text), 20) x FROM generate_series(1, 100000) n"
+    live.sql(f"CREATE TABLE IF NOT EXISTS bulk AS {rows}", "shop")
+    if when != "pg_dump":
+        served.does("backup", "cluster")
+    job = served.submit("backup" if when == "pg_dump" else "verify", "cluster")
+    staging = str(served.state / "staging")
+    pids = until(lambda: alive_processes(when, str(live.socket) if when == "pg_dump" else staging), f"{when} of {job}")
+    os.kill(until(lambda: served.workers().get("engine"), "the engine half"), signal.SIGKILL)
+    row = served.ended(job)
+    assert row["state"] == "failed", row
+    until(lambda: all(ended(pid) for pid in pids), f"the end of {when}")
+    until(lambda: not alive_processes(staging), "the end of all that works in the staging directory")
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('dbguard', 'pg_dump')"
+    until(lambda: live.sql(asked) == "0", "the end of its connections")
+    served.does("backup" if when == "pg_dump" else "verify", "cluster")
+    served.idle()
+    served.is_sound()
+
+
+def test_cancelling_ends_the_programs_at_once(served: House, live: Cluster) -> None:
+    served.protects(table(served, live))
+    served.does("reload")
+    job = served.submit("backup", "cluster", verify=True)
+    until(lambda: alive_processes("--snapshot=", str(live.socket)), "a dump")
+    served.does("job", "cancel", job)
+    assert served.ended(job)["state"] == "cancelled"
+    until(lambda: not alive_processes("--snapshot=", str(live.socket)), "the end of the dump")
+    served.idle()
+    served.is_sound()

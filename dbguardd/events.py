@@ -367,6 +367,11 @@ KINDS: tuple[Kind, ...] = (
         "the fingerprint of backup {backup} is stored: {tables:table}, {rows:row}",
         "The fingerprint of a backup is stored.",
     ),
+    Kind(
+        "snapshot.untold", "warning",
+        "backup {backup} is stored without a fingerprint and will not be proven: {reason}",
+        "A backup was stored, but what it contains could not be told exactly.",
+    ),
     Kind("sweep.done", "info", "freed {freed_bytes} in {objects:object}", "The space of expired backups was freed."),
     Kind("sweep.done", "debug", "there was nothing to free", variant="nothing", when={"objects": 0}),
 )

@@ -31,7 +31,14 @@ class Sink(Protocol):
         """
 
     def adopt(
-        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+        self,
+        name: str,
+        file: int,
+        page_size: int,
+        *,
+        stamp: str = "",
+        filled: Iterable[int] | None = None,
+        changing: bool = False,
     ) -> None:
         """Take the paged stream `name` from the open file descriptor `file` and return when all of it was read.
 
@@ -40,6 +47,10 @@ class Sink(Protocol):
 
         With `filled` the file is still being written: it has its size, and iterating yields how many bytes, from its
         start, are there for good. It is iterated to its end; what it raises leaves no stream.
+
+        With `changing` others write the file meanwhile, and a log that the engine keeps as well makes it whole again:
+        taken are as many bytes as it has now, each page as it is at some moment, half old and half new even, and zeros
+        from where it became shorter.
         """
 
     def reuse(self, name: str, stamp: str) -> bool:

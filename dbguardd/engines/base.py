@@ -64,6 +64,13 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Untold:
+    """The content of a snapshot, where it cannot be told exactly: why. Its backup will not be proven, and is one."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A proof query: its single value must lie in [min, max], or equal `equals`."""
 
@@ -133,7 +140,7 @@ class Snapshots(Protocol):
         release(). Whatever happens, close() leaves nothing behind.
         """
 
-    def fingerprint(self, progress: Progress) -> Fingerprint:
+    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content."""
 
     def release(self) -> None:

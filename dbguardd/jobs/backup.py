@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 
+from dbguardd.engines.base import Untold
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
@@ -24,8 +25,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
     """Make one backup: engine to sink to repository, then the fingerprint of the very same snapshot.
 
     The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
-    because reading every row takes longer than storing the pages; if that fails the backup exists, and can never be
-    graded higher than `restored`.
+    because reading every row takes longer than storing the pages; if that fails, or the content cannot be told exactly,
+    the backup exists, and can never be graded higher than `restored`.
     """
     started, database, began = run.monotonic(), run.database, run.now()
     log = tip(run) if database.get("continuous") else None
@@ -54,8 +55,11 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
         )
         if fingerprint:
             content = run.snapshots.fingerprint(run.progress)
-            run.repository.attest(made.id, to_json(content), run.now())
-            run.report("snapshot.fingerprinted", backup=made.id, tables=len(content.tables), rows=content.rows)
+            if isinstance(content, Untold):
+                run.report("snapshot.untold", backup=made.id, reason=content.why)
+            else:
+                run.repository.attest(made.id, to_json(content), run.now())
+                run.report("snapshot.fingerprinted", backup=made.id, tables=len(content.tables), rows=content.rows)
     finally:
         run.snapshots.release()
     run.report(

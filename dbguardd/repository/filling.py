@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 class Filling:
-    """How much of a file is there, from its start; see flow.Sink.adopt."""
+    """How much of a file is there, from its start, and whether it may become less; see flow.Sink.adopt."""
 
-    def __init__(self, size: int, filled: Iterable[int] | None) -> None:
-        self.size, self._there = size, size if filled is None else 0
+    def __init__(self, size: int, filled: Iterable[int] | None, *, changing: bool = False) -> None:
+        self.size, self.changing, self._there = size, changing, size if filled is None else 0
         self._filled = iter(filled or ())
 
     def wait(self, end: int) -> None:

@@ -140,6 +140,9 @@ class Examiner:
                 raise SourceDenied(
                     f"{self._name}: cannot be read", detail=f"at byte {start + done}: {error}"
                 ) from error
+            if not count and self.filling.changing:
+                view[done:] = bytes(length - done)
+                break
             if not count:
                 raise SourceChanged(
                     f"{self._name}: became shorter during the backup",

@@ -109,12 +109,19 @@ class Saving:
         self._keep(Stream(name, "flow", 0, 0, "", stamp, Root("", 0)), flow.finish())
 
     def adopt(
-        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+        self,
+        name: str,
+        file: int,
+        page_size: int,
+        *,
+        stamp: str = "",
+        filled: Iterable[int] | None = None,
+        changing: bool = False,
     ) -> None:
         """Take a paged stream; see flow.Sink.
 
-        Raises SourceChanged if the file becomes shorter or longer, SourceInvalid if it is no regular file, Unsupported
-        above 4 TiB.
+        Raises SourceChanged if a file that is not `changing` becomes shorter or longer, SourceInvalid if it is no
+        regular file, Unsupported above 4 TiB.
         """
         self._new(name)
         if page_size not in _PAGE_SIZES:
@@ -124,7 +131,7 @@ class Saving:
             file,
             name,
             self._digests,
-            filling=Filling(size, filled),
+            filling=Filling(size, filled, changing=changing),
             unit=max(page_size, UNIT),
             level=self._level,
         )
@@ -134,7 +141,7 @@ class Saving:
         except BaseException:
             self.written_bytes = done
             raise
-        if (now := _size(name, file)) != size:
+        if (now := _size(name, file)) != size and not changing:
             raise SourceChanged(f"{name}: changed its size during the backup", detail=f"from {size} to {now} bytes")
         self._keep(Stream(name, "paged", 0, page_size, "", stamp, Root("", 0)), saved)
 

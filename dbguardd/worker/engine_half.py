@@ -48,12 +48,19 @@ class SeamSink:
         self._channel.answer()
 
     def adopt(
-        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+        self,
+        name: str,
+        file: int,
+        page_size: int,
+        *,
+        stamp: str = "",
+        filled: Iterable[int] | None = None,
+        changing: bool = False,
     ) -> None:
         """Hand an open file to the repository half and wait until it has read it."""
         growing = filled is not None
-        message = {"sink": "adopt", "name": name, "page_size": page_size, "stamp": stamp, "growing": growing}
-        self._channel.send(message, file)
+        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "changing": changing}
+        self._channel.send({"sink": "adopt", "name": name, **how}, file)
         if filled is not None:
             self._follow(filled)
         self._channel.answer()

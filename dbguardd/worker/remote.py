@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import Facts, Segment, Ship, Sink, Tree
 from dbguardd.wire import to_json
@@ -44,9 +44,10 @@ class RemoteEngine:
         facts: Facts = self.call("dump", {}, progress, sink=sink)
         return facts
 
-    def fingerprint(self, progress: Progress) -> Fingerprint:
+    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         """Return the content of the snapshot that the last dump() wrote."""
-        return fingerprint_from(self.call("fingerprint", {}, progress))
+        found = self.call("fingerprint", {}, progress)
+        return Untold(str(found["why"])) if "why" in found else fingerprint_from(found)
 
     def release(self) -> None:
         """Let go of the snapshot. An engine in the middle of a call that was given up listens to its end only."""
@@ -206,7 +207,7 @@ class RemoteEngine:
         def adopt() -> None:
             with suppress(_GivenUp):  # why, comes with the call's own problem
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
-                sink.adopt(name, file, page_size, stamp=stamp, filled=filled)
+                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, changing=bool(message["changing"]))
 
         self._answer(adopt)
         with suppress(_GivenUp):

@@ -27,7 +27,14 @@ class MemorySink:
         self.streams[name] = buffer.getvalue()
 
     def adopt(
-        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+        self,
+        name: str,
+        file: int,
+        page_size: int,
+        *,
+        stamp: str = "",
+        filled: Iterable[int] | None = None,
+        changing: bool = False,
     ) -> None:
         assert 512 <= page_size <= 65536
         self._before(name)
@@ -35,9 +42,9 @@ class MemorySink:
         for there in filled or ():
             assert there <= size
             data += os.pread(file, max(0, there - len(data)), len(data))  # now: what is said to be final must be
-        assert os.fstat(file).st_size == size
+        assert changing or os.fstat(file).st_size == size
         while len(data) < size:
-            data += os.pread(file, size - len(data), len(data))
+            data += os.pread(file, size - len(data), len(data)) or (bytes(size - len(data)) if changing else b"")
         self.streams[name] = bytes(data)
         self.page_sizes[name] = page_size
 

@@ -443,7 +443,7 @@ class FileSink(MemorySink):
         super().__init__()
         self.path = path
 
-    def adopt(self, name, file, page_size, *, stamp="", filled=None):
+    def adopt(self, name, file, page_size, *, stamp="", filled=None, changing=False):
         for _ in filled or ():
             pass
         size = os.fstat(file).st_size

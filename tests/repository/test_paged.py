@@ -221,6 +221,34 @@ def test_source_that_shrinks_or_grows(tmp_path: Any) -> None:
     assert not threads()
 
 
+@pytest.mark.parametrize("change", [-19_000_001, 3 << 20])
+def test_a_file_that_changes_by_right_is_as_long_as_it_was_and_zero_where_it_ended_early(
+    tmp_path: Any, change: int
+) -> None:
+    """Others write it and a log makes it whole: neither its growing nor its end keeps it from being stored."""
+    storage, path, data = Drawer(), tmp_path / "alive", noise(24 << 20)
+    path.write_bytes(data)
+    with open(path, "r+b") as file, saving(storage) as sink:
+        seen: list[int] = []
+
+        def meddle() -> bool:
+            if sink.written_bytes > 2 << 20 and not seen:
+                seen.append(1)
+                os.truncate(path, len(data) + change)
+            return False
+
+        sink._writer._cancelled = meddle
+        sink.adopt("relation", file.fileno(), 8192, changing=True)
+        backup = sink.seal({})
+    assert seen
+    (kept,) = load(storage, backup).values()
+    ahead = 16 << 20  # more than is read before the first of it is stored
+    there = min(len(data), len(data) + change)
+    assert len(kept) == len(data)
+    assert kept[:there] == data[:there]
+    assert kept[ahead:] == data[ahead:there].ljust(len(data) - ahead, b"\0")
+
+
 def test_a_file_that_is_still_being_written_is_read_no_further_than_it_is_there(tmp_path: Any) -> None:
     storage, data = Drawer(), noise(9_000_001)
     with open(tmp_path / "growing", "w+b", buffering=0) as file, saving(storage) as sink:

@@ -22,6 +22,7 @@ class MemorySink:
 
     def __init__(self, full: bool = False) -> None:
         self.streams: dict[str, bytes] = {}
+        self.told: dict[str, object] = {}
         self.full = full
 
     @contextmanager
@@ -33,13 +34,21 @@ class MemorySink:
         self.streams[name] = out.getvalue()
 
     def adopt(
-        self, name: str, file: int, page_size: int, *, stamp: str = "", filled: Iterable[int] | None = None
+        self,
+        name: str,
+        file: int,
+        page_size: int,
+        *,
+        stamp: str = "",
+        filled: Iterable[int] | None = None,
+        changing: bool = False,
     ) -> None:
         if self.full:
             raise NoSpace("storage: full")
         for _ in filled or ():
             pass
         self.streams[name] = os.pread(file, os.fstat(file).st_size, 0)
+        self.told[name] = {"stamp": stamp, "changing": changing}
 
     def reuse(self, name: str, stamp: str) -> bool:
         return stamp == "same"
@@ -85,6 +94,7 @@ class FakeEngine:
             raise ZeroDivisionError
         with self.file.open("rb") as source:
             sink.adopt("pages", source.fileno(), 4096)
+            sink.adopt("alive", source.fileno(), 8192, stamp="now", changing=True)
             with pytest.raises(ZeroDivisionError):
                 sink.adopt("given up", source.fileno(), 4096, filled=(1 // (2 - number) for number in range(5)))
             steps = []
@@ -150,7 +160,10 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     sink, steps = MemorySink(), []
     facts = remote.dump(sink, lambda *step: steps.append(step))
     assert facts == {"reused": [True, False], "steps": 20_000}
-    assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": b"p" * 10_000, "growing": b"p" * 10_000}
+    pages = b"p" * 10_000
+    assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": pages, "alive": pages, "growing": pages}
+    assert sink.told["pages"] == {"stamp": "", "changing": False}
+    assert sink.told["alive"] == {"stamp": "now", "changing": True}
     assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]
 
 
@@ -190,7 +203,7 @@ def test_a_writer_is_told_when_nobody_can_read_on(seam):
     """Far more messages than the socket holds: the writer neither waits for the reader nor fills for nothing."""
 
     class Broken(MemorySink):
-        def adopt(self, name, file, page_size, *, stamp="", filled=None):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, changing=False):
             if name == "growing":
                 next(iter(filled))
                 raise NoSpace("storage: full")

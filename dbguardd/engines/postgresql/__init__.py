@@ -2,20 +2,21 @@
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
 child and confine (PostgreSQL's programs), dump, place (a restore), server (a throw-away one), prove, look (what is
-there).
+there). The other method, of whole clusters by their pages, is in physical.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query
+from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query, Snapshots
 from dbguardd.engines.postgresql.connect import address_of, connected, major_of, place_of, refusals, version_of
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
+from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.snapshot import Snapshot, list_databases, roles_of
@@ -31,19 +32,19 @@ _NAMED = 100  # so many databases and tables are named in the facts of a backup:
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
-    Settings: url, staging (a private directory of this job), method ("dump"), lock_timeout_seconds, exclude (tables
-    whose rows are left out).
+    Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
+    (tables whose rows a dump leaves out).
     """
-    return Engine("postgresql", PostgresqlDumps(settings))
+    method = str(settings.get("method", "pages"))
+    if method not in _METHODS:
+        raise PolicyInvalid(f"method {method!r}: PostgreSQL has the methods {' and '.join(_METHODS)}")
+    return Engine("postgresql", _METHODS[method](settings))
 
 
 class PostgresqlDumps:
     """Dumps of the databases of one server. Implements engines.base.Snapshots."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        method = str(settings.get("method", "dump"))
-        if method != "dump":
-            raise PolicyInvalid(f"method {method!r}: PostgreSQL has the method dump")
         self._url = str(settings.get("url") or "")
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
@@ -134,6 +135,9 @@ class PostgresqlDumps:
 
     def replace(self, source: Path, progress: Progress) -> None:
         raise _no_way_in()
+
+
+_METHODS: Mapping[str, Callable[[Mapping[str, Any]], Snapshots]] = {"pages": Pages, "dump": PostgresqlDumps}
 
 
 def _no_way_in() -> Unsupported:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -229,22 +229,32 @@ def _ask_all(sandbox: _Sandbox, contents: Contents, queries: Sequence[Query], de
     if not queries:
         return [Finding("proof queries", "not configured")]
     names = [part.database.name for part in contents.parts]
-    return [_ask(sandbox, query, query.database or default or _only(names), names) for query in queries]
+    return [_ask(sandbox, query, query.database or default or only_of(names), names) for query in queries]
 
 
-def _only(names: Sequence[str]) -> str:
+def only_of(names: Sequence[str]) -> str:
     """Return the database that is meant if none is named: the only one beside the one that every server has."""
     others = [name for name in names if name != "postgres"]
     return others[0] if len(others) == 1 else "postgres"
 
 
 def _ask(sandbox: _Sandbox, query: Query, database: str, names: Sequence[str]) -> Finding:
+    if database not in names:
+        return no_database(query, database)
+    return ask(query, sandbox.ordinary(database))
+
+
+def no_database(query: Query, database: str) -> Finding:
+    """Say that there is no database that a query could be asked of."""
+    said = f"there is no database {database} in the backup: say which with `database`"
+    return Finding(f"query: {query.sql}", "failed", said)
+
+
+def ask(query: Query, connecting: AbstractContextManager[Connection]) -> Finding:
     """Ask one query. What stands in rows is not told: findings are kept, logged, and shown to all who may read."""
     label = f"query: {query.sql}"
-    if database not in names:
-        return Finding(label, "failed", f"there is no database {database} in the backup: say which with `database`")
     try:
-        with sandbox.ordinary(database) as db:
+        with connecting as db:
             db.execute(b"RESET search_path")
             db.execute(f"SET statement_timeout = {int(_QUERY_SECONDS * 1000)}".encode())
             db.execute(b"BEGIN READ ONLY")

@@ -107,8 +107,11 @@ def throwaway(
     user: str = USER,
     settings: Mapping[str, str] | None = None,
     recovery: bool = False,
+    keep: bool = False,
 ) -> Iterator[Server]:
     """Run a server on the cluster in `data` for the length of a block; then it is gone, and `data` with it.
+
+    With `keep` it is shut down in order, and `data` stays: nothing beside it is written then.
 
     `data` belongs to us, and what configures a server in there is written anew. `settings` come on top of ours. A
     `recovery` may run its restore_command. Returns when it accepts connections; `alive` is called until then. Raises
@@ -120,14 +123,15 @@ def throwaway(
     try:
         data.chmod(0o700)
         configure(data, tools.major, settings or {})
-        process = _start(data, tools, "recovery" if recovery else "server")
+        process = _start(data, tools, "recovery" if recovery else "server", data if keep else data.parent)
         _await(data, process, tools, alive)
         yield Server(tools, data, place, user)
     finally:
         if process is not None:
-            end(process, signal.SIGQUIT)  # at once: nothing of it is to be kept
+            end(process, signal.SIGINT if keep else signal.SIGQUIT)  # at once where nothing of it is to be kept
         os.close(place)
-        shutil.rmtree(data, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(data, ignore_errors=True)
 
 
 def configure(data: Path, major: int, settings: Mapping[str, str]) -> None:
@@ -163,12 +167,12 @@ def refuse_root() -> None:
         )
 
 
-def _start(data: Path, tools: Tools, kind: str) -> subprocess.Popen[bytes]:
+def _start(data: Path, tools: Tools, kind: str, writes: Path) -> subprocess.Popen[bytes]:
     words = [tools.path("postgres"), "-D", str(data)]
     try:
         with (data / _LOG).open("ab") as log:
             return subprocess.Popen(
-                command(kind, signal.SIGQUIT, words, str(data.parent)),
+                command(kind, signal.SIGQUIT, words, str(writes)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -184,7 +188,7 @@ def _await(data: Path, process: subprocess.Popen[bytes], tools: Tools, alive: Al
     while True:
         with suppress(FileNotFoundError):
             said = (data / "postmaster.pid").read_text(errors="replace").splitlines()
-            if len(said) >= 8 and said[7].strip() in ("ready", "standby"):
+            if len(said) >= 8 and said[7].strip() == "ready":  # "standby": it recovers, and nobody is let in
                 return
         if process.poll() is not None:
             log = _tail(data / _LOG)

@@ -1,0 +1,118 @@
+"""What the server says of its cluster: all that a physical backup has to know before, and cannot read from files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.engines.postgresql.child import Alive
+from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
+from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.errors import SourceDenied, Unsupported
+
+OLDEST = 15
+"""The first version whose backup mode ends with the session that began it."""
+
+_BEAT_SECONDS = 0.25
+_ABOUT = b"""
+SELECT current_setting('data_directory'), current_setting('block_size')::int,
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
+       current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
+       (SELECT timeline_id FROM pg_control_checkpoint()), current_setting('max_prepared_transactions')::int
+FROM pg_control_system()
+"""
+_TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY oid"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running primary. `tablespaces` lie outside of the data directory: their names and places by their number."""
+
+    version: str
+    major: int
+    directory: str
+    page: int
+    checksums: bool
+    catalog: int
+    prepared: int
+    log: Log
+    tablespaces: Mapping[str, tuple[bytes, str]]
+
+    @property
+    def version_directory(self) -> str:
+        """The name of the directory of this version in a tablespace."""
+        return f"PG_{self.major}_{self.catalog}"
+
+
+def look(connection: Connection, about: str) -> Cluster:
+    """Ask the server. Raises Unsupported for a server that no physical backup can be made of, SourceDenied."""
+    major = major_of(connection)
+    if major < OLDEST:
+        raise Unsupported(
+            f"{about}: a physical backup needs PostgreSQL {OLDEST} or later",
+            detail=f"This is {version_of(connection)}.",
+            hints=['set method = "dump"'],
+        )
+    ((directory, page, segment, level, checksums, standby, system, catalog, timeline, prepared),) = rows(
+        connection, _ABOUT
+    )
+    if standby:
+        raise Unsupported(
+            f"{about}: the server is a standby",
+            detail="Physical backups are made of the primary: the place of a snapshot in the log can be known there.",
+        )
+    if text(level) == "minimal":
+        raise Unsupported(
+            f"{about}: wal_level is minimal",
+            detail="The server writes too little into its log for a backup beside running transactions.",
+            hints=["ALTER SYSTEM SET wal_level = 'replica'  # and restart the server"],
+        )
+    if not directory:
+        raise SourceDenied(f"{about}: the server does not say where its data directory is")
+    return Cluster(
+        version_of(connection),
+        major,
+        os.fsdecode(directory),
+        page,
+        checksums,
+        catalog,
+        prepared,
+        Log(system, timeline, segment),
+        tablespaces(connection),
+    )
+
+
+def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
+    """Return name and place of each tablespace that lies elsewhere, by its number."""
+    found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
+    return {oid: (name, place) for oid, name, place in found if place.startswith("/")}
+
+
+def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
+    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query."""
+    outcome: list[list[tuple[Any, ...]] | BaseException] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(rows(connection, query, *values))
+        except BaseException as error:  # noqa: BLE001 it is raised by the thread that waits
+            outcome.append(error)
+
+    asking = threading.Thread(target=ask, name="ask")
+    asking.start()
+    try:
+        while asking.is_alive():
+            asking.join(_BEAT_SECONDS)
+            alive()
+    except BaseException:
+        connection.cancel_safe()
+        raise
+    finally:
+        asking.join()
+    (found,) = outcome
+    if isinstance(found, BaseException):
+        raise found
+    return found

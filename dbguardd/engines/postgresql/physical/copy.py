@@ -1,0 +1,117 @@
+"""The backup itself: relations as paged streams, all that is small in one archive, the log that makes them whole.
+
+Streams: a relation's file of at least PAGED_BYTES under its path; `files.tar` with everything else but pg_control;
+`log.tar` with what is known at the end only: pg_control, backup_label, tablespace_map and the log.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from dbguardd.engines.postgresql.physical.cluster import Cluster
+from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
+from dbguardd.engines.postgresql.physical.mode import Ended
+from dbguardd.engines.postgresql.physical.segments import open_segment
+from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
+from dbguardd.flow import Sink
+
+FILES, LOG = "files.tar", "log.tar"
+PAGED_BYTES = 1 << 20
+"""Smaller files are not compared page by page: there are thousands of them, and each stream has its price."""
+
+_SECOND = 1_000_000_000
+_SURE_SECONDS = 2  # a file system's clock may lag behind by a tick, and keep times as coarse as this
+
+Tell = Callable[[int], None]
+"""Told the bytes that were read so far; raises Cancelled."""
+
+
+class Copy:
+    """One copy of a data directory under way. `begun` is when backup mode was asked for, before its checkpoint."""
+
+    def __init__(self, directory: DataDirectory, cluster: Cluster, sink: Sink, begun: float, tell: Tell) -> None:
+        self.directory, self._cluster, self._sink, self._tell = directory, cluster, sink, tell
+        self._sure = int((begun - _SURE_SECONDS) * _SECOND)
+        self._paged: set[str] = set()
+        self.done = 0
+        self.reused = 0
+
+    def relations(self) -> None:
+        """Hand over the large files of relations."""
+        for member in self.directory.members():
+            if not member.relation:
+                continue
+            with member.opened() as file:
+                if file is not None and os.fstat(file).st_size >= PAGED_BYTES:
+                    self._relation(member, file)
+
+    def _relation(self, member: Member, file: int) -> None:
+        stamp, size = self._stamp(file), os.fstat(file).st_size
+        if stamp and self._sink.reuse(member.path, stamp):
+            self.reused += 1
+        else:
+            self._sink.adopt(member.path, file, self._cluster.page, stamp=stamp, changing=True)
+        self._paged.add(member.path)
+        self._count(size)
+
+    def _stamp(self, file: int) -> str:
+        """Return what is the same as long as nobody writes the file; nothing where that cannot be told.
+
+        A write sets the times of a file before its bytes, and the checkpoint at the start of a backup waits for all
+        writes that had begun. So a file whose times lie before that start was read as they left it; and as long as
+        they are the same to the nanosecond, nothing was written since. See decision 0037.
+        """
+        found = os.fstat(file)
+        if max(found.st_mtime_ns, found.st_ctime_ns) >= self._sure or found.st_mtime_ns % _SECOND == 0:
+            return ""
+        times = f"{found.st_mtime_ns}:{found.st_ctime_ns}"
+        return f"{self._cluster.log.system}:{found.st_ino}:{found.st_size}:{times}"
+
+    def files(self) -> None:
+        """Write everything else, but what is known at the end only."""
+        with self._sink.write(FILES) as out, writing(out) as archive:
+            for member in self.directory.members():
+                if member.directory:
+                    archive.directory(member.path)
+                elif member.path not in self._paged:
+                    with member.opened() as file:
+                        if file is not None:
+                            self._add(archive, member.path, file, os.fstat(file).st_size)
+
+    def log(self, ended: Ended, end: int) -> None:
+        """Write pg_control, the label, and the log from where the backup begins to `end`; behind that, zeros."""
+        with self._sink.write(LOG) as out, writing(out) as archive:
+            archive.content(CONTROL, self._control)
+            archive.content("backup_label", ended.label)
+            if ended.tablespace_map:
+                archive.content("tablespace_map", ended.tablespace_map)
+            log = self._cluster.log
+            for name, start in log.names(ended.start, end):
+                file = open_segment(self.directory, log, name, start)
+                try:
+                    self._segment(archive, f"{WAL}/{name}", file, min(log.segment, end - start))
+                finally:
+                    os.close(file)
+
+    def last(self) -> None:
+        """Read pg_control, while backup mode is on: the last of all files."""
+        self._control = self.directory.control()
+
+    def _segment(self, archive: TarWriter, path: str, file: int, used: int) -> None:
+        archive.file(path, file, self._cluster.log.segment, used)
+        self._count(used)
+
+    def _add(self, archive: TarWriter, path: str, file: int, size: int) -> None:
+        archive.file(path, file, size, size)
+        self._count(size)
+
+    def _count(self, size: int) -> None:
+        self.done += size
+        self._tell(self.done)
+
+
+def now() -> float:
+    """Return the time of the host, which is that of its file systems."""
+    return time.time()

@@ -1,0 +1,230 @@
+"""What lies in the data directory of a running cluster, and what of it belongs into a physical backup.
+
+The rules are those of pg_basebackup. No link is followed: tablespaces are where the server says they are, and whatever
+else is no file and no directory is named and left out. Every name is opened below the directory that was listed, never
+by a path that somebody could have changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dbguardd.errors import GuardError, SourceChanged, SourceDenied, SourceMissing
+
+TABLESPACES = "pg_tblspc"
+CONTROL = "global/pg_control"
+WAL = "pg_wal"
+
+_EMPTY = frozenset(
+    (WAL, "pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
+)
+"""What is in there does not outlive a server, or (the log) is kept by itself."""
+_LEFT_OUT = frozenset(
+    (
+        *("backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest"),
+        *("postmaster.pid", "postmaster.opts", "postgresql.auto.conf.tmp", "current_logfiles.tmp"),
+        *("recovery.signal", "standby.signal"),
+    )
+)
+"""Files at the top that are made anew by whoever restores or starts a cluster."""
+_LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
+_WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
+_RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
+_TEMPORARY = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Something that belongs into the backup. `path` is relative to the data directory; `relation`: it has pages."""
+
+    path: str
+    directory: bool
+    relation: bool
+    _above: int  # the open directory that it was found in
+    _name: str
+
+    @contextmanager
+    def opened(self) -> Iterator[int | None]:
+        """Open the file; None if it has gone meanwhile, as a dropped relation does. Raises SourceDenied."""
+        try:
+            file = os.open(self._name, _FILE, dir_fd=self._above)
+        except FileNotFoundError:
+            yield None
+            return
+        except OSError as error:
+            raise denied(self.path, error) from error
+        try:
+            yield file if stat.S_ISREG(os.fstat(file).st_mode) else None
+        finally:
+            os.close(file)
+
+
+class DataDirectory:
+    """The data directory of a cluster, opened. `tablespaces` are where the server says they are, by their number.
+
+    `left_out` are the paths that members() met and did not follow or know, at most so many.
+    """
+
+    _TOLD = 50
+
+    def __init__(self, path: str, tablespaces: Mapping[str, str], version_directory: str) -> None:
+        self.path, self._tablespaces, self._version = path, tablespaces, version_directory
+        self._within = frozenset(os.path.relpath(place, path) for place in tablespaces.values())
+        self.left_out: list[str] = []
+        try:
+            self.file = os.open(path, _DIRECTORY)
+        except FileNotFoundError as error:
+            raise SourceMissing(
+                f"{path}: the data directory is not on this host",
+                detail="A physical backup reads the files of the cluster, so it runs where they are.",
+                hints=['set method = "dump" for a server elsewhere'],
+            ) from error
+        except OSError as error:
+            raise denied(path, error) from error
+        self._owner = os.fstat(self.file).st_uid
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        os.close(self.file)
+
+    def has(self, path: str) -> bool:
+        """Say if there is something at a path below."""
+        try:
+            os.stat(path, dir_fd=self.file, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def read(self, path: str, most: int = 1 << 20) -> bytes:
+        """Return the first bytes of a file below. Raises SourceDenied."""
+        try:
+            file = os.open(path, _FILE, dir_fd=self.file)
+        except OSError as error:
+            raise denied(path, error) from error
+        try:
+            return os.read(file, most)
+        finally:
+            os.close(file)
+
+    def control(self) -> bytes:
+        """Return pg_control as it is between two writes of the server: read until two readings are the same."""
+        before = b""
+        while (now := self.read(CONTROL)) != before or not now:
+            before = now
+        return now
+
+    def members(self) -> Iterator[Member]:
+        """Yield what belongs into the backup, a directory before what is in it, but pg_control: it comes last of all.
+
+        A member can be opened until the next is asked for. What comes or goes meanwhile, is there or not.
+        """
+        self.left_out = []
+        yield from self._below(self.file, "")
+
+    def _below(self, above: int, path: str) -> Iterator[Member]:
+        with os.scandir(above) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        unlogged = _unlogged(entries) if _WITH_RELATIONS.fullmatch(path) else frozenset()
+        for entry in entries:
+            inner = f"{path}/{entry.name}" if path else entry.name
+            if _skipped(path, entry.name, inner):
+                continue
+            if entry.is_symlink():
+                yield from self._link(above, entry.name, inner)
+            elif entry.is_dir(follow_symlinks=False):
+                yield Member(inner, True, False, above, entry.name)
+                if inner not in _EMPTY and inner not in self._within:  # a tablespace in here is met by its link
+                    yield from self._inside(above, entry.name, inner)
+            elif entry.is_file(follow_symlinks=False):
+                found = _RELATION.fullmatch(entry.name) if _WITH_RELATIONS.fullmatch(path) else None
+                if found and found["node"] in unlogged and found["fork"] != "init":
+                    continue
+                if inner != CONTROL:
+                    yield Member(inner, False, found is not None, above, entry.name)
+            else:
+                self._leave(inner)
+
+    def _inside(self, above: int, name: str, path: str) -> Iterator[Member]:
+        try:
+            directory = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+        except FileNotFoundError:
+            return  # a database that was dropped
+        except NotADirectoryError:
+            self._leave(path)
+            return
+        except OSError as error:
+            raise denied(path, error) from error
+        try:
+            yield from self._below(directory, path)
+        finally:
+            os.close(directory)
+
+    def _link(self, above: int, name: str, path: str) -> Iterator[Member]:
+        """A link is a tablespace that the server knows at that very place, or the log's directory; else left out."""
+        if path == WAL:
+            yield Member(path, True, False, above, name)
+            return
+        location = self._tablespaces.get(name) if os.path.dirname(path) == TABLESPACES else None
+        try:
+            if location is None or os.readlink(name, dir_fd=above) != location:
+                self._leave(path)
+                return
+            place = os.open(location, _DIRECTORY)
+        except FileNotFoundError:
+            return  # a tablespace that was dropped
+        except OSError as error:
+            raise denied(location or path, error) from error
+        try:
+            if os.fstat(place).st_uid != self._owner:
+                self._leave(path)
+                return
+            yield Member(path, True, False, above, name)
+            inner = f"{path}/{self._version}"  # another version's files may lie beside
+            yield Member(inner, True, False, place, self._version)
+            yield from self._inside(place, self._version, inner)
+        finally:
+            os.close(place)
+
+    def _leave(self, path: str) -> None:
+        if len(self.left_out) < self._TOLD:
+            self.left_out.append(os.fsencode(path).decode("utf-8", "backslashreplace")[:200])
+
+
+def is_relation(path: str) -> bool:
+    """Say if a path in a data directory is that of a relation's file."""
+    above, _, name = path.rpartition("/")
+    return _WITH_RELATIONS.fullmatch(above) is not None and _RELATION.fullmatch(name) is not None
+
+
+def _skipped(above: str, name: str, path: str) -> bool:
+    return (
+        name.startswith(_LEFT_OUT_ANYWHERE)
+        or path in _LEFT_OUT
+        or (_TEMPORARY.fullmatch(name) is not None and _WITH_RELATIONS.fullmatch(above) is not None)
+    )
+
+
+def _unlogged(entries: list[os.DirEntry[str]]) -> frozenset[str]:
+    """Return the numbers of the relations that have an init fork: no log makes what else they have whole."""
+    found = (_RELATION.fullmatch(entry.name) for entry in entries)
+    return frozenset(match["node"] for match in found if match is not None and match["fork"] == "init")
+
+
+def denied(path: str, error: OSError) -> GuardError:
+    """Return what it means that something in the data directory cannot be read."""
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if isinstance(error, PermissionError):
+        return SourceDenied(
+            f"{shown}: cannot be read",
+            detail=error.strerror or str(error),
+            hints=["set run_as to the owner of the data directory"],
+        )
+    return SourceChanged(f"{shown}: cannot be read", detail=error.strerror or str(error))

@@ -1,0 +1,73 @@
+"""Backup mode: held by one session with a slot of its own, and gone with that session whatever happens."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from dbguardd.engines.postgresql.child import Alive
+from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.physical.cluster import waited
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory
+from dbguardd.engines.postgresql.physical.segments import label_start, place
+from dbguardd.errors import SourceChanged, SourceInvalid
+
+_SYSTEM_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs."""
+
+    start: int
+    stop: int
+    timeline: int
+    label: bytes
+    tablespace_map: bytes
+
+
+class BackupMode:
+    """One backup. The slot holds the log from its making on; it is temporary, so the server drops it with us."""
+
+    def __init__(self, keeper: Connection, system: int) -> None:
+        self._keeper, self._system = keeper, system
+        self._slot = ""
+
+    def hold(self, directory: DataDirectory) -> None:
+        """Make the slot, and see by it that `directory` is that of this server: a slot is a directory in there.
+
+        The number of the cluster alone would not do: a standby or a copy on this host has the same.
+        """
+        ((name,),) = rows(
+            self._keeper,
+            b"SELECT slot_name FROM pg_create_physical_replication_slot("
+            b"'dbguard_' || pg_backend_pid()::text, immediately_reserve => true, temporary => true)",
+        )
+        self._slot = text(name)
+        system = int.from_bytes(directory.control()[:_SYSTEM_BYTES], sys.byteorder)
+        if system != self._system or not directory.has(f"pg_replslot/{self._slot}"):
+            raise SourceInvalid(
+                f"{directory.path}: is not the data directory of the server that was asked",
+                detail=f"the server is {self._system}, the directory {system}; the server may run on another host",
+                hints=['set method = "dump" for a server elsewhere'],
+            )
+
+    def begin(self, alive: Alive) -> None:
+        """Begin backup mode: the server makes a checkpoint, at once, and writes whole pages from then on."""
+        waited(self._keeper, alive, b"SELECT pg_backup_start('dbguard', fast => true)")
+
+    def end(self, alive: Alive) -> Ended:
+        """End backup mode. Raises SourceChanged if the server has ended it before: it was restarted."""
+        ((stop, label, spaces),) = waited(
+            self._keeper,
+            alive,
+            b"SELECT lsn::text, labelfile, spcmapfile FROM pg_backup_stop(wait_for_archive => false)",
+        )
+        if not label:
+            raise SourceChanged("PostgreSQL: backup mode has ended by itself")
+        start, timeline = label_start(bytes(label))
+        return Ended(start, place(text(stop)), timeline, bytes(label), bytes(spaces or b""))
+
+    def let_go(self) -> None:
+        """Drop the slot: the log that it held is in the backup."""
+        rows(self._keeper, b"SELECT pg_drop_replication_slot(%s)", self._slot)

@@ -1,0 +1,227 @@
+"""Method `pages`: backups of a whole cluster, page by page. Implements engines.base.Snapshots."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
+from dbguardd.engines.postgresql.child import Alive, run
+from dbguardd.engines.postgresql.connect import Connection, address_of, connect, place_of, refusals, rows, shown, text
+from dbguardd.engines.postgresql.physical import place
+from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
+from dbguardd.engines.postgresql.physical.content import fingerprint
+from dbguardd.engines.postgresql.physical.copy import Copy, now
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
+from dbguardd.engines.postgresql.physical.prove import prove
+from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.segments import shown as shown_place
+from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.errors import Degraded, SourceChanged, SourceLocked, SourceMissing, Unsupported
+from dbguardd.flow import Facts, Sink, Tree
+
+MOST_DATABASES = 64
+"""A snapshot is held in each by a connection of its own."""
+
+_SNAPSHOT_BYTES = 16 << 10  # of the text of all: a server may have thousands of running transactions
+_DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_SUPERUSER = b"""
+SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1), clock_timestamp()
+"""
+_SIZE = b"SELECT sum(pg_database_size(oid))::int8 FROM pg_database"
+
+
+class Pages:
+    """Physical backups of a cluster. Settings: url."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._address = address_of(str(settings.get("url", "")))
+        self._about = place_of(self._address)
+        self._held: place.Placed | None = None
+        self._untold = ""
+        self._restored: dict[Path, Facts] = {}
+
+    def probe(self) -> Probe:
+        with ExitStack() as stack:
+            keeper, cluster = self._look(stack)
+            ((size,),) = rows(keeper, _SIZE)
+        facts = {"data_directory": cluster.directory, "checksums": cluster.checksums, "system": str(cluster.log.system)}
+        warnings = (
+            () if cluster.checksums else ("the cluster has no page checksums: damage on its disk is not noticed",)
+        )
+        return Probe(cluster.version, int(size), facts, warnings)
+
+    def dump(self, sink: Sink, progress: Progress) -> Facts:
+        def alive() -> None:
+            progress("checkpoint", 0, None)
+
+        self.release()
+        with ExitStack() as stack:
+            keeper, cluster = self._look(stack)
+            tools = find_tools(
+                "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
+            )
+            directory = self._directory(cluster)
+            stack.callback(directory.close)
+            mode = BackupMode(keeper, cluster.log.system)
+            mode.hold(directory)
+            begun = now()
+            mode.begin(alive)
+            copy = Copy(directory, cluster, sink, begun, lambda done: progress("copy", done, None))
+            copy.relations()
+            copy.files()
+            copy.last()
+            ended = mode.end(alive)
+            snapshots = self._place(keeper, cluster, tools, ended, stack)
+            end = place.mark(keeper) if snapshots is None else snapshots.end
+            self._check_tablespaces(keeper, cluster, tools, (ended.start, end), alive)
+            copy.log(ended, end)
+            mode.let_go()
+            facts = self._facts(keeper, cluster, copy, ended, snapshots)
+            self._held = snapshots
+            return facts
+
+    def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
+        keeper = connect(self._address, about=self._about)
+        stack.callback(keeper.close)
+        stack.enter_context(refusals(self._about))
+        keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
+        return keeper, look(keeper, self._about)
+
+    def _directory(self, cluster: Cluster) -> DataDirectory:
+        places = {oid: where for oid, (_name, where) in cluster.tablespaces.items()}
+        return DataDirectory(cluster.directory, places, cluster.version_directory)
+
+    def _place(
+        self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, stack: ExitStack
+    ) -> place.Placed | None:
+        """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had."""
+        names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
+        if len(names) > MOST_DATABASES:
+            self._untold = (
+                f"there are {len(names)} databases, and snapshots of at most {MOST_DATABASES} are held at once"
+            )
+            return None
+        with ExitStack() as opened:
+            connections = {}
+            for name in names:
+                connections[name] = connect(self._address, os.fsdecode(name), about=self._about)
+                opened.callback(connections[name].close)
+
+            def commits(start: int, end: int) -> bytes:
+                return self._waldump(cluster, tools, "Transaction", (start, end), lambda: None)
+
+            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
+            if placed is None:
+                self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
+                return None
+            if sum(map(len, placed.snapshots.values())) > _SNAPSHOT_BYTES:
+                self._untold = "too many transactions were running"
+                return None
+            kept = opened.pop_all()
+            stack.push(lambda kind, *_: kept.close() if kind is not None else None)
+            return placed
+
+    def _waldump(self, cluster: Cluster, tools: Tools, what: str, between: tuple[int, int], alive: Alive) -> bytes:
+        """Return what pg_waldump says of the records of one kind between two places."""
+        start, end = (shown_place(at) for at in between)
+        words = [f"--rmgr={what}", f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
+        said = run([tools.path("pg_waldump"), f"--path={cluster.directory}/{WAL}", *words], alive)
+        if said.status != 0:
+            raise Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said.errors[-500:])
+        return said.output
+
+    def _check_tablespaces(
+        self, keeper: Connection, cluster: Cluster, tools: Tools, between: tuple[int, int], alive: Alive
+    ) -> None:
+        """Raise SourceChanged if a tablespace came or went: who replays that empties its directory, on this host."""
+        if tablespaces(keeper) != cluster.tablespaces or self._waldump(cluster, tools, "Tablespace", between, alive):
+            raise SourceChanged(
+                f"{self._about}: a tablespace was made or dropped during the backup",
+                detail="The log tells where, and a recovery would do it again at that very place.",
+                hints=["back up again"],
+            )
+
+    def _facts(
+        self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: place.Placed | None
+    ) -> Facts:
+        """Return what the restore, its proof and a person who reads the backup have to know."""
+        ((superuser, at),) = rows(keeper, _SUPERUSER)
+        snapshots = {} if placed is None else {shown(name): said for name, said in placed.snapshots.items()}
+        return {
+            "method": "pages",
+            "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
+            "server_version": cluster.version,
+            "major": cluster.major,
+            "system": str(cluster.log.system),
+            "page_size": cluster.page,
+            "checksums": cluster.checksums,
+            "prepared": cluster.prepared,
+            "superuser": None if superuser is None else text(superuser),
+            "timeline": ended.timeline,
+            "start_lsn": shown_place(ended.start),
+            "stop_lsn": shown_place(ended.stop),
+            "recovery_lsn": shown_place(ended.stop if placed is None else placed.at),
+            "snapshots": snapshots,
+            "snapshot_tries": None if placed is None else placed.tries,
+            "no_fingerprint": self._untold or None,
+            "snapshot_at": at.isoformat(),
+            "tablespaces": {oid: [shown(name), place] for oid, (name, place) in cluster.tablespaces.items()},
+            "left_out": copy.directory.left_out,
+            "reused_files": copy.reused,
+            "size_bytes": copy.done,
+            **_owner(copy.directory),
+        }
+
+    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+        if self._held is None:
+            return Untold(self._untold or "no snapshot is held")
+        try:
+            with refusals(self._about):
+                return fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
+        except (SourceChanged, SourceLocked) as error:
+            return Untold(f"{error.message}. {error.detail}")
+
+    def release(self) -> None:
+        if self._held is not None:
+            self._held.close()
+        self._held, self._untold = None, ""
+
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+        lost = rebuild(tree, target, progress)
+        self._restored[target] = tree.facts
+        return lost
+
+    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+        facts = self._restored.pop(target, None)
+        if facts is None:
+            raise SourceMissing(f"{target}: nothing was restored there by this job", detail="a cluster is proven once")
+        return prove(target, facts, queries, self._address.get("dbname", ""), progress)
+
+    def check_unused(self) -> None:
+        raise _not_in_place()
+
+    def replace(self, source: Path, progress: Progress) -> None:
+        raise _not_in_place()
+
+
+def _owner(directory: DataDirectory) -> dict[str, str | None]:
+    """Return the user whom the data directory belongs to; None if this host does not know him."""
+    number = os.fstat(directory.file).st_uid
+    try:
+        return {"owner": pwd.getpwuid(number).pw_name}
+    except KeyError:
+        return {"owner": None}
+
+
+def _not_in_place() -> Unsupported:
+    return Unsupported(
+        "a cluster is not restored over the one that is there",
+        detail="It is restored to a new directory; the server is then started on that one.",
+        hints=["dbguardctl restore NAME --to DIRECTORY"],
+    )

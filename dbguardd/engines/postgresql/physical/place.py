@@ -1,0 +1,137 @@
+"""A snapshot of every database whose place in the log is known exactly, so that a recovery can end at that very place.
+
+A transaction commits twice: when its record is written to the log, and a moment later, when others see it. A snapshot
+sees the second, a recovery the first. Only if the records of all that a snapshot sees lie before those of all that it
+does not see, there is a place between them, at which a recovery has what the snapshot has and nothing else. Most
+instants are such ones: transactions become visible after the log was flushed, in bunches. So snapshots are taken, the
+log around them is read, and if it has no such place they are taken again.
+
+What is read reaches some way back. A commit that has waited for a longer time (for a standby, say) is found by the
+proof, which asks the recovered server how the transactions ended that were running in the snapshot: see prove.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.physical.segments import place
+
+TRIES = 40
+_BACK = 1 << 20
+_COMMIT = re.compile(
+    rb"^rmgr: Transaction .*?\btx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+), .*?desc: COMMIT(?:_PREPARED (\d+))?\b"
+)
+_SNAPSHOT = b"SELECT pg_current_snapshot()::text"
+_MARK = (
+    b"BEGIN; SET LOCAL synchronous_commit = 'local'; SELECT pg_logical_emit_message(true, 'dbguard', 'snapshot'); "
+    b"COMMIT"
+)
+_XIDS = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a snapshot sees: transactions before `top` that are not among `running`."""
+
+    bottom: int
+    top: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, said: str) -> Snapshot:
+        """Read PostgreSQL's text form, "bottom:top:running,running"."""
+        bottom, top, running = said.split(":")
+        return cls(int(bottom), int(top), frozenset(int(xid) for xid in running.split(",") if xid))
+
+    def sees(self, xid: int) -> bool:
+        """Say if a transaction that has committed is seen. The log has the lower half of its number only."""
+        top = self.top
+        full = top - (top - xid) % _XIDS if (top - xid) % _XIDS < _XIDS // 2 else top + (xid - top) % _XIDS
+        return full < top and full not in self.running
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Snapshots that are still held, by database, and the place of all of them; the log is needed up to `end`."""
+
+    snapshots: Mapping[bytes, str]
+    at: int
+    end: int
+    tries: int
+    connections: Mapping[bytes, Connection] = field(repr=False)
+
+    def close(self) -> None:
+        """Let go of the snapshots."""
+        for connection in self.connections.values():
+            connection.close()
+
+
+def find(
+    connections: Mapping[bytes, Connection],
+    keeper: Connection,
+    least: int,
+    segment: int,
+    commits: Callable[[int, int], bytes],
+) -> Placed | None:
+    """Take a snapshot on each connection until all of them have one place in the log, not before `least`.
+
+    `commits` returns what pg_waldump says of transactions between two places. It finds nothing in a file of the log
+    (of `segment` bytes) that was ended early, as at the end of backup mode: it is asked about the last file only. None
+    if there was no such place.
+    """
+    for attempt in range(1, TRIES + 1):
+        before = _inserted(keeper)
+        snapshots: dict[bytes, str] = {}
+        for name, connection in connections.items():
+            connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
+            ((said,),) = rows(connection, _SNAPSHOT)
+            snapshots[name] = text(said)
+        after = _inserted(keeper)
+        end = mark(keeper)
+        found = between(
+            commits_of(commits(max(least, before - _BACK, before // segment * segment), end)),
+            [Snapshot.parse(said) for said in snapshots.values()],
+            after,
+        )
+        if found is not None and found >= least:
+            return Placed(snapshots, found, end, attempt, connections)
+        for connection in connections.values():
+            connection.execute(b"ROLLBACK", prepare=False)
+    return None
+
+
+def mark(keeper: Connection) -> int:
+    """Commit a transaction that changes nothing: all of the log before is on disk then. Return where the log ends."""
+    for statement in _MARK.split(b"; "):
+        keeper.execute(statement, prepare=False)
+    ((at,),) = rows(keeper, b"SELECT pg_current_wal_flush_lsn()::text")
+    return place(text(at))
+
+
+def commits_of(said: bytes) -> list[tuple[int, int]]:
+    """Return place and number of each transaction whose commit pg_waldump tells of, in order."""
+    found = (_COMMIT.match(line) for line in said.splitlines())
+    return [(place(match[2].decode()), int(match[3] or match[1])) for match in found if match is not None]
+
+
+def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], after: int) -> int | None:
+    """Return the place that parts what all snapshots see from what none of them sees; None if there is none.
+
+    `after` is a place that was written after the snapshots were taken: with nothing unseen before, it is there.
+    """
+    found: int | None = None
+    for at, xid in commits:
+        seen = {snapshot.sees(xid) for snapshot in snapshots}
+        if len(seen) > 1 or (found is not None and seen == {True}):
+            return None
+        if found is None and seen == {False}:
+            found = min(at, after)
+    return after if found is None else found
+
+
+def _inserted(keeper: Connection) -> int:
+    ((at,),) = rows(keeper, b"SELECT pg_current_wal_insert_lsn()::text")
+    return place(text(at))

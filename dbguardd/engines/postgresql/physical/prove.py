@@ -1,0 +1,199 @@
+"""Proves a restored cluster: its own server recovers it to the place of the backup, and reads all of it.
+
+The server is one that nobody else reaches (see server.throwaway) and that nothing in the cluster configures: the
+files that do are put aside before it starts, and back afterwards. What it leaves is the cluster as it was at that
+place, recovered and shut down in order.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
+from dbguardd.engines.postgresql.child import Alive, run
+from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
+from dbguardd.engines.postgresql.physical import content
+from dbguardd.engines.postgresql.physical.check import check_structure
+from dbguardd.engines.postgresql.physical.place import Snapshot
+from dbguardd.engines.postgresql.physical.rebuild import AUTO, recovery_settings, sync, without_recovery
+from dbguardd.engines.postgresql.physical.segments import place
+from dbguardd.engines.postgresql.prove import ask, no_database, only_of
+from dbguardd.engines.postgresql.server import Server, throwaway
+from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.errors import Degraded, SourceChanged, SourceDamaged
+from dbguardd.flow import Facts
+
+_CONFIGURING = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log")
+_ASIDE = ".dbguard-aside"
+_HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
+_NO_SETTINGS = "-c role=none -c session_preload_libraries= -c local_preload_libraries="
+"""What a role or a database may set for who connects, and acts before we can."""
+_DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_RECOVERY = "recovery to the place of the backup"
+_OF_THE_CLUSTER = re.compile("recovery|checkpoint|WAL|backup_label|control file|PANIC|pg_tblspc|invalid")
+_HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
+_COMMITTED = b"""
+SELECT xid FROM (
+  SELECT unnest(string_to_array(%s, ','))::xid8 AS xid
+  UNION ALL SELECT n::text::xid8
+  FROM generate_series(%s::int8, (pg_snapshot_xmax(pg_current_snapshot())::text)::int8 - 1) AS n
+) AS unseen WHERE pg_xact_status(xid) = 'committed' LIMIT 1
+"""
+
+
+def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, progress: Progress) -> Examination:
+    """Recover the cluster at `target` and say what is found in it. Raises what keeps a server from being started."""
+
+    def alive(step: str = "recover") -> None:
+        progress(step, 0, None)
+
+    tools = find_tools("postgres", int(facts["major"]), need="a backup is proven by a server of its version")
+    findings: list[Finding] = []
+    print_: Fingerprint | None = None
+    with _configured_by_us(target):
+        settings = {
+            **recovery_settings(facts),
+            "hot_standby": "off",
+            "max_prepared_transactions": str(int(facts["prepared"])),
+        }
+        try:
+            with throwaway(
+                target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=True, keep=True
+            ) as server:
+                findings.append(_reached(target, facts))
+                print_ = _content(server, facts, findings, lambda: alive("read"))
+                findings += _examined(server, queries, database, lambda: alive("examine"))
+        except Degraded as error:
+            if not _OF_THE_CLUSTER.search(error.detail):
+                raise  # of this host: it says nothing about the backup
+            return Examination([Finding(_RECOVERY, "failed", error.detail[-1000:])], None)
+        findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
+    _durable(target)
+    return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"]})
+
+
+def _reached(target: Path, facts: Facts) -> Finding:
+    """Compare where the recovery ended with the place of the backup: the history of the new timeline tells."""
+    timeline, wanted = int(facts["timeline"]), place(str(facts["recovery_lsn"]))
+    path = target / "pg_wal" / f"{timeline + 1:08X}.history"
+    told = _HISTORY.findall(path.read_text(errors="replace") if path.exists() else "")
+    reached = place(told[-1][1]) if told and int(told[-1][0]) == timeline else 0
+    # The last record ends where the next begins, or before the head of the page between them.
+    right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
+    detail = f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}"
+    return Finding(_RECOVERY, "ok" if right else "failed", detail)
+
+
+def _content(server: Server, facts: Facts, findings: list[Finding], alive: Alive) -> Fingerprint | None:
+    """Read every table; None, and a finding, if what is read cannot be compared with what was read of the original."""
+    with ExitStack() as stack:
+        connections = {name: stack.enter_context(_transaction(server, name)) for name in _databases(server)}
+        doubt = _in_doubt(connections, facts.get("snapshots") or {})
+        found: Fingerprint | None = None
+        reading = "every table can be read"
+        try:
+            found = content.fingerprint(connections, alive)
+            findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
+        except (SourceDamaged, SourceChanged) as error:
+            findings.append(Finding(reading, "failed", f"{error.message}. {error.detail}"))
+        except psycopg.Error as error:
+            findings.append(Finding(reading, *_meaning(error)))
+        if doubt:
+            findings.append(Finding("the snapshot is the place of the backup", "inconclusive", doubt))
+        return None if doubt else found
+
+
+def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, str]) -> str:
+    """Say why the content may differ from that of the snapshots; nothing if it may not.
+
+    What ran when a snapshot was taken must not have committed here: then its record lay before the place, and it was
+    not yet seen. That others were seen whose records lie behind was ruled out when the snapshots were taken.
+    """
+    for name, connection in connections.items():
+        said = snapshots.get(shown(name))
+        if said is None:
+            return f"of the database {shown(name)} no snapshot was taken" if snapshots else ""
+        snapshot = Snapshot.parse(said)
+        if found := rows(connection, _COMMITTED, ",".join(map(str, sorted(snapshot.running))) or None, snapshot.top):
+            return f"transaction {text(found[0][0])} had committed in the log, and was not yet seen by the snapshot"
+    return ""
+
+
+def _examined(server: Server, queries: Sequence[Query], database: str, alive: Alive) -> Iterator[Finding]:
+    """Yield what is found of the structure of each database, and of the proof queries."""
+    for name in _databases(server):
+        with _transaction(server, name) as connection:
+            yield check_structure(connection, shown(name), alive)
+    names = [shown(name) for name in _databases(server)]
+    for query in queries:
+        asked = query.database or database or only_of([name for name in names if name != "template1"])
+        yield ask(query, _open(server, asked)) if asked in names else no_database(query, asked)
+
+
+@contextmanager
+def _transaction(server: Server, database: bytes) -> Iterator[Connection]:
+    """Connect for one transaction, which is rolled back."""
+    with _open(server, os.fsdecode(database)) as connection:
+        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ", prepare=False)
+        yield connection
+
+
+def _open(server: Server, database: str) -> AbstractContextManager[Connection]:
+    return connected({**server.address(), "options": _NO_SETTINGS}, database, about="throw-away server")
+
+
+def _databases(server: Server) -> list[bytes]:
+    with _open(server, "template1") as connection:
+        return [bytes(name) for (name,) in rows(connection, _DATABASES)]
+
+
+def _meaning(error: psycopg.Error) -> tuple[str, str]:
+    """Return outcome and detail of an error of the server: a library that is not here says nothing about the data."""
+    said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
+    return ("inconclusive" if error.sqlstate == "58P01" else "failed"), said
+
+
+def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Finding:
+    """Check the checksum of every page: also of what no query reads, indexes of any kind among it."""
+    name = "page checksums"
+    if not facts["checksums"]:
+        return Finding(name, "not configured", "the cluster has none (server stopped: pg_checksums --enable)")
+    said = run([tools.path("pg_checksums"), "--check", f"--pgdata={target}"], alive)
+    blocks = re.search(rb"Blocks scanned: +(\d+)", said.output)
+    if said.status == 0 and blocks:
+        return Finding(name, "ok", f"{blocks[1].decode()} pages")
+    bad = "checksum verification failed" in said.errors
+    return Finding(name, "failed" if bad else "inconclusive", said.errors[-1000:])
+
+
+@contextmanager
+def _configured_by_us(target: Path) -> Iterator[None]:
+    """Put the files that configure a server aside for the length of a block; the recovery is over then."""
+    for name in _CONFIGURING:
+        if os.path.lexists(target / name):
+            os.rename(target / name, target / f"{name}{_ASIDE}")
+    try:
+        yield
+    finally:
+        for name in (*_CONFIGURING, "postmaster.opts"):
+            (target / name).unlink(missing_ok=True)
+            if os.path.lexists(target / f"{name}{_ASIDE}"):
+                os.rename(target / f"{name}{_ASIDE}", target / name)
+        if not (target / "recovery.signal").exists():
+            settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
+            (target / AUTO).write_bytes(without_recovery(settings))
+
+
+def _durable(target: Path) -> None:
+    """Make the recovered cluster durable: its server did not."""
+    directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,211 @@
+"""Restores a cluster to a new directory: all or nothing, durable, and with no way back to the original.
+
+The directory appears under its name when all of it is on disk. Tablespaces get places in it, so that no recovery can
+reach those of the original. It begins as what it was in the backup, and recovers to the place that the backup names, by
+the log that is in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import pwd
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.physical.copy import FILES, LOG
+from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
+from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.segments import shown
+from dbguardd.engines.postgresql.physical.tarred import unpack
+from dbguardd.errors import Damaged, GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Usage
+from dbguardd.flow import Facts, Tree
+
+AUTO = "postgresql.auto.conf"
+
+_SPACES = "tablespaces"
+
+_BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
+_END = "# dbguard: end\n"
+_WORK = ".dbguard"
+_WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_WORK)}", re.DOTALL)
+_YOUNG_SECONDS = 1.0  # between its creation and its lock a work directory is nobody's
+
+
+def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
+    """Write the cluster of a backup to `target`, which must not exist; return which rights it could not be given."""
+    done = 0
+
+    def tell(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("restore", done, None)
+
+    tell(0)
+    with fresh(target) as work:
+        names = list(tree.names())
+        relations = [name for name in names if name not in (FILES, LOG)]
+        if len(names) - len(relations) != len((FILES, LOG)):
+            raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
+        for name in (FILES, *relations, LOG):
+            if name in (FILES, LOG):
+                with tree.read(name) as source:
+                    for _path, size in unpack(source, work):
+                        tell(size)
+            else:
+                tell(_relation(tree, name, work))
+        _finish(work, target, tree.facts)
+    return _lost(tree.facts)
+
+
+def _relation(tree: Tree, name: str, work: Path) -> int:
+    if not is_relation(name):
+        raise Damaged(f"{name!r}: a backup has a stream that is no relation")
+    file = os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        return tree.deliver(name, file)
+    finally:
+        os.close(file)
+
+
+def _finish(work: Path, target: Path, facts: Facts) -> None:
+    """Let the cluster recover to the place of the backup, and nowhere else, when it is started.
+
+    Tablespaces get places below `target`, as links to there, since a server takes no directory for one. Their map would
+    make it replace them by links to those of the original: it goes.
+    """
+    for name in ("PG_VERSION", CONTROL, "backup_label"):
+        if not (work / name).is_file():
+            raise Damaged(f"{name}: is not in the backup: without it, a server would start with a mixture of states")
+    for number in facts.get("tablespaces") or {}:
+        link, place = work / TABLESPACES / number, work / _SPACES / number
+        if not number.isdigit() or not link.is_dir() or link.is_symlink():
+            raise Damaged(f"tablespace {number!r}: is not in the backup")
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        link.rename(place)
+        link.symlink_to(target / _SPACES / number)
+    (work / "tablespace_map").unlink(missing_ok=True)
+    (work / "recovery.signal").touch(mode=0o600)
+    lines = "".join(f"{name} = '{value}'\n" for name, value in recovery_settings(facts).items())
+    with (work / AUTO).open("a", encoding="utf-8") as settings:
+        settings.write(f"{_BEGIN}{lines}{_END}")
+
+
+def without_recovery(settings: bytes) -> bytes:
+    """Return postgresql.auto.conf without what a restore has added to it."""
+    start, end = settings.find(_BEGIN.encode()), settings.find(_END.encode())
+    return settings if start < 0 or end < start else settings[:start] + settings[end + len(_END) :]
+
+
+def recovery_settings(facts: Facts) -> dict[str, str]:
+    """Return what a server has to be told so that its recovery ends at the place of the backup, and not before."""
+    return {
+        "restore_command": "/bin/false",  # all of the log that is needed is there
+        "recovery_target_lsn": shown(place_of(str(facts["recovery_lsn"]))),
+        "recovery_target_inclusive": "off",
+        "recovery_target_timeline": str(int(facts["timeline"])),
+        "recovery_target_action": "promote",
+    }
+
+
+def _lost(facts: Facts) -> list[str]:
+    owner, here = str(facts.get("owner") or ""), pwd.getpwuid(os.geteuid()).pw_name
+    return [f"owner {owner}: it belongs to {here}, who restored it"] if owner and owner != here else []
+
+
+@contextmanager
+def fresh(target: Path) -> Iterator[Path]:
+    """Yield a new empty directory beside `target`; when the block ends well it becomes `target`, durable.
+
+    On any failure it is gone. What a restore that was killed has left beside `target` goes, too.
+    """
+    check_free(target)
+    with _outcomes(target):
+        _clear(target.parent)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent))
+    held = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to _clear that somebody works on it
+        with _outcomes(target):
+            yield work
+            sync(held)
+            check_free(target)
+            os.rename(work, target)  # over an empty directory at most, of the same owner
+            _sync_directory(target.parent)
+    finally:
+        os.close(held)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_free(target: Path) -> None:
+    """Raise TargetExists if something is at `target`."""
+    if os.path.lexists(target):
+        raise TargetExists(f"{target}: something is there", detail="a restore never overwrites")
+
+
+def sync(directory: int) -> None:
+    """Make all of the file system durable in which an open directory lies: thousands of files at once. OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(directory) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _sync_directory(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _clear(directory: Path) -> None:
+    for path in directory.glob(f".*{_WORK}"):
+        with suppress(OSError):
+            file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                found = os.fstat(file)
+                old = time.time() - found.st_ctime >= _YOUNG_SECONDS
+                if _WORK_NAME.fullmatch(path.name) and found.st_uid == os.geteuid() and old:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(file)
+
+
+@contextmanager
+def _outcomes(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _outcome(target, error) from error
+
+
+def _outcome(target: Path, error: OSError) -> GuardError:
+    """Return what an error of the operating system at the target means."""
+    detail = error.strerror or str(error)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    make = shlex.join(["install", "-d", "-o", user, "-m", "0700", str(target.parent)])
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(f"{target}: no room for the restored cluster", detail=detail)
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return PlaceDenied(
+                f"{target}: cannot be written",
+                detail=f"{detail}: the job acts as {user}, who may not write in {target.parent}",
+                hints=[make],
+            )
+        case errno.ENOENT | errno.ENOTDIR:
+            return Usage(f"{target}: there is no directory {target.parent}", hints=[make])
+        case errno.ENOTEMPTY | errno.EEXIST:
+            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
+    return Unreachable(f"{target}: cannot be written", detail=detail)

@@ -1,0 +1,81 @@
+"""The log (WAL) of a cluster: places in it, and the files it consists of."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory, denied
+from dbguardd.errors import LogBroken
+
+PAGE = 8192
+_HEAD = struct.Struct("=HHIQI4xQII")
+"""Magic, flags, timeline, place, length of the rest of a record; system identifier, bytes of a file, of a page."""
+_FIRST_PAGE = 2
+
+
+def place(text: str) -> int:
+    """Return a place in the log ("16/B374D848") as a number."""
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def shown(at: int) -> str:
+    """Return a place as PostgreSQL writes it."""
+    return f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Which log it is: of which cluster, on which timeline, in files of how many bytes."""
+
+    system: int
+    timeline: int
+    segment: int
+
+    def name(self, at: int) -> str:
+        """Return the name of the file in which a place lies."""
+        number, each = at // self.segment, (1 << 32) // self.segment
+        return f"{self.timeline:08X}{number // each:08X}{number % each:08X}"
+
+    def names(self, first: int, end: int) -> Iterator[tuple[str, int]]:
+        """Yield the files that have the places from `first` to before `end`, each with the place at its start."""
+        for start in range(first // self.segment * self.segment, end, self.segment):
+            yield self.name(start), start
+
+
+def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> int:
+    """Open a file of the log and see that it is what its name says. Raises LogBroken if it is gone or another."""
+    try:
+        folder = os.open(WAL, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.file)
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except FileNotFoundError as error:
+        raise LogBroken(
+            f"{name}: the server has removed a part of its log that the backup needs",
+            detail="A slot held it; the server lets go of a slot that holds more than max_slot_wal_keep_size.",
+            hints=["raise max_slot_wal_keep_size, or back up when less is written"],
+        ) from error
+    except OSError as error:
+        raise denied(f"{WAL}/{name}", error) from error
+    head = os.pread(file, _HEAD.size, 0)
+    if len(head) == _HEAD.size:
+        _magic, flags, timeline, at, _rest, system, segment, _page = _HEAD.unpack(head)
+        if (timeline, at, system, segment) == (log.timeline, start, log.system, log.segment) and flags & _FIRST_PAGE:
+            return file
+    os.close(file)
+    raise LogBroken(f"{name}: is not the part of the log that its name says", detail=f"head {head.hex()}")
+
+
+def label_start(label: bytes) -> tuple[int, int]:
+    """Return where a backup begins, from its backup_label: place and timeline. Raises LogBroken."""
+    at = re.search(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", label, re.MULTILINE)
+    timeline = re.search(rb"^START TIMELINE: (\d+)$", label, re.MULTILINE)
+    if at is None or timeline is None:
+        raise LogBroken("backup_label: does not say where the backup begins", detail=repr(label[:200]))
+    return place(at[1].decode()), int(timeline[1])

@@ -1,0 +1,164 @@
+"""The small files of a cluster as one stream: a tar archive, which a person can unpack without dbguard.
+
+Nothing in it depends on when it was made, so that what has not changed is the same bytes again. It is written and read
+by the rules of pax (POSIX.1-2001), of which it needs little: directories, files, and a record for a name or a size that
+the old header cannot hold. Reading is stricter than any tar: nothing but that, only below where it is put, each once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from dbguardd.errors import Damaged
+
+_BLOCK, _PIECE = 512, 1 << 20
+_HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+_FILE, _DIRECTORY, _MORE = b"0", b"5", b"x"
+_NAME, _SIZE, _CHECKSUM, _KIND, _MAGIC = 0, 4, 6, 7, 9
+_USTAR = b"ustar\0" + b"00"
+_MOST_SIZE, _MOST_NAME, _MOST_MORE = 8**11 - 1, 100, 1 << 20
+_RECORD = re.compile(rb"(\d+) (path|size)=", re.DOTALL)
+
+
+class TarWriter:
+    """Writes an archive into a stream; see `writing`."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def directory(self, path: str) -> None:
+        """Add a directory."""
+        self._begin(path, _DIRECTORY, 0)
+
+    def file(self, path: str, file: int, size: int, used: int) -> None:
+        """Add an open file as one of `size` bytes: its first `used`, or what there is of them, and zeros."""
+        self._begin(path, _FILE, size)
+        at, end = 0, min(size, used)
+        while at < end and (data := os.pread(file, min(_PIECE, end - at), at)):
+            self._out.write(data)
+            at += len(data)
+        self._zeros(size - at + -size % _BLOCK)
+
+    def content(self, path: str, data: bytes) -> None:
+        """Add a file with this content."""
+        self._begin(path, _FILE, len(data))
+        self._out.write(data)
+        self._zeros(-len(data) % _BLOCK)
+
+    def end(self) -> None:
+        """Say that this is all."""
+        self._zeros(2 * _BLOCK)
+
+    def _begin(self, path: str, kind: bytes, size: int) -> None:
+        name, more = os.fsencode(path), b""
+        if len(name) > _MOST_NAME:
+            more += _record(b"path", name)
+        if size > _MOST_SIZE:
+            more += _record(b"size", b"%d" % size)
+        if more:
+            self._out.write(_header(b"more", _MORE, len(more)) + more + bytes(-len(more) % _BLOCK))
+        self._out.write(_header(name[:_MOST_NAME], kind, size if size <= _MOST_SIZE else 0))
+
+    def _zeros(self, count: int) -> None:
+        while count > 0:
+            self._out.write(bytes(min(count, _PIECE)))
+            count -= _PIECE
+
+
+@contextmanager
+def writing(out: BinaryIO) -> Iterator[TarWriter]:
+    """Write an archive; it has its end when the block ends well."""
+    archive = TarWriter(out)
+    yield archive
+    archive.end()
+
+
+def unpack(source: BinaryIO, target: Path) -> Iterator[tuple[str, int]]:
+    """Put what an archive has below `target`; yield each path with its bytes.
+
+    `target` must be ours and empty of links. Raises Damaged for what dbguard does not write, and OSError.
+    """
+    while (header := _taken(source, _BLOCK)) != bytes(_BLOCK):
+        name, kind, size = _parsed(header)
+        if kind == _MORE:
+            name, kind, size = _with_more(source, size)
+        path = target / os.fsdecode(_checked(name))
+        if kind == _DIRECTORY and size == 0:
+            path.mkdir(mode=0o700, exist_ok=path.is_dir() and not path.is_symlink())
+        elif kind == _FILE:
+            _place(source, path, size)
+        else:
+            raise Damaged(f"{name!r}: an archive of a backup has something that is no file", detail=repr(kind))
+        yield os.fsdecode(name), size
+
+
+def _place(source: BinaryIO, path: Path, size: int) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file, "wb") as out:
+        for start in range(0, size, _PIECE):
+            out.write(_taken(source, min(_PIECE, size - start)))
+    _taken(source, -size % _BLOCK)
+
+
+def _header(name: bytes, kind: bytes, size: int) -> bytes:
+    mode = b"0000700\0" if kind == _DIRECTORY else b"0000600\0"
+    none = b"0000000\0"
+
+    def packed(checksum: bytes) -> bytes:
+        numbers = (mode, none, none, b"%011o\0" % size, b"%011o\0" % 0, checksum)
+        return _HEADER.pack(name, *numbers, kind, b"", _USTAR, b"", b"", none, none, b"")
+
+    return packed(b"%06o\0 " % sum(packed(b" " * 8)))
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """Return a record of pax: it begins with its own length."""
+    rest = b" " + key + b"=" + value + b"\n"
+    length = len(rest)
+    while length != len(rest) + len(b"%d" % length):
+        length = len(rest) + len(b"%d" % length)
+    return b"%d" % length + rest
+
+
+def _parsed(header: bytes) -> tuple[bytes, bytes, int]:
+    """Return name, kind and size. Raises Damaged."""
+    fields = _HEADER.unpack(header)
+    blank = header[:148] + b" " * 8 + header[156:]
+    if fields[_MAGIC] != _USTAR or fields[_CHECKSUM] != b"%06o\0 " % sum(blank):
+        raise Damaged("an archive of a backup cannot be read: it has no header where one should be")
+    return fields[_NAME].rstrip(b"\0"), fields[_KIND], int(fields[_SIZE].rstrip(b"\0"), 8)
+
+
+def _with_more(source: BinaryIO, length: int) -> tuple[bytes, bytes, int]:
+    """Return what the header says that follows a record of pax, with what stands in that."""
+    if length > _MOST_MORE:
+        raise Damaged("an archive of a backup has an impossible record", detail=f"{length} bytes")
+    data, told, at = _taken(source, length), dict[bytes, bytes](), 0
+    _taken(source, -length % _BLOCK)
+    while at < length:
+        record = _RECORD.match(data, at)
+        end = at + int(record[1]) if record else 0
+        if record is None or not record.end() < end <= length or data[end - 1 : end] != b"\n":
+            raise Damaged("an archive of a backup has an impossible record", detail=repr(data[at : at + 100]))
+        told[record[2]], at = data[record.end() : end - 1], end
+    name, kind, size = _parsed(_taken(source, _BLOCK))
+    return told.get(b"path", name), kind, int(told.get(b"size", b"%d" % size))
+
+
+def _checked(name: bytes) -> bytes:
+    if not name or b"\0" in name or any(part in (b"", b".", b"..") for part in name.split(b"/")):
+        raise Damaged(f"{name!r}: an archive of a backup has a path that leads elsewhere")
+    return name
+
+
+def _taken(source: BinaryIO, count: int) -> bytes:
+    data = source.read(count) if count else b""
+    if len(data) != count:
+        raise Damaged("an archive of a backup ends early", detail=f"{len(data)} of {count} bytes")
+    return data

@@ -23,7 +23,8 @@ from dbguardd.policy.kinds import engine_of, socket_of
 from dbguardd.wire import NOWHERE, to_json
 from dbguardd.worker.channel import problem_of
 from dbguardd.worker.child import settle
-from dbguardd.worker.start import environment, identity, not_started, owner_near
+from dbguardd.worker.owner import identity, not_started, owner_near
+from dbguardd.worker.start import environment
 
 HEAD_BYTES = 64
 _SECONDS = 30.0

@@ -6,8 +6,8 @@ import pytest
 
 from dbguardd.errors import SourceDenied
 from dbguardd.wire import NOWHERE
-from dbguardd.worker import start
-from dbguardd.worker.start import owner_of
+from dbguardd.worker.owner import owner as opens
+from dbguardd.worker.owner import owner_of
 
 APP, OTHER, ADMIN = 1001, 1002, 0
 
@@ -65,8 +65,8 @@ def test_links_in_a_circle_end(theirs):
 
 def test_what_only_has_backups_is_restored_by_the_owner_of_the_place_and_never_as_root(theirs):
     spec = {"place": NOWHERE, "run_as": None}
-    assert start._owner(spec, {"to": str(theirs / "app" / "back.db")}) == APP
+    assert opens(spec, {"to": str(theirs / "app" / "back.db")}) == APP
     os.chown(theirs, 1003, 1003)
-    assert start._owner(spec, {"to": str(theirs / "back.db")}) == 1003
-    assert start._owner({**spec, "run_as": OTHER}, {"to": str(theirs / "app" / "back.db")}) == OTHER
-    assert start._owner(spec, {"to": "/back.db"}) == start._owner(spec, {}) == os.geteuid()
+    assert opens(spec, {"to": str(theirs / "back.db")}) == 1003
+    assert opens({**spec, "run_as": OTHER}, {"to": str(theirs / "app" / "back.db")}) == OTHER
+    assert opens(spec, {"to": "/back.db"}) == opens(spec, {}) == os.geteuid()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.worker.start import make_way, staging_of
+from dbguardd.worker.staging import make_way, staging_of
 
 
 @pytest.fixture

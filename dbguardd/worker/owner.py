@@ -1,0 +1,137 @@
+"""Who opens a database: its owner, found without trusting the links on the way to it, and whether we can become him."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dbguardd.errors import GuardError, SourceDenied, WorkerDied
+from dbguardd.wire import NOWHERE
+from dbguardd.worker.asking import cannot_read
+
+_MOST_LINKS = 40  # as the kernel
+
+
+def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
+    """Return who opens the database: the user that the policy names, or who owns its place (or the directory of that).
+
+    A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
+    restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's.
+    """
+    if database.get("run_as") is not None:
+        return int(database["run_as"])
+    place = database["place"]
+    if place is None:
+        return os.geteuid()  # a server elsewhere: nobody here owns it
+    if place != NOWHERE:
+        return owner_near(Path(str(place)))
+    return (owner_near(Path(str(request["to"]))) if request.get("to") else 0) or os.geteuid()
+
+
+def owner_near(path: Path) -> int:
+    """Return who owns a path or, if it is not there, the directory that it should be in.
+
+    What hides from us in a directory that only its owner may enter is taken to be that owner's. A process that cannot
+    become somebody else can only ask itself, but not over the link of a third person either: there may be things that
+    it can read and that one cannot.
+    """
+    for place in (path, *path.parents):
+        try:
+            owner = owner_of(place)
+        except PermissionError:
+            continue
+        except OSError:
+            if place != path:
+                break
+        else:
+            return owner if may_become_others() else os.geteuid()
+    return os.geteuid()
+
+
+def owner_of(place: Path) -> int:
+    """Return who owns what an absolute path leads to; OSError passes.
+
+    Raises SourceDenied if a symbolic link of a third person is on the way: the owner of one database could otherwise
+    have another one read, or replaced, in the name of that one's owner.
+    """
+    way, here, links = list(place.parts[1:]), Path("/"), list[tuple[Path, int]]()
+    found = os.lstat(here)
+    while way:
+        part = way.pop(0)
+        step = here.parent if part == ".." else here / part
+        found = os.lstat(step)
+        if not stat.S_ISLNK(found.st_mode):
+            here = step
+            continue
+        links.append((step, found.st_uid))
+        if len(links) > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+        leads = os.readlink(step)
+        here = Path("/") if leads.startswith("/") else here
+        way[:0] = [part for part in leads.split("/") if part]
+    for link, owner in links:
+        if owner not in (0, os.geteuid(), found.st_uid):
+            raise SourceDenied(
+                f"{place}: leads over a symbolic link of another user",
+                detail=f"{link} belongs to uid {owner}, the database to uid {found.st_uid}",
+                hints=["set run_as for the database", f"ls -l {link}"],
+            )
+    return found.st_uid
+
+
+def may_become_others() -> bool:
+    """Say if this process has CAP_SETUID (bit 7 of its effective capabilities)."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> 7 & 1)
+    return os.geteuid() == 0
+
+
+def identity(run_as: int) -> dict[str, Any]:
+    """Return how the child gets the database owner's identity; nothing if it is ours already."""
+    if run_as == os.geteuid():
+        return {}
+    try:
+        user = pwd.getpwuid(run_as)
+    except KeyError as error:
+        raise SourceDenied(f"no user has the id {run_as}, which owns the database") from error
+    if not may_become_others():
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        raise SourceDenied(
+            f"the database belongs to {user.pw_name}, and dbguardd runs as {name}",
+            detail="Without CAP_SETUID the daemon can only read databases of its own user.",
+            hints=[f'run dbguardd as a service, or set run_as = "{name}" if that user may read the database'],
+        )
+    return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
+
+
+def without_power(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
+    """Say why nobody else was asked to open the database, where that is what it lacked."""
+    database = spec.get("database") or {}
+    if database.get("run_as") is None and not may_become_others():
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        error.detail += f"\ndbguardd runs as {name} and without CAP_SETUID: it cannot become the owner of the database."
+        error.hints = (*error.hints, "systemctl cat dbguardd", f"let {name} read the database")
+    return error
+
+
+def not_started(half: str, run_as: int, error: OSError) -> GuardError:
+    """Return what it means that the kernel did not start a half: mostly that its user may not run our Python."""
+    if isinstance(error, PermissionError) and run_as != os.geteuid():
+        user = pwd.getpwuid(run_as).pw_name
+        if half == "question":
+            return cannot_read(user, error)
+        return SourceDenied(
+            f"{user}, who owns the database, cannot run {sys.executable}",
+            detail=f"{error.strerror}. The database is opened by a process of its owner, which needs this Python.",
+            hints=[f"let {user} read and execute it and what it imports", 'or set run_as = "root" for the database'],
+        )
+    return WorkerDied(f"the {half} half of the worker could not be started", detail=error.strerror or str(error))

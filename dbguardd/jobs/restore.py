@@ -73,7 +73,7 @@ def restore(run: Run, request: Restore) -> Result:
     findings, lost = _restore_and_compare(run, moment, target, (f"the copy was left at {target} for inspection",))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
-    found = [*to_json(findings), _rights(moment.backup, target, lost)]
+    found = [*to_json(findings), *([] if _served(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
@@ -218,7 +218,8 @@ def _restore_and_compare(
     compared = same_content(examined, expected) if moment.until is None else _by_log(moment.until)
     if in_staging and expected is None and backup.note == SAFETY_NOTE:  # nothing is unsure: there is nothing to compare
         compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
-    findings = brief([*examined.findings, compared])
+    then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
+    findings = brief([*examined.findings, compared, *then])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         what = "is not what was backed up" if expected else "is as it was backed up, and was damaged already then"
@@ -260,6 +261,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
+        "replaceable": not _served(run),
         "needs_bytes": needs,
         "free_bytes": _free_bytes(Path(run.staging).parent if in_place else target.parent),
         "takes_seconds": newest.restore_seconds if newest else None,

@@ -16,6 +16,7 @@ from dbguardd.engines.postgresql.child import run
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
 from dbguardd.engines.postgresql.content import Stored, stored_tables
 from dbguardd.engines.postgresql.dump import fits_nothing, left_out
+from dbguardd.engines.postgresql.physical.local import by_pages
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
@@ -34,12 +35,14 @@ def probe(address: Address, only: str, exclude: Sequence[str]) -> Probe:
             b"WHERE rolname = current_user",
         )
     role = shown(bytes(role))
+    physical = [] if only else [by_pages(address)]
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
         *_programs(major),
         *_extensions(address, databases, major),
         *(_excluded(address, databases, exclude) if exclude else ()),
+        *physical,
     ]
     facts: dict[str, Any] = {
         "server_version": version,
@@ -47,6 +50,7 @@ def probe(address: Address, only: str, exclude: Sequence[str]) -> Probe:
         "role": role,
         "superuser": bool(superuser),
         "checksums": text(checksums) == "on",
+        "method": "pages" if any(found.outcome == "ok" for found in physical) else "dump",
     }
     warnings = []
     if text(checksums) != "on":

@@ -50,6 +50,7 @@ class Found:
     what: str
     wal: bool = False  # in WAL mode
     engine: str = "sqlite"
+    method: str = ""  # if it is another one than the usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     databases = int(probe["facts"]["databases"])
     many = f"{databases} database{'s' * (databases != 1)}"
     what = f"PostgreSQL {probe['version']}, {many}, {_size(probe['size_bytes'])}, opened as uid {seen['uid']}"
-    return Found(url, what, engine=engine)
+    return Found(url, what, engine=engine, method=str(probe["facts"].get("method", "")))
 
 
 def _refuse_side_file(path: str) -> None:
@@ -164,7 +165,7 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     if wanted.continuous and found.engine != "sqlite":
         raise Unsupported(
             f"{real}: its log is not followed by this version",
-            detail="Protect it without --continuous: it is dumped by schedule.",
+            detail="Protect it without --continuous: it is backed up by schedule.",
             hints=[f"dbguardctl protect {_shown(real)}"],
         )
     if wanted.continuous and not found.wal:
@@ -178,6 +179,7 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     if file.exists():
         raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
     settings: dict[str, str | bool] = {"engine": found.engine, KINDS[found.engine].where: real}
+    settings |= {"method": found.method} if found.method not in ("", KINDS[found.engine].methods[0]) else {}
     settings |= {"continuous": True} if wanted.continuous else {}
     asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
     text = render_database(chosen, settings, now, asked)

@@ -49,8 +49,8 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
     if request.in_place and _served(run):
         raise Unsupported(
-            f"{run.name}: a dump does not replace the databases of a live server",
-            detail="It is restored to a directory, with the commands that bring each database back beside it.",
+            f"{run.name}: the databases of a live server are not replaced",
+            detail="They are restored to a new directory, and brought back from there beside it, or in its place.",
             hints=[f"dbguardctl restore {run.name}"],
         )
     moment = reach(run, request.backup, request.at)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import partial
 
 from dbguardd.errors import PolicyInvalid
-from dbguardd.policy.kinds import KINDS
+from dbguardd.policy.kinds import KINDS, named_in
 from dbguardd.policy.mistakes import Mistake, Path
 from dbguardd.policy.model import Database, Key, Proof, Secret, Settings, Storage
 from dbguardd.policy.policy import Guarded, Policy
@@ -158,10 +158,22 @@ def _kinds(policy: Policy) -> Iterator[Mistake]:
         if own.method is not None and own.method not in kind.methods:
             methods = " or ".join(f'"{method}"' for method in kind.methods)
             yield _error("bad-value", f'database "{name}": method must be {methods}', "database", name, "method")
+        if own.engine == "postgresql" and own.way == "pages":
+            yield from _whole_clusters(name, own)
         for index, query in enumerate(own.proof.queries):
             if query.database and kind.where == "path":
                 what = f'database "{name}": a proof query names a database, and a file has only one'
                 yield _error("bad-value", what, "database", name, "proof", "queries", index)
+
+
+def _whole_clusters(name: str, own: Database) -> Iterator[Mistake]:
+    """What the pages of a cluster cannot be asked for: they are all of it, and on this host."""
+    if own.exclude:
+        what = f'database "{name}": exclude needs method = "dump": pages are of the whole cluster'
+        yield _error("bad-value", what, "database", name, "exclude")
+    if own.url is not None and (named_in(own.url) or own.place is None):
+        what = f'database "{name}": method = "pages" is of a whole cluster of this host: url must name no other'
+        yield _error("bad-value", what, "database", name, "method")
 
 
 def _refusal(look_up: Callable[[str], int], name: str) -> str:

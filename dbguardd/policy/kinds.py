@@ -31,7 +31,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "sqlite": Kind("path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",)),
-    "postgresql": Kind("url", ("dump",), ("url", "exclude")),
+    "postgresql": Kind("url", ("dump", "pages"), ("url", "exclude")),
 }
 
 

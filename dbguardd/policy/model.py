@@ -269,7 +269,7 @@ class Database(Settings):
     class_: Name | None = Field(default=None, alias="class")
     """the class whose settings it takes before those of [defaults]"""
     method: Literal["pages", "dump"] | None = None
-    """how it is read: "pages" (SQLite, if nothing is said) stores only changed pages, "dump" its content as SQL"""
+    """how it is read: "pages" (if nothing is said, of SQLite) stores only changed pages, "dump" (of PostgreSQL) text"""
     exclude: Tables = ()
     """tables whose rows are left out of a dump (PostgreSQL): "schema.table" or "database.schema.table", * for any"""
     max_block: Length = timedelta(milliseconds=100)

@@ -1,111 +1,52 @@
 """Physical backups of a real cluster: taken beside its users, recovered by its own server, and equal."""
 
 import os
-import shutil
 import subprocess
-import tempfile
+import tarfile
 import time
-from contextlib import contextmanager
-from pathlib import Path
+from io import BytesIO
 
-import fastcdc.fastcdc_cy  # noqa: F401 - the owner of the server may not read where it lies: it is loaded before
 import pytest
-from engine_memory import MemorySink, MemoryTree, no_progress
-from postgres_world import alive_processes, as_owner, cluster, identity, owner, until
+from engine_memory import MemorySink, no_progress
+from postgres_pages_world import (
+    backed_up,
+    failed,
+    made,
+    own_place,
+    proven,
+    round_trip,
+    shop,
+    stored,
+    writers,
+)
+from postgres_world import as_owner, identity, owner, until
 
-from dbguardd.engines.base import Fingerprint, Query
-from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.base import Fingerprint, Query, Untold
+from dbguardd.errors import (
+    SourceChanged,
+)
 from dbguardd.repository.tree import Tree
 from tests.repository.data_path import DOMAIN, Drawer, saving
 
-MADE = """
-CREATE TABLE big (n int PRIMARY KEY, t text);
-INSERT INTO big SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 12000) n;
-CREATE UNLOGGED TABLE passing (n int PRIMARY KEY); INSERT INTO passing SELECT generate_series(1, 1000);
-CREATE TABLE "odd.\n""name" ("c, 1" text, mood numeric, raw bytea);
-INSERT INTO "odd.\n""name" SELECT 'r' || n, n / 3.0, decode(md5(n::text), 'hex') FROM generate_series(1, 300) n;
-CREATE TABLE part (n int) PARTITION BY RANGE (n); CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (0) TO (100);
-INSERT INTO part SELECT generate_series(0, 99);
-CREATE TABLE gone AS SELECT n FROM generate_series(1, 50) n; DELETE FROM gone WHERE n > 40;
-CREATE TABLE afar (n int PRIMARY KEY) TABLESPACE far; INSERT INTO afar SELECT generate_series(1, 500);
-CREATE MATERIALIZED VIEW seen AS SELECT count(*) FROM big;
-SELECT lo_from_bytea(0, 'a large object');
-VACUUM ANALYZE;
-"""
+# ----------------------------------------------------------------------------------------------- it is what it was
 
 
 @pytest.fixture(scope="module")
 def live():
-    with cluster("--data-checksums") as made:
-        far = made.place / "far"
-        far.mkdir()
-        os.chown(far, owner(), -1)
-        made.sql(f"CREATE TABLESPACE far LOCATION '{far}'; CREATE DATABASE shop")
-        made.sql(MADE, "shop")
-        subprocess.run(bench(made, "-i", "-q", "-s", "1"), check=True, capture_output=True, cwd="/")
+    with shop() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def kept(live):
+    """A backup that several tests restore: streams, facts, fingerprint."""
+    return as_owner(stored, live)
 
 
 @pytest.fixture
 def place():
-    """A directory of the owner's, where a job restores; nothing is left running in it."""
-    base = Path(tempfile.mkdtemp(prefix="dbg-"))
-    os.chown(base, owner(), -1)
-    yield base
-    assert alive_processes(str(base)) == []
-    shutil.rmtree(base)
-
-
-def bench(live, *words):
-    return [live.programs / "pgbench", "-h", live.socket, "-p", str(live.port), "-U", "postgres", *words, "shop"]
-
-
-@contextmanager
-def writers(live):
-    """Eight clients who transfer money, for the length of a block."""
-    before = live.sql("SELECT count(*) FROM pgbench_history", "shop")
-    words = bench(live, "-n", "-c", "8", "-R", "800", "-T", "120")
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/")
-    try:
-        until(lambda: live.sql("SELECT count(*) FROM pgbench_history", "shop") != before, "the first transfers")
-        yield
-        assert process.poll() is None
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def made(live, **settings):
-    return open_postgresql({"url": live.url, "method": "pages", **settings}).snapshots
-
-
-def backed_up(live, before=None, after=None):
-    """Back up and read the content of the snapshot. `before` is called with each stream, `after` before the reading."""
-    engine, sink = made(live), MemorySink(before)
-    facts = engine.dump(sink, no_progress)
-    if after is not None:
-        after()
-    taken = engine.fingerprint(no_progress)
-    engine.release()
-    return sink, facts, taken
-
-
-def proven(live, sink, facts, target, queries=()):
-    engine = made(live)
-    engine.restore(MemoryTree(sink, facts), target, no_progress)
-    return engine.examine(target, queries, no_progress)
-
-
-def round_trip(live, target, queries=(), before=None, after=None):
-    sink, facts, taken = backed_up(live, before, after)
-    return sink.streams, facts, taken, proven(live, sink, facts, target, queries)
-
-
-def failed(found):
-    return {finding.name: finding.detail for finding in found.findings if finding.outcome != "ok"}
-
-
-# ----------------------------------------------------------------------------------------------- it is what it was
+    with own_place() as made:
+        yield made
 
 
 def test_a_cluster_comes_back_equal_to_its_snapshot_while_it_is_written(live, place):
@@ -134,8 +75,9 @@ def test_a_cluster_comes_back_equal_to_its_snapshot_while_it_is_written(live, pl
     assert target.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_restored_directory_starts_with_the_servers_own_tools_and_touches_nothing_of_the_original(live, place):
-    as_owner(round_trip, live, place / "restored")
+def test_the_restored_directory_starts_with_the_servers_own_tools_beside_the_original(live, place, kept):
+    found = as_owner(proven, live, *kept[:2], place / "restored")
+    assert found.fingerprint == kept[2]
     target = place / "restored"
     space = next((target / "pg_tblspc").iterdir())
     assert space.resolve().is_relative_to(target)
@@ -188,3 +130,99 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
     assert second.stored_bytes < first.stored_bytes / 5
     assert fourth.stored_bytes < first.stored_bytes / 4
     assert failed(examined) == {} and examined.fingerprint == taken
+
+
+# ------------------------------------------------------------------------------------- what changes while it is copied
+
+
+def test_relations_that_come_go_and_shrink_during_the_copy_are_what_the_log_says(live, place):
+    live.sql("CREATE TABLE shrinking AS SELECT n, repeat('x', 500) t FROM generate_series(1, 9000) n", "shop")
+    live.sql("CREATE TABLE dropped AS TABLE shrinking; CREATE TABLE filled (n int, t text); CHECKPOINT", "shop")
+    steps = iter(
+        (
+            "TRUNCATE shrinking; INSERT INTO shrinking VALUES (7, 'seven')",
+            "DROP TABLE dropped; CREATE TABLE born AS TABLE big",
+            "INSERT INTO filled SELECT n, repeat('y', 500) FROM generate_series(1, 9000) n; DELETE FROM filled "
+            "WHERE n > 4000; VACUUM filled",
+        )
+    )
+    try:
+        _, _, taken, found = as_owner(
+            round_trip, live, place / "restored", (), lambda name: live.sql(next(steps, "SELECT"), "shop")
+        )
+    finally:
+        live.sql("DROP TABLE shrinking, filled; DROP TABLE IF EXISTS dropped, born", "shop")
+    assert failed(found) == {} and found.fingerprint == taken
+    counts = [taken.tables[f"shop.public.{name}"].rows for name in ("shrinking", "born", "filled")]
+    assert counts == [1, 12000, 4000] and "shop.public.dropped" not in taken.tables
+
+
+def test_a_tablespace_that_is_made_during_the_backup_spoils_it(live):
+    """A recovery would make it again: it would empty the directory of the live server's."""
+    place = live.place / "near"
+    place.mkdir()
+    os.chown(place, owner(), -1)
+
+    def make(name):
+        if name == "files.tar":
+            live.sql(f"CREATE TABLESPACE near LOCATION '{place}'")
+            live.sql("DROP TABLESPACE near")
+
+    with pytest.raises(SourceChanged, match="tablespace"):
+        as_owner(backed_up, live, make)
+
+
+def test_nothing_is_followed_out_of_the_data_directory(live, place):
+    """Links and what is no file are named; names of any bytes come back."""
+    secret, odd = live.place / "secret", live.data / os.fsdecode(b"odd \n\xff" + b"n" * 200)
+    secret.write_text("of somebody else")
+    (live.data / "link").symlink_to(secret)
+    (live.data / "base" / "link").symlink_to(live.place)
+    os.mkfifo(live.data / "pipe")
+    odd.write_text("kept")
+    for path in (odd, live.data / "pipe"):
+        os.chown(path, owner(), -1)
+    try:
+        streams, facts, _, found = as_owner(round_trip, live, place / "restored")
+    finally:
+        for path in (live.data / "link", live.data / "base" / "link", live.data / "pipe", odd):
+            path.unlink()
+    assert sorted(facts["left_out"]) == ["base/link", "link", "pipe"] and failed(found) == {}
+    assert not any(b"of somebody else" in data for data in streams.values())
+    assert (place / "restored" / odd.name).read_text() == "kept"
+    with tarfile.open(fileobj=BytesIO(streams["files.tar"])) as archive:  # anybody's tar can read it
+        assert "PG_VERSION" in archive.getnames() and "global/pg_control" not in archive.getnames()
+        assert not any("pgsql_tmp" in name or name.startswith("postmaster") for name in archive.getnames())
+
+
+def test_a_definition_that_changes_while_the_content_is_read_leaves_the_backup_without_a_fingerprint(live, place):
+    live.sql("CREATE TABLE doomed AS SELECT n FROM generate_series(1, 5) n", "shop")
+    _, _, taken, found = as_owner(
+        round_trip, live, place / "restored", (), None, lambda: live.sql("TRUNCATE doomed", "shop")
+    )
+    live.sql("DROP TABLE doomed", "shop")
+    assert isinstance(taken, Untold) and "doomed" in taken.why
+    assert failed(found) == {} and found.fingerprint is not None
+
+
+def test_a_lock_that_somebody_holds_is_not_waited_for_for_ever(live):
+    def locked():
+        words = [live.programs / "psql", "-Xq", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-d", "shop"]
+        holder = subprocess.Popen([*words, "-c", "BEGIN; LOCK gone; SELECT 'held', pg_sleep(60)"], cwd="/")
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND wait_event = 'PgSleep'"
+        return holder, until(lambda: live.sql(waiting) == "1", "the lock")
+
+    engine = made(live)
+
+    def read():
+        engine.dump(MemorySink(), no_progress)
+        holder, _ = locked()
+        try:
+            return engine.fingerprint(no_progress)
+        finally:
+            holder.terminate()
+            holder.wait()
+            engine.release()
+
+    told = as_owner(read)
+    assert isinstance(told, Untold) and "gone" in told.why

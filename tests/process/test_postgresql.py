@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.postgres_world import Cluster, alive_processes, cluster, ended, owner
+from tests.engines.postgres_world import Cluster, alive_processes, cluster, ended, identity, owner
 from tests.process.house import House, until
 
 SHOP = """
@@ -52,8 +52,10 @@ def table(house: House, live: Cluster, *lines: str, url: str = "") -> str:
 
 
 def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(served: House, live: Cluster) -> None:
+    """Of a local server the pages are taken: what comes back is a cluster, which its own programs start."""
     plan = served.does("protect", live.url, "--dry-run")
     assert plan["engine"] == "postgresql" and f'url = "{live.url}"' in plan["text"]
+    assert 'method = "pages"' in plan["text"]
     said = served.ctl("protect", live.url)
     assert said.status in (0, 3), said
     assert f"PostgreSQL {live.major}" in said.out and "proven" in said.out
@@ -66,14 +68,32 @@ def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(
     target = place_for(served, "lost")
     done = served.does("restore", "postgresql", "--to", str(target))
     assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}
-    dump = next(path for path in target.glob("*.dump") if b"purchase" in path.read_bytes())
-    words = [live.programs / "pg_restore", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-d", "shop"]
-    subprocess.run([*words, "-t", "purchase", dump], check=True, capture_output=True, cwd="/")
+    beside = [f"-c unix_socket_directories={target.parent} -c port=6543"]
+    control = [live.programs / "pg_ctl", "-D", target, "-w", "-l", target.parent / "log"]
+    subprocess.run([*control, "-o", *beside, "start"], check=True, capture_output=True, cwd="/", **identity())
+    try:
+        words = [
+            live.programs / "pg_dump",
+            "-h",
+            target.parent,
+            "-p",
+            "6543",
+            "-U",
+            "postgres",
+            "-t",
+            "purchase",
+            "shop",
+        ]
+        table = subprocess.run(words, check=True, capture_output=True, text=True, cwd="/").stdout
+    finally:
+        subprocess.run([*control, "-m", "fast", "stop"], check=True, capture_output=True, cwd="/", **identity())
+    live.sql(table, "shop")
     assert live.sql("SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500500"
 
     checked = served.does("check", "postgresql")
     named = {row["name"]: row["outcome"] for row in checked["findings"]}
     assert (named["connection"], named["privileges"], named["programs for a test restore"]) == ("ok", "ok", "ok")
+    assert named["backups by pages"] == "ok"
     assert "protected already" in served.fails("DBG-0001", 2, "protect", live.url)["message"]
     served.idle()
     served.is_sound()
@@ -105,7 +125,7 @@ def test_what_this_engine_cannot_do_is_refused_in_words(served: House, live: Clu
     served.does("backup", "cluster")
     served.idle()
     refused = served.fails("DBG-2008", 2, "restore", "cluster", "--in-place", "--confirm", "cluster")
-    assert "does not replace" in refused["message"]
+    assert "not replaced" in refused["message"]
     assert served.fails("DBG-2008", 2, "query", "cluster", "SELECT 1")["message"]
     assert served.fails("DBG-2008", 2, "protect", live.url + "&connect_timeout=9", "--continuous")["hints"]
     served.idle()

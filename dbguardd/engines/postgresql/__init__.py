@@ -7,11 +7,11 @@ there). The other method, of whole clusters by their pages, is in physical.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query, Snapshots
+from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query, Snapshots, Untold
 from dbguardd.engines.postgresql.connect import address_of, connected, major_of, place_of, refusals, version_of
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
@@ -24,7 +24,7 @@ from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import PolicyInvalid, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
-__all__ = ["PostgresqlDumps", "open_postgresql"]
+__all__ = ["Postgresql", "open_postgresql"]
 
 _NAMED = 100  # so many databases and tables are named in the facts of a backup: contents.json has all
 
@@ -35,10 +35,47 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
     (tables whose rows a dump leaves out).
     """
-    method = str(settings.get("method", "pages"))
-    if method not in _METHODS:
-        raise PolicyInvalid(f"method {method!r}: PostgreSQL has the methods {' and '.join(_METHODS)}")
-    return Engine("postgresql", _METHODS[method](settings))
+    return Engine("postgresql", Postgresql(settings))
+
+
+class Postgresql:
+    """Backups of one server, by the method of the policy. Implements engines.base.Snapshots.
+
+    What is restored is restored by the method that it was backed up by, whatever the policy says meanwhile.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._ways: Mapping[str, Snapshots] = {"pages": Pages(settings), "dump": PostgresqlDumps(settings)}
+        method = str(settings.get("method", "dump"))
+        if method not in self._ways:
+            raise PolicyInvalid(f"method {method!r}: PostgreSQL has the methods {' and '.join(self._ways)}")
+        self._way = self._restored = self._ways[method]
+
+    def probe(self) -> Probe:
+        return self._way.probe()
+
+    def dump(self, sink: Sink, progress: Progress) -> Facts:
+        return self._way.dump(sink, progress)
+
+    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+        return self._way.fingerprint(progress)
+
+    def release(self) -> None:
+        for way in self._ways.values():
+            way.release()
+
+    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+        self._restored = self._ways[str(tree.facts.get("method", "dump"))]
+        return self._restored.restore(tree, target, progress)
+
+    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+        return self._restored.examine(target, queries, progress)
+
+    def check_unused(self) -> None:
+        self._way.check_unused()
+
+    def replace(self, source: Path, progress: Progress) -> None:
+        self._way.replace(source, progress)
 
 
 class PostgresqlDumps:
@@ -54,7 +91,7 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        return probe(address, only)
+        return probe(address, only, self._exclude)
 
     def _where(self) -> tuple[dict[str, str], str]:
         """Return the address of the server, and the database that the url names; empty: all."""
@@ -80,16 +117,17 @@ class PostgresqlDumps:
         dumper.globals(held[0].database.name, passwords=passwords)
         parts = []
         for number, one in enumerate(held, 1):
-            excluded = left_out(one, self._exclude)
+            excluded = left_out(one.database.name, one.tables, self._exclude)
             dumper.database(one, stream_of(number), excluded)
             names = tuple(table.shown for table in excluded)
-            parts.append(Part(stream_of(number), one.database, tuple(one.extensions), names))
+            parts.append(Part(stream_of(number), one.database, tuple(one.extensions), names, one.large))
         self._contents = Contents(version, tuple(parts), tuple(roles), passwords)
         dumper.contents(self._contents)
         return self._facts(self._contents, self._snapshot, tools.version)
 
     def _facts(self, contents: Contents, snapshot: Snapshot, dumped_by: str) -> dict[str, Any]:
         parts = contents.parts
+        tables = {held.database.name: held.tables for held in snapshot.held}
         excluded = [f"{part.database.name}.{name}" for part in parts for name in part.excluded]
         return {
             "method": "dump",
@@ -102,7 +140,7 @@ class PostgresqlDumps:
             "role_passwords": contents.passwords,
             "excluded": excluded[:_NAMED],
             "excluded_count": len(excluded),
-            "exclude_unmatched": fits_nothing(snapshot.held, self._exclude)[:_NAMED],
+            "exclude_unmatched": fits_nothing(tables, self._exclude)[:_NAMED],
             "snapshot_at": snapshot.at.isoformat(),
             "snapshot_spread_seconds": round(snapshot.spread_seconds, 6),
         }
@@ -114,7 +152,13 @@ class PostgresqlDumps:
         content = Content()
         for held, part in zip(snapshot.held, contents.parts, strict=True):
             with refusals(f"database {part.database.name}"):
-                content.add(held.connection, part.excluded, lambda size: progress("fingerprint", size, None))
+                content.add(
+                    held.connection,
+                    part.excluded,
+                    lambda size: progress("fingerprint", size, None),
+                    large=part.large,
+                    lines=held.lines,
+                )
         return content.fingerprint()
 
     def release(self) -> None:
@@ -135,9 +179,6 @@ class PostgresqlDumps:
 
     def replace(self, source: Path, progress: Progress) -> None:
         raise _no_way_in()
-
-
-_METHODS: Mapping[str, Callable[[Mapping[str, Any]], Snapshots]] = {"pages": Pages, "dump": PostgresqlDumps}
 
 
 def _no_way_in() -> Unsupported:

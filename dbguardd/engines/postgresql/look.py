@@ -14,7 +14,9 @@ from typing import Any
 from dbguardd.engines.base import Finding, Probe
 from dbguardd.engines.postgresql.child import run
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
-from dbguardd.engines.postgresql.content import stored_tables
+from dbguardd.engines.postgresql.content import Stored, stored_tables
+from dbguardd.engines.postgresql.dump import fits_nothing, left_out
+from dbguardd.engines.postgresql.physical.local import by_pages
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
@@ -22,7 +24,7 @@ from dbguardd.errors import GuardError, ToolMissing
 _SHOWN = 5
 
 
-def probe(address: Address, only: str) -> Probe:
+def probe(address: Address, only: str, exclude: Sequence[str]) -> Probe:
     """Return what is there. Raises what connecting and listing raise."""
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000
@@ -33,11 +35,14 @@ def probe(address: Address, only: str) -> Probe:
             b"WHERE rolname = current_user",
         )
     role = shown(bytes(role))
+    physical = [] if only else [by_pages(address)]
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
         *_programs(major),
         *_extensions(address, databases, major),
+        *(_excluded(address, databases, exclude) if exclude else ()),
+        *physical,
     ]
     facts: dict[str, Any] = {
         "server_version": version,
@@ -45,6 +50,7 @@ def probe(address: Address, only: str) -> Probe:
         "role": role,
         "superuser": bool(superuser),
         "checksums": text(checksums) == "on",
+        "method": "pages" if any(found.outcome == "ok" for found in physical) else "dump",
     }
     warnings = []
     if text(checksums) != "on":
@@ -147,6 +153,19 @@ def _extensions(address: Address, databases: Sequence[Database], major: int) -> 
         yield Finding(name, "failed", f"not installed on this host: {_some(sorted(missing))}. Find: {mend}")
     else:
         yield Finding(name, "ok", "all are installed here")
+
+
+def _excluded(address: Address, databases: Sequence[Database], patterns: Sequence[str]) -> Iterator[Finding]:
+    """Say which rows the policy leaves out, and what of it fits nothing."""
+    tables = dict[str, list[Stored]]()
+    for database in databases:
+        with connected(address, database.name, about=f"database {database.name}") as connection:
+            tables[database.name] = stored_tables(connection)
+    if unmatched := fits_nothing(tables, patterns):
+        yield Finding("exclude", "inconclusive", f"fits no table: {_some(unmatched)}. Fix: exclude in the policy")
+    out = [f"{name}.{one.shown}" for name, known in tables.items() for one in left_out(name, known, patterns)]
+    if out:
+        yield Finding("exclude", "ok", f"the rows of {_some(out)} are left out of every backup")
 
 
 def _installed(tools: Tools) -> set[str]:

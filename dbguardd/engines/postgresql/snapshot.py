@@ -25,7 +25,7 @@ from dbguardd.engines.postgresql.connect import (
     shown,
     text,
 )
-from dbguardd.engines.postgresql.content import Stored, stored_tables
+from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 
 _TRIES = 3
@@ -64,6 +64,8 @@ class Held:
     at: datetime = datetime.min.replace(tzinfo=UTC)  # by the server's clock
     tables: list[Stored] = field(default_factory=list)
     extensions: list[Extension] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)  # its definitions
+    large: bool = False
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -165,6 +167,8 @@ class Snapshot:
         held.tables = stored_tables(held.connection)
         lock(held.connection, [table for table in held.tables if table.quoted not in known])
         held.extensions = extensions_of(held.connection)
+        held.lines = schema_lines(held.connection)  # now: a function may be dropped before the dump has ended
+        held.large = has_large(held.connection)
 
     def close(self) -> None:
         """Let go. Safe to call at any time."""

@@ -6,17 +6,20 @@ import os
 import pwd
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import Connection, address_of, connect, place_of, refusals, rows, shown, text
+from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical import place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
@@ -33,7 +36,6 @@ _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlim
 _SUPERUSER = b"""
 SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1), clock_timestamp()
 """
-_SIZE = b"SELECT sum(pg_database_size(oid))::int8 FROM pg_database"
 
 
 class Pages:
@@ -47,14 +49,12 @@ class Pages:
         self._restored: dict[Path, Facts] = {}
 
     def probe(self) -> Probe:
-        with ExitStack() as stack:
-            keeper, cluster = self._look(stack)
-            ((size,),) = rows(keeper, _SIZE)
-        facts = {"data_directory": cluster.directory, "checksums": cluster.checksums, "system": str(cluster.log.system)}
-        warnings = (
-            () if cluster.checksums else ("the cluster has no page checksums: damage on its disk is not noticed",)
-        )
-        return Probe(cluster.version, int(size), facts, warnings)
+        found = probe(self._address, "", ())
+        findings = [
+            replace(one, outcome="failed") if one.name == BY_PAGES and one.outcome != "ok" else one
+            for one in found.findings
+        ]
+        return replace(found, findings=tuple(findings))
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
         def alive() -> None:

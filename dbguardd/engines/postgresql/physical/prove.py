@@ -32,7 +32,9 @@ from dbguardd.flow import Facts
 _CONFIGURING = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log")
 _ASIDE = ".dbguard-aside"
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
-_NO_SETTINGS = "-c role=none -c session_preload_libraries= -c local_preload_libraries="
+_NO_SETTINGS = (
+    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off"
+)
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
 _RECOVERY = "recovery to the place of the backup"

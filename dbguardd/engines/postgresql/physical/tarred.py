@@ -88,7 +88,8 @@ def unpack(source: BinaryIO, target: Path) -> Iterator[tuple[str, int]]:
         name, kind, size = _parsed(header)
         if kind == _MORE:
             name, kind, size = _with_more(source, size)
-        path = target / os.fsdecode(_checked(name))
+        name = _checked(name.removesuffix(b"/") if kind == _DIRECTORY else name)
+        path = target / os.fsdecode(name)
         if kind == _DIRECTORY and size == 0:
             path.mkdir(mode=0o700, exist_ok=path.is_dir() and not path.is_symlink())
         elif kind == _FILE:

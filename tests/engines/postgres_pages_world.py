@@ -1,0 +1,116 @@
+"""A real cluster with something of everything in it, its physical backups, and what the tests of them share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import fastcdc.fastcdc_cy  # noqa: F401 - the owner of the server may not read where it lies: it is loaded before
+from engine_memory import MemorySink, MemoryTree, no_progress
+from postgres_world import alive_processes, cluster, owner, until
+
+from dbguardd.engines.postgresql import open_postgresql
+
+MADE = """
+CREATE TABLE big (n int PRIMARY KEY, t text);
+INSERT INTO big SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 12000) n;
+CREATE UNLOGGED TABLE passing (n int PRIMARY KEY); INSERT INTO passing SELECT generate_series(1, 1000);
+CREATE TABLE "odd.\n""name" ("c, 1" text, mood numeric, raw bytea);
+INSERT INTO "odd.\n""name" SELECT 'r' || n, n / 3.0, decode(md5(n::text), 'hex') FROM generate_series(1, 300) n;
+CREATE TABLE part (n int) PARTITION BY RANGE (n); CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (0) TO (100);
+INSERT INTO part SELECT generate_series(0, 99);
+CREATE TABLE gone AS SELECT n FROM generate_series(1, 50) n; DELETE FROM gone WHERE n > 40;
+CREATE TABLE afar (n int PRIMARY KEY) TABLESPACE far; INSERT INTO afar SELECT generate_series(1, 500);
+CREATE MATERIALIZED VIEW seen AS SELECT count(*) FROM big;
+SELECT lo_from_bytea(0, 'a large object');
+VACUUM ANALYZE;
+"""
+
+OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbguard'"
+
+
+@contextmanager
+def shop():
+    """A server with something of everything."""
+    with cluster("--data-checksums") as made:
+        far = made.place / "far"
+        far.mkdir()
+        os.chown(far, owner(), -1)
+        made.sql(f"CREATE TABLESPACE far LOCATION '{far}'; CREATE DATABASE shop")
+        made.sql(MADE, "shop")
+        subprocess.run(bench(made, "-i", "-q", "-s", "1"), check=True, capture_output=True, cwd="/")
+        yield made
+
+
+@contextmanager
+def own_place():
+    """A directory of the owner's, where a job restores; nothing is left running in it."""
+    base = Path(tempfile.mkdtemp(prefix="dbg-"))
+    os.chown(base, owner(), -1)
+    yield base
+    assert alive_processes(str(base)) == []
+    shutil.rmtree(base)
+
+
+def bench(live, *words):
+    return [live.programs / "pgbench", "-h", live.socket, "-p", str(live.port), "-U", "postgres", *words, "shop"]
+
+
+@contextmanager
+def writers(live):
+    """Eight clients who transfer money, for the length of a block."""
+    before = live.sql("SELECT count(*) FROM pgbench_history", "shop")
+    words = bench(live, "-n", "-c", "8", "-R", "800", "-T", "120")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/")
+    try:
+        until(lambda: live.sql("SELECT count(*) FROM pgbench_history", "shop") != before, "the first transfers")
+        yield
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def made(live, **settings):
+    return open_postgresql({"url": live.url, "staging": "/nonexistent", "method": "pages", **settings}).snapshots
+
+
+def backed_up(live, before=None, after=None):
+    """Back up and read the content of the snapshot. `before` is called with each stream, `after` before the reading."""
+    engine, sink = made(live), MemorySink(before)
+    facts = engine.dump(sink, no_progress)
+    if after is not None:
+        after()
+    taken = engine.fingerprint(no_progress)
+    engine.release()
+    return sink, facts, taken
+
+
+def stored(live, before=None, after=None):
+    sink, facts, taken = backed_up(live, before, after)
+    return sink.streams, facts, taken
+
+
+def tree(streams, facts):
+    sink = MemorySink()
+    sink.streams = dict(streams)
+    return MemoryTree(sink, facts)
+
+
+def proven(live, streams, facts, target, queries=()):
+    engine = made(live)
+    engine.restore(tree(streams, facts), target, no_progress)
+    return engine.examine(target, queries, no_progress)
+
+
+def round_trip(live, target, queries=(), before=None, after=None):
+    streams, facts, taken = stored(live, before, after)
+    return streams, facts, taken, proven(live, streams, facts, target, queries)
+
+
+def failed(found):
+    return {finding.name: finding.detail for finding in found.findings if finding.outcome != "ok"}

@@ -1,0 +1,271 @@
+"""Physical backups that end in the middle, are damaged, hostile, or cannot be."""
+
+import os
+import resource
+import signal
+import tarfile
+from io import BytesIO
+
+import pytest
+from engine_memory import MemorySink, no_progress
+from postgres_pages_world import (
+    backed_up,
+    failed,
+    made,
+    own_place,
+    proven,
+    round_trip,
+    shop,
+    stored,
+    tree,
+)
+from postgres_world import as_owner, cluster, until
+
+from dbguardd.engines.base import Untold
+from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.physical.cluster import look
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory
+from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.errors import (
+    Cancelled,
+    Damaged,
+    GuardError,
+    NoSpace,
+    SourceDamaged,
+    SourceInvalid,
+    TargetExists,
+    Unsupported,
+)
+
+# --------------------------------------------------------------------------------------------------- ends in the middle
+
+
+@pytest.fixture(scope="module")
+def live():
+    with shop() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kept(live):
+    """A backup that several tests restore: streams, facts, fingerprint."""
+    return as_owner(stored, live)
+
+
+@pytest.fixture
+def place():
+    with own_place() as made:
+        yield made
+
+
+def test_a_killed_engine_leaves_no_slot_no_backup_mode_and_no_session(live):
+    def die(name):
+        assert live.sql("SELECT slot_type, temporary FROM pg_replication_slots") == "physical|t"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(pytest.fail.Exception, match="-9"):
+        as_owner(backed_up, live, die)
+    until(
+        lambda: live.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbguard'") == "0", "the end"
+    )
+    assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+    assert not (live.data / "backup_label").exists()
+    assert "aborting backup due to backend exiting before pg_backup_stop was called" in (live.place / "log").read_text()
+
+
+def test_a_cancelled_backup_and_a_server_that_stops_leave_nothing(live):
+    def cancelled(step, done, total):
+        if step == "copy":
+            raise Cancelled("no more")
+
+    def give_up():
+        engine = made(live)
+        with pytest.raises(Cancelled):
+            engine.dump(MemorySink(), cancelled)
+        return isinstance(engine.fingerprint(no_progress), Untold)
+
+    assert as_owner(give_up)
+    until(
+        lambda: live.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbguard'") == "0", "the end"
+    )
+    assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+
+    def end_session(name):
+        live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dbguard'")
+
+    with pytest.raises(GuardError) as caught:
+        as_owner(backed_up, live, end_session)
+    assert caught.value.code in ("DBG-2011", "DBG-2006")
+
+
+def test_no_room_and_a_place_that_is_taken_leave_nothing(live, place, kept):
+    def narrow():
+        (place / "taken").mkdir()
+        with pytest.raises(TargetExists):
+            made(live).restore(tree(*kept[:2]), place / "taken", no_progress)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with pytest.raises(NoSpace):
+            made(live).restore(tree(*kept[:2]), place / "restored", no_progress)
+        return sorted(os.listdir(place))
+
+    assert as_owner(narrow) == ["taken"]
+
+
+# ------------------------------------------------------------------------------------------------ what is damaged
+
+
+def test_a_damaged_page_is_a_finding_of_whatever_reads_it(live, place):
+    """In a table, the fingerprint meets it; in an index, the proof does. The backup is kept as it is."""
+    live.sql("CREATE TABLE hurt AS SELECT n, md5(n::text) t FROM generate_series(1, 3000) n; "
+             "CREATE INDEX hurt_index ON hurt (t); CHECKPOINT", "shop")  # fmt: skip
+    paths = [live.data / live.sql(f"SELECT pg_relation_filepath('{name}')", "shop") for name in ("hurt_index", "hurt")]
+    live.stop(signal.SIGINT)
+    kept = [path.read_bytes() for path in paths]
+    seen = []
+    try:
+        for number, path in enumerate(paths):
+            path.write_bytes(kept[number][:20_000] + b"\xff\xff" + kept[number][20_002:])
+            live.start()
+            try:
+                seen.append(as_owner(round_trip, live, place / str(number)))
+            except SourceDamaged as error:
+                seen.append(error)
+            live.stop(signal.SIGINT)
+            path.write_bytes(kept[number])
+    finally:
+        live.stop()
+        for path, data in zip(paths, kept, strict=True):
+            path.write_bytes(data)
+        live.start()
+        live.sql("DROP TABLE hurt", "shop")
+    _, _, taken, found = seen[0]
+    assert found.fingerprint == taken
+    assert set(failed(found)) == {"structure of shop", "page checksums"}
+    assert "hurt_index" in failed(found)["structure of shop"] and paths[0].name in failed(found)["page checksums"]
+    assert isinstance(seen[1], SourceDamaged) and "XX001" in seen[1].detail
+
+
+def test_a_backup_that_is_not_whole_does_not_become_a_cluster_that_looks_whole(live, place, kept):
+    """M10, M11: without its label or a piece of its log, a server would start with less, and say nothing."""
+
+    streams, facts, _ = kept
+
+    def tried():
+        said = {}
+        for what, name, broken in (
+            ("label", "log.tar", without(streams["log.tar"], "backup_label")),
+            ("log", "log.tar", without(streams["log.tar"], max)),
+            ("place", "log.tar", streams["log.tar"]),
+            ("files", "files.tar", streams["files.tar"][:100_000]),
+            ("relation", "base/../../../x", b"x"),
+            ("link", "files.tar", linked()),
+        ):
+            other = {**streams, name: broken}
+            told = {**facts, "recovery_lsn": "7/0"} if what == "place" else facts
+            try:
+                said[what] = failed(proven(live, other, told, place / what))
+            except Damaged as error:
+                said[what] = error.message
+        return said, sorted(os.listdir(place))
+
+    said, left = as_owner(tried)
+    assert {what: type(told) for what, told in said.items()} == {
+        "label": str, "log": dict, "place": dict, "files": str, "relation": str, "link": str
+    }  # fmt: skip
+    assert list(said["log"]) == list(said["place"]) == ["recovery to the place of the backup"]
+    assert left == ["log", "place"]  # nothing of what was refused
+
+
+def making(out):
+    return tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)
+
+
+def without(archive, which):
+    """The archive without one member: one of this name, or the last file of the log."""
+    out = BytesIO()
+    with (
+        tarfile.open(fileobj=BytesIO(archive)) as old,
+        tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        names = old.getnames()
+        gone = which if isinstance(which, str) else which(name for name in names if name.startswith("pg_wal/"))
+        for member in old:
+            if member.name != gone:
+                new.addfile(member, old.extractfile(member))
+    return out.getvalue()
+
+
+def linked():
+    out = BytesIO()
+    with making(out) as new:
+        member = tarfile.TarInfo("base")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+        new.addfile(member)
+    return out.getvalue()
+
+
+def test_nothing_that_configures_the_original_acts_in_the_proof(live, place):
+    hostile = place / "acted"
+    lines = {
+        "postgresql.auto.conf": f"archive_mode = 'on'\narchive_command = 'touch {hostile}'\n"
+        f"recovery_end_command = 'touch {hostile}'\nshared_preload_libraries = 'nowhere'\nport = 1\n",
+        "pg_hba.conf": "local all all reject\n",
+    }
+    kept = {name: (live.data / name).read_text() for name in lines}
+    live.sql("ALTER DATABASE shop SET default_transaction_read_only = on; ALTER ROLE postgres SET lock_timeout = 900")
+    try:
+        streams, facts, _ = as_owner(stored, live)
+        for name, text in lines.items():
+            streams["files.tar"] = replaced(streams["files.tar"], name, text.encode())
+        found = as_owner(proven, live, streams, facts, place / "restored")
+    finally:
+        live.sql("ALTER DATABASE shop RESET ALL; ALTER ROLE postgres RESET ALL")
+    assert failed(found) == {} and not hostile.exists()
+    assert {name: (live.data / name).read_text() for name in lines} == kept
+    assert (place / "restored" / "postgresql.auto.conf").read_text() == lines["postgresql.auto.conf"]
+    assert (place / "restored" / "pg_hba.conf").read_text() == lines["pg_hba.conf"]
+
+
+def replaced(archive, name, data):
+    out = BytesIO()
+    with (
+        tarfile.open(fileobj=BytesIO(archive)) as old,
+        tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in old:
+            content = BytesIO(data) if member.name == name else old.extractfile(member)
+            member.size = len(data) if member.name == name else member.size
+            new.addfile(member, content)
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_what_no_physical_backup_can_be_made_of_is_refused(live):
+    with cluster() as other:
+        other.sql("ALTER SYSTEM SET wal_level = 'minimal'; ALTER SYSTEM SET max_wal_senders = 0")
+        other.stop(signal.SIGINT)
+        other.start()
+        with pytest.raises(Unsupported, match="wal_level"):
+            as_owner(backed_up, other)
+        foreign = DataDirectory(str(other.data), {}, "")
+        try:
+            with (
+                connected(address_of(live.url)) as keeper,
+                pytest.raises(SourceInvalid, match="is not the data directory"),
+            ):
+                BackupMode(keeper, look(keeper, "here").log.system).hold(foreign)
+        finally:
+            foreign.close()
+    live.sql("CREATE ROLE low LOGIN")
+    try:
+        with pytest.raises(GuardError) as caught:
+            as_owner(lambda: open_postgresql(
+                {"url": live.url.replace("user=postgres", "user=low"), "method": "pages", "staging": "/nonexistent"}
+            ).snapshots.dump(MemorySink(), no_progress))  # fmt: skip
+        assert caught.value.code == "DBG-2007"
+    finally:
+        live.sql("DROP ROLE low")

@@ -48,7 +48,7 @@ def wrong_with(url: str) -> str:
         return 'must be the address of a server, such as "postgresql:///" or "postgresql://user@host/dbname"'
     try:
         parts = urlsplit(url)
-        secret = parts.password is not None or "password" in parse_qs(parts.query)
+        secret = parts.password is not None or any("password" in name.lower() for name in parse_qs(parts.query))
         port = parts.port
     except ValueError:
         return "must be the address of a server, and its port a number"
@@ -80,7 +80,8 @@ def socket_of(url: str) -> str | None:
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if {"service", "hostaddr"} & set(asked):
         return None
-    host = asked.get("host") or unquote(parts.hostname or "") or POSTGRESQL_SOCKETS
+    named = parts.netloc.rpartition("@")[2].removesuffix(f":{parts.port}")  # hostname would be in small letters
+    host = asked.get("host") or unquote(named) or POSTGRESQL_SOCKETS
     if not host.startswith("/"):
         return None
     return f"{host.rstrip('/')}/.s.PGSQL.{asked.get('port') or parts.port or _PORT}"

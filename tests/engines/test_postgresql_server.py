@@ -122,6 +122,13 @@ def test_a_program_is_ended_with_the_block_and_its_last_words_are_kept():
     assert (said.status, said.output, said.errors) == (3, b"out\n", "err")
 
 
+def test_of_a_program_that_talks_without_end_the_begin_and_the_end_are_kept():
+    talk = "echo first >&2; i=0; while [ $i -lt 20000 ]; do echo 0123456789 >&2; i=$((i+1)); done; echo last >&2"
+    said = as_owner(run, ["/bin/sh", "-c", talk], quiet)
+    assert said.errors.startswith("first\n0123456789\n") and said.errors.endswith("0123456789\nlast")
+    assert len(said.errors) < 40_000 and said.status == 0
+
+
 def test_a_throwaway_server_serves_us_and_leaves_nothing(live, place):
     answers, left = as_owner(asked, place, live, ["SELECT 1", "SHOW shared_preload_libraries"])
     assert answers == [[(1,)], [(b"",)]]

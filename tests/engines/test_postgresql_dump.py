@@ -276,6 +276,23 @@ def test_what_a_role_may_not_read_is_said_with_the_grant(live, place):
     assert {findings["privileges"].outcome, findings["row security"].outcome} == {"failed"}
 
 
+def test_a_role_that_may_read_the_tables_and_nothing_else_is_enough(live, place):
+    live.sql("CREATE ROLE keeper LOGIN; CREATE DATABASE plain")
+    live.sql("CREATE SCHEMA own; CREATE TABLE own.t AS SELECT generate_series(1, 9) n", "plain")
+    live.sql("GRANT USAGE ON SCHEMA own TO keeper; GRANT SELECT ON own.t TO keeper", "plain")
+    keeper = url(live, "plain").replace("user=postgres", "user=keeper")
+    try:
+        streams, facts, taken, found = as_owner(lambda: round_trip(live, place, url=keeper))
+        findings = {f.name: f for f in as_owner(made(live, place, url=keeper.replace("plain", "shop")).probe).findings}
+    finally:
+        live.sql("DROP DATABASE plain")
+        live.sql("DROP ROLE keeper")
+    assert not facts["role_passwords"] and b"SCRAM" not in streams["roles.sql"]
+    assert found.fingerprint == taken and taken.tables["plain.own.t"].rows == 9
+    assert "They have no passwords" in (place / "restored/RESTORE.txt").read_text()
+    assert findings["large objects"].outcome == findings["privileges"].outcome == "failed"
+
+
 def test_a_server_is_found_with_all_that_a_backup_needs(live, place):
     found = as_owner(lambda: made(live, place).probe())
     assert {finding.outcome for finding in found.findings} == {"ok"}

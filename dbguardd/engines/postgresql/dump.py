@@ -66,7 +66,7 @@ class Contents:
 
     server: str  # the version
     parts: tuple[Part, ...]
-    roles: tuple[str, ...]
+    roles: tuple[str, ...]  # the first one made the cluster
     passwords: bool  # of roles are in it
 
     @property

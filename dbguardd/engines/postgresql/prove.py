@@ -120,6 +120,9 @@ def _make_roles(sandbox: _Sandbox, target: Path, contents: Contents, findings: l
     """Try the roles of the backup and take them back; then make their names only, without any right."""
     text = (target / ROLES).read_bytes()
     plain = b"\n".join(line for line in text.split(b"\n") if not re.match(rb"\\(un)?restrict \w+$", line))
+    maker = contents.roles[0]  # of the original; here somebody else made the cluster
+    for name in (_quoted(maker), maker.encode(errors="surrogateescape")):
+        plain = plain.replace(b" GRANTED BY " + name + b";", b";")
     with sandbox.superuser() as db:
         findings.append(_tried(db, plain, len(contents.roles)))
         db.execute(f'CREATE ROLE "{sandbox.role}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE BYPASSRLS'.encode())

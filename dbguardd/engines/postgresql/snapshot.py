@@ -195,8 +195,11 @@ def extensions_of(connection: Connection) -> list[Extension]:
 
 
 def roles_of(address: Address) -> tuple[list[str], bool]:
-    """Return the names of all roles but PostgreSQL's own, and whether their passwords may be read."""
+    """Return the names of all roles but PostgreSQL's own, and whether their passwords may be read.
+
+    The first one made the cluster, and is its first superuser.
+    """
     with connected(address) as connection:
-        names = rows(connection, b"SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY rolname")
+        names = rows(connection, b"SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY oid <> 10, rolname")
         ((readable,),) = rows(connection, b"SELECT has_table_privilege('pg_authid', 'SELECT')")
     return [bytes(name).decode(errors="surrogateescape") for (name,) in names], bool(readable)

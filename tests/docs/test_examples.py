@@ -94,6 +94,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "/var/lib/app/app.db": str(place / "app.db"),
             "/srv/app.db": str(place / "srv.db"),
             "/srv/look.db": str(place / "look-again.db"),
+            "/srv/back": str(place / "back"),
             "/srv/restored/app.db": str(place / "restored.db"),
             "/tmp/look.db": str(place / "look.db"),  # noqa: S108 - as the page has it
             "yesterday 09:00": "now",

@@ -226,6 +226,15 @@ def test_nobody_can_empty_a_table_between_the_snapshot_and_its_fingerprint(live,
     assert found.fingerprint == taken and taken.tables["shop.public.cache"].rows == 1
 
 
+def test_who_alters_a_table_waits_for_the_dump_of_that_database_only(live, place):
+    def alter(name):
+        if name == "0001.dump":  # of another database
+            live.sql("SET lock_timeout = '5s'; ALTER TABLE cache ADD more int; ALTER TABLE cache DROP more", "shop")
+
+    _, facts, taken, found = as_owner(lambda: round_trip(live, place, meanwhile=alter))
+    assert found.fingerprint == taken and facts["database_count"] == 3 and facts["snapshot_spread_seconds"] > 0
+
+
 def test_what_is_left_out_is_said_and_the_rest_is_equal(live, place):
     _, facts, taken, found = as_owner(
         lambda: round_trip(live, place, url=url(live, "shop"), exclude=["public.event*", "shop.crm.nobody", "*.cache"])

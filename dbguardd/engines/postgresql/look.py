@@ -71,19 +71,28 @@ def _privileges(
         yield Finding(name, "ok", f"{role} is a superuser")
         return
     quoted = '"' + role.replace('"', '""') + '"'
-    unread, hidden = list[str](), list[str]()
+    unread, hidden, large = list[str](), list[str](), list[str]()
     for database in databases:
         with connected(address, database.name, about=f"database {database.name}") as connection:
             unread += [f"{database.name}: {table}" for table in _unreadable(connection)]
             hidden += [f"{database.name}: {table}" for table in ([] if bypass else _guarded(connection))]
+            large += [database.name] if rows(connection, _OTHERS_LARGE) != [(False,)] else []
     if unread:
         mend = f"GRANT pg_read_all_data TO {quoted}" if major >= 14 else f"GRANT SELECT ON ALL TABLES ... TO {quoted}"
         yield Finding(name, "failed", f"{role} may not read {_some(unread)}. Fix, as a superuser: {mend}")
     if hidden:
         mend = f"ALTER ROLE {quoted} BYPASSRLS"
         yield Finding("row security", "failed", f"it hides rows of {_some(hidden)}. Fix, as a superuser: {mend}")
-    if not unread and not hidden:
+    if large:
+        mend = "ask as a superuser (user= in url)"
+        yield Finding("large objects", "failed", f"{role} may not read those of {_some(large)}. Fix: {mend}")
+    if not unread and not hidden and not large:
         yield Finding(name, "ok", f"{role} may read every table")
+
+
+_OTHERS_LARGE = (
+    b"SELECT EXISTS (SELECT FROM pg_largeobject_metadata WHERE lomacl IS NULL AND NOT pg_has_role(lomowner, 'USAGE'))"
+)
 
 
 def _unreadable(connection: Connection) -> list[str]:

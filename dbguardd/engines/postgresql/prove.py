@@ -120,6 +120,9 @@ def _make_roles(sandbox: _Sandbox, target: Path, contents: Contents, findings: l
     """Try the roles of the backup and take them back; then make their names only, without any right."""
     text = (target / ROLES).read_bytes()
     plain = b"\n".join(line for line in text.split(b"\n") if not re.match(rb"\\(un)?restrict \w+$", line))
+    maker = contents.roles[0]  # of the original; here somebody else made the cluster
+    for name in (_quoted(maker), maker.encode(errors="surrogateescape")):
+        plain = plain.replace(b" GRANTED BY " + name + b";", b";")
     with sandbox.superuser() as db:
         findings.append(_tried(db, plain, len(contents.roles)))
         db.execute(f'CREATE ROLE "{sandbox.role}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE BYPASSRLS'.encode())
@@ -145,7 +148,7 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
 def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Finding]) -> bool:
     """Restore one database; say whether all of it came back."""
     name = part.database.name
-    label = f"database {name}"
+    label = f"database {name if name.isprintable() else repr(name)}"
     try:
         _make_database(sandbox, part)
     except GuardError as error:

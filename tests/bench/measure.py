@@ -24,10 +24,13 @@ class Figures:
 
 
 class PeakMemory:
-    """Samples the resident memory of a process (or only its descendants), added up, until the block ends."""
+    """Samples the resident memory of a process (or only its descendants), added up, until the block ends.
 
-    def __init__(self, pid: int, *, children_only: bool = False) -> None:
-        self.pid = pid
+    Processes named `without` do not count: servers, whose processes share most of their memory.
+    """
+
+    def __init__(self, pid: int, *, children_only: bool = False, without: str = "") -> None:
+        self.pid, self._without = pid, without
         self._own = [] if children_only else [pid]
         self.bytes = 0
         self._stop = threading.Event()
@@ -43,7 +46,8 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
-            self.bytes = max(self.bytes, sum(map(resident, [*self._own, *descendants(self.pid)])))
+            counted = [pid for pid in descendants(self.pid) if not self._without or name_of(pid) != self._without]
+            self.bytes = max(self.bytes, sum(map(resident, [*self._own, *counted])))
 
 
 def descendants(pid: int) -> list[int]:
@@ -56,6 +60,14 @@ def descendants(pid: int) -> list[int]:
     for child in map(int, children):
         found += [child, *descendants(child)]
     return found
+
+
+def name_of(pid: int) -> str:
+    """Return the name of a process, nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def resident(pid: int) -> int:

@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 class Ours:
     """One database, one repository, one daemon. Leave the block to stop it."""
 
-    def __init__(self, place: Path, *lines: str) -> None:
+    def __init__(self, place: Path, *lines: str, source: str = "") -> None:
         self.place = place
         self._short = Path(tempfile.mkdtemp(prefix="dbg-"))  # the path of a socket has at most 107 bytes
         self.socket = self._short / "api.sock"
@@ -30,7 +30,9 @@ class Ours:
         policy.parent.mkdir(parents=True)
         policy.write_text(
             'version = 1\n[defaults]\nverify = "off"\nexpire = "off"\n'
-            f'[database.bench]\nengine = "sqlite"\npath = "{place / "src" / "db"}"\nbackup = "daily 03:00"\n'
+            '[database.bench]\nbackup = "daily 03:00"\n'
+            + (source or f'engine = "sqlite"\npath = "{place / "src" / "db"}"')
+            + "\n"
             + "".join(f"{line}\n" for line in lines)
         )
         os.chmod(policy, 0o600)
@@ -69,7 +71,7 @@ class Ours:
         before, spent = size_of(self.place / "state" / "store"), cpu_seconds(self._daemon.pid)
         watch = _Watch(self.socket, acknowledged)
         own = os.times()
-        with PeakMemory(self._daemon.pid, children_only=True) as memory:
+        with PeakMemory(self._daemon.pid, children_only=True, without="postgres") as memory:
             started = time.monotonic()
             argv = [str(BIN / "dbguardctl"), "--socket", str(self.socket), "--json", *words]
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -94,7 +96,7 @@ def _profile(wall: float, facts: dict[str, float], answer: dict[str, dict[str, f
     return {
         **start,
         "compare, compress, seal, prove, store": facts["seconds"],
-        "meanwhile, stage a snapshot": round(answer["facts"]["copy_seconds"], 3),
+        "meanwhile, stage a snapshot": round(answer["facts"].get("copy_seconds", 0.0), 3),
     }
 
 

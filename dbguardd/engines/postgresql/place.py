@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from psycopg.conninfo import make_conninfo
+
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.dump import CONTENTS, ROLES, TABLESPACES, Contents, decode
 from dbguardd.engines.postgresql.snapshot import Database
@@ -88,18 +90,19 @@ def manual(contents: Contents, target: Path) -> str:
         lines.insert(-1, "# They have no passwords: the role that made the backup may not read them. Set them anew.")
     for part in contents.parts:
         name = part.database.name
-        beside = shlex.quote(f"{name}_restored")
+        new = f"{name}_restored"
+        beside, into = shlex.quote(new), shlex.quote(make_conninfo("", dbname=new))  # a name may look like an address
         lines += [
             "",
             f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded)),
             "# Beside the one that is there (nothing of it changes):",
             f"createdb {shlex.join(how_made(part.database))} {beside}",
-            f"pg_restore -d {beside} {part.stream}",
+            f"pg_restore -d {into} {part.stream}",
             "# Or under its own name, on a server that does not have it:",
             f"pg_restore -C -d postgres {part.stream}",
             "# One table of it:",
             f"pg_restore -l {part.stream}   # what is in it",
-            f"pg_restore -d {beside} -t TABLE {part.stream}",
+            f"pg_restore -d {into} -t TABLE {part.stream}",
         ]
     return "\n".join([*lines, ""])
 

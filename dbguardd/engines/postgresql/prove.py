@@ -148,7 +148,7 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
 def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Finding]) -> bool:
     """Restore one database; say whether all of it came back."""
     name = part.database.name
-    label = f"database {name}"
+    label = f"database {name if name.isprintable() else repr(name)}"
     try:
         _make_database(sandbox, part)
     except GuardError as error:

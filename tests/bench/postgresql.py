@@ -1,0 +1,216 @@
+"""A PostgreSQL cluster by its pages, beside pg_basebackup and pgBackRest: full, unchanged, 1 % changed, restore."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.measure import Figures, run, size_of
+from tests.bench.ours import Ours
+
+PHASES = ("full", "unchanged", "changed", "restore")
+GOALS = {  # phase, peer, at most: the issue's numbers for the versions that Debian 12 has
+    ("full", "pgbackrest"): 0.45,
+    ("unchanged", "pgbackrest"): 1.0,
+    ("changed", "pgbackrest"): 0.6,
+    ("restore", "pgbackrest"): 1.0,
+}
+CHANGED_BYTES_GOAL = 0.4
+MEMORY_GOAL = 250 << 20
+_PORT = "54399"
+_ROWS = 1150  # about 1 % of the pages of pgbench_accounts at scale 70
+_DOCS = """
+CREATE TABLE docs (id bigserial PRIMARY KEY, owner int, at timestamptz DEFAULT now(), meta jsonb, body text);
+INSERT INTO docs (owner, meta, body) SELECT n % 1000, jsonb_build_object('n', n, 'session', md5(n::text)),
+  (SELECT string_agg(md5((n * 7 + k)::text) || ' some words that are alike in all rows, and more ', ' ')
+   FROM generate_series(1, 10) k) FROM generate_series(1, {rows}) n;
+CREATE INDEX ON docs (owner);
+"""
+
+
+def rows(place: Path, size_mib: int, rounds: int) -> list[dict[str, object]]:
+    """Measure every tool in turn, round by round, on one cluster of about twice `size_mib`."""
+    programs = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+    if programs is None or os.geteuid() == 0:
+        print("postgresql: left out: " + ("root cannot run a server" if programs else "it is not installed"))
+        return []
+    figures: dict[str, dict[str, list[Figures]]] = {}
+    with Cluster(place / "pg", programs).running(size_mib) as live:
+        for number in range(rounds):
+            for name, tool in (("dbguard", _ours), *_peers(live)):
+                live.quiet(place / "work")
+                with tool(live, place / "work") as act:
+                    for phase in PHASES:
+                        if phase == "changed":
+                            live.change()
+                        if (figure := act(phase)) is not None:
+                            figures.setdefault(phase, {}).setdefault(name, []).append(figure)
+                print(f"round {number + 1}: {name:16} " + ", ".join(
+                    f"{phase} {figures[phase][name][-1].wall:.2f} s" for phase in PHASES if name in figures[phase]
+                ), flush=True)  # fmt: skip
+    return _report(figures)
+
+
+class Cluster:
+    """A server with three databases, one of them large."""
+
+    def __init__(self, place: Path, programs: Path) -> None:
+        self.place, self.programs, self.data = place, programs, place / "data"
+        told = {"PGHOST": str(place), "PGPORT": _PORT, "PGUSER": "postgres", "PGDATABASE": "bench"}
+        self.environment = {**os.environ, **told}
+
+    @contextmanager
+    def running(self, size_mib: int) -> Iterator[Cluster]:
+        self.place.mkdir(parents=True)
+        self.do("initdb", "-D", self.data, "-A", "trust", "-U", "postgres", "--data-checksums", "--no-sync")
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write(
+                f"port = {_PORT}\nlisten_addresses = ''\nunix_socket_directories = '{self.place}'\n"
+                "wal_level = replica\nshared_buffers = 512MB\nmax_wal_size = 1GB\nmax_wal_senders = 8\narchive_mode = on\n"
+                "archive_command = '/bin/true'\ncheckpoint_timeout = 15min\n"
+            )
+        self.do("pg_ctl", "-D", self.data, "-w", "-l", self.place / "log", "start")
+        try:
+            for name in ("bench", "two", "three"):
+                self.do("createdb", name)
+            self.do("pgbench", "-q", "-i", "-s", str(max(1, 70 * size_mib // 1024)))
+            self.sql(_DOCS.format(rows=450 * size_mib))
+            self.sql("VACUUM ANALYZE")
+            (self.place / "update").write_text(
+                "\\set aid random(1, 100000 * :scale)\nUPDATE pgbench_accounts SET abalance = abalance + 1 "
+                "WHERE aid = :aid;\n"
+            )
+            yield self
+        finally:
+            self.do("pg_ctl", "-D", self.data, "-m", "fast", "stop")
+
+    def do(self, program: str, *words: object) -> None:
+        argv = [str(self.programs / program), *map(str, words)]
+        done = subprocess.run(
+            argv, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{argv}: {done.stderr.decode(errors='replace')[-1000:]}")
+
+    def sql(self, text: str) -> None:
+        self.do("psql", "-qXc", text)
+
+    def quiet(self, work: Path) -> None:
+        """Begin from nothing, with all that was written on disk."""
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "repo").mkdir(parents=True)
+        self.sql("CHECKPOINT")
+        os.sync()
+
+    def change(self) -> None:
+        """Update rows here and there."""
+        self.do("pgbench", "-n", "-f", self.place / "update", "-c", "1", "-t", str(_ROWS))
+        self.sql("CHECKPOINT")
+        os.sync()
+
+
+@contextmanager
+def _ours(live: Cluster, work: Path):
+    url = f"postgresql:///?host={live.place}&port={_PORT}&user=postgres"
+    with Ours(work, source=f'engine = "postgresql"\nurl = "{url}"\nmethod = "pages"') as ours:
+        yield lambda phase: ours.restore(work / "out") if phase == "restore" else ours.backup()
+
+
+def _peers(live: Cluster):
+    yield "pg_basebackup", _basebackup
+    if shutil.which("pgbackrest"):
+        yield "pgbackrest", _pgbackrest
+
+
+@contextmanager
+def _basebackup(live: Cluster, work: Path):
+    program = str(live.programs / "pg_basebackup")
+
+    def act(phase: str) -> Figures | None:
+        if phase not in ("full", "changed"):
+            return None
+        target = work / "repo" / phase
+        words = ["-D", str(target), "-Ft", "-Xs", "-cfast", "--compress=client-zstd:level=1,workers=2"]
+        figures = run([[program, *words]], work, live.environment)
+        figures.stored = size_of(target)
+        return figures
+
+    yield act
+
+
+@contextmanager
+def _pgbackrest(live: Cluster, work: Path):
+    conf = work / "pgbackrest.conf"
+    for name in ("lock", "log", "spool"):
+        (work / name).mkdir()
+    conf.write_text(
+        f"[global]\nrepo1-path={work}/repo\nrepo1-retention-full=9\nrepo1-bundle=y\nrepo1-cipher-type=aes-256-cbc\n"
+        f"repo1-cipher-pass=benchbenchbench\ncompress-type=zst\ncompress-level=3\nprocess-max=2\nstart-fast=y\n"
+        f"log-path={work}/log\nlock-path={work}/lock\nspool-path={work}/spool\nlog-level-console=error\n"
+        f"log-level-file=off\n[main]\npg1-path={live.data}\npg1-port={_PORT}\npg1-socket-path={live.place}\n"
+    )
+    command = [shutil.which("pgbackrest") or "", f"--config={conf}", "--stanza=main"]
+    live.sql(f"ALTER SYSTEM SET archive_command = '{' '.join(command)} archive-push %p'")
+    live.sql("SELECT pg_reload_conf()")
+    try:
+        run([[*command, "stanza-create"]], work, live.environment)
+
+        def act(phase: str) -> Figures:
+            before = size_of(work / "repo")
+            words = ["--type=full" if phase == "full" else "--type=incr", "backup"]
+            if phase == "restore":
+                (work / "out").mkdir(mode=0o700)
+                words = [f"--pg1-path={work}/out", "restore"]
+            figures = run([[*command, *words]], work, live.environment)
+            figures.stored = size_of(work / "repo") - before
+            return figures
+
+        yield act
+    finally:
+        live.sql("ALTER SYSTEM SET archive_command = '/bin/true'")
+        live.sql("SELECT pg_reload_conf()")
+
+
+def _report(figures: dict[str, dict[str, list[Figures]]]) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    print(f"\n{'cluster':10} {'tool':16} {'wall s':>7} {'cpu s':>6} {'MiB peak':>8} {'MB stored':>9}  dbguard / it")
+    for phase in PHASES:
+        ours = figures[phase]["dbguard"]
+        for name, theirs in figures[phase].items():
+            ratio = statistics.median(a.wall / b.wall for a, b in zip(ours, theirs, strict=True))
+            goal = GOALS.get((phase, name))
+            row: dict[str, object] = {
+                "work": phase,
+                "tool": name,
+                "wall_seconds": round(statistics.median(figure.wall for figure in theirs), 3),
+                "cpu_seconds": round(statistics.median(figure.cpu for figure in theirs), 3),
+                "peak_bytes": max(figure.peak for figure in theirs),
+                "stored_bytes": int(statistics.median(figure.stored for figure in theirs)),
+                "ratio": round(ratio, 3),
+                "goal": goal,
+                "met": None if goal is None else ratio <= goal,
+            }
+            found.append(row)
+            verdict = "" if goal is None else f"  goal {goal:.2f} {'met' if ratio <= goal else 'MISSED'}"
+            peak = max(figure.peak for figure in theirs) >> 20
+            print(
+                f"{phase:10} {name:16} {row['wall_seconds']:7.2f} {row['cpu_seconds']:6.2f} {peak:8} "
+                f"{theirs[0].stored / 1e6:9.1f}  {ratio:.2f}{verdict}"
+            )
+    peak = max(figure.peak for phase in PHASES for figure in figures[phase]["dbguard"])
+    kept = "met" if peak <= MEMORY_GOAL else "MISSED"
+    print(f"peak memory of both halves: {peak >> 20} MiB, goal {MEMORY_GOAL >> 20} {kept}")
+    print(f"a full backup with its fingerprint: {figures['full']['dbguard'][0].whole:.2f} s")
+    print(f"a restore with recovery and comparison: {figures['restore']['dbguard'][0].whole:.2f} s")
+    if theirs := figures["changed"].get("pgbackrest"):
+        share = figures["changed"]["dbguard"][0].stored / theirs[0].stored
+        met = share <= CHANGED_BYTES_GOAL
+        verdict = "met" if met else "MISSED"
+        print(f"1 % changed, bytes stored / pgbackrest: {share:.2f}, goal {CHANGED_BYTES_GOAL} {verdict}")
+        found.append({"row": "changed bytes / pgbackrest", "value": share, "goal": CHANGED_BYTES_GOAL, "met": met})
+    return found

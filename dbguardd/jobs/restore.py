@@ -33,10 +33,9 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
-from dbguardd.repository import LOG, Backup, Hold, Until
+from dbguardd.repository import LOG, Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.wire import UNDO_REASON, Grade, Restore, Undo, to_json
-from dbguardd.words import count
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -202,8 +201,10 @@ def _restore_and_compare(
         run.progress(there, done_bytes, total_bytes)
 
     examined = run.snapshots.examine(target, (), comparing)
-    expected = run.repository.fingerprint(backup.id)
-    compared = same_content(examined, expected) if moment.until is None else _by_log(moment.until)
+    expected = run.repository.fingerprint(backup.id)  # of the backup, not of a moment that the log leads to
+    compared = Finding("log since the backup", "ok", moment.said())
+    if moment.until is None:
+        compared = same_content(examined, expected)
     if in_staging and expected is None and backup.note == SAFETY_NOTE:  # nothing is unsure: there is nothing to compare
         compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
     findings = brief([*examined.findings, compared])
@@ -216,11 +217,6 @@ def _restore_and_compare(
             hints=[f"dbguardctl list {run.name}", *hints],
         )
     return findings, lost
-
-
-def _by_log(until: Until) -> Finding:
-    """Say why what was restored is not compared with a fingerprint: that was taken of the backup, not of the moment."""
-    return Finding("log since the backup", "ok", f"{count(until.last - until.after, 'segment')} without a gap")
 
 
 def _which(moment: Moment) -> str:

@@ -217,6 +217,16 @@ KINDS: tuple[Kind, ...] = (
     Kind("job.started", "debug", "{action} runs[, attempt {attempt}]", "A job runs."),
     Kind("library.said", "warning", "{logger}: {text}", "A library that dbguard uses has something to say."),
     Kind(
+        "log.audited", "error", "the live database is NOT what its log says: {detail}",
+        "All of a live database was compared with its log.",
+        title="A database was changed past its log",
+        meaning="Pages of {database} are not what was committed to them: its file was damaged or written to by another "
+                "program, or commits were not followed. Its log begins anew; backups and moments of before are as good "
+                "as they were.",
+        advice=("Is the database sound?  dbguardctl backup {database} --verify",),
+    ),
+    Kind("log.audited", "debug", "the live database is what its log says", variant="ok", when={"outcome": "ok"}),
+    Kind(
         "log.begun", "warning", "its log is followed anew: {because}[; it was stored up to {stored_until_at}]",
         "The log of a database is followed.",
         title="A log could not be continued",
@@ -225,14 +235,9 @@ KINDS: tuple[Kind, ...] = (
                 "restored. A backup is made at once, and any second after it can be restored.",
         advice=("See what can be restored:  dbguardctl list {database}",),
     ),
-    Kind(
-        "log.begun", "info", "its log is followed[, without a gap since {begun_at}]",
-        variant="continued", when={"continued": True},
-    ),
-    Kind(
-        "log.begun", "info", "its log is followed from now on",
-        variant="first", when={"stored_until_at": None},
-    ),
+    Kind("log.begun", "info", "its log is followed[, without a gap since {begun_at}]",
+         variant="continued", when={"continued": True}),
+    Kind("log.begun", "info", "its log is followed from now on", variant="first", when={"stored_until_at": None}),
     Kind(
         "log.crashed", "error", "its log is not followed because of a bug",
         "The log of a database is not followed because of a bug; the log has its trace.",
@@ -253,10 +258,8 @@ KINDS: tuple[Kind, ...] = (
         advice=("See whether it goes on:  dbguardctl status {database}",
                 "See what happened:       dbguardctl log {database}"),
     ),
-    Kind(
-        "log.known", "debug", "{chains:stretch} of its log found in the storage",
-        "The log of a database was found in a storage.",
-    ),
+    Kind("log.known", "debug", "{chains:stretch} of its log found in the storage",
+         "The log of a database was found in a storage."),
     Kind(
         "log.tried", "info", "its log can be restored: {detail}",
         "The log between two backups was restored into a private place.",

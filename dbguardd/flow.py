@@ -108,7 +108,7 @@ class Segment:
     had returned before `at` (UTC) is in this segment or one before. The images are those of the pages of the paged
     stream `stream` with these ascending `numbers` (from 1), `page_size` bytes each. `size` is what the stream has
     afterwards, in bytes; 0 where it is no moment: in the middle of a transaction, or before all that was committed by
-    `at`.
+    `at`. `sum` is that of all pages of the stream afterwards (sums.as_text), nothing where it is not known.
     """
 
     stream: str
@@ -119,16 +119,23 @@ class Segment:
     size: int
     numbers: Sequence[int] = field(repr=False)
     pages: bytes = field(repr=False)
+    sum: str = ""
 
 
 class Ship(Protocol):
     """Where an engine puts the log that it follows. Whatever these raise ends the following."""
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
-        """Say where the first segment will begin; `because` tells why the log is not `continued` from before."""
+        """Say where the first segment will begin; `because` tells why the log is not `continued` from before.
+
+        Once, and again after something was found wrong.
+        """
 
     def ship(self, segment: Segment) -> None:
         """Take the next segment; durable on return. Each begins where the one before ended."""
+
+    def audited(self, wrong: str) -> None:
+        """Say that all of the live database was compared with its log; after what is `wrong` the log is begun anew."""
 
     def reached(self, at: datetime | None) -> None:
         """Say that all that was committed before `at` has been shipped, or only (None) that the engine lives."""

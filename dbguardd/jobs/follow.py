@@ -44,21 +44,24 @@ class Shipping:
         self._begun = False
         self._told = 0.0
         self._bytes = 0
+        self._wrong, self._audits = "", 0
 
     def resume(self) -> Facts | None:
         """Return the place in the log of the database up to which it is stored; None if that cannot be told."""
         if self._chain is None:
             return None
         try:
-            return self._log.open(self._chain.pieces[-1])[-1].until
+            last = self._log.open(self._chain.pieces[-1])[-1]
+            return {**last.until, "sum": last.sum}
         except (Damaged, ObjectMissing) as error:
             self._run.report("log.unreadable", database=self._run.name, problem=error.message)
             return None
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:
         """Go on with the chain, or begin a new one: once, each beginning is an object and an event."""
-        if self._begun:
+        if self._begun and (continued or not self._wrong):
             raise WorkerDied("the engine half began its log twice")
+        self._wrong = ""
         self._begun = True
         before = None if self._chain is None else instant(self._chain.until)
         if not continued or self._chain is None:
@@ -71,6 +74,15 @@ class Shipping:
             "stored_until_at": before,
         }
         self._run.report("log.begun", database=self._run.name, at=instant(self._run.now()), **facts)
+
+    def audited(self, wrong: str) -> None:
+        """Tell what the comparison of the live database with its log has shown; what is wrong, once."""
+        self._audits += bool(wrong)
+        if self._audits > 1:
+            raise WorkerDied("the engine half found its log wrong twice", detail=wrong)
+        self._wrong = wrong
+        outcome = "failed" if wrong else "ok"
+        self._run.report("log.audited", database=self._run.name, outcome=outcome, detail=wrong)
 
     def ship(self, segment: Segment) -> None:
         """Store the next segment."""

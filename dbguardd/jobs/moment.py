@@ -13,6 +13,7 @@ from dbguardd.flow import Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import Backup, Chain, Link, Log, Until
+from dbguardd.words import count
 
 _NEAR = timedelta(seconds=2)
 
@@ -26,12 +27,19 @@ class Moment:
     until: Until | None
     warnings: list[str]
     size: int = 0  # in bytes, where the log says it
+    sum: str = ""  # of its pages, where the log says it
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = self.at + timedelta(microseconds=999) if self.until else self.at  # in milliseconds, not before it
         return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
+
+    def said(self) -> str:
+        """Say what of the log is in it, and whether its sum showed that it is what the database was."""
+        segments = 0 if self.until is None else self.until.last - self.until.after
+        shown = "the sum of its pages is that of the database" if self.sum else "no sum of its pages is known"
+        return f"{count(segments, 'segment')} without a gap, {shown}"
 
     @property
     def bytes(self) -> int:
@@ -89,7 +97,7 @@ def between(run: Run, backup: Backup) -> Moment | None:
             raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
         link = _last(log, chain, base, None, mine["after"])
         until = None if link is None else Until(chain, base.facts["log"]["after"], link.number)
-        return None if link is None else Moment(base, link.at, until, [])
+        return None if link is None else Moment(base, link.at, until, [], link.size, link.sum)
     return None
 
 
@@ -115,7 +123,8 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
             if link is not None:
-                yield Moment(backup, link.at, Until(chain, backup.facts["log"]["after"], link.number), [], link.size)
+                until = Until(chain, backup.facts["log"]["after"], link.number)
+                yield Moment(backup, link.at, until, [], link.size, link.sum)
                 break
 
 

@@ -35,11 +35,10 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
-from dbguardd.repository import LOG, Backup, Hold, Until
+from dbguardd.repository import LOG, Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade
 from dbguardd.wire import UNDO_REASON, Restore, Undo, to_json
-from dbguardd.words import count
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -193,6 +192,24 @@ def _restore_and_compare(
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
     fingerprint and keeps its bytes whatever they are.
     """
+    lost = _write(run, moment, target, in_staging=in_staging)
+    examined, compared = _compare(run, moment, target, in_staging=in_staging)
+    then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
+    findings = brief([*examined.findings, compared, *then])
+    failed = [finding for finding in findings if finding.outcome == "failed"]
+    if failed:
+        compares = run.repository.fingerprint(moment.backup.id) is not None
+        what = "is not what was backed up" if compares else "is as it was backed up, and was damaged already then"
+        raise ProofFailed(
+            f"{run.name}: the restored copy of {moment.backup.id} {what}",
+            detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
+            hints=[f"dbguardctl list {run.name}", *hints],
+        )
+    return findings, lost
+
+
+def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> Sequence[str]:
+    """Write the copy, durable; return which rights of the original it lacks."""
     started, backup = run.monotonic(), moment.backup
     try:
         with opened(run, moment) as tree:
@@ -210,6 +227,11 @@ def _restore_and_compare(
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
+    return lost
+
+
+def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tuple[Examination, Finding]:
+    """Read the copy through the engine; return what that found, and whether it is what was backed up."""
 
     def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
         there = step if in_staging else f"written to {target}, compare"  # who cannot wait may begin with it
@@ -222,26 +244,13 @@ def _restore_and_compare(
             raise
         lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
         examined = Examination([Finding("test restore", "inconclusive", lacks)], None)
-    expected = run.repository.fingerprint(backup.id)
-    compared = same_content(examined, expected) if moment.until is None else _by_log(moment.until)
-    if in_staging and expected is None and backup.note == SAFETY_NOTE:  # nothing is unsure: there is nothing to compare
+    if moment.until is not None:
+        return examined, Finding("log since the backup", "ok", moment.said())
+    expected = run.repository.fingerprint(moment.backup.id)
+    compared = same_content(examined, expected)
+    if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
         compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
-    then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
-    findings = brief([*examined.findings, compared, *then])
-    failed = [finding for finding in findings if finding.outcome == "failed"]
-    if failed:
-        what = "is not what was backed up" if expected else "is as it was backed up, and was damaged already then"
-        raise ProofFailed(
-            f"{run.name}: the restored copy of {backup.id} {what}",
-            detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
-            hints=[f"dbguardctl list {run.name}", *hints],
-        )
-    return findings, lost
-
-
-def _by_log(until: Until) -> Finding:
-    """Say why what was restored is not compared with a fingerprint: that was taken of the backup, not of the moment."""
-    return Finding("log since the backup", "ok", f"{count(until.last - until.after, 'segment')} without a gap")
+    return examined, compared
 
 
 def _which(moment: Moment) -> str:

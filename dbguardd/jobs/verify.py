@@ -17,7 +17,6 @@ from dbguardd.jobs.plain import keep_plain
 from dbguardd.repository import Backup, Proof
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
-from dbguardd.words import count
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """What says something about the stored bytes, wherever it is met."""
@@ -46,7 +45,7 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
         if moment is None or moment.until is None:
             return None
         until = moment.at
-        detail = f"{count(moment.until.last - moment.until.after, 'segment')} up to {instant(until)}"
+        detail = f"up to {instant(until)}: {moment.said()}"
         with opened(run, moment) as tree:
             run.snapshots.restore(tree, target, run.progress)
         examined = run.snapshots.examine(target, (), run.progress)

@@ -281,7 +281,7 @@ class Repository:
         """Open a backup for reading as tree() does, with the log put over it up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
             _, domain = self._ledger.find(backup.id)
-            yield MomentTree(tree, self._log(domain), until)
+            yield MomentTree(tree, self._log(domain), until, progress)
 
     def log(self, database: str, now: datetime | None = None) -> Log | None:
         """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""

@@ -107,6 +107,7 @@ class Link:
     count: int
     because: str
     body: bytes = field(repr=False)
+    sum: str = ""  # of all pages of the stream afterwards; the first logs did not say it
 
     def pages(self) -> Iterator[tuple[int, memoryview]]:
         """Yield the number of each page and its image. Raises Damaged."""
@@ -225,6 +226,7 @@ class Log:
             "page_size": segment.page_size,
             "size": segment.size,
             "count": len(segment.numbers),
+            "sum": segment.sum,
         }
         body = zstandard.ZstdCompressor(level=_LEVEL).compress(_numbers(segment.numbers) + segment.pages)
         until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
@@ -282,7 +284,7 @@ def _numbers(numbers: Sequence[int]) -> bytes:
 
 
 def _head(link: Link) -> dict[str, Any]:
-    plain = {name: getattr(link, name) for name in ("number", "stream", "page_size", "size", "count", "because")}
+    plain = {name: getattr(link, name) for name in ("number", "stream", "page_size", "size", "count", "because", "sum")}
     return {**plain, "at": rfc3339(link.at), "since": dict(link.since), "until": dict(link.until)}
 
 

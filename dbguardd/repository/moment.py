@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -14,6 +14,7 @@ from dbguardd.flow import BLOCK_BYTES, Facts, Pages
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.log import Chain, Link, Log
 from dbguardd.repository.tree import Tree
+from dbguardd.sums import as_text, file_sum
 
 LOG = "log"
 """The fact of an error that is about the log, not about the backup that it is put over: the id of its chain."""
@@ -31,8 +32,8 @@ class Until:
 class MomentTree:
     """Reads a backup with the log put over it. Raises as Tree, before a wrong byte gets out."""
 
-    def __init__(self, base: Tree, log: Log, until: Until) -> None:
-        self.base, self._log, self._until = base, log, until
+    def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
+        self.base, self._log, self._until, self._beat = base, log, until, beat
 
     @property
     def facts(self) -> Facts:
@@ -53,14 +54,26 @@ class MomentTree:
 
     def deliver(self, name: str, file: int) -> int:
         """Write the whole stream, as it was at the moment, into the open file; see flow.Tree."""
-        size = self.base.deliver(name, file)
-        for link in self._links(name):
-            for number, page in link.pages():
-                _put(name, file, page, (number - 1) * link.page_size)
-            if link.size:
-                size = link.size
+        size, last = self.base.deliver(name, file), None
+        for last in self._links(name):
+            for number, page in last.pages():
+                _put(name, file, page, (number - 1) * last.page_size)
+            if last.size:
+                size = last.size
                 os.ftruncate(file, size)  # what comes back later comes back written, or as zeros
+        if last is not None and last.sum:
+            self._compare(name, file, last)
         return size
+
+    def _compare(self, name: str, file: int, last: Link) -> None:
+        """Raise Damaged if the pages are not those that the database had at the moment, whatever each of them says."""
+        total = file_sum(file, last.size, last.page_size, self._beat)
+        if as_text(total) != last.sum:
+            raise Damaged(
+                f"{name}: what the log makes of the backup is not what the database was",
+                detail=f"the sum of its pages is {as_text(total)} instead of {last.sum} at segment {last.number}",
+                facts={LOG: self._until.chain.id},
+            )
 
     @contextmanager
     def pages(self, name: str) -> Iterator[Pages]:
@@ -97,7 +110,7 @@ class StretchTree:
     """What a stretch of a log changed, for who has all that lies before it. A flow.Tree of one stream.
 
     The stream has the pages in the order of the log, each behind its number (4 bytes, big-endian); what comes later
-    counts. The facts are what the last segment says: page_size, and the size that the stream of the backup has then.
+    counts. The facts are what the last segment says: page_size, size and sum of the stream of the backup then.
     """
 
     def __init__(self, log: Log, until: Until, last: Link) -> None:
@@ -106,7 +119,7 @@ class StretchTree:
     @property
     def facts(self) -> Facts:
         """What the pages belong to."""
-        return {"page_size": self._last.page_size, "size": self._last.size}
+        return {"page_size": self._last.page_size, "size": self._last.size, "sum": self._last.sum}
 
     def names(self) -> Iterator[str]:
         """Yield the name of the stream."""

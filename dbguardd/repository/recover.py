@@ -380,6 +380,7 @@ def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, tar
     if not log or not place:
         raise Unusable("no log goes on from this backup; take another one, or leave --until away")
     reached, past, waiting = "", False, list[tuple[dict[str, Any], bytes]]()
+    last: dict[str, Any] = {}
     for head, body in segments(storage, key, log["chain"], log["after"]):
         if datetime.fromisoformat(head["at"]) > until:
             break
@@ -390,10 +391,22 @@ def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, tar
         if past and head["size"]:  # a transaction ends here, and all that is in the backup is in what was read
             for one in waiting:
                 overlay(target, *one)
-            reached, waiting = head["at"], []
+            reached, waiting, last = head["at"], [], head
     if not reached:
         raise Unusable("the log has nothing between this backup and that moment; leave --until away")
+    if last.get("sum") and summed(safe(target, last["stream"]), last["page_size"]) != last["sum"]:
+        raise Unusable(f"segment {last['number']}: what the log makes of the backup is not what the database was")
     return reached
+
+
+def summed(file: Path, page_size: int) -> str:
+    """Return the sum of a file: of one hash for each page, of its number and its bytes."""
+    total, number = 0, 0
+    with file.open("rb") as opened:
+        while page := opened.read(page_size):
+            number += 1
+            total += int.from_bytes(blake3(struct.pack(">I", number) + page).digest(8), "big")
+    return f"{total % (1 << 64):016x}"
 
 
 def overlay(target: Path, head: dict[str, Any], body: bytes) -> None:

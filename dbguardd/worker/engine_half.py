@@ -148,10 +148,16 @@ class SeamShip:
 
     def ship(self, segment: Segment) -> None:
         """Send a segment and wait until it is durable."""
-        head = {name: getattr(segment, name) for name in ("stream", "since", "until", "page_size", "size", "numbers")}
+        head = {
+            name: getattr(segment, name) for name in ("stream", "since", "until", "page_size", "size", "numbers", "sum")
+        }
         self._channel.send({"ship": "segment", "at": segment.at.isoformat(), **head})
         self._channel.send_data(segment.pages)
         self._channel.answer()
+
+    def audited(self, wrong: str) -> None:
+        """Say that all of the live database was compared with its log."""
+        self._channel.send({"ship": "audited", "at": None, "wrong": wrong})
 
     def reached(self, at: datetime | None) -> None:
         """Say that all that was committed before `at` has been shipped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ _SEGMENT_BYTES = 64 << 20
 _PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))
 _MOST_PAGES = (1 << 32) - 1
 _TEXT, _PLACE_BYTES = 300, 4000
+_SUM = re.compile("([0-9a-f]{16})?")
 
 
 class _GivenUp(Exception):  # noqa: N818
@@ -134,6 +136,8 @@ class RemoteEngine:
             case "segment" if at is not None:
                 segment = self._segment(message, at)
                 self._answer(lambda: ship.ship(segment))
+            case "audited":
+                ship.audited(str(message["wrong"])[:_TEXT])
             case "reached":
                 ship.reached(at)
             case _:
@@ -147,7 +151,8 @@ class RemoteEngine:
         whole = page_size in _PAGE_BYTES and size % page_size == 0 and 0 <= size <= _MOST_PAGES * page_size
         within = all(0 < number <= _MOST_PAGES for number in (*numbers[:1], *numbers[-1:]))
         ascending = within and numbers == sorted({*numbers})
-        if not whole or not ascending or wanted > _SEGMENT_BYTES or len(stream) > _TEXT:
+        total = str(message.get("sum", ""))
+        if not whole or not ascending or wanted > _SEGMENT_BYTES or len(stream) > _TEXT or not _SUM.fullmatch(total):
             raise WorkerDied("the engine half sent a segment that is none")
         while len(pages) < wanted:
             part, stray = self._channel.receive()
@@ -167,6 +172,7 @@ class RemoteEngine:
             size=size,
             numbers=numbers,
             pages=bytes(pages),
+            sum=total,
         )
 
     def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:

@@ -173,6 +173,9 @@ class Shelf:
     def ship(self, segment):
         self.put("segment", segment, time.time())
 
+    def audited(self, wrong):
+        self.put("audited", wrong)
+
     def reached(self, at):
         self.put("reached", at)
 

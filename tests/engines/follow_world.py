@@ -26,6 +26,7 @@ from follow_user import STATE, read_shelf
 
 from dbguardd.engines import ENGINES
 from dbguardd.flow import Segment
+from dbguardd.sums import as_text, file_sum
 
 _USER = Path(__file__).with_name("follow_user.py")
 _SCHEMA = """
@@ -119,7 +120,7 @@ class World:
         self.pace = {"look_seconds": 0.05, **pace}
         self.bases: list[Base] = []
         self.followers = 0
-        self.positions = self.gaps = 0
+        self.positions = self.gaps = self.sums = 0
         self._told: list[Any] = []
         self._seen = 0
         self._follower: subprocess.Popen[bytes] | None = None
@@ -168,7 +169,8 @@ class World:
         """Start a follower; it goes on from what is on the shelf."""
         options: dict[str, Any] = {**self.pace, **pace}
         if resume and (chains := self.chains()):
-            options["resume"] = chains[-1].until
+            segments = chains[-1].segments
+            options["resume"] = {**chains[-1].until, "sum": segments[-1].sum if segments else ""}
         begun = self.count("begin")
         if self.shelf.exists():
             os.truncate(self.shelf, self._seen)  # what the last one was killed at was not put there
@@ -326,6 +328,10 @@ class World:
                 if segment.size:
                     file.truncate(segment.size)
                 file.flush()
+                if segment.sum and at in chosen:
+                    total = file_sum(file.fileno(), segment.size, segment.page_size, lambda _: None)
+                    assert as_text(total) == segment.sum, "the pages are not those that the database had then"
+                    self.sums += 1
                 if at in chosen:
                     self._prove_position(work, segment, chain.read_at[at], books, before)
         return len(chosen)

@@ -72,6 +72,7 @@ def test_each_position_is_what_was_committed(tmp_path, name):
     world.prove(most=12, writers=writers, needed=10)
     world.prove_end()
     assert world.gaps == 0
+    assert world.sums > 5
 
 
 # ------------------------------------------------------------------------------------------ killed

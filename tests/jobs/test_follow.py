@@ -47,6 +47,49 @@ def test_a_log_is_begun_once(world: World) -> None:
     assert len(list(world.storage.list("log/"))) == 1
 
 
+def test_a_log_begins_anew_where_the_live_database_is_not_what_it_says_and_once(world: World) -> None:
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(0), continued=False, because="new")
+        ship.ship(segment(world, 1, sum="0" * 16))
+        ship.audited("")
+        ship.audited("page 7")
+        ship.begin(place(1), continued=False, because="page 7")
+        ship.ship(segment(world, 2))
+        ship.audited("page 8")
+
+    assert isinstance(follow(world, story), WorkerDied)
+    assert [facts["because"] for facts in world.said("log.begun")] == ["new", "page 7"]
+    assert [(facts["outcome"], facts["detail"]) for facts in world.said("log.audited")] == [
+        ("ok", ""),
+        ("failed", "page 7"),
+    ]
+    log = world.repository.log("app")
+    assert log is not None
+    assert [chain.last for chain in log.chains()] == [1, 1]
+
+
+def test_what_was_compared_and_is_right_begins_nothing(world: World) -> None:
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(0), continued=False, because="new")
+        ship.audited("")
+        ship.begin(place(0), continued=False, because="again")
+
+    assert isinstance(follow(world, story), WorkerDied)
+    assert len(world.said("log.begun")) == 1
+
+
+def test_what_is_gone_on_from_is_known_with_its_sum(world: World) -> None:
+    def story(ship: Any, resume: Any) -> None:
+        assert resume is None
+        ship.begin(place(0), continued=False, because="new")
+        ship.ship(segment(world, 1, sum="0123456789abcdef"))
+
+    follow(world, story)
+    found: list[Any] = []
+    follow(world, lambda ship, resume: found.append(resume))
+    assert found == [{**place(1), "sum": "0123456789abcdef"}]
+
+
 def test_nothing_comes_before_it_is_begun(world: World) -> None:
     assert "before" in follow(world, lambda ship, resume: ship.ship(segment(world, 1))).message
     assert not list(world.storage.list("log/"))

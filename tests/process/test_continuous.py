@@ -374,3 +374,31 @@ def test_recover_py_reaches_the_same_moment(house: House) -> None:
     listed = subprocess.run([*argv, "list"], capture_output=True, text=True, check=True).stdout
     assert "the log of app is stored up to" in listed
     assert json.loads((target / "facts.dbguard.json").read_text())["log"]["chain"]
+
+
+def test_what_was_changed_past_the_log_alarms_and_begins_it_anew(house: House) -> None:
+    path = begin(house)
+    with writing(house):
+        until(lambda: committed(house) > 200, "commits")
+    with closing(sqlite3.connect(path, isolation_level=None)) as user:
+        followed(house)
+        moved = "pragma wal_checkpoint(truncate)"
+        until(lambda: user.execute(moved).fetchone() == (0, 0, 0), "all of the log to be in the file")
+        user.execute("create table other (x)")  # the log that is stored ends with this, and has few pages
+        followed(house)
+        assert house.stop() == 0
+        page = path.stat().st_size // 4096 // 2  # past SQLite, which reads it raw in no other process
+        flip = f"f = open({str(path)!r}, 'r+b'); f.seek({page * 4096 + 2000}); b = f.read(1); f.seek(-1, 1); "
+        subprocess.run([sys.executable, "-c", flip + "f.write(bytes([b[0] ^ 1]))"], check=True)
+        house.start()
+        (found,) = until(lambda: house.events("log.audited"), house.log.read_text)
+        assert found["level"] == "error"
+        assert "followed last" in found["message"]
+        until(lambda: len(house.events("log.begun")) == 3, house.log.read_text)
+        followed(house)
+        assert len(logged(house)) == 2
+        with writing(house):
+            more(house, 50)
+        followed(house)
+    _, _, plan = restored(house, "", "newest.db")
+    assert plan["segments"] > 0

@@ -67,6 +67,8 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("job.retrying", verb="backup", wait_seconds=120.5, attempt=2, problem=AWAY),
     of("job.started", verb="backup", attempt=1),
     of("library.said", None, logger="asyncio", text="Task exception was never retrieved"),
+    of("log.audited", outcome="ok", detail=""),
+    of("log.audited", outcome="failed", detail="pages of it were changed past its log: 7, 9 (2 of 1000)"),
     of("log.begun", chain=APP_1, begun_at="2026-09-12T07:14:00Z", at="2026-09-12T07:14:00Z", continued=False,
        because="the log begins after what was read of it", stored_until_at="2026-09-12T07:10:00Z"),
     of("log.begun", chain=APP_1, begun_at="2026-09-12T07:14:00Z", at="2026-09-12T08:14:00Z", continued=True,

@@ -40,6 +40,9 @@ class Shelf:
     def ship(self, segment: Any) -> None:
         self.got.append(segment)
 
+    def audited(self, wrong: str) -> None:
+        self.got.append(wrong)
+
     def reached(self, at: datetime | None) -> None:
         self.got.append(at)
 
@@ -70,8 +73,16 @@ def said(*messages: dict[str, Any] | bytes) -> tuple[list[Any], GuardError]:
     return shelf.got, caught.value
 
 
+def test_what_was_compared_crosses_and_no_more_of_it_than_a_person_reads():
+    got, _ = said({"ship": "audited", "at": None, "wrong": "w" * 5000})
+    assert got == ["w" * 300]
+
+
 def test_a_segment_crosses():
+    (segment,), _ = said({**SEGMENT, "sum": "0123456789abcdef"}, b"p" * 1024)
+    assert segment.sum == "0123456789abcdef"
     (segment,), _ = said(SEGMENT, b"p" * 1024)
+    assert segment.sum == ""
     assert (segment.numbers, segment.pages, segment.size, segment.until) == ([1, 2], b"p" * 1024, 1024, PLACE)
 
 
@@ -94,6 +105,8 @@ def test_a_segment_crosses():
         {"until": {"round": 7, "position": 1}},
         {"since": {**PLACE, "more": "x" * 5000}},
         {"stream": "x" * 5000},
+        {"sum": "x" * 16},
+        {"sum": "0" * 17},
     ],
 )
 def test_what_is_no_segment_is_not_taken(wrong):

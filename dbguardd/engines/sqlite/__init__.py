@@ -69,6 +69,8 @@ class SqliteLog:
         self._path = str(settings["path"])
         self._pace = Pace(
             stream=_PAGES,
+            staging=str(settings["staging"]),
+            audit_seconds=float(settings.get("audit_seconds", 86_400.0)),
             look_seconds=float(settings.get("look_seconds", 0.5)),
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),

@@ -33,6 +33,7 @@ from typing import Any
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
 from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
+from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
 from dbguardd.flow import Facts, Segment, Ship
 
@@ -43,6 +44,7 @@ _FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit 
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _PAUSE_SECONDS = 0.001
 _ROUNDS = 8
+_BEAT_FRAMES = 1000
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
 
 
@@ -57,6 +59,9 @@ class Pace:
     behind_bytes: int = 1 << 30  # of a log that may wait to be read: as long as it does, it cannot begin anew
     max_block_seconds: float = 0.1
     lock_timeout_seconds: float = 10.0
+    staging: str = ""
+    scan_bytes: int = 32 << 20  # of the main file that are read beside a look, until each page was (see watch)
+    audit_seconds: float = 86_400.0  # between two comparisons of the live file with its log
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,8 @@ class Follower:
         self._free: Place | None = None  # where the log may begin anew, for all that we hold
         self._next_turn, self._tried = 0.0, 0
         self._pause = pace.look_seconds
+        self._watch = Watch(live, pace.staging, pace.audit_seconds, pace.scan_bytes)
+        self._expected = ""  # the sum that the stored log ends with, as long as nothing came after it
 
     def run(self, resume: Facts | None) -> None:
         """Find the place to begin at, then look, ship and renew the mark for ever."""
@@ -142,14 +149,17 @@ class Follower:
         if since is not None and self._has(since, index):
             self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
+            self._expected = str((resume or {}).get("sum", ""))
         else:
             self._place, self._shipped, self._read = here, here, True
             because = "the log was not followed before" if since is None else "the log begins after what was read of it"
             self._ship.begin(here.facts(), continued=False, because=because)
+        self._look_back(index)
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
             if self._look():
                 self._renew()
+            self._audit()
             long = self._place.frames >= self._pace.turn_frames and self._place != self._free
             if long and (time.monotonic() >= self._next_turn or self._place.frames >= 2 * self._tried):
                 self._turn()
@@ -157,6 +167,36 @@ class Follower:
             if not self._keeper.silent():  # also while nothing is committed: no mark stands any more
                 raise self._died()
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
+
+    def _look_back(self, index: locks.Index) -> None:
+        """Take in what the log had before the place to begin at; if it has begun anew, the main file has all of it."""
+        page_size = index.page_size or read_header(self._live).page_size
+        frame, size, written = locks.FRAME_HEADER + page_size, self._live.mark().size // page_size, list[int]()
+        self._watch.begin(page_size, size)
+        for number in range(self._place.frames):
+            raw = os.pread(self._log, frame, self._start(number, page_size))
+            if len(raw) != frame or raw[8:16] != self._place.salts:
+                size, written = index.pages, []
+                break
+            page, commit, _, _ = _FRAME.unpack_from(raw)
+            self._watch.saw({page: memoryview(raw)[_FRAME.size :]})
+            written.append(page)
+            if commit:
+                size = commit
+                written.clear()
+            if number % _BEAT_FRAMES == 0:
+                self._alive()
+        self._watch.begin(page_size, size, written)
+
+    def _audit(self) -> None:
+        """Compare some of the live file with its log; begin that anew if it is not what the file is."""
+        done, wrong = self._watch.compared(), self._watch.looked(self._expected)
+        if done or wrong:
+            self._ship.audited(wrong)
+        if wrong:
+            self._shipped, self._expected = self._place, ""
+            self._ship.begin(self._place.facts(), continued=False, because=wrong)
+        self._watch.step()
 
     def _has(self, since: Place, index: locks.Index) -> bool:
         """Say if the log has the very frame that was read last, and so all after it, and no more than may wait.
@@ -211,6 +251,7 @@ class Follower:
         if not self._read:
             raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
         self._asked("ping")
+        self._watch.new_round()
         self._place = Place(index.salts, 0, b"", self._file)
 
     def _stretch(self, index: locks.Index, at: datetime) -> Segment:
@@ -235,16 +276,20 @@ class Follower:
             raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
         since, self._place, self._shipped = self._shipped, until, until
         numbers = sorted(page for page in pages if not size or page <= size)
-        view = memoryview(raw)
+        view, moment = memoryview(raw), until.frames == index.frames and size > 0
+        images = {page: view[pages[page] : pages[page] + index.page_size] for page in numbers}
+        self._watch.took(images, [head[1] for head in heads[:taken] if head[1]] if size else ())
+        self._expected = ""
         return Segment(
             stream=self._pace.stream,
             since=since.facts(),
             until=until.facts(),
             at=at,
             page_size=index.page_size,
-            size=size * index.page_size if until.frames == index.frames else 0,
+            size=size * index.page_size if moment else 0,
             numbers=tuple(numbers),
-            pages=b"".join([view[pages[page] : pages[page] + index.page_size] for page in numbers]),
+            pages=b"".join(images.values()),
+            sum=self._watch.sum if moment else "",
         )
 
     def _renew(self) -> None:

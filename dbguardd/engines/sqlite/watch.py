@@ -1,0 +1,175 @@
+"""Knows what every page of a followed database hashes to, as its log has it, and compares that with the live file.
+
+So each segment can say what the pages of the whole database sum up to after it (`sums`): who puts it over another base,
+or lacks a page, comes to another sum. The hashes, 8 bytes a page, lie in a file without a name.
+
+They are taken from the frames of the log; of pages that are in none, from the main file, some at a time while the log
+is followed. A page of the main file can be ahead of what was read of the log, but not of the next look: a checkpoint
+moves only what was committed before. And it can be torn only while a frame of it is moved. So hashes of the main file
+count after the next look, and what differs then of a page that no frame names is wrong: it was changed past the log, or
+the log was read past it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from struct import Struct
+
+from dbguardd.engines.sqlite.live import Live
+from dbguardd.sums import added, as_text, page_hash
+
+_HASH = Struct("=Q")
+_LEAST_BYTES = 1 << 16
+_NAMED = 10  # of the pages that are wrong
+
+
+class Watch:
+    """The hashes of one database whose log is read; 0 is one that is not known yet."""
+
+    def __init__(self, live: Live, staging: str, seconds: float, scan_bytes: int) -> None:
+        self._live, self._seconds, self._scan_bytes = live, seconds, scan_bytes
+        with tempfile.TemporaryFile(dir=staging or None) as file:
+            file.truncate(_LEAST_BYTES)
+            self._table = mmap.mmap(file.fileno(), _LEAST_BYTES)
+        self._page_size, self._pages, self._low, self._total = 0, 0, 0, 0
+        self._end = 0  # pages that the main file had before what is taken next: what lies there may be of long ago
+        self._next = 1  # the page to be looked at next; 0: none
+        self._known, self._due = False, 0.0
+        self._round = set[int]()  # pages that frames of this round of the log name
+        self._written = set[int]()  # of a transaction of which a part was shipped
+        self._moving: set[int] | None = None  # while compared: pages that went through the log meanwhile
+        self._suspects = list[int]()
+        self._loose = set[int]()  # pages of which nobody says what is in them
+
+    def begin(self, page_size: int, pages: int, written: Iterable[int] = ()) -> None:
+        """Begin with a database of so many pages; of the transaction that goes on there, these were `written`."""
+        self._page_size, self._pages, self._low = page_size, pages, pages
+        self._end = self._length()
+        self._written.update(written)
+
+    @property
+    def sum(self) -> str:
+        """The sum of all pages after what was taken last; nothing as long as it is not known."""
+        return as_text(self._total) if self._known and not self._loose else ""
+
+    # ------------------------------------------------------------------------------------------ the log
+
+    def saw(self, images: Mapping[int, memoryview]) -> None:
+        """Take in what the log had before it was followed."""
+        for number, image in images.items():
+            self._set(number, page_hash(number, image))
+        self._round.update(images)
+
+    def new_round(self) -> None:
+        """Take in that the log began anew: all that was in it is in the main file."""
+        self._round.clear()
+
+    def took(self, images: Mapping[int, memoryview], sizes: Sequence[int]) -> None:
+        """Take in what a segment has: `images`, and what the database has after each commit in it, in pages.
+
+        There is none where a transaction goes on. A page that is back after the database had shrunk, without a
+        frame, has no content for SQLite, and copies may differ in it: until it gets one there is no sum.
+        """
+        self.saw(images)
+        self._written.update(images)
+        if self._moving is not None:
+            self._moving.update(images)
+        if not sizes:
+            return
+        self._low = min([self._low, *sizes])
+        before, self._pages = self._pages, sizes[-1]
+        for number in range(self._low + 1, self._pages + 1):
+            if number not in self._written:
+                self._set(number, page_hash(number, bytes(self._page_size)))
+                if number <= max(before, self._end) or number in self._round:
+                    self._loose.add(number)
+        for number in range(self._pages + 1, before + 1):
+            self._set(number, 0)
+        self._loose = {number for number in self._loose - self._written if number <= self._pages}
+        self._low, self._end = self._pages, self._length()
+        self._written.clear()
+
+    def _length(self) -> int:
+        return -(-os.fstat(self._live.file).st_size // self._page_size)
+
+    # ------------------------------------------------------------------------------------------ the main file
+
+    def looked(self, expected: str) -> str:
+        """Take in that the log was read up to its end, after what step() did; return what is wrong, mostly nothing.
+
+        `expected` is the sum that the database should have if this is the first time that it is known.
+        """
+        if self._next:
+            return ""
+        if not self._known:
+            with memoryview(self._table) as view, view.cast("Q") as hashes:
+                self._total = added(0, sum(hashes[1 : self._pages + 1]))
+            self._known, self._due = True, time.monotonic() + self._seconds
+            if expected and self.sum and expected != self.sum:
+                return "it is not what it was when its log was followed last, and its log says nothing of that"
+        elif self._moving is not None:
+            return self._judged(self._moving)
+        return ""
+
+    def compared(self) -> bool:
+        """Say if all of the live file was looked at, so that looked() will judge."""
+        return self._known and self._moving is not None and not self._next
+
+    def step(self) -> None:
+        """Look at some further pages of the main file, as long as there are some to be looked at."""
+        if self._known and self._moving is None and time.monotonic() >= self._due:
+            self._next, self._moving, self._suspects = 1, set(self._round), []
+        if not self._next:
+            return
+        room = max(1, self._scan_bytes // (4 if self._known else 1) // self._page_size)
+        numbers = range(self._next, min(self._next + room, self._pages + 1))
+        self._next = numbers.stop if numbers.stop <= self._pages else 0
+        for number in numbers:
+            if self._skipped(number):
+                continue
+            found = page_hash(number, self._image(number))
+            if self._moving is None:
+                self._set(number, found)
+            elif found != self._get(number):
+                self._suspects.append(number)
+
+    def _skipped(self, number: int) -> bool:
+        return bool(self._get(number)) if self._moving is None else number in self._moving
+
+    def _judged(self, moving: Collection[int]) -> str:
+        """Return what is still wrong now that the log was read past what was seen; it counts as right from now on."""
+        wrong = list[int]()
+        for number in self._suspects:
+            if number not in moving and number not in self._loose and number <= self._pages:
+                found = page_hash(number, self._image(number))
+                if found != self._get(number):
+                    wrong.append(number)
+                    self._set(number, found)
+        self._moving, self._due = None, time.monotonic() + self._seconds
+        if not wrong:
+            return ""
+        named = ", ".join(map(str, wrong[:_NAMED])) + ("…" if len(wrong) > _NAMED else "")
+        return f"pages of it were changed past its log: {named} ({len(wrong)} of {self._pages})"
+
+    def _image(self, number: int) -> bytes:
+        """Return a page as it is in the main file."""
+        data = os.pread(self._live.file, self._page_size, (number - 1) * self._page_size)
+        return data.ljust(self._page_size, b"\0")
+
+    # ------------------------------------------------------------------------------------------ the table
+
+    def _get(self, number: int) -> int:
+        at = number * _HASH.size
+        return int(_HASH.unpack_from(self._table, at)[0]) if at < len(self._table) else 0
+
+    def _set(self, number: int, found: int) -> None:
+        at = number * _HASH.size
+        if at >= len(self._table):
+            self._table.resize(max(2 * len(self._table), at + _LEAST_BYTES) // 8 * 8)
+        if self._known:
+            self._total = added(self._total, found, self._get(number))
+        _HASH.pack_into(self._table, at, found)

@@ -11,6 +11,7 @@ FIRST_LINE = 116  # the goal is 100
 
 WAIVED = {
     "dbguardd/errors.py": "one table: a row for every outcome",
+    "dbguardd/events.py": "one table: a row for every event",
     "dbguardd/repository/__init__.py:Repository": "all that may be done with a repository, in one place",
     "dbguardd/repository/recover.py": "one file that reads a repository without the rest of dbguard",
     "dbguardd/api/service.py:Service": "the protocol has one method for each thing that can be asked",

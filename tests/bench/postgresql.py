@@ -71,8 +71,8 @@ class Cluster:
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.write(
                 f"port = {_PORT}\nlisten_addresses = ''\nunix_socket_directories = '{self.place}'\n"
-                "wal_level = replica\nshared_buffers = 512MB\nmax_wal_size = 1GB\nmax_wal_senders = 8\narchive_mode = on\n"
-                "archive_command = '/bin/true'\ncheckpoint_timeout = 15min\n"
+                "wal_level = replica\nshared_buffers = 512MB\nmax_wal_size = 1GB\nmax_wal_senders = 8\n"
+                "archive_mode = on\narchive_command = '/bin/true'\ncheckpoint_timeout = 15min\n"
             )
         self.do("pg_ctl", "-D", self.data, "-w", "-l", self.place / "log", "start")
         try:

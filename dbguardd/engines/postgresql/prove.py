@@ -236,12 +236,18 @@ def _hand_over(db: Connection, role: bytes) -> None:
 
 
 def _choose(sandbox: _Sandbox, target: Path, part: Part) -> Path:
-    """Write the list of what pg_restore is to bring back: all but what only a superuser could make."""
+    """Write the list of what pg_restore is to bring back: all but what only a superuser makes, or has made."""
     tool = sandbox.server.tools.path("pg_restore")
     said = run([tool, "--list", str(target / part.stream)], sandbox.alive)
-    lines = [line for line in said.output.decode(errors="surrogateescape").splitlines() if not _LEFT_OUT.match(line)]
+    schemas = (extension.schema.replace("\n", " ").replace("\r", " ") for extension in part.extensions)
+    made = [f" SCHEMA - {schema} " for schema in schemas]
+    lines = [
+        line
+        for line in said.output.decode(errors="surrogateescape").split("\n")
+        if not _LEFT_OUT.match(line) and not any(schema in line for schema in made)
+    ]
     chosen = sandbox.server.data / f"{part.stream}.list"
-    chosen.write_text("\n".join([*lines, ""]), errors="surrogateescape")
+    chosen.write_text("\n".join(lines), errors="surrogateescape")
     return chosen
 
 

@@ -31,6 +31,7 @@ from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throw
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, GuardError, NoSpace, ServerUnreachable
+from dbguardd.words import count
 
 _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
@@ -105,9 +106,9 @@ def examine(
 def _content(contents: Contents, found: Fingerprint | None) -> Finding:
     if found is None:
         return Finding("content", "inconclusive", "not all of it could be brought back, so it is not compared")
-    tables = len(found.tables)
     excluded = sum(len(part.excluded) for part in contents.parts)
-    said = f"{len(contents.parts)} databases, {tables} tables, {found.rows} rows"
+    counted = (count(len(contents.parts), "database"), count(len(found.tables), "table"), count(found.rows, "row"))
+    said = ", ".join(counted)
     return Finding(
         "content", "ok", said + (f"; the rows of {excluded} more were left out by the policy" * bool(excluded))
     )

@@ -30,12 +30,14 @@ from dbguardd.errors import (
 HOSTILE = "gr\u00fc\u00dfe \"quoted\" 'and' \\\\ -- ; user=low"
 ROLE = """"od'd\n\\! x ""role\""""
 SHOP = """
-CREATE EXTENSION IF NOT EXISTS pg_trgm; CREATE EXTENSION IF NOT EXISTS citext;
+CREATE EXTENSION pg_trgm; CREATE SCHEMA "ext ra"; CREATE EXTENSION citext SCHEMA "ext ra";
+CREATE TABLE "ext ra".mine (n int);
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
 CREATE DOMAIN price AS numeric(10,2) CHECK (VALUE >= 0);
 CREATE SCHEMA crm;
-CREATE TABLE crm.customer (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, mail citext UNIQUE,
-  kind varchar(10) CHECK (kind IN ('new', 'old')), since timestamptz DEFAULT now(), mood mood, gone int);
+CREATE TABLE crm.customer (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL,
+  mail "ext ra".citext UNIQUE, kind varchar(10) CHECK (kind IN ('new', 'old')), since timestamptz DEFAULT now(),
+  mood mood, gone int);
 ALTER TABLE crm.customer DROP COLUMN gone;
 CREATE TABLE purchase (id serial PRIMARY KEY, customer bigint REFERENCES crm.customer ON DELETE CASCADE, total price,
   tax numeric GENERATED ALWAYS AS (total * 0.19) STORED, body jsonb, raw bytea, span tstzrange, tags text[]);

@@ -5,6 +5,7 @@ import subprocess
 import tarfile
 import time
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from engine_memory import MemorySink, no_progress
@@ -22,6 +23,10 @@ from postgres_pages_world import (
 from postgres_world import as_owner, identity, owner, until
 
 from dbguardd.engines.base import Fingerprint, Query, Untold
+from dbguardd.engines.postgresql.physical.datadir import is_relation
+from dbguardd.engines.postgresql.physical.place import Snapshot, between
+from dbguardd.engines.postgresql.physical.segments import Log, shown
+from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.errors import (
     SourceChanged,
 )
@@ -75,6 +80,13 @@ def test_a_cluster_comes_back_equal_to_its_snapshot_while_it_is_written(live, pl
     assert target.stat().st_mode & 0o777 == 0o700
 
 
+class Elsewhere:
+    """A server on what was restored, whose tablespaces lie in its data directory: it is backed up like any other."""
+
+    def __init__(self, url):
+        self.url = url
+
+
 def test_the_restored_directory_starts_with_the_servers_own_tools_beside_the_original(live, place, kept):
     found = as_owner(proven, live, *kept[:2], place / "restored")
     assert found.fingerprint == kept[2]
@@ -89,11 +101,15 @@ def test_the_restored_directory_starts_with_the_servers_own_tools_beside_the_ori
     subprocess.run([*words, "start"], check=True, cwd="/", capture_output=True, **identity())
     try:
         asked = [live.programs / "psql", "-XqAt", "-h", place, "-p", "6543", "-U", "postgres", "-d", "shop"]
+        url = f"postgresql:///?host={place}&port=6543&user=postgres"
+        _, facts, taken, again = as_owner(round_trip, Elsewhere(url), place / "again")
         told = subprocess.run([*asked, "-c", "INSERT INTO afar VALUES (501); SELECT count(*) FROM afar"],
                               check=True, capture_output=True, text=True, cwd="/")  # fmt: skip
     finally:
         subprocess.run([*words, "-m", "fast", "stop"], check=True, cwd="/", capture_output=True, **identity())
     assert told.stdout.strip() == "501"
+    assert failed(again) == {} and again.fingerprint == taken and facts["timeline"] == 2
+    assert taken.tables == kept[2].tables
     assert live.sql("SELECT count(*) FROM afar", "shop") == "500"
 
 
@@ -136,12 +152,16 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
 
 
 def test_relations_that_come_go_and_shrink_during_the_copy_are_what_the_log_says(live, place):
+    live.sql("DROP DATABASE IF EXISTS passing")
     live.sql("CREATE TABLE shrinking AS SELECT n, repeat('x', 500) t FROM generate_series(1, 9000) n", "shop")
-    live.sql("CREATE TABLE dropped AS TABLE shrinking; CREATE TABLE filled (n int, t text); CHECKPOINT", "shop")
+    live.sql("CREATE TABLE dropped AS TABLE shrinking; CREATE TABLE filled (n int, t text)", "shop")
+    live.sql("CREATE DATABASE passing TEMPLATE shop")
+    live.sql("CHECKPOINT")
     steps = iter(
         (
             "TRUNCATE shrinking; INSERT INTO shrinking VALUES (7, 'seven')",
             "DROP TABLE dropped; CREATE TABLE born AS TABLE big",
+            "DROP DATABASE passing",
             "INSERT INTO filled SELECT n, repeat('y', 500) FROM generate_series(1, 9000) n; DELETE FROM filled "
             "WHERE n > 4000; VACUUM filled",
         )
@@ -226,3 +246,78 @@ def test_a_lock_that_somebody_holds_is_not_waited_for_for_ever(live):
 
     told = as_owner(read)
     assert isinstance(told, Untold) and "gone" in told.why
+
+
+def test_a_backup_becomes_a_cluster_by_hand_as_the_manual_says(live, place, kept):
+    """Without dbguard: what recover.py writes, tar, and the server's own programs."""
+    target = place / "recovered"
+    for name, data in kept[0].items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
+    block = page.partition("by\nunpacking its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
+    number = next(iter(kept[1]["tablespaces"]))
+    commands = [line for line in block.splitlines()[1:] if not line.startswith(("sudo", "chmod"))]
+    script = "set -e\n" + "\n".join(commands).replace("16384", number) + "\nchmod -R go= .\n"
+    subprocess.run(["bash", "-c", script], check=True, cwd=target, capture_output=True)
+    for path in (target, *target.rglob("*")):
+        os.chown(path, owner(), -1, follow_symlinks=False)
+    options = f"-c unix_socket_directories={place} -c port=6543"
+    words = [live.programs / "pg_ctl", "-D", target, "-w", "-l", place / "log", "-o", options]
+    subprocess.run([*words, "start"], check=True, cwd="/", capture_output=True, **identity())
+    try:
+        asked = [live.programs / "psql", "-XqAt", "-h", place, "-p", "6543", "-U", "postgres", "-d", "shop"]
+        asked += ["-c", "SELECT (SELECT count(*) FROM afar) + (SELECT count(*) FROM big)"]
+        told = subprocess.run(asked, check=True, capture_output=True, text=True, cwd="/").stdout.strip()
+    finally:
+        subprocess.run([*words, "-m", "fast", "stop"], check=True, cwd="/", capture_output=True, **identity())
+    assert told == "12500"
+
+
+# ------------------------------------------------------------------------------------------------ places in the log
+
+
+def test_there_is_a_place_only_where_what_is_seen_lies_before_what_is_not():
+    seen, unseen = Snapshot(100, 110, frozenset({105, 107})), Snapshot(100, 106, frozenset())
+    assert [seen.sees(xid) for xid in (99, 105, 106, 107, 109, 110, 200)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert between([], [seen], 50) == 50
+    assert between([(10, 104), (20, 106)], [seen], 50) == 50  # all of it is seen
+    assert between([(10, 104), (20, 105), (30, 111)], [seen], 50) == 20  # from there on, nothing is
+    assert between([(10, 105), (20, 106)], [seen], 50) is None  # committed later, and seen earlier
+    assert between([(10, 104), (20, 106)], [seen, unseen], 50) is None  # one database sees it, the other does not
+    assert between([(60, 111)], [seen], 50) == 50
+
+
+def test_numbers_of_transactions_go_on_where_32_bits_end():
+    young = Snapshot((7 << 32) - 5, (7 << 32) + 3, frozenset({(7 << 32) + 1}))
+    assert [young.sees(xid) for xid in ((1 << 32) - 6, (1 << 32) - 1, 0, 1, 2, 3)] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_files_of_the_log_and_of_relations_have_the_names_that_the_server_gives_them():
+    log = Log(1, 10, 16 << 20)
+    assert log.name(place_of("16/B374D848")) == "0000000A00000016000000B3"
+    assert Log(1, 1, 1 << 20).name(place_of("2/0")) == "000000010000000200000000"
+    assert [name for name, _ in log.names(place_of("0/FEFFFFFF"), place_of("1/1"))] == [
+        "0000000A00000000000000FE", "0000000A00000000000000FF", "0000000A0000000100000000"
+    ]  # fmt: skip
+    assert shown(place_of("16/B374D848")) == "16/B374D848"
+    for name in ("base/5/16384", "base/5/16384.12", "base/5/16384_fsm.1", "global/1262", "base/5/9_init",
+                 "pg_tblspc/16400/PG_15_202209061/5/16401_vm"):  # fmt: skip
+        assert is_relation(name), name
+    for name in ("base/5/pg_filenode.map", "base/5/t3_16384", "base/5/../1", "pg_wal/1", "base/x/1", "1", "base/5/1\n"):
+        assert not is_relation(name), name

@@ -31,11 +31,13 @@ from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throw
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, GuardError, NoSpace, ServerUnreachable
+from dbguardd.words import count
 
 _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
+_FULL = re.compile("No space left|Disk quota|could not extend file|Check free disk space")
 _TROUBLE = re.compile("server closed the connection|terminating connection|out of memory|Input/output error")
 _SHOWN = 20
 _QUOTES_NO_ROW = re.compile(
@@ -105,9 +107,9 @@ def examine(
 def _content(contents: Contents, found: Fingerprint | None) -> Finding:
     if found is None:
         return Finding("content", "inconclusive", "not all of it could be brought back, so it is not compared")
-    tables = len(found.tables)
     excluded = sum(len(part.excluded) for part in contents.parts)
-    said = f"{len(contents.parts)} databases, {tables} tables, {found.rows} rows"
+    counted = (count(len(contents.parts), "database"), count(len(found.tables), "table"), count(found.rows, "row"))
+    said = ", ".join(counted)
     return Finding(
         "content", "ok", said + (f"; the rows of {excluded} more were left out by the policy" * bool(excluded))
     )
@@ -179,7 +181,7 @@ def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Find
 def _refuse_trouble(sandbox: _Sandbox, name: str, said: str) -> None:
     """Raise what says something about this host, and nothing about the backup."""
     log = sandbox.server.log()
-    if "No space left" in said or "No space left" in log:
+    if _FULL.search(said) or _FULL.search(log):
         raise NoSpace(f"{name}: no room for a test restore", detail=log)
     if _TROUBLE.search(said):
         raise Degraded(f"{name}: the throw-away server of a test restore gave up", detail=log)
@@ -236,12 +238,18 @@ def _hand_over(db: Connection, role: bytes) -> None:
 
 
 def _choose(sandbox: _Sandbox, target: Path, part: Part) -> Path:
-    """Write the list of what pg_restore is to bring back: all but what only a superuser could make."""
+    """Write the list of what pg_restore is to bring back: all but what only a superuser makes, or has made."""
     tool = sandbox.server.tools.path("pg_restore")
     said = run([tool, "--list", str(target / part.stream)], sandbox.alive)
-    lines = [line for line in said.output.decode(errors="surrogateescape").splitlines() if not _LEFT_OUT.match(line)]
+    schemas = (extension.schema.replace("\n", " ").replace("\r", " ") for extension in part.extensions)
+    made = [f" SCHEMA - {schema} " for schema in schemas]
+    lines = [
+        line
+        for line in said.output.decode(errors="surrogateescape").split("\n")
+        if not _LEFT_OUT.match(line) and not any(schema in line for schema in made)
+    ]
     chosen = sandbox.server.data / f"{part.stream}.list"
-    chosen.write_text("\n".join([*lines, ""]), errors="surrogateescape")
+    chosen.write_text("\n".join(lines), errors="surrogateescape")
     return chosen
 
 

@@ -88,6 +88,8 @@ class Copy:
             if ended.tablespace_map:
                 archive.content("tablespace_map", ended.tablespace_map)
             log = self._cluster.log
+            if log.history:  # how the timeline came to be: no server recovers along one that it does not know
+                archive.content(f"{WAL}/{log.history}", self.directory.read(f"{WAL}/{log.history}"))
             for name, start in log.names(ended.start, end):
                 file = open_segment(self.directory, log, name, start)
                 try:

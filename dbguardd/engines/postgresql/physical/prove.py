@@ -55,6 +55,9 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     def alive(step: str = "recover") -> None:
         progress(step, 0, None)
 
+    if facts["superuser"] is None:
+        said = "no superuser of the cluster may log in, so nobody can look what is in it"
+        return Examination([Finding(_RECOVERY, "inconclusive", said)], None)
     tools = find_tools("postgres", int(facts["major"]), need="a backup is proven by a server of its version")
     findings: list[Finding] = []
     print_: Fingerprint | None = None

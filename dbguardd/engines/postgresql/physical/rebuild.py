@@ -31,6 +31,7 @@ from dbguardd.errors import Damaged, GuardError, NoSpace, PlaceDenied, TargetExi
 from dbguardd.flow import Facts, Tree
 
 AUTO = "postgresql.auto.conf"
+MANUAL = "RESTORE.txt"
 
 _SPACES = "tablespaces"
 
@@ -70,6 +71,7 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
 def _relation(tree: Tree, name: str, work: Path) -> int:
     if not is_relation(name):
         raise Damaged(f"{name!r}: a backup has a stream that is no relation")
+    (work / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of a database that was dropped meanwhile
     file = os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         return tree.deliver(name, file)
@@ -94,10 +96,31 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         link.rename(place)
         link.symlink_to(target / _SPACES / number)
     (work / "tablespace_map").unlink(missing_ok=True)
+    (work / MANUAL).write_text(manual(target, facts), encoding="utf-8", errors="backslashreplace")
     (work / "recovery.signal").touch(mode=0o600)
     lines = "".join(f"{name} = '{value}'\n" for name, value in recovery_settings(facts).items())
     with (work / AUTO).open("a", encoding="utf-8") as settings:
         settings.write(f"{_BEGIN}{lines}{_END}")
+
+
+def manual(target: Path, facts: Facts) -> str:
+    """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
+    major, place = facts["major"], shlex.quote(str(target))
+    settings = f"-c config_file=/etc/postgresql/{major}/main/postgresql.conf -c data_directory={place}"
+    lines = [
+        f"A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
+        "A restore by dbguardctl has recovered it up to there and shut it down. If not, it does so when it is started.",
+        "",
+        "# Beside the server that runs, so that rows can be copied from one to the other:",
+        f"pg_ctl -D {place} -o '-c port=5433' -l {place}.log start",
+        "# If postgresql.conf is not in here (Debian), with that of the server in /etc, here or in another copy of it:",
+        f"pg_ctl -D {place} -o {shlex.quote(settings + ' -c port=5433')} -l {place}.log start",
+        "# pg_ctl is in /usr/lib/postgresql/" + f"{major}/bin; it is run by the owner of this directory.",
+        "# When it is to take the place of the original: stop that, and move this directory to where that was.",
+    ]
+    if facts.get("tablespaces"):
+        lines.append(f"# Then the links in {TABLESPACES} have to be made anew: they lead to {place}/{_SPACES}.")
+    return "\n".join([*lines, ""])
 
 
 def without_recovery(settings: bytes) -> bytes:

@@ -36,6 +36,11 @@ class Log:
     timeline: int
     segment: int
 
+    @property
+    def history(self) -> str:
+        """The name of the file that says how the timeline came to be; nothing for the first."""
+        return f"{self.timeline:08X}.history" if self.timeline > 1 else ""
+
     def name(self, at: int) -> str:
         """Return the name of the file in which a place lies."""
         number, each = at // self.segment, (1 << 32) // self.segment

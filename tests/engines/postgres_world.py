@@ -100,6 +100,7 @@ class Cluster:
     def __init__(self, place, programs):
         self.place, self.programs = place, programs
         self.data, self.socket = place / "data", place / "socket"
+        self.config = self.data
         self.port = 54321
         self.process = None
 
@@ -129,7 +130,7 @@ class Cluster:
     def start(self):
         """Start the server and wait until it answers."""
         with (self.place / "log").open("ab") as log:
-            self.process = subprocess.Popen([self.programs / "postgres", "-D", self.data], stdout=log, stderr=log,
+            self.process = subprocess.Popen([self.programs / "postgres", "-D", self.config], stdout=log, stderr=log,
                                             cwd="/", **identity())  # fmt: skip
         deadline = time.monotonic() + _SECONDS
         while "ready" not in self._status():

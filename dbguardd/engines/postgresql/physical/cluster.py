@@ -10,6 +10,7 @@ from typing import Any
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
+from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.errors import SourceDenied, Unsupported
 
@@ -29,7 +30,10 @@ _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A running primary. `tablespaces` lie outside of the data directory: their names and places by their number."""
+    """A running primary. `tablespaces` lie outside of the data directory: their names and places by their number.
+
+    So may its `configuration`: files by their name in a backup.
+    """
 
     version: str
     major: int
@@ -40,6 +44,7 @@ class Cluster:
     prepared: int
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
+    configuration: Mapping[str, str]
 
     @property
     def version_directory(self) -> str:
@@ -82,6 +87,7 @@ def look(connection: Connection, about: str) -> Cluster:
         prepared,
         Log(system, timeline, segment),
         tablespaces(connection),
+        configuration.outside(connection, os.fsdecode(directory)),
     )
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 
+from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
 from dbguardd.engines.postgresql.physical.mode import Ended
@@ -79,6 +80,11 @@ class Copy:
                     with member.opened() as file:
                         if file is not None:
                             self._add(archive, member.path, file, os.fstat(file).st_size)
+            for name, content in configuration.contents(self._cluster.configuration):
+                if content is None:
+                    archive.directory(name)
+                else:
+                    archive.content(name, content)
 
     def log(self, ended: Ended, end: int) -> None:
         """Write pg_control, the label, and the log from where the backup begins to `end`; behind that, zeros."""

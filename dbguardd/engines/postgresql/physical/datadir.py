@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.errors import GuardError, SourceChanged, SourceDenied, SourceMissing
 
 TABLESPACES = "pg_tblspc"
@@ -28,10 +29,10 @@ _LEFT_OUT = frozenset(
     (
         *("backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest"),
         *("postmaster.pid", "postmaster.opts", "postgresql.auto.conf.tmp", "current_logfiles.tmp"),
-        *("recovery.signal", "standby.signal"),
+        *("recovery.signal", "standby.signal", configuration.DIRECTORY),
     )
 )
-"""Files at the top that are made anew by whoever restores or starts a cluster."""
+"""What is at the top and are made anew by whoever restores or starts a cluster."""
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
 _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")

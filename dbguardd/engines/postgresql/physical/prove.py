@@ -21,7 +21,7 @@ from dbguardd.engines.postgresql.connect import Connection, connected, rows, sho
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import check_structure
 from dbguardd.engines.postgresql.physical.place import Snapshot
-from dbguardd.engines.postgresql.physical.rebuild import AUTO, recovery_settings, sync, without_recovery
+from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, sync, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
@@ -80,7 +80,8 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
             return Examination([Finding(_RECOVERY, "failed", error.detail[-1000:])], None)
         findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
     _durable(target)
-    return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"]})
+    said = f"{target / MANUAL} has the command that starts a server on it"
+    return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
 
 
 def _reached(target: Path, facts: Facts) -> Finding:
@@ -91,8 +92,9 @@ def _reached(target: Path, facts: Facts) -> Finding:
     reached = place(told[-1][1]) if told and int(told[-1][0]) == timeline else 0
     # The last record ends where the next begins, or before the head of the page between them.
     right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
-    detail = f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}"
-    return Finding(_RECOVERY, "ok" if right else "failed", detail)
+    if right:
+        return Finding(_RECOVERY, "ok", f"{facts['recovery_lsn']} in its log")
+    return Finding(_RECOVERY, "failed", f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}")
 
 
 def _content(server: Server, facts: Facts, findings: list[Finding], alive: Alive) -> Fingerprint | None:

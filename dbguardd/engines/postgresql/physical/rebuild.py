@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.segments import place as place_of
@@ -96,28 +97,27 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         link.rename(place)
         link.symlink_to(target / _SPACES / number)
     (work / "tablespace_map").unlink(missing_ok=True)
-    (work / MANUAL).write_text(manual(target, facts), encoding="utf-8", errors="backslashreplace")
+    text = manual(target, facts, options(target) if (work / DIRECTORY).is_dir() else "")
+    (work / MANUAL).write_text(text, encoding="utf-8", errors="backslashreplace")
     (work / "recovery.signal").touch(mode=0o600)
     lines = "".join(f"{name} = '{value}'\n" for name, value in recovery_settings(facts).items())
     with (work / AUTO).open("a", encoding="utf-8") as settings:
         settings.write(f"{_BEGIN}{lines}{_END}")
 
 
-def manual(target: Path, facts: Facts) -> str:
+def manual(target: Path, facts: Facts, settings: str) -> str:
     """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
     major, place = facts["major"], shlex.quote(str(target))
-    settings = f"-c config_file=/etc/postgresql/{major}/main/postgresql.conf -c data_directory={place}"
+    beside = " ".join(filter(None, (settings, "-c port=5433 -c archive_mode=off")))
     lines = [
-        f"A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
-        "A restore by dbguardctl has recovered it up to there and shut it down. If not, it does so when it is started.",
-        "",
-        "# Beside the server that runs, so that rows can be copied from one to the other:",
-        f"pg_ctl -D {place} -o '-c port=5433' -l {place}.log start",
-        "# If postgresql.conf is not in here (Debian), with that of the server in /etc, here or in another copy of it:",
-        f"pg_ctl -D {place} -o {shlex.quote(settings + ' -c port=5433')} -l {place}.log start",
-        "# pg_ctl is in /usr/lib/postgresql/" + f"{major}/bin; it is run by the owner of this directory.",
+        f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
+        "# A restore has recovered it up to there and shut it down. If that was cut short, its next start does it.",
+        "# Beside the server that runs, so that rows can be copied from one to the other. The owner of this directory:",
+        f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place} -o {shlex.quote(beside)} -l {place}.log start",
         "# When it is to take the place of the original: stop that, and move this directory to where that was.",
     ]
+    if settings:
+        lines.append(f"# The files that configured it lay elsewhere. They are in {place}/{DIRECTORY}, as they were.")
     if facts.get("tablespaces"):
         lines.append(f"# Then the links in {TABLESPACES} have to be made anew: they lead to {place}/{_SPACES}.")
     return "\n".join([*lines, ""])

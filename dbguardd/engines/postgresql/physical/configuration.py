@@ -1,0 +1,69 @@
+"""The files that configure a cluster and lie outside of its data directory, as Debian has them.
+
+A server does not start without them, and a machine that is lost has lost them, too. In a backup they lie in a directory
+of their own, from where a restored cluster can be started; nothing takes them from there by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+
+from dbguardd.engines.postgresql.connect import Connection, rows
+
+DIRECTORY = "dbguard-config"
+"""Where they lie below a restored data directory."""
+
+_FILES = (("config_file", "postgresql.conf"), ("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf"))
+_INCLUDED = b"SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL"
+_MOST_BYTES, _MOST_FILES = 1 << 20, 200
+
+
+def outside(connection: Connection, directory: str) -> dict[str, str]:
+    """Return the files outside of the data directory: where each is, by the name that it has in a backup.
+
+    Those that postgresql.conf includes keep their place beside it. Empty if that is in the data directory itself.
+    """
+    told = {}
+    for setting, name in _FILES:
+        ((place,),) = rows(connection, b"SELECT current_setting(%s)", setting)
+        told[name] = os.fsdecode(place or b"")
+    main = PurePath(told["postgresql.conf"])
+    if main.parent == PurePath(directory):
+        return {}
+    found = {f"{DIRECTORY}/{name}": place for name, place in told.items() if place}
+    for (place,) in rows(connection, _INCLUDED):
+        included = PurePath(os.fsdecode(place))
+        if included.is_relative_to(main.parent) and not included.is_relative_to(directory):
+            found.setdefault(f"{DIRECTORY}/{included.relative_to(main.parent)}", str(included))
+    return dict(sorted(found.items())[:_MOST_FILES])
+
+
+def contents(files: Mapping[str, str]) -> Iterator[tuple[str, bytes | None]]:
+    """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out."""
+    made = set[str]()
+    for name, place in files.items():
+        try:
+            file = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # a restore that lacks it can be started by another one
+        with os.fdopen(file, "rb") as opened:
+            about = os.fstat(file)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_BYTES:
+                continue
+            for above in reversed([str(path) for path in PurePath(name).parents if path.name]):
+                if above not in made:
+                    made.add(above)
+                    yield above, None
+            yield name, opened.read()
+
+
+def options(target: Path) -> str:
+    """Return the options of a server that starts on a restored cluster with those files; quoted for a shell."""
+    place = target / DIRECTORY
+    told = {setting: place / name for setting, name in _FILES}
+    settings = {**told, "data_directory": target, "external_pid_file": ""}
+    return " ".join(f"-c {name}={shlex.quote(str(value))}" for name, value in settings.items())

@@ -1,0 +1,50 @@
+"""What configures a cluster from outside of its data directory is in its backup, and starts what is restored."""
+
+import os
+import signal
+import subprocess
+
+from postgres_pages_world import own_place, round_trip
+from postgres_world import as_owner, cluster, identity, owner
+
+
+def move_out(live):
+    """Have the cluster configured as Debian does it: from a directory of its own, with one more that it includes."""
+    live.stop(signal.SIGINT)
+    live.config = live.place / "etc"
+    (live.config / "conf.d").mkdir(parents=True)
+    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+        (live.data / name).rename(live.config / name)
+    settings = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
+    with (live.config / "postgresql.conf").open("a") as conf:
+        conf.write(f"data_directory = '{live.data}'\ninclude_dir = 'conf.d'\n")
+        conf.writelines(f"{setting} = '{live.config / name}'\n" for setting, name in settings.items())
+    (live.config / "conf.d" / "own.conf").write_text("work_mem = '7MB'\n")
+    (live.config / "conf.d" / "large.conf").write_text("# " + "x" * (1 << 20) + "\n")
+    for place, _directories, files in os.walk(live.config):
+        for path in (place, *(os.path.join(place, file) for file in files)):
+            os.chown(path, owner(), -1)
+    live.start()
+
+
+def test_a_cluster_that_was_configured_elsewhere_is_started_as_its_text_says():
+    with cluster() as live, own_place() as place:
+        move_out(live)
+        live.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+        target = place / "restored"
+        *_, found = as_owner(round_trip, live, target)
+        assert found.ok and found.facts["next"].startswith(str(target / "RESTORE.txt"))
+        config = target / "dbguard-config"
+        assert (config / "conf.d" / "own.conf").read_text() == "work_mem = '7MB'\n"
+        assert not (config / "conf.d" / "large.conf").exists() and not (target / "postgresql.conf").exists()
+        live.stop(signal.SIGINT)
+        (told,) = [line for line in (target / "RESTORE.txt").read_text().splitlines() if not line.startswith("#")]
+        told = told.replace(f"/usr/lib/postgresql/{live.major}/bin", str(live.programs))
+        subprocess.run(told.replace(" start", " -w start"), shell=True, check=True, cwd="/", **identity())
+        try:
+            live.port = 5433
+            said = live.sql("SHOW work_mem; SHOW data_directory; SHOW archive_mode; SELECT answer FROM kept")
+            assert said.split() == ["7MB", str(target), "off", "42"]
+        finally:
+            stop = [live.programs / "pg_ctl", "-D", target, "-m", "immediate", "stop"]
+            subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())

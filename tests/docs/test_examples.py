@@ -96,6 +96,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "/srv/look.db": str(place / "look-again.db"),
             "/srv/back": str(place / "back"),
             "/srv/restored/app.db": str(place / "restored.db"),
+            "/srv/back": str(place / "back"),
             "/tmp/look.db": str(place / "look.db"),  # noqa: S108 - as the page has it
             "yesterday 09:00": "now",
             "01K4YJ3M8R": row["id"][:10],

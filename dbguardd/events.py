@@ -100,18 +100,9 @@ KINDS: tuple[Kind, ...] = (
         advice=("See what is not known:        dbguardctl show {backup}",
                 "Make one that can be proven:  dbguardctl backup {database}"),
     ),
-    Kind(
-        "backup.held", "info", "backup {backup} is held[ by {actor}]: {reason}",
-        "A backup got a hold.",
-    ),
-    Kind(
-        "backup.recalled", "info", "backup {backup} is back",
-        "An expired backup is back.",
-    ),
-    Kind(
-        "backup.released", "info", "backup {backup} is no longer held[: {reason}]",
-        "A hold ended.",
-    ),
+    Kind("backup.held", "info", "backup {backup} is held[ by {actor}]: {reason}", "A backup got a hold."),
+    Kind("backup.recalled", "info", "backup {backup} is back", "An expired backup is back."),
+    Kind("backup.released", "info", "backup {backup} is no longer held[: {reason}]", "A hold ended."),
     Kind(
         "backup.stored", "info", "backup {backup} is stored[, {stored_bytes} new][, {seconds}]",
         "A backup is durable and was read back: it is acknowledged.",
@@ -249,6 +240,15 @@ KINDS: tuple[Kind, ...] = (
         "log.forgotten", "info", "{objects:object} of its log are older than keep_log: deleted[, {bytes}]",
         "What is older than keep_log was deleted from the log of a database.",
     ),
+    Kind(
+        "log.held", "warning", "its log has {log_bytes} and cannot begin anew: {by} keeps reading",
+        "Somebody holds the log of a database, which grows meanwhile; or nobody does any more.",
+        title="A log grows because somebody keeps reading",
+        meaning="As long as a reader stays in one transaction, SQLite cannot begin the log of {database} anew. What is "
+                "committed is stored as ever; the log takes up more and more of the disk.",
+        advice=("End that transaction, or the process that is named.",),
+    ),
+    Kind("log.held", "info", "its log can begin anew: nobody holds it any more", variant="free", when={"by": []}),
     Kind(
         "log.interrupted", "warning", "its log is not followed: {problem} ({code})[. {detail}]",
         "The log of a database is not followed any more; it is tried again.",

@@ -137,5 +137,8 @@ class Ship(Protocol):
     def audited(self, wrong: str) -> None:
         """Say that all of the live database was compared with its log; after what is `wrong` the log is begun anew."""
 
+    def held(self, log_bytes: int, by: Sequence[str]) -> None:
+        """Say how long the log of the database is because others hold it, and `by` whom; by nobody: any more."""
+
     def reached(self, at: datetime | None) -> None:
         """Say that all that was committed before `at` has been shipped, or only (None) that the engine lives."""

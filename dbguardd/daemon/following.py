@@ -19,6 +19,7 @@ from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
 from dbguardd.wire import REQUESTS, to_json
+from dbguardd.words import size
 
 FOLLOWER = Who("follower")
 _STALL_SECONDS = 120.0
@@ -41,6 +42,7 @@ class Follower:
     until_at: str = ""
     segment: int = 0
     kept: float = 0.0
+    held: str = ""  # who holds the log of the database, which grows for that
 
 
 class Following:
@@ -66,6 +68,11 @@ class Following:
         """What keeps the log of a database from being followed just now."""
         follower = self._followers.get(name)
         return None if follower is None else follower.problem
+
+    def held(self, name: str) -> str:
+        """Who keeps the log of a database from beginning anew, in words; nothing if nobody is known to."""
+        follower = self._followers.get(name)
+        return "" if follower is None else follower.held
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -149,6 +156,7 @@ class Following:
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
+            follower.held = ""
             self._keep(name, follower)
             if cancel.is_set():
                 return
@@ -195,6 +203,9 @@ class Following:
             if name in self._bases:
                 self._make_base(name, now)
             return
+        if event == "log.held":
+            who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
+            follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])

@@ -302,6 +302,9 @@ class Views:
         if since and not active and now - since < timedelta(days=UNDO_DAYS):
             row.attention.append(f"{name}: a restore in place was cut short; it is whole, as it was or as restored")
             row.hints.append(f"dbguardctl restore undo {name}")
+        if holds := self.following.held(name):
+            row.attention.append(f"{name}: {holds}")
+            row.hints.append(f"dbguardctl log {name}")
         if away:
             row = _unrecoverable(row)
         return replace(

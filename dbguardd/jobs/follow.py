@@ -6,6 +6,7 @@ The daemon runs it beside all other jobs of the database; it ends when it is tol
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -45,6 +46,7 @@ class Shipping:
         self._told = 0.0
         self._bytes = 0
         self._wrong, self._audits = "", 0
+        self._held = list[str]()
 
     def resume(self) -> Facts | None:
         """Return the place in the log of the database up to which it is stored; None if that cannot be told."""
@@ -83,6 +85,12 @@ class Shipping:
         self._wrong = wrong
         outcome = "failed" if wrong else "ok"
         self._run.report("log.audited", database=self._run.name, outcome=outcome, detail=wrong)
+
+    def held(self, log_bytes: int, by: Sequence[str]) -> None:
+        """Tell who holds a log that grows, whenever that is somebody else."""
+        if list(by) != self._held:
+            self._held = list(by)
+            self._run.report("log.held", database=self._run.name, log_bytes=log_bytes, by=self._held)
 
     def ship(self, segment: Segment) -> None:
         """Store the next segment."""

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -158,6 +158,10 @@ class SeamShip:
     def audited(self, wrong: str) -> None:
         """Say that all of the live database was compared with its log."""
         self._channel.send({"ship": "audited", "at": None, "wrong": wrong})
+
+    def held(self, log_bytes: int, by: Sequence[str]) -> None:
+        """Say who holds a long log."""
+        self._channel.send({"ship": "held", "at": None, "log_bytes": log_bytes, "by": list(by)})
 
     def reached(self, at: datetime | None) -> None:
         """Say that all that was committed before `at` has been shipped."""

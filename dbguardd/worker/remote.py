@@ -21,6 +21,7 @@ _SEGMENT_BYTES = 64 << 20
 _PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))
 _MOST_PAGES = (1 << 32) - 1
 _TEXT, _PLACE_BYTES = 300, 4000
+_HOLDERS = 20
 _SUM = re.compile("([0-9a-f]{16})?")
 
 
@@ -138,6 +139,8 @@ class RemoteEngine:
                 self._answer(lambda: ship.ship(segment))
             case "audited":
                 ship.audited(str(message["wrong"])[:_TEXT])
+            case "held":
+                ship.held(int(message["log_bytes"]), [str(who)[:_TEXT] for who in message["by"][:_HOLDERS]])
             case "reached":
                 ship.reached(at)
             case _:

@@ -176,6 +176,9 @@ class Shelf:
     def audited(self, wrong):
         self.put("audited", wrong)
 
+    def held(self, log_bytes, by):
+        self.put("held", log_bytes, list(by))
+
     def reached(self, at):
         self.put("reached", at)
 

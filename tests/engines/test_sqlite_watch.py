@@ -56,7 +56,8 @@ def test_nothing_that_sqlite_does_is_found_wrong(tmp_path: Path, pace: Any, opti
         users.enter_context(world.checkpoints(pause=0.1))
         until(lambda: audits(world), "a first comparison")
         world.base()
-        until(lambda: len(audits(world)) > 8, "comparisons")
+        first = len(sums(world))
+        until(lambda: len(audits(world)) > 8 and sum(map(bool, sums(world)[first:])) > 12, "comparisons, and sums")
         users.close()
         world.caught_up()
         assert world.ends() == []

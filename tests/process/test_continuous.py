@@ -402,3 +402,32 @@ def test_what_was_changed_past_the_log_alarms_and_begins_it_anew(house: House) -
         followed(house)
     _, _, plan = restored(house, "", "newest.db")
     assert plan["segments"] > 0
+
+
+def test_who_lets_the_log_grow_is_named(house: House) -> None:
+    path = begin(house)
+    hold = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('begin'); "
+    argv = [sys.executable, "-c", hold + "db.execute('select * from note').fetchone(); sys.stdin.read()", path]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as reader, closing(sqlite3.connect(path)) as db:
+        until(lambda: Path(f"/proc/{reader.pid}/fd").exists() and in_use(path, reader.pid), "a reader")
+
+        def told() -> Any:
+            with db:
+                db.execute("insert into note (body) values (randomblob(2000000))")
+            return [line for line in house.status("app")["attention"] if f"process {reader.pid} (" in line]
+
+        (line,) = until(told, lambda: house.status("app"))
+        assert "cannot begin anew" in line
+        assert house.events("log.held")[-1]["by"][0].startswith(f"process {reader.pid} (")
+        assert reader.stdin is not None
+        reader.stdin.close()
+        reader.wait()
+    said = lambda: str(house.status("app")["attention"])  # noqa: E731
+    until(lambda: "cannot begin anew" not in said(), said)
+
+
+def in_use(path: Path, pid: int) -> bool:
+    """Say if a process holds a read mark."""
+    inode = f":{path.with_name(f'{path.name}-shm').stat().st_ino}"
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(row[4] == str(pid) and row[5].endswith(inode) and row[6] in ("123", "124", "125") for row in rows)

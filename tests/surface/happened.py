@@ -77,6 +77,8 @@ HAPPENED: tuple[dict[str, Any], ...] = (
        because="the log was not followed before", stored_until_at=None),
     of("log.crashed"),
     of("log.forgotten", objects=64, bytes=1116691, until_at="2026-09-05T07:14:00Z"),
+    of("log.held", log_bytes=41_200_000, by=["process 1234 (python3, user app)"]),
+    of("log.held", log_bytes=32, by=[]),
     of("log.interrupted", problem={"message": "/srv/app.db: its log began anew 2 times since it was read",
                                    "code": "DBG-2010"}),
     of("log.known", chains=[{"chain": APP_1, "since_at": "2026-09-12T07:14:00Z", "until_at": "2026-09-12T08:14:00Z"}]),

@@ -43,6 +43,9 @@ class Shelf:
     def audited(self, wrong: str) -> None:
         self.got.append(wrong)
 
+    def held(self, log_bytes: int, by: Any) -> None:
+        self.got.append((log_bytes, by))
+
     def reached(self, at: datetime | None) -> None:
         self.got.append(at)
 
@@ -76,6 +79,11 @@ def said(*messages: dict[str, Any] | bytes) -> tuple[list[Any], GuardError]:
 def test_what_was_compared_crosses_and_no_more_of_it_than_a_person_reads():
     got, _ = said({"ship": "audited", "at": None, "wrong": "w" * 5000})
     assert got == ["w" * 300]
+
+
+def test_who_holds_a_log_crosses_and_no_more_of_it_than_a_person_reads():
+    got, _ = said({"ship": "held", "at": None, "log_bytes": 7, "by": ["w" * 5000] * 50})
+    assert got == [(7, ["w" * 300] * 20)]
 
 
 def test_a_segment_crosses():

@@ -44,6 +44,7 @@ class Child:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - for the type checker
+        self.pid = process.pid
         self._input = process.stdin
         self._output = process.stdout.fileno()
         self._lines = b""

@@ -32,6 +32,7 @@ from typing import Any
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
+from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
@@ -45,6 +46,7 @@ _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _PAUSE_SECONDS = 0.001
 _ROUNDS = 8
 _BEAT_FRAMES = 1000
+_LONG = 4  # times the frames at which a log is to begin anew: it is told who holds one that is longer
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
 
 
@@ -138,6 +140,10 @@ class Follower:
         self._next_turn, self._tried = 0.0, 0
         self._pause = pace.look_seconds
         self._watch = Watch(live, pace.staging, pace.audit_seconds, pace.scan_bytes)
+        self._readers, self._held = (
+            set[Stay](),
+            set[Stay](),
+        )  # who held the log last; who was named
         self._expected = ""  # the sum that the stored log ends with, as long as nothing came after it
 
     def run(self, resume: Facts | None) -> None:
@@ -244,6 +250,7 @@ class Follower:
         free = index.moved == index.frames > 0 and self._free != self._place
         if free:
             self._free = self._place
+            self._name_holders(done=True)
         return fresh or free
 
     def _begin_anew(self, index: locks.Index) -> None:
@@ -310,8 +317,18 @@ class Follower:
             if self._little(self._index()):
                 break
         done = bool(self._asked("turn").get("still")) and self._finish_round()
+        self._name_holders(done=done)
         self._pause = self._pace.look_seconds if done else min(2 * self._pause, _HELD_SECONDS)
         self._next_turn, self._tried = time.monotonic() + self._pause, self._place.frames
+
+    def _name_holders(self, *, done: bool) -> None:
+        """Say who holds a long log, or that nobody does any more: who has stayed at one frame since the last try."""
+        before, self._readers = self._readers, set() if done else readers(self._shm, (self._keeper.pid,))
+        stay = before & self._readers if self._place.frames >= _LONG * self._pace.turn_frames else set()
+        if stay or (done and self._held):
+            self._held = stay
+            log_bytes = self._start(self._place.frames, self._index().page_size)
+            self._ship.held(log_bytes, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
 
     def _finish_round(self) -> bool:
         """Read the rest of the log while writers are kept out, and say if the log will begin anew; then ship that.

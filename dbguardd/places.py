@@ -5,5 +5,8 @@ from __future__ import annotations
 POLICY = "/etc/dbguard/policy.toml"
 SOCKET = "/run/dbguard/api.sock"
 
+SERVERS = {"postgresql:": "postgresql", "postgres:": "postgresql", "service=": "postgresql"}
+"""How the addresses of servers begin, and which engine each means; all else is a path."""
+
 POSTGRESQL_SOCKETS = "/run/postgresql"
 """Where the servers of a distribution have their sockets, if nothing else is said."""

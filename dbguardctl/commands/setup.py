@@ -17,7 +17,7 @@ from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views.setup import loaded, promise, protected, unprotected
 from dbguardd.errors import Busy, GuardError, TargetExists, Usage, of_file
-from dbguardd.places import POLICY
+from dbguardd.places import POLICY, SERVERS
 
 STARTER = """\
 # What dbguardd protects, how often, where, and for how long. Every key: man 5 dbguard.toml
@@ -133,7 +133,7 @@ def protect(session: Session, path: str, name: str, continuous: bool, dry_run: b
 
 
 def _is_server(place: str) -> bool:
-    return "://" in place or place.startswith(("postgresql:", "postgres:", "service="))
+    return "://" in place or place.startswith(tuple(SERVERS))
 
 
 def _with_what_stays(session: Session, error: GuardError) -> GuardError:

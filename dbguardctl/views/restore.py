@@ -33,7 +33,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
         ("do it", Cell(command(row, plan), "try")),
     ]
-    if not plan.get("in_place"):
+    if not plan.get("in_place") and plan.get("replaceable", True):
         more = Cell("... --in-place", "try")
         rows.append(("replace", more))
     lead = f"  as it was at {absolute(plan.get('created_at'), zone)} ({plan.get('created_at')})"

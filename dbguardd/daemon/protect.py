@@ -131,7 +131,9 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
         )
     databases = int(probe["facts"]["databases"])
     many = f"{databases} database{'s' * (databases != 1)}"
-    what = f"PostgreSQL {probe['version']}, {many}, {_size(probe['size_bytes'])}, opened as uid {seen['uid']}"
+    what = (
+        f"{KINDS[engine].title} {probe['version']}, {many}, {_size(probe['size_bytes'])}, opened as uid {seen['uid']}"
+    )
     return Found(url, what, engine=engine)
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import REPLACED, Finding
+from dbguardd.engines.base import REPLACED, Examination, Finding
 from dbguardd.errors import (
     Cancelled,
     ConfirmMissing,
@@ -25,6 +25,7 @@ from dbguardd.errors import (
     SourceMissing,
     TargetExists,
     TargetInUse,
+    ToolMissing,
     Unsupported,
     Usage,
     WorkerDied,
@@ -74,7 +75,7 @@ def restore(run: Run, request: Restore) -> Result:
     findings, lost = _restore_and_compare(run, moment, target, (f"the copy was left at {target} for inspection",))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
-    found = [*to_json(findings), _rights(moment.backup, target, lost)]
+    found = [*to_json(findings), *([] if _served(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
@@ -214,12 +215,19 @@ def _restore_and_compare(
         there = step if in_staging else f"written to {target}, compare"  # who cannot wait may begin with it
         run.progress(there, done_bytes, total_bytes)
 
-    examined = run.snapshots.examine(target, (), comparing)
+    try:
+        examined = run.snapshots.examine(target, (), comparing)
+    except (ToolMissing, Unsupported) as error:  # a new machine lacks what reads it: what was written is whole
+        if in_staging:
+            raise
+        lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
+        examined = Examination([Finding("test restore", "inconclusive", lacks)], None)
     expected = run.repository.fingerprint(backup.id)
     compared = same_content(examined, expected) if moment.until is None else _by_log(moment.until)
     if in_staging and expected is None and backup.note == SAFETY_NOTE:  # nothing is unsure: there is nothing to compare
         compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
-    findings = brief([*examined.findings, compared])
+    then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
+    findings = brief([*examined.findings, compared, *then])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         what = "is not what was backed up" if expected else "is as it was backed up, and was damaged already then"
@@ -261,6 +269,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
+        "replaceable": not _served(run),
         "needs_bytes": needs,
         "free_bytes": _free_bytes(Path(run.staging).parent if in_place else target.parent),
         "takes_seconds": newest.restore_seconds if newest else None,

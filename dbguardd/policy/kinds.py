@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from dbguardd.places import POSTGRESQL_SOCKETS
+from dbguardd.places import POSTGRESQL_SOCKETS, SERVERS
 from dbguardd.policy.units import refuse
 
 _URL = re.compile(r"postgres(ql)?://\S*|service=[A-Za-z0-9_.-]+")
@@ -18,6 +18,7 @@ _PORT = "5432"
 class Kind:
     """One kind of database. `where` is the setting that says where it is; the first method is the usual one."""
 
+    title: str
     where: str
     methods: tuple[str, ...]
     engine: tuple[str, ...]  # its own settings that the engine is told
@@ -30,8 +31,8 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "sqlite": Kind("path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",)),
-    "postgresql": Kind("url", ("dump",), ("url", "exclude")),
+    "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",)),
+    "postgresql": Kind("PostgreSQL", "url", ("dump",), ("url", "exclude")),
 }
 
 
@@ -48,7 +49,7 @@ def wrong_with(url: str) -> str:
         return 'must be the address of a server, such as "postgresql:///" or "postgresql://user@host/dbname"'
     try:
         parts = urlsplit(url)
-        secret = parts.password is not None or "password" in parse_qs(parts.query)
+        secret = parts.password is not None or any("password" in name.lower() for name in parse_qs(parts.query))
         port = parts.port
     except ValueError:
         return "must be the address of a server, and its port a number"
@@ -59,7 +60,7 @@ def wrong_with(url: str) -> str:
 
 def engine_of(place: str) -> str | None:
     """Return the engine that a place means if it is the address of a server; None for a path."""
-    return "postgresql" if place.startswith(("postgresql:", "postgres:", "service=")) else None
+    return next((engine for begin, engine in SERVERS.items() if place.startswith(begin)), None)
 
 
 def whole(url: str) -> str:
@@ -80,7 +81,8 @@ def socket_of(url: str) -> str | None:
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if {"service", "hostaddr"} & set(asked):
         return None
-    host = asked.get("host") or unquote(parts.hostname or "") or POSTGRESQL_SOCKETS
+    named = parts.netloc.rpartition("@")[2].removesuffix(f":{parts.port}")  # hostname would be in small letters
+    host = asked.get("host") or unquote(named) or POSTGRESQL_SOCKETS
     if not host.startswith("/"):
         return None
     return f"{host.rstrip('/')}/.s.PGSQL.{asked.get('port') or parts.port or _PORT}"

@@ -15,6 +15,7 @@ from postgres_world import alive_processes, as_owner, cluster, owner, until
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Query
+from dbguardd.engines.postgresql.prove import told
 from dbguardd.errors import (
     Cancelled,
     ServerUnreachable,
@@ -217,6 +218,18 @@ def test_who_alters_a_table_is_waited_for_only_so_long(live, place):
         as_owner(round_trip, live, place)
 
 
+def test_nobody_can_empty_a_table_between_the_snapshot_and_its_fingerprint(live, place):
+    """A TRUNCATE is not undone for an older snapshot: the dump would be whole, and what it is compared with empty."""
+
+    def empty(name):
+        if name == "0001.dump":
+            with pytest.raises(AssertionError, match="lock timeout"):
+                live.sql("SET lock_timeout = '100ms'; TRUNCATE cache", "shop")
+
+    _, _, taken, found = as_owner(lambda: round_trip(live, place, meanwhile=empty, url=url(live, "shop")))
+    assert found.fingerprint == taken and taken.tables["shop.public.cache"].rows == 1
+
+
 def test_what_is_left_out_is_said_and_the_rest_is_equal(live, place):
     _, facts, taken, found = as_owner(
         lambda: round_trip(live, place, url=url(live, "shop"), exclude=["public.event*", "shop.crm.nobody", "*.cache"])
@@ -263,10 +276,34 @@ def test_what_a_role_may_not_read_is_said_with_the_grant(live, place):
     assert {findings["privileges"].outcome, findings["row security"].outcome} == {"failed"}
 
 
+def test_a_role_that_may_read_the_tables_and_nothing_else_is_enough(live, place):
+    live.sql("CREATE ROLE keeper LOGIN; CREATE DATABASE plain")
+    live.sql("CREATE SCHEMA own; CREATE TABLE own.t AS SELECT generate_series(1, 9) n", "plain")
+    live.sql("GRANT USAGE ON SCHEMA own TO keeper; GRANT SELECT ON own.t TO keeper", "plain")
+    keeper = url(live, "plain").replace("user=postgres", "user=keeper")
+    try:
+        streams, facts, taken, found = as_owner(lambda: round_trip(live, place, url=keeper))
+        findings = {f.name: f for f in as_owner(made(live, place, url=keeper.replace("plain", "shop")).probe).findings}
+    finally:
+        live.sql("DROP DATABASE plain")
+        live.sql("DROP ROLE keeper")
+    assert not facts["role_passwords"] and b"SCRAM" not in streams["roles.sql"]
+    assert found.fingerprint == taken and taken.tables["plain.own.t"].rows == 9
+    assert "They have no passwords" in (place / "restored/RESTORE.txt").read_text()
+    assert findings["large objects"].outcome == findings["privileges"].outcome == "failed"
+
+
 def test_a_server_is_found_with_all_that_a_backup_needs(live, place):
     found = as_owner(lambda: made(live, place).probe())
     assert {finding.outcome for finding in found.findings} == {"ok"}
     assert found.version.startswith(str(live.major)) and found.facts["databases"] == 3 and found.warnings == ()
+
+
+def test_a_check_says_what_is_left_out_and_what_fits_nothing(live, place):
+    engine = made(live, place, exclude=["public.cache", "public.cahce"])
+    found = [finding for finding in as_owner(engine.probe).findings if finding.name == "exclude"]
+    assert [finding.outcome for finding in found] == ["inconclusive", "ok"]
+    assert "public.cahce" in found[0].detail and "shop.public.cache" in found[1].detail
 
 
 def test_what_is_not_there_is_said(live, place):
@@ -329,14 +366,49 @@ def test_a_hostile_owner_gains_nothing_when_his_dump_is_proven(live, place):
 
 
 def test_a_changed_row_is_found(live, place):
-    def changed():
-        engine = made(live, place, url=url(live, "shop"))
-        sink, facts, taken = backed_up(engine)
-        assert b"c17\t" in sink.streams["0001.dump"]
-        sink.streams["0001.dump"] = sink.streams["0001.dump"].replace(b"c17\t", b"c71\t")
-        engine.restore(MemoryTree(sink, facts), place / "restored", no_progress)
-        return taken, engine.examine(place / "restored", (), no_progress)
-
-    taken, found = as_owner(changed)
+    taken, found = as_owner(changed, live, place, "0001.dump", b"c17\t", b"c71\t")
     assert found.fingerprint.tables["shop.crm.customer"] != taken.tables["shop.crm.customer"]
     assert found.fingerprint.schema_digest == taken.schema_digest
+
+
+def changed(live, place, stream, old, new):
+    """Dump, change what is stored, and prove it."""
+    engine = made(live, place, url=url(live, "shop"))
+    sink, facts, taken = backed_up(engine)
+    assert old in sink.streams[stream]
+    sink.streams[stream] = sink.streams[stream].replace(old, new)
+    engine.restore(MemoryTree(sink, facts), place / "restored", no_progress)
+    return taken, engine.examine(place / "restored", (), no_progress)
+
+
+def test_a_large_object_is_content(live, place):
+    taken, found = as_owner(changed, live, place, "0001.dump", b"a large object", b"a LARGE object")
+    name = "shop: large objects"
+    assert found.fingerprint.tables[name] != taken.tables[name]
+    assert {**found.fingerprint.tables, name: None} == {**taken.tables, name: None}
+
+
+def test_what_does_not_come_back_fails_and_quotes_no_value(live, place):
+    _, found = as_owner(changed, live, place, "0001.dump", b"\thappy\n", b"\tsnipy\n")
+    outcome, detail = outcomes(found)["database shop"]
+    assert outcome == "failed" and "invalid input value for enum" in detail and "snipy" not in detail
+    assert found.fingerprint is None
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ('invalid input syntax for type integer: "hunter2"', "invalid input syntax for type integer …"),
+        ('relation "public.t" already exists', 'relation "public.t" already exists'),
+        (
+            'new row for relation "t" violates check constraint "c"',
+            'new row for relation "t" violates check constraint "c"',
+        ),
+        ('extension "postgis" is not available', 'extension "postgis" is not available'),
+        ("must be superuser to create this", "must be superuser to create this"),
+        ("the function says: 'hunter2'", "the function says …"),
+        ('could not create unique index "t_key"', 'could not create unique index "t_key"'),
+    ],
+)
+def test_only_names_are_told_of_what_a_server_says(said, shown):
+    assert told(said) == shown

@@ -1,5 +1,6 @@
 """The foundation of the PostgreSQL engine: its connections, programs, and throw-away servers."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -122,6 +123,13 @@ def test_a_program_is_ended_with_the_block_and_its_last_words_are_kept():
     assert (said.status, said.output, said.errors) == (3, b"out\n", "err")
 
 
+def test_of_a_program_that_talks_without_end_the_begin_and_the_end_are_kept():
+    talk = "echo first >&2; i=0; while [ $i -lt 20000 ]; do echo 0123456789 >&2; i=$((i+1)); done; echo last >&2"
+    said = as_owner(run, ["/bin/sh", "-c", talk], quiet)
+    assert said.errors.startswith("first\n0123456789\n") and said.errors.endswith("0123456789\nlast")
+    assert len(said.errors) < 40_000 and said.status == 0
+
+
 def test_a_throwaway_server_serves_us_and_leaves_nothing(live, place):
     answers, left = as_owner(asked, place, live, ["SELECT 1", "SHOW shared_preload_libraries"])
     assert answers == [[(1,)], [(b"",)]]
@@ -151,15 +159,19 @@ def test_nothing_that_a_cluster_contains_configures_a_throwaway_server(live, pla
 
 
 def test_its_superuser_can_start_nothing_and_connect_to_nothing(live, place):
-    mark = place / "ran"
+    mark, outside = place / "ran", place.parent / "outside"
+    place.parent.chmod(0o777)
     statements = [
         f"COPY (SELECT 1) TO PROGRAM 'touch {mark}'",
+        f"COPY (SELECT 1) TO '{outside}'",
         "CREATE EXTENSION dblink SCHEMA public",
         f"SELECT public.dblink_connect('host={live.socket} port={live.port} user=postgres')",
         "SELECT public.dblink_connect('host=127.0.0.1 port=5432 user=postgres')",
     ]
-    (program, extension, local, remote), _ = as_owner(asked, place, live, statements)
+    (program, file, extension, local, remote), _ = as_owner(asked, place, live, statements)
     assert not mark.exists() and not isinstance(program, list)
+    if ctypes.CDLL(None).syscall(444, None, 0, 1) > 0:  # landlock is there
+        assert not outside.exists() and "Permission denied" in file
     if extension:
         pytest.skip(f"dblink is not installed: {extension}")
     assert "SQLSTATE 08" in local

@@ -136,7 +136,13 @@ def run_as(hand, monkeypatch, tmp_path):
             "request": {},
             "verb": "backup",
             "state": str(tmp_path),
-            "database": {"name": "shop", "engine": "sqlite", "run_as": user, "settings": settings},
+            "database": {
+                "name": "shop",
+                "engine": "sqlite",
+                "run_as": user,
+                "place": str(hand.path),
+                "settings": settings,
+            },
         }
         asyncio.run(run_worker(spec, print, asyncio.Event(), stall_timeout=60))
 

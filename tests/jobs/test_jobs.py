@@ -25,6 +25,7 @@ from dbguardd.errors import (
     SourceMissing,
     TargetExists,
     TargetInUse,
+    ToolMissing,
     Unsupported,
     Usage,
 )
@@ -163,6 +164,16 @@ def test_a_copy_that_lacks_rights_of_the_original_says_so(world, tmp_path):
     done = world.do("restore", database="app", to=str(tmp_path / "live" / "bare.json"))
     assert done["findings"][-1]["outcome"] == "failed"
     assert done["findings"][-1]["detail"] == "; ".join(world.engine.lost)
+
+
+def test_a_machine_without_the_programs_that_read_a_copy_gets_it_all_the_same(world, tmp_path):
+    world.backup()
+    world.engine.refuse_examine = ToolMissing("postgres is not here", hints=["apt-get install postgresql-15"])
+    done = world.do("restore", database="app", to=str(tmp_path / "live" / "copy.json"))
+    assert (tmp_path / "live" / "copy.json").exists()
+    found = {finding["name"]: finding for finding in done["findings"]}
+    assert found["test restore"]["outcome"] == "inconclusive" and "apt-get" in found["test restore"]["detail"]
+    assert found["content equals the snapshot"]["outcome"] == "inconclusive"
 
 
 def test_who_owned_the_original_gets_the_place_and_the_copy(world, tmp_path):

@@ -27,6 +27,7 @@ class ToyEngine:
         self.break_fingerprint = False
         self.break_restore = b""
         self.refuse_restore: Exception | None = None
+        self.refuse_examine: Exception | None = None
         self.refuse_dump: Exception | None = None
         self.in_use = False
         self.snapshot_at = ""
@@ -66,6 +67,8 @@ class ToyEngine:
         return self.lost
 
     def examine(self, target, queries, progress):
+        if self.refuse_examine:
+            raise self.refuse_examine
         found = [Finding("opened", "ok")]
         rows = sum(map(len, json.loads(target.read_bytes()).values()))
         for query in queries:

@@ -77,6 +77,8 @@ def test_the_manual_page_is_clean():
     assert [line for line in told.splitlines() if "referenced manual not found" not in line] == []
 
 
-def test_the_example_in_the_manual_loads():
-    literal = MAN.read_text().split(".Bd -literal -offset indent\n")[1].split(".Ed")[0]
-    load(literal.replace("\\(dq", '"'))
+def test_the_examples_in_the_manual_load():
+    literals = [part.split(".Ed")[0] for part in MAN.read_text().split(".Bd -literal -offset indent\n")[1:]]
+    assert len(literals) == 2
+    for literal in literals:
+        load(literal.replace("\\(dq", '"'))

@@ -53,7 +53,7 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        return probe(address, only)
+        return probe(address, only, self._exclude)
 
     def _where(self) -> tuple[dict[str, str], str]:
         """Return the address of the server, and the database that the url names; empty: all."""
@@ -79,16 +79,17 @@ class PostgresqlDumps:
         dumper.globals(held[0].database.name, passwords=passwords)
         parts = []
         for number, one in enumerate(held, 1):
-            excluded = left_out(one, self._exclude)
+            excluded = left_out(one.database.name, one.tables, self._exclude)
             dumper.database(one, stream_of(number), excluded)
             names = tuple(table.shown for table in excluded)
-            parts.append(Part(stream_of(number), one.database, tuple(one.extensions), names))
+            parts.append(Part(stream_of(number), one.database, tuple(one.extensions), names, one.large))
         self._contents = Contents(version, tuple(parts), tuple(roles), passwords)
         dumper.contents(self._contents)
         return self._facts(self._contents, self._snapshot, tools.version)
 
     def _facts(self, contents: Contents, snapshot: Snapshot, dumped_by: str) -> dict[str, Any]:
         parts = contents.parts
+        tables = {held.database.name: held.tables for held in snapshot.held}
         excluded = [f"{part.database.name}.{name}" for part in parts for name in part.excluded]
         return {
             "method": "dump",
@@ -101,7 +102,7 @@ class PostgresqlDumps:
             "role_passwords": contents.passwords,
             "excluded": excluded[:_NAMED],
             "excluded_count": len(excluded),
-            "exclude_unmatched": fits_nothing(snapshot.held, self._exclude)[:_NAMED],
+            "exclude_unmatched": fits_nothing(tables, self._exclude)[:_NAMED],
             "snapshot_at": snapshot.at.isoformat(),
             "snapshot_spread_seconds": round(snapshot.spread_seconds, 6),
         }
@@ -113,7 +114,13 @@ class PostgresqlDumps:
         content = Content()
         for held, part in zip(snapshot.held, contents.parts, strict=True):
             with refusals(f"database {part.database.name}"):
-                content.add(held.connection, part.excluded, lambda size: progress("fingerprint", size, None))
+                content.add(
+                    held.connection,
+                    part.excluded,
+                    lambda size: progress("fingerprint", size, None),
+                    large=part.large,
+                    lines=held.lines,
+                )
         return content.fingerprint()
 
     def release(self) -> None:

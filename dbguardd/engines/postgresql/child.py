@@ -7,21 +7,19 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from dbguardd.errors import of_file
+from dbguardd.errors import WorkerDied, of_file
 
 _CONFINE = Path(__file__).with_name("confine.py")
 _BEAT_SECONDS = 0.25
 _GRACE_SECONDS = 10.0
-_TAIL_BYTES = 4000
+_TAIL_BYTES = 16_000
 _PIECE_BYTES = 256 << 10
-_MOST_OUTPUT_BYTES = 16 << 20
+_MOST_OUTPUT_BYTES = 256 << 20  # the list of a dump: 100 bytes for each object
 
 Alive = Callable[[], None]
 """Called some times a second while something is waited for. Raises Cancelled when the job is to end."""
@@ -52,32 +50,51 @@ class Said:
 
 
 class Tool:
-    """A program that runs."""
+    """A program that runs. What it says to standard error is heard meanwhile: its begin and its end are kept."""
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018 - for the type checker
         self._process = process
-        self._errors = errors
+        self._output, self._errors = process.stdout.fileno(), process.stderr.fileno()
+        self._first, self._last = b"", b""
+        self._heard_all = False
 
     def read(self, alive: Alive) -> bytes:
         """Return what it wrote next; nothing at its end. Calls `alive` while it waits."""
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for
-        output = self._process.stdout.fileno()
-        while not select.select([output], [], [], _BEAT_SECONDS)[0]:
+        while True:
+            ready = self._listen([self._output])
+            if self._output in ready:
+                return os.read(self._output, _PIECE_BYTES)
             alive()
-        return os.read(output, _PIECE_BYTES)
 
     def wait(self, alive: Alive) -> int:
         """Return its exit status. Calls `alive` while it waits."""
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return self._process.wait(_BEAT_SECONDS)
+        while self._process.poll() is None:
+            if self._heard_all:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_BEAT_SECONDS)
+            else:
+                self._listen([])
             alive()
+        while not self._heard_all and self._listen([], 0):
+            pass  # what it said last
+        return self._process.returncode
 
     def last_words(self) -> str:
-        """Return the end of what it said to standard error."""
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - _TAIL_BYTES))
-        return self._errors.read().decode(errors="replace").strip()
+        """Return what it said to standard error: all of it, or where it is long its begin and its end."""
+        gap = b"\n...\n" if len(self._last) > _TAIL_BYTES else b""
+        return (self._first + gap + self._last[-_TAIL_BYTES:]).decode(errors="replace").strip()
+
+    def _listen(self, files: Sequence[int], seconds: float = _BEAT_SECONDS) -> Sequence[int]:
+        """Wait until one of the files, or standard error, has something; hear the latter."""
+        ready = select.select([*files, *([] if self._heard_all else [self._errors])], [], [], seconds)[0]
+        if self._errors in ready:
+            said = os.read(self._errors, _PIECE_BYTES)
+            self._heard_all = not said
+            room = _TAIL_BYTES - len(self._first)
+            self._first += said[:room]
+            self._last = (self._last + said[room:])[-2 * _TAIL_BYTES :]
+        return ready
 
 
 @contextmanager
@@ -86,23 +103,22 @@ def tool(program: Sequence[str], *, passwords: Path | None = None, keep: Sequenc
 
     Its output is read by read(). `keep` are descriptors that it inherits.
     """
-    with tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(
-                command("tool", signal.SIGKILL, program),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment(passwords),
-                pass_fds=keep,
-                cwd="/",
-            )
-        except OSError as error:
-            raise of_file(f"{program[0]}: cannot be started", error) from error
-        try:
-            yield Tool(process, errors)
-        finally:
-            end(process)
+    try:
+        process = subprocess.Popen(
+            command("tool", signal.SIGKILL, program),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(passwords),
+            pass_fds=keep,
+            cwd="/",
+        )
+    except OSError as error:
+        raise of_file(f"{program[0]}: cannot be started", error) from error
+    try:
+        yield Tool(process)
+    finally:
+        end(process)
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
@@ -114,14 +130,17 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, keep: Sequence[int] = ()) -> Said:
     """Run a program to its end; return its exit status, its output (it must be small) and its last words."""
     with tool(program, passwords=passwords, keep=keep) as child:
-        output = b""
+        output = bytearray()
         while piece := child.read(alive):
-            output = (output + piece)[:_MOST_OUTPUT_BYTES]
-        return Said(child.wait(alive), output, child.last_words())
+            output += piece
+            if len(output) > _MOST_OUTPUT_BYTES:
+                raise WorkerDied(f"{program[0]}: wrote more than {_MOST_OUTPUT_BYTES} bytes")
+        return Said(child.wait(alive), bytes(output), child.last_words())

@@ -160,13 +160,20 @@ _STATES: Mapping[str, type[GuardError]] = {
 }
 
 
+_MENDS: Mapping[str, str] = {
+    "53200": "ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",
+    "53300": "ALTER SYSTEM SET max_connections = 200;  -- then restart the server",
+}
+
+
 def refusal(about: str, error: psycopg.Error) -> GuardError:
     """Return what an error of a server that answered means. Its words are kept: they name objects, and quote no row."""
     state, said = error.sqlstate or "", _first_line(error)
     if not state:
         return ServerUnreachable(f"{about}: the connection was lost", detail=said)
     kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
-    return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})")
+    hints = [_MENDS[state]] if state in _MENDS else []
+    return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
 
 
 def _unconnected(about: str, error: psycopg.Error) -> GuardError:

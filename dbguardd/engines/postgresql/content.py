@@ -58,6 +58,12 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND """
     + rb" ORDER BY n.nspname, c.relname"
 )
 
+_LARGE = (
+    b"COPY (SELECT loid, pageno, rtrim(data, '\\000') FROM pg_largeobject "
+    b"WHERE length(rtrim(data, '\\000')) > 0) TO STDOUT"
+)
+"""A hole in a large object comes back as zeros: what has only zeros in it, is as what is not there."""
+
 _SCHEMA: Sequence[bytes] = (
     rb"""SELECT 'schema', quote_ident(n.nspname) FROM pg_namespace n
     WHERE n.nspname <> ALL ('{information_schema,public}') AND n.nspname !~ '^pg_' AND NOT EXISTS (
@@ -136,13 +142,26 @@ class Content:
         self._lines: list[bytes] = []
         self._tables: dict[str, TablePrint] = {}
 
-    def add(self, connection: Connection, excluded: Collection[str], tick: Tick) -> None:
-        """Read the database of a connection, but not the rows of the tables `excluded` (see Stored.shown)."""
+    def add(
+        self,
+        connection: Connection,
+        excluded: Collection[str],
+        tick: Tick,
+        *,
+        large: bool,
+        lines: Sequence[bytes] | None = None,
+    ) -> None:
+        """Read the database of a connection, but not the rows of the tables `excluded` (see Stored.shown).
+
+        With `large` its large objects, too. `lines` are its definitions, if they were read before.
+        """
         ((name,),) = rows(connection, b"SELECT quote_ident(current_database())")
-        self._lines += [bytes(name) + b"\0" + line for line in schema_lines(connection)]
+        self._lines += [bytes(name) + b"\0" + line for line in lines or schema_lines(connection)]
         for table in stored_tables(connection):
             if table.shown not in excluded:
-                self._tables[f"{shown(bytes(name))}.{table.shown}"] = print_of(connection, table, tick)
+                self._tables[f"{shown(bytes(name))}.{table.shown}"] = print_of(connection, table.copy, tick)
+        if large:
+            self._tables[f"{shown(bytes(name))}: large objects"] = print_of(connection, _LARGE, tick)
 
     def fingerprint(self) -> Fingerprint:
         """Return what all of it is."""
@@ -173,10 +192,19 @@ def _told(value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def print_of(connection: Connection, table: Stored, tick: Tick) -> TablePrint:
-    """Read a table and return what is in it."""
+def has_large(connection: Connection) -> bool:
+    """Say if there are large objects, and if all of them may be read at once."""
+    ((found,),) = rows(
+        connection,
+        b"SELECT has_table_privilege('pg_largeobject', 'SELECT') AND EXISTS (SELECT FROM pg_largeobject_metadata)",
+    )
+    return bool(found)
+
+
+def print_of(connection: Connection, copy: bytes, tick: Tick) -> TablePrint:
+    """Read what a COPY gives and return what it is."""
     total = count = size = 0
-    with connection.cursor() as cursor, cursor.copy(table.copy) as rows_of:
+    with connection.cursor() as cursor, cursor.copy(copy) as rows_of:
         for row in rows_of:
             total += int.from_bytes(blake3(row).digest(), "little")
             count += 1

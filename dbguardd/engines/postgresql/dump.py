@@ -57,6 +57,7 @@ class Part:
     database: Database
     extensions: tuple[Extension, ...]
     excluded: tuple[str, ...]  # tables whose rows were left out, as content.Stored.shown
+    large: bool  # large objects are in it, and in its fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Contents:
 
     server: str  # the version
     parts: tuple[Part, ...]
-    roles: tuple[str, ...]
+    roles: tuple[str, ...]  # the first one made the cluster
     passwords: bool  # of roles are in it
 
     @property
@@ -90,6 +91,7 @@ def decode(data: bytes) -> Contents:
                 Database(**part["database"]),
                 tuple(Extension(**extension) for extension in part["extensions"]),
                 tuple(part["excluded"]),
+                bool(part["large"]),
             )
             for part in found["parts"]
         ]
@@ -103,17 +105,17 @@ def stream_of(number: int) -> str:
     return f"{number:04}.dump"
 
 
-def left_out(held: Held, patterns: Sequence[str]) -> list[Stored]:
+def left_out(database: str, tables: Sequence[Stored], patterns: Sequence[str]) -> list[Stored]:
     """Return the tables whose rows the policy leaves out: SCHEMA.TABLE or DATABASE.SCHEMA.TABLE, * for any letters."""
-    return [table for table in held.tables if any(_fits(held.database.name, table, pattern) for pattern in patterns)]
+    return [table for table in tables if any(_fits(database, table, pattern) for pattern in patterns)]
 
 
-def fits_nothing(held: Sequence[Held], patterns: Sequence[str]) -> list[str]:
-    """Return the patterns that leave out nothing: probably mistyped."""
+def fits_nothing(tables: Mapping[str, Sequence[Stored]], patterns: Sequence[str]) -> list[str]:
+    """Return the patterns that fit no table of any database (by its name): probably mistyped."""
     return [
         pattern
         for pattern in patterns
-        if not any(_fits(one.database.name, table, pattern) for one in held for table in one.tables)
+        if not any(_fits(database, table, pattern) for database, known in tables.items() for table in known)
     ]
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from dbguardd.engines.base import Finding, Probe
 from dbguardd.engines.postgresql.child import run
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
-from dbguardd.engines.postgresql.content import stored_tables
+from dbguardd.engines.postgresql.content import Stored, stored_tables
+from dbguardd.engines.postgresql.dump import fits_nothing, left_out
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
@@ -22,7 +23,7 @@ from dbguardd.errors import GuardError, ToolMissing
 _SHOWN = 5
 
 
-def probe(address: Address, only: str) -> Probe:
+def probe(address: Address, only: str, exclude: Sequence[str]) -> Probe:
     """Return what is there. Raises what connecting and listing raise."""
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000
@@ -34,10 +35,11 @@ def probe(address: Address, only: str) -> Probe:
         )
     role = shown(bytes(role))
     findings = [
-        Finding("connection", "ok", f"PostgreSQL {version} on {place_of(address)}, as role {role}"),
+        Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
         *_programs(major),
         *_extensions(address, databases, major),
+        *(_excluded(address, databases, exclude) if exclude else ()),
     ]
     facts: dict[str, Any] = {
         "server_version": version,
@@ -65,19 +67,28 @@ def _privileges(
         yield Finding(name, "ok", f"{role} is a superuser")
         return
     quoted = '"' + role.replace('"', '""') + '"'
-    unread, hidden = list[str](), list[str]()
+    unread, hidden, large = list[str](), list[str](), list[str]()
     for database in databases:
         with connected(address, database.name, about=f"database {database.name}") as connection:
             unread += [f"{database.name}: {table}" for table in _unreadable(connection)]
             hidden += [f"{database.name}: {table}" for table in ([] if bypass else _guarded(connection))]
+            large += [database.name] if rows(connection, _OTHERS_LARGE) != [(False,)] else []
     if unread:
         mend = f"GRANT pg_read_all_data TO {quoted}" if major >= 14 else f"GRANT SELECT ON ALL TABLES ... TO {quoted}"
         yield Finding(name, "failed", f"{role} may not read {_some(unread)}. Fix, as a superuser: {mend}")
     if hidden:
         mend = f"ALTER ROLE {quoted} BYPASSRLS"
         yield Finding("row security", "failed", f"it hides rows of {_some(hidden)}. Fix, as a superuser: {mend}")
-    if not unread and not hidden:
+    if large:
+        mend = "ask as a superuser (user= in url)"
+        yield Finding("large objects", "failed", f"{role} may not read those of {_some(large)}. Fix: {mend}")
+    if not unread and not hidden and not large:
         yield Finding(name, "ok", f"{role} may read every table")
+
+
+_OTHERS_LARGE = (
+    b"SELECT EXISTS (SELECT FROM pg_largeobject_metadata WHERE lomacl IS NULL AND NOT pg_has_role(lomowner, 'USAGE'))"
+)
 
 
 def _unreadable(connection: Connection) -> list[str]:
@@ -147,6 +158,19 @@ def _extensions(address: Address, databases: Sequence[Database], major: int) -> 
         yield Finding(name, "failed", f"not installed on this host: {_some(sorted(missing))}. Find: {mend}")
     else:
         yield Finding(name, "ok", "all are installed here")
+
+
+def _excluded(address: Address, databases: Sequence[Database], patterns: Sequence[str]) -> Iterator[Finding]:
+    """Say which rows the policy leaves out, and what of it fits nothing."""
+    tables = dict[str, list[Stored]]()
+    for database in databases:
+        with connected(address, database.name, about=f"database {database.name}") as connection:
+            tables[database.name] = stored_tables(connection)
+    if unmatched := fits_nothing(tables, patterns):
+        yield Finding("exclude", "inconclusive", f"fits no table: {_some(unmatched)}. Fix: exclude in the policy")
+    out = [f"{name}.{one.shown}" for name, known in tables.items() for one in left_out(name, known, patterns)]
+    if out:
+        yield Finding("exclude", "ok", f"the rows of {_some(out)} are left out of every backup")
 
 
 def _installed(tools: Tools) -> set[str]:

@@ -26,18 +26,28 @@ from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import Connection, connected, rows
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
-from dbguardd.engines.postgresql.place import how_made, read_contents
+from dbguardd.engines.postgresql.place import MANUAL, how_made, read_contents
 from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throwaway
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import GuardError, NoSpace, ServerUnreachable
+from dbguardd.errors import Degraded, GuardError, NoSpace, ServerUnreachable
 
 _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
+_TROUBLE = re.compile("server closed the connection|terminating connection|out of memory|Input/output error")
 _SHOWN = 20
-_ERROR = re.compile(r"^pg_restore: error: (?:could not execute query: )?(?:ERROR:\s*)?(.*)$", re.MULTILINE)
+_QUOTES_NO_ROW = re.compile(
+    r"""[^"']* "[^"]*" (of [^"']* "[^"]*" )?(does not exist|already exists|is not available|violates .*)"""
+    r"""|[^"']*(constraint|index|relation|table|extension|schema|function|language|column) "[^"]*"[^"':]*"""
+    r"""|(must|permission denied|only|could not create|function \S+ does not exist)[^':]*"""
+)
+"""What the server says of objects. All else may quote a value, and findings are kept, logged, and shown."""
+_ERROR = re.compile(
+    r"^pg_restore: error: (?:could not execute query: )?(?:COPY failed for (table \".*?\"): )?(?:ERROR:\s*)?(.*)$",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +92,14 @@ def examine(
         for part in contents.parts:
             if _bring_back(sandbox, target, part, findings):
                 with sandbox.ordinary(part.database.name) as db:
-                    content.add(db, part.excluded, lambda size: progress("examine", size, None))
+                    content.add(db, part.excluded, lambda size: progress("examine", size, None), large=part.large)
             else:
                 whole = False
         found = content.fingerprint() if whole else None
         findings.append(_content(contents, found))
         findings += _ask_all(sandbox, contents, queries, default_database)
-    return Examination(tuple(findings), found, {"postgresql": tools.version})
+    said = f"{target / MANUAL} has the commands that bring it into a server"
+    return Examination(tuple(findings), found, {"postgresql": tools.version, "next": said})
 
 
 def _content(contents: Contents, found: Fingerprint | None) -> Finding:
@@ -109,6 +120,9 @@ def _make_roles(sandbox: _Sandbox, target: Path, contents: Contents, findings: l
     """Try the roles of the backup and take them back; then make their names only, without any right."""
     text = (target / ROLES).read_bytes()
     plain = b"\n".join(line for line in text.split(b"\n") if not re.match(rb"\\(un)?restrict \w+$", line))
+    maker = contents.roles[0]  # of the original; here somebody else made the cluster
+    for name in (_quoted(maker), maker.encode(errors="surrogateescape")):
+        plain = plain.replace(b" GRANTED BY " + name + b";", b";")
     with sandbox.superuser() as db:
         findings.append(_tried(db, plain, len(contents.roles)))
         db.execute(f'CREATE ROLE "{sandbox.role}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE BYPASSRLS'.encode())
@@ -124,7 +138,8 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
         db.pgconn.exec_(b"SET search_path = ''")
         result = db.pgconn.exec_(statements)
         if result.status not in (psycopg.pq.ExecStatus.COMMAND_OK, psycopg.pq.ExecStatus.EMPTY_QUERY):
-            return Finding(name, "failed", _cut(result.get_error_message()))
+            said = result.error_field(psycopg.pq.DiagnosticField.MESSAGE_PRIMARY) or b""  # all else quotes passwords
+            return Finding(name, "failed", told(said.decode(errors="replace")))
     finally:
         db.execute(b"ROLLBACK")
     return Finding(name, "ok", f"{count}, with what they may and are members of; made, and taken back")
@@ -142,24 +157,32 @@ def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Find
     if missing := _make_extensions(sandbox, part):
         findings.append(Finding(f"extensions of {name}", "inconclusive", "; ".join(missing)))
     chosen = _choose(sandbox, target, part)
-    told = make_conninfo("", **{**sandbox.server.address(sandbox.role), "dbname": name})
+    server = make_conninfo("", **{**sandbox.server.address(sandbox.role), "dbname": name})
     words = [
-        *(sandbox.server.tools.path("pg_restore"), f"--dbname={told}", f"--use-list={chosen}", "--no-password"),
+        *(sandbox.server.tools.path("pg_restore"), f"--dbname={server}", f"--use-list={chosen}", "--no-password"),
         *("--no-owner", "--no-privileges", "--no-comments", "--no-tablespaces", "--no-security-labels"),
         *("--no-publications", "--no-subscriptions", str(target / part.stream)),
     ]
     said = run(words, sandbox.alive, keep=(sandbox.server.place,))
     chosen.unlink()
-    errors = [_cut(line) for line in _ERROR.findall(said.errors)]
+    _refuse_trouble(sandbox, name, said.errors)
+    errors = [f"{where}: {told(line)}".removeprefix(": ") for where, line in _ERROR.findall(said.errors)]
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))
         return not missing
-    if "No space left" in said.errors or "No space left" in sandbox.server.log():
-        raise NoSpace(f"{name}: no room for a test restore", detail=said.errors)
     beyond = missing or any(_BEYOND.search(line) for line in errors)
     outcome = "inconclusive" if beyond else "failed"
-    findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) or said.errors or f"status {said.status}"))
+    findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) or f"pg_restore ended with {said.status}"))
     return False
+
+
+def _refuse_trouble(sandbox: _Sandbox, name: str, said: str) -> None:
+    """Raise what says something about this host, and nothing about the backup."""
+    log = sandbox.server.log()
+    if "No space left" in said or "No space left" in log:
+        raise NoSpace(f"{name}: no room for a test restore", detail=log)
+    if _TROUBLE.search(said):
+        raise Degraded(f"{name}: the throw-away server of a test restore gave up", detail=log)
 
 
 def _make_database(sandbox: _Sandbox, part: Part) -> None:
@@ -173,7 +196,7 @@ def _make_database(sandbox: _Sandbox, part: Part) -> None:
         words[1] = f"--maintenance-db={make_conninfo(told, dbname='template1')}"
     said = run(words, sandbox.alive, keep=(sandbox.server.place,))
     if said.status != 0:
-        raise ServerUnreachable(f"{database.name}: cannot be made", detail=_cut(said.errors))
+        raise ServerUnreachable(f"{database.name}: cannot be made", detail=" ".join(said.errors.split())[:300])
 
 
 def _make_extensions(sandbox: _Sandbox, part: Part) -> list[str]:
@@ -189,9 +212,10 @@ def _make_extensions(sandbox: _Sandbox, part: Part) -> list[str]:
                 db.execute(b"CREATE SCHEMA IF NOT EXISTS " + schema + b" AUTHORIZATION " + role)
                 db.execute(b"CREATE EXTENSION " + name + b" SCHEMA " + schema + b" CASCADE")
             except psycopg.Error as error:
-                said = _cut(str(error.diag.message_primary or error))
+                said = str(error.diag.message_primary or error)[:300]
                 missing.append(f"{extension.name} {extension.version}: {said} (apt-cache search {extension.name})")
         _hand_over(db, role)
+        db.execute(b"GRANT SELECT ON pg_largeobject TO " + role)
     return missing
 
 
@@ -276,6 +300,9 @@ def _quoted(name: str) -> bytes:
     return b'"' + name.encode(errors="surrogateescape").replace(b'"', b'""') + b'"'
 
 
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
+def told(said: str) -> str:
+    """Return what a server said, in one line, without values of rows."""
+    line = " ".join(said.split())
+    if not _QUOTES_NO_ROW.fullmatch(line):
+        line = re.split("[\"':(]", line)[0].strip() + " …"
     return line if len(line) <= 300 else f"{line[:300]}…"

@@ -55,8 +55,8 @@ _SETTINGS: Mapping[str, str] = {
     "jit": "off",
     "logging_collector": "off",
     "log_destination": "stderr",
-    "log_min_messages": "warning",
-    "log_min_error_statement": "panic",  # a statement may quote rows
+    "log_min_messages": "fatal",  # all else may quote rows, and have no end
+    "log_min_error_statement": "panic",
     "log_statement": "none",
     "lc_messages": "C",
     "client_connection_check_interval": "1s",

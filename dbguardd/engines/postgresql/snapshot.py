@@ -25,7 +25,7 @@ from dbguardd.engines.postgresql.connect import (
     shown,
     text,
 )
-from dbguardd.engines.postgresql.content import Stored, stored_tables
+from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 
 _TRIES = 3
@@ -64,6 +64,8 @@ class Held:
     at: datetime = datetime.min.replace(tzinfo=UTC)  # by the server's clock
     tables: list[Stored] = field(default_factory=list)
     extensions: list[Extension] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)  # its definitions
+    large: bool = False
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -165,6 +167,8 @@ class Snapshot:
         held.tables = stored_tables(held.connection)
         lock(held.connection, [table for table in held.tables if table.quoted not in known])
         held.extensions = extensions_of(held.connection)
+        held.lines = schema_lines(held.connection)  # now: a function may be dropped before the dump has ended
+        held.large = has_large(held.connection)
 
     def close(self) -> None:
         """Let go. Safe to call at any time."""
@@ -191,8 +195,11 @@ def extensions_of(connection: Connection) -> list[Extension]:
 
 
 def roles_of(address: Address) -> tuple[list[str], bool]:
-    """Return the names of all roles but PostgreSQL's own, and whether their passwords may be read."""
+    """Return the names of all roles but PostgreSQL's own, and whether their passwords may be read.
+
+    The first one made the cluster, and is its first superuser.
+    """
     with connected(address) as connection:
-        names = rows(connection, b"SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY rolname")
+        names = rows(connection, b"SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY oid <> 10, rolname")
         ((readable,),) = rows(connection, b"SELECT has_table_privilege('pg_authid', 'SELECT')")
     return [bytes(name).decode(errors="surrogateescape") for (name,) in names], bool(readable)

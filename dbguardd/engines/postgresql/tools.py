@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dbguardd.errors import ToolMissing
 
-OLDEST = 13
+OLDEST = 14
 """The oldest major version of a server that is backed up: its makers do not mend older ones any more."""
 _PLACES = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/lib64/pgsql/bin", "/usr/local/pgsql/bin")
 _SECONDS = 20.0

@@ -1,0 +1,55 @@
+"""Addresses of servers: what is one, what must not be in it, and whose socket it leads to."""
+
+import pytest
+
+from dbguardd.policy.kinds import engine_of, named_in, socket_of, whole, wrong_with
+
+HERE = "/run/postgresql/.s.PGSQL.5432"
+
+
+@pytest.mark.parametrize(
+    ("url", "socket", "database"),
+    [
+        ("postgresql:///", HERE, ""),
+        ("postgres:///shop", HERE, "shop"),
+        ("postgresql://backup@/a%20b", HERE, "a b"),
+        ("postgresql://:5433/shop", "/run/postgresql/.s.PGSQL.5433", "shop"),
+        ("postgresql:///?host=/srv/s&port=5434", "/srv/s/.s.PGSQL.5434", ""),
+        ("postgresql://%2Fsrv%2FBig/x", "/srv/Big/.s.PGSQL.5432", "x"),
+        ("postgresql://db.example.org/x?sslmode=verify-full", None, "x"),
+        ("postgresql://db.example.org:6432/", None, ""),
+        ("postgresql://[2001:db8::1]:6432/x", None, "x"),
+        ("postgresql:///?hostaddr=192.0.2.1", None, ""),
+        ("postgresql:///?service=shop", None, ""),
+        ("service=shop", None, ""),
+    ],
+)
+def test_an_address_leads_to_a_socket_or_over_the_network(url, socket, database):
+    assert wrong_with(url) == ""
+    assert (engine_of(url), socket_of(url), named_in(url)) == ("postgresql", socket, database)
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("postgresql://me:hunter2@db/x", "password"),
+        ("postgresql://me:@db/x", "password"),
+        ("postgresql:///x?password=hunter2", "password"),
+        ("postgresql:///x?sslpassword=hunter2", "password"),
+        ("postgresql://db:99999/x", "a number"),
+        ("postgresql://db:port/x", "a number"),
+        ("postgresql://db:0/x", "no port"),
+        ("postgresql:// db/x", "address"),
+        ("mysql://db/x", "address"),
+        ("service=a b", "address"),
+        ("/var/lib/app.db", "address"),
+    ],
+)
+def test_what_is_no_address_and_what_must_not_be_in_one_is_refused(url, what):
+    assert what in wrong_with(url)
+    assert "hunter2" not in wrong_with(url)
+
+
+def test_people_write_less():
+    assert {whole(url) for url in ("postgresql:", "postgres:", "postgresql://")} == {"postgresql:///"}
+    assert engine_of("/srv/postgresql:x.db") is None

@@ -31,6 +31,7 @@ from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throw
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, GuardError, NoSpace, ServerUnreachable
+from dbguardd.words import count
 
 _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
@@ -107,7 +108,7 @@ def _content(contents: Contents, found: Fingerprint | None) -> Finding:
         return Finding("content", "inconclusive", "not all of it could be brought back, so it is not compared")
     tables = len(found.tables)
     excluded = sum(len(part.excluded) for part in contents.parts)
-    said = f"{len(contents.parts)} databases, {tables} tables, {found.rows} rows"
+    said = f"{count(len(contents.parts), 'database')}, {tables} tables, {found.rows} rows"
     return Finding(
         "content", "ok", said + (f"; the rows of {excluded} more were left out by the policy" * bool(excluded))
     )

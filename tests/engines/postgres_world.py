@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 PREFERRED = int(os.environ.get("DBGUARD_TEST_POSTGRESQL", "0"))
 _SECONDS = 120.0
@@ -149,8 +150,9 @@ class Cluster:
 
     def sql(self, text, database="postgres"):
         """Run SQL as the superuser, and return what psql prints."""
-        words = [self.programs / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.socket, "-p", str(self.port)]
-        done = subprocess.run([*words, "-U", "postgres", "-d", database], check=False, input=text, capture_output=True,
+        where = make_conninfo("", host=str(self.socket), port=self.port, user="postgres", dbname=database)
+        words = [self.programs / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", where]
+        done = subprocess.run(words, check=False, input=text, capture_output=True,
                               text=True, timeout=_SECONDS, cwd="/")  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -8,19 +8,20 @@ there).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query
 from dbguardd.engines.postgresql.connect import address_of, connected, major_of, place_of, refusals, version_of
-from dbguardd.engines.postgresql.content import Content
+from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
-from dbguardd.engines.postgresql.snapshot import Snapshot, list_databases, roles_of
+from dbguardd.engines.postgresql.snapshot import Held, holding, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import PolicyInvalid, SourceMissing, Unsupported
+from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
 __all__ = ["PostgresqlDumps", "open_postgresql"]
@@ -48,8 +49,7 @@ class PostgresqlDumps:
         self._staging = Path(str(settings["staging"]))
         self._lock_seconds = float(settings.get("lock_timeout_seconds", 5.0))
         self._exclude = [str(pattern) for pattern in settings.get("exclude", ())]
-        self._snapshot: Snapshot | None = None
-        self._contents: Contents | None = None
+        self._taken: _Taking | None = None
 
     def probe(self) -> Probe:
         address, only = self._where()
@@ -62,71 +62,43 @@ class PostgresqlDumps:
         return address, only
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
+        """Dump one database after the other, and read it while its snapshot is held: see engines.base.
+
+        So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
+        """
         self.release()
         address, only = self._where()
         progress("connect", 0, None)
         with connected(address) as connection:
             version, major = version_of(connection), major_of(connection)
             databases = list_databases(connection, only)
-        if not databases:
-            raise SourceMissing(f"{place_of(address)}: has no database")
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
-        self._snapshot = Snapshot(address, self._lock_seconds)
-        self._snapshot.take(databases, only)
-        held = self._snapshot.held
         dumper = Dumper(address, tools, sink, progress, self._lock_seconds)
-        dumper.globals(held[0].database.name, passwords=passwords)
-        parts = []
-        for number, one in enumerate(held, 1):
-            excluded = left_out(one.database.name, one.tables, self._exclude)
-            dumper.database(one, stream_of(number), excluded)
-            names = tuple(table.shown for table in excluded)
-            parts.append(Part(stream_of(number), one.database, tuple(one.extensions), names, one.large))
-        self._contents = Contents(version, tuple(parts), tuple(roles), passwords)
-        dumper.contents(self._contents)
-        return self._facts(self._contents, self._snapshot, tools.version)
-
-    def _facts(self, contents: Contents, snapshot: Snapshot, dumped_by: str) -> dict[str, Any]:
-        parts = contents.parts
-        tables = {held.database.name: held.tables for held in snapshot.held}
-        excluded = [f"{part.database.name}.{name}" for part in parts for name in part.excluded]
-        return {
-            "method": "dump",
-            "server_version": contents.server,
-            "pg_dump_version": dumped_by,
-            "databases": [part.database.name for part in parts][:_NAMED],
-            "database_count": len(parts),
-            "size_bytes": sum(part.database.size_bytes for part in parts),
-            "roles": len(contents.roles),
-            "role_passwords": contents.passwords,
-            "excluded": excluded[:_NAMED],
-            "excluded_count": len(excluded),
-            "exclude_unmatched": fits_nothing(tables, self._exclude)[:_NAMED],
-            "snapshot_at": snapshot.at.isoformat(),
-            "snapshot_spread_seconds": round(snapshot.spread_seconds, 6),
-        }
+        taking = _Taking(dumper, self._exclude, progress)
+        for database in databases:
+            try:
+                with holding(address, database, self._lock_seconds, lambda: progress("connect", 0, None)) as held:
+                    taking.take(held)
+            except SourceMissing:
+                if only:
+                    raise  # else it was dropped since it was listed: nothing of it can be lost
+        if not taking.parts:
+            raise SourceMissing(f"{place_of(address)}: has no database")
+        dumper.globals(taking.parts[0].database.name, passwords=passwords)
+        contents = Contents(version, tuple(taking.parts), tuple(roles), passwords)
+        dumper.contents(contents)
+        self._taken = taking
+        return {**_facts(contents, tools.version), **taking.facts()}
 
     def fingerprint(self, progress: Progress) -> Fingerprint:
-        snapshot, contents = self._snapshot, self._contents
-        if snapshot is None or contents is None:
+        progress("fingerprint", 0, None)
+        if self._taken is None:
             raise SourceMissing("no snapshot is at hand", detail="dump() makes it, release() ends it")
-        content = Content()
-        for held, part in zip(snapshot.held, contents.parts, strict=True):
-            with refusals(f"database {part.database.name}"):
-                content.add(
-                    held.connection,
-                    part.excluded,
-                    lambda size: progress("fingerprint", size, None),
-                    large=part.large,
-                    lines=held.lines,
-                )
-        return content.fingerprint()
+        return self._taken.fingerprint()
 
     def release(self) -> None:
-        if self._snapshot is not None:
-            self._snapshot.close()
-        self._snapshot = self._contents = None
+        self._taken = None
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
         write_files(tree, target, progress)
@@ -141,6 +113,68 @@ class PostgresqlDumps:
 
     def replace(self, source: Path, progress: Progress) -> None:
         raise _no_way_in()
+
+
+class _Taking:
+    """What was taken so far of a backup that is made."""
+
+    def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress) -> None:
+        self._dumper, self._exclude, self._progress = dumper, exclude, progress
+        self._content = Content()
+        self._unread: GuardError | None = None
+        self._moments: list[datetime] = []
+        self._tables: dict[str, Sequence[Stored]] = {}
+        self.parts: list[Part] = []
+
+    def take(self, held: Held) -> None:
+        """Dump a database, and read it."""
+        database, stream = held.database, stream_of(len(self.parts) + 1)
+        excluded = left_out(database.name, held.tables, self._exclude)
+        self._dumper.database(held, stream, excluded)
+        names = tuple(table.shown for table in excluded)
+        self.parts.append(Part(stream, database, tuple(held.extensions), names, held.large))
+        self._moments.append(held.at)
+        self._tables[database.name] = held.tables
+        try:
+            with refusals(f"database {database.name}"):
+                self._content.add(held.connection, names, self._tick, large=held.large, lines=held.lines)
+        except Cancelled:
+            raise
+        except GuardError as error:  # the dump is whole: it is kept, and never graded higher than restored
+            self._unread = self._unread or error
+
+    def _tick(self, size: int) -> None:
+        self._progress("fingerprint", size, None)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the moments, and of what was left out."""
+        excluded = [f"{part.database.name}.{name}" for part in self.parts for name in part.excluded]
+        return {
+            "excluded": excluded[:_NAMED],
+            "excluded_count": len(excluded),
+            "exclude_unmatched": fits_nothing(self._tables, self._exclude)[:_NAMED],
+            "snapshot_at": min(self._moments).isoformat(),
+            "snapshot_spread_seconds": round((max(self._moments) - min(self._moments)).total_seconds(), 6),
+        }
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what all of it is. Raises what kept it from being read."""
+        if self._unread is not None:
+            raise self._unread
+        return self._content.fingerprint()
+
+
+def _facts(contents: Contents, dumped_by: str) -> dict[str, Any]:
+    return {
+        "method": "dump",
+        "server_version": contents.server,
+        "pg_dump_version": dumped_by,
+        "databases": [part.database.name for part in contents.parts][:_NAMED],
+        "database_count": len(contents.parts),
+        "size_bytes": sum(part.database.size_bytes for part in contents.parts),
+        "roles": len(contents.roles),
+        "role_passwords": contents.passwords,
+    }
 
 
 def _no_way_in() -> Unsupported:

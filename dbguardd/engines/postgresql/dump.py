@@ -138,8 +138,8 @@ class Dumper:
         """Write the roles and the tablespaces of the server; passwords of roles only if they may be read."""
         words = [self._tools.path("pg_dumpall"), "--no-password", f"--dbname={self._told(database)}"]
         secret = [] if passwords else ["--no-role-passwords"]
-        self._stream(ROLES, [*words, "--roles-only", *secret])
-        self._stream(TABLESPACES, [*words, "--tablespaces-only"])
+        self._stream(ROLES, [*words, "--roles-only", *secret], "the roles")
+        self._stream(TABLESPACES, [*words, "--tablespaces-only"], "the tablespaces")
 
     def database(self, held: Held, stream: str, excluded: Sequence[Stored]) -> None:
         """Write one database as it is in the snapshot that is held of it."""
@@ -150,7 +150,7 @@ class Dumper:
             *(f"--exclude-table-data={_pattern(table)}" for table in excluded),
             f"--dbname={self._told(held.database.name)}",
         ]
-        self._stream(stream, words)
+        self._stream(stream, words, f"database {held.database.name}")
 
     def contents(self, contents: Contents) -> None:
         """Write what is in the backup."""
@@ -161,7 +161,7 @@ class Dumper:
         told: Mapping[str, Any] = {**self._address, "dbname": database, "application_name": "dbguard"}
         return make_conninfo("", **told)
 
-    def _stream(self, name: str, words: Sequence[str]) -> None:
+    def _stream(self, name: str, words: Sequence[str], what: str) -> None:
         def alive() -> None:
             self._progress("dump", self._done, None)
 
@@ -172,11 +172,11 @@ class Dumper:
                 self._done += len(piece)
                 alive()
             if child.wait(alive) != 0:
-                raise self._refusal(name, words[0], child.last_words())
+                raise self._refusal(what, words[0], child.last_words())
 
-    def _refusal(self, name: str, program: str, said: str) -> GuardError:
+    def _refusal(self, what: str, program: str, said: str) -> GuardError:
         kind = next((kind for words, kind in _WORDS if words in said), SourceChanged)
-        return kind(f"{place_of(self._address)}: {program} could not write {name}", detail=said)
+        return kind(f"{place_of(self._address)}: {program} could not dump {what}", detail=said)
 
 
 def _pattern(table: Stored) -> str:

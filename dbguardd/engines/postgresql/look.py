@@ -23,7 +23,7 @@ from dbguardd.errors import GuardError, ToolMissing
 _SHOWN = 5
 
 
-def probe(address: Address, only: str, exclude: Sequence[str]) -> Probe:
+def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
     """Return what is there. Raises what connecting and listing raise."""
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000

@@ -106,9 +106,9 @@ def examine(
 def _content(contents: Contents, found: Fingerprint | None) -> Finding:
     if found is None:
         return Finding("content", "inconclusive", "not all of it could be brought back, so it is not compared")
-    tables = len(found.tables)
     excluded = sum(len(part.excluded) for part in contents.parts)
-    said = f"{count(len(contents.parts), 'database')}, {tables} tables, {found.rows} rows"
+    counted = (count(len(contents.parts), "database"), count(len(found.tables), "table"), count(found.rows, "row"))
+    said = ", ".join(counted)
     return Finding(
         "content", "ok", said + (f"; the rows of {excluded} more were left out by the policy" * bool(excluded))
     )
@@ -149,7 +149,7 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
 def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Finding]) -> bool:
     """Restore one database; say whether all of it came back."""
     name = part.database.name
-    label = f"database {name}"
+    label = f"database {name if name.isprintable() else repr(name)}"
     try:
         _make_database(sandbox, part)
     except GuardError as error:
@@ -237,12 +237,18 @@ def _hand_over(db: Connection, role: bytes) -> None:
 
 
 def _choose(sandbox: _Sandbox, target: Path, part: Part) -> Path:
-    """Write the list of what pg_restore is to bring back: all but what only a superuser could make."""
+    """Write the list of what pg_restore is to bring back: all but what only a superuser makes, or has made."""
     tool = sandbox.server.tools.path("pg_restore")
     said = run([tool, "--list", str(target / part.stream)], sandbox.alive)
-    lines = [line for line in said.output.decode(errors="surrogateescape").splitlines() if not _LEFT_OUT.match(line)]
+    schemas = (extension.schema.replace("\n", " ").replace("\r", " ") for extension in part.extensions)
+    made = [f" SCHEMA - {schema} " for schema in schemas]
+    lines = [
+        line
+        for line in said.output.decode(errors="surrogateescape").split("\n")
+        if not _LEFT_OUT.match(line) and not any(schema in line for schema in made)
+    ]
     chosen = sandbox.server.data / f"{part.stream}.list"
-    chosen.write_text("\n".join([*lines, ""]), errors="surrogateescape")
+    chosen.write_text("\n".join(lines), errors="surrogateescape")
     return chosen
 
 

@@ -1,26 +1,28 @@
-"""One moment of the databases of a server, held: a read transaction in each, and a lock on each table.
+"""One moment of a database, held: a read transaction, and a lock on each table.
 
 The lock (ACCESS SHARE, as every query takes it) comes first and the snapshot after it: a table that is truncated or
 rewritten between the two would be read empty, since that is not undone for older snapshots. It keeps nobody from
-reading or writing; who wants to alter or drop a table waits until the backup has ended.
+reading or writing. But who wants to alter or drop a table waits, and whoever comes after him waits too; so one database
+after the other is held, each no longer than its own dump and fingerprint take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg
 
+from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
-    connect,
     connected,
     major_of,
     place_of,
-    refusals,
     rows,
     shown,
     text,
@@ -28,7 +30,7 @@ from dbguardd.engines.postgresql.connect import (
 from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 
-_TRIES = 3
+_PAUSE_SECONDS = 0.1
 _PER_STATEMENT = 500  # tables that one statement locks
 
 
@@ -54,18 +56,18 @@ class Database:
     size_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Held:
     """A database whose moment is held."""
 
     database: Database
     connection: Connection
-    snapshot: str = ""  # its exported name
-    at: datetime = datetime.min.replace(tzinfo=UTC)  # by the server's clock
-    tables: list[Stored] = field(default_factory=list)
-    extensions: list[Extension] = field(default_factory=list)
-    lines: list[bytes] = field(default_factory=list)  # its definitions
-    large: bool = False
+    snapshot: str  # its exported name
+    at: datetime  # by the server's clock
+    tables: Sequence[Stored]
+    extensions: Sequence[Extension]
+    lines: Sequence[bytes]  # its definitions
+    large: bool  # it has large objects that can be read
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
@@ -100,87 +102,53 @@ def list_databases(connection: Connection, only: str = "") -> list[Database]:
     return [one for one in found if only in ("", one.name)]
 
 
-class Snapshot:
-    """The moment of all databases that are backed up. close() lets it go."""
+@contextmanager
+def holding(address: Address, database: Database, lock_seconds: float, alive: Alive) -> Iterator[Held]:
+    """Hold one moment of a database for the length of a block. Raises SourceMissing if it is gone, SourceLocked ..."""
+    about = f"{place_of(address)}, database {database.name}"
+    with connected(address, database.name, about=about) as connection:
+        tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
+        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), clock_timestamp()")
+        known = {table.quoted for table in tables}
+        tables = stored_tables(connection)
+        lock(connection, [table for table in tables if table.quoted not in known])  # made since the list was
+        extensions, large = extensions_of(connection), has_large(connection)
+        # Now: a function may be dropped before the dump has ended.
+        yield Held(database, connection, text(name), at, tables, extensions, schema_lines(connection), large)
 
-    def __init__(self, address: Address, lock_seconds: float) -> None:
-        self._address = address
-        self._lock_milliseconds = max(1, int(lock_seconds * 1000))
-        self.held: list[Held] = []
 
-    @property
-    def at(self) -> datetime:
-        """What was committed before is in the snapshot of every database."""
-        return min(one.at for one in self.held)
+def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -> list[Stored]:
+    """Begin the transaction with a lock on every table, before it has a snapshot; return the tables.
 
-    @property
-    def spread_seconds(self) -> float:
-        """How far the moments of the databases lie from each other at most."""
-        return (max(one.at for one in self.held) - self.at).total_seconds()
-
-    def take(self, databases: Sequence[Database], only: str = "") -> None:
-        """Lock what is there, then hold one moment after the other, as close together as can be."""
-        for database in databases:
-            try:
-                self.held.append(Held(database, connect(self._address, database.name, about=self._about(database))))
-            except SourceMissing:
-                if only:
-                    raise  # else it was dropped since it was listed: there is nothing to be lost of it
-        for held in self.held:
-            with refusals(self._about(held.database)):
-                self._lock(held)
-        for held in self.held:
-            with refusals(self._about(held.database)):
-                ((name, at),) = rows(held.connection, b"SELECT pg_export_snapshot(), clock_timestamp()")
-                held.snapshot, held.at = text(name), at
-        for held in self.held:
-            with refusals(self._about(held.database)):
-                self._take_stock(held)
-
-    def _about(self, database: Database) -> str:
-        return f"{place_of(self._address)}, database {database.name}"
-
-    def _lock(self, held: Held) -> None:
-        """Begin the transaction with a lock on every table, before it has a snapshot."""
-        for attempt in range(_TRIES):
-            held.tables = stored_tables(held.connection)
-            held.connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            held.connection.execute(f"SET LOCAL lock_timeout = {self._lock_milliseconds}".encode())
-            try:
-                lock(held.connection, held.tables)
-            except psycopg.errors.LockNotAvailable as error:
+    No lock is ever waited for: who waits can be in the way of others, and be part of a deadlock.
+    """
+    while True:
+        tables = stored_tables(connection)
+        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            lock(connection, tables)
+        except psycopg.errors.LockNotAvailable as error:
+            if time.monotonic() >= deadline:
                 raise SourceLocked(
-                    f"{self._about(held.database)}: somebody alters a table, and keeps the lock on it",
-                    detail=f"It was waited for {self._lock_milliseconds / 1000:g} s (lock_timeout).",
+                    f"{about}: somebody alters a table, and keeps the lock on it",
+                    detail="It was tried again and again for as long as lock_timeout says.",
                     hints=["SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'  -- who it is"],
                 ) from error
-            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-                held.connection.execute(b"ROLLBACK")  # dropped since it was listed
-                if attempt == _TRIES - 1:
-                    raise
-            else:
-                return
-
-    def _take_stock(self, held: Held) -> None:
-        """See what is in the snapshot; a table that came after the list was made is locked now, as pg_dump does."""
-        known = {table.quoted for table in held.tables}
-        held.tables = stored_tables(held.connection)
-        lock(held.connection, [table for table in held.tables if table.quoted not in known])
-        held.extensions = extensions_of(held.connection)
-        held.lines = schema_lines(held.connection)  # now: a function may be dropped before the dump has ended
-        held.large = has_large(held.connection)
-
-    def close(self) -> None:
-        """Let go. Safe to call at any time."""
-        while self.held:
-            self.held.pop().connection.close()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return tables
+        connection.execute(b"ROLLBACK")
+        alive()
+        time.sleep(_PAUSE_SECONDS)
 
 
 def lock(connection: Connection, tables: Sequence[Stored]) -> None:
     """Take the lock of a reader on these tables."""
     for start in range(0, len(tables), _PER_STATEMENT):
         names = b", ".join(b"ONLY " + table.quoted for table in tables[start : start + _PER_STATEMENT])
-        connection.execute(b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE")
+        connection.execute(b"LOCK TABLE " + names + b" IN ACCESS SHARE MODE NOWAIT")
 
 
 def extensions_of(connection: Connection) -> list[Extension]:

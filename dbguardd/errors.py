@@ -340,7 +340,7 @@ class ServerUnreachable(GuardError):
 
     code, title = "DBG-2011", "Database server not reachable"
     exit_status, http_status, transient = 1, 503, True
-    meaning = "No backup was made this time. Earlier backups are untouched. `retry` says when it is tried again."
+    meaning = "No backup was made. Earlier backups are untouched."
     advice = "See if the server runs (pg_lsclusters, systemctl status postgresql), and mend url in the policy."
 
 

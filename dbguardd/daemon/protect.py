@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import tomllib
 import unicodedata
@@ -22,7 +23,7 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
-from dbguardd.policy.kinds import KINDS, engine_of, named_in, whole, wrong_with
+from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, whole, wrong_with
 from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
@@ -77,6 +78,11 @@ async def detect(path: str, look: Look, state: Path) -> Found:
     """Find out what lies at `path`. Raises Usage, Unsupported, SourceMissing, -Denied, -Invalid, -Encrypted ..."""
     if (engine := engine_of(path)) is not None:
         return await _detect_server(engine, whole(path), look)
+    if "://" in path:
+        raise Unsupported(
+            f"{path}: is the address of a kind of server that is not known",
+            detail="This version protects SQLite database files (a path) and PostgreSQL servers (postgresql:///).",
+        )
     return await _detect_file(path, look, state)
 
 
@@ -99,7 +105,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         raise Unsupported(
             f"{path}: is not a regular file",
             detail="This version protects SQLite database files and PostgreSQL servers (postgresql:///).",
-            hints=[f"ls -l {_shown(path)}"],
+            hints=["dbguardctl protect postgresql:///" if "postgres" in path else f"ls -l {_shown(path)}"],
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
     if head and head != _MAGIC and _readable(head):
@@ -121,7 +127,10 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     """Find out what a server has, and refuse it while something that a backup or its proof needs is not there."""
     if wrong := wrong_with(url):
         raise Usage(f"this address {wrong}", hints=["dbguardctl protect postgresql:///"])
-    seen = await look(url)
+    try:
+        seen = await look(url)
+    except PolicyInvalid as error:  # what it says of files is not true: there is none yet
+        raise Usage(error.message, detail=error.detail, hints=["man 5 dbguard.toml  # POSTGRESQL"]) from error
     probe = seen["probe"]
     lacking = [found["detail"] for found in probe["findings"] if found["outcome"] == "failed"]
     if lacking:
@@ -132,8 +141,8 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
         )
     databases = int(probe["facts"]["databases"])
     many = f"{databases} database{'s' * (databases != 1)}"
-    server = f"{KINDS[engine].title} {probe['version']}"
-    what = f"{server}, {many}, {_size(probe['size_bytes'])}, opened as uid {seen['uid']}"
+    server, size = f"{KINDS[engine].title} {probe['version']}", _size(probe["size_bytes"])
+    what = f"{server}, {many}, {size}, opened as {_user(seen['uid'])}"
     return Found(url, what, engine=engine, method=str(probe["facts"].get("method", "")))
 
 
@@ -161,7 +170,7 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     real = found.path
     for other in policy.names():
         theirs = policy.guarded(other)
-        if real == (os.path.realpath(theirs.path) if theirs.path is not None else theirs.source):
+        if _meant(real) == _meant(theirs.source):
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
     if wanted.continuous and found.engine != "sqlite":
         raise Unsupported(
@@ -185,6 +194,14 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
     text = render_database(chosen, settings, now, asked)
     return Plan(chosen, found.engine, real, found.what, file, text)
+
+
+def _meant(place: str) -> str:
+    """Return one name of a place that has many: the real path of a file, the socket of a server and which database."""
+    if engine_of(place) is None:
+        return os.path.realpath(place)
+    socket = socket_of(place)
+    return place if socket is None else f"{os.path.realpath(socket)} {named_in(place)}"
 
 
 def choose_name(name: str, path: str, policy: Policy) -> str:
@@ -287,6 +304,12 @@ def sync_directory(directory: Path) -> None:
 
 def _shown(path: str) -> str:
     return path if re.fullmatch(r"[\w@%+=:,./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+
+
+def _user(uid: int) -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return f"uid {uid}"
 
 
 def _size(size: float) -> str:

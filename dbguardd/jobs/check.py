@@ -41,9 +41,8 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     except Cancelled:
         raise
     except GuardError as error:
-        found.append(
-            Finding(name, "failed", " ".join(part for part in (error.code, error.message, error.detail) if part))
-        )
+        told = ". ".join(part for part in (error.message, error.detail) if part)
+        found.append(Finding(name, "failed", f"{error.code} {told}"))
     return found
 
 

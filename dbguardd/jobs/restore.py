@@ -242,8 +242,7 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
     except (ToolMissing, Unsupported) as error:  # a new machine lacks what reads it: what was written is whole
         if in_staging:
             raise
-        lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
-        examined = Examination([Finding("test restore", "inconclusive", lacks)], None)
+        examined = _unread(run, target, error)
     if moment.until is not None:
         return examined, Finding("log since the backup", "ok", moment.said())
     expected = run.repository.fingerprint(moment.backup.id)
@@ -265,6 +264,13 @@ def _in_the_way(run: Run) -> list[str]:
     except TargetInUse as error:
         return [f"{error.message}: it would be refused until that is stopped"]
     return []
+
+
+def _unread(run: Run, target: Path, error: GuardError) -> Examination:
+    """Return what is said of a restored database that nothing on this machine can read."""
+    lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
+    then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
+    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if _served(run) else {})
 
 
 def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:

@@ -70,7 +70,10 @@ def whole(url: str) -> str:
 
 def named_in(url: str) -> str:
     """Return the database that an address names; empty: all that the server has."""
-    return "" if url.startswith("service=") else unquote(urlsplit(url).path.lstrip("/"))
+    if url.startswith("service="):
+        return ""
+    parts = urlsplit(url)
+    return parse_qs(parts.query).get("dbname", [unquote(parts.path.lstrip("/"))])[-1]
 
 
 def socket_of(url: str) -> str | None:

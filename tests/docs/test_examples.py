@@ -94,7 +94,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "/var/lib/app/app.db": str(place / "app.db"),
             "/srv/app.db": str(place / "srv.db"),
             "/srv/look.db": str(place / "look-again.db"),
-            "/srv/back": str(place / "back"),
             "/srv/restored/app.db": str(place / "restored.db"),
             "/srv/back": str(place / "back"),
             "/tmp/look.db": str(place / "look.db"),  # noqa: S108 - as the page has it

@@ -13,6 +13,7 @@ HERE = "/run/postgresql/.s.PGSQL.5432"
         ("postgresql:///", HERE, ""),
         ("postgres:///shop", HERE, "shop"),
         ("postgresql://backup@/a%20b", HERE, "a b"),
+        ("postgresql:///x?dbname=a%20b", HERE, "a b"),
         ("postgresql://:5433/shop", "/run/postgresql/.s.PGSQL.5433", "shop"),
         ("postgresql:///?host=/srv/s&port=5434", "/srv/s/.s.PGSQL.5434", ""),
         ("postgresql://%2Fsrv%2FBig/x", "/srv/Big/.s.PGSQL.5432", "x"),

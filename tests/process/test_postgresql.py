@@ -94,7 +94,10 @@ def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(
     named = {row["name"]: row["outcome"] for row in checked["findings"]}
     assert (named["connection"], named["privileges"], named["programs for a test restore"]) == ("ok", "ok", "ok")
     assert named["backups by pages"] == "ok"
-    assert "protected already" in served.fails("DBG-0001", 2, "protect", live.url)["message"]
+    link = served.place / "sockets"
+    link.symlink_to(live.socket)
+    for same in (live.url, live.url + "&connect_timeout=9", live.url.replace(str(live.socket), str(link))):
+        assert "protected already" in served.fails("DBG-0001", 2, "protect", same)["message"]
     served.idle()
     served.is_sound()
 
@@ -127,7 +130,8 @@ def test_what_this_engine_cannot_do_is_refused_in_words(served: House, live: Clu
     refused = served.fails("DBG-2008", 2, "restore", "cluster", "--in-place", "--confirm", "cluster")
     assert "not replaced" in refused["message"]
     assert served.fails("DBG-2008", 2, "query", "cluster", "SELECT 1")["message"]
-    assert served.fails("DBG-2008", 2, "protect", live.url + "&connect_timeout=9", "--continuous")["hints"]
+    other = live.url.replace("postgresql:///", "postgresql:///shop")
+    assert served.fails("DBG-2008", 2, "protect", other, "--continuous")["hints"]
     served.idle()
     served.is_sound()
 
@@ -140,6 +144,8 @@ def test_wrong_inputs_are_told_apart_and_nothing_is_written(served: House, live:
         "DBG-2008": live.url.replace("user=postgres", "user=seller").replace("postgresql:///", "postgresql:///shop"),
         "DBG-0001": "postgresql://me:hunter2@localhost/x",
     }
+    assert "nosuch" in served.fails("DBG-0001", 2, "protect", live.url + "&nosuch=1")["detail"]
+    assert "kind of server" in served.fails("DBG-2008", 2, "protect", "mysql://localhost/shop")["message"]
     for code, url in wrong.items():
         problem = served.fails(code, 2 if code in ("DBG-0001", "DBG-2008") else 1, "protect", url)
         assert "hunter2" not in str(problem)

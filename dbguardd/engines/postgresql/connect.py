@@ -8,9 +8,14 @@ writes values in the one form that does not depend on settings. Passwords come f
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
+import shutil
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -91,7 +96,7 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
     try:
         connection = psycopg.connect(**{**usual, **told}, autocommit=True)  # type: ignore[arg-type]
     except psycopg.Error as error:
-        raise _unconnected(about, error) from error
+        raise _unconnected(about, told, error) from error
     try:
         with refusals(about):
             if connection.info.server_version // 10000 < OLDEST:
@@ -176,9 +181,9 @@ def refusal(about: str, error: psycopg.Error) -> GuardError:
     return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
 
 
-def _unconnected(about: str, error: psycopg.Error) -> GuardError:
+def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardError:
     """Return why there is no connection. Before one there are no codes, only words; a server's may not be English."""
-    said = _first_line(error)
+    said = _first_line(error).split(" Multiple connection attempts failed")[0]  # and they failed alike
     if found := re.search(r'database "(.*)" does not exist', said):
         return SourceMissing(
             f"{about}: there is no database {found[1]}", detail=said, hints=["psql -l  # the databases that there are"]
@@ -187,11 +192,51 @@ def _unconnected(about: str, error: psycopg.Error) -> GuardError:
         return SourceDenied(
             f"{about}: the server lets us not in",
             detail=said,
-            hints=["set run_as to the user whom the server knows, or user= in the url", "man 5 dbguard.toml  # url"],
+            hints=_hints_for_denied(said),
         )
     if re.search("permission denied for database", said):
         return SourceDenied(f"{about}: no permission to connect", detail=said)
-    return ServerUnreachable(f"{about}: cannot be reached", detail=said)
+    said, hints = _unreachable(address, said)
+    return ServerUnreachable(f"{about}: cannot be reached", detail=said, hints=hints)
+
+
+def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
+    """Return what is to be said of a server that does not answer, and what a person does first."""
+    host = address.get("hostaddr") or address.get("host", "")
+    if re.search("definition of service|service file", said):
+        return said, [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.pg_service.conf, or that of the system, has to have it"]
+    if host.startswith("/"):
+        lists = shutil.which("pg_lsclusters")
+        return said, ["pg_lsclusters  # which servers run, and at which port" if lists else f"ls -A {host}  # sockets"]
+    if _reaches_hosts():
+        return said, []
+    local = ["dbguardctl protect postgresql:///  # the server of this host, by its socket"]
+    return (
+        f"{said}\nNo other host can be reached from here: dbguardd.service has a network only by a drop-in.",
+        [*(local if re.match(r"localhost$|127\.|::1$", host) else ()), "man 5 dbguard.toml  # POSTGRESQL, Network"],
+    )
+
+
+def _hints_for_denied(said: str) -> list[str]:
+    if "password" in said:
+        user = pwd.getpwuid(os.geteuid())
+        return [f"{user.pw_dir}/.pgpass, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
+    return ["set run_as to the user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
+
+
+def _reaches_hosts() -> bool:
+    """Say if this process could reach another host: in the sandbox of the service it has no socket for it, no route."""
+    try:
+        socket.socket(socket.AF_INET).close()
+    except OSError:
+        return False
+    routes = list[str]()
+    with suppress(OSError):
+        routes += Path("/proc/self/net/route").read_text().splitlines()[1:]
+    with suppress(OSError):
+        lines = Path("/proc/self/net/ipv6_route").read_text().splitlines()
+        routes += [line for line in lines if not line.endswith(" lo")]
+    return bool(routes)
 
 
 def _first_line(error: psycopg.Error) -> str:

@@ -78,9 +78,10 @@ def manual(contents: Contents, target: Path) -> str:
     place = shlex.quote(str(target))
     lines = [
         f"A backup of PostgreSQL {contents.server}, as pg_dump writes it. Nothing here has touched a server.",
-        "Run what follows as the superuser of a server of that version or a newer one, such as: sudo -u postgres -s",
+        "Run what follows as the superuser of a server of that version or a newer one; as root, first: su - postgres",
         "A dump is run by whoever restores it: bring it back into a server where its owners may do no more than here.",
         "",
+        "# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=...",
         f"cd {place}",
         "# Roles, if the server does not have them (those that are there already are said to be, which does no harm):",
         f"psql -X -d postgres -f {ROLES}",
@@ -91,7 +92,8 @@ def manual(contents: Contents, target: Path) -> str:
     for part in contents.parts:
         name = part.database.name
         new = f"{name}_restored"
-        beside, into = shlex.quote(new), shlex.quote(make_conninfo("", dbname=new))  # a name may look like an address
+        beside = shlex.quote(new)
+        into, live = (shlex.quote(make_conninfo("", dbname=one)) for one in (new, name))  # it may look like an address
         lines += [
             "",
             f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded)),
@@ -100,9 +102,8 @@ def manual(contents: Contents, target: Path) -> str:
             f"pg_restore -d {into} {part.stream}",
             "# Or under its own name, on a server that does not have it:",
             f"pg_restore -C -d postgres {part.stream}",
-            "# One table of it:",
-            f"pg_restore -l {part.stream}   # what is in it",
-            f"pg_restore -d {into} -t TABLE {part.stream}",
+            "# From beside, one table that is gone, with its indexes and constraints (but no other table's to it):",
+            f"pg_dump -d {into} -t SCHEMA.TABLE | psql -X -1 -v ON_ERROR_STOP=1 -d {live}",
         ]
     return "\n".join([*lines, ""])
 

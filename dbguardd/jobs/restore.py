@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -15,7 +13,6 @@ from dbguardd.errors import (
     Cancelled,
     ConfirmMissing,
     GuardError,
-    NoSpace,
     NotFound,
     PlaceDenied,
     ProofFailed,
@@ -23,7 +20,6 @@ from dbguardd.errors import (
     SourceEncrypted,
     SourceInvalid,
     SourceMissing,
-    TargetExists,
     TargetInUse,
     ToolMissing,
     Unsupported,
@@ -34,6 +30,17 @@ from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, opened, reach
+from dbguardd.jobs.target import (
+    check_directory,
+    check_space,
+    check_target,
+    free_bytes,
+    live,
+    making,
+    new_place,
+    owner_of,
+    served,
+)
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import LOG, Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
@@ -47,16 +54,16 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if request.backup and request.at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
-    if request.in_place and _served(run):
+    if request.in_place and served(run):
         raise Unsupported(
             f"{run.name}: the databases of a live server are not replaced",
             detail="They are restored to a new directory, and brought back from there beside it, or in its place.",
             hints=[f"dbguardctl restore {run.name}"],
         )
     moment = reach(run, request.backup, request.at)
-    target = live(run) if request.in_place else Path(request.to or _new_place(run, moment))
-    _check_target(run, target, request)
-    _check_directory(moment.backup, target)
+    target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
+    check_target(run, target, request)
+    check_directory(moment.backup, target)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
     if request.dry_run:
         users = _in_the_way(run) if request.in_place else []
@@ -67,14 +74,14 @@ def restore(run: Run, request: Restore) -> Result:
             detail="; ".join([f"{target} would be replaced by its state of {instant(moment.at)}", *moment.warnings]),
             hints=[f"dbguardctl restore {run.name} {_which(moment)} --in-place --confirm {run.name}"],
         )
-    _check_space(run, plan)
+    check_space(run, plan)
     if request.in_place:
         return _in_place(run, moment, plan)
     started = run.monotonic()
     findings, lost = _restore_and_compare(run, moment, target, (f"the copy was left at {target} for inspection",))
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
-    found = [*to_json(findings), *([] if _served(run) else [_rights(moment.backup, target, lost)])]
+    found = [*to_json(findings), *([] if served(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
@@ -96,18 +103,8 @@ def undo(run: Run, request: Undo) -> Result:
         )
     moment = Moment(held[0], held[0].created_at, None, [])
     plan = _plan(run, moment, live(run), in_place=True)
-    _check_space(run, plan)
+    check_space(run, plan)
     return _in_place(run, moment, plan)
-
-
-def live(run: Run) -> Path:
-    """Return the path of the live database."""
-    return Path(str(run.database["settings"]["path"]))
-
-
-def _served(run: Run) -> bool:
-    """Say if the live database is behind a server: there is no file of it that could be replaced."""
-    return "path" not in run.database["settings"]
 
 
 def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime) -> list[str]:
@@ -222,8 +219,8 @@ def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> Seque
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise
     except PlaceDenied as error:
-        if not in_staging and _owner(backup):  # made for him, it is the place where the job acts as he
-            error.hints = (f"{_making(backup, target.parent / 'restored')}  # and restore to a file in there",)
+        if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
+            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a file in there",)
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
@@ -270,7 +267,7 @@ def _unread(run: Run, target: Path, error: GuardError) -> Examination:
     """Return what is said of a restored database that nothing on this machine can read."""
     lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
     then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
-    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if _served(run) else {})
+    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if served(run) else {})
 
 
 def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
@@ -284,52 +281,11 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
-        "replaceable": not _served(run),
+        "replaceable": not served(run),
         "needs_bytes": needs,
-        "free_bytes": _free_bytes(Path(run.staging).parent if in_place else target.parent),
+        "free_bytes": free_bytes(Path(run.staging).parent if in_place else target.parent),
         "takes_seconds": newest.restore_seconds if newest else None,
     }
-
-
-def _check_target(run: Run, target: Path, request: Restore) -> None:
-    """Refuse a place that is taken, missing or the live database itself."""
-    if not target.is_absolute():
-        raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
-    if request.in_place:
-        return
-    for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal"))):
-        if _exists(path):
-            raise TargetExists(
-                f"{run.name}: {path} exists",
-                detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[_again(request, _beside(run, target))],
-            )
-
-
-def _check_directory(backup: Backup, target: Path) -> None:
-    """Raise Usage if there is no directory for a restore; what makes one gives it to the owner of the original."""
-    try:
-        os.lstat(target.parent)
-    except (FileNotFoundError, NotADirectoryError):
-        if _owner(backup):  # else the engine half says it, which knows as whom it acts
-            message = f"{target}: there is no directory {target.parent}"
-            raise Usage(message, hints=[_making(backup, target.parent)]) from None
-    except OSError:
-        pass  # what may not be looked at is left to the engine half
-
-
-def _owner(backup: Backup) -> str:
-    """Return the owner of the original if this host knows him, else nothing."""
-    name = str(backup.facts.get("owner") or "")
-    try:
-        return pwd.getpwnam(name).pw_name
-    except KeyError:
-        return ""
-
-
-def _making(backup: Backup, directory: Path) -> str:
-    """Return the command by which root makes a directory for the owner of the original."""
-    return shlex.join(["install", "-d", "-o", _owner(backup), "-m", "0700", str(directory)])
 
 
 def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
@@ -337,64 +293,10 @@ def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]
     found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     owner, group = backup.facts.get("owner"), backup.facts.get("group")
     if owner and any(line.startswith(("owner ", "group ")) for line in lost):
-        known = _owner(backup)
+        known = owner_of(backup)
         command = shlex.join(["chown", f"{owner}:{group or ''}", str(target)])
         found["hints"] = [command if known else f"{command}  # when this host has a user {owner}"]
     return found
-
-
-def _again(request: Restore, to: Path) -> str:
-    """Return the command that asks for the same at another place: with less of it, it would do something else."""
-    words = ["dbguardctl", "restore", request.database]
-    for option, value in (("--id", request.backup), ("--at", request.at), ("--to", str(to))):
-        words += [option, value] if value else []
-    return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
-
-
-def _beside(run: Run, target: Path) -> Path:
-    """Return the place that was probably meant: in a directory, or beside a file."""
-    inside = target.is_dir() and not _served(run)
-    return target / live(run).name if inside else target.with_name(f"{target.name}.restored")
-
-
-def _check_space(run: Run, plan: Mapping[str, Any]) -> None:
-    if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
-        raise NoSpace(
-            f"{run.name}: not enough space to restore to {plan['to']}",
-            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
-            hints=["free space there, or choose another place with --to"],
-            facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
-        )
-
-
-def _new_place(run: Run, moment: Moment) -> str:
-    path = _home(run) / run.name if _served(run) else live(run)
-    return str(path.with_name(f"{path.stem}_{moment.at:%Y%m%dT%H%M%SZ}{path.suffix}"))
-
-
-def _home(run: Run) -> Path:
-    """Return the home directory of the user as whom a job on this database acts."""
-    try:
-        return Path(pwd.getpwuid(int(run.spec["run_as"])).pw_dir)
-    except KeyError:
-        raise Usage(f"{run.name}: say where it is to go", hints=[f"dbguardctl restore {run.name} --to PLACE"]) from None
-
-
-def _exists(path: Path) -> bool:
-    """Say if something is there, even a dangling link; unknown (no permission to look) is left to the engine half."""
-    try:
-        os.lstat(path)
-    except OSError:
-        return False
-    return True
-
-
-def _free_bytes(directory: Path) -> int | None:
-    try:
-        room = os.statvfs(directory)
-    except OSError:
-        return None
-    return room.f_bavail * room.f_frsize
 
 
 RESTORE = Job("restore", Restore, restore)

@@ -29,7 +29,7 @@ from dbguardd.errors import (
 )
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.moment import Moment, holds, opened, reach
-from dbguardd.jobs.restore import live
+from dbguardd.jobs.target import live
 from dbguardd.repository import Chain, Link, Log, StretchTree, Until
 from dbguardd.verbs import Promote
 from dbguardd.verbs import Standby as Keep

@@ -1,0 +1,124 @@
+"""Where a restore goes: a place that is free, that exists, that has room, and that is whose the original is."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dbguardd.errors import NoSpace, TargetExists, Usage
+from dbguardd.jobs.base import Run
+from dbguardd.jobs.moment import Moment
+from dbguardd.repository import Backup
+from dbguardd.wire import Restore
+
+
+def live(run: Run) -> Path:
+    """Return the path of the live database."""
+    return Path(str(run.database["settings"]["path"]))
+
+
+def served(run: Run) -> bool:
+    """Say if the live database is behind a server: there is no file of it that could be replaced."""
+    return "path" not in run.database["settings"]
+
+
+def new_place(run: Run, moment: Moment) -> str:
+    """Return where a restore goes if nobody says: beside the live file, or to the home of who runs the server."""
+    path = _home(run) / run.name if served(run) else live(run)
+    return str(path.with_name(f"{path.stem}_{moment.at:%Y%m%dT%H%M%SZ}{path.suffix}"))
+
+
+def _home(run: Run) -> Path:
+    """Return the home directory of the user as whom a job on this database acts."""
+    try:
+        return Path(pwd.getpwuid(int(run.spec["run_as"])).pw_dir)
+    except KeyError:
+        raise Usage(f"{run.name}: say where it is to go", hints=[f"dbguardctl restore {run.name} --to PLACE"]) from None
+
+
+def check_target(run: Run, target: Path, request: Restore) -> None:
+    """Refuse a place that is taken, missing or the live database itself."""
+    if not target.is_absolute():
+        raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
+    if request.in_place:
+        return
+    for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal"))):
+        if _exists(path):
+            raise TargetExists(
+                f"{run.name}: {path} exists",
+                detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
+                hints=[_again(request, _beside(run, target))],
+            )
+
+
+def _beside(run: Run, target: Path) -> Path:
+    """Return the place that was probably meant: in a directory, or beside a file."""
+    inside = target.is_dir() and not served(run)
+    return target / live(run).name if inside else target.with_name(f"{target.name}.restored")
+
+
+def _again(request: Restore, to: Path) -> str:
+    """Return the command that asks for the same at another place: with less of it, it would do something else."""
+    words = ["dbguardctl", "restore", request.database]
+    for option, value in (("--id", request.backup), ("--at", request.at), ("--to", str(to))):
+        words += [option, value] if value else []
+    return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
+
+
+def check_directory(backup: Backup, target: Path) -> None:
+    """Raise Usage if there is no directory for a restore; what makes one gives it to the owner of the original."""
+    try:
+        os.lstat(target.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        if owner_of(backup):  # else the engine half says it, which knows as whom it acts
+            message = f"{target}: there is no directory {target.parent}"
+            raise Usage(message, hints=[making(backup, target.parent)]) from None
+    except OSError:
+        pass  # what may not be looked at is left to the engine half
+
+
+def making(backup: Backup, directory: Path) -> str:
+    """Return the command by which root makes a directory for the owner of the original."""
+    return shlex.join(["install", "-d", "-o", owner_of(backup), "-m", "0700", str(directory)])
+
+
+def owner_of(backup: Backup) -> str:
+    """Return the owner of the original if this host knows him, else nothing."""
+    name = str(backup.facts.get("owner") or "")
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        return ""
+
+
+def check_space(run: Run, plan: Mapping[str, Any]) -> None:
+    """Raise NoSpace if less is free than the plan says it needs."""
+    if plan["free_bytes"] is not None and plan["free_bytes"] < plan["needs_bytes"]:
+        raise NoSpace(
+            f"{run.name}: not enough space to restore to {plan['to']}",
+            detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
+            hints=["free space there, or choose another place with --to"],
+            facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
+        )
+
+
+def _exists(path: Path) -> bool:
+    """Say if something is there, even a dangling link; unknown (no permission to look) is left to the engine half."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
+
+
+def free_bytes(directory: Path) -> int | None:
+    """Return what a process of ours may still write below a directory; None if nobody knows."""
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return None
+    return room.f_bavail * room.f_frsize

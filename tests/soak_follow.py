@@ -32,6 +32,8 @@ def story(place: Path, dice: random.Random, done: Counter[str]) -> None:
         "look_seconds": dice.choice([0.02, 0.05, 0.2]),
         "segment_bytes": dice.choice([30_000, 300_000, 4 << 20]),
         "turn_frames": dice.choice([10, 40, 200, 1000]),
+        "audit_seconds": dice.choice([0.0, 0.5, 86_400.0]),
+        "scan_bytes": dice.choice([1 << 16, 32 << 20]),
     }
     world = World(place, dice.randrange(10**9), page_size=page_size, vacuum=dice.choice([0, 1, 2]), **pace)
     writers = dice.choice([1, 1, 1, 2, 3])
@@ -84,12 +86,17 @@ def story(place: Path, dice: random.Random, done: Counter[str]) -> None:
             writer.wait(120)
         world.caught_up()
         world.base()
-    unexpected = [end for end in world.ends() if end[0] not in ("WorkerDied", "LogBroken")]
+    known = ("WorkerDied", "LogBroken", *["SourceChanged"] * bool(killed))  # who closes last then deletes the log
+    unexpected = [end for end in world.ends() if end[0] not in known]
     assert not unexpected, unexpected
     assert killed or not world.ends(), world.ends()
+    audits = [told[1] for told in world.told() if told[0] == "audited"]
+    assert not any(audits), audits
     world.prove(most=15, writers=writers, needed=0)
     assert world.gaps <= killed
     done["restores"] += world.positions
+    done["sums equal"] += world.sums
+    done["files compared"] += len(audits)
     done["gaps said"] += world.gaps
     done["stories"] += 1
     if world.bases and world.bases[-1].chain == world.gaps:

@@ -279,7 +279,7 @@ def _read(found: Mapping[str, Any], target: Path) -> Mark:
             str(found["database"]),
             str(found["chain"]),
             segment=int(found["segment"]),
-            at=datetime.fromisoformat(found["at"]).isoformat(),
+            at=datetime.fromisoformat(found["at"]).astimezone(UTC).isoformat(),
             place=None if place is None else dict(place),
         )
     except (KeyError, TypeError, ValueError) as error:

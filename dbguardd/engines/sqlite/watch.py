@@ -16,6 +16,7 @@ import mmap
 import os
 import tempfile
 import time
+import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from struct import Struct
 
@@ -24,6 +25,7 @@ from dbguardd.sums import added, as_text, page_hash
 
 _HASH = Struct("=Q")
 _LEAST_BYTES = 1 << 16
+_ALONE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _NAMED = 10  # of the pages that are wrong
 
 
@@ -33,8 +35,10 @@ class Watch:
     def __init__(self, live: Live, staging: str, seconds: float, scan_bytes: int) -> None:
         self._live, self._seconds, self._scan_bytes = live, seconds, scan_bytes
         with tempfile.TemporaryFile(dir=staging or None) as file:
-            file.truncate(_LEAST_BYTES)
-            self._table = mmap.mmap(file.fileno(), _LEAST_BYTES)
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+        self._table = mmap.mmap(-1, _LEAST_BYTES, flags=_ALONE)
+        self._enlarge(_LEAST_BYTES)
         self._page_size, self._pages, self._low, self._total = 0, 0, 0, 0
         self._end = 0  # pages that the main file had before what is taken next: what lies there may be of long ago
         self._next = 1  # the page to be looked at next; 0: none
@@ -50,6 +54,8 @@ class Watch:
         self._page_size, self._pages, self._low = page_size, pages, pages
         self._end = self._length()
         self._written.update(written)
+        for number in [number for number in self._round - self._written if number > pages]:
+            self._set(number, 0)
 
     @property
     def sum(self) -> str:
@@ -87,7 +93,7 @@ class Watch:
                 self._set(number, page_hash(number, bytes(self._page_size)))
                 if number <= max(before, self._end) or number in self._round:
                     self._loose.add(number)
-        for number in range(self._pages + 1, before + 1):
+        for number in range(self._pages + 1, max(before, *self._written, 0) + 1):
             self._set(number, 0)
         self._loose = {number for number in self._loose - self._written if number <= self._pages}
         self._low, self._end = self._pages, self._length()
@@ -107,7 +113,7 @@ class Watch:
             return ""
         if not self._known:
             with memoryview(self._table) as view, view.cast("Q") as hashes:
-                self._total = added(0, sum(hashes[1 : self._pages + 1]))
+                self._total = added(0, sum(hashes))  # also of pages that an open transaction is just getting
             self._known, self._due = True, time.monotonic() + self._seconds
             if expected and self.sum and expected != self.sum:
                 return "it is not what it was when its log was followed last, and its log says nothing of that"
@@ -166,10 +172,21 @@ class Watch:
         at = number * _HASH.size
         return int(_HASH.unpack_from(self._table, at)[0]) if at < len(self._table) else 0
 
+    def _enlarge(self, size: int) -> None:
+        """Make room, in the file if its disk has that: else to touch a page of it would end this process."""
+        old = self._table
+        try:
+            os.posix_fallocate(self._file, 0, size)
+            self._table = mmap.mmap(self._file, size)
+        except OSError:
+            self._table = mmap.mmap(-1, size, flags=_ALONE)
+        self._table[: len(old)] = old[:]
+        old.close()
+
     def _set(self, number: int, found: int) -> None:
         at = number * _HASH.size
         if at >= len(self._table):
-            self._table.resize(max(2 * len(self._table), at + _LEAST_BYTES) // 8 * 8)
+            self._enlarge(max(2 * len(self._table), at + _LEAST_BYTES) // _HASH.size * _HASH.size)
         if self._known:
             self._total = added(self._total, found, self._get(number))
         _HASH.pack_into(self._table, at, found)

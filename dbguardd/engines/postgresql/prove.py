@@ -37,6 +37,7 @@ _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
+_FULL = re.compile("No space left|Disk quota|could not extend file|Check free disk space")
 _TROUBLE = re.compile("server closed the connection|terminating connection|out of memory|Input/output error")
 _SHOWN = 20
 _QUOTES_NO_ROW = re.compile(
@@ -180,7 +181,7 @@ def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Find
 def _refuse_trouble(sandbox: _Sandbox, name: str, said: str) -> None:
     """Raise what says something about this host, and nothing about the backup."""
     log = sandbox.server.log()
-    if "No space left" in said or "No space left" in log:
+    if _FULL.search(said) or _FULL.search(log):
         raise NoSpace(f"{name}: no room for a test restore", detail=log)
     if _TROUBLE.search(said):
         raise Degraded(f"{name}: the throw-away server of a test restore gave up", detail=log)

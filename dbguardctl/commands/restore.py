@@ -17,6 +17,7 @@ from dbguardctl.session import Session
 from dbguardctl.words import utc_text, when
 from dbguardd import wire
 from dbguardd.errors import NotFound, Usage
+from dbguardd.places import SERVERS
 from dbguardd.wire import UNDO_REASON
 from dbguardd.words import absolute
 
@@ -55,10 +56,16 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     if fields["at"]:
         fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
         session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")
-    if fields["in_place"] and not fields["dry_run"]:
+    if fields["in_place"] and not fields["dry_run"] and not _is_served(session, database):
         fields["confirm"] = confirmed(session, database, fields["confirm"], "replaces the live database")
     return watch.run(session, "restore", {"database": database, **fields}, no_wait=no_wait,
                    timeout=seconds(timeout))  # fmt: skip
+
+
+def _is_served(session: Session, database: str) -> bool:
+    """Say if no file could be replaced, which the job refuses: nobody types a name in full for that."""
+    rows = session.daemon.get("status")["databases"]
+    return any(row["name"] == database and row["engine"] in SERVERS.values() for row in rows)
 
 
 @click.command(cls=Command, help=wire.Undo.__doc__)

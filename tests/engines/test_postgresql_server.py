@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 from pathlib import Path
@@ -49,6 +50,29 @@ def place():
 
 def quiet():
     """Nothing to tell."""
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("postgresql:///?host=/nowhere", "pg_lsclusters" if shutil.which("pg_lsclusters") else "ls -A /nowhere"),
+        ("service=nosuch", "/.pg_service.conf, "),
+    ],
+)
+def test_what_is_not_reached_is_said_with_what_to_look_at(url, hint):
+    with pytest.raises(ServerUnreachable) as caught, connected(address_of(url)):
+        pass
+    assert caught.value.hints and hint in caught.value.hints[0]
+
+
+def test_the_drivers_own_openssl_is_told_whom_the_system_trusts(monkeypatch):
+    """Its own place for certificates is one that no distribution has."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, "")
+        del os.environ[name]
+    with pytest.raises(ServerUnreachable), connected(address_of("postgresql://a@127.0.0.1:1/b?sslrootcert=system")):
+        pass
+    assert os.environ["SSL_CERT_DIR"] == ssl.get_default_verify_paths().openssl_capath
 
 
 def tools_of(live):

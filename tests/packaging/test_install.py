@@ -60,6 +60,16 @@ def test_it_runs_idle_and_healthy_and_touches_nothing(machine):
         assert machine.path(file).exists(), file
 
 
+def test_a_server_that_is_not_there_is_said_and_nothing_is_written(machine):
+    """No PostgreSQL is installed on this machine, and the service has no network."""
+    for url in ("postgresql:///", "postgresql://192.0.2.1/shop"):
+        problem = machine.ctl("--json", "protect", url).problem()
+        assert problem["code"] == "DBG-2011" and problem["hints"], problem
+    assert "/run/postgresql/.s.PGSQL.5432" in machine.ctl("protect", "postgresql:///").err
+    assert machine.run("ls", "/etc/dbguard/conf.d").out == ""
+    assert machine.does("status")["databases"] == []
+
+
 def test_the_sandbox_is_as_narrow_as_the_unit_says(machine):
     said = machine.run("systemd-analyze", "security", "--no-pager", "dbguardd.service").out
     (found,) = re.findall(r"Overall exposure level for dbguardd.service: ([0-9.]+)", said)

@@ -127,7 +127,7 @@ def test_what_this_engine_cannot_do_is_refused_in_words(served: House, live: Clu
     served.does("reload")
     served.does("backup", "cluster")
     served.idle()
-    refused = served.fails("DBG-2008", 2, "restore", "cluster", "--in-place", "--confirm", "cluster")
+    refused = served.fails("DBG-2008", 2, "restore", "cluster", "--in-place")
     assert "not replaced" in refused["message"]
     assert served.fails("DBG-2008", 2, "query", "cluster", "SELECT 1")["message"]
     other = live.url.replace("postgresql:///", "postgresql:///shop")

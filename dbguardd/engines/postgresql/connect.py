@@ -93,6 +93,8 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
     told.setdefault("dbname", "postgres")
     usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
     about = about or place_of(address)
+    if told.get("sslrootcert") == "system":
+        _trust_whom_the_system_trusts()
     try:
         connection = psycopg.connect(**{**usual, **told}, autocommit=True)  # type: ignore[arg-type]
     except psycopg.Error as error:
@@ -110,6 +112,15 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
         connection.close()
         raise
     return connection
+
+
+def _trust_whom_the_system_trusts() -> None:
+    """Tell the driver, which has its own OpenSSL and looks at a place that nobody has, where certificates are here."""
+    import ssl  # noqa: PLC0415 - Python has the system's OpenSSL; most servers need neither
+
+    places = ssl.get_default_verify_paths()
+    os.environ.setdefault(places.openssl_cafile_env, places.openssl_cafile)
+    os.environ.setdefault(places.openssl_capath_env, places.openssl_capath)
 
 
 def version_of(connection: Connection) -> str:
@@ -208,7 +219,7 @@ def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
     if host.startswith("/"):
         lists = shutil.which("pg_lsclusters")
         return said, ["pg_lsclusters  # which servers run, and at which port" if lists else f"ls -A {host}  # sockets"]
-    if _reaches_hosts():
+    if _reaches_hosts() or not re.search("no error details|unreachable|[Aa]ddress family|refused|resolve", said):
         return said, []
     local = ["dbguardctl protect postgresql:///  # the server of this host, by its socket"]
     return (

@@ -68,7 +68,8 @@ def sql(machine, text, database="postgres"):
 def rights(machine):
     """Who may do what with the directories of the server."""
     places = ("/run/postgresql", "/var/lib/postgresql", "/etc/postgresql")
-    return machine.run("find", *places, "-printf", "%p %u %g %m\n", "-o", "-prune").out
+    found = machine.run("find", *places, "-maxdepth", "3", "-printf", "%p %u %g %m\n").out
+    return sorted(found.splitlines())
 
 
 def row(machine, name="postgresql"):
@@ -99,27 +100,51 @@ def test_protected_as_it_comes_it_is_safe(machine, shop):
     named = {row["name"]: row for row in machine.does("check", "postgresql")["findings"]}
     for name in ("connection", "privileges", "programs for a test restore", "extensions for test restores"):
         assert named[name]["outcome"] == "ok", named
+    assert named["backups by pages"]["detail"].endswith(f"/var/lib/postgresql/{major}/main")
     assert named["programs for a test restore"]["detail"].endswith(f"in /usr/lib/postgresql/{major}/bin")
     assert "protected already" in machine.ctl("protect", "postgresql:///?host=/var/run/postgresql").err
 
 
-def test_a_table_that_was_dropped_comes_back_by_what_the_restore_printed(machine, shop):
-    sql(machine, "DROP TABLE purchase", "shop")
-    said = machine.ctl("restore", "postgresql", "--to", "/var/lib/postgresql/back")
+def is_whole(machine):
+    """The table of the shop is back with all that it had, and can be used."""
+    assert sql(machine, "SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500500"
+    assert sql(machine, "SELECT tableowner FROM pg_tables WHERE tablename = 'purchase'", "shop") == "seller"
+    assert sql(machine, "SELECT count(*) FROM pg_indexes WHERE tablename = 'purchase'", "shop") == "2"
+    sql(machine, "INSERT INTO purchase (customer, total) VALUES (1, 1)", "shop")  # its sequence goes on
+    assert sql(machine, "DELETE FROM purchase WHERE id > 1000 RETURNING id", "shop") in ("1001", "1002")
+
+
+def manual(machine, name, *options):
+    """Restore; return what the text says that the answer names."""
+    said = machine.ctl("restore", name, *options)
     assert said.status == 0, said
-    (manual,) = re.findall(r"/\S+/RESTORE\.txt", said.out)
-    text = machine.run("cat", manual).out
+    (place,) = re.findall(r"/\S+/RESTORE\.txt", said.out)
+    text = machine.run("cat", place).out
     assert "as root, first: su - postgres" in text
-    told = commands(text, "shop")
+    return text
+
+
+def test_a_table_that_was_dropped_comes_back_by_what_the_restore_printed(machine, shop):
+    """From a whole cluster, which Debian configures from elsewhere, and which starts beside the one that runs."""
+    sql(machine, "DROP TABLE purchase", "shop")
+    text = manual(machine, "postgresql", "--to", "/var/lib/postgresql/back")
+    typed = [line for line in text.splitlines() if not line.startswith("#")]
+    typed = [line.replace("SCHEMA.TABLE", "public.purchase").replace("DATABASE", "shop") for line in typed]
+    machine.run("su", "-", "postgres", stdin="\n".join(["set -e", *typed, ""]))
+    is_whole(machine)
+
+
+def test_a_table_comes_back_from_a_dump_by_what_the_restore_printed(machine, shop):
+    said = machine.ctl("protect", "postgresql:///shop", "--name", "alone")
+    assert said.status == 0 and "proven  alone can be restored" in said.out, said
+    sql(machine, "DROP TABLE purchase", "shop")
+    told = commands(manual(machine, "alone", "--to", "/var/lib/postgresql/dumps"), "shop")
     typed = [line for about, lines in told.items() if "under its own name" not in about for line in lines]
     typed = [line.replace("SCHEMA.TABLE", "public.purchase") for line in typed]
     machine.run("su", "-", "postgres", stdin="\n".join([*typed, ""]))
-    assert sql(machine, "SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500500"
-    assert sql(machine, "SELECT tableowner FROM pg_tables WHERE tablename = 'purchase'", "shop") == "seller"
-    sql(machine, "INSERT INTO purchase (customer, total) VALUES (1, 1)", "shop")  # its sequence goes on
-    assert sql(machine, "SELECT max(id) FROM purchase", "shop") == "1001"
-    assert sql(machine, "SELECT count(*) FROM pg_indexes WHERE tablename = 'purchase'", "shop") == "2"
+    is_whole(machine)
     sql(machine, "DROP DATABASE shop_restored")
+    machine.does("unprotect", "alone", "--confirm", "alone")
 
 
 def test_a_server_that_is_stopped_is_said_and_its_backups_are_of_use(machine, shop):

@@ -10,6 +10,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from dbguardd.engines.postgresql.connect import Connection, rows
@@ -43,8 +44,14 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
 
 
 def contents(files: Mapping[str, str]) -> Iterator[tuple[str, bytes | None]]:
-    """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out."""
-    made = set[str]()
+    """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out.
+
+    Directories beside postgresql.conf are there although nothing is in them: that it includes one without files is told
+    by no server, and without it none starts.
+    """
+    made = _directories(files)
+    for name in sorted(made):
+        yield name, None
     for name, place in files.items():
         try:
             file = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,13 +59,18 @@ def contents(files: Mapping[str, str]) -> Iterator[tuple[str, bytes | None]]:
             continue  # a restore that lacks it can be started by another one
         with os.fdopen(file, "rb") as opened:
             about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_BYTES:
-                continue
-            for above in reversed([str(path) for path in PurePath(name).parents if path.name]):
-                if above not in made:
-                    made.add(above)
-                    yield above, None
-            yield name, opened.read()
+            if stat.S_ISREG(about.st_mode) and about.st_size <= _MOST_BYTES:
+                yield name, opened.read()
+
+
+def _directories(files: Mapping[str, str]) -> set[str]:
+    found = {str(above) for name in files for above in PurePath(name).parents if above.name}
+    main = files.get(f"{DIRECTORY}/postgresql.conf")
+    with suppress(OSError):
+        for entry in os.scandir(os.path.dirname(main)) if main else ():
+            if entry.is_dir():
+                found.add(f"{DIRECTORY}/{entry.name}")
+    return set(sorted(found)[:_MOST_FILES])
 
 
 def options(target: Path) -> str:

@@ -109,11 +109,17 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
     """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
     major, place = facts["major"], shlex.quote(str(target))
     beside = " ".join(filter(None, (settings, "-c port=5433 -c archive_mode=off")))
+    control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
         f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
         "# A restore has recovered it up to there and shut it down. If that was cut short, its next start does it.",
-        "# Beside the server that runs, so that rows can be copied from one to the other. The owner of this directory:",
-        f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place} -o {shlex.quote(beside)} -l {place}.log start",
+        "# These commands are for the owner of this directory; as root, first: su - postgres",
+        "# Beside the server that runs:",
+        f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
+        "# A table that was lost, with its rights and indexes:",
+        "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
+        "# And the end of it:",
+        f"{control} -m fast stop",
         "# When it is to take the place of the original: stop that, and move this directory to where that was.",
     ]
     if settings:

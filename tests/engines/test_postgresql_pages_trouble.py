@@ -269,3 +269,20 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
         assert caught.value.code == "DBG-2007"
     finally:
         live.sql("DROP ROLE low")
+
+
+def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprint(live, place):
+    live.sql("CREATE DATABASE last")
+    number = live.sql("SELECT oid FROM pg_database WHERE datname = 'last'")
+    version = live.data / "base" / number / "PG_VERSION"
+    text = version.read_text()
+    version.write_text("1\n")
+    try:
+        streams, facts, taken = as_owner(stored, live)
+    finally:
+        version.write_text(text)
+        live.sql("DROP DATABASE last")
+    assert isinstance(taken, Untold) and "no snapshot of every database" in taken.why
+    assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
+    found = as_owner(proven, live, {**streams}, facts, place / "restored")
+    assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None

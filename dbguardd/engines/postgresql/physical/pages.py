@@ -25,7 +25,7 @@ from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, SourceChanged, SourceLocked, SourceMissing, Unsupported
+from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceLocked, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
 MOST_DATABASES = 64
@@ -109,9 +109,13 @@ class Pages:
             return None
         with ExitStack() as opened:
             connections = {}
-            for name in names:
-                connections[name] = connect(self._address, os.fsdecode(name), about=self._about)
-                opened.callback(connections[name].close)
+            try:
+                for name in names:
+                    connections[name] = connect(self._address, os.fsdecode(name), about=self._about)
+                    opened.callback(connections[name].close)
+            except GuardError as error:  # no connection is left, mostly: the copy is whole all the same
+                self._untold = f"no snapshot of every database could be taken: {error.message}. {error.detail}"
+                return None
 
             def commits(start: int, end: int) -> bytes:
                 return self._waldump(cluster, tools, "Transaction", (start, end), lambda: None)

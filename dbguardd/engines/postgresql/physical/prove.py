@@ -26,7 +26,7 @@ from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, SourceChanged, SourceDamaged
+from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged
 from dbguardd.flow import Facts
 
 _CONFIGURING = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log")
@@ -100,7 +100,13 @@ def _reached(target: Path, facts: Facts) -> Finding:
 def _content(server: Server, facts: Facts, findings: list[Finding], alive: Alive) -> Fingerprint | None:
     """Read every table; None, and a finding, if what is read cannot be compared with what was read of the original."""
     with ExitStack() as stack:
-        connections = {name: stack.enter_context(_transaction(server, name)) for name in _databases(server)}
+        connections = dict[bytes, Connection]()
+        for name in _databases(server):
+            try:
+                connections[name] = stack.enter_context(_transaction(server, name))
+            except ServerUnreachable as error:
+                findings.append(_closed(f"database {shown(name)}", error))
+                return None
         doubt = _in_doubt(connections, facts.get("snapshots") or {})
         found: Fingerprint | None = None
         reading = "every table can be read"
@@ -135,8 +141,11 @@ def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, s
 def _examined(server: Server, queries: Sequence[Query], database: str, alive: Alive) -> Iterator[Finding]:
     """Yield what is found of the structure of each database, and of the proof queries."""
     for name in _databases(server):
-        with _transaction(server, name) as connection:
-            yield check_structure(connection, shown(name), alive)
+        try:
+            with _transaction(server, name) as connection:
+                yield check_structure(connection, shown(name), alive)
+        except ServerUnreachable as error:
+            yield _closed(f"structure of {shown(name)}", error)
     names = [shown(name) for name in _databases(server)]
     for query in queries:
         asked = query.database or database or only_of([name for name in names if name != "template1"])
@@ -158,6 +167,11 @@ def _open(server: Server, database: str) -> AbstractContextManager[Connection]:
 def _databases(server: Server) -> list[bytes]:
     with _open(server, "template1") as connection:
         return [bytes(name) for (name,) in rows(connection, _DATABASES)]
+
+
+def _closed(name: str, error: ServerUnreachable) -> Finding:
+    """Say that a recovered database lets nobody in; a library that is not here says nothing about the data."""
+    return Finding(name, "inconclusive" if "could not access file" in error.detail else "failed", error.detail)
 
 
 def _meaning(error: psycopg.Error) -> tuple[str, str]:

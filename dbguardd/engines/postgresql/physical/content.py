@@ -1,19 +1,23 @@
 """The content of a cluster as its server sees it in one snapshot: the fingerprint of a physical backup.
 
 A physical backup keeps numbers, names and rows of the system catalogs as they are, so the schema is their content: no
-function that could see another moment than the snapshot is asked to describe it. Two columns of digests are sums of
-64-bit hashes of each row's text, made by the server: rows may lie in any order, and nothing of them leaves the server.
-Row text comes from record_out() of ROW(...), which calls the output functions of types: a cast or a function that the
-owner of a table has defined is not called.
+function that could see another moment than the snapshot is asked to describe it. It is a sum of 64-bit hashes of each
+row's text, made by the server.
 
-Not in it: unlogged and temporary tables, whose rows a physical backup does not have; the current values of sequences,
-which are of no snapshot; and what statements change in the catalogs outside of any transaction (`_NOT_OF_A_SNAPSHOT`).
+Tables of users are locked by LOCK and read by COPY, which plan nothing: a query would run functions of their owner with
+the rights of who asks, from an expression in an index or in statistics. Only once the lock is seen to be on the very
+table that the snapshot knows is it read: a view may have taken its name. The output functions of types are the
+server's own. See content for the digest of a table.
+
+Not in it: unlogged and temporary tables, whose rows a physical backup does not have; materialized views, which cannot
+be read without a plan, and are made of the rest; the current values of sequences, which are of no snapshot; and what
+statements change in the catalogs outside of any transaction (`_NOT_OF_A_SNAPSHOT`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from psycopg import errors
@@ -21,6 +25,7 @@ from psycopg import errors
 from dbguardd.engines.base import Fingerprint, TablePrint
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
+from dbguardd.engines.postgresql.content import print_of
 from dbguardd.engines.postgresql.physical.cluster import waited
 from dbguardd.errors import SourceChanged
 
@@ -36,15 +41,15 @@ _USERS_OWN = (b"pg_largeobject", b"pg_largeobject_metadata")
 _LOCK_MILLISECONDS = 3000
 
 _TABLES = b"""
-SELECT c.oid::int8, n.nspname, c.relname, c.relfilenode::int8
+SELECT c.oid::int8, n.nspname, c.relname, c.relfilenode::int8, format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'm') AND c.relispopulated AND c.relpersistence = 'p' AND n.nspname <> 'pg_toast'
-ORDER BY n.nspname, c.relname
+WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'pg_toast' ORDER BY n.nspname, c.relname
 """
 _COLUMNS = b"""
-SELECT attname FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+SELECT quote_ident(attname), attname, atttypid IN ('regproc'::regtype, 'regprocedure'::regtype) FROM pg_attribute
+WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
-_STILL = b"""
+_LOCKED = b"""
 SELECT pg_relation_filenode(relation)::int8 FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation = %s::int8::oid AND mode = 'AccessShareLock'
 """
@@ -58,11 +63,12 @@ class Table:
     schema: bytes
     name: bytes
     node: int
+    quoted: bytes
 
     @property
     def catalog(self) -> bool:
-        """Whether it is the server's own, and part of the schema."""
-        return self.schema in (b"pg_catalog", b"information_schema") and self.name not in _USERS_OWN
+        """Whether it is the server's own: no user owns it, or an index on it."""
+        return self.schema in (b"pg_catalog", b"information_schema")
 
 
 def fingerprint(connections: Mapping[bytes, Connection], alive: Alive) -> Fingerprint:
@@ -75,52 +81,46 @@ def fingerprint(connections: Mapping[bytes, Connection], alive: Alive) -> Finger
         connection.execute(b"SET LOCAL max_parallel_workers_per_gather = 0", prepare=False)
         connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}".encode(), prepare=False)
         schema.update(b"%d %s\n" % (len(database), database))
-        for table in _listed(connection):
-            found = _read(connection, table, alive)
-            if found is None:
-                continue
-            if table.catalog:
+        ((named,),) = rows(connection, b"SELECT quote_ident(current_database())")
+        for number, space, name, node, quoted in rows(connection, _TABLES):
+            table = Table(number, bytes(space), bytes(name), node, bytes(quoted))
+            found = _of_catalog(connection, table, alive) if table.catalog else _of_users(connection, table, alive)
+            if table.catalog and table.name not in _USERS_OWN:
                 schema.update(b"%s %d %s\n" % (table.name, found.rows, found.digest.encode()))
             else:
-                tables[".".join(shown(name) for name in (database, table.schema, table.name))] = found
+                tables[f"{shown(bytes(named))}.{shown(table.quoted)}"] = found
     return Fingerprint(schema.hexdigest(), tables)
 
 
-def _listed(connection: Connection) -> Iterator[Table]:
-    for number, schema, name, node in rows(connection, _TABLES):
-        yield Table(number, bytes(schema), bytes(name), node)
-
-
-def _read(connection: Connection, table: Table, alive: Alive) -> TablePrint | None:
-    """Return the content of one table, its lock gone again; None for one without a column that is of a snapshot."""
+def _of_users(connection: Connection, table: Table, alive: Alive) -> TablePrint:
+    """Return the content of a table whose owner may be anybody; its lock is gone again."""
     connection.execute(b"SAVEPOINT one", prepare=False)
-    quoted = _identifier(table.schema) + b"." + _identifier(table.name)
     try:
-        if not table.catalog:
-            connection.execute(b"SELECT FROM ONLY " + quoted + b" LIMIT 0", prepare=False)  # takes the lock
-            if rows(connection, _STILL, table.number) not in ([(table.node,)], [(0,)] if not table.node else []):
-                raise _changed(table)
-        columns = [bytes(column) for (column,) in rows(connection, _COLUMNS, table.number)]
-        ((count, one, two),) = waited(connection, alive, _query(quoted, table, columns))
-    except (errors.UndefinedTable, errors.LockNotAvailable) as error:
+        connection.execute(b"LOCK TABLE ONLY " + table.quoted + b" IN ACCESS SHARE MODE", prepare=False)
+        if rows(connection, _LOCKED, table.number) != [(table.node,)]:
+            raise _changed(table)
+        found = print_of(connection, b"COPY " + table.quoted + b" TO STDOUT", lambda _: alive())
+    except (errors.UndefinedTable, errors.InvalidSchemaName, errors.WrongObjectType, errors.LockNotAvailable) as error:
         raise _changed(table) from error
     connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
+    return found
+
+
+def _of_catalog(connection: Connection, table: Table, alive: Alive) -> TablePrint:
+    """Return the content of a catalog. What names a function is told by its number: names are those of today."""
+    left_out = _NOT_OF_A_SNAPSHOT.get(table.name, ())
+    columns = [
+        b"x." + bytes(quoted) + b"::oid" * names_a_function
+        for quoted, name, names_a_function in rows(connection, _COLUMNS, table.number)
+        if bytes(name) not in left_out
+    ]
+    query = (
+        b"SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0), coalesce(sum(hashtextextended(r, 1)), 0) "
+        b"FROM (SELECT record_out(ROW(" + b", ".join(columns) + b"))::text AS r FROM ONLY " + table.quoted
+    ) + b" AS x OFFSET 0) AS s"
+    ((count, one, two),) = waited(connection, alive, query)
     return TablePrint(count, f"{int(one) % (1 << 64):016x}{int(two) % (1 << 64):016x}")
 
 
-def _query(quoted: bytes, table: Table, columns: list[bytes]) -> bytes:
-    left_out = _NOT_OF_A_SNAPSHOT.get(table.name, ()) if table.catalog else ()
-    kept = b", ".join(b"x." + _identifier(column) for column in columns if column not in left_out)
-    return (
-        b"SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0), coalesce(sum(hashtextextended(r, 1)), 0) "
-        b"FROM (SELECT record_out(ROW(" + kept + b"))::text AS r FROM ONLY " + quoted + b" AS x OFFSET 0) AS s"
-    ).replace(b"%", b"%%")
-
-
-def _identifier(name: bytes) -> bytes:
-    return b'"' + name.replace(b'"', b'""') + b'"'
-
-
 def _changed(table: Table) -> SourceChanged:
-    name = f"{shown(table.schema)}.{shown(table.name)}"
-    return SourceChanged(f"{name}: its definition was changed while its content was read")
+    return SourceChanged(f"{shown(table.quoted)}: its definition was changed while its content was read")

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 import tarfile
 from io import BytesIO
 
@@ -286,3 +287,32 @@ def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprin
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
     found = as_owner(proven, live, {**streams}, facts, place / "restored")
     assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None
+
+
+def test_what_the_owner_of_a_database_sets_for_all_who_connect_keeps_us_from_nothing(live, place):
+    live.sql("CREATE ROLE mallory; ALTER DATABASE shop SET role = 'mallory'; "
+             "ALTER DATABASE shop SET local_preload_libraries = 'nothere'")  # fmt: skip
+    try:
+        _, _, taken, found = as_owner(round_trip, live, place / "restored")
+    finally:
+        live.sql("ALTER DATABASE shop RESET ALL; DROP ROLE mallory")
+    assert failed(found) == {} and found.fingerprint == taken
+
+
+def test_a_backup_whose_snapshots_cannot_be_held_or_read_is_kept_without_a_fingerprint(live):
+    words = [live.programs / "psql", "-Xq", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-c"]
+    hunt = """DO $$ BEGIN LOOP
+        PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'dbguard' AND datname = 'shop' AND state = 'idle in transaction';
+        PERFORM pg_sleep(0.001), pg_stat_clear_snapshot();
+    END LOOP; END $$"""
+    hunting = "FROM pg_stat_activity WHERE query LIKE 'DO $$%LOOP%' AND pid <> pg_backend_pid()"
+    hunter = subprocess.Popen([*words, hunt], cwd="/", stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: live.sql(f"SELECT count(*) {hunting}") == "1", "the hunter")
+        streams, _, taken = as_owner(stored, live)
+    finally:
+        live.sql(f"SELECT pg_terminate_backend(pid) {hunting}")
+        hunter.wait()
+    assert isinstance(taken, Untold) and "57P01" in taken.why
+    assert {"files.tar", "log.tar"} < set(streams)

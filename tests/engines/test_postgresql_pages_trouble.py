@@ -20,7 +20,7 @@ from postgres_pages_world import (
     stored,
     tree,
 )
-from postgres_world import as_owner, cluster, until
+from postgres_world import as_owner, cluster, owner, until
 
 from dbguardd.engines.base import Untold
 from dbguardd.engines.postgresql import open_postgresql
@@ -316,3 +316,34 @@ def test_a_backup_whose_snapshots_cannot_be_held_or_read_is_kept_without_a_finge
         hunter.wait()
     assert isinstance(taken, Untold) and "57P01" in taken.why
     assert {"files.tar", "log.tar"} < set(streams)
+
+
+def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
+    """A server without room for its log stops at once, and nothing else bounds what a slot holds."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can mount a small disk for the log")
+    disk = place / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"mode=0700,uid={owner()},size=64m", "tmpfs", disk]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"NOT TESTED: no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        with cluster("--wal-segsize=1", f"--waldir={disk / 'log'}") as other:
+            other.sql("ALTER SYSTEM SET max_wal_size = '8MB'; ALTER SYSTEM SET min_wal_size = '2MB'")
+            other.sql("CREATE TABLE t AS SELECT n, repeat('x', 900) FROM generate_series(1, 3000) n")
+            other.sql("SELECT pg_reload_conf()")
+
+            def write(name):
+                if name.startswith("base/"):
+                    other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) "
+                              "FROM generate_series(1, 40)")  # fmt: skip
+
+            with pytest.raises(NoSpace, match="its log") as caught:
+                as_owner(backed_up, other, write)
+            assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"]
+            until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
+            other.sql("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT")
+            assert len(list((disk / "log").iterdir())) < 20
+    finally:
+        subprocess.run(["umount", disk], check=True)

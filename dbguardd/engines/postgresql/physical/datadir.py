@@ -122,6 +122,18 @@ class DataDirectory:
             before = now
         return now
 
+    def free_for_log(self) -> int:
+        """Return how many bytes the server may still write where its log lies: a disk of its own, perhaps."""
+        try:
+            file = os.open(WAL, _DIRECTORY, dir_fd=self.file)
+            try:
+                disk = os.fstatvfs(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise denied(WAL, error) from error
+        return disk.f_bavail * disk.f_frsize
+
     def members(self) -> Iterator[Member]:
         """Yield what belongs into the backup, a directory before what is in it, but pg_control: it comes last of all.
 

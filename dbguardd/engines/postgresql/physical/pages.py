@@ -60,6 +60,10 @@ class Pages:
         def alive() -> None:
             progress("checkpoint", 0, None)
 
+        def copied(done: int) -> None:
+            mode.check_room(directory)
+            progress("copy", done, None)
+
         self.release()
         with ExitStack() as stack:
             keeper, cluster = self._look(stack)
@@ -72,7 +76,7 @@ class Pages:
             mode.hold(directory)
             begun = now()
             mode.begin(alive)
-            copy = Copy(directory, cluster, sink, begun, lambda done: progress("copy", done, None))
+            copy = Copy(directory, cluster, sink, begun, copied)
             copy.relations()
             copy.files()
             copy.last()

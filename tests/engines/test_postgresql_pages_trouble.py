@@ -32,6 +32,7 @@ from dbguardd.errors import (
     Cancelled,
     Damaged,
     GuardError,
+    LogBroken,
     NoSpace,
     SourceDamaged,
     SourceInvalid,
@@ -316,6 +317,23 @@ def test_a_backup_whose_snapshots_cannot_be_held_or_read_is_kept_without_a_finge
         hunter.wait()
     assert isinstance(taken, Untold) and "57P01" in taken.why
     assert {"files.tar", "log.tar"} < set(streams)
+
+
+def test_a_slot_that_the_server_takes_away_is_told_with_what_to_raise():
+    with cluster("--wal-segsize=1") as other:
+        other.sql("CREATE TABLE t AS SELECT n, repeat('x', 900) FROM generate_series(1, 3000) n")
+        other.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; ALTER SYSTEM SET max_wal_size = '2MB'; "
+                  "ALTER SYSTEM SET min_wal_size = '2MB'; SELECT pg_reload_conf()")  # fmt: skip
+
+        def write(name):
+            if name.startswith("base/"):
+                other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) "
+                          "FROM generate_series(1, 12); CHECKPOINT")  # fmt: skip
+                until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
+
+        with pytest.raises(LogBroken) as caught:
+            as_owner(backed_up, other, write)
+    assert "max_slot_wal_keep_size" in caught.value.hints[0] and "terminating connection" in caught.value.detail
 
 
 def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):

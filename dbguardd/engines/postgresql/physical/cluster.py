@@ -22,7 +22,8 @@ _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
        current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
-       (SELECT timeline_id FROM pg_control_checkpoint()), current_setting('max_prepared_transactions')::int
+       (SELECT timeline_id FROM pg_control_checkpoint()), current_setting('max_prepared_transactions')::int,
+       (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 FROM pg_control_system()
 """
 _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY oid"
@@ -42,6 +43,7 @@ class Cluster:
     checksums: bool
     catalog: int
     prepared: int
+    bounded: bool  # what a slot may hold of the log
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
     configuration: Mapping[str, str]
@@ -61,7 +63,7 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, standby, system, catalog, timeline, prepared),) = rows(
+    ((directory, page, segment, level, checksums, standby, system, catalog, timeline, prepared, bounded),) = rows(
         connection, _ABOUT
     )
     if standby:
@@ -85,6 +87,7 @@ def look(connection: Connection, about: str) -> Cluster:
         checksums,
         catalog,
         prepared,
+        bounded,
         Log(system, timeline, segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import waited
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.segments import label_start, place
+from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
 from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid
 
 _SYSTEM_BYTES = 8
 _HELD = b"""
 SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
 """
+
+
+@contextmanager
+def bounded(about: str) -> Iterator[None]:
+    """Say what it means when the server ends our session where it bounds what a slot may hold: so it takes one away."""
+    try:
+        yield
+    except errors.AdminShutdown as error:
+        raise let_go(f"{about}: the server has ended the session that held its log", str(error).strip()) from error
 
 
 @dataclass(frozen=True, slots=True)

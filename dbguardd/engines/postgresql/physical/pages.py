@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.physical.content import fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
@@ -74,6 +74,7 @@ class Pages:
             stack.callback(directory.close)
             mode = BackupMode(keeper, cluster.log.system)
             mode.hold(directory)
+            stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
             begun = now()
             mode.begin(alive)
             copy = Copy(directory, cluster, sink, begun, copied)

@@ -54,6 +54,11 @@ _SETTINGS = (
     "SET quote_all_identifiers = off",
     "SET synchronize_seqscans = off",
 )
+_LATER_SETTINGS = (
+    (14, "SET client_connection_check_interval = '1s'"),  # a query of ours ends soon after us, whatever ended us
+    (17, "SET transaction_timeout = 0"),
+)
+"""With the first version that knows them."""
 _LOCAL_OPTIONS = "-c role=none -c local_preload_libraries="
 """What the owner of a database may set for everybody who connects to it: to be another role, or never to get in."""
 
@@ -121,6 +126,10 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
                 )
             for setting in _SETTINGS:
                 connection.execute(setting.encode(), prepare=False)
+            for first, setting in _LATER_SETTINGS:
+                if major_of(connection) >= first:
+                    with suppress(psycopg.errors.InvalidParameterValue):  # not every system tells a server that we left
+                        connection.execute(setting.encode(), prepare=False)
     except BaseException:
         connection.close()
         raise

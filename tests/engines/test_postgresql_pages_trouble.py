@@ -5,10 +5,11 @@ import resource
 import signal
 import subprocess
 import tarfile
+import time
 from io import BytesIO
 
 import pytest
-from engine_memory import MemorySink, no_progress
+from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_pages_world import (
     backed_up,
     failed,
@@ -25,9 +26,11 @@ from postgres_world import as_owner, cluster, owner, until
 from dbguardd.engines.base import Untold
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.dump import CONTENTS, Contents
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.place import write_files
 from dbguardd.errors import (
     Cancelled,
     Damaged,
@@ -113,6 +116,28 @@ def test_no_room_and_a_place_that_is_taken_leave_nothing(live, place, kept):
         return sorted(os.listdir(place))
 
     assert as_owner(narrow) == ["taken"]
+
+
+def test_restores_beside_each_other_leave_each_others_work_alone_and_clear_what_a_killed_one_left(live, place, kept):
+    """A dump has been restored for some time when a cluster is restored beside it."""
+
+    def beside():
+        contents = Contents("15.0", (), (), passwords=False).encode()
+        dump, dead = MemorySink(), place / ".dead.abcd1234.dbguard"
+        with dump.write(CONTENTS) as out:
+            out.write(contents)
+        dead.mkdir()
+
+        def cluster_beside(step, done, total):
+            (work,) = place.glob(".dump.*")
+            until(lambda: time.time() - work.stat().st_ctime > 1.5, "work that is no longer young")
+            made(live).restore(tree(*kept[:2]), place / "cluster", no_progress)
+            assert work.is_dir()
+
+        write_files(MemoryTree(dump, {}), place / "dump", cluster_beside)
+        return sorted(os.listdir(place))
+
+    assert as_owner(beside) == ["cluster", "dump"]
 
 
 # ------------------------------------------------------------------------------------------------ what is damaged

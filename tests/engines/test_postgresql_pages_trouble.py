@@ -38,6 +38,7 @@ from dbguardd.errors import (
     LogBroken,
     NoSpace,
     SourceDamaged,
+    SourceDenied,
     SourceInvalid,
     TargetExists,
     Unsupported,
@@ -296,6 +297,43 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
         assert caught.value.code == "DBG-2007"
     finally:
         live.sql("DROP ROLE low")
+
+
+def test_what_no_cluster_is_whole_without_is_not_left_out(live):
+    """A tablespace whose place is gone or somebody else's, and links where the server itself makes none."""
+    live.sql("CREATE TABLE moved (n int); CHECKPOINT", "shop")
+    far, aside = live.place / "far", live.place / "aside"
+    table = live.data / live.sql("SELECT pg_relation_filepath('moved')", "shop")
+
+    def refused(before=None):
+        with pytest.raises((SourceInvalid, SourceDenied)) as caught:
+            as_owner(backed_up, live, before)
+        return caught.value
+
+    try:
+        error = refused(lambda name: far.rename(aside) if far.exists() else None)
+    finally:
+        aside.rename(far)
+    assert str(far) in error.message and "is not there" in error.message
+    for path in (table, table.parent, live.data / "pg_xact"):
+        path.rename(aside)
+        path.symlink_to(aside)
+        try:
+            error = refused()
+        finally:
+            path.unlink()
+            aside.rename(path)
+        assert str(path) in error.message and "is a link" in error.message
+    if os.geteuid() == 0:
+        os.chown(far, 0, -1)
+        far.chmod(0o755)
+        try:
+            error = refused()
+        finally:
+            os.chown(far, owner(), -1)
+            far.chmod(0o700)
+        assert "another user" in error.message
+    live.sql("DROP TABLE moved", "shop")
 
 
 def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprint(live, place):

@@ -97,7 +97,7 @@ def look(connection: Connection, about: str) -> Cluster:
 def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     """Return name and place of each tablespace that lies elsewhere, by its number."""
     found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
-    return {oid: (name, place) for oid, name, place in found if place.startswith("/")}
+    return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:

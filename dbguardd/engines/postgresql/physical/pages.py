@@ -85,6 +85,7 @@ class Pages:
             snapshots = self._place(keeper, cluster, tools, ended, stack)
             end = place.mark(keeper) if snapshots is None else snapshots.end
             self._check_tablespaces(keeper, cluster, tools, (ended.start, end), alive)
+            directory.check_walked()
             copy.log(ended, end)
             mode.let_go()
             facts = self._facts(keeper, cluster, copy, ended, snapshots)

@@ -103,6 +103,11 @@ def test_a_server_is_asked_in_the_bytes_of_its_database(live):
         ]
 
 
+def test_money_looks_the_same_whatever_a_server_or_a_database_makes_of_it(live):
+    with connected(address_of(live.url), "postgres") as db:
+        assert rows(db, b"SHOW lc_monetary") == [(b"C",)]
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [

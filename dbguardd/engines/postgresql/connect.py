@@ -48,6 +48,7 @@ _SETTINGS = (
     "SET bytea_output = 'hex'",
     "SET datestyle = 'ISO, YMD'",
     "SET intervalstyle = 'postgres'",
+    "SET lc_monetary = 'C'",
     "SET extra_float_digits = 3",
     "SET timezone = 'UTC'",
     "SET xmloption = 'content'",

@@ -21,7 +21,7 @@ from postgres_pages_world import (
     stored,
     tree,
 )
-from postgres_world import as_owner, cluster, owner, until
+from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
 from dbguardd.engines.base import Untold
 from dbguardd.engines.postgresql import open_postgresql
@@ -428,3 +428,32 @@ def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
             assert len(list((disk / "log").iterdir())) < 20
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_server_that_was_promoted_a_moment_ago_is_backed_up_along_its_own_log(live, place):
+    """Its last checkpoint is one of before, on the timeline that it has left."""
+    copy = Cluster(place, live.programs)
+    words = [
+        "--checkpoint=fast",
+        "--no-sync",
+        "--write-recovery-conf",
+        f"--tablespace-mapping={live.place}/far={place}/far",
+    ]
+    words += [f"--dbname=host={live.socket} port={live.port} user=postgres", f"--pgdata={copy.data}"]
+    subprocess.run([live.programs / "pg_basebackup", *words], check=True, cwd="/", capture_output=True, **identity())
+    copy.socket.mkdir()
+    os.chown(copy.socket, owner(), -1)
+    with (copy.data / "postgresql.conf").open("a") as conf:
+        conf.write(f"unix_socket_directories = '{copy.socket}'\nport = {copy.port}\n"
+                   "checkpoint_timeout = '1d'\ncheckpoint_completion_target = 1\n")  # fmt: skip
+    copy.start()
+    try:
+        live.sql("CREATE TABLE later AS SELECT n FROM generate_series(1, 200000) n", "shop")
+        until(lambda: copy.sql("SELECT to_regclass('later') IS NOT NULL", "shop") == "t", "the standby")
+        copy.sql("SELECT pg_promote()")
+        assert copy.sql("SELECT timeline_id FROM pg_control_checkpoint()") == "1"
+        _, facts, taken, found = as_owner(round_trip, copy, place / "restored")
+    finally:
+        copy.stop()
+        live.sql("DROP TABLE later", "shop")
+    assert facts["timeline"] == 2 and failed(found) == {} and found.fingerprint == taken

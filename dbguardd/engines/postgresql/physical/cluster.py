@@ -11,7 +11,7 @@ from typing import Any
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import Log, timeline_of
 from dbguardd.errors import SourceDenied, Unsupported
 
 OLDEST = 15
@@ -22,7 +22,8 @@ _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
        current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
-       (SELECT timeline_id FROM pg_control_checkpoint()), current_setting('max_prepared_transactions')::int,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
+       current_setting('max_prepared_transactions')::int,
        (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 FROM pg_control_system()
 """
@@ -63,7 +64,7 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, standby, system, catalog, timeline, prepared, bounded),) = rows(
+    ((directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, bounded),) = rows(
         connection, _ABOUT
     )
     if standby:
@@ -88,7 +89,7 @@ def look(connection: Connection, about: str) -> Cluster:
         catalog,
         prepared,
         bounded,
-        Log(system, timeline, segment),
+        Log(system, timeline_of(text(segment_name)), segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),
     )

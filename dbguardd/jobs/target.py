@@ -15,6 +15,9 @@ from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.wire import Restore
 
+_SPARE_BYTES = 64 << 20
+"""What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""
+
 
 def live(run: Run) -> Path:
     """Return the path of the live database."""
@@ -103,6 +106,28 @@ def check_space(run: Run, plan: Mapping[str, Any]) -> None:
             detail=f"{plan['needs_bytes']} bytes are needed, {plan['free_bytes']} bytes are free.",
             hints=["free space there, or choose another place with --to"],
             facts={"needed_bytes": plan["needs_bytes"], "free_bytes": plan["free_bytes"]},
+        )
+
+
+def check_staging(run: Run, backup: Backup, size: int) -> None:
+    """Raise NoSpace if a test restore of so many bytes could fill the disk that it is made on: others write there, too.
+
+    The live database may be one of them. A dump is restored twice: to files, and from them into a server.
+    """
+    try:
+        disk = os.statvfs(Path(run.staging).parent)
+    except OSError:
+        return
+    free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    needs = size + (int(backup.facts.get("size_bytes") or 0) if served(run) and backup.method == "dump" else 0)
+    spare = needs // 10 + min(_SPARE_BYTES, total // 20)
+    if free < needs + spare:
+        raise NoSpace(
+            f"{run.name}: not enough space for a test restore of backup {backup.id}",
+            detail=f"{needs} bytes are needed in {run.staging}, {free} bytes are free, "
+            f"of which {spare} bytes have to stay so. The backup is as it was.",
+            hints=[f"df -h {shlex.quote(str(Path(run.staging).parent))}"],
+            facts={"needed_bytes": needs + spare, "free_bytes": free},
         )
 
 

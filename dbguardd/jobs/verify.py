@@ -14,6 +14,7 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.moment import between, opened
 from dbguardd.jobs.plain import keep_plain
+from dbguardd.jobs.target import check_staging
 from dbguardd.repository import Backup, Proof
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
@@ -46,6 +47,7 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
             return None
         until = moment.at
         detail = f"up to {instant(until)}: {moment.said()}"
+        check_staging(run, backup, moment.bytes)
         with opened(run, moment) as tree:
             run.snapshots.restore(tree, target, run.progress)
         examined = run.snapshots.examine(target, (), run.progress)
@@ -87,6 +89,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     findings: list[Finding] = []
     grade = Grade.STORED
     seconds: float | None = None
+    check_staging(run, backup, backup.source_bytes)
     try:
         with run.repository.tree(backup, reading(run, backup)) as tree:
             run.snapshots.restore(tree, target, run.progress)

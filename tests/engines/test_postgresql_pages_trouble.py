@@ -3,11 +3,13 @@
 import os
 import resource
 import signal
+import subprocess
 import tarfile
+import time
 from io import BytesIO
 
 import pytest
-from engine_memory import MemorySink, no_progress
+from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_pages_world import (
     backed_up,
     failed,
@@ -19,20 +21,24 @@ from postgres_pages_world import (
     stored,
     tree,
 )
-from postgres_world import as_owner, cluster, until
+from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
 from dbguardd.engines.base import Untold
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.dump import CONTENTS, Contents
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.place import write_files
 from dbguardd.errors import (
     Cancelled,
     Damaged,
     GuardError,
+    LogBroken,
     NoSpace,
     SourceDamaged,
+    SourceDenied,
     SourceInvalid,
     TargetExists,
     Unsupported,
@@ -111,6 +117,28 @@ def test_no_room_and_a_place_that_is_taken_leave_nothing(live, place, kept):
         return sorted(os.listdir(place))
 
     assert as_owner(narrow) == ["taken"]
+
+
+def test_restores_beside_each_other_leave_each_others_work_alone_and_clear_what_a_killed_one_left(live, place, kept):
+    """A dump has been restored for some time when a cluster is restored beside it."""
+
+    def beside():
+        contents = Contents("15.0", (), (), passwords=False).encode()
+        dump, dead = MemorySink(), place / ".dead.abcd1234.dbguard"
+        with dump.write(CONTENTS) as out:
+            out.write(contents)
+        dead.mkdir()
+
+        def cluster_beside(step, done, total):
+            (work,) = place.glob(".dump.*")
+            until(lambda: time.time() - work.stat().st_ctime > 1.5, "work that is no longer young")
+            made(live).restore(tree(*kept[:2]), place / "cluster", no_progress)
+            assert work.is_dir()
+
+        write_files(MemoryTree(dump, {}), place / "dump", cluster_beside)
+        return sorted(os.listdir(place))
+
+    assert as_owner(beside) == ["cluster", "dump"]
 
 
 # ------------------------------------------------------------------------------------------------ what is damaged
@@ -271,6 +299,43 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
         live.sql("DROP ROLE low")
 
 
+def test_what_no_cluster_is_whole_without_is_not_left_out(live):
+    """A tablespace whose place is gone or somebody else's, and links where the server itself makes none."""
+    live.sql("CREATE TABLE moved (n int); CHECKPOINT", "shop")
+    far, aside = live.place / "far", live.place / "aside"
+    table = live.data / live.sql("SELECT pg_relation_filepath('moved')", "shop")
+
+    def refused(before=None):
+        with pytest.raises((SourceInvalid, SourceDenied)) as caught:
+            as_owner(backed_up, live, before)
+        return caught.value
+
+    try:
+        error = refused(lambda name: far.rename(aside) if far.exists() else None)
+    finally:
+        aside.rename(far)
+    assert str(far) in error.message and "is not there" in error.message
+    for path in (table, table.parent, live.data / "pg_xact"):
+        path.rename(aside)
+        path.symlink_to(aside)
+        try:
+            error = refused()
+        finally:
+            path.unlink()
+            aside.rename(path)
+        assert str(path) in error.message and "is a link" in error.message
+    if os.geteuid() == 0:
+        os.chown(far, 0, -1)
+        far.chmod(0o755)
+        try:
+            error = refused()
+        finally:
+            os.chown(far, owner(), -1)
+            far.chmod(0o700)
+        assert "another user" in error.message
+    live.sql("DROP TABLE moved", "shop")
+
+
 def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprint(live, place):
     live.sql("CREATE DATABASE last")
     number = live.sql("SELECT oid FROM pg_database WHERE datname = 'last'")
@@ -286,3 +351,109 @@ def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprin
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
     found = as_owner(proven, live, {**streams}, facts, place / "restored")
     assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None
+
+
+def test_what_the_owner_of_a_database_sets_for_all_who_connect_keeps_us_from_nothing(live, place):
+    live.sql("CREATE ROLE mallory; ALTER DATABASE shop SET role = 'mallory'; "
+             "ALTER DATABASE shop SET local_preload_libraries = 'nothere'")  # fmt: skip
+    try:
+        _, _, taken, found = as_owner(round_trip, live, place / "restored")
+    finally:
+        live.sql("ALTER DATABASE shop RESET ALL; DROP ROLE mallory")
+    assert failed(found) == {} and found.fingerprint == taken
+
+
+def test_a_backup_whose_snapshots_cannot_be_held_or_read_is_kept_without_a_fingerprint(live):
+    words = [live.programs / "psql", "-Xq", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-c"]
+    hunt = """DO $$ BEGIN LOOP
+        PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'dbguard' AND datname = 'shop' AND state = 'idle in transaction';
+        PERFORM pg_sleep(0.001), pg_stat_clear_snapshot();
+    END LOOP; END $$"""
+    hunting = "FROM pg_stat_activity WHERE query LIKE 'DO $$%LOOP%' AND pid <> pg_backend_pid()"
+    hunter = subprocess.Popen([*words, hunt], cwd="/", stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: live.sql(f"SELECT count(*) {hunting}") == "1", "the hunter")
+        streams, _, taken = as_owner(stored, live)
+    finally:
+        live.sql(f"SELECT pg_terminate_backend(pid) {hunting}")
+        hunter.wait()
+    assert isinstance(taken, Untold) and "57P01" in taken.why
+    assert {"files.tar", "log.tar"} < set(streams)
+
+
+def test_a_slot_that_the_server_takes_away_is_told_with_what_to_raise():
+    with cluster("--wal-segsize=1") as other:
+        other.sql("CREATE TABLE t AS SELECT n, repeat('x', 900) FROM generate_series(1, 3000) n")
+        other.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'; ALTER SYSTEM SET max_wal_size = '2MB'; "
+                  "ALTER SYSTEM SET min_wal_size = '2MB'; SELECT pg_reload_conf()")  # fmt: skip
+
+        def write(name):
+            if name.startswith("base/"):
+                other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) "
+                          "FROM generate_series(1, 12); CHECKPOINT")  # fmt: skip
+                until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
+
+        with pytest.raises(LogBroken) as caught:
+            as_owner(backed_up, other, write)
+    assert "max_slot_wal_keep_size" in caught.value.hints[0] and "terminating connection" in caught.value.detail
+
+
+def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
+    """A server without room for its log stops at once, and nothing else bounds what a slot holds."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can mount a small disk for the log")
+    disk = place / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"mode=0700,uid={owner()},size=64m", "tmpfs", disk]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"NOT TESTED: no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        with cluster("--wal-segsize=1", f"--waldir={disk / 'log'}") as other:
+            other.sql("ALTER SYSTEM SET max_wal_size = '8MB'; ALTER SYSTEM SET min_wal_size = '2MB'")
+            other.sql("CREATE TABLE t AS SELECT n, repeat('x', 900) FROM generate_series(1, 3000) n")
+            other.sql("SELECT pg_reload_conf()")
+
+            def write(name):
+                if name.startswith("base/"):
+                    other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) "
+                              "FROM generate_series(1, 40)")  # fmt: skip
+
+            with pytest.raises(NoSpace, match="its log") as caught:
+                as_owner(backed_up, other, write)
+            assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"]
+            until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
+            other.sql("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT")
+            assert len(list((disk / "log").iterdir())) < 20
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_server_that_was_promoted_a_moment_ago_is_backed_up_along_its_own_log(live, place):
+    """Its last checkpoint is one of before, on the timeline that it has left."""
+    copy = Cluster(place, live.programs)
+    words = [
+        "--checkpoint=fast",
+        "--no-sync",
+        "--write-recovery-conf",
+        f"--tablespace-mapping={live.place}/far={place}/far",
+    ]
+    words += [f"--dbname=host={live.socket} port={live.port} user=postgres", f"--pgdata={copy.data}"]
+    subprocess.run([live.programs / "pg_basebackup", *words], check=True, cwd="/", capture_output=True, **identity())
+    copy.socket.mkdir()
+    os.chown(copy.socket, owner(), -1)
+    with (copy.data / "postgresql.conf").open("a") as conf:
+        conf.write(f"unix_socket_directories = '{copy.socket}'\nport = {copy.port}\n"
+                   "checkpoint_timeout = '1d'\ncheckpoint_completion_target = 1\n")  # fmt: skip
+    copy.start()
+    try:
+        live.sql("CREATE TABLE later AS SELECT n FROM generate_series(1, 200000) n", "shop")
+        until(lambda: copy.sql("SELECT to_regclass('later') IS NOT NULL", "shop") == "t", "the standby")
+        copy.sql("SELECT pg_promote()")
+        assert copy.sql("SELECT timeline_id FROM pg_control_checkpoint()") == "1"
+        _, facts, taken, found = as_owner(round_trip, copy, place / "restored")
+    finally:
+        copy.stop()
+        live.sql("DROP TABLE later", "shop")
+    assert facts["timeline"] == 2 and failed(found) == {} and found.fingerprint == taken

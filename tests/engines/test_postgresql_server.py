@@ -103,6 +103,11 @@ def test_a_server_is_asked_in_the_bytes_of_its_database(live):
         ]
 
 
+def test_money_looks_the_same_whatever_a_server_or_a_database_makes_of_it(live):
+    with connected(address_of(live.url), "postgres") as db:
+        assert rows(db, b"SHOW lc_monetary") == [(b"C",)]
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
@@ -246,6 +251,29 @@ def test_it_ends_with_whoever_started_it_even_if_that_one_is_killed(live, place)
     assert segment not in [line.split()[1] for line in listed.splitlines() if len(line.split()) > 4]
     for path in list(place.iterdir()):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_query_ends_soon_after_whoever_asked_even_if_that_one_is_killed(live):
+    def asking():
+        with connected(address_of(live.url)) as db:
+            db.execute(b"SELECT 'ours', pg_sleep(1000)")
+
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT ''ours''%'"
+    child = os.fork()
+    if child == 0:
+        try:
+            asking()
+        finally:
+            os._exit(0)
+    try:
+        until(lambda: live.sql(running) == "1", "the query")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        until(lambda: live.sql(running) == "0", "its end")
+    finally:
+        live.sql(running.replace("count(*)", "pg_terminate_backend(pid)"))
 
 
 def test_root_is_refused_with_what_to_do(live, tmp_path):

@@ -170,6 +170,21 @@ def test_full_staging(press, left):
         hand.restores(first, hand.backup())
 
 
+def test_a_test_restore_never_takes_the_last_room(press):
+    """The live database may lie on the same disk."""
+    with a_place() as place, a_disk(place / "state", "size=8m"):
+        hand = Hand(place, press)
+        hand.seed()
+        hand.backup()
+        size = hand.path.stat().st_size
+        with filled(hand.state, size + 16 * 4096):  # it would fit
+            refused = hand.run("verify", "shop")
+            assert (refused.status, refused.problem["code"]) == (11, "DBG-3002"), refused.stderr
+            assert "have to stay" in refused.problem["detail"] and refused.said("backup.graded") == []
+            told(refused.problem)
+        assert hand.run("verify", "shop").result["proof"]["grade"] == "proven"
+
+
 @pytest.mark.parametrize("method", ["pages", "dump"])
 def test_a_full_target(press, method):
     with a_place() as place, a_disk(place / "target", "size=4m"):

@@ -1,8 +1,8 @@
 """PostgreSQL: the databases behind one server, dumped by its makers' programs and proven in a throw-away one.
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
-child and confine (PostgreSQL's programs), dump, place (a restore), server (a throw-away one), prove, look (what is
-there). The other method, of whole clusters by their pages, is in physical.
+child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), prove, look
+(what is there). The other method, of whole clusters by their pages, is in physical.
 """
 
 from __future__ import annotations

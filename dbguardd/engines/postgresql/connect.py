@@ -48,23 +48,31 @@ _SETTINGS = (
     "SET bytea_output = 'hex'",
     "SET datestyle = 'ISO, YMD'",
     "SET intervalstyle = 'postgres'",
+    "SET lc_monetary = 'C'",
     "SET extra_float_digits = 3",
     "SET timezone = 'UTC'",
     "SET xmloption = 'content'",
     "SET quote_all_identifiers = off",
     "SET synchronize_seqscans = off",
 )
+_LATER_SETTINGS = (
+    (14, "SET client_connection_check_interval = '1s'"),  # a query of ours ends soon after us, whatever ended us
+    (17, "SET transaction_timeout = 0"),
+)
+"""With the first version that knows them."""
+_LOCAL_OPTIONS = "-c role=none -c local_preload_libraries="
+"""What the owner of a database may set for everybody who connects to it: to be another role, or never to get in."""
 
 
 def address_of(url: str) -> dict[str, str]:
     """Return what a policy's url says. Raises PolicyInvalid."""
     try:
-        told = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
+        said = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
         raise PolicyInvalid(f"{url}: is no address of a PostgreSQL server", detail=str(error).strip()) from error
-    if not {"host", "hostaddr", "service"} & set(told):
-        told["host"] = POSTGRESQL_SOCKETS
-    return told
+    if not {"host", "hostaddr", "service"} & set(said):
+        said["host"] = POSTGRESQL_SOCKETS
+    return said
 
 
 def place_of(address: Address) -> str:
@@ -74,6 +82,18 @@ def place_of(address: Address) -> str:
     host = address.get("host", "")
     where = host if host and not host.startswith("/") else "local server" + (f" in {host}" if host else "")
     return f"PostgreSQL, {where}" + (f", port {address['port']}" if "port" in address else "")
+
+
+def told(address: Address, database: str = "") -> dict[str, str]:
+    """Return what libpq is told to reach a database of a server; what the url itself has as options counts more.
+
+    Options go to a local socket only: what stands before a server elsewhere (pgbouncer) refuses such connections.
+    """
+    found = {**address, **({"dbname": database} if database else {})}
+    found.setdefault("dbname", "postgres")
+    if "hostaddr" not in found and all(host.startswith("/") for host in found.get("host", "").split(",")):
+        found["options"] = f"{_LOCAL_OPTIONS} {found.get('options', '')}".strip()
+    return found
 
 
 @contextmanager
@@ -89,16 +109,15 @@ def connected(address: Address, database: str = "", about: str = "") -> Iterator
 
 def connect(address: Address, database: str = "", about: str = "") -> Connection:
     """Return a connection outside of any transaction. Raises ServerUnreachable, SourceDenied, SourceMissing ..."""
-    told = {**address, **({"dbname": database} if database else {})}
-    told.setdefault("dbname", "postgres")
+    where = told(address, database)
     usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
     about = about or place_of(address)
-    if told.get("sslrootcert") == "system":
+    if where.get("sslrootcert") == "system":
         _trust_whom_the_system_trusts()
     try:
-        connection = psycopg.connect(**{**usual, **told}, autocommit=True)  # type: ignore[arg-type]
+        connection = psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
     except psycopg.Error as error:
-        raise _unconnected(about, told, error) from error
+        raise _unconnected(about, where, error) from error
     try:
         with refusals(about):
             if connection.info.server_version // 10000 < OLDEST:
@@ -108,6 +127,10 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
                 )
             for setting in _SETTINGS:
                 connection.execute(setting.encode(), prepare=False)
+            for first, setting in _LATER_SETTINGS:
+                if major_of(connection) >= first:
+                    with suppress(psycopg.errors.InvalidParameterValue):  # not every system tells a server that we left
+                        connection.execute(setting.encode(), prepare=False)
     except BaseException:
         connection.close()
         raise

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.child import tool
-from dbguardd.engines.postgresql.connect import Address, place_of
+from dbguardd.engines.postgresql.connect import Address, place_of, told
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
@@ -158,8 +158,8 @@ class Dumper:
             out.write(contents.encode())
 
     def _told(self, database: str) -> str:
-        told: Mapping[str, Any] = {**self._address, "dbname": database, "application_name": "dbguard"}
-        return make_conninfo("", **told)
+        where: Mapping[str, Any] = {**told(self._address, database), "application_name": "dbguard"}
+        return make_conninfo("", **where)
 
     def _stream(self, name: str, words: Sequence[str], what: str) -> None:
         def alive() -> None:

@@ -5,32 +5,23 @@ All or nothing, durable, never over anything: the directory gets its name when i
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import pwd
 import re
 import shlex
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.dump import CONTENTS, ROLES, TABLESPACES, Contents, decode
+from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.snapshot import Database
-from dbguardd.errors import Damaged, GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Usage
+from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
 
 MANUAL = "RESTORE.txt"
 _STREAM = re.compile(r"[0-9]{4,}\.dump")
-_WORK = ".dbguard"
 _PIECE_BYTES = 1 << 20
-_NO_REPLACE = 1  # renameat2(2)
-_HERE = -100
 
 
 def write_files(tree: Tree, target: Path, progress: Progress) -> None:
@@ -106,73 +97,3 @@ def manual(contents: Contents, target: Path) -> str:
             f"pg_dump -d {into} -t SCHEMA.TABLE | psql -X -1 -v ON_ERROR_STOP=1 -d {live}",
         ]
     return "\n".join([*lines, ""])
-
-
-@contextmanager
-def fresh(target: Path) -> Iterator[Path]:
-    """Yield a new directory beside `target`; when the block ends well it becomes `target`, durable."""
-    with _outcomes(target):
-        if os.path.lexists(target):
-            raise TargetExists(f"{target}: something is there", detail="a restore never overwrites")
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}.", suffix=_WORK, dir=target.parent))
-    try:
-        with _outcomes(target):
-            yield work
-            sync_directory(work)
-            _rename(work, target)
-            sync_directory(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _rename(work: Path, target: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_HERE, os.fsencode(work), _HERE, os.fsencode(target), _NO_REPLACE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(target))
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-@contextmanager
-def _outcomes(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise outcome(target, error) from error
-
-
-def outcome(target: Path, error: OSError) -> GuardError:
-    """Return what an error of the operating system at the target means."""
-    detail = error.strerror or str(error)
-    match error.errno:
-        case errno.EEXIST | errno.ENOTEMPTY:
-            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return NoSpace(f"{target}: no room for the restored dumps", detail=detail)
-        case errno.ENOENT | errno.ENOTDIR:
-            return Usage(f"{target}: there is no directory {target.parent}", hints=[_make(target.parent)])
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return PlaceDenied(
-                f"{target}: cannot be written",
-                detail=f"{detail}: the job acts as {_user()}, who may not write in {target.parent}",
-                hints=[f"{_make(target.parent / 'restored')}  # and restore to a place in there"],
-            )
-    return Unreachable(f"{target}: cannot be written", detail=detail)
-
-
-def _user() -> str:
-    with suppress(KeyError):
-        return pwd.getpwuid(os.geteuid()).pw_name
-    return str(os.geteuid())
-
-
-def _make(directory: Path) -> str:
-    return shlex.join(["install", "-d", "-o", _user(), "-m", "0700", str(directory)])

@@ -11,7 +11,7 @@ from typing import Any
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import Log, timeline_of
 from dbguardd.errors import SourceDenied, Unsupported
 
 OLDEST = 15
@@ -22,7 +22,9 @@ _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
        current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
-       (SELECT timeline_id FROM pg_control_checkpoint()), current_setting('max_prepared_transactions')::int
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
+       current_setting('max_prepared_transactions')::int,
+       (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 FROM pg_control_system()
 """
 _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY oid"
@@ -42,6 +44,7 @@ class Cluster:
     checksums: bool
     catalog: int
     prepared: int
+    bounded: bool  # what a slot may hold of the log
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
     configuration: Mapping[str, str]
@@ -61,7 +64,7 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, standby, system, catalog, timeline, prepared),) = rows(
+    ((directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, bounded),) = rows(
         connection, _ABOUT
     )
     if standby:
@@ -85,7 +88,8 @@ def look(connection: Connection, about: str) -> Cluster:
         checksums,
         catalog,
         prepared,
-        Log(system, timeline, segment),
+        bounded,
+        Log(system, timeline_of(text(segment_name)), segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),
     )
@@ -94,7 +98,7 @@ def look(connection: Connection, about: str) -> Cluster:
 def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     """Return name and place of each tablespace that lies elsewhere, by its number."""
     found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
-    return {oid: (name, place) for oid, name, place in found if place.startswith("/")}
+    return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:

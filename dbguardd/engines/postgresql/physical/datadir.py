@@ -1,21 +1,22 @@
 """What lies in the data directory of a running cluster, and what of it belongs into a physical backup.
 
 The rules are those of pg_basebackup. No link is followed: tablespaces are where the server says they are, and whatever
-else is no file and no directory is named and left out. Every name is opened below the directory that was listed, never
-by a path that somebody could have changed meanwhile.
+else is no file and no directory is named and left out; where no cluster is whole without it, it is refused. Every name
+is opened below the directory that was listed, never by a path that somebody could have changed meanwhile.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.errors import GuardError, SourceChanged, SourceDenied, SourceMissing
+from dbguardd.errors import GuardError, SourceChanged, SourceDenied, SourceInvalid, SourceMissing
 
 TABLESPACES = "pg_tblspc"
 CONTROL = "global/pg_control"
@@ -36,6 +37,8 @@ _LEFT_OUT = frozenset(
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
 _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
+_NEEDED = re.compile(r"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)")
+"""Directories that no cluster is whole without."""
 _TEMPORARY = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -80,6 +83,7 @@ class DataDirectory:
         self.path, self._tablespaces, self._version = path, tablespaces, version_directory
         self._within = frozenset(os.path.relpath(place, path) for place in tablespaces.values())
         self.left_out: list[str] = []
+        self._walked = set[str]()
         try:
             self.file = os.open(path, _DIRECTORY)
         except FileNotFoundError as error:
@@ -122,13 +126,35 @@ class DataDirectory:
             before = now
         return now
 
+    def free_for_log(self) -> int:
+        """Return how many bytes the server may still write where its log lies: a disk of its own, perhaps."""
+        try:
+            file = os.open(WAL, _DIRECTORY, dir_fd=self.file)
+            try:
+                disk = os.fstatvfs(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise denied(WAL, error) from error
+        return disk.f_bavail * disk.f_frsize
+
     def members(self) -> Iterator[Member]:
         """Yield what belongs into the backup, a directory before what is in it, but pg_control: it comes last of all.
 
         A member can be opened until the next is asked for. What comes or goes meanwhile, is there or not.
         """
         self.left_out = []
+        self._walked.clear()
         yield from self._below(self.file, "")
+
+    def check_walked(self) -> None:
+        """Raise SourceInvalid if the last members() has not come to a tablespace: it was dropped, or is not there."""
+        for number in sorted(set(self._tablespaces) - self._walked):
+            raise SourceInvalid(
+                f"{self._tablespaces[number]}: the tablespace that the server has there is not there",
+                detail=f"{TABLESPACES}/{number} has to be a link to an absolute path, and a directory has to be there. "
+                "A backup without it would lack all that is in it.",
+            )
 
     def _below(self, above: int, path: str) -> Iterator[Member]:
         with os.scandir(above) as listing:
@@ -169,13 +195,22 @@ class DataDirectory:
             os.close(directory)
 
     def _link(self, above: int, name: str, path: str) -> Iterator[Member]:
-        """A link is a tablespace that the server knows at that very place, or the log's directory; else left out."""
-        if path == WAL:
+        """A link is a tablespace that the server knows at that very place, or a directory of which nothing is kept.
+
+        Else it is left out. Raises SourceInvalid, SourceDenied where something would be missing.
+        """
+        if path in _EMPTY:
             yield Member(path, True, False, above, name)
             return
         location = self._tablespaces.get(name) if os.path.dirname(path) == TABLESPACES else None
         try:
-            if location is None or os.readlink(name, dir_fd=above) != location:
+            if location is None or os.readlink(name, dir_fd=above) != location or not os.path.isabs(location):
+                if _NEEDED.fullmatch(path) or is_relation(path):
+                    raise SourceInvalid(
+                        f"{self.path}/{path}: is a link, and no link of the server's own making",
+                        detail="It is not followed, and a backup without what it leads to would not be whole.",
+                        hints=["stop the server, and move what it leads to back in its place", 'set method = "dump"'],
+                    )
                 self._leave(path)
                 return
             place = os.open(location, _DIRECTORY)
@@ -185,8 +220,12 @@ class DataDirectory:
             raise denied(location or path, error) from error
         try:
             if os.fstat(place).st_uid != self._owner:
-                self._leave(path)
-                return
+                raise SourceDenied(
+                    f"{location}: the tablespace there belongs to another user than the data directory",
+                    detail="It is not read, and a backup without it would lack all that is in it.",
+                    hints=[shlex.join(["chown", str(self._owner), location])],
+                )
+            self._walked.add(name)
             yield Member(path, True, False, above, name)
             inner = f"{path}/{self._version}"  # another version's files may lie beside
             yield Member(inner, True, False, place, self._version)

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import waited
-from dbguardd.engines.postgresql.physical.datadir import DataDirectory
-from dbguardd.engines.postgresql.physical.segments import label_start, place
-from dbguardd.errors import SourceChanged, SourceInvalid
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
+from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid
 
 _SYSTEM_BYTES = 8
+_HELD = b"""
+SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
+"""
+
+
+@contextmanager
+def bounded(about: str) -> Iterator[None]:
+    """Say what it means when the server ends our session where it bounds what a slot may hold: so it takes one away."""
+    try:
+        yield
+    except errors.AdminShutdown as error:
+        raise let_go(f"{about}: the server has ended the session that held its log", str(error).strip()) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,7 @@ class BackupMode:
 
     def __init__(self, keeper: Connection, system: int) -> None:
         self._keeper, self._system = keeper, system
-        self._slot = ""
+        self._slot, self._room = "", 0
 
     def hold(self, directory: DataDirectory) -> None:
         """Make the slot, and see by it that `directory` is that of this server: a slot is a directory in there.
@@ -50,6 +66,28 @@ class BackupMode:
                 f"{directory.path}: is not the data directory of the server that was asked",
                 detail=f"the server is {self._system}, the directory {system}; the server may run on another host",
                 hints=['set method = "dump" for a server elsewhere'],
+            )
+
+        self._room = directory.free_for_log()
+
+    def check_room(self, directory: DataDirectory) -> None:
+        """Raise NoSpace if the log that the slot holds has taken half of the room that it had.
+
+        A server that cannot write its log stops at once, and without max_slot_wal_keep_size a slot may hold any number
+        of bytes. Asked of the file system each time, and of the server only where the room has become less: that can
+        be the work of others.
+        """
+        free = directory.free_for_log()
+        if free >= self._room // 2:
+            return
+        held = next((int(held) for (held,) in rows(self._keeper, _HELD, self._slot) if held is not None), 0)
+        if held > free:
+            raise NoSpace(
+                f"{directory.path}/{WAL}: the server needs the room that its log takes during the backup",
+                detail=f"The log of this backup has {held} bytes, and {free} bytes are free; a server that has no room "
+                "for its log stops. The server lets go of it now.",
+                hints=["give the log more room, or back up when less is written", 'or set method = "dump"'],
+                facts={"needed_bytes": held, "free_bytes": free},
             )
 
     def begin(self, alive: Alive) -> None:

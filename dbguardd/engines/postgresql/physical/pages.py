@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from dbguardd.engines.postgresql.physical.content import fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceLocked, SourceMissing, Unsupported
+from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
 MOST_DATABASES = 64
@@ -60,6 +60,10 @@ class Pages:
         def alive() -> None:
             progress("checkpoint", 0, None)
 
+        def copied(done: int) -> None:
+            mode.check_room(directory)
+            progress("copy", done, None)
+
         self.release()
         with ExitStack() as stack:
             keeper, cluster = self._look(stack)
@@ -70,9 +74,10 @@ class Pages:
             stack.callback(directory.close)
             mode = BackupMode(keeper, cluster.log.system)
             mode.hold(directory)
+            stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
             begun = now()
             mode.begin(alive)
-            copy = Copy(directory, cluster, sink, begun, lambda done: progress("copy", done, None))
+            copy = Copy(directory, cluster, sink, begun, copied)
             copy.relations()
             copy.files()
             copy.last()
@@ -80,6 +85,7 @@ class Pages:
             snapshots = self._place(keeper, cluster, tools, ended, stack)
             end = place.mark(keeper) if snapshots is None else snapshots.end
             self._check_tablespaces(keeper, cluster, tools, (ended.start, end), alive)
+            directory.check_walked()
             copy.log(ended, end)
             mode.let_go()
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
@@ -100,36 +106,50 @@ class Pages:
     def _place(
         self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, stack: ExitStack
     ) -> place.Placed | None:
-        """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had."""
+        """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
+
+        What fails here takes nothing from the copy, which is whole: whoever owns a database may let nobody in, no
+        connection may be left, a database be gone.
+        """
+        with ExitStack() as opened:
+            try:
+                with refusals(self._about):
+                    placed = self._snapshots(keeper, cluster, tools, ended, opened)
+            except Cancelled:
+                raise
+            except GuardError as error:
+                self._untold = f"no snapshot of every database could be taken: {error.message}. {error.detail}"
+                return None
+            if placed is not None:
+                kept = opened.pop_all()
+                stack.push(lambda kind, *_: kept.close() if kind is not None else None)
+            return placed
+
+    def _snapshots(
+        self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, opened: ExitStack
+    ) -> place.Placed | None:
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         if len(names) > MOST_DATABASES:
             self._untold = (
                 f"there are {len(names)} databases, and snapshots of at most {MOST_DATABASES} are held at once"
             )
             return None
-        with ExitStack() as opened:
-            connections = {}
-            try:
-                for name in names:
-                    connections[name] = connect(self._address, os.fsdecode(name), about=self._about)
-                    opened.callback(connections[name].close)
-            except GuardError as error:  # no connection is left, mostly: the copy is whole all the same
-                self._untold = f"no snapshot of every database could be taken: {error.message}. {error.detail}"
-                return None
+        connections = {}
+        for name in names:
+            connections[name] = connect(self._address, os.fsdecode(name), about=self._about)
+            opened.callback(connections[name].close)
 
-            def commits(start: int, end: int) -> bytes:
-                return self._waldump(cluster, tools, "Transaction", (start, end), lambda: None)
+        def commits(start: int, end: int) -> bytes:
+            return self._waldump(cluster, tools, "Transaction", (start, end), lambda: None)
 
-            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
-            if placed is None:
-                self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
-                return None
-            if sum(map(len, placed.snapshots.values())) > _SNAPSHOT_BYTES:
-                self._untold = "too many transactions were running"
-                return None
-            kept = opened.pop_all()
-            stack.push(lambda kind, *_: kept.close() if kind is not None else None)
-            return placed
+        placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
+        if placed is None:
+            self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
+            return None
+        if sum(map(len, placed.snapshots.values())) > _SNAPSHOT_BYTES:
+            self._untold = "too many transactions were running"
+            return None
+        return placed
 
     def _waldump(self, cluster: Cluster, tools: Tools, what: str, between: tuple[int, int], alive: Alive) -> bytes:
         """Return what pg_waldump says of the records of one kind between two places."""
@@ -188,7 +208,9 @@ class Pages:
         try:
             with refusals(self._about):
                 return fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
-        except (SourceChanged, SourceLocked) as error:
+        except (Cancelled, SourceDamaged):
+            raise
+        except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
 
     def release(self) -> None:

@@ -7,29 +7,23 @@ the log that is in it.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
 import pwd
-import re
 import shlex
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.fresh import fresh, sync
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.tarred import unpack
-from dbguardd.errors import Damaged, GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Usage
+from dbguardd.errors import Damaged
 from dbguardd.flow import Facts, Tree
+
+__all__ = ["AUTO", "MANUAL", "manual", "rebuild", "recovery_settings", "sync", "without_recovery"]
 
 AUTO = "postgresql.auto.conf"
 MANUAL = "RESTORE.txt"
@@ -38,9 +32,6 @@ _SPACES = "tablespaces"
 
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
-_WORK = ".dbguard"
-_WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_WORK)}", re.DOTALL)
-_YOUNG_SECONDS = 1.0  # between its creation and its lock a work directory is nobody's
 
 
 def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
@@ -149,92 +140,3 @@ def recovery_settings(facts: Facts) -> dict[str, str]:
 def _lost(facts: Facts) -> list[str]:
     owner, here = str(facts.get("owner") or ""), pwd.getpwuid(os.geteuid()).pw_name
     return [f"owner {owner}: it belongs to {here}, who restored it"] if owner and owner != here else []
-
-
-@contextmanager
-def fresh(target: Path) -> Iterator[Path]:
-    """Yield a new empty directory beside `target`; when the block ends well it becomes `target`, durable.
-
-    On any failure it is gone. What a restore that was killed has left beside `target` goes, too.
-    """
-    check_free(target)
-    with _outcomes(target):
-        _clear(target.parent)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent))
-    held = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to _clear that somebody works on it
-        with _outcomes(target):
-            yield work
-            sync(held)
-            check_free(target)
-            os.rename(work, target)  # over an empty directory at most, of the same owner
-            _sync_directory(target.parent)
-    finally:
-        os.close(held)
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def check_free(target: Path) -> None:
-    """Raise TargetExists if something is at `target`."""
-    if os.path.lexists(target):
-        raise TargetExists(f"{target}: something is there", detail="a restore never overwrites")
-
-
-def sync(directory: int) -> None:
-    """Make all of the file system durable in which an open directory lies: thousands of files at once. OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(directory) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _sync_directory(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _clear(directory: Path) -> None:
-    for path in directory.glob(f".*{_WORK}"):
-        with suppress(OSError):
-            file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                found = os.fstat(file)
-                old = time.time() - found.st_ctime >= _YOUNG_SECONDS
-                if _WORK_NAME.fullmatch(path.name) and found.st_uid == os.geteuid() and old:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path)
-            finally:
-                os.close(file)
-
-
-@contextmanager
-def _outcomes(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _outcome(target, error) from error
-
-
-def _outcome(target: Path, error: OSError) -> GuardError:
-    """Return what an error of the operating system at the target means."""
-    detail = error.strerror or str(error)
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    make = shlex.join(["install", "-d", "-o", user, "-m", "0700", str(target.parent)])
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return NoSpace(f"{target}: no room for the restored cluster", detail=detail)
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return PlaceDenied(
-                f"{target}: cannot be written",
-                detail=f"{detail}: the job acts as {user}, who may not write in {target.parent}",
-                hints=[make],
-            )
-        case errno.ENOENT | errno.ENOTDIR:
-            return Usage(f"{target}: there is no directory {target.parent}", hints=[make])
-        case errno.ENOTEMPTY | errno.EEXIST:
-            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
-    return Unreachable(f"{target}: cannot be written", detail=detail)

@@ -28,6 +28,11 @@ def shown(at: int) -> str:
     return f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
 
 
+def timeline_of(name: str) -> int:
+    """Return the timeline that a file of the log is on, by its name."""
+    return int(name[:8], 16)
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     """Which log it is: of which cluster, on which timeline, in files of how many bytes."""
@@ -61,11 +66,7 @@ def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> i
         finally:
             os.close(folder)
     except FileNotFoundError as error:
-        raise LogBroken(
-            f"{name}: the server has removed a part of its log that the backup needs",
-            detail="A slot held it; the server lets go of a slot that holds more than max_slot_wal_keep_size.",
-            hints=["raise max_slot_wal_keep_size, or back up when less is written"],
-        ) from error
+        raise let_go(f"{name}: the server has removed a part of its log that the backup needs") from error
     except OSError as error:
         raise denied(f"{WAL}/{name}", error) from error
     head = os.pread(file, _HEAD.size, 0)
@@ -75,6 +76,16 @@ def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> i
             return file
     os.close(file)
     raise LogBroken(f"{name}: is not the part of the log that its name says", detail=f"head {head.hex()}")
+
+
+def let_go(what: str, said: str = "") -> LogBroken:
+    """Return what it means that the server no longer keeps the log for a backup."""
+    why = "A slot held it; the server lets go of a slot that holds more than max_slot_wal_keep_size."
+    return LogBroken(
+        what,
+        detail=f"{why} {said}".strip(),
+        hints=["raise max_slot_wal_keep_size, or back up when less is written"],
+    )
 
 
 def label_start(label: bytes) -> tuple[int, int]:

@@ -1,14 +1,17 @@
 """Proves a restored cluster: its own server recovers it to the place of the backup, and reads all of it.
 
 The server is one that nobody else reaches (see server.throwaway) and that nothing in the cluster configures: the
-files that do are put aside before it starts, and back afterwards. What it leaves is the cluster as it was at that
-place, recovered and shut down in order.
+files that do are put aside before it starts, where it cannot write, and back afterwards. It runs twice: to recover,
+when nobody asks it anything, and to be read, when it may start no program, since functions of the cluster run then.
+What it leaves is the cluster as it was at that place, recovered and shut down in order.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -17,20 +20,24 @@ import psycopg
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
 from dbguardd.engines.postgresql.child import Alive, run
+from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import check_structure
+from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, sync, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged
+from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, of_file
 from dbguardd.flow import Facts
 
-_CONFIGURING = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log")
-_ASIDE = ".dbguard-aside"
+_OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
+_ASIDE = (*_OURS, DIRECTORY, MANUAL)
+"""What tells a server what to do, or a person."""
+_WORK = ".dbguard"  # the end of the names of directories that the next restore clears away (see rebuild.fresh)
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
     "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off"
@@ -62,16 +69,10 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     findings: list[Finding] = []
     print_: Fingerprint | None = None
     with _configured_by_us(target):
-        settings = {
-            **recovery_settings(facts),
-            "hot_standby": "off",
-            "max_prepared_transactions": str(int(facts["prepared"])),
-        }
         try:
-            with throwaway(
-                target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=True, keep=True
-            ) as server:
+            with _served(target, tools, facts, alive, recovery=True):
                 findings.append(_reached(target, facts))
+            with _served(target, tools, facts, alive) as server:
                 print_ = _content(server, facts, findings, lambda: alive("read"))
                 findings += _examined(server, queries, database, lambda: alive("examine"))
         except Degraded as error:
@@ -79,9 +80,23 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
                 raise  # of this host: it says nothing about the backup
             return Examination([Finding(_RECOVERY, "failed", error.detail[-1000:])], None)
         findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
+    if not landlock():
+        said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
+        findings.append(Finding("the server was kept to its directory", "not configured", said))
     _durable(target)
     said = f"{target / MANUAL} has the command that starts a server on it"
     return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
+
+
+def _served(
+    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
+) -> AbstractContextManager[Server]:
+    settings = {"max_prepared_transactions": str(int(facts["prepared"]))}
+    if recovery:
+        settings |= {**recovery_settings(facts), "hot_standby": "off"}
+    return throwaway(
+        target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=recovery, keep=True
+    )
 
 
 def _reached(target: Path, facts: Facts) -> Finding:
@@ -195,20 +210,33 @@ def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Findin
 
 @contextmanager
 def _configured_by_us(target: Path) -> Iterator[None]:
-    """Put the files that configure a server aside for the length of a block; the recovery is over then."""
-    for name in _CONFIGURING:
-        if os.path.lexists(target / name):
-            os.rename(target / name, target / f"{name}{_ASIDE}")
+    """Put the files that configure a server aside for the length of a block; the recovery is over then.
+
+    They lie beside `target`, where its server may not write. If we are killed they stay there until the next restore.
+    """
     try:
-        yield
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent))
+    except OSError as error:
+        raise of_file(f"{target.parent}: cannot be written", error) from error
+    held = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to the next restore that somebody works on it
+        try:
+            for name in _ASIDE:
+                if os.path.lexists(target / name):
+                    os.rename(target / name, aside / name)
+            yield
+        finally:
+            for name in _OURS:
+                (target / name).unlink(missing_ok=True)
+            for name in os.listdir(aside):
+                os.rename(aside / name, target / name)
+            aside.rmdir()
+            if not (target / "recovery.signal").exists():
+                settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
+                (target / AUTO).write_bytes(without_recovery(settings))
     finally:
-        for name in (*_CONFIGURING, "postmaster.opts"):
-            (target / name).unlink(missing_ok=True)
-            if os.path.lexists(target / f"{name}{_ASIDE}"):
-                os.rename(target / f"{name}{_ASIDE}", target / name)
-        if not (target / "recovery.signal").exists():
-            settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
-            (target / AUTO).write_bytes(without_recovery(settings))
+        os.close(held)
 
 
 def _durable(target: Path) -> None:

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 from engine_memory import no_progress
-from postgres_pages_world import failed, made, own_place, round_trip, shop, stored, tree
+from postgres_pages_world import failed, made, own_place, proven, round_trip, shop, stored, tree
 from postgres_world import alive_processes, as_owner, until
 
 from dbguardd.engines.base import Query
@@ -107,3 +107,22 @@ def test_a_kernel_that_cannot_confine_writing_is_named_and_the_content_is_compar
     _, _, taken, found = as_owner(without_landlock)
     assert list(failed(found)) == ["the server was kept to its directory"]
     assert found.ok and found.fingerprint == taken
+
+
+# ---------------------------------------------------------------------------------------------------------------- many
+
+
+def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_read_by_itself(live, place):
+    names = [f"many{number}" for number in range(25)]
+    for name in names:
+        live.sql(f"CREATE DATABASE {name} STRATEGY file_copy")
+    try:
+        streams, facts, taken, found = as_owner(round_trip, live, place / "restored")
+    finally:
+        for name in names:
+            live.sql(f"DROP DATABASE {name}")
+    assert failed(found) == {} and found.fingerprint == taken and len(facts["snapshots"]) == 28
+    found = as_owner(proven, live, streams, {**facts, "snapshots": {}}, place / "other")
+    read = {finding.name for finding in found.findings if finding.outcome == "ok"}
+    assert {f"every table of {name} can be read" for name in ("shop", *names)} <= read
+    assert failed(found) == {} and found.fingerprint is None

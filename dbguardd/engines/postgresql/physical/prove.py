@@ -44,6 +44,7 @@ _NO_SETTINGS = (
 )
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_MORE_CONNECTIONS = 10  # than one for each database
 _RECOVERY = "recovery to the place of the backup"
 _OF_THE_CLUSTER = re.compile("recovery|checkpoint|WAL|backup_label|control file|PANIC|pg_tblspc|invalid")
 _HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
@@ -73,7 +74,7 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
             with _served(target, tools, facts, alive, recovery=True):
                 findings.append(_reached(target, facts))
             with _served(target, tools, facts, alive) as server:
-                print_ = _content(server, facts, findings, lambda: alive("read"))
+                print_ = _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read"))
                 findings += _examined(server, queries, database, lambda: alive("examine"))
         except Degraded as error:
             if not _OF_THE_CLUSTER.search(error.detail):
@@ -91,7 +92,10 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
 def _served(
     target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
 ) -> AbstractContextManager[Server]:
-    settings = {"max_prepared_transactions": str(int(facts["prepared"]))}
+    settings = {
+        "max_prepared_transactions": str(int(facts["prepared"])),
+        "max_connections": str(_MORE_CONNECTIONS + len(facts.get("snapshots") or {})),
+    }
     if recovery:
         settings |= {**recovery_settings(facts), "hot_standby": "off"}
     return throwaway(
@@ -112,19 +116,31 @@ def _reached(target: Path, facts: Facts) -> Finding:
     return Finding(_RECOVERY, "failed", f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}")
 
 
-def _content(server: Server, facts: Facts, findings: list[Finding], alive: Alive) -> Fingerprint | None:
+def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding], alive: Alive) -> Fingerprint | None:
+    """Read all databases. Without snapshots there is nothing to compare with: then one at a time, of any number."""
+    names = _databases(server)
+    if snapshots:
+        return _content(server, names, snapshots, findings, alive)
+    for name in names:
+        _content(server, [name], {}, findings, alive)
+    return None
+
+
+def _content(
+    server: Server, names: Sequence[bytes], snapshots: Mapping[str, str], findings: list[Finding], alive: Alive
+) -> Fingerprint | None:
     """Read every table; None, and a finding, if what is read cannot be compared with what was read of the original."""
     with ExitStack() as stack:
         connections = dict[bytes, Connection]()
-        for name in _databases(server):
+        for name in names:
             try:
                 connections[name] = stack.enter_context(_transaction(server, name))
             except ServerUnreachable as error:
                 findings.append(_closed(f"database {shown(name)}", error))
                 return None
-        doubt = _in_doubt(connections, facts.get("snapshots") or {})
+        doubt = _in_doubt(connections, snapshots) if snapshots else ""
         found: Fingerprint | None = None
-        reading = "every table can be read"
+        reading = "every table can be read" if snapshots else f"every table of {shown(names[0])} can be read"
         try:
             found = content.fingerprint(connections, alive)
             findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
@@ -146,7 +162,7 @@ def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, s
     for name, connection in connections.items():
         said = snapshots.get(shown(name))
         if said is None:
-            return f"of the database {shown(name)} no snapshot was taken" if snapshots else ""
+            return f"of the database {shown(name)} no snapshot was taken"
         snapshot = Snapshot.parse(said)
         if found := rows(connection, _COMMITTED, ",".join(map(str, sorted(snapshot.running))) or None, snapshot.top):
             return f"transaction {text(found[0][0])} had committed in the log, and was not yet seen by the snapshot"

@@ -4,13 +4,14 @@ import ctypes
 import os
 import signal
 import struct
+import time
 
 import pytest
 from engine_memory import no_progress
 from postgres_pages_world import failed, made, own_place, proven, round_trip, shop, stored, tree
-from postgres_world import alive_processes, as_owner, until
+from postgres_world import alive_processes, as_owner, cluster, until
 
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import Query, Untold
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,37 @@ def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_rea
     read = {finding.name for finding in found.findings if finding.outcome == "ok"}
     assert {f"every table of {name} can be read" for name in ("shop", *names)} <= read
     assert failed(found) == {} and found.fingerprint is None
+
+
+# -------------------------------------------------------------------------------------------------------------- locked
+
+
+def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_damage(place):
+    deadline = time.monotonic() + 200
+
+    def patient(step, done, total):
+        assert time.monotonic() < deadline, f"it waits: {step}"
+
+    def tried(live, target):
+        streams, facts, taken = stored(live)
+        engine = made(live)
+        engine.restore(tree(streams, facts), target, no_progress)
+        return taken, engine.examine(target, [Query("SELECT count(*) FROM public.own", equals=1)], patient)
+
+    with cluster() as live:
+        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4")
+        live.stop(signal.SIGINT)
+        live.start()
+        live.sql("CREATE TABLE own (n int PRIMARY KEY); INSERT INTO own VALUES (1)")
+        live.sql("BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'kept'")
+        taken, found = as_owner(tried, live, place / "restored")
+        live.sql("ROLLBACK PREPARED 'kept'")
+        later, whole = as_owner(tried, live, place / "later")
+    assert isinstance(taken, Untold) and "own" in taken.why
+    told = {one.name: one for one in found.findings if one.name in failed(found)}
+    query = "query: SELECT count(*) FROM public.own"
+    assert set(told) == {"every table can be read", "structure of postgres", query, "page checksums"}
+    assert {one.outcome for name, one in told.items() if name != "page checksums"} == {"inconclusive"}
+    assert all("prepared transaction" in one.detail for name, one in told.items() if name != "page checksums")
+    assert "public.own" in told["structure of postgres"].detail
+    assert set(failed(whole)) == {"page checksums"} and whole.ok and whole.fingerprint == later

@@ -23,7 +23,7 @@ from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.physical import content
-from dbguardd.engines.postgresql.physical.check import check_structure
+from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, sync, without_recovery
@@ -31,7 +31,7 @@ from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, of_file
+from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, SourceLocked, of_file
 from dbguardd.flow import Facts
 
 _OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
@@ -40,7 +40,8 @@ _ASIDE = (*_OURS, DIRECTORY, MANUAL)
 _WORK = ".dbguard"  # the end of the names of directories that the next restore clears away (see rebuild.fresh)
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
-    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off"
+    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off "
+    f"-c lock_timeout={LOCK_MILLISECONDS}"
 )
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
@@ -144,8 +145,10 @@ def _content(
         try:
             found = content.fingerprint(connections, alive)
             findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
-        except (SourceDamaged, SourceChanged) as error:
+        except SourceDamaged as error:
             findings.append(Finding(reading, "failed", f"{error.message}. {error.detail}"))
+        except (SourceChanged, SourceLocked) as error:  # nobody is here who changes anything
+            findings.append(Finding(reading, "inconclusive", f"{error.message}: {LOCKED}"))
         except psycopg.Error as error:
             findings.append(Finding(reading, *_meaning(error)))
         if doubt:
@@ -177,6 +180,8 @@ def _examined(server: Server, queries: Sequence[Query], database: str, alive: Al
                 yield check_structure(connection, shown(name), alive)
         except ServerUnreachable as error:
             yield _closed(f"structure of {shown(name)}", error)
+        except SourceLocked as error:
+            yield Finding(f"structure of {shown(name)}", "inconclusive", f"{error.detail}: {LOCKED}")
     names = [shown(name) for name in _databases(server)]
     for query in queries:
         asked = query.database or database or only_of([name for name in names if name != "template1"])
@@ -208,6 +213,8 @@ def _closed(name: str, error: ServerUnreachable) -> Finding:
 def _meaning(error: psycopg.Error) -> tuple[str, str]:
     """Return outcome and detail of an error of the server: a library that is not here says nothing about the data."""
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return "inconclusive", f"{said}: {LOCKED}"
     return ("inconclusive" if error.sqlstate == "58P01" else "failed"), said
 
 

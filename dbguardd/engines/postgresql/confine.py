@@ -76,10 +76,15 @@ def main() -> None:
     sys.exit(f"{sys.argv[5]}: {os.strerror(ctypes.get_errno())}")
 
 
+def landlock() -> int:
+    """Return which version of this the kernel has; 0 if it has none, or we may not use it."""
+    return max(0, int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1)))
+
+
 def keep_to(libc: ctypes.CDLL, place: str) -> None:
     """Write only below `place` from now on, and send no signal to anybody else; as far as this kernel has that."""
-    version = libc.syscall(_CREATE_RULESET, None, 0, 1)
-    if version < 1:
+    version = landlock()
+    if not version:
         return
     rights = _WRITES | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     told = struct.pack("=QQQ", rights, 0, _NO_SIGNALS if version >= 6 else 0)[: 24 if version >= 6 else 8]

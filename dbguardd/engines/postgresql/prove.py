@@ -294,6 +294,8 @@ def ask(query: Query, connecting: AbstractContextManager[Connection]) -> Finding
         state = getattr(error.__cause__, "sqlstate", None) or ""
         if state == "57014":
             return Finding(label, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
+        if state == "55P03":
+            return Finding(label, "inconclusive", "what it reads is locked by a prepared transaction")
         told = error.detail if state.startswith("42") else f"SQLSTATE {state} while it ran"
         return Finding(label, "failed", told)
     except psycopg.ProgrammingError:

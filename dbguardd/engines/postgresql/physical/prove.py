@@ -1,14 +1,17 @@
 """Proves a restored cluster: its own server recovers it to the place of the backup, and reads all of it.
 
 The server is one that nobody else reaches (see server.throwaway) and that nothing in the cluster configures: the
-files that do are put aside before it starts, and back afterwards. What it leaves is the cluster as it was at that
-place, recovered and shut down in order.
+files that do are put aside before it starts, where it cannot write, and back afterwards. It runs twice: to recover,
+when nobody asks it anything, and to be read, when it may start no program, since functions of the cluster run then.
+What it leaves is the cluster as it was at that place, recovered and shut down in order.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -17,26 +20,32 @@ import psycopg
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
 from dbguardd.engines.postgresql.child import Alive, run
+from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.physical import content
-from dbguardd.engines.postgresql.physical.check import check_structure
+from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
+from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, sync, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged
+from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, SourceLocked, of_file
 from dbguardd.flow import Facts
 
-_CONFIGURING = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log")
-_ASIDE = ".dbguard-aside"
+_OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
+_ASIDE = (*_OURS, DIRECTORY, MANUAL)
+"""What tells a server what to do, or a person."""
+_WORK = ".dbguard"  # the end of the names of directories that the next restore clears away (see rebuild.fresh)
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
-    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off"
+    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off "
+    f"-c lock_timeout={LOCK_MILLISECONDS}"
 )
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_MORE_CONNECTIONS = 10  # than one for each database
 _RECOVERY = "recovery to the place of the backup"
 _OF_THE_CLUSTER = re.compile("recovery|checkpoint|WAL|backup_label|control file|PANIC|pg_tblspc|invalid")
 _HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
@@ -62,26 +71,37 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     findings: list[Finding] = []
     print_: Fingerprint | None = None
     with _configured_by_us(target):
-        settings = {
-            **recovery_settings(facts),
-            "hot_standby": "off",
-            "max_prepared_transactions": str(int(facts["prepared"])),
-        }
         try:
-            with throwaway(
-                target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=True, keep=True
-            ) as server:
+            with _served(target, tools, facts, alive, recovery=True):
                 findings.append(_reached(target, facts))
-                print_ = _content(server, facts, findings, lambda: alive("read"))
+            with _served(target, tools, facts, alive) as server:
+                print_ = _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read"))
                 findings += _examined(server, queries, database, lambda: alive("examine"))
         except Degraded as error:
             if not _OF_THE_CLUSTER.search(error.detail):
                 raise  # of this host: it says nothing about the backup
             return Examination([Finding(_RECOVERY, "failed", error.detail[-1000:])], None)
         findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
+    if not landlock():
+        said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
+        findings.append(Finding("the server was kept to its directory", "not configured", said))
     _durable(target)
     said = f"{target / MANUAL} has the command that starts a server on it"
     return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
+
+
+def _served(
+    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
+) -> AbstractContextManager[Server]:
+    settings = {
+        "max_prepared_transactions": str(int(facts["prepared"])),
+        "max_connections": str(_MORE_CONNECTIONS + len(facts.get("snapshots") or {})),
+    }
+    if recovery:
+        settings |= {**recovery_settings(facts), "hot_standby": "off"}
+    return throwaway(
+        target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=recovery, keep=True
+    )
 
 
 def _reached(target: Path, facts: Facts) -> Finding:
@@ -97,24 +117,38 @@ def _reached(target: Path, facts: Facts) -> Finding:
     return Finding(_RECOVERY, "failed", f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}")
 
 
-def _content(server: Server, facts: Facts, findings: list[Finding], alive: Alive) -> Fingerprint | None:
+def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding], alive: Alive) -> Fingerprint | None:
+    """Read all databases. Without snapshots there is nothing to compare with: then one at a time, of any number."""
+    names = _databases(server)
+    if snapshots:
+        return _content(server, names, snapshots, findings, alive)
+    for name in names:
+        _content(server, [name], {}, findings, alive)
+    return None
+
+
+def _content(
+    server: Server, names: Sequence[bytes], snapshots: Mapping[str, str], findings: list[Finding], alive: Alive
+) -> Fingerprint | None:
     """Read every table; None, and a finding, if what is read cannot be compared with what was read of the original."""
     with ExitStack() as stack:
         connections = dict[bytes, Connection]()
-        for name in _databases(server):
+        for name in names:
             try:
                 connections[name] = stack.enter_context(_transaction(server, name))
             except ServerUnreachable as error:
                 findings.append(_closed(f"database {shown(name)}", error))
                 return None
-        doubt = _in_doubt(connections, facts.get("snapshots") or {})
+        doubt = _in_doubt(connections, snapshots) if snapshots else ""
         found: Fingerprint | None = None
-        reading = "every table can be read"
+        reading = "every table can be read" if snapshots else f"every table of {shown(names[0])} can be read"
         try:
             found = content.fingerprint(connections, alive)
             findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
-        except (SourceDamaged, SourceChanged) as error:
+        except SourceDamaged as error:
             findings.append(Finding(reading, "failed", f"{error.message}. {error.detail}"))
+        except (SourceChanged, SourceLocked) as error:  # nobody is here who changes anything
+            findings.append(Finding(reading, "inconclusive", f"{error.message}: {LOCKED}"))
         except psycopg.Error as error:
             findings.append(Finding(reading, *_meaning(error)))
         if doubt:
@@ -131,7 +165,7 @@ def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, s
     for name, connection in connections.items():
         said = snapshots.get(shown(name))
         if said is None:
-            return f"of the database {shown(name)} no snapshot was taken" if snapshots else ""
+            return f"of the database {shown(name)} no snapshot was taken"
         snapshot = Snapshot.parse(said)
         if found := rows(connection, _COMMITTED, ",".join(map(str, sorted(snapshot.running))) or None, snapshot.top):
             return f"transaction {text(found[0][0])} had committed in the log, and was not yet seen by the snapshot"
@@ -146,6 +180,8 @@ def _examined(server: Server, queries: Sequence[Query], database: str, alive: Al
                 yield check_structure(connection, shown(name), alive)
         except ServerUnreachable as error:
             yield _closed(f"structure of {shown(name)}", error)
+        except SourceLocked as error:
+            yield Finding(f"structure of {shown(name)}", "inconclusive", f"{error.detail}: {LOCKED}")
     names = [shown(name) for name in _databases(server)]
     for query in queries:
         asked = query.database or database or only_of([name for name in names if name != "template1"])
@@ -177,6 +213,8 @@ def _closed(name: str, error: ServerUnreachable) -> Finding:
 def _meaning(error: psycopg.Error) -> tuple[str, str]:
     """Return outcome and detail of an error of the server: a library that is not here says nothing about the data."""
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return "inconclusive", f"{said}: {LOCKED}"
     return ("inconclusive" if error.sqlstate == "58P01" else "failed"), said
 
 
@@ -195,20 +233,33 @@ def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Findin
 
 @contextmanager
 def _configured_by_us(target: Path) -> Iterator[None]:
-    """Put the files that configure a server aside for the length of a block; the recovery is over then."""
-    for name in _CONFIGURING:
-        if os.path.lexists(target / name):
-            os.rename(target / name, target / f"{name}{_ASIDE}")
+    """Put the files that configure a server aside for the length of a block; the recovery is over then.
+
+    They lie beside `target`, where its server may not write. If we are killed they stay there until the next restore.
+    """
     try:
-        yield
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent))
+    except OSError as error:
+        raise of_file(f"{target.parent}: cannot be written", error) from error
+    held = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to the next restore that somebody works on it
+        try:
+            for name in _ASIDE:
+                if os.path.lexists(target / name):
+                    os.rename(target / name, aside / name)
+            yield
+        finally:
+            for name in _OURS:
+                (target / name).unlink(missing_ok=True)
+            for name in os.listdir(aside):
+                os.rename(aside / name, target / name)
+            aside.rmdir()
+            if not (target / "recovery.signal").exists():
+                settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
+                (target / AUTO).write_bytes(without_recovery(settings))
     finally:
-        for name in (*_CONFIGURING, "postmaster.opts"):
-            (target / name).unlink(missing_ok=True)
-            if os.path.lexists(target / f"{name}{_ASIDE}"):
-                os.rename(target / f"{name}{_ASIDE}", target / name)
-        if not (target / "recovery.signal").exists():
-            settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
-            (target / AUTO).write_bytes(without_recovery(settings))
+        os.close(held)
 
 
 def _durable(target: Path) -> None:

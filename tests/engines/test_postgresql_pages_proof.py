@@ -1,0 +1,163 @@
+"""Proofs of physical backups: of clusters that are hostile, that are locked, and that have many databases."""
+
+import ctypes
+import os
+import signal
+import struct
+import time
+
+import pytest
+from engine_memory import no_progress
+from postgres_pages_world import failed, made, own_place, proven, round_trip, shop, stored, tree
+from postgres_world import alive_processes, as_owner, cluster, until
+
+from dbguardd.engines.base import Query, Untold
+
+
+@pytest.fixture(scope="module")
+def live():
+    with shop() as made:
+        yield made
+
+
+@pytest.fixture
+def place():
+    with own_place() as made:
+        yield made
+
+
+# ------------------------------------------------------------------------------------------------------------- hostile
+
+TRAP = """
+CREATE TABLE bait (n int); INSERT INTO bait VALUES (1);
+CREATE FUNCTION spring() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE home text := current_setting('data_directory'); place text; tried text[];
+BEGIN
+  IF current_setting('port') <> '5432' THEN RETURN; END IF;  -- the live server
+  tried := ARRAY['COPY (SELECT 1) TO ''' || home || '/ran''',
+    'COPY (SELECT 1) TO PROGRAM ''cat > ' || home || '/program''',
+    'COPY (SELECT 1) TO ''' || home || '/RESTORE.txt''',
+    'COPY (SELECT 1) TO ''' || home || '/pg_hba.conf.dbguard-aside'''];
+  FOR place IN SELECT name FROM pg_catalog.pg_ls_dir(home || '/..', true, true) AS name LOOP
+    tried := tried || ('COPY (SELECT 1) TO ''' || home || '/../' || place || '/pg_hba.conf''');
+  END LOOP;
+  FOREACH place IN ARRAY tried LOOP
+    BEGIN EXECUTE place; EXCEPTION WHEN OTHERS THEN NULL; END;
+  END LOOP;
+END $$;
+CREATE FUNCTION trap(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN PERFORM public.spring(); RETURN n; END $$;
+CREATE INDEX ON bait ((n + trap(1)));
+"""
+"""The server runs the function when it plans a query of the table."""
+
+
+def test_a_function_that_runs_in_the_proof_starts_no_program_and_reaches_nothing_that_configures(live, place):
+    live.sql(TRAP, "shop")
+    asked = [Query("SELECT count(*) FROM public.bait WHERE n = 1", equals=1, database="shop")]
+    target = place / "restored"
+    try:
+        _, _, taken, found = as_owner(round_trip, live, target, asked)
+    finally:
+        live.sql("DROP TABLE bait; DROP FUNCTION trap, spring", "shop")
+    assert (target / "ran").exists()  # it did run, and as a superuser
+    assert not (target / "program").exists()
+    assert (target / "pg_hba.conf").read_text() == (live.data / "pg_hba.conf").read_text()
+    assert (target / "RESTORE.txt").read_text().startswith("# A PostgreSQL")
+    assert failed(found) == {} and found.fingerprint == taken
+    assert os.listdir(place) == ["restored"]
+
+
+def test_a_proof_that_is_killed_leaves_what_configures_the_cluster_until_the_next_restore(live, place):
+    streams, facts, _ = as_owner(stored, live)
+
+    def killed(step, done, total):
+        if step == "read":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def prove():
+        engine = made(live)
+        engine.restore(tree(streams, facts), place / "restored", no_progress)
+        engine.examine(place / "restored", (), killed)
+
+    with pytest.raises(pytest.fail.Exception, match="-9"):
+        as_owner(prove)
+    until(lambda: alive_processes(str(place)) == [], "the end of the throw-away server")
+    (aside,) = place.glob(".restored.*.dbguard")
+    assert (aside / "pg_hba.conf").read_text() == (live.data / "pg_hba.conf").read_text()
+    assert (aside / "RESTORE.txt").exists() and not (place / "restored" / "RESTORE.txt").exists()
+
+    def again():
+        made(live).restore(tree(streams, facts), place / f"again{len(os.listdir(place))}", no_progress)
+        return not aside.exists()
+
+    until(lambda: as_owner(again), "a restore that clears it away")
+
+
+def test_a_kernel_that_cannot_confine_writing_is_named_and_the_content_is_compared_all_the_same(live, place):
+    def without_landlock():
+        libc = ctypes.CDLL(None)
+        steps = ((0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7FFF0000))  # ENOSYS
+        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+        filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+        assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter_, 0, 0) == 0
+        return round_trip(live, place / "restored")
+
+    if os.geteuid() != 0:
+        pytest.skip("NOT RUN: no child is made for the owner, and what it is refused cannot be taken back")
+    _, _, taken, found = as_owner(without_landlock)
+    assert list(failed(found)) == ["the server was kept to its directory"]
+    assert found.ok and found.fingerprint == taken
+
+
+# ---------------------------------------------------------------------------------------------------------------- many
+
+
+def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_read_by_itself(live, place):
+    names = [f"many{number}" for number in range(25)]
+    for name in names:
+        live.sql(f"CREATE DATABASE {name} STRATEGY file_copy")
+    try:
+        streams, facts, taken, found = as_owner(round_trip, live, place / "restored")
+    finally:
+        for name in names:
+            live.sql(f"DROP DATABASE {name}")
+    assert failed(found) == {} and found.fingerprint == taken and len(facts["snapshots"]) == 28
+    found = as_owner(proven, live, streams, {**facts, "snapshots": {}}, place / "other")
+    read = {finding.name for finding in found.findings if finding.outcome == "ok"}
+    assert {f"every table of {name} can be read" for name in ("shop", *names)} <= read
+    assert failed(found) == {} and found.fingerprint is None
+
+
+# -------------------------------------------------------------------------------------------------------------- locked
+
+
+def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_damage(place):
+    deadline = time.monotonic() + 200
+
+    def patient(step, done, total):
+        assert time.monotonic() < deadline, f"it waits: {step}"
+
+    def tried(live, target):
+        streams, facts, taken = stored(live)
+        engine = made(live)
+        engine.restore(tree(streams, facts), target, no_progress)
+        return taken, engine.examine(target, [Query("SELECT count(*) FROM public.own", equals=1)], patient)
+
+    with cluster() as live:
+        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4")
+        live.stop(signal.SIGINT)
+        live.start()
+        live.sql("CREATE TABLE own (n int PRIMARY KEY); INSERT INTO own VALUES (1)")
+        live.sql("BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'kept'")
+        taken, found = as_owner(tried, live, place / "restored")
+        live.sql("ROLLBACK PREPARED 'kept'")
+        later, whole = as_owner(tried, live, place / "later")
+    assert isinstance(taken, Untold) and "own" in taken.why
+    told = {one.name: one for one in found.findings if one.name in failed(found)}
+    query = "query: SELECT count(*) FROM public.own"
+    assert set(told) == {"every table can be read", "structure of postgres", query, "page checksums"}
+    assert {one.outcome for name, one in told.items() if name != "page checksums"} == {"inconclusive"}
+    assert all("prepared transaction" in one.detail for name, one in told.items() if name != "page checksums")
+    assert "public.own" in told["structure of postgres"].detail
+    assert set(failed(whole)) == {"page checksums"} and whole.ok and whole.fingerprint == later

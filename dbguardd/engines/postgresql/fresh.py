@@ -34,19 +34,29 @@ def fresh(target: Path) -> Iterator[Path]:
     _check_free(target)
     with _outcomes(target):
         _clear(target.parent)
+    with beside(target) as (work, held):
+        try:
+            with _outcomes(target):
+                yield work
+                sync(held)
+                _check_free(target)
+                os.rename(work, target)  # over an empty directory at most, of the same owner
+                _sync_directory(target.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[tuple[Path, int]]:
+    """Yield a new directory beside `target`, open and locked: as long as somebody works on it, no restore clears it."""
+    with _outcomes(target):
         work = Path(tempfile.mkdtemp(prefix=f".{target.name[:_NAME_LETTERS]}.", suffix=_WORK, dir=target.parent))
     held = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to _clear that somebody works on it
-        with _outcomes(target):
-            yield work
-            sync(held)
-            _check_free(target)
-            os.rename(work, target)  # over an empty directory at most, of the same owner
-            _sync_directory(target.parent)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield work, held
     finally:
         os.close(held)
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def sync(directory: int) -> None:

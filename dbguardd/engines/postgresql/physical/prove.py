@@ -8,10 +8,8 @@ What it leaves is the cluster as it was at that place, recovered and shut down i
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -22,22 +20,22 @@ from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Q
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
+from dbguardd.engines.postgresql.fresh import beside, sync
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
-from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, sync, without_recovery
+from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, SourceLocked, of_file
+from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, SourceLocked
 from dbguardd.flow import Facts
 
 _OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
 _ASIDE = (*_OURS, DIRECTORY, MANUAL)
 """What tells a server what to do, or a person."""
-_WORK = ".dbguard"  # the end of the names of directories that the next restore clears away (see rebuild.fresh)
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
     "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off "
@@ -237,13 +235,7 @@ def _configured_by_us(target: Path) -> Iterator[None]:
 
     They lie beside `target`, where its server may not write. If we are killed they stay there until the next restore.
     """
-    try:
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_WORK, dir=target.parent))
-    except OSError as error:
-        raise of_file(f"{target.parent}: cannot be written", error) from error
-    held = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to the next restore that somebody works on it
+    with beside(target) as (aside, _held):
         try:
             for name in _ASIDE:
                 if os.path.lexists(target / name):
@@ -258,8 +250,6 @@ def _configured_by_us(target: Path) -> Iterator[None]:
             if not (target / "recovery.signal").exists():
                 settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
                 (target / AUTO).write_bytes(without_recovery(settings))
-    finally:
-        os.close(held)
 
 
 def _durable(target: Path) -> None:

@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.postgresql.fresh import fresh, sync
+from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
@@ -22,8 +22,6 @@ from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.tarred import unpack
 from dbguardd.errors import Damaged
 from dbguardd.flow import Facts, Tree
-
-__all__ = ["AUTO", "MANUAL", "manual", "rebuild", "recovery_settings", "sync", "without_recovery"]
 
 AUTO = "postgresql.auto.conf"
 MANUAL = "RESTORE.txt"

@@ -396,10 +396,10 @@ def test_what_was_changed_past_the_log_alarms_and_begins_it_anew(house: House) -
         assert "followed last" in found["message"]
         until(lambda: len(house.events("log.begun")) == 3, house.log.read_text)
         followed(house)
-        assert len(logged(house)) == 2
         with writing(house):
             more(house, 50)
         followed(house)
+        until(lambda: len(logged(house)) == 2, lambda: str(logged(house)))  # a log without a commit is no stretch yet
     _, _, plan = restored(house, "", "newest.db")
     assert plan["segments"] > 0
 

@@ -172,7 +172,7 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
         theirs = policy.guarded(other)
         if _meant(real) == _meant(theirs.source):
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
-    if wanted.continuous and found.engine != "sqlite":
+    if wanted.continuous and not KINDS[found.engine].followed:
         raise Unsupported(
             f"{real}: its log is not followed by this version",
             detail="Protect it without --continuous: it is backed up by schedule.",

@@ -231,7 +231,8 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
     """Read the copy through the engine; return what that found, and whether it is what was backed up."""
 
     def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
-        there = step if in_staging else f"written to {target}, compare"  # who cannot wait may begin with it
+        # Who cannot wait may begin with a file; in a directory a server of ours is at work until this is over.
+        there = step if in_staging or served(run) else f"written to {target}, compare"
         run.progress(there, done_bytes, total_bytes)
 
     try:

@@ -23,6 +23,7 @@ class Kind:
     methods: tuple[str, ...]
     engine: tuple[str, ...]  # its own settings that the engine is told
     other: tuple[str, ...] = ()  # its own settings that others are told
+    followed: tuple[str, ...] = ()  # the methods whose backups a log goes on from
 
     @property
     def own(self) -> frozenset[str]:
@@ -31,7 +32,7 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",)),
+    "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",)),
     "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude")),
 }
 

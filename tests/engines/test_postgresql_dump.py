@@ -14,8 +14,11 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_world import alive_processes, as_owner, cluster, owner, until
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import Query, Untold
+from dbguardd.engines.postgresql import _Taking
+from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.prove import told
+from dbguardd.engines.postgresql.snapshot import holding, list_databases
 from dbguardd.errors import (
     Cancelled,
     ServerUnreachable,
@@ -419,3 +422,24 @@ def test_what_does_not_come_back_fails_and_quotes_no_value(live, place):
 )
 def test_only_names_are_told_of_what_a_server_says(said, shown):
     assert told(said) == shown
+
+
+class Nowhere:
+    """Dumps nothing."""
+
+    def database(self, held, stream, excluded):
+        pass
+
+
+def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerprint(live):
+    def take():
+        address, taking = address_of(live.url), _Taking(Nowhere(), (), no_progress)
+        with connected(address) as connection:
+            (database,) = list_databases(connection, "shop")
+        with holding(address, database, 5.0, lambda: None) as held:
+            held.connection.close()
+            taking.take(held)
+        return taking.fingerprint()
+
+    untold = as_owner(take)
+    assert isinstance(untold, Untold) and "connection" in untold.why

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dbguardd.policy.kinds import engine_of, named_in, socket_of, whole, wrong_with
+from dbguardd.policy import check_text
+from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, whole, wrong_with
 
 HERE = "/run/postgresql/.s.PGSQL.5432"
 
@@ -54,3 +55,13 @@ def test_what_is_no_address_and_what_must_not_be_in_one_is_refused(url, what):
 def test_people_write_less():
     assert {whole(url) for url in ("postgresql:", "postgres:", "postgresql://")} == {"postgresql:///"}
     assert engine_of("/srv/postgresql:x.db") is None
+
+
+@pytest.mark.parametrize("method", KINDS["postgresql"].methods)
+@pytest.mark.parametrize("place", ["[database.pg]", "[defaults]"])
+def test_a_log_that_nobody_follows_is_not_asked_for(method, place):
+    text = f"version = 1\n{place}\ncontinuous = true\n" + ("" if place != "[defaults]" else "[database.pg]\n")
+    text += f'engine = "postgresql"\nurl = "postgresql:///"\nmethod = "{method}"\n'
+    _, found = check_text({"policy.toml": text})
+    (wrong,) = [mistake for mistake in found if mistake.severity == "error"]
+    assert "the log of PostgreSQL is not followed" in wrong.message and wrong.path[-1] == "continuous"

@@ -22,7 +22,7 @@ from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceMissing, Unsupported
+from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
 __all__ = ["Postgresql", "open_postgresql"]
@@ -129,7 +129,7 @@ class PostgresqlDumps:
         self._taken = taking
         return {**_facts(contents, tools.version), **taking.facts()}
 
-    def fingerprint(self, progress: Progress) -> Fingerprint:
+    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         progress("fingerprint", 0, None)
         if self._taken is None:
             raise SourceMissing("no snapshot is at hand", detail="dump() makes it, release() ends it")
@@ -195,10 +195,12 @@ class _Taking:
             "snapshot_spread_seconds": round((max(self._moments) - min(self._moments)).total_seconds(), 6),
         }
 
-    def fingerprint(self) -> Fingerprint:
-        """Return what all of it is. Raises what kept it from being read."""
-        if self._unread is not None:
+    def fingerprint(self) -> Fingerprint | Untold:
+        """Return what all of it is, or what kept it from being read. Raises SourceDamaged."""
+        if isinstance(self._unread, SourceDamaged):
             raise self._unread
+        if self._unread is not None:
+            return Untold(f"{self._unread.message}. {self._unread.detail}")
         return self._content.fingerprint()
 
 

@@ -27,13 +27,13 @@ def by_pages(address: Address) -> Finding:
 def _directory(address: Address) -> str:
     with connected(address) as connection:
         about = place_of(address)
-        cluster = look(connection, about)
         ((superuser,),) = rows(connection, _MAY)
         if not superuser:
             raise SourceDenied(
                 f"{about}: who asks is no superuser",
                 detail="A physical backup asks and reads as the server's own user does.",
             )
+        cluster = look(connection, about)
         directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
         try:
             BackupMode(connection, cluster.log.system).hold(directory)  # its slot goes with the connection

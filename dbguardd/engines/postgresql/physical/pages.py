@@ -12,11 +12,21 @@ from typing import Any
 
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
 from dbguardd.engines.postgresql.child import Alive, run
-from dbguardd.engines.postgresql.connect import Connection, address_of, connect, place_of, refusals, rows, shown, text
+from dbguardd.engines.postgresql.connect import (
+    Connection,
+    address_of,
+    connect,
+    connected,
+    place_of,
+    refusals,
+    rows,
+    shown,
+    text,
+)
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical import place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.content import fingerprint
+from dbguardd.engines.postgresql.physical.content import fingerprint, labels, renamed
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
@@ -207,11 +217,23 @@ class Pages:
             return Untold(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
-                return fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
+                found = fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
+                return self._untold_by_now(self._held.connections) or found
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
+
+    def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
+        """Say what of what was read may not be as it was in the snapshot; None: all of it is."""
+        for name, connection in connections.items():
+            before = labels(connection)
+            if not before:
+                continue
+            with connected(self._address, os.fsdecode(name), about=self._about) as now:
+                if renamed(before, now):
+                    return Untold(f"database {shown(name)}: the label of a type was changed while its values were read")
+        return None
 
     def release(self) -> None:
         if self._held is not None:

@@ -24,7 +24,7 @@ from dbguardd.engines.postgresql.connect import (
     text,
 )
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import place
+from dbguardd.engines.postgresql.physical import configuration, place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import fingerprint, labels, renamed
 from dbguardd.engines.postgresql.physical.copy import Copy, now
@@ -190,6 +190,8 @@ class Pages:
         return {
             "method": "pages",
             "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
+            "directory": cluster.directory,
+            "service": configuration.service(cluster.configuration),
             "server_version": cluster.version,
             "major": cluster.major,
             "system": str(cluster.log.system),

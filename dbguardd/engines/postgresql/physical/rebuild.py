@@ -109,13 +109,28 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# And the end of it:",
         f"{control} -m fast stop",
-        "# When it is to take the place of the original: stop that, and move this directory to where that was.",
+        *_in_its_place(target, facts),
     ]
     if settings:
         lines.append(f"# The files that configured it lay elsewhere. They are in {place}/{DIRECTORY}, as they were.")
-    if facts.get("tablespaces"):
-        lines.append(f"# Then the links in {TABLESPACES} have to be made anew: they lead to {place}/{_SPACES}.")
     return "\n".join([*lines, ""])
+
+
+def _in_its_place(target: Path, facts: Facts) -> list[str]:
+    """Return how this directory takes the place of the original, which stays beside it."""
+    original, service = str(facts.get("directory") or ""), str(facts.get("service") or "")
+    if not original:
+        return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
+    new, old = shlex.quote(original), shlex.quote(f"{original}.before")
+    lines = [
+        "# When it is to take the place of the original, as root; that is kept, with another name:",
+        f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
+        f"if test -e {new}; then mv -nT {new} {old}; fi",
+        f"mv -nT {shlex.quote(str(target))} {new}",
+    ]
+    for number in facts.get("tablespaces") or {}:
+        lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
+    return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
 
 
 def without_recovery(settings: bytes) -> bytes:

@@ -60,7 +60,7 @@ class Service:
 
     async def look(self) -> None:
         """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
-        await self._do.views.gauge.glance(self._do.views.places())
+        await self._do.views.storages.gauge.glance(self._do.views.storages.places())
 
     def status(self) -> Status:
         """One screen."""
@@ -317,7 +317,7 @@ class Service:
 
     def keys(self) -> Json:
         """The keys, and when their recovery was last tested."""
-        return {"keys": to_json(self._do.views.keys())}
+        return {"keys": to_json(self._do.views.storages.keys())}
 
     def credentials(self) -> Json:
         """The systemd credentials that the policy names or that this process was given."""

@@ -72,7 +72,7 @@ def scan(run: Run, request: Scan) -> Result:
     storage = run.spec["storage"]["name"]
     backups, gone = run.repository.backups(expired=True), run.repository.expired()
     for backup in backups:
-        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED)
+        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, directory=backup.facts.get("directory"))
     known = {backup.id for backup in backups}
     for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at):
         if proof.backup in known:

@@ -58,8 +58,8 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", at if event == "restore.replacing" else "")
             if event == "restore.done":
                 settings.put(f"restored:{facts['database']}", at)
-        case "log.begun" | "log.forgotten" | "log.known":
-            _remember_log(settings, event, facts)
+        case "log.begun" | "log.forgotten" | "log.known" | "log.tried":
+            _remember_log(settings, event, facts, at)
         case "recovery.tested" | "recovery.used" | "recovery.added" | "recovery.dropped" | "recovery.known":
             _remember_key(settings, event, facts, at)
 
@@ -79,9 +79,11 @@ def _remember_key(settings: Settings, event: str, facts: Facts, at: str) -> None
             _recoverable(settings, key, [str(recipient) for recipient in facts["recipients"]])
 
 
-def _remember_log(settings: Settings, event: str, facts: Facts) -> None:
+def _remember_log(settings: Settings, event: str, facts: Facts, at: str) -> None:
     database = str(facts["database"])
     match event:
+        case "log.tried":
+            coverage.tried(settings, database, facts, at)
         case "log.begun":
             row = coverage.Covered(str(facts["chain"]), str(facts["begun_at"]), str(facts["at"]))
             coverage.begin(settings, database, row)

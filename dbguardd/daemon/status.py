@@ -193,8 +193,8 @@ class Views:
         if since and not active and now - since < timedelta(days=UNDO_DAYS):
             row.attention.append(f"{name}: a restore in place was cut short; it is whole, as it was or as restored")
             row.hints.append(f"dbguardctl restore undo {name}")
-        if holds := self.following.held(name):
-            row.attention.append(f"{name}: {holds}")
+        if troubles := self.following.trouble(name, now):
+            row.attention += [f"{name}: {one}" for one in troubles]
             row.hints.append(f"dbguardctl log {name}")
         if away:
             row = _unrecoverable(row)
@@ -203,6 +203,7 @@ class Views:
             recoverable_to_at=(logged if row.recoverable_to_at else None) or row.recoverable_to_at,
             continuous=guarded.continuous,
             log_problem=unlogged or None,
+            log_proof=self.following.proof(name) if guarded.continuous else None,
             rpo_seconds=rpo.total_seconds() if rpo else None,
             rto_seconds=rto.total_seconds() if rto else None,
             paused_until_at=pause.until_at if pause else None,

@@ -7,6 +7,7 @@ same function.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -46,6 +47,7 @@ class Run:
     report: Report
     progress: Progress
     cancelled: Callable[[], bool]
+    chance: Callable[[], float] = random.random  # from 0 to 1
     past: Past | None = None
     standby: Standby | None = None
 

@@ -94,8 +94,7 @@ def scan(run: Run, request: Scan) -> Result:
 
 
 def _covered(chain: Chain) -> dict[str, str]:
-    begun = chain.begun_at if chain.first == 0 else chain.pieces[0].until
-    return {"chain": chain.id, "since_at": instant(begun), "until_at": instant(chain.until)}
+    return {"chain": chain.id, "since_at": instant(chain.since), "until_at": instant(chain.until)}
 
 
 def hold(run: Run, request: Hold) -> Result:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.errors import ObjectMissing
-from dbguardd.flow import Tree
+from dbguardd.errors import NotFound, ObjectMissing
+from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import Backup, Chain, Link, Log, Until
 from dbguardd.words import count
 
 _NEAR = timedelta(seconds=2)
+_DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,23 @@ class Moment:
     warnings: list[str]
     size: int = 0  # in bytes, where the log says it
     sum: str = ""  # of its pages, where the log says it
+    place: Facts = field(default_factory=dict)  # where in the log of the database it is, where that says it
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        shown = self.at + timedelta(microseconds=999) if self.until else self.at  # in milliseconds, not before it
-        return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
+        return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
 
     def said(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = "the sum of its pages is that of the database" if self.sum else "no sum of its pages is known"
         return f"{count(segments, 'segment')} without a gap, {shown}"
+
+    @property
+    def shown(self) -> datetime:
+        """The moment as it is shown in milliseconds, not before it: who asks for that gets this one."""
+        return self.at + timedelta(microseconds=999) if self.until else self.at
 
     @property
     def bytes(self) -> int:
@@ -79,6 +85,39 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     return best
 
 
+def drawn(run: Run) -> Moment | None:
+    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None."""
+    log, day = run.repository.log(run.name), run.now() - _DAY
+    chains = [] if log is None else [chain for chain in log.chains() if chain.until > day]
+    if not chains:
+        return None
+    start, end = max(day, min(chain.since for chain in chains)), max(chain.until for chain in chains)
+    found: Moment | None = None
+    for _ in range(_DRAWS):
+        with suppress(NotFound):  # of before the first backup
+            moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
+            if moment.until is not None and moment.at >= day and (found is None or moment.sum):
+                found = moment
+        if found is not None and found.sum:
+            break
+    return found
+
+
+def read_through(run: Run, moment: Moment | None) -> None:
+    """Read all of the log up to a moment, which shows that it is there, authentic and in a row. Raises if not."""
+    log, until = run.repository.log(run.name), None if moment is None else moment.until
+    for link in () if log is None or until is None else log.links(until.chain, until.after + 1, until.last):
+        run.progress("log", link.number, None)
+
+
+def same_place(run: Run, moment: Moment) -> Backup | None:
+    """Return a backup that was made at the very place in the log at which a moment ends, if there is one."""
+    place = {name: moment.place.get(name) for name in ("round", "position")}
+    if not place["position"]:
+        return None
+    return next((b for b in existing(run) if place.items() <= (b.facts.get("log_place") or {}).items()), None)
+
+
 def between(run: Run, backup: Backup) -> Moment | None:
     """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
 
@@ -96,8 +135,7 @@ def between(run: Run, backup: Backup) -> Moment | None:
             what = f"the log {chain.id} lacks its segment {chain.last + 1}"
             raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
         link = _last(log, chain, base, None, mine["after"])
-        until = None if link is None else Until(chain, base.facts["log"]["after"], link.number)
-        return None if link is None else Moment(base, link.at, until, [], link.size, link.sum)
+        return None if link is None else _over(base, chain, link)
     return None
 
 
@@ -123,9 +161,14 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
             if link is not None:
-                until = Until(chain, backup.facts["log"]["after"], link.number)
-                yield Moment(backup, link.at, until, [], link.size, link.sum)
+                yield _over(backup, chain, link)
                 break
+
+
+def _over(backup: Backup, chain: Chain, link: Link) -> Moment:
+    """Return the moment at the end of a segment, from a backup on."""
+    until = Until(chain, backup.facts["log"]["after"], link.number)
+    return Moment(backup, link.at, until, [], link.size, link.sum, link.until)
 
 
 def _bases(run: Run, chain: Chain, wanted: datetime | None) -> Iterator[Backup]:

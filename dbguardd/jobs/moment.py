@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from dbguardd.errors import NotFound, ObjectMissing
 from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
-from dbguardd.repository import Backup, Chain, Link, Log, Until
+from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
 from dbguardd.words import count
 
 _NEAR = timedelta(seconds=2)
@@ -40,6 +40,8 @@ class Moment:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = "the sum of its pages is that of the database" if self.sum else "no sum of its pages is known"
+        if self.until is not None and self.until.form == BYTES:
+            shown = f"all that had committed by {instant(self.at)}"
         return f"{count(segments, 'segment')} without a gap, {shown}"
 
     @property
@@ -57,6 +59,8 @@ def opened(run: Run, moment: Moment) -> AbstractContextManager[Tree]:
     """Open what a moment is read from. Raises what the repository raises."""
     if moment.until is None:
         return run.repository.tree(moment.backup, reading(run, moment.backup))
+    if moment.until.form == BYTES:
+        return run.repository.with_log(moment.backup, moment.until, reading(run, moment.backup))
     return run.repository.moment(moment.backup, moment.until, reading(run, moment.backup))
 
 
@@ -134,9 +138,36 @@ def between(run: Run, backup: Backup) -> Moment | None:
         if chain.last < mine["after"]:
             what = f"the log {chain.id} lacks its segment {chain.last + 1}"
             raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
+        if "end" in (backup.facts.get("log_place") or {}):
+            return _at_backup(log, chain, base, backup)
         link = _last(log, chain, base, None, mine["after"])
-        return None if link is None else _over(base, chain, link)
+        return None if link is None else _moment(base, chain, link)
     return None
+
+
+def _at_backup(log: Log, chain: Chain, base: Backup, backup: Backup) -> Moment | None:
+    """Return the moment that a backup is of, reached by its engine from the one before; None if the log ends earlier.
+
+    Its place is known exactly, so it comes to what the backup is, or the log is wrong. The log has to go on behind that
+    place, to its `end`: so a recovery knows that nothing lies between.
+    """
+    far = {**backup.facts["log_place"], "position": backup.facts["log_place"]["end"]}
+    link = next((one for one in _links(log, chain, backup.facts["log"]["after"]) if holds(one, far, one.at)), None)
+    if link is None:
+        return None
+    moment = _moment(base, chain, link, {"backup": dict(backup.facts)}, backup.created_at)
+    return replace(moment, place=backup.facts["log_place"])
+
+
+def _moment(
+    backup: Backup, chain: Chain, link: Link, target: Facts | None = None, at: datetime | None = None
+) -> Moment:
+    """Return the moment of a backup with the log up to a segment, or up to a target within that."""
+    until = Until(chain, backup.facts["log"]["after"], link.number, link.form, target or {})
+    size = link.size
+    if link.form == BYTES:
+        size = backup.source_bytes + link.until["position"] - backup.facts["log_place"]["position"]
+    return Moment(backup, at or link.at, until, [], size, link.sum, {} if target else link.until)
 
 
 def _lacking(run: Run, chain: Chain, wanted: datetime | None) -> str:
@@ -160,15 +191,12 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
             continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
-            if link is not None:
-                yield _over(backup, chain, link)
+            if link is not None and link.form == BYTES and wanted is not None and link.at > wanted:
+                yield _moment(backup, chain, link, {"at": wanted.isoformat()}, wanted)
                 break
-
-
-def _over(backup: Backup, chain: Chain, link: Link) -> Moment:
-    """Return the moment at the end of a segment, from a backup on."""
-    until = Until(chain, backup.facts["log"]["after"], link.number)
-    return Moment(backup, link.at, until, [], link.size, link.sum, link.until)
+            if link is not None:
+                yield _moment(backup, chain, link)
+                break
 
 
 def _bases(run: Run, chain: Chain, wanted: datetime | None) -> Iterator[Backup]:
@@ -185,7 +213,7 @@ def _bases(run: Run, chain: Chain, wanted: datetime | None) -> Iterator[Backup]:
 def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most: int | None = None) -> Link | None:
     """Return the last segment that ends a transaction, is not younger than `wanted`, and reaches past the backup.
 
-    Its number is at most `most`.
+    Its number is at most `most`. If segments have bytes of the log, the moment may lie within the one after that.
     """
     after, place = backup.facts["log"]["after"], backup.facts.get("log_place") or {}
     at = backup.created_at
@@ -194,13 +222,16 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
         return None
     least, most = max(reaching.number, after + 1), chain.last if most is None else most
     pieces = [piece for piece in chain.pieces if piece.last >= least and piece.first <= most]
+    later = None
     for position in range(len(pieces) - 1, -1, -1):
         if wanted is not None and position and pieces[position - 1].until > wanted:
             continue
         for link in reversed(log.open(pieces[position])):
-            if least <= link.number <= most and link.size and (wanted is None or link.at <= wanted):
-                return link
-    return None
+            if least <= link.number <= most and link.size:
+                if wanted is None or link.at <= wanted:
+                    return later or link
+                later = link if link.form == BYTES else None
+    return later
 
 
 def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:

@@ -14,12 +14,12 @@ from typing import Any
 
 from dbguardd.engines.base import Bounds, Past
 from dbguardd.errors import GuardError, Unsupported, Usage, of_file
-from dbguardd.flow import Pages
+from dbguardd.flow import LOG, Pages
 from dbguardd.jobs.base import Job, Result, Run
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, reach
 from dbguardd.jobs.verify import DAMAGE, condemn
-from dbguardd.repository import LOG, Backup, Tree
+from dbguardd.repository import Backup, Tree
 from dbguardd.states import Grade
 from dbguardd.wire import Diff, Get, Query, Undelete
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dbguardd.errors import GuardError, ProofFailed, Unreachable
-from dbguardd.flow import Segment
+from dbguardd.flow import Images, Segment
 from tests.jobs.world import World
 
 
@@ -33,7 +33,8 @@ def follow(world: World, first: int, last: int, sum: str = "") -> None:
         ship.begin(place(first - 1), continued=first > 1, because="new")
         for number in range(first, last + 1):
             world.later(seconds=1)
-            one = Segment("main", place(number - 1), place(number), world.now, 512, 512, (1,), bytes(512), sum)
+            images = Images(512, 512, (1,), bytes(512), sum)
+            one = Segment("main", place(number - 1), place(number), world.now, images)
             ship.ship(one)
 
     world.engine.follow = story  # type: ignore[attr-defined]

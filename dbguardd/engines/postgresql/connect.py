@@ -109,15 +109,8 @@ def connected(address: Address, database: str = "", about: str = "") -> Iterator
 
 def connect(address: Address, database: str = "", about: str = "") -> Connection:
     """Return a connection outside of any transaction. Raises ServerUnreachable, SourceDenied, SourceMissing ..."""
-    where = told(address, database)
-    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
     about = about or place_of(address)
-    if where.get("sslrootcert") == "system":
-        _trust_whom_the_system_trusts()
-    try:
-        connection = psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
-    except psycopg.Error as error:
-        raise _unconnected(about, where, error) from error
+    connection = connect_bare(address, database, about)
     try:
         with refusals(about):
             if connection.info.server_version // 10000 < OLDEST:
@@ -135,6 +128,18 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
         connection.close()
         raise
     return connection
+
+
+def connect_bare(address: Address, database: str, about: str) -> Connection:
+    """Return a connection on which nothing was said yet: not all take SQL. Raises as connect()."""
+    where = told(address, database)
+    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
+    if where.get("sslrootcert") == "system":
+        _trust_whom_the_system_trusts()
+    try:
+        return psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise _unconnected(about, where, error) from error
 
 
 def _trust_whom_the_system_trusts() -> None:

@@ -80,6 +80,9 @@ class SqliteLog:
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         follow(self._path, self._pace, ship, resume)
 
+    def unfollow(self) -> None:
+        """Nothing: a mark ends with who holds it."""
+
 
 class Sqlite:
     """Backups of one SQLite file. Implements engines.base.Snapshots."""

@@ -29,10 +29,12 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespa
 from dbguardd.engines.postgresql.physical.content import fingerprint, labels, renamed
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.follow import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
@@ -71,7 +73,7 @@ class Pages:
             progress("checkpoint", 0, None)
 
         def copied(done: int) -> None:
-            mode.check_room(directory)
+            mode.check_room()
             progress("copy", done, None)
 
         self.release()
@@ -100,7 +102,7 @@ class Pages:
             mode.let_go()
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots
-            return facts
+            return {**facts, "log_place": _log_place(cluster, facts, end)}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
         keeper = connect(self._address, about=self._about)
@@ -203,6 +205,7 @@ class Pages:
             "start_lsn": shown_place(ended.start),
             "stop_lsn": shown_place(ended.stop),
             "recovery_lsn": shown_place(ended.stop if placed is None else placed.at),
+            "segment_bytes": cluster.log.segment,
             "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
@@ -243,8 +246,7 @@ class Pages:
         self._held, self._untold = None, ""
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
-        lost = rebuild(tree, target, progress)
-        self._restored[target] = tree.facts
+        lost, self._restored[target] = rebuild(tree, target, progress)
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
@@ -258,6 +260,11 @@ class Pages:
 
     def replace(self, source: Path, progress: Progress) -> None:
         raise _not_in_place()
+
+
+def _log_place(cluster: Cluster, facts: Facts, end: int) -> Facts:
+    """Return the place that a backup is of, for the log that goes on from it; the backup has the log up to `end`."""
+    return {"round": round_of(cluster), "position": place_in(str(facts["recovery_lsn"])), "end": end}
 
 
 def _owner(directory: DataDirectory) -> dict[str, str | None]:

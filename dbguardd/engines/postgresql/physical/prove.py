@@ -36,6 +36,7 @@ from dbguardd.flow import Facts
 _OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
 _ASIDE = (*_OURS, DIRECTORY, MANUAL)
 """What tells a server what to do, or a person."""
+_PAGE_BYTES = 8000  # of a page of the log, at least, without its head
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
     "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off "
@@ -43,8 +44,9 @@ _NO_SETTINGS = (
 )
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_PREPARED = 1000  # transactions, at least: the log of a moment may be of a server that was given more since its backup
 _MORE_CONNECTIONS = 10  # than one for each database
-_RECOVERY = "recovery to the place of the backup"
+_RECOVERY = "recovery to its place in the log"
 _OF_THE_CLUSTER = re.compile("recovery|checkpoint|WAL|backup_label|control file|PANIC|pg_tblspc|invalid")
 _HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
 _COMMITTED = b"""
@@ -92,7 +94,7 @@ def _served(
     target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
 ) -> AbstractContextManager[Server]:
     settings = {
-        "max_prepared_transactions": str(int(facts["prepared"])),
+        "max_prepared_transactions": str(max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)),
         "max_connections": str(_MORE_CONNECTIONS + len(facts.get("snapshots") or {})),
     }
     if recovery:
@@ -108,8 +110,11 @@ def _reached(target: Path, facts: Facts) -> Finding:
     path = target / "pg_wal" / f"{timeline + 1:08X}.history"
     told = _HISTORY.findall(path.read_text(errors="replace") if path.exists() else "")
     reached = place(told[-1][1]) if told and int(told[-1][0]) == timeline else 0
-    # The last record ends where the next begins, or before the head of the page between them.
-    right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
+    if "recovery_record_bytes" in facts:  # the place is a record that is in it: that ends within its size, and heads
+        size = int(facts["recovery_record_bytes"])
+        right = wanted < reached <= wanted + size + _HEADS * (1 + size // _PAGE_BYTES)
+    else:  # the last record ends where the next begins, or before the head of the page between them
+        right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
     if right:
         return Finding(_RECOVERY, "ok", f"{facts['recovery_lsn']} in its log")
     return Finding(_RECOVERY, "failed", f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}")

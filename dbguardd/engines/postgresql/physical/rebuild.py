@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
+from dbguardd.engines.postgresql.physical.forward import roll_forward
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.tarred import unpack
@@ -32,9 +33,13 @@ _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it 
 _END = "# dbguard: end\n"
 
 
-def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
-    """Write the cluster of a backup to `target`, which must not exist; return which rights it could not be given."""
-    done = 0
+def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Facts]:
+    """Write the cluster of a backup, or of a moment after it, to `target`, which must not exist.
+
+    Return which rights it could not be given, and the facts that its proof needs.
+    """
+    done, facts = 0, tree.facts
+    moment = facts.get("moment")
 
     def tell(size: int) -> None:
         nonlocal done
@@ -44,8 +49,9 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
     tell(0)
     with fresh(target) as work:
         names = list(tree.names())
-        relations = [name for name in names if name not in (FILES, LOG)]
-        if len(names) - len(relations) != len((FILES, LOG)):
+        archives = (FILES, LOG)
+        relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
+        if len({*names}.intersection(archives)) != len(archives):
             raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
         for name in (FILES, *relations, LOG):
             if name in (FILES, LOG):
@@ -54,8 +60,10 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
                         tell(size)
             else:
                 tell(_relation(tree, name, work))
-        _finish(work, target, tree.facts)
-    return _lost(tree.facts)
+        if moment:
+            facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
+        _finish(work, target, facts)
+    return _lost(facts), facts
 
 
 def _relation(tree: Tree, name: str, work: Path) -> int:
@@ -140,11 +148,14 @@ def without_recovery(settings: bytes) -> bytes:
 
 
 def recovery_settings(facts: Facts) -> dict[str, str]:
-    """Return what a server has to be told so that its recovery ends at the place of the backup, and not before."""
+    """Return what a server has to be told so that its recovery ends at a place, and not before.
+
+    It is that of the backup, before its next record; or that of a moment, behind the record where it is.
+    """
     return {
         "restore_command": "/bin/false",  # all of the log that is needed is there
         "recovery_target_lsn": shown(place_of(str(facts["recovery_lsn"]))),
-        "recovery_target_inclusive": "off",
+        "recovery_target_inclusive": "on" if "recovery_record_bytes" in facts else "off",
         "recovery_target_timeline": str(int(facts["timeline"])),
         "recovery_target_action": "promote",
     }

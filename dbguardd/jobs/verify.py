@@ -61,7 +61,7 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
 
 
 def _has_no_sums(whole: Moment | None) -> bool:
-    """Say if a log has bytes, not pages: then the end of a stretch, where a backup was made, is what can be compared."""
+    """Say if a log has bytes, not pages: then what can be compared is its end, where a backup was made."""
     return whole is not None and whole.until is not None and whole.until.form == BYTES
 
 

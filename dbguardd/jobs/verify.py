@@ -15,7 +15,7 @@ from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.moment import between, opened
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
-from dbguardd.repository import Backup, Proof
+from dbguardd.repository import BYTES, Backup, Proof
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
 
@@ -36,8 +36,9 @@ def verify(run: Run, request: Verify) -> Result:
 def _try_log(run: Run, backup: Backup) -> Finding | None:
     """Restore the log between the backup before and this one into the staging directory; None if there is none.
 
-    It has no fingerprint to be compared with: what is shown is that all of the log is there, in a row and authentic,
-    and that the database is whole afterwards. Raises ProofFailed if not.
+    What is shown is that all of the log is there, in a row and authentic, and that the database is whole afterwards. A
+    log of images of pages ends where the backup began, and there is no fingerprint of that moment; one of bytes comes
+    to the very place of the backup, and to its content. Raises ProofFailed if not.
     """
     detail, until, bad = "", backup.created_at, list[str]()
     target = Path(run.staging) / "log"
@@ -51,7 +52,10 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
         with opened(run, moment) as tree:
             run.snapshots.restore(tree, target, run.progress)
         examined = run.snapshots.examine(target, (), run.progress)
-        bad = [f"{found.name}: {found.detail or 'failed'}" for found in examined.findings if found.outcome == "failed"]
+        findings = list(examined.findings)
+        if moment.until.form == BYTES:  # its moment is that of the backup
+            findings.append(same_content(examined, run.repository.fingerprint(backup.id)))
+        bad = [f"{found.name}: {found.detail or 'failed'}" for found in findings if found.outcome == "failed"]
     except _VERDICTS as error:
         bad = [f"{error.code} {error.message}. {error.detail}".strip()]
     finally:

@@ -170,7 +170,7 @@ class World:
         options: dict[str, Any] = {**self.pace, **pace}
         if resume and (chains := self.chains()):
             segments = chains[-1].segments
-            options["resume"] = {**chains[-1].until, "sum": segments[-1].sum if segments else ""}
+            options["resume"] = {**chains[-1].until, "sum": segments[-1].body.sum if segments else ""}
         begun = self.count("begin")
         if self.shelf.exists():
             os.truncate(self.shelf, self._seen)  # what the last one was killed at was not put there

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from psycopg import errors
 
-from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.connect import Connection, rows
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.errors import NoSpace, SourceInvalid, Unsupported
 
@@ -133,9 +133,3 @@ class Room:
                 hints=hints,
                 facts={"needed_bytes": held, "free_bytes": free},
             )
-
-
-def left_over(keeper: Connection) -> list[str]:
-    """Return the slots of ours that nobody reads: of a log that is followed no more, or by a dbguard that was."""
-    query = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT temporary AND slot_name LIKE %s"
-    return [text(name) for (name,) in rows(keeper, query, f"{PREFIX}%")]

@@ -2,16 +2,23 @@
 
 import os
 import random
+import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
 from postgres_pages_world import failed, own_place
-from postgres_world import as_owner
+from postgres_world import as_owner, owner
 
+from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.errors import Damaged, LogBroken, Unsupported
-from dbguardd.flow import LOG
+from dbguardd.flow import LOG, Segment
+from dbguardd.repository import recover
+from dbguardd.storage import Memory
+from tests.repository.data_path import DOMAIN
+from tests.repository.test_log import open_log
 
 FORGED = (
     "a\nrmgr: Transaction len (rec/tot):     34/    34, tx:        731, lsn: 0/7000028, prev 0/7000000, "
@@ -161,12 +168,13 @@ def swapped(body, where, length=8192):
 def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_anything_starts(live, kept, place):
     body, since, until_ = kept.plain
     begin = int(kept.first[1]["log_place"]["position"]) - since["position"]
+    known = place_of(kept.first[1]["start_lsn"]) - since["position"]
     middle = (begin + len(body)) // 2 // 8192 * 8192 - since["position"] % 8192
     other = {**since, "round": "7/1"}
     late = {**since, "position": kept.first[1]["log_place"]["end"] + 8192}
     wrong = {
         "flipped": (flipped(body, middle + 100), since, until_),
-        "flipped where the backup has it too": (flipped(body, begin - 200), since, until_),
+        "flipped where the backup has it too": (flipped(body, known + 40), since, until_),
         "a part is missing": (cut(body, middle, 8192), since, until_),
         "a part is missing, and the rest moved up": (cut(body, middle, 8192) + bytes(8192), since, until_),
         "reordered": (swapped(body, middle), since, until_),
@@ -212,3 +220,32 @@ def test_a_moment_of_which_nothing_had_committed_since_is_the_backup(live, kept,
     found = as_owner(proven, live, moment(kept.first, *kept.plain, at(early)), place / "restored")
     assert failed(found).keys() <= {"page checksums", "the server was kept to its directory"}
     assert asked(live, place / "restored", "SELECT count(*) FROM ledger") == ["0"]
+
+
+def test_a_log_is_taken_by_its_server_as_the_manual_says(live, kept, place):
+    """Without dbguard: what recover.py writes, tar, and the server's own programs."""
+    storage, target, when = Memory(), place / "recovered", kept.before_drop
+    log = open_log(storage)
+    body, since, until_ = kept.plain
+    chain = log.begin(since, "new", when)
+    for start in range(0, len(body), 1 << 20):
+        part = body[start : start + (1 << 20)]
+        ends = [{**since, "position": since["position"] + at} for at in (start, start + len(part))]
+        chain = log.append(chain, Segment("log", *ends, when, part))
+    for entry in storage.list("log/"):
+        (place / "store" / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "store" / entry.name).write_bytes(storage.get(entry.name))
+    for name, data in kept.first[0].items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    key = recover.Key(DOMAIN.repo_id, DOMAIN.id, DOMAIN.key)
+    backup = {"facts": {**kept.first[1], "log": {"chain": chain.id, "after": 0}}}
+    recover.keep_log(place / "store", key, backup, when, target)
+    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
+    block = page.partition("if it is told so before its start:\n.Bd -literal\n")[2].partition(".Ed")[0]
+    told = block.replace("/srv/recovered", str(target)).replace("2026-09-12 08:59:00Z", when.isoformat())
+    script = f"set -e\ntar xf files.tar; tar xf log.tar; rm files.tar log.tar\n{told}\nchmod -R go= .\n"
+    subprocess.run(["bash", "-c", script], check=True, cwd=target, capture_output=True)
+    for path in (target, *target.rglob("*")):
+        os.chown(path, owner(), -1, follow_symlinks=False)
+    assert asked(live, target, "SELECT count(*) FROM ledger") == ["200"]

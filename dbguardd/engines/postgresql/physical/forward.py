@@ -96,7 +96,7 @@ class Files:
             if self.at >= oldest:
                 self._open(self._log.name(self.at))
                 self._compare(part, start)
-                os.pwrite(self._file, part, start)
+                written(self._file, part, start)
             self.at += len(part)
 
     def _open(self, name: str) -> None:
@@ -110,6 +110,13 @@ class Files:
         first, last = (max(0, min(len(part), known - self.at)) for known in self._known)
         if os.pread(self._file, last - first, start + first) != part[first:last]:
             raise wrong(f"its log is another one: {self._name} differs", "the log that is in the backup says otherwise")
+
+
+def written(file: int, data: memoryview, at: int) -> None:
+    """Write all of it. Raises OSError."""
+    while data:
+        count = os.pwrite(file, data, at)
+        data, at = data[count:], at + count
 
 
 class Reading:

@@ -32,7 +32,6 @@ import json
 import os
 import struct
 import sys
-import tarfile
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -414,32 +413,37 @@ def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, t
     (target / "log").mkdir(mode=0o700)
     high, low = facts["start_lsn"].split("/")
     oldest = ((int(high, 16) << 32) + int(low, 16)) // size
-    with tarfile.open(target / "log.tar") as base:
-        for head, body in segments(storage, key, facts["log"]["chain"], facts["log"]["after"] + 1):
-            data, at = (
-                memoryview(zstandard.ZstdDecompressor().decompress(body, head["size"])),
-                head["since"]["position"],
-            )
-            if head["until"]["round"] != facts["log_place"]["round"] or len(data) != head["size"]:
-                raise Unusable(f"segment {head['number']}: is not of the log that goes on from the backup")
-            while data:
-                number, start = divmod(at, size)
-                part, data, at = data[: size - start], data[size - start :], at + len(data[: size - start])
-                name = f"{int(facts['timeline']):08X}{number // each:08X}{number % each:08X}"
-                path = target / "log" / name
-                if number >= oldest and not path.exists():
-                    had = base.extractfile(f"pg_wal/{name}") if f"pg_wal/{name}" in base.getnames() else None
-                    path.write_bytes(had.read() if had else bytes(size))
-                if number >= oldest:
-                    with path.open("r+b") as file:
-                        file.seek(start)
-                        file.write(part)
-            reached = head["at"]
-            if datetime.fromisoformat(reached) > until:
-                break
+    for head, body in segments(storage, key, facts["log"]["chain"], facts["log"]["after"] + 1):
+        data, at = memoryview(zstandard.ZstdDecompressor().decompress(body)), head["since"]["position"]
+        if head["until"]["round"] != facts["log_place"]["round"] or len(data) != head["size"]:
+            raise Unusable(f"segment {head['number']}: is not of the log that goes on from the backup")
+        while data:
+            number, start = divmod(at, size)
+            part, data, at = data[: size - start], data[size - start :], at + len(data[: size - start])
+            path = target / "log" / f"{int(facts['timeline']):08X}{number // each:08X}{number % each:08X}"
+            if number >= oldest and not path.exists():
+                path.write_bytes(member(target / "log.tar", f"pg_wal/{path.name}") or bytes(size))
+            if number >= oldest:
+                with path.open("r+b") as file:
+                    file.seek(start)
+                    file.write(part)
+        reached = head["at"]
+        if datetime.fromisoformat(reached) > until:
+            break
     if not reached:
         raise Unusable("the log has nothing after this backup; leave --until away")
     return str(reached)
+
+
+def member(archive: Path, name: str) -> bytes:
+    """Return a file in a tar archive that has only short names; nothing if it is not there."""
+    with archive.open("rb") as file:
+        while (header := file.read(512)).strip(b"\0"):
+            size = int(header[124:136].strip(b"\0 "), 8)
+            if header[:100].rstrip(b"\0") == name.encode():
+                return file.read(size)
+            file.seek(size + -size % 512, os.SEEK_CUR)
+    return b""
 
 
 def summed(file: Path, page_size: int) -> str:

@@ -91,7 +91,7 @@ class PagesLog:
             stack.callback(directory.close)
             slot = Slot(keeper, self._slot)
             try:
-                check_bound(keeper, directory.free_for_log(), self._about)
+                check_bound(keeper, directory.free_for_log(), slot, self._about)
                 became = slot.take()
                 check_own(directory, slot.name, cluster.log.system)
                 room = Room(keeper, slot.name, directory)

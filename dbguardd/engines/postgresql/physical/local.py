@@ -24,7 +24,9 @@ _MAY = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 _LIMITS = b"""
 SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
        current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication),
-       current_setting('synchronous_standby_names') ~ '(^|[( ,])"?[*]'
+       current_setting('synchronous_standby_names') ~ '(^|[( ,])"?[*]',
+       (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::int8
+        FROM pg_replication_slots WHERE slot_name LIKE %s)
 """
 _LEFT = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT temporary AND slot_name LIKE %s"
 
@@ -53,13 +55,13 @@ def _lacking(connection: Connection, address: Address) -> Iterator[str]:
     about = place_of(address)
     cluster = look(connection, about)
     directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
+    ((slots, senders, standbys, held),) = rows(connection, _LIMITS, f"{PREFIX}%")
     try:
-        check_bound(connection, directory.free_for_log(), about)
+        check_bound(connection, directory.free_for_log() + held, None, about)
     except Unsupported as error:
         yield f"{error.detail} Fix: {error.hints[0]}"
     finally:
         directory.close()
-    ((slots, senders, standbys),) = rows(connection, _LIMITS)
     for name, free in (("max_replication_slots", slots), ("max_wal_senders", senders)):
         if free < 1:
             yield f"all of {name} are in use. Fix: ALTER SYSTEM SET {name} = 10;  -- then restart the server"

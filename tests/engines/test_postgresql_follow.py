@@ -9,6 +9,7 @@ import pytest
 from postgres_follow_world import STAGING, Follower, followable, opened
 from postgres_world import as_owner, until
 
+from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.errors import GuardError, LogBroken, Unsupported
 
@@ -66,8 +67,10 @@ def test_what_is_stored_is_what_the_server_wrote_whatever_is_killed(live, follow
             live.stop(signal.SIGINT)
             live.start()
         follower.start()
-    commits(live)
+    live.sql("SET synchronous_commit = off; INSERT INTO ledger VALUES (100000, 'not on disk yet')")
+    written_ = place_of(live.sql("SELECT pg_current_wal_insert_lsn()"))
     follower.catches_up()
+    assert follower.resume()["position"] >= written_
     assert [begun[2] for begun in follower.events("begin")][:2] == [False, True] and len(follower.chains()) == 1
     body, since, end = follower.body()
     assert body == written(live, since, end)

@@ -30,7 +30,7 @@ from dbguardd.engines.postgresql.physical.content import fingerprint, labels, re
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import round_of
-from dbguardd.engines.postgresql.physical.local import BY_PAGES
+from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
@@ -51,21 +51,25 @@ SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid
 
 
 class Pages:
-    """Physical backups of a cluster. Settings: url."""
+    """Physical backups of a cluster. Settings: url, continuous (its log is followed)."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._address = address_of(str(settings.get("url", "")))
         self._about = place_of(self._address)
+        self._continuous = bool(settings.get("continuous"))
         self._held: place.Placed | None = None
         self._untold = ""
         self._restored: dict[Path, Facts] = {}
 
     def probe(self) -> Probe:
         found = probe(self._address, "", ())
+        needed = (BY_PAGES, FOLLOWED) if self._continuous else (BY_PAGES,)
         findings = [
-            replace(one, outcome="failed") if one.name == BY_PAGES and one.outcome != "ok" else one
+            replace(one, outcome="failed") if one.name in needed and one.outcome != "ok" else one
             for one in found.findings
         ]
+        if not self._continuous and (left := left_over(self._address)) is not None:
+            findings.append(left)
         return replace(found, findings=tuple(findings))
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:

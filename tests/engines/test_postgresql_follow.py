@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from postgres_world import as_owner, owner, until
 
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.slot import name_of
-from dbguardd.errors import GuardError, LogBroken, NoSpace, Unsupported
+from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, Unsupported
 
 SLOT = name_of(STAGING)
 
@@ -93,11 +92,9 @@ def test_a_server_at_rest_is_left_at_rest(live, follower):
 def test_a_server_that_is_stopped_waits_for_nobody_and_is_followed_again(live, follower):
     follower.start()
     follower.catches_up()
-    began = time.monotonic()
     commits(live)
-    live.stop(signal.SIGINT)
-    assert isinstance(follower.ended(), GuardError)
-    assert time.monotonic() - began < 30  # it would wait a minute for a reader that says nothing
+    live.stop(signal.SIGINT)  # it would wait for a reader that does not say what it has, for ever: see followable
+    assert isinstance(follower.ended(), ServerUnreachable)
     live.start()
     follower.start()
     follower.catches_up()

@@ -225,11 +225,12 @@ class Follower:
     def _catch_up(self) -> None:
         """Receive all that has committed by now. A server may leave the last, if it is no commit, unsent for long."""
         written, flushed = self._server.ends()
-        patience = time.monotonic() + (self._server.delay() if written not in (flushed, self._rest) else 0)
-        while self._stream.at < written and time.monotonic() < patience:
-            self._take(_SHORT_SECONDS)
-        if self._stream.at < written:
-            self._rest, (_, flushed) = written, self._server.ends()
+        if written not in (flushed, self._rest):
+            patience = time.monotonic() + self._server.delay()
+            while self._stream.at < written and time.monotonic() < patience:
+                self._take(_SHORT_SECONDS)
+            if self._stream.at < written:
+                self._rest, (_, flushed) = written, self._server.ends()
         while self._stream.at < flushed:
             self._take(_WAIT_SECONDS)
 

@@ -196,8 +196,9 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
             continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
-            if link is not None and link.form == BYTES and wanted is not None and link.at > wanted:
-                yield _moment(backup, chain, link, {"at": wanted.isoformat()}, wanted)
+            if link is not None and link.form == BYTES and wanted is not None:
+                # Also of the last one: what it has was committed by then, and more, perhaps.
+                yield _moment(backup, chain, link, {"at": wanted.isoformat()}, min(link.at, wanted))
                 break
             if link is not None:
                 yield _moment(backup, chain, link)

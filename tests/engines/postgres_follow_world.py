@@ -25,10 +25,11 @@ def opened(live, **settings):
 
 
 @contextmanager
-def followable(prepared=0):
+def followable(prepared=0, *options):
     """A server whose log may be followed, with a ledger, and so many prepared transactions."""
-    with cluster() as made:
+    with cluster(*options) as made:
         made.sql(BOUNDED)
+        made.sql("ALTER SYSTEM SET wal_sender_timeout = 0")
         made.sql(f"ALTER SYSTEM SET max_prepared_transactions = {prepared}")
         made.stop(signal.SIGINT)
         made.start()

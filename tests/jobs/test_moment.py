@@ -213,6 +213,9 @@ def test_any_moment_lies_within_a_log_of_bytes(world: World) -> None:
         assert (found["backup"], found["segments"]) == (id, segments), seconds
         assert found["created_at"] == instant(made + timedelta(seconds=told)), seconds
     assert plan(world)["segments"] == 6
+    wanted = (made + timedelta(seconds=9)).isoformat()
+    world.do("restore", database="app", at=wanted, to=str(world.place / "copy"))
+    assert world.engine.restored["moment"]["target"] == {"at": wanted}  # nothing later that the last segment has
 
 
 def test_a_log_of_bytes_is_proven_by_the_backup_after_it(world: World) -> None:

@@ -26,7 +26,7 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespa
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.segments import PAGE
 from dbguardd.engines.postgresql.physical.segments import place as place_in
-from dbguardd.engines.postgresql.physical.slot import Room, Slot, check_bound, check_own, name_of
+from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, streaming
 from dbguardd.errors import LogBroken, NoSpace, SourceInvalid, Unsupported
 from dbguardd.flow import Facts, Segment, Ship
@@ -97,8 +97,7 @@ class PagesLog:
                 with streaming(self._address, self._about):
                     became = slot.take()  # not for who may not read from it
                 check_own(directory, slot.name, cluster.log.system)
-                room = Room(keeper, slot.name, directory)
-                self._follow(Server(self._about, keeper, cluster, slot, room), became, ship, resume)
+                self._follow(Server(self._about, keeper, cluster, slot, directory), became, ship, resume)
             except (NoSpace, SourceInvalid, Unsupported):
                 slot.drop()
                 raise
@@ -133,7 +132,7 @@ class Server:
     keeper: Connection
     cluster: Cluster
     slot: Slot
-    room: Room
+    directory: DataDirectory
 
     def ends(self) -> tuple[int, int]:
         """Return up to where its log is written, and up to where it is on disk, and so is sent.
@@ -150,10 +149,8 @@ class Server:
 
     def watch(self) -> None:
         """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on."""
-        self.room.check(
-            "until it is stored",
-            ["dbguardctl status  # why it is not stored", "or give the log of the server more room"],
-        )
+        hints = ["dbguardctl status  # why it is not stored", "or give the log of the server more room"]
+        check_room(self.keeper, self.slot.name, self.directory, "until it is stored", hints)
         if tablespaces(self.keeper) != self.cluster.tablespaces:
             raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")
 
@@ -216,23 +213,24 @@ class Follower:
         self._at, watched = at, 0.0
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
+            if began - watched >= self._pace.watch_seconds:
+                watched = began
+                self._server.watch()  # before it is tried to store anything: that may fail for days
             self._catch_up()
             self._store(at)
             self._ship.reached(at)
-            if began - watched >= self._pace.watch_seconds:
-                watched = began
-                self._server.watch()
             while (left := began + self._pace.look_seconds - time.monotonic()) > 0:
                 self._take(left)
 
     def _catch_up(self) -> None:
         """Receive all that has committed by now. A server may leave the last, if it is no commit, unsent for long."""
         written, flushed = self._server.ends()
-        patience = time.monotonic() + (self._server.delay() if written not in (flushed, self._rest) else 0)
-        while self._stream.at < written and time.monotonic() < patience:
-            self._take(_SHORT_SECONDS)
-        if self._stream.at < written:
-            self._rest, (_, flushed) = written, self._server.ends()
+        if written not in (flushed, self._rest):
+            patience = time.monotonic() + self._server.delay()
+            while self._stream.at < written and time.monotonic() < patience:
+                self._take(_SHORT_SECONDS)
+            if self._stream.at < written:
+                self._rest, (_, flushed) = written, self._server.ends()
         while self._stream.at < flushed:
             self._take(_WAIT_SECONDS)
 

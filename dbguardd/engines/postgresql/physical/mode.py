@@ -13,7 +13,7 @@ from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
-from dbguardd.engines.postgresql.physical.slot import Room, check_own
+from dbguardd.engines.postgresql.physical.slot import check_own, check_room
 from dbguardd.errors import SourceChanged
 
 
@@ -42,8 +42,7 @@ class BackupMode:
 
     def __init__(self, keeper: Connection, system: int) -> None:
         self._keeper, self._system = keeper, system
-        self._slot = ""
-        self._room: Room | None = None
+        self._slot, self._room = "", 0
 
     def hold(self, directory: DataDirectory) -> None:
         """Make the slot, and see by it that `directory` is that of this server."""
@@ -54,15 +53,17 @@ class BackupMode:
         )
         self._slot = text(name)
         check_own(directory, self._slot, self._system)
-        self._room = Room(self._keeper, self._slot, directory)
+        self._room = directory.free_for_log()
 
-    def check_room(self) -> None:
-        """Raise NoSpace if the server soon has no room for its log; see Room."""
-        if self._room is not None:
-            self._room.check(
-                "during the backup",
-                ["give the log more room, or back up when less is written", 'or set method = "dump"'],
-            )
+    def check_room(self, directory: DataDirectory) -> None:
+        """Raise NoSpace if the log that the slot holds has taken half of the room that it had; see check_room.
+
+        Asked of the file system each time, and of the server only where the room has become less: that can be the work
+        of others.
+        """
+        if directory.free_for_log() < self._room // 2:
+            hints = ["give the log more room, or back up when less is written", 'or set method = "dump"']
+            check_room(self._keeper, self._slot, directory, "during the backup", hints)
 
     def begin(self, alive: Alive) -> None:
         """Begin backup mode: the server makes a checkpoint, at once, and writes whole pages from then on."""

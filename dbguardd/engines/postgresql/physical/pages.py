@@ -77,7 +77,7 @@ class Pages:
             progress("checkpoint", 0, None)
 
         def copied(done: int) -> None:
-            mode.check_room()
+            mode.check_room(directory)
             progress("copy", done, None)
 
         self.release()

@@ -114,29 +114,15 @@ def check_own(directory: DataDirectory, slot: str, system: int) -> None:
         )
 
 
-class Room:
-    """The room that a server has for its log, from now on, while a slot of ours holds some of it."""
-
-    def __init__(self, keeper: Connection, slot: str, directory: DataDirectory) -> None:
-        self._keeper, self._slot, self._directory = keeper, slot, directory
-        self.bytes = directory.free_for_log()
-
-    def check(self, what: str, hints: Sequence[str]) -> None:
-        """Raise NoSpace if the log that the slot holds has taken half of the room that it had.
-
-        A server that cannot write its log stops at once, and without max_slot_wal_keep_size a slot may hold any number
-        of bytes. Asked of the file system each time, and of the server only where the room has become less: that can
-        be the work of others.
-        """
-        free = self._directory.free_for_log()
-        if free >= self.bytes // 2:
-            return
-        held = next((int(held) for (held,) in rows(self._keeper, _HELD, self._slot) if held is not None), 0)
-        if held > free:
-            raise NoSpace(
-                f"{self._directory.path}/{WAL}: the server needs the room that its log takes {what}",
-                detail=f"The log that is held has {held} bytes, and {free} bytes are free; a server that has no room "
-                "for its log stops. The server lets go of it now.",
-                hints=hints,
-                facts={"needed_bytes": held, "free_bytes": free},
-            )
+def check_room(keeper: Connection, slot: str, directory: DataDirectory, what: str, hints: Sequence[str]) -> None:
+    """Raise NoSpace if a slot holds more of the log than the server has room for: without any, it stops at once."""
+    free = directory.free_for_log()
+    held = next((int(held) for (held,) in rows(keeper, _HELD, slot) if held is not None), 0)
+    if held > free:
+        raise NoSpace(
+            f"{directory.path}/{WAL}: the server needs the room that its log takes {what}",
+            detail=f"The log that is held has {held} bytes, and {free} bytes are free; a server that has no room "
+            "for its log stops. The server lets go of it now.",
+            hints=hints,
+            facts={"needed_bytes": held, "free_bytes": free},
+        )

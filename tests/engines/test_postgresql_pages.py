@@ -4,6 +4,7 @@ import os
 import subprocess
 import tarfile
 import time
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from postgres_pages_world import (
     round_trip,
     shop,
     stored,
+    timed,
     writers,
 )
 from postgres_world import as_owner, identity, owner, until
@@ -78,6 +80,12 @@ def test_a_cluster_comes_back_equal_to_its_snapshot_while_it_is_written(live, pl
     assert any(name.startswith("base/") for name in streams) and {"files.tar", "log.tar"} < set(streams)
     assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
     assert target.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_backup_is_of_no_later_moment_than_its_snapshot(live):
+    """What commits while its log is read and stored is not in it."""
+    _, facts, taken, logged = as_owner(timed, live)
+    assert isinstance(taken, Fingerprint) and datetime.fromisoformat(facts["snapshot_at"]) < logged
 
 
 class Elsewhere:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from datetime import datetime
 from io import BytesIO
 
 import pytest
@@ -19,6 +20,7 @@ from postgres_pages_world import (
     round_trip,
     shop,
     stored,
+    timed,
     tree,
 )
 from postgres_world import Cluster, as_owner, cluster, identity, owner, until
@@ -343,11 +345,12 @@ def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprin
     text = version.read_text()
     version.write_text("1\n")
     try:
-        streams, facts, taken = as_owner(stored, live)
+        streams, facts, taken, logged = as_owner(timed, live)
     finally:
         version.write_text(text)
         live.sql("DROP DATABASE last")
     assert isinstance(taken, Untold) and "no snapshot of every database" in taken.why
+    assert datetime.fromisoformat(facts["snapshot_at"]) < logged
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
     found = as_owner(proven, live, {**streams}, facts, place / "restored")
     assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None

@@ -6,7 +6,8 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
@@ -99,6 +100,12 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     """Return name and place of each tablespace that lies elsewhere, by its number."""
     found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
     return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
+
+
+def clock(connection: Connection) -> datetime:
+    """Return the time by the clock of the server: what has committed by then is in whatever is taken from then on."""
+    ((at,),) = rows(connection, b"SELECT clock_timestamp()")
+    return cast(datetime, at)
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:

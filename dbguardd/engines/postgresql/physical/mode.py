@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
-from dbguardd.engines.postgresql.physical.cluster import waited
+from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
 from dbguardd.engines.postgresql.physical.slot import Room, check_own
@@ -28,10 +29,14 @@ def bounded(about: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs."""
+    """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs.
+
+    What had committed at the time `at` lies before the end.
+    """
 
     start: int
     stop: int
+    at: datetime
     timeline: int
     label: bytes
     tablespace_map: bytes
@@ -70,6 +75,7 @@ class BackupMode:
 
     def end(self, alive: Alive) -> Ended:
         """End backup mode. Raises SourceChanged if the server has ended it before: it was restarted."""
+        at = clock(self._keeper)
         ((stop, label, spaces),) = waited(
             self._keeper,
             alive,
@@ -78,7 +84,7 @@ class BackupMode:
         if not label:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
         start, timeline = label_start(bytes(label))
-        return Ended(start, place(text(stop)), timeline, bytes(label), bytes(spaces or b""))
+        return Ended(start, place(text(stop)), at, timeline, bytes(label), bytes(spaces or b""))
 
     def let_go(self) -> None:
         """Drop the slot: the log that it held is in the backup."""

@@ -45,9 +45,7 @@ MOST_DATABASES = 64
 
 _SNAPSHOT_BYTES = 16 << 10  # of the text of all: a server may have thousands of running transactions
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
-_SUPERUSER = b"""
-SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1), clock_timestamp()
-"""
+_SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1)"
 
 
 class Pages:
@@ -187,7 +185,7 @@ class Pages:
         self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: place.Placed | None
     ) -> Facts:
         """Return what the restore, its proof and a person who reads the backup have to know."""
-        ((superuser, at),) = rows(keeper, _SUPERUSER)
+        ((superuser,),) = rows(keeper, _SUPERUSER)
         snapshots = {} if placed is None else {shown(name): said for name, said in placed.snapshots.items()}
         return {
             "method": "pages",
@@ -209,7 +207,7 @@ class Pages:
             "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
-            "snapshot_at": at.isoformat(),
+            "snapshot_at": (ended.at if placed is None else placed.moment).isoformat(),
             "tablespaces": {oid: [shown(name), place] for oid, (name, place) in cluster.tablespaces.items()},
             "left_out": copy.directory.left_out,
             "reused_files": copy.reused,

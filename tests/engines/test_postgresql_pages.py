@@ -200,6 +200,30 @@ def test_a_tablespace_that_is_made_during_the_backup_spoils_it(live):
         as_owner(backed_up, live, make)
 
 
+def test_files_of_a_database_that_are_copied_during_the_backup_spoil_it(live, place):
+    """A recovery would copy them again: from what the template was when it was read, later, or is no more."""
+    live.sql("CREATE DATABASE template; CREATE DATABASE moved")
+
+    def backed_up_beside(statement):
+        steps = iter((statement, "CREATE TABLE later (n int)"))
+        return round_trip(live, place / "restored", (), lambda name: live.sql(next(steps, "SELECT"), "template"))
+
+    try:
+        for statement in ("CREATE DATABASE child TEMPLATE template STRATEGY file_copy",
+                          "ALTER DATABASE moved SET TABLESPACE far"):  # fmt: skip
+            with pytest.raises(SourceChanged, match="copied or moved"):
+                as_owner(backed_up_beside, statement)
+            live.sql("DROP TABLE later", "template")
+        live.sql("DROP DATABASE child")
+        live.sql("CREATE TABLE sooner (n int)", "template")
+        _, _, taken, found = as_owner(backed_up_beside, "CREATE DATABASE child TEMPLATE template STRATEGY wal_log")
+    finally:
+        for name in ("child", "moved", "template"):
+            live.sql(f"DROP DATABASE IF EXISTS {name}")
+    assert failed(found) == {} and found.fingerprint == taken
+    assert "child.public.sooner" in taken.tables and "child.public.later" not in taken.tables
+
+
 def test_nothing_is_followed_out_of_the_data_directory(live, place):
     """Links and what is no file are named; names of any bytes come back."""
     secret, odd = live.place / "secret", live.data / os.fsdecode(b"odd \n\xff" + b"n" * 200)

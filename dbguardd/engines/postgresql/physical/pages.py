@@ -94,7 +94,7 @@ class Pages:
             ended = mode.end(alive)
             snapshots = self._place(keeper, cluster, tools, ended, stack)
             end = place.mark(keeper) if snapshots is None else snapshots.end
-            self._check_tablespaces(keeper, cluster, tools, (ended.start, end), alive)
+            self._check_replayed(keeper, cluster, tools, (ended.start, end), alive)
             directory.check_walked()
             copy.log(ended, end)
             mode.let_go()
@@ -150,7 +150,7 @@ class Pages:
             opened.callback(connections[name].close)
 
         def commits(start: int, end: int) -> bytes:
-            return self._waldump(cluster, tools, "Transaction", (start, end), lambda: None)
+            return self._waldump(cluster, tools, ("Transaction",), (start, end), lambda: None)
 
         placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
         if placed is None:
@@ -161,20 +161,36 @@ class Pages:
             return None
         return placed
 
-    def _waldump(self, cluster: Cluster, tools: Tools, what: str, between: tuple[int, int], alive: Alive) -> bytes:
-        """Return what pg_waldump says of the records of one kind between two places."""
+    def _waldump(
+        self, cluster: Cluster, tools: Tools, kinds: Sequence[str], between: tuple[int, int], alive: Alive
+    ) -> bytes:
+        """Return what pg_waldump says of the records of some kinds between two places."""
         start, end = (shown_place(at) for at in between)
-        words = [f"--rmgr={what}", f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
+        words = [f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
+        words += [f"--rmgr={kind}" for kind in kinds]
         said = run([tools.path("pg_waldump"), f"--path={cluster.directory}/{WAL}", *words], alive)
         if said.status != 0:
             raise Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said.errors[-500:])
         return said.output
 
-    def _check_tablespaces(
+    def _check_replayed(
         self, keeper: Connection, cluster: Cluster, tools: Tools, between: tuple[int, int], alive: Alive
     ) -> None:
-        """Raise SourceChanged if a tablespace came or went: who replays that empties its directory, on this host."""
-        if tablespaces(keeper) != cluster.tablespaces or self._waldump(cluster, tools, "Tablespace", between, alive):
+        """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
+
+        If a tablespace came or went: who replays that empties its directory, on this host. If the files of a database
+        were copied: the log says only from where to where, and there lies by then what the template was when it was
+        read for the backup, which may be later, or nothing at all.
+        """
+        said = self._waldump(cluster, tools, ("Tablespace", "Database"), between, alive)
+        if b"desc: CREATE_FILE_COPY " in said:
+            raise SourceChanged(
+                f"{self._about}: the files of a database were copied or moved during the backup",
+                detail="CREATE DATABASE with STRATEGY file_copy, or ALTER DATABASE SET TABLESPACE: the log does not "
+                "tell what was copied, so a recovery would copy something else.",
+                hints=["back up again", "CREATE DATABASE ... STRATEGY wal_log  -- goes well beside a backup"],
+            )
+        if tablespaces(keeper) != cluster.tablespaces or b"rmgr: Tablespace " in said:
             raise SourceChanged(
                 f"{self._about}: a tablespace was made or dropped during the backup",
                 detail="The log tells where, and a recovery would do it again at that very place.",

@@ -381,7 +381,7 @@ def test_a_backup_whose_snapshots_cannot_be_held_or_read_is_kept_without_a_finge
     finally:
         live.sql(f"SELECT pg_terminate_backend(pid) {hunting}")
         hunter.wait()
-    assert isinstance(taken, Untold) and "57P01" in taken.why
+    assert isinstance(taken, Untold) and any(said in taken.why for said in ("57P01", "the connection was lost"))
     assert {"files.tar", "log.tar"} < set(streams)
 
 
@@ -418,15 +418,19 @@ def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
             other.sql("CREATE TABLE t AS SELECT n, repeat('x', 900) FROM generate_series(1, 3000) n")
             other.sql("SELECT pg_reload_conf()")
 
-            def write(name):
+            def free():
+                return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+
+            def write(name):  # while this one file is on its way, and nothing else happens
                 if name.startswith("base/"):
-                    other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) "
-                              "FROM generate_series(1, 40)")  # fmt: skip
+                    half = free() // 2
+                    while free() > half - (1 << 20):
+                        other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000))")
+                    until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
 
             with pytest.raises(NoSpace, match="its log") as caught:
                 as_owner(backed_up, other, write)
-            assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"]
-            until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
+            assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"] > 0
             other.sql("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT")
             assert len(list((disk / "log").iterdir())) < 20
     finally:

@@ -31,11 +31,12 @@ from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded, watched
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
+from dbguardd.engines.postgresql.physical.slot import Room
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
@@ -68,10 +69,11 @@ class Pages:
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
         def alive() -> None:
+            check_room()
             progress("checkpoint", 0, None)
 
         def copied(done: int) -> None:
-            mode.check_room()
+            check_room()
             progress("copy", done, None)
 
         self.release()
@@ -83,8 +85,9 @@ class Pages:
             directory = self._directory(cluster)
             stack.callback(directory.close)
             mode = BackupMode(keeper, cluster.log.system)
-            mode.hold(directory)
+            room = Room(self._session(stack), mode.hold(directory), directory)
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
+            check_room = stack.enter_context(watched(keeper, room))
             begun = now()
             mode.begin(alive)
             copy = Copy(directory, cluster, sink, begun, copied)
@@ -103,11 +106,16 @@ class Pages:
             return {**facts, "log_place": _log_place(cluster, facts, end)}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
-        keeper = connect(self._address, about=self._about)
-        stack.callback(keeper.close)
         stack.enter_context(refusals(self._about))
-        keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
+        keeper = self._session(stack)
         return keeper, look(keeper, self._about)
+
+    def _session(self, stack: ExitStack) -> Connection:
+        """Return a connection that may be idle for as long as the backup takes."""
+        session = connect(self._address, about=self._about)
+        stack.callback(session.close)
+        session.execute(b"SET idle_session_timeout = 0", prepare=False)
+        return session
 
     def _directory(self, cluster: Cluster) -> DataDirectory:
         places = {oid: where for oid, (_name, where) in cluster.tablespaces.items()}

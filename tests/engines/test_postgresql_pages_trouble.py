@@ -204,7 +204,7 @@ def test_a_backup_that_is_not_whole_does_not_become_a_cluster_that_looks_whole(l
     assert {what: type(told) for what, told in said.items()} == {
         "label": str, "log": dict, "place": dict, "files": str, "relation": str, "link": str
     }  # fmt: skip
-    assert list(said["log"]) == list(said["place"]) == ["recovery to the place of the backup"]
+    assert list(said["log"]) == list(said["place"]) == ["recovery to its place in the log"]
     assert left == ["log", "place"]  # nothing of what was refused
 
 

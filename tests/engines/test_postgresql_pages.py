@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tarfile
+import threading
 import time
 from datetime import datetime
 from io import BytesIO
@@ -257,27 +258,36 @@ def test_a_definition_that_changes_while_the_content_is_read_leaves_the_backup_w
     assert failed(found) == {} and found.fingerprint is not None
 
 
-def test_a_lock_that_somebody_holds_is_not_waited_for_for_ever(live):
+def test_a_lock_is_not_waited_for_for_ever_and_nobody_is_in_a_database_that_was_read(live):
     def locked():
         words = [live.programs / "psql", "-Xq", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-d", "shop"]
         holder = subprocess.Popen([*words, "-c", "BEGIN; LOCK gone; SELECT 'held', pg_sleep(60)"], cwd="/")
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND wait_event = 'PgSleep'"
         return holder, until(lambda: live.sql(waiting) == "1", "the lock")
 
-    engine = made(live)
+    engine, ours = made(live), "FROM pg_stat_activity WHERE application_name = 'dbguard'"
+    others = list[str]()
+
+    def look():
+        until(lambda: live.sql(f"SELECT count(*) {ours} AND wait_event_type = 'Lock'") == "1", "who waits")
+        others.append(live.sql(f"SELECT DISTINCT datname {ours}"))
 
     def read():
         engine.dump(MemorySink(), no_progress)
         holder, _ = locked()
+        looking = threading.Thread(target=look)
+        looking.start()
         try:
-            return engine.fingerprint(no_progress)
+            return engine.fingerprint(no_progress), others
         finally:
+            looking.join()
             holder.terminate()
             holder.wait()
             engine.release()
 
-    told = as_owner(read)
+    told, others = as_owner(read)
     assert isinstance(told, Untold) and "gone" in told.why
+    assert others == ["shop"]  # the last one: template1 was read first, and whoever was read is left alone
 
 
 def test_a_backup_becomes_a_cluster_by_hand_as_the_manual_says(live, place, kept):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,17 @@ from dbguardd.flow import Facts, Sink, Tree
 MOST_DATABASES = 64
 """A snapshot is held in each by a connection of its own."""
 
+_SHARE = 4
+"""Of the connections that are free for everybody, one in so many is taken for snapshots."""
+
+_TEMPLATE = b"template1"
 _SNAPSHOT_BYTES = 16 << 10  # of the text of all: a server may have thousands of running transactions
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_FREE = b"""
+SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_activity
+  WHERE backend_type = 'client backend')::int - (SELECT sum(setting::int) FROM pg_settings
+  WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int
+"""
 _SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1)"
 
 
@@ -147,9 +156,12 @@ class Pages:
         self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, opened: ExitStack
     ) -> place.Placed | None:
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
-        if len(names) > MOST_DATABASES:
+        ((free,),) = rows(keeper, _FREE)
+        if len(names) > min(MOST_DATABASES, free // _SHARE):
             self._untold = (
-                f"there are {len(names)} databases, and snapshots of at most {MOST_DATABASES} are held at once"
+                f"there are {len(names)} databases, and {free} connections are free for everybody: snapshots are held "
+                f"by at most one in {_SHARE} of these, and {MOST_DATABASES}. ALTER SYSTEM SET max_connections, and "
+                "restart the server"
             )
             return None
         connections = {}
@@ -244,12 +256,22 @@ class Pages:
             return Untold(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
-                found = fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
-                return self._untold_by_now(self._held.connections) or found
+                return fingerprint(self._in_turn(self._held), lambda: progress("fingerprint", 0, None))
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
+
+    def _in_turn(self, held: place.Placed) -> Iterator[tuple[bytes, Connection]]:
+        """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.
+
+        The template first: nobody can make a database as long as anybody is in there.
+        """
+        for name in sorted(held.connections, key=lambda name: (name != _TEMPLATE, name)):
+            with closing(held.connections[name]) as connection:
+                yield name, connection
+                if (untold := self._untold_by_now({name: connection})) is not None:
+                    raise SourceChanged(untold.why)
 
     def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
         """Say what of what was read may not be as it was in the snapshot; None: all of it is."""

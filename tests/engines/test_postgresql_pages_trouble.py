@@ -12,6 +12,7 @@ from io import BytesIO
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_pages_world import (
+    OURS,
     backed_up,
     failed,
     made,
@@ -83,21 +84,25 @@ def test_a_killed_engine_leaves_no_slot_no_backup_mode_and_no_session(live):
 
 
 def test_a_cancelled_backup_and_a_server_that_stops_leave_nothing(live):
-    def cancelled(step, done, total):
+    def in_the_copy(step, done, total):
         if step == "copy":
             raise Cancelled("no more")
 
-    def give_up():
+    def in_the_search_for_a_place(step, done, total):
+        if step == "snapshot":
+            assert live.sql(f"{OURS} AND state = 'idle in transaction'") == "3"  # one of each database
+            raise Cancelled("no more")
+
+    def give_up(progress):
         engine = made(live)
         with pytest.raises(Cancelled):
-            engine.dump(MemorySink(), cancelled)
+            engine.dump(MemorySink(), progress)
         return isinstance(engine.fingerprint(no_progress), Untold)
 
-    assert as_owner(give_up)
-    until(
-        lambda: live.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbguard'") == "0", "the end"
-    )
-    assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+    for progress in (in_the_copy, in_the_search_for_a_place):
+        assert as_owner(give_up, progress)
+        until(lambda: live.sql(OURS) == "0", "the end")
+        assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
 
     def end_session(name):
         live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dbguard'")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ from dbguardd.engines.postgresql.physical.slot import Room
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
+
+Dumped = Callable[[Sequence[str], tuple[int, int]], bytes]
+"""What pg_waldump says of the records of some kinds between two places."""
 
 MOST_DATABASES = 64
 """A snapshot is held in each by a connection of its own."""
@@ -77,9 +81,12 @@ class Pages:
         return replace(found, findings=tuple(findings))
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
-        def alive() -> None:
+        def alive(step: str = "checkpoint") -> None:
             check_room()
-            progress("checkpoint", 0, None)
+            progress(step, 0, None)
+
+        def dumped(step: str) -> Dumped:
+            return partial(self._waldump, cluster, tools, partial(alive, step))
 
         def copied(done: int) -> None:
             check_room()
@@ -104,9 +111,9 @@ class Pages:
             copy.files()
             copy.last()
             ended = mode.end(alive)
-            snapshots = self._place(keeper, cluster, tools, ended, stack)
+            snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack)
             end = place.mark(keeper) if snapshots is None else snapshots.end
-            self._check_replayed(keeper, cluster, tools, (ended.start, end), alive)
+            self._check_replayed(keeper, cluster, dumped("log"), (ended.start, end))
             directory.check_walked()
             copy.log(ended, end)
             mode.let_go()
@@ -131,7 +138,7 @@ class Pages:
         return DataDirectory(cluster.directory, places, cluster.version_directory)
 
     def _place(
-        self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, stack: ExitStack
+        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, stack: ExitStack
     ) -> place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
@@ -141,7 +148,7 @@ class Pages:
         with ExitStack() as opened:
             try:
                 with refusals(self._about):
-                    placed = self._snapshots(keeper, cluster, tools, ended, opened)
+                    placed = self._snapshots(keeper, cluster, dumped, ended, opened)
             except Cancelled:
                 raise
             except GuardError as error:
@@ -153,7 +160,7 @@ class Pages:
             return placed
 
     def _snapshots(
-        self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, opened: ExitStack
+        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, opened: ExitStack
     ) -> place.Placed | None:
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         ((free,),) = rows(keeper, _FREE)
@@ -170,7 +177,7 @@ class Pages:
             opened.callback(connections[name].close)
 
         def commits(start: int, end: int) -> bytes:
-            return self._waldump(cluster, tools, ("Transaction",), (start, end), lambda: None)
+            return dumped(("Transaction",), (start, end))
 
         placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
         if placed is None:
@@ -182,9 +189,10 @@ class Pages:
         return placed
 
     def _waldump(
-        self, cluster: Cluster, tools: Tools, kinds: Sequence[str], between: tuple[int, int], alive: Alive
+        self, cluster: Cluster, tools: Tools, alive: Alive, kinds: Sequence[str], between: tuple[int, int]
     ) -> bytes:
         """Return what pg_waldump says of the records of some kinds between two places."""
+        alive()
         start, end = (shown_place(at) for at in between)
         words = [f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
         words += [f"--rmgr={kind}" for kind in kinds]
@@ -193,16 +201,14 @@ class Pages:
             raise Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said.errors[-500:])
         return said.output
 
-    def _check_replayed(
-        self, keeper: Connection, cluster: Cluster, tools: Tools, between: tuple[int, int], alive: Alive
-    ) -> None:
+    def _check_replayed(self, keeper: Connection, cluster: Cluster, dumped: Dumped, between: tuple[int, int]) -> None:
         """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
 
         If a tablespace came or went: who replays that empties its directory, on this host. If the files of a database
         were copied: the log says only from where to where, and there lies by then what the template was when it was
         read for the backup, which may be later, or nothing at all.
         """
-        said = self._waldump(cluster, tools, ("Tablespace", "Database"), between, alive)
+        said = dumped(("Tablespace", "Database"), between)
         if b"desc: CREATE_FILE_COPY " in said:
             raise SourceChanged(
                 f"{self._about}: the files of a database were copied or moved during the backup",

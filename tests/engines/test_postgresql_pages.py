@@ -5,6 +5,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from contextlib import closing
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +27,10 @@ from postgres_pages_world import (
 from postgres_world import as_owner, identity, owner, until
 
 from dbguardd.engines.base import Fingerprint, Query, Untold
-from dbguardd.engines.postgresql.physical.datadir import is_relation
+from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.physical.cluster import look
+from dbguardd.engines.postgresql.physical.copy import Copy
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relation
 from dbguardd.engines.postgresql.physical.place import Snapshot, between
 from dbguardd.engines.postgresql.physical.segments import Log, shown
 from dbguardd.engines.postgresql.physical.segments import place as place_of
@@ -122,6 +126,17 @@ def test_the_restored_directory_starts_with_the_servers_own_tools_beside_the_ori
     assert live.sql("SELECT count(*) FROM afar", "shop") == "500"
 
 
+class Stamps(MemorySink):
+    """Knows what files are known by."""
+
+    def __init__(self):
+        super().__init__()
+        self.stamps = set()
+
+    def adopt(self, name, file, page_size, *, stamp="", **more):
+        self.stamps.add(stamp)
+
+
 def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_by_page(live, place):
     def twice(storage):
         parent, found = None, []
@@ -134,7 +149,18 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
                 parent = sink.seal(facts)
             found.append((parent, facts, engine.fingerprint(no_progress)))
             engine.release()
-        return found, proven_from(storage, parent)
+        return found, proven_from(storage, parent), [stamps(0, off=True), stamps(3600), stamps(0)]
+
+    def stamps(ahead, off=False):
+        """What files are known by, of a backup that was begun when the clock said so much more."""
+        live.sql(f"ALTER SYSTEM SET full_page_writes = {'off' if off else 'on'}; SELECT pg_reload_conf()")
+        until(lambda: live.sql("SHOW full_page_writes") == ("off" if off else "on"), "the setting")
+        sink = Stamps()
+        with connected(address_of(live.url)) as keeper:
+            asked = look(keeper, "here")
+        with closing(DataDirectory(str(live.data), {}, asked.version_directory)) as directory:
+            Copy(directory, asked, sink, time.time() + ahead, lambda done: None).relations()
+        return sink.stamps - {""}
 
     def proven_from(storage, backup):
         engine = made(live)
@@ -147,7 +173,8 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
         os.utime(path, ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
     changed = max(int(path.stat().st_ctime_ns) for path in live.data.glob("base/*/*"))
     until(lambda: time.time_ns() > changed + 2_100_000_000, "times that are old enough")
-    found, examined = as_owner(twice, Drawer())
+    found, examined, (no_whole_pages, set_back, usual) = as_owner(twice, Drawer())
+    assert usual and not set_back and not no_whole_pages
     (first, facts1, _), (second, facts2, _), (third, facts3, _), (fourth, facts4, taken) = found
     assert first.kind == "full" and second.kind == third.kind == "incremental"
     assert facts1["reused_files"] == 0 and facts2["reused_files"] >= 2 and facts3["reused_files"] >= 2

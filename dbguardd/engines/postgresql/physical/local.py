@@ -1,4 +1,4 @@
-"""Whether a physical backup can be made of a server: looked at as who asks, and nothing changed."""
+"""Whether a physical backup can be made of a server: tried as who asks, with a slot that holds the log for a moment."""
 
 from __future__ import annotations
 

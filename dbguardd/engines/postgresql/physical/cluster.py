@@ -7,7 +7,8 @@ import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
@@ -22,7 +23,8 @@ _BEAT_SECONDS, _GRACE_SECONDS = 0.25, 5.0
 _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
-       current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
+       current_setting('data_checksums') = 'on', current_setting('full_page_writes') = 'on',
+       pg_is_in_recovery(), system_identifier, catalog_version_no,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
        current_setting('max_prepared_transactions')::int,
        (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
@@ -43,6 +45,7 @@ class Cluster:
     directory: str
     page: int
     checksums: bool
+    whole_pages: bool  # full_page_writes: a page is whole in the log when it is changed first after a checkpoint
     catalog: int
     prepared: int
     bounded: bool  # what a slot may hold of the log
@@ -65,7 +68,7 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, bounded),) = rows(
+    ((directory, page, segment, level, checksums, whole, standby, system, catalog, name, prepared, bounded),) = rows(
         connection, _ABOUT
     )
     if standby:
@@ -87,10 +90,11 @@ def look(connection: Connection, about: str) -> Cluster:
         os.fsdecode(directory),
         page,
         checksums,
+        whole,
         catalog,
         prepared,
         bounded,
-        Log(system, timeline_of(text(segment_name)), segment),
+        Log(system, timeline_of(text(name)), segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),
     )
@@ -100,6 +104,12 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     """Return name and place of each tablespace that lies elsewhere, by its number."""
     found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
     return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
+
+
+def clock(connection: Connection) -> datetime:
+    """Return the time by the clock of the server: what has committed by then is in whatever is taken from then on."""
+    ((at,),) = rows(connection, b"SELECT clock_timestamp()")
+    return cast(datetime, at)
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:

@@ -1,4 +1,7 @@
-"""Whether a physical backup can be made of a server, and its log be followed: looked at, and nothing changed."""
+"""Whether a physical backup can be made of a server, and its log be followed.
+
+Tried as who asks, with a slot that holds the log for a moment.
+"""
 
 from __future__ import annotations
 

@@ -75,7 +75,9 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
             with _served(target, tools, facts, alive, recovery=True):
                 findings.append(_reached(target, facts))
             with _served(target, tools, facts, alive) as server:
-                print_ = _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read"))
+                print_ = _comparable(
+                    _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read")), facts, findings
+                )
                 findings += _examined(server, queries, database, lambda: alive("examine"))
         except Degraded as error:
             if not _OF_THE_CLUSTER.search(error.detail):
@@ -127,6 +129,15 @@ def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding],
         return _content(server, names, snapshots, findings, alive)
     for name in names:
         _content(server, [name], {}, findings, alive)
+    return None
+
+
+def _comparable(found: Fingerprint | None, facts: Facts, findings: list[Finding]) -> Fingerprint | None:
+    """Return what was read; None, and a finding, if that of the original was taken in another form."""
+    if found is None or facts.get("fingerprint_form") == content.FORM:
+        return found
+    said = "another version of dbguard took it, of which the same content has another fingerprint: back up again"
+    findings.append(Finding("the fingerprint of the backup", "inconclusive", said))
     return None
 
 

@@ -29,6 +29,9 @@ MANUAL = "RESTORE.txt"
 
 _SPACES = "tablespaces"
 
+_BESIDE = "-c port=5433 -c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0"
+"""It must not archive into the place of the original, nor take the rows that are meant for that as a subscriber."""
+
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
 
@@ -105,7 +108,7 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
 def manual(target: Path, facts: Facts, settings: str) -> str:
     """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
     major, place = facts["major"], shlex.quote(str(target))
-    beside = " ".join(filter(None, (settings, "-c port=5433 -c archive_mode=off")))
+    beside = " ".join(filter(None, (settings, _BESIDE)))
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
         f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
@@ -113,6 +116,8 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         "# These commands are for the owner of this directory; as root, first: su - postgres",
         "# Beside the server that runs:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
+        "# (What shared_preload_libraries starts, such as pg_cron, works there too. If it must not, add to the above:",
+        "# -c shared_preload_libraries=)",
         "# A table that was lost, with its rights and indexes:",
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# And the end of it:",
@@ -131,7 +136,9 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
         return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
     new, old = shlex.quote(original), shlex.quote(f"{original}.before")
     lines = [
-        "# When it is to take the place of the original, as root; that is kept, with another name:",
+        "# When it is to take the place of the original, as root; that is kept, with another name.",
+        f"# It goes on with timeline {int(facts['timeline']) + 1}: standbys are made anew, and what an archive of",
+        "# its log has of that timeline already, by an earlier restore, is moved away first:",
         f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
         f"if test -e {new}; then mv -nT {new} {old}; fi",
         f"mv -nT {shlex.quote(str(target))} {new}",

@@ -1,4 +1,4 @@
-"""Only what says that the data is wrong fails a backup: what a new host lacks, a full disk, an owner's setting do not."""
+"""Only what says that the data is wrong fails a backup: a host that lacks something, or a setting, do not."""
 
 import pytest
 

@@ -337,12 +337,13 @@ def test_what_no_cluster_is_whole_without_is_not_left_out(live):
 
 
 def test_where_a_database_lets_nobody_in_only_damage_fails_the_backup(live, place):
-    """One is of a locale that this host has not, as a new one may: nobody knows what is in it. Of one a file is gone."""
+    """One is of a locale that this host has not: nobody knows what is in it. Of one a file is gone."""
     live.sql("CREATE DATABASE foreign_one")
     live.sql("CREATE DATABASE hurt")
     number = live.sql("SELECT oid FROM pg_database WHERE datname = 'hurt'")
     path, aside = live.data / "base" / number / "pg_filenode.map", live.place / "aside"
-    live.sql("UPDATE pg_database SET datcollate = 'xx_XX', datctype = 'xx_XX' WHERE datname = 'foreign_one'; CHECKPOINT")
+    live.sql("UPDATE pg_database SET datcollate = 'xx_XX', datctype = 'xx_XX' WHERE datname = 'foreign_one'")
+    live.sql("CHECKPOINT")
     path.rename(aside)
     try:
         streams, facts, taken = as_owner(stored, live)

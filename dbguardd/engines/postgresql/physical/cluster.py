@@ -25,6 +25,9 @@ SELECT current_setting('data_directory'), current_setting('block_size')::int,
        current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
        current_setting('max_prepared_transactions')::int,
+       current_setting('max_locks_per_transaction')::int8 * (
+         SELECT sum(setting::int8) FROM pg_settings WHERE name IN ('max_connections', 'max_prepared_transactions',
+           'max_worker_processes', 'max_wal_senders', 'autovacuum_max_workers', 'autovacuum_worker_slots'))::int8,
        (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 FROM pg_control_system()
 """
@@ -45,6 +48,7 @@ class Cluster:
     checksums: bool
     catalog: int
     prepared: int
+    locks: int  # that there is room for: prepared transactions may hold all of them
     bounded: bool  # what a slot may hold of the log
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
@@ -65,8 +69,9 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, bounded),) = rows(
-        connection, _ABOUT
+    (about_it,) = rows(connection, _ABOUT)
+    directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, locks, bounded = (
+        about_it
     )
     if standby:
         raise Unsupported(
@@ -89,6 +94,7 @@ def look(connection: Connection, about: str) -> Cluster:
         checksums,
         catalog,
         prepared,
+        locks,
         bounded,
         Log(system, timeline_of(text(segment_name)), segment),
         tablespaces(connection),

@@ -201,6 +201,7 @@ class Pages:
             "page_size": cluster.page,
             "checksums": cluster.checksums,
             "prepared": cluster.prepared,
+            "locks": cluster.locks,
             "superuser": None if superuser is None else text(superuser),
             "timeline": ended.timeline,
             "start_lsn": shown_place(ended.start),

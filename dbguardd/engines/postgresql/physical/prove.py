@@ -48,6 +48,7 @@ _NO_SETTINGS = (
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
 _PREPARED = 1000  # transactions, at least: the log of a moment may be of a server that was given more since its backup
 _MORE_CONNECTIONS = 10  # than one for each database
+_LOCKS, _MOST_LOCKS = 64, 1 << 20  # of each transaction, as usual; of all that were in the original: 300 MB
 _RECOVERY = "recovery to its place in the log"
 _HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
 _COMMITTED = b"""
@@ -97,14 +98,25 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
 def _served(
     target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False, configuration: Path | None = None
 ) -> AbstractContextManager[Server]:
+    prepared = max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)
+    connections = _MORE_CONNECTIONS + len(facts.get("snapshots") or {})
     settings = {
-        "max_prepared_transactions": str(max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)),
-        "max_connections": str(_MORE_CONNECTIONS + len(facts.get("snapshots") or {})),
+        "max_prepared_transactions": str(prepared),
+        "max_connections": str(connections),
+        "max_locks_per_transaction": str(_locks(facts, prepared + connections)),
     }
     if recovery:
         settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # nobody asks it
     user, how = str(facts["superuser"]), {"recovery": recovery, "keep": True}
     return throwaway(target, tools, alive, user=user, settings=settings, configuration=configuration, **how)
+
+
+def _locks(facts: Facts, transactions: int) -> int:
+    """Return for how many locks of each of so many transactions there is room: for ours, and all of the original's.
+
+    Prepared transactions hold theirs here as well. A server has more room than it was set to, from what is left over.
+    """
+    return _LOCKS + min(int(facts.get("locks") or 0), _MOST_LOCKS) * 5 // 4 // transactions + 1
 
 
 def _reached(target: Path, facts: Facts) -> Finding:

@@ -185,7 +185,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
         return Finding(name, "failed" if why else "inconclusive", "the restored database could not be read")
     found = to_json(examined.fingerprint)
     if found == expected:
-        count = len(found["tables"])
+        count = examined.fingerprint.count
         return Finding(name, "ok", f"{count} table{'s' * (count != 1)}, {examined.fingerprint.rows} rows equal")
     return Finding(name, "failed", "; ".join(_differences(expected, found)))
 

@@ -12,17 +12,21 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Query
+from dbguardd.engines.base import Engine, Fingerprint, Query, Untold
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
-from dbguardd.worker.channel import DATA_BYTES, Channel
+from dbguardd.worker.channel import DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 
 _BEAT_SECONDS = 0.1
+_PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # findings and facts are beside it
+
+Content = TypeVar("Content", Fingerprint | None, Fingerprint | Untold)
 
 
 class SeamSink:
@@ -99,9 +103,15 @@ class SeamTree:
         return answer
 
     def names(self) -> Iterator[str]:
-        """Yield the streams in the order they were written."""
-        self._channel.send({"tree": "names"})
-        yield from self._channel.answer()
+        """Yield the streams in the order they were written: a cluster may have more than one message has room for."""
+        told = 0
+        while True:
+            self._channel.send({"tree": "names", "after": told})
+            names = self._channel.answer()
+            yield from names
+            told += len(names)
+            if len(names) < NAMES:
+                return
 
     @contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
@@ -223,12 +233,13 @@ class EngineHalf:
             case "dump":
                 return snapshots.dump(SeamSink(self._channel), progress)
             case "fingerprint":
-                return snapshots.fingerprint(progress)
+                return _fitting(snapshots.fingerprint(progress))
             case "restore":
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
-                return snapshots.examine(Path(args["target"]), queries, progress)
+                found = snapshots.examine(Path(args["target"]), queries, progress)
+                return replace(found, fingerprint=_fitting(found.fingerprint))
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
@@ -260,6 +271,11 @@ class EngineHalf:
         self._told = (step, now)
         tell = self._channel.offer if known else self._channel.send
         tell({"progress": [step, done_bytes, total_bytes]})
+
+
+def _fitting(found: Content) -> Content:
+    """Return a fingerprint of any number of tables as one message; all else as it is."""
+    return found.folded(_PRINT_BYTES) if isinstance(found, Fingerprint) else found
 
 
 def run(channel: Channel, settings: Mapping[str, Any]) -> None:

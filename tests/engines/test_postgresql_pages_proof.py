@@ -151,11 +151,12 @@ def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_dama
         return taken, engine.examine(target, [Query("SELECT count(*) FROM public.own", equals=1)], patient)
 
     with cluster() as live:
-        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4")
+        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4; ALTER SYSTEM SET max_locks_per_transaction = 512")
         live.stop(signal.SIGINT)
         live.start()
         live.sql("CREATE TABLE own (n int PRIMARY KEY); INSERT INTO own VALUES (1)")
-        live.sql("BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'kept'")
+        many = "SELECT count(pg_advisory_xact_lock(n)) FROM generate_series(1, 20000) n"  # more than there is room for
+        live.sql(f"BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; {many}; PREPARE TRANSACTION 'kept'")
         taken, found = as_owner(tried, live, place / "restored")
         live.sql("ROLLBACK PREPARED 'kept'")
         later, whole = as_owner(tried, live, place / "later")

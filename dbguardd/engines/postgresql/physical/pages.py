@@ -27,12 +27,13 @@ from dbguardd.engines.postgresql.connect import (
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical import configuration, place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.content import fingerprint, labels, renamed
+from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
+from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import place as place_in
@@ -243,6 +244,7 @@ class Pages:
             "page_size": cluster.page,
             "checksums": cluster.checksums,
             "prepared": cluster.prepared,
+            "locks": cluster.locks,
             "superuser": None if superuser is None else text(superuser),
             "timeline": ended.timeline,
             "start_lsn": shown_place(ended.start),
@@ -252,6 +254,7 @@ class Pages:
             "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
+            "fingerprint_form": FORM,
             "snapshot_at": (ended.at if placed is None else placed.moment).isoformat(),
             "tablespaces": {oid: [shown(name), place] for oid, (name, place) in cluster.tablespaces.items()},
             "left_out": copy.directory.left_out,
@@ -285,12 +288,12 @@ class Pages:
     def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
         """Say what of what was read may not be as it was in the snapshot; None: all of it is."""
         for name, connection in connections.items():
-            before = labels(connection)
-            if not before:
+            before = seen(connection)
+            if not before.names:
                 continue
             with connected(self._address, os.fsdecode(name), about=self._about) as now:
-                if renamed(before, now):
-                    return Untold(f"database {shown(name)}: the label of a type was changed while its values were read")
+                if what := before.changed(now):
+                    return Untold(f"database {shown(name)}: {what} was changed while values that name it were read")
         return None
 
     def release(self) -> None:

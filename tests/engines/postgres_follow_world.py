@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 
 from engine_memory import MemorySink, MemoryTree, no_progress
-from postgres_world import _as_owner, cluster, identity, until
+from postgres_world import _as_owner, alive_processes, cluster, identity, until
 
 from dbguardd.engines.postgresql import open_postgresql
 
@@ -200,3 +200,4 @@ def asked(live, data, *questions):
                                cwd="/").stdout.strip() for name, question in questions]  # fmt: skip
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/", **identity())
+        until(lambda: not alive_processes(str(data)), "the end of the server")

@@ -2,7 +2,7 @@
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
 child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), prove, look
-(what is there). The other method, of whole clusters by their pages, is in physical.
+(what is there). The other method, of whole clusters by their pages, is in physical; questions to backups are in past.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.connect import address_of, connected, major_of,
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
+from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
@@ -36,7 +37,7 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
     (tables whose rows a dump leaves out).
     """
-    return Engine("postgresql", Postgresql(settings))
+    return Engine("postgresql", Postgresql(settings), reviving=PostgresqlPast(settings))
 
 
 class Postgresql:

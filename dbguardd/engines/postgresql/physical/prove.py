@@ -88,6 +88,19 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
 
 
+def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
+    """Recover a cluster that nobody is given afterwards, and shut it down. Raises SourceDamaged if it does not go."""
+    try:
+        with _served(target, tools, facts, alive, recovery=True):
+            found = _reached(target, facts)
+    except Degraded as error:
+        if not _OF_THE_CLUSTER.search(error.detail):
+            raise  # of this host
+        raise SourceDamaged("the cluster cannot be recovered", detail=error.detail[-1000:]) from error
+    if found.outcome != "ok":
+        raise SourceDamaged("the cluster was not recovered to the place of its backup", detail=found.detail)
+
+
 def _served(
     target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
 ) -> AbstractContextManager[Server]:

@@ -34,6 +34,13 @@ _END = "# dbguard: end\n"
 
 def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
     """Write the cluster of a backup to `target`, which must not exist; return which rights it could not be given."""
+    with fresh(target) as work:
+        fill(tree, work, target, progress)
+    return _lost(tree.facts)
+
+
+def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> None:
+    """Write the cluster of a backup to the directory `work`, from where it is started as `target`; not durable."""
     done = 0
 
     def tell(size: int) -> None:
@@ -42,20 +49,18 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
         progress("restore", done, None)
 
     tell(0)
-    with fresh(target) as work:
-        names = list(tree.names())
-        relations = [name for name in names if name not in (FILES, LOG)]
-        if len(names) - len(relations) != len((FILES, LOG)):
-            raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
-        for name in (FILES, *relations, LOG):
-            if name in (FILES, LOG):
-                with tree.read(name) as source:
-                    for _path, size in unpack(source, work):
-                        tell(size)
-            else:
-                tell(_relation(tree, name, work))
-        _finish(work, target, tree.facts)
-    return _lost(tree.facts)
+    names = list(tree.names())
+    relations = [name for name in names if name not in (FILES, LOG)]
+    if len(names) - len(relations) != len((FILES, LOG)):
+        raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
+    for name in (FILES, *relations, LOG):
+        if name in (FILES, LOG):
+            with tree.read(name) as source:
+                for _path, size in unpack(source, work):
+                    tell(size)
+        else:
+            tell(_relation(tree, name, work))
+    _finish(work, target, tree.facts)
 
 
 def _relation(tree: Tree, name: str, work: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Bounds, Revived, Reviving
-from dbguardd.errors import GuardError, Unsupported, Usage, of_file
+from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import Pages
 from dbguardd.jobs.base import Job, Result, Run
 from dbguardd.jobs.choose import failure_of, newest_proofs
@@ -220,6 +220,11 @@ def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequenc
                 found.append(past(run).revive(tree, place, database, run.progress))
         except DAMAGE as error:
             raise _condemned(run, moment.backup, error) from None
+        except (Usage, Unsupported, SourceDamaged) as error:
+            error.message = f"{run.name}, backup {moment.backup.id}: {error.message}"
+            if isinstance(error, SourceDamaged):  # a proof says so of the backup
+                error.hints = (f"dbguardctl verify {moment.backup.id}", *error.hints)
+            raise
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from engine_memory import no_progress
 from postgres_pages_world import stored, tree
@@ -12,6 +12,7 @@ from postgres_world import as_owner, cluster
 from dbguardd.engines.base import Bounds
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.past.ask import query
+from dbguardd.engines.postgresql.past.compare import Side, difference, missing
 from dbguardd.engines.postgresql.past.reading import Meter, Reader
 from dbguardd.engines.postgresql.past.revive import Revival
 from dbguardd.engines.postgresql.past.take_out import table
@@ -42,7 +43,8 @@ DELETE FROM buyer WHERE id IN (7, 40); UPDATE buyer SET name = 'other' WHERE id 
 INSERT INTO buyer (name) VALUES ('new'); DELETE FROM pair WHERE a = 'x,';
 INSERT INTO keyless VALUES (3, 'z'); DELETE FROM keyless WHERE ctid = '(0,1)';
 DELETE FROM part WHERE n IN (3, 77); DROP TABLE going; CREATE TABLE fresh (n int PRIMARY KEY);
-INSERT INTO fresh VALUES (1);
+INSERT INTO fresh VALUES (1); DELETE FROM "odd.S"."T""
+x";
 """
 
 HOSTILE = r"""
@@ -72,7 +74,6 @@ CREATE STATISTICS lair.told ON (n + lair.trap(2)), n FROM lair.indexed;
 CREATE TABLE lair.checked (n int PRIMARY KEY CHECK (lair.trap(n) = n)); INSERT INTO lair.checked VALUES (1), (2);
 CREATE DOMAIN lair.kind AS int CHECK (lair.trap(VALUE) = VALUE);
 CREATE TABLE lair.typed (n lair.kind PRIMARY KEY); INSERT INTO lair.typed VALUES (1), (2);
-CREATE FUNCTION lair.as_text(lair.kind) RETURNS text LANGUAGE sql AS $$ SELECT lair.gain() $$;
 CREATE TABLE lair.hidden (n int PRIMARY KEY); INSERT INTO lair.hidden VALUES (1), (2);
 ALTER TABLE lair.hidden ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY p ON lair.hidden USING (lair.gain() = 'nobody');
@@ -80,11 +81,15 @@ CREATE VIEW lair.seen AS SELECT lair.gain() AS who;
 CREATE TABLE lair.ruled (n int PRIMARY KEY DEFAULT lair.trap(1)); INSERT INTO lair.ruled VALUES (1), (2);
 CREATE FUNCTION lair.fired() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM lair.gain(); RETURN NEW; END $$;
 CREATE TRIGGER t BEFORE INSERT ON lair.ruled FOR EACH ROW EXECUTE FUNCTION lair.fired();
+RESET ROLE;
+ANALYZE lair.indexed;
+"""
+ENDLESS = r"""
+CREATE SCHEMA lair;
 CREATE FUNCTION lair.endless(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
   $$ BEGIN WHILE current_setting('port') = '5432' LOOP END LOOP; RETURN n; END $$;
 CREATE TABLE lair.slow (n int); CREATE INDEX ON lair.slow ((n + lair.endless(1)));
-RESET ROLE;
-ANALYZE lair.indexed;
+CREATE TABLE neighbour (n int PRIMARY KEY); INSERT INTO neighbour VALUES (1);
 """
 WAYS = ("indexed", "checked", "typed", "hidden", "ruled")
 """Tables by which the owner hopes to act; each has the rows 1 and 2."""
@@ -94,7 +99,7 @@ class Told:
     """An Answer; after `patience` signs of life it is cancelled."""
 
     def __init__(self, patience=1 << 60):
-        self.data = b""
+        self.data = bytearray()
         self.patience = patience
 
     def write(self, data, /):
@@ -119,31 +124,38 @@ class Twice:
         self.number = 0
 
     def several(self, *questions, of="one", database="shop", bounds=BOUNDS):
-        """Ask one server several questions (verb, words ...), each over connections of its own; see ask().
+        """Ask one server, or two, several questions (verb, words ...), each over connections of its own; see ask().
 
         Return facts and answer of each, or what it raised.
         """
-        place = self.place / "several"
+        names = [of] if isinstance(of, str) else of
 
         def asking():
-            revival, found = Revival(""), []
-            revived = revival.revive(tree(*self.backups[of]), place, database, no_progress)
-            with revival.asked(revived, lambda: None) as past:
-                for verb, *words in questions:
-                    told = Told()
-                    meter = Meter(bounds, told, place)
-                    try:
-                        with past.reading() as connection:
-                            if verb == "query":
-                                facts = query(connection, *words, meter)
-                            else:
-                                facts = table(past, Reader(connection, meter), *words, meter)
-                        found.append((facts, told))
-                    except GuardError as error:
-                        found.append(error)
-            return found
+            with ExitStack() as stack:
+                pasts, revival = [], Revival("")
+                for name in names:
+                    revived = revival.revive(
+                        tree(*self.backups[name]), self.place / f"all{name}", database, no_progress
+                    )
+                    pasts.append(stack.enter_context(revival.asked(revived, "b", lambda: None)))
+                return [self._answered(pasts, verb, words, bounds) for verb, *words in questions]
 
         return as_owner(asking)
+
+    def _answered(self, pasts, verb, words, bounds):
+        told = Told()
+        meter = Meter(bounds, told, self.place)
+        with ExitStack() as stack:
+            connections = [stack.enter_context(past.reading()) for past in pasts]
+            try:
+                if verb == "query":
+                    return query(*connections, *words, meter), told
+                if verb == "table":
+                    return table(*pasts, Reader(*connections, meter), *words, meter), told
+                sides = [Side.of(past, Reader(one, meter), meter) for past, one in zip(pasts, connections, strict=True)]
+                return {"difference": difference, "missing": missing}[verb](*sides, *words, meter), told
+            except GuardError as error:
+                return error
 
     def past(self, **settings):
         return open_postgresql({"url": self.live.url, "staging": "/nonexistent", **settings}).reviving
@@ -171,6 +183,7 @@ def twice(place, *later):
         live.sql("CREATE DATABASE shop; CREATE DATABASE other")
         live.sql(SHOP, "shop")
         live.sql(HOSTILE, "shop")
+        live.sql(ENDLESS, "other")
         one = as_owner(lambda: stored(live)[:2])
         live.sql(LATER, "shop")
         for text in later:

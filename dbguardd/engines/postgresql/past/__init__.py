@@ -33,12 +33,12 @@ class PostgresqlPast:
 
     def query(self, asked: Revived, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.place)
-        with self._revival.asked(asked, meter.alive) as past, past.reading() as connection:
+        with self._revival.asked(asked, meter.about, meter.alive) as past, past.reading() as connection:
             return query(connection, sql, meter)
 
     def table(self, asked: Revived, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.place)
-        with self._revival.asked(asked, meter.alive) as past, past.reading() as connection:
+        with self._revival.asked(asked, meter.about, meter.alive) as past, past.reading() as connection:
             return table(past, Reader(connection, meter), name, form, meter)
 
     def difference(self, older: Revived, newer: Revived, name: str, bounds: Bounds, answer: Answer) -> Facts:
@@ -56,6 +56,6 @@ class PostgresqlPast:
     @contextmanager
     def _both(self, both: Sequence[Revived], meter: Meter) -> Iterator[Sequence[Side]]:
         with ExitStack() as stack:
-            pasts = [stack.enter_context(self._revival.asked(one, meter.alive)) for one in both]
+            pasts = [stack.enter_context(self._revival.asked(one, meter.about, meter.alive)) for one in both]
             readers = [Reader(stack.enter_context(past.reading()), meter) for past in pasts]
             yield [Side.of(past, reader, meter) for past, reader in zip(pasts, readers, strict=True)]

@@ -137,7 +137,7 @@ class _Comparison:
         try:
             with self._meter.part():
                 return self.run(old, new)
-        except (Usage, TooCostly, SourceLocked, SourceDamaged) as error:
+        except (Usage, TooCostly, SourceLocked, SourceDamaged, Unsupported) as error:
             if self._meter.over:
                 raise
             return self._facts("not compared", {}, why=f"{error.message.removeprefix(f'{self._meter.about}: ')}")

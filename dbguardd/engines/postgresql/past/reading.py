@@ -12,7 +12,7 @@ import math
 import select
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.past.revive import check_room
 from dbguardd.engines.postgresql.physical.check import LOCKED
-from dbguardd.errors import Degraded, GuardError, NoSpace, SourceDamaged, SourceLocked, TooCostly, Usage
+from dbguardd.errors import Degraded, GuardError, NoSpace, SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 
 Row = Sequence[bytes | None]
 
@@ -35,6 +35,8 @@ _REALS = frozenset((700, 701))
 INTEGERS = frozenset((20, 21, 23, 26))
 """Types that are whole numbers, by their number."""
 _PARTS = 4
+_VALUE_BYTES = 64 << 20
+_TICK_ROWS = 1024
 _NO_MULTIPLE = "cannot insert multiple commands"
 
 
@@ -46,6 +48,7 @@ class Meter:
         self.seconds, self.all = bounds.seconds, bounds.bytes
         self._answer, self._place = answer, place
         self._left, self._end = bounds.bytes, time.monotonic() + bounds.seconds
+        self._counted = 0
 
     def alive(self) -> None:
         """Show life. Raises Cancelled, TooCostly, NoSpace."""
@@ -53,6 +56,12 @@ class Meter:
         check_room(self._place)
         if self.over:
             raise self.late()
+
+    def count(self) -> None:
+        """Count a row that came without being waited for."""
+        self._counted += 1
+        if not self._counted % _TICK_ROWS:
+            self.alive()
 
     @property
     def over(self) -> bool:
@@ -133,7 +142,11 @@ class Reader:
         width = range(len(self.columns))
         for result in self._results(lambda: self._pg.send_query_prepared(b"", None), single=True):
             if result.status == ExecStatus.SINGLE_TUPLE:
-                yield [result.get_value(0, at) for at in width]
+                row = [result.get_value(0, at) for at in width]
+                if any(value is not None and len(value) > _VALUE_BYTES for value in row):
+                    raise TooCostly(f"{self._meter.about}: a value is too large for a question")
+                self._meter.count()
+                yield row
 
     def rows(self, statement: str) -> Iterator[Row]:
         """Yield the rows of a statement of ours."""
@@ -146,6 +159,7 @@ class Reader:
             while result.status == ExecStatus.COPY_OUT:
                 size, data = self._pg.get_copy_data(1)
                 if size > 0:
+                    self._meter.count()
                     yield bytes(data)
                 elif size == 0:
                     self._await()
@@ -195,23 +209,28 @@ class Reader:
     def _refusal(self, result: PGresult) -> GuardError:
         """Return what an error that came while something ran means. Its words may quote a row: they are not kept."""
         state, about = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode(), self._meter.about
+        if state == "57014":
+            return self._meter.late()
         name = f"{_name_of(state)} (SQLSTATE {state})"
-        match state[:2], state:
-            case _, "57014":
-                return self._meter.late()
-            case _, "25006":
-                return Usage(f"{about}: a question can only read", detail=name)
-            case _, "55P03":
-                return SourceLocked(f"{about}: what is asked for cannot be read", detail=LOCKED)
-            case _, "53100":
-                return NoSpace(f"{about}: the question needs more room than there is", detail=name)
-            case (("53" | "54"), _):
-                return TooCostly(f"{about}: the question needs more than it may have", detail=name)
-            case (("XX" | "58"), _):
-                return SourceDamaged(f"{about}: was damaged when it was backed up", detail=name)
-            case (("57" | "08" | ""), _):
-                return Degraded(f"{about}: the throw-away server gave up", detail=name)
-        return Usage(f"{about}: PostgreSQL cannot answer that", detail=f"{name} while it ran")
+        kind, said = _MEANT.get(state) or _MEANT.get(state[:2]) or (Usage, "PostgreSQL cannot answer that")
+        return kind(f"{about}: {said}", detail=LOCKED if kind is SourceLocked else f"{name} while it ran")
+
+
+_GAVE_UP = (Degraded, "the throw-away server gave up")
+_MEANT: Mapping[str, tuple[type[GuardError], str]] = {
+    "25006": (Usage, "a question can only read"),
+    "55P03": (SourceLocked, "what is asked for cannot be read"),
+    "53100": (NoSpace, "the question needs more room than there is"),
+    "53": (TooCostly, "the question needs more than it may have"),
+    "54": (TooCostly, "the question needs more than it may have"),
+    "58P01": (Unsupported, "it needs a library that is not installed on this host"),
+    "58": (SourceDamaged, "was damaged when it was backed up"),
+    "XX": (SourceDamaged, "was damaged when it was backed up"),
+    "57": _GAVE_UP,
+    "08": _GAVE_UP,
+    "": _GAVE_UP,
+}
+"""What a SQLSTATE means, or the class of one."""
 
 
 def _name_of(state: str) -> str:

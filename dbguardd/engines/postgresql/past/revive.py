@@ -30,7 +30,9 @@ _DATABASES = b"SELECT datname, quote_ident(datname) FROM pg_database WHERE datal
 _CONNECTIONS = 10
 _NO_SETTINGS = "-c role=none -c local_preload_libraries="
 _SUPERUSERS_SETTINGS = f"{_NO_SETTINGS} -c session_preload_libraries= -c default_transaction_read_only=off"
-_READERS_SETTINGS = f"{_NO_SETTINGS} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS}"
+_READERS_SETTINGS = (
+    f"{_NO_SETTINGS} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS} -c idle_session_timeout=0"
+)
 """What a role or a database may set for who connects, and acts before we can."""
 _SPARE_BYTES = 64 << 20
 _SHOWN = 20
@@ -77,7 +79,7 @@ class Revival:
             raise Unsupported("no superuser of the cluster may log in, so nobody can be let in to look")
         find_tools("postgres", int(facts["major"]), need="a backup is read by a server of its version")
         if not (database or self._named):
-            self._meant("", sorted(facts.get("snapshots") or ()))  # what cannot be answered is not restored
+            self._meant("", sorted(facts.get("snapshots") or ()), "")  # what cannot be answered is not restored
         place.mkdir(mode=0o700)
         _cluster(place).mkdir(mode=0o700)
         with written(place):
@@ -87,7 +89,7 @@ class Revival:
         return Revived(place, database)
 
     @contextmanager
-    def asked(self, revived: Revived, alive: Alive) -> Iterator[Past]:
+    def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
         """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
         facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
         settings = {
@@ -97,17 +99,17 @@ class Revival:
         }
         try:
             with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
-                yield self._let_in(server, revived.database)
+                yield self._let_in(server, revived.database, about)
         finally:
             shutil.rmtree(revived.place, ignore_errors=True)
 
-    def _let_in(self, server: Server, database: str) -> Past:
+    def _let_in(self, server: Server, database: str, about: str) -> Past:
         """Make the role that asks. Raises Usage if it is not clear which database is meant."""
         role = f"dbguard_{secrets.token_hex(8)}"
         address = {**server.address(), "options": _SUPERUSERS_SETTINGS}
         with connected(address, "template1", about="throw-away server") as superuser:
             quoted = {os.fsdecode(bytes(name)): bytes(said) for name, said in rows(superuser, _DATABASES)}
-            named = self._meant(database, list(quoted))
+            named = self._meant(database, list(quoted), about)
             for statement in (
                 f"CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS".encode(),
                 f"GRANT pg_read_all_data TO {role}".encode(),
@@ -119,7 +121,7 @@ class Revival:
                 superuser.execute(statement, prepare=False)
         return Past(server, role, named)
 
-    def _meant(self, database: str, names: Sequence[str]) -> str:
+    def _meant(self, database: str, names: Sequence[str], about: str) -> str:
         """Return the database that is meant: that is named, in the url else, or the only one of users. Raises Usage."""
         wanted = database or self._named
         others = [name for name in names if name not in ("postgres", "template0", "template1")]
@@ -128,8 +130,9 @@ class Revival:
         if wanted in names:
             return wanted
         listed = ", ".join([shown(os.fsencode(name)) for name in names[:_SHOWN]] + ["…"] * (len(names) > _SHOWN))
+        what = f"there is no database {wanted} in the backup" if wanted else "which database? the backup has several"
         raise Usage(
-            f"there is no database {wanted} in the backup" if wanted else "which database? the backup has several",
+            f"{about}: {what}".removeprefix(": "),
             detail=f"Its databases: {listed}.",
             hints=[f"--database {others[0] if others else 'postgres'}"],
         )

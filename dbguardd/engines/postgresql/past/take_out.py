@@ -49,7 +49,7 @@ def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     tools = find_tools("pg_dump", past.server.tools.major, need="a table is written by it")
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
     words = [tools.path("pg_dump"), "--no-password", f"--dbname={make_conninfo('', **past.address())}", *encoding]
-    meter.write(remark(f"{one_line(table.quoted)} of {meter.about}.", table, past.database))
+    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past.database))
     with tool([*words, *(f"--table={one}" for one in wanted)], keep=(past.server.place,)) as dump:
         while piece := dump.read(meter.alive):
             meter.write(piece)
@@ -65,7 +65,7 @@ def remark(what: str, table: Table, database: str) -> bytes:
     """Return the head of a text that psql runs: what it is, and as whom it should be run."""
     words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", one_line(database), "-f"])
     return (
-        f"-- Made by dbguard: {what}\n"
+        f"-- Made by dbguard: {one_line(what)}\n"
         f"-- Run: {words} THIS\n"
         f"-- As its owner ({one_line(table.owner)}), no superuser: its checks and triggers run as who runs this.\n"
     ).encode(errors="surrogateescape")

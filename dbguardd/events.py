@@ -261,11 +261,13 @@ KINDS: tuple[Kind, ...] = (
     Kind("log.known", "debug", "{chains:stretch} of its log found in the storage",
          "The log of a database was found in a storage."),
     Kind(
-        "log.tried", "info", "its log can be restored: {detail}",
-        "The log between two backups was restored into a private place.",
+        "log.tried", "info", "restored as it was at {moment_at}: {detail}",
+        "A random moment of the log of a database was restored into a private place, and compared.",
     ),
+    Kind("log.tried", "warning", "restored as it was at {moment_at}, which is not proven by that: {detail}",
+         variant="inconclusive", when={"outcome": "inconclusive"}),
     Kind(
-        "log.tried", "error", "its log can NOT be restored: {detail}",
+        "log.tried", "error", "its log can NOT be restored[, as it was at {moment_at}]: {detail}",
         variant="failed", when={"outcome": "failed"},
         title="A log cannot be relied on",
         meaning="The log of {database} was put over a backup in a private place, and something was not as it should "

@@ -21,6 +21,10 @@ Facts = Mapping[str, Any]
 """JSON values that an engine wants to find again: versions, log positions, counts."""
 
 
+LOG = "log"
+"""The fact of an error that is about a log, not about the backup that it goes on from."""
+
+
 class Sink(Protocol):
     """Where an engine writes one backup."""
 
@@ -100,26 +104,40 @@ class Tree(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Images:
+    """The newest image of each page that commits changed: what a log comes to.
+
+    They are those of the pages with these ascending `numbers` (from 1), `page_size` bytes each. `size` is what the
+    stream has afterwards, in bytes; 0 where it is no moment: in the middle of a transaction, or before all that was
+    committed by the `at` of the segment. `sum` is that of all pages of the stream afterwards (sums.as_text), nothing
+    where it is not known.
+    """
+
+    page_size: int
+    size: int
+    numbers: Sequence[int] = field(repr=False)
+    pages: bytes = field(repr=False)
+    sum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a database's log: the newest image of each page that its commits changed.
+    """A stretch of a database's log: images of the pages of its paged stream `stream`, or bytes of the log itself.
 
     `since` and `until` are places in the log: what the engine needs to find them again, and at least a `round` (text)
     and a `position` (a number): in one round of the log, what was committed later has the higher one. Every commit that
-    had returned before `at` (UTC) is in this segment or one before. The images are those of the pages of the paged
-    stream `stream` with these ascending `numbers` (from 1), `page_size` bytes each. `size` is what the stream has
-    afterwards, in bytes; 0 where it is no moment: in the middle of a transaction, or before all that was committed by
-    `at`. `sum` is that of all pages of the stream afterwards (sums.as_text), nothing where it is not known.
+    had returned before `at` (UTC) is in this segment or one before.
+
+    Bytes are those of the log from `since` to `until`: both are of one round, and positions count bytes. They may end
+    anywhere; the engine that reads them makes a moment of them (see repository.moment). `stream` is then the name under
+    which it reads them.
     """
 
     stream: str
     since: Facts
     until: Facts
     at: datetime
-    page_size: int
-    size: int
-    numbers: Sequence[int] = field(repr=False)
-    pages: bytes = field(repr=False)
-    sum: str = ""
+    body: Images | bytes = field(repr=False)
 
 
 class Ship(Protocol):

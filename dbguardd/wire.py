@@ -220,6 +220,16 @@ class Stretch:
     until_at: str
 
 
+@dataclass(frozen=True, slots=True)
+class LogProof:
+    """When the log of a database last passed a test restore, and as it was at which moment; when one last failed."""
+
+    proven_at: str | None = None
+    moment_at: str | None = None
+    failed_at: str | None = None
+    failure: str | None = None
+
+
 @dataclass(slots=True)
 class JobRow:
     """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
@@ -291,6 +301,7 @@ class DatabaseStatus:
     hints: list[str]
     log_problem: str | None = None  # why nothing of its log could be restored now
     continuous: bool = False  # its log is followed: recoverable_to_at is then the end of what is stored of that
+    log_proof: LogProof | None = None
 
 
 @dataclass(slots=True)

@@ -178,6 +178,9 @@ class Log(Protocol):
         Unsupported for a database without a log, and what `ship` raises.
         """
 
+    def unfollow(self) -> None:
+        """Let go of what keeps the log for us while nobody follows: it is followed no more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

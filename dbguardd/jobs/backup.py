@@ -52,6 +52,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
             blocked_seconds=facts.get("blocked_seconds"),
+            directory=facts.get("directory"),
         )
         if fingerprint:
             content = run.snapshots.fingerprint(run.progress)

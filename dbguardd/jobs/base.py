@@ -7,6 +7,7 @@ same function.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -47,6 +48,7 @@ class Run:
     report: Report
     progress: Progress
     cancelled: Callable[[], bool]
+    chance: Callable[[], float] = random.random  # from 0 to 1
     past: Reviving[Pages | Revived] | None = None
     standby: Standby | None = None
 

@@ -72,7 +72,7 @@ def scan(run: Run, request: Scan) -> Result:
     storage = run.spec["storage"]["name"]
     backups, gone = run.repository.backups(expired=True), run.repository.expired()
     for backup in backups:
-        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED)
+        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, directory=backup.facts.get("directory"))
     known = {backup.id for backup in backups}
     for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at):
         if proof.backup in known:
@@ -94,8 +94,7 @@ def scan(run: Run, request: Scan) -> Result:
 
 
 def _covered(chain: Chain) -> dict[str, str]:
-    begun = chain.begun_at if chain.first == 0 else chain.pieces[0].until
-    return {"chain": chain.id, "since_at": instant(begun), "until_at": instant(chain.until)}
+    return {"chain": chain.id, "since_at": instant(chain.since), "until_at": instant(chain.until)}
 
 
 def hold(run: Run, request: Hold) -> Result:

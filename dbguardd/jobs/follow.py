@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, WorkerDied
-from dbguardd.flow import Facts, Segment
+from dbguardd.flow import Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.repository import Chain, Log
 from dbguardd.wire import Request
@@ -54,7 +54,7 @@ class Shipping:
             return None
         try:
             last = self._log.open(self._chain.pieces[-1])[-1]
-            return {**last.until, "sum": last.sum}
+            return {**last.until, "sum": last.sum, "at": last.at.isoformat()}
         except (Damaged, ObjectMissing) as error:
             self._run.report("log.unreadable", database=self._run.name, problem=error.message)
             return None
@@ -98,7 +98,7 @@ class Shipping:
             raise Internal("a segment came before the log was begun")
         segment = replace(segment, at=min(segment.at, self._run.now()))  # nobody can have stored what is yet to come
         self._chain = self._patiently(self._chain, segment)
-        self._bytes += len(segment.pages)
+        self._bytes += len(segment.body.pages if isinstance(segment.body, Images) else segment.body)
 
     def _patiently(self, chain: Chain, segment: Segment) -> Chain:
         """Store a segment, again and again for a while: as long as we wait, nothing of the log is lost; it grows."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.errors import ObjectMissing
-from dbguardd.flow import Tree
+from dbguardd.errors import NotFound, ObjectMissing
+from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
-from dbguardd.repository import Backup, Chain, Link, Log, Until
+from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
 from dbguardd.words import count
 
 _NEAR = timedelta(seconds=2)
+_DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,25 @@ class Moment:
     warnings: list[str]
     size: int = 0  # in bytes, where the log says it
     sum: str = ""  # of its pages, where the log says it
+    place: Facts = field(default_factory=dict)  # where in the log of the database it is, where that says it
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        shown = self.at + timedelta(microseconds=999) if self.until else self.at  # in milliseconds, not before it
-        return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
+        return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
 
     def said(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = "the sum of its pages is that of the database" if self.sum else "no sum of its pages is known"
+        if self.until is not None and self.until.form == BYTES:
+            shown = f"all that had committed by {instant(self.at)}"
         return f"{count(segments, 'segment')} without a gap, {shown}"
+
+    @property
+    def shown(self) -> datetime:
+        """The moment as it is shown in milliseconds, not before it: who asks for that gets this one."""
+        return self.at + timedelta(microseconds=999) if self.until else self.at
 
     @property
     def bytes(self) -> int:
@@ -51,6 +59,8 @@ def opened(run: Run, moment: Moment) -> AbstractContextManager[Tree]:
     """Open what a moment is read from. Raises what the repository raises."""
     if moment.until is None:
         return run.repository.tree(moment.backup, reading(run, moment.backup))
+    if moment.until.form == BYTES:
+        return run.repository.with_log(moment.backup, moment.until, reading(run, moment.backup))
     return run.repository.moment(moment.backup, moment.until, reading(run, moment.backup))
 
 
@@ -79,6 +89,39 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     return best
 
 
+def drawn(run: Run) -> Moment | None:
+    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None."""
+    log, day = run.repository.log(run.name), run.now() - _DAY
+    chains = [] if log is None else [chain for chain in log.chains() if chain.until > day]
+    if not chains:
+        return None
+    start, end = max(day, min(chain.since for chain in chains)), max(chain.until for chain in chains)
+    found: Moment | None = None
+    for _ in range(_DRAWS):
+        with suppress(NotFound):  # of before the first backup
+            moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
+            if moment.until is not None and moment.at >= day and (found is None or moment.sum):
+                found = moment
+        if found is not None and found.sum:
+            break
+    return found
+
+
+def read_through(run: Run, moment: Moment | None) -> None:
+    """Read all of the log up to a moment, which shows that it is there, authentic and in a row. Raises if not."""
+    log, until = run.repository.log(run.name), None if moment is None else moment.until
+    for link in () if log is None or until is None else log.links(until.chain, until.after + 1, until.last):
+        run.progress("log", link.number, None)
+
+
+def same_place(run: Run, moment: Moment) -> Backup | None:
+    """Return a backup that was made at the very place in the log at which a moment ends, if there is one."""
+    place = {name: moment.place.get(name) for name in ("round", "position")}
+    if not place["position"]:
+        return None
+    return next((b for b in existing(run) if place.items() <= (b.facts.get("log_place") or {}).items()), None)
+
+
 def between(run: Run, backup: Backup) -> Moment | None:
     """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
 
@@ -95,10 +138,36 @@ def between(run: Run, backup: Backup) -> Moment | None:
         if chain.last < mine["after"]:
             what = f"the log {chain.id} lacks its segment {chain.last + 1}"
             raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
+        if "end" in (backup.facts.get("log_place") or {}):
+            return _at_backup(log, chain, base, backup)
         link = _last(log, chain, base, None, mine["after"])
-        until = None if link is None else Until(chain, base.facts["log"]["after"], link.number)
-        return None if link is None else Moment(base, link.at, until, [], link.size, link.sum)
+        return None if link is None else _moment(base, chain, link)
     return None
+
+
+def _at_backup(log: Log, chain: Chain, base: Backup, backup: Backup) -> Moment | None:
+    """Return the moment that a backup is of, reached by its engine from the one before; None if the log ends earlier.
+
+    Its place is known exactly, so it comes to what the backup is, or the log is wrong. The log has to go on behind that
+    place, to its `end`: so a recovery knows that nothing lies between.
+    """
+    far = {**backup.facts["log_place"], "position": backup.facts["log_place"]["end"]}
+    link = next((one for one in _links(log, chain, backup.facts["log"]["after"]) if holds(one, far, one.at)), None)
+    if link is None:
+        return None
+    moment = _moment(base, chain, link, {"backup": dict(backup.facts)}, backup.created_at)
+    return replace(moment, place=backup.facts["log_place"])
+
+
+def _moment(
+    backup: Backup, chain: Chain, link: Link, target: Facts | None = None, at: datetime | None = None
+) -> Moment:
+    """Return the moment of a backup with the log up to a segment, or up to a target within that."""
+    until = Until(chain, backup.facts["log"]["after"], link.number, link.form, target or {})
+    size = link.size
+    if link.form == BYTES:
+        size = backup.source_bytes + link.until["position"] - backup.facts["log_place"]["position"]
+    return Moment(backup, at or link.at, until, [], size, link.sum, {} if target else link.until)
 
 
 def _lacking(run: Run, chain: Chain, wanted: datetime | None) -> str:
@@ -122,9 +191,11 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
             continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
+            if link is not None and link.form == BYTES and wanted is not None and link.at > wanted:
+                yield _moment(backup, chain, link, {"at": wanted.isoformat()}, wanted)
+                break
             if link is not None:
-                until = Until(chain, backup.facts["log"]["after"], link.number)
-                yield Moment(backup, link.at, until, [], link.size, link.sum)
+                yield _moment(backup, chain, link)
                 break
 
 
@@ -142,7 +213,7 @@ def _bases(run: Run, chain: Chain, wanted: datetime | None) -> Iterator[Backup]:
 def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most: int | None = None) -> Link | None:
     """Return the last segment that ends a transaction, is not younger than `wanted`, and reaches past the backup.
 
-    Its number is at most `most`.
+    Its number is at most `most`. If segments have bytes of the log, the moment may lie within the one after that.
     """
     after, place = backup.facts["log"]["after"], backup.facts.get("log_place") or {}
     at = backup.created_at
@@ -151,13 +222,16 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
         return None
     least, most = max(reaching.number, after + 1), chain.last if most is None else most
     pieces = [piece for piece in chain.pieces if piece.last >= least and piece.first <= most]
+    later = None
     for position in range(len(pieces) - 1, -1, -1):
         if wanted is not None and position and pieces[position - 1].until > wanted:
             continue
         for link in reversed(log.open(pieces[position])):
-            if least <= link.number <= most and link.size and (wanted is None or link.at <= wanted):
-                return link
-    return None
+            if least <= link.number <= most and link.size:
+                if wanted is None or link.at <= wanted:
+                    return later or link
+                later = link if link.form == BYTES else None
+    return later
 
 
 def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:

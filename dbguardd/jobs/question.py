@@ -16,13 +16,13 @@ from typing import Any
 
 from dbguardd.engines.base import Bounds, Revived, Reviving
 from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
-from dbguardd.flow import Pages
+from dbguardd.flow import LOG, Pages
 from dbguardd.jobs.base import Job, Result, Run
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import check_staging
 from dbguardd.jobs.verify import DAMAGE, condemn
-from dbguardd.repository import LOG, Backup, Tree
+from dbguardd.repository import Backup, Tree
 from dbguardd.states import Grade
 from dbguardd.verbs import REVIVED
 from dbguardd.wire import Diff, Get, Query, Undelete
@@ -144,13 +144,18 @@ def answer(run: Run) -> _Written:
 
 
 def source(run: Run, moment: Moment) -> dict[str, Any]:
-    """Return what an answer comes from: it is worth as much as that backup."""
+    """Return what an answer comes from: it is worth as much as that backup, and as the log that was put over it.
+
+    Each page that is read of both is authentic. But what all pages sum up to only a restore compares: a question reads
+    a few of many.
+    """
     proof = newest_proofs(run).get(moment.backup.id)
     return {
         **moment.plan(),
         "grade": proof.grade if proof else str(Grade.STORED),
         "failure": failure_of(proof) if proof else None,
         "warnings": moment.warnings,
+        "sum_compared": None if moment.until is None else False,
     }
 
 

@@ -26,6 +26,7 @@ from dbguardd.errors import (
     Usage,
     WorkerDied,
 )
+from dbguardd.flow import LOG
 from dbguardd.jobs.backup import take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
@@ -42,7 +43,7 @@ from dbguardd.jobs.target import (
     served,
 )
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
-from dbguardd.repository import LOG, Backup, Hold
+from dbguardd.repository import Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade
 from dbguardd.wire import UNDO_REASON, Restore, Undo, to_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.moment import between, opened
+from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
-from dbguardd.repository import Backup, Proof
+from dbguardd.repository import BYTES, Backup, Proof
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
 
@@ -34,39 +35,82 @@ def verify(run: Run, request: Verify) -> Result:
 
 
 def _try_log(run: Run, backup: Backup) -> Finding | None:
-    """Restore the log between the backup before and this one into the staging directory; None if there is none.
+    """Restore a random moment of the last day into the staging directory; None if no log reaches one.
 
-    It has no fingerprint to be compared with: what is shown is that all of the log is there, in a row and authentic,
-    and that the database is whole afterwards. Raises ProofFailed if not.
+    What this proof answers for is the log that led up to `backup`: all of that is read, and a hole in it fails it.
+    If a moment that lies elsewhere cannot be restored, that is told, and the end of this log is tried instead.
     """
-    detail, until, bad = "", backup.created_at, list[str]()
-    target = Path(run.staging) / "log"
+    moment: Moment | None = None
     try:
-        moment = between(run, backup)
-        if moment is None or moment.until is None:
-            return None
-        until = moment.at
-        detail = f"up to {instant(until)}: {moment.said()}"
-        check_staging(run, backup, moment.bytes)
+        whole = between(run, backup)
+        read_through(run, whole)
+    except _VERDICTS as error:
+        raise _refuted(run, _told(run, None, "", [_line(error)])) from None
+    try:
+        moment = whole if _has_no_sums(whole) else drawn(run) or whole
+        tried = None if moment is None else _tried(run, moment, "log")
+    except _VERDICTS as error:
+        tried = _told(run, None, "", [_line(error)])
+    if tried is None or tried.outcome != "failed" or whole is None:
+        return tried
+    if moment is None or (moment.backup.id, moment.at) != (whole.backup.id, whole.at):
+        tried = _tried(run, whole, "log-again")
+    if tried.outcome == "failed":
+        raise _refuted(run, tried)
+    return tried
+
+
+def _has_no_sums(whole: Moment | None) -> bool:
+    """Say if a log has bytes, not pages: then what can be compared is its end, where a backup was made."""
+    return whole is not None and whole.until is not None and whole.until.form == BYTES
+
+
+def _tried(run: Run, moment: Moment, name: str) -> Finding:
+    """Restore a moment, and compare it with what was written down then.
+
+    That is the sum of all pages; and the fingerprint of a backup, if one was made just there.
+    """
+    target, said, bad, unsure = Path(run.staging) / name, moment.said(), list[str](), not moment.sum
+    try:
+        check_staging(run, moment.backup, moment.bytes)
         with opened(run, moment) as tree:
             run.snapshots.restore(tree, target, run.progress)
-        examined = run.snapshots.examine(target, (), run.progress)
-        bad = [f"{found.name}: {found.detail or 'failed'}" for found in examined.findings if found.outcome == "failed"]
+        examined = run.snapshots.examine(target, _queries(run.database), run.progress)
+        findings = list(examined.findings)
+        if (twin := same_place(run, moment)) and (expected := run.repository.fingerprint(twin.id)):
+            compared = same_content(examined, expected)
+            findings.append(replace(compared, name=f"content of backup {twin.id}, which was made just there"))
+            said += f"; {findings[-1].name}: {compared.detail}"
+            unsure = False
+        bad = [f"{found.name}: {found.detail or 'failed'}" for found in findings if found.outcome == "failed"]
+        unsure = unsure or any(found.outcome == "inconclusive" for found in findings)
     except _VERDICTS as error:
-        bad = [f"{error.code} {error.message}. {error.detail}".strip()]
+        bad = [_line(error)]
     finally:
         with suppress(GuardError):
             run.snapshots.release()
-    tried = Finding("log between the backups", "failed" if bad else "ok", "; ".join(filter(None, [detail, *bad])))
-    run.report("log.tried", database=run.name, outcome=tried.outcome, detail=tried.detail, until_at=instant(until))
-    if bad:
-        raise ProofFailed(
-            f"{run.name}: its log did not pass a test restore; the backups are not affected",
-            detail=tried.detail,
-            hints=[f"dbguardctl backup {run.name}", f"dbguardctl check {run.name} --data"],
-            facts={"database": run.name},
-        )
-    return tried
+    return _told(run, moment, said, bad, "inconclusive" if unsure else "ok")
+
+
+def _told(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
+    """Report how the trial of a log ended, and return it as a finding."""
+    at = None if moment is None else instant(moment.shown)
+    outcome, detail = "failed" if bad else outcome, "; ".join(bad or [said])
+    run.report("log.tried", database=run.name, outcome=outcome, detail=detail, moment_at=at)
+    return Finding("a moment of its log", outcome, detail if at is None else f"as it was at {at}: {detail}")
+
+
+def _line(error: GuardError) -> str:
+    return f"{error.code} {error.message}. {error.detail}".strip()
+
+
+def _refuted(run: Run, tried: Finding) -> ProofFailed:
+    return ProofFailed(
+        f"{run.name}: its log did not pass a test restore; the backups are not affected",
+        detail=tried.detail,
+        hints=[f"dbguardctl backup {run.name}", f"dbguardctl check {run.name} --data"],
+        facts={"database": run.name},
+    )
 
 
 def newest_with_content(run: Run) -> Backup:
@@ -100,7 +144,7 @@ def prove(run: Run, backup: Backup) -> Proof:
         findings += brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
-        findings.append(Finding("restore", "failed", f"{error.code} {error.message}. {error.detail}".strip()))
+        findings.append(Finding("restore", "failed", _line(error)))
     finally:
         with suppress(GuardError):
             run.snapshots.release()

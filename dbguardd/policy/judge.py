@@ -270,10 +270,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
         )
         yield _warning("rpo", what, *where("objective"), hint="back up more often, or promise less")
     kind = KINDS[guarded.engine]
-    if guarded.continuous and not kind.followed:
-        what = f'database "{name}": continuous: the log of {kind.title} is not followed by this version'
-        yield _error("bad-value", what, *where("continuous"), hint="it is backed up by schedule")
-    elif guarded.continuous and guarded.way not in kind.followed:
+    if guarded.continuous and guarded.way not in kind.followed:
         what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'
         yield _error("bad-value", what, *where("continuous"))
     if guarded.verify == "off":

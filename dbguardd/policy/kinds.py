@@ -33,7 +33,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",)),
-    "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude")),
+    "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude"), followed=("pages",)),
 }
 
 

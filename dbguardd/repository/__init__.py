@@ -24,9 +24,9 @@ from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import Chain, Link, Log, Piece
+from dbguardd.repository.log import BYTES, Chain, Link, Log, Piece
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
-from dbguardd.repository.moment import LOG, MomentTree, StretchTree, Until
+from dbguardd.repository.moment import LogTree, MomentTree, StretchTree, Until
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
@@ -39,7 +39,7 @@ from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
 
 __all__ = [
-    "LOG",
+    "BYTES",
     "Backup",
     "Breakers",
     "Chain",
@@ -282,6 +282,15 @@ class Repository:
         with self.tree(backup, progress, beside=beside) as tree:
             _, domain = self._ledger.find(backup.id)
             yield MomentTree(tree, self._log(domain), until, progress)
+
+    @contextmanager
+    def with_log(
+        self, backup: Backup, until: Until, progress: Callable[[int], None] = lambda done_bytes: None
+    ) -> Iterator[LogTree]:
+        """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
+        with self.tree(backup, progress) as tree:
+            _, domain = self._ledger.find(backup.id)
+            yield LogTree(tree, self._log(domain), until, progress)
 
     def log(self, database: str, now: datetime | None = None) -> Log | None:
         """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""

@@ -230,8 +230,7 @@ def _outcome_of(log: Log, piece: Piece, place: Facts | None) -> tuple[GuardError
             if place not in (None, link.since):
                 raise Damaged(f"{piece.name}: segment {link.number} does not follow {link.number - 1}")
             place = link.until
-            for _ in link.pages():
-                pass
+            link.content()
     except GuardError as error:
         if error.transient:
             raise

@@ -11,7 +11,7 @@ What is sealed is one segment after the other (integers are big-endian)::
     4  length of the head
     n  the head: JSON, sorted keys (Head)
     4  length of the body
-    m  the body: one zstd frame of the page numbers, 4 bytes each, and the pages
+    m  the body: one zstd frame of the page numbers, 4 bytes each, and the pages; or of bytes of the log itself
 
 Each second may make an object, so they are folded: 32 in a row become one, and 32 of those again, as long as the result
 is not too large. The new object is durable before the old ones go; a reader that meets both takes the longer, and one
@@ -32,7 +32,7 @@ from typing import Any
 import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
-from dbguardd.flow import Facts, Segment
+from dbguardd.flow import Facts, Images, Segment
 from dbguardd.repository.clock import born, ulid
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
@@ -42,10 +42,12 @@ from dbguardd.storage.base import Entry, Storage
 
 FOLD = 32
 FOLDED_BYTES = 8 << 20
+BYTES = "bytes"
+"""The form of a segment that has bytes of the log itself, not images of pages."""
 _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"log/[0-9a-f]{32}/(([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13}))-([0-9a-f]{64})")
 _LEVEL = 1  # 3 takes twice the processor time and 6 % fewer bytes (measured)
-_LARGEST = 128 << 20  # bytes of the pages of a segment
+_LARGEST = 128 << 20  # bytes of what a segment has
 _KEPT = 8 * FOLD  # pieces that a writer knows: more than folding looks at, and no more however long it writes
 
 
@@ -92,10 +94,18 @@ class Chain:
         """When it was begun."""
         return born(self.id)
 
+    @property
+    def since(self) -> datetime:
+        """The moment from which on it is there: its beginning may have been forgotten."""
+        return self.begun_at if self.first == 0 else self.pieces[0].until
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One segment of a chain, as it is stored. `body` is compressed; pages() opens it."""
+    """One segment of a chain, as it is stored. `body` is compressed; content() opens it.
+
+    `size` is what the stream has afterwards, or how many BYTES are in the body: nothing where it is no moment.
+    """
 
     number: int
     at: datetime
@@ -108,15 +118,22 @@ class Link:
     because: str
     body: bytes = field(repr=False)
     sum: str = ""  # of all pages of the stream afterwards; the first logs did not say it
+    form: str = ""  # BYTES, or images of pages
+
+    def content(self) -> memoryview:
+        """Return what the body holds: bytes of the log, or numbers and images of pages. Raises Damaged."""
+        length = self.size if self.form == BYTES else self.count * (4 + self.page_size)
+        if self.form not in ("", BYTES) or not 0 <= length <= _LARGEST:
+            raise Damaged(f"segment {self.number}: is none", detail=f"{length} bytes of the form {self.form!r}")
+        if not length:
+            return memoryview(b"")
+        return memoryview(decompress(self.body, length, f"segment {self.number}", zstandard.ZstdDecompressor()))
 
     def pages(self) -> Iterator[tuple[int, memoryview]]:
         """Yield the number of each page and its image. Raises Damaged."""
-        if not self.count:
-            return
-        length = self.count * (4 + self.page_size)
-        if length > _LARGEST:
-            raise Damaged(f"segment {self.number}: too large", detail=f"{length} bytes")
-        data = memoryview(decompress(self.body, length, f"segment {self.number}", zstandard.ZstdDecompressor()))
+        if self.form:
+            raise Damaged(f"segment {self.number}: has no pages")
+        data = self.content()
         for place, (number,) in enumerate(_LENGTH.iter_unpack(data[: 4 * self.count])):
             start = 4 * self.count + place * self.page_size
             yield number, data[start : start + self.page_size]
@@ -216,19 +233,15 @@ class Log:
         Returns the end of the chain: enough to go on with it.
         """
         number = chain.last + 1
-        head = {
-            "because": "",
-            "number": number,
-            "at": rfc3339(segment.at),
-            "stream": segment.stream,
-            "since": dict(segment.since),
-            "until": dict(segment.until),
-            "page_size": segment.page_size,
-            "size": segment.size,
-            "count": len(segment.numbers),
-            "sum": segment.sum,
-        }
-        body = zstandard.ZstdCompressor(level=_LEVEL).compress(_numbers(segment.numbers) + segment.pages)
+        head = {"because": "", "number": number, "at": rfc3339(segment.at), "stream": segment.stream}
+        head |= {"since": dict(segment.since), "until": dict(segment.until)}
+        match segment.body:
+            case Images(page_size, size, numbers, pages, sum):
+                head |= {"page_size": page_size, "size": size, "count": len(numbers), "sum": sum}
+                plain = _numbers(numbers) + pages
+            case plain:
+                head |= {"form": BYTES, "page_size": 0, "size": len(plain), "count": 0}
+        body = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
         until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
         piece = self._put(chain.id, (number, number), until, _join(head, body))
         return self._fold(Chain(chain.id, (*chain.pieces[-_KEPT:], piece)))
@@ -285,6 +298,7 @@ def _numbers(numbers: Sequence[int]) -> bytes:
 
 def _head(link: Link) -> dict[str, Any]:
     plain = {name: getattr(link, name) for name in ("number", "stream", "page_size", "size", "count", "because", "sum")}
+    plain |= {"form": link.form} if link.form else {}
     return {**plain, "at": rfc3339(link.at), "since": dict(link.since), "until": dict(link.until)}
 
 

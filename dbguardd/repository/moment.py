@@ -1,32 +1,40 @@
-"""A moment between two backups, for reading: a backup, and the log since then put over it. A flow.Tree."""
+"""A moment between two backups, for reading: a backup, and the log since then. A flow.Tree.
+
+Images of pages are put over the backup; bytes of a log are given to the engine behind it.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import BinaryIO, cast
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
 
 from dbguardd.errors import Damaged, ObjectMissing, Usage
-from dbguardd.flow import BLOCK_BYTES, Facts, Pages
+from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
-from dbguardd.repository.log import Chain, Link, Log
+from dbguardd.repository.log import BYTES, Chain, Link, Log
 from dbguardd.repository.tree import Tree
 from dbguardd.sums import as_text, file_sum
-
-LOG = "log"
-"""The fact of an error that is about the log, not about the backup that it is put over: the id of its chain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`."""
+    """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
+
+    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which. It has `at`,
+    and then the moment is that one: nothing that was committed later (RFC 3339); or `backup`, the facts of a later
+    backup, whose moment it is; or nothing: all that is there.
+    """
 
     chain: Chain
     after: int
     last: int
+    form: str = ""
+    target: Facts = field(default_factory=dict)
 
 
 class MomentTree:
@@ -104,6 +112,87 @@ class MomentTree:
         except (Damaged, ObjectMissing) as error:
             error.facts[LOG] = until.chain.id
             raise
+
+
+class LogTree:
+    """A backup, and behind its streams the bytes of the log since then: one more stream. Raises as Tree.
+
+    The facts are those of the backup and `moment`: the `stream` of the log, `since` and `until` which place it goes,
+    and the `target` of Until.
+    """
+
+    def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
+        self.base, self._log, self._until, self._beat = base, log, until, beat
+        first, last = self._link(until.after + 1), self._link(until.last)
+        moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": until.target}
+        self.facts: Facts = {**base.facts, "moment": moment}
+        self._stream = last.stream
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the streams in the order they were written; the log is the last."""
+        yield from self.base.names()
+        yield self._stream
+
+    @contextmanager
+    def read(self, name: str) -> Iterator[BinaryIO]:
+        """Open a stream for reading from its start."""
+        if name == self._stream:
+            yield cast(BinaryIO, io.BufferedReader(_Joined(self._parts())))
+        else:
+            with self.base.read(name) as file:
+                yield file
+
+    def deliver(self, name: str, file: int) -> int:
+        """Write the whole stream into the open file; see flow.Tree."""
+        if name != self._stream:
+            return self.base.deliver(name, file)
+        size = 0
+        for part in self._parts():
+            _put(name, file, part, size)
+            size += len(part)
+        return size
+
+    def _parts(self) -> Iterator[memoryview]:
+        """Yield the bytes of one segment after the other. What is wrong with them has the fact LOG."""
+        until, done = self._until, 0
+        try:
+            for link in self._log.links(until.chain, until.after + 1, until.last):
+                if link.form != BYTES or link.stream != self._stream:
+                    raise Damaged(f"segment {link.number}: is of {link.stream}, and not of {self._stream}")
+                yield (part := link.content())
+                done += len(part)
+                self._beat(done)
+        except (Damaged, ObjectMissing) as error:
+            error.facts[LOG] = until.chain.id
+            raise
+
+    def _link(self, number: int) -> Link:
+        try:
+            (link,) = self._log.links(self._until.chain, number, number)
+        except (Damaged, ObjectMissing) as error:
+            error.facts[LOG] = self._until.chain.id
+            raise
+        return link
+
+
+class _Joined(io.RawIOBase):
+    """Parts, one after the other, as one raw stream."""
+
+    def __init__(self, parts: Iterator[memoryview]) -> None:
+        self._parts, self._rest = parts, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            if (rest := next(self._parts, None)) is None:
+                return 0
+            self._rest = rest
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
 
 
 class StretchTree:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Engine, Query, Revived
 from dbguardd.errors import GuardError, NotFound, Usage, from_problem
-from dbguardd.flow import Facts, Segment
+from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import DATA_BYTES, Channel
 from dbguardd.worker.question_half import answered
 
@@ -151,11 +151,14 @@ class SeamShip:
 
     def ship(self, segment: Segment) -> None:
         """Send a segment and wait until it is durable."""
-        head = {
-            name: getattr(segment, name) for name in ("stream", "since", "until", "page_size", "size", "numbers", "sum")
-        }
+        head = {name: getattr(segment, name) for name in ("stream", "since", "until")}
+        match segment.body:
+            case Images(page_size, size, numbers, data, sum):
+                head |= {"page_size": page_size, "size": size, "numbers": numbers, "sum": sum}
+            case data:
+                head |= {"bytes": len(data)}
         self._channel.send({"ship": "segment", "at": segment.at.isoformat(), **head})
-        self._channel.send_data(segment.pages)
+        self._channel.send_data(data)
         self._channel.answer()
 
     def audited(self, wrong: str) -> None:
@@ -231,8 +234,8 @@ class EngineHalf:
                 return snapshots.examine(Path(args["target"]), queries, progress)
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
-            case "follow" if self._engine.log is not None:
-                return self._engine.log.follow(SeamShip(self._channel), args["resume"])
+            case "follow" | "unfollow" if (log := self._engine.log) is not None:
+                return log.follow(SeamShip(self._channel), args["resume"]) if name == "follow" else log.unfollow()
         return self._keep(name, args) if name.startswith("standby.") else self._ask(name, args)
 
     def _ask(self, name: str, args: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
-from dbguardd.flow import Facts, Segment, Ship, Sink, Tree
+from dbguardd.flow import Facts, Images, Segment, Ship, Sink, Tree
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
 
@@ -85,6 +85,10 @@ class RemoteEngine:
         """Ship every commit from now on, or from `resume` on."""
         self.call("follow", {"resume": resume}, _silent, ship=ship)
 
+    def unfollow(self) -> None:
+        """Let go of what keeps the log."""
+        self.call("unfollow", {}, _silent)
+
     def call(
         self,
         name: str,
@@ -147,36 +151,44 @@ class RemoteEngine:
                 raise WorkerDied("the engine half asked out of turn")
 
     def _segment(self, message: Object, at: datetime) -> Segment:
-        """Receive a segment. Raises WorkerDied for what is none, before its pages take up memory."""
-        stream, page_size, size = str(message["stream"]), int(message["page_size"]), int(message["size"])
-        numbers = [int(number) for number in message["numbers"]]
-        wanted, pages = len(numbers) * page_size, bytearray()
+        """Receive a segment. Raises WorkerDied for what is none, before its body takes up memory."""
+        stream, since, until = str(message["stream"]), _place(message["since"]), _place(message["until"])
+        if len(stream) > _TEXT:
+            raise _no_segment()
+        body = self._images(message) if "numbers" in message else self._bytes(message, since, until)
+        return Segment(stream, since, until, at, body)
+
+    def _images(self, message: Object) -> Images:
+        page_size, size, numbers = int(message["page_size"]), int(message["size"]), message["numbers"]
+        numbers = [int(number) for number in numbers]
         whole = page_size in _PAGE_BYTES and size % page_size == 0 and 0 <= size <= _MOST_PAGES * page_size
         within = all(0 < number <= _MOST_PAGES for number in (*numbers[:1], *numbers[-1:]))
         ascending = within and numbers == sorted({*numbers})
         total = str(message.get("sum", ""))
-        if not whole or not ascending or wanted > _SEGMENT_BYTES or len(stream) > _TEXT or not _SUM.fullmatch(total):
-            raise WorkerDied("the engine half sent a segment that is none")
-        while len(pages) < wanted:
+        if not whole or not ascending or not _SUM.fullmatch(total):
+            raise _no_segment()
+        return Images(page_size, size, numbers, self._body(len(numbers) * page_size), total)
+
+    def _bytes(self, message: Object, since: Facts, until: Facts) -> bytes:
+        count = int(message["bytes"])
+        if count < 1 or since["round"] != until["round"] or until["position"] - since["position"] != count:
+            raise _no_segment()
+        return self._body(count)
+
+    def _body(self, wanted: int) -> bytes:
+        body = bytearray()
+        if wanted > _SEGMENT_BYTES:
+            raise _no_segment()
+        while len(body) < wanted:
             part, stray = self._channel.receive()
             if stray is not None:
                 os.close(stray)
             if not isinstance(part, bytes):
-                raise WorkerDied("the engine half sent something else than pages")
-            pages += part
-        if len(pages) != wanted:
-            raise WorkerDied("the engine half sent a segment that is none")
-        return Segment(
-            stream,
-            since=_place(message["since"]),
-            until=_place(message["until"]),
-            at=at,
-            page_size=page_size,
-            size=size,
-            numbers=numbers,
-            pages=bytes(pages),
-            sum=total,
-        )
+                raise WorkerDied("the engine half sent something else than a segment")
+            body += part
+        if len(body) != wanted:
+            raise _no_segment()
+        return bytes(body)
 
     def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:
         name, stamp = str(message["name"]), str(message["stamp"])
@@ -272,6 +284,10 @@ class RemoteEngine:
             self._channel.send({"problem": problem_of(error)})
         else:
             self._channel.send({"value": to_json(value)})
+
+
+def _no_segment() -> WorkerDied:
+    return WorkerDied("the engine half sent a segment that is none")
 
 
 def _tell(message: Object, progress: Progress) -> None:

@@ -170,7 +170,7 @@ class World:
         options: dict[str, Any] = {**self.pace, **pace}
         if resume and (chains := self.chains()):
             segments = chains[-1].segments
-            options["resume"] = {**chains[-1].until, "sum": segments[-1].sum if segments else ""}
+            options["resume"] = {**chains[-1].until, "sum": segments[-1].body.sum if segments else ""}
         begun = self.count("begin")
         if self.shelf.exists():
             os.truncate(self.shelf, self._seen)  # what the last one was killed at was not put there
@@ -304,7 +304,7 @@ class World:
             ends = []
             for at, segment in enumerate(chain.segments):
                 reached = reached or (at >= base.after and base.reached(segment.until, segment.at))
-                if at >= base.after and reached and chain.segments[at].size:
+                if at >= base.after and reached and chain.segments[at].body.size:
                     ends.append(at)
             chosen = {*self.dice.sample(ends, min(most, len(ends))), *ends[-1:]}
             proven += self._prove_base(base, chain, chosen, books)
@@ -320,17 +320,18 @@ class World:
         with open(work, "r+b") as file:
             for at in range(base.after, max(chosen, default=-1) + 1):
                 segment = chain.segments[at]
-                assert list(segment.numbers) == sorted(set(segment.numbers))
-                assert len(segment.pages) == len(segment.numbers) * segment.page_size
-                for place, number in enumerate(segment.numbers):
-                    file.seek((number - 1) * segment.page_size)
-                    file.write(segment.pages[place * segment.page_size : (place + 1) * segment.page_size])
-                if segment.size:
-                    file.truncate(segment.size)
+                images = segment.body
+                assert list(images.numbers) == sorted(set(images.numbers))
+                assert len(images.pages) == len(images.numbers) * images.page_size
+                for place, number in enumerate(images.numbers):
+                    file.seek((number - 1) * images.page_size)
+                    file.write(images.pages[place * images.page_size : (place + 1) * images.page_size])
+                if images.size:
+                    file.truncate(images.size)
                 file.flush()
-                if segment.sum and at in chosen:
-                    total = file_sum(file.fileno(), segment.size, segment.page_size, lambda _: None)
-                    assert as_text(total) == segment.sum, "the pages are not those that the database had then"
+                if images.sum and at in chosen:
+                    total = file_sum(file.fileno(), images.size, images.page_size, lambda _: None)
+                    assert as_text(total) == images.sum, "the pages are not those that the database had then"
                     self.sums += 1
                 if at in chosen:
                     self._prove_position(work, segment, chain.read_at[at], books, before)
@@ -363,12 +364,12 @@ class World:
         work = self.place / "end.db"
         work.write_bytes(base.data)
         with open(work, "r+b") as file:
-            for segment in chain.segments[base.after :]:
-                for place, number in enumerate(segment.numbers):
-                    file.seek((number - 1) * segment.page_size)
-                    file.write(segment.pages[place * segment.page_size : (place + 1) * segment.page_size])
-                if segment.size:
-                    file.truncate(segment.size)
+            for images in (segment.body for segment in chain.segments[base.after :]):
+                for place, number in enumerate(images.numbers):
+                    file.seek((number - 1) * images.page_size)
+                    file.write(images.pages[place * images.page_size : (place + 1) * images.page_size])
+                if images.size:
+                    file.truncate(images.size)
         there, here = (
             subprocess.run([sys.executable, "-c", _DUMP, name], check=True, capture_output=True).stdout
             for name in (str(self.path), f"file:{work}?immutable=1")

@@ -64,3 +64,16 @@ def test_what_is_no_more_the_table_of_the_snapshot_is_not_told(live, swap):
         assert isinstance(taken, Untold) and "kept" in taken.why
     finally:
         live.sql('DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE TABLE "none" ()', "shop")
+
+
+def test_a_label_that_is_renamed_while_its_values_are_read_is_not_told(live):
+    live.sql("CREATE TYPE mood AS ENUM ('fine', 'so'); CREATE TABLE said AS SELECT 'so'::mood AS how", "shop")
+    try:
+        rename = "ALTER TYPE mood RENAME VALUE 'so' TO 'so so'"
+        _streams, _facts, taken = as_owner(stored, live, None, lambda: live.sql(rename, "shop"))
+        assert isinstance(taken, Untold) and "label" in taken.why
+        add = "ALTER TYPE mood ADD VALUE 'bad'"
+        _streams, _facts, taken = as_owner(stored, live, None, lambda: live.sql(add, "shop"))
+        assert isinstance(taken, Fingerprint)
+    finally:
+        live.sql("DROP TABLE said; DROP TYPE mood", "shop")

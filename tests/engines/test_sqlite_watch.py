@@ -40,7 +40,7 @@ def audits(world: World) -> list[str]:
 
 
 def sums(world: World) -> list[str]:
-    return [segment.sum for chain in world.chains() for segment in chain.segments if segment.size]
+    return [segment.body.sum for chain in world.chains() for segment in chain.segments if segment.body.size]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dbguardd.errors import GuardError, Internal, WorkerDied
-from dbguardd.flow import Segment
+from dbguardd.flow import Images, Segment
 from tests.jobs.world import World
 
 
@@ -34,7 +34,8 @@ def follow(world: World, story: Any) -> GuardError:
 
 
 def segment(world: World, position: int, **more: Any) -> Segment:
-    return Segment("main", place(position - 1), place(position), world.now, 512, 512, (1,), b"p" * 512, **more)
+    images = Images(512, 512, (1,), b"p" * 512, **more)
+    return Segment("main", place(position - 1), place(position), world.now, images)
 
 
 def test_a_log_is_begun_once(world: World) -> None:
@@ -87,7 +88,7 @@ def test_what_is_gone_on_from_is_known_with_its_sum(world: World) -> None:
     follow(world, story)
     found: list[Any] = []
     follow(world, lambda ship, resume: found.append(resume))
-    assert found == [{**place(1), "sum": "0123456789abcdef"}]
+    assert found == [{**place(1), "sum": "0123456789abcdef", "at": world.now.isoformat()}]
 
 
 def test_nothing_comes_before_it_is_begun(world: World) -> None:

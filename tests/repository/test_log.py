@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
-from dbguardd.flow import Segment
+from dbguardd.flow import Images, Segment
 from dbguardd.repository import Until, recover
 from dbguardd.repository import log as logs
 from dbguardd.repository.check import Checking
@@ -46,10 +46,7 @@ def segment(number: int, pages: dict[int, bytes] | None = None, size: int = 8 * 
         since={**PLACE, "position": number - 1},
         until={**PLACE, "position": number},
         at=at or NOW + timedelta(milliseconds=500 * number),
-        page_size=PAGE,
-        size=size,
-        numbers=tuple(sorted(pages)),
-        pages=b"".join(pages[page] for page in sorted(pages)),
+        body=Images(PAGE, size, tuple(sorted(pages)), b"".join(pages[page] for page in sorted(pages))),
     )
 
 
@@ -67,8 +64,8 @@ def content(link) -> tuple:
 
 def wanted(number: int) -> tuple:
     one = segment(number)
-    pages = {page: one.pages[at * PAGE : (at + 1) * PAGE] for at, page in enumerate(one.numbers)}
-    return number, one.at, one.since, one.until, one.size, pages
+    pages = {page: one.body.pages[at * PAGE : (at + 1) * PAGE] for at, page in enumerate(one.body.numbers)}
+    return number, one.at, one.since, one.until, one.body.size, pages
 
 
 def whole(log: Log, count: int) -> None:
@@ -116,9 +113,9 @@ def test_segments_of_any_size_are_there_in_order_however_they_were_folded(sizes,
     assert [link.number for link in links] == list(range(first, last + 1))
     for link in links:
         one = made[link.number - 1]
-        assert (link.since, link.until, link.at, link.size) == (one.since, one.until, one.at, one.size)
-        assert b"".join(bytes(page) for _, page in link.pages()) == one.pages
-        assert tuple(number for number, _ in link.pages()) == one.numbers
+        assert (link.since, link.until, link.at, link.size) == (one.since, one.until, one.at, one.body.size)
+        assert b"".join(bytes(page) for _, page in link.pages()) == one.body.pages
+        assert tuple(number for number, _ in link.pages()) == one.body.numbers
 
 
 def test_a_clock_that_goes_back_does_not_undo_what_was_reached():

@@ -88,10 +88,11 @@ def test_who_holds_a_log_crosses_and_no_more_of_it_than_a_person_reads():
 
 def test_a_segment_crosses():
     (segment,), _ = said({**SEGMENT, "sum": "0123456789abcdef"}, b"p" * 1024)
-    assert segment.sum == "0123456789abcdef"
+    assert segment.body.sum == "0123456789abcdef"
     (segment,), _ = said(SEGMENT, b"p" * 1024)
-    assert segment.sum == ""
-    assert (segment.numbers, segment.pages, segment.size, segment.until) == ([1, 2], b"p" * 1024, 1024, PLACE)
+    assert segment.body.sum == ""
+    images = segment.body
+    assert (images.numbers, images.pages, images.size, segment.until) == ([1, 2], b"p" * 1024, 1024, PLACE)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
+from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
@@ -35,9 +36,15 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
     Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
-    (tables whose rows a dump leaves out).
+    (tables whose rows a dump leaves out), look_seconds (how often a log that is followed is stored).
     """
-    return Engine("postgresql", Postgresql(settings), reviving=PostgresqlPast(settings))
+    address, pace = address_of(str(settings.get("url", ""))), Pace(float(settings.get("look_seconds", 0.5)))
+    return Engine(
+        "postgresql",
+        Postgresql(settings),
+        PagesLog(address, str(settings["staging"]), pace),
+        reviving=PostgresqlPast(settings),
+    )
 
 
 class Postgresql:

@@ -45,6 +45,9 @@ _SETTINGS = (
     "SET row_security = off",
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
+    "SET idle_session_timeout = 0",
+    "SET default_transaction_isolation = 'read committed'",
+    "SET default_transaction_deferrable = off",
     "SET bytea_output = 'hex'",
     "SET datestyle = 'ISO, YMD'",
     "SET intervalstyle = 'postgres'",
@@ -60,8 +63,13 @@ _LATER_SETTINGS = (
     (17, "SET transaction_timeout = 0"),
 )
 """With the first version that knows them."""
-_LOCAL_OPTIONS = "-c role=none -c local_preload_libraries="
-"""What the owner of a database may set for everybody who connects to it: to be another role, or never to get in."""
+UNHAMPERED = (
+    r"-c local_preload_libraries= -c idle_session_timeout=0 -c statement_timeout=0 "
+    r"-c default_transaction_isolation=read\ committed -c default_transaction_deferrable=off"
+)
+"""Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
+out at once, to wait for ever until others have ended."""
+_LOCAL_OPTIONS = f"-c role=none {UNHAMPERED}"
 
 
 def address_of(url: str) -> dict[str, str]:
@@ -109,15 +117,8 @@ def connected(address: Address, database: str = "", about: str = "") -> Iterator
 
 def connect(address: Address, database: str = "", about: str = "") -> Connection:
     """Return a connection outside of any transaction. Raises ServerUnreachable, SourceDenied, SourceMissing ..."""
-    where = told(address, database)
-    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
     about = about or place_of(address)
-    if where.get("sslrootcert") == "system":
-        _trust_whom_the_system_trusts()
-    try:
-        connection = psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
-    except psycopg.Error as error:
-        raise _unconnected(about, where, error) from error
+    connection = connect_bare(address, database, about)
     try:
         with refusals(about):
             if connection.info.server_version // 10000 < OLDEST:
@@ -135,6 +136,18 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
         connection.close()
         raise
     return connection
+
+
+def connect_bare(address: Address, database: str, about: str) -> Connection:
+    """Return a connection on which nothing was said yet: not all take SQL. Raises as connect()."""
+    where = told(address, database)
+    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
+    if where.get("sslrootcert") == "system":
+        _trust_whom_the_system_trusts()
+    try:
+        return psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise _unconnected(about, where, error) from error
 
 
 def _trust_whom_the_system_trusts() -> None:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query
+from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, open_live, read_header, resolve
-from dbguardd.engines.sqlite.publish import fresh, outcome
+from dbguardd.engines.sqlite.publish import fresh
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
@@ -78,6 +79,9 @@ class SqliteLog:
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         follow(self._path, self._pace, ship, resume)
+
+    def unfollow(self) -> None:
+        """Nothing: a mark ends with who holds it."""
 
 
 class Sqlite:

@@ -36,7 +36,7 @@ from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
-from dbguardd.flow import Facts, Segment, Ship
+from dbguardd.flow import Facts, Images, Segment, Ship
 
 KEEP = Path(__file__).with_name("keep.py")
 """The program of the child that holds the marks."""
@@ -287,17 +287,14 @@ class Follower:
         images = {page: view[pages[page] : pages[page] + index.page_size] for page in numbers}
         self._watch.took(images, [head[1] for head in heads[:taken] if head[1]] if size else ())
         self._expected = ""
-        return Segment(
-            stream=self._pace.stream,
-            since=since.facts(),
-            until=until.facts(),
-            at=at,
+        body = Images(
             page_size=index.page_size,
             size=size * index.page_size if moment else 0,
             numbers=tuple(numbers),
             pages=b"".join(images.values()),
             sum=self._watch.sum if moment else "",
         )
+        return Segment(self._pace.stream, since.facts(), until.facts(), at, body)
 
     def _renew(self) -> None:
         """Let checkpoints of the application go on up to here. Raises what kept the mark where it was."""

@@ -8,7 +8,6 @@ ends as that role. The superuser only makes it, from the server's own template, 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from pathlib import Path
 
 from dbguardd.engines.base import Progress, Revived
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connect, connected, rows, shown
-from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS
-from dbguardd.engines.postgresql.physical.prove import recover
+from dbguardd.engines.postgresql.connect import UNHAMPERED, Address, Connection, connect, connected, rows, shown
+from dbguardd.engines.postgresql.physical.prove import recover, settings_for
+from dbguardd.engines.postgresql.physical.queries import READS, make_reader
 from dbguardd.engines.postgresql.physical.rebuild import fill
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
@@ -27,13 +26,7 @@ from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
 from dbguardd.flow import Facts, Tree
 
 _DATABASES = b"SELECT datname, quote_ident(datname) FROM pg_database WHERE datallowconn ORDER BY 1"
-_CONNECTIONS = 10
-_NO_SETTINGS = "-c role=none -c local_preload_libraries="
-_SUPERUSERS_SETTINGS = f"{_NO_SETTINGS} -c session_preload_libraries= -c default_transaction_read_only=off"
-_READERS_SETTINGS = (
-    f"{_NO_SETTINGS} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS} -c idle_session_timeout=0"
-)
-"""What a role or a database may set for who connects, and acts before we can."""
+_SETTINGS = f"-c role=none {UNHAMPERED} -c session_preload_libraries= -c default_transaction_read_only=off"
 _SPARE_BYTES = 64 << 20
 _SHOWN = 20
 
@@ -48,7 +41,7 @@ class Past:
 
     def address(self) -> Address:
         """Return where it is and as whom it is asked, for libpq."""
-        return {**self.server.address(self.role), "dbname": self.database, "options": _READERS_SETTINGS}
+        return {**self.server.address(self.role), "dbname": self.database, "options": READS}
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -83,7 +76,7 @@ class Revival:
         place.mkdir(mode=0o700)
         _cluster(place).mkdir(mode=0o700)
         with written(place):
-            fill(tree, _cluster(place), _cluster(place), progress)
+            facts = fill(tree, _cluster(place), _cluster(place), progress)
         recover(_cluster(place), _tools(facts), facts, lambda: progress("recover", 0, None))
         self._facts[place] = facts
         return Revived(place, database)
@@ -92,11 +85,7 @@ class Revival:
     def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
         """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
         facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
-        settings = {
-            "max_prepared_transactions": str(int(facts["prepared"])),
-            "max_connections": str(_CONNECTIONS),
-            "temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB",
-        }
+        settings = {**settings_for(facts), "temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB"}
         try:
             with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
                 yield self._let_in(server, revived.database, about)
@@ -105,16 +94,13 @@ class Revival:
 
     def _let_in(self, server: Server, database: str, about: str) -> Past:
         """Make the role that asks. Raises Usage if it is not clear which database is meant."""
-        role = f"dbguard_{secrets.token_hex(8)}"
-        address = {**server.address(), "options": _SUPERUSERS_SETTINGS}
+        address = {**server.address(), "options": _SETTINGS}
         with connected(address, "template1", about="throw-away server") as superuser:
             quoted = {os.fsdecode(bytes(name)): bytes(said) for name, said in rows(superuser, _DATABASES)}
             named = self._meant(database, list(quoted), about)
+            role = make_reader(superuser, quoted[named])
             for statement in (
-                f"CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS".encode(),
-                f"GRANT pg_read_all_data TO {role}".encode(),
                 b"ALTER DATABASE " + quoted[named] + b" CONNECTION LIMIT -1",
-                b"GRANT CONNECT ON DATABASE " + quoted[named] + f" TO {role}".encode(),
                 b"ALTER DATABASE " + quoted[named] + b" RESET session_preload_libraries",
                 b"ALTER ROLE ALL RESET session_preload_libraries",  # neither may the role set it, nor be without it
             ):

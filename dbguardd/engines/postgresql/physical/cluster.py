@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dbguardd.errors import SourceDenied, Unsupported
 OLDEST = 15
 """The first version whose backup mode ends with the session that began it."""
 
-_BEAT_SECONDS = 0.25
+_BEAT_SECONDS, _GRACE_SECONDS = 0.25, 5.0
 _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
@@ -102,7 +103,10 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query."""
+    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query.
+
+    A function in it can catch that it is to end: then the connection is shut down, and the server ends the session.
+    """
     outcome: list[list[tuple[Any, ...]] | BaseException] = []
 
     def ask() -> None:
@@ -119,6 +123,10 @@ def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> 
             alive()
     except BaseException:
         connection.cancel_safe()
+        asking.join(_GRACE_SECONDS)
+        if asking.is_alive():
+            with socket.socket(fileno=os.dup(connection.fileno())) as connected:
+                connected.shutdown(socket.SHUT_RDWR)
         raise
     finally:
         asking.join()

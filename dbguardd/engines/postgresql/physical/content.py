@@ -9,6 +9,8 @@ the rights of who asks, from an expression in an index or in statistics. Only on
 table that the snapshot knows is it read: a view may have taken its name. The output functions of types are the
 server's own. See content for the digest of a table.
 
+A value of an enumeration is written by the name that its label has by then, whatever the snapshot is: see renamed().
+
 Not in it: unlogged and temporary tables, whose rows a physical backup does not have; materialized views, which cannot
 be read without a plan, and are made of the rest; the current values of sequences, which are of no snapshot; and what
 statements change in the catalogs outside of any transaction (`_NOT_OF_A_SNAPSHOT`).
@@ -49,6 +51,7 @@ _COLUMNS = b"""
 SELECT quote_ident(attname), attname, atttypid IN ('regproc'::regtype, 'regprocedure'::regtype) FROM pg_attribute
 WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
+_LABELS = b"SELECT oid::int8, enumlabel FROM pg_enum"
 _LOCKED = b"""
 SELECT pg_relation_filenode(relation)::int8 FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation = %s::int8::oid AND mode = 'AccessShareLock'
@@ -90,6 +93,17 @@ def fingerprint(connections: Mapping[bytes, Connection], alive: Alive) -> Finger
             else:
                 tables[f"{shown(bytes(named))}.{shown(table.quoted)}"] = found
     return Fingerprint(schema.hexdigest(), tables)
+
+
+def labels(connection: Connection) -> dict[int, bytes]:
+    """Return the labels of all enumerations, as this transaction sees them."""
+    return {int(number): bytes(label) for number, label in rows(connection, _LABELS)}
+
+
+def renamed(before: Mapping[int, bytes], connection: Connection) -> bool:
+    """Say if a label has another name, or is no more, in a transaction that began after what was read before."""
+    now = labels(connection)
+    return any(now.get(number) != label for number, label in before.items())
 
 
 def _of_users(connection: Connection, table: Table, alive: Alive) -> TablePrint:

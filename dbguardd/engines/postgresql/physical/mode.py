@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +11,10 @@ from psycopg import errors
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import waited
-from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
-from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid
-
-_SYSTEM_BYTES = 8
-_HELD = b"""
-SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
-"""
+from dbguardd.engines.postgresql.physical.slot import Room, check_own
+from dbguardd.errors import SourceChanged
 
 
 @contextmanager
@@ -47,47 +42,26 @@ class BackupMode:
 
     def __init__(self, keeper: Connection, system: int) -> None:
         self._keeper, self._system = keeper, system
-        self._slot, self._room = "", 0
+        self._slot = ""
+        self._room: Room | None = None
 
     def hold(self, directory: DataDirectory) -> None:
-        """Make the slot, and see by it that `directory` is that of this server: a slot is a directory in there.
-
-        The number of the cluster alone would not do: a standby or a copy on this host has the same.
-        """
+        """Make the slot, and see by it that `directory` is that of this server."""
         ((name,),) = rows(
             self._keeper,
             b"SELECT slot_name FROM pg_create_physical_replication_slot("
             b"'dbguard_' || pg_backend_pid()::text, immediately_reserve => true, temporary => true)",
         )
         self._slot = text(name)
-        system = int.from_bytes(directory.control()[:_SYSTEM_BYTES], sys.byteorder)
-        if system != self._system or not directory.has(f"pg_replslot/{self._slot}"):
-            raise SourceInvalid(
-                f"{directory.path}: is not the data directory of the server that was asked",
-                detail=f"the server is {self._system}, the directory {system}; the server may run on another host",
-                hints=['set method = "dump" for a server elsewhere'],
-            )
+        check_own(directory, self._slot, self._system)
+        self._room = Room(self._keeper, self._slot, directory)
 
-        self._room = directory.free_for_log()
-
-    def check_room(self, directory: DataDirectory) -> None:
-        """Raise NoSpace if the log that the slot holds has taken half of the room that it had.
-
-        A server that cannot write its log stops at once, and without max_slot_wal_keep_size a slot may hold any number
-        of bytes. Asked of the file system each time, and of the server only where the room has become less: that can
-        be the work of others.
-        """
-        free = directory.free_for_log()
-        if free >= self._room // 2:
-            return
-        held = next((int(held) for (held,) in rows(self._keeper, _HELD, self._slot) if held is not None), 0)
-        if held > free:
-            raise NoSpace(
-                f"{directory.path}/{WAL}: the server needs the room that its log takes during the backup",
-                detail=f"The log of this backup has {held} bytes, and {free} bytes are free; a server that has no room "
-                "for its log stops. The server lets go of it now.",
-                hints=["give the log more room, or back up when less is written", 'or set method = "dump"'],
-                facts={"needed_bytes": held, "free_bytes": free},
+    def check_room(self) -> None:
+        """Raise NoSpace if the server soon has no room for its log; see Room."""
+        if self._room is not None:
+            self._room.check(
+                "during the backup",
+                ["give the log more room, or back up when less is written", 'or set method = "dump"'],
             )
 
     def begin(self, alive: Alive) -> None:

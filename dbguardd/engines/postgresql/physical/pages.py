@@ -12,17 +12,29 @@ from typing import Any
 
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
 from dbguardd.engines.postgresql.child import Alive, run
-from dbguardd.engines.postgresql.connect import Connection, address_of, connect, place_of, refusals, rows, shown, text
+from dbguardd.engines.postgresql.connect import (
+    Connection,
+    address_of,
+    connect,
+    connected,
+    place_of,
+    refusals,
+    rows,
+    shown,
+    text,
+)
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import place
+from dbguardd.engines.postgresql.physical import configuration, place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.content import fingerprint
+from dbguardd.engines.postgresql.physical.content import fingerprint, labels, renamed
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.follow import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
@@ -61,7 +73,7 @@ class Pages:
             progress("checkpoint", 0, None)
 
         def copied(done: int) -> None:
-            mode.check_room(directory)
+            mode.check_room()
             progress("copy", done, None)
 
         self.release()
@@ -90,7 +102,7 @@ class Pages:
             mode.let_go()
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots
-            return facts
+            return {**facts, "log_place": _log_place(cluster, facts, end)}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
         keeper = connect(self._address, about=self._about)
@@ -180,6 +192,8 @@ class Pages:
         return {
             "method": "pages",
             "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
+            "directory": cluster.directory,
+            "service": configuration.service(cluster.configuration),
             "server_version": cluster.version,
             "major": cluster.major,
             "system": str(cluster.log.system),
@@ -191,6 +205,7 @@ class Pages:
             "start_lsn": shown_place(ended.start),
             "stop_lsn": shown_place(ended.stop),
             "recovery_lsn": shown_place(ended.stop if placed is None else placed.at),
+            "segment_bytes": cluster.log.segment,
             "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
@@ -207,11 +222,23 @@ class Pages:
             return Untold(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
-                return fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
+                found = fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
+                return self._untold_by_now(self._held.connections) or found
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
+
+    def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
+        """Say what of what was read may not be as it was in the snapshot; None: all of it is."""
+        for name, connection in connections.items():
+            before = labels(connection)
+            if not before:
+                continue
+            with connected(self._address, os.fsdecode(name), about=self._about) as now:
+                if renamed(before, now):
+                    return Untold(f"database {shown(name)}: the label of a type was changed while its values were read")
+        return None
 
     def release(self) -> None:
         if self._held is not None:
@@ -219,8 +246,7 @@ class Pages:
         self._held, self._untold = None, ""
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
-        lost = rebuild(tree, target, progress)
-        self._restored[target] = tree.facts
+        lost, self._restored[target] = rebuild(tree, target, progress)
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
@@ -234,6 +260,11 @@ class Pages:
 
     def replace(self, source: Path, progress: Progress) -> None:
         raise _not_in_place()
+
+
+def _log_place(cluster: Cluster, facts: Facts, end: int) -> Facts:
+    """Return the place that a backup is of, for the log that goes on from it; the backup has the log up to `end`."""
+    return {"round": round_of(cluster), "position": place_in(str(facts["recovery_lsn"])), "end": end}
 
 
 def _owner(directory: DataDirectory) -> dict[str, str | None]:

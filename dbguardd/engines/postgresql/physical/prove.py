@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -19,32 +20,34 @@ import psycopg
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
-from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
+from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.fresh import beside, sync
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
+from dbguardd.engines.postgresql.physical.queries import ask_all
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
-from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, SourceLocked
 from dbguardd.flow import Facts
 
-_OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
-_ASIDE = (*_OURS, DIRECTORY, MANUAL)
+_OURS = "ours"
+_ASIDE = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts", DIRECTORY, MANUAL)
 """What tells a server what to do, or a person."""
+_PAGE_BYTES = 8000  # of a page of the log, at least, without its head
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
-    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off "
+    f"-c role=none -c session_preload_libraries= {UNHAMPERED} -c default_transaction_read_only=off "
     f"-c lock_timeout={LOCK_MILLISECONDS}"
 )
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
+_PREPARED = 1000  # transactions, at least: the log of a moment may be of a server that was given more since its backup
 _MORE_CONNECTIONS = 10  # than one for each database
-_RECOVERY = "recovery to the place of the backup"
+_RECOVERY = "recovery to its place in the log"
 _OF_THE_CLUSTER = re.compile("recovery|checkpoint|WAL|backup_label|control file|PANIC|pg_tblspc|invalid")
 _HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
 _COMMITTED = b"""
@@ -68,11 +71,11 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     tools = find_tools("postgres", int(facts["major"]), need="a backup is proven by a server of its version")
     findings: list[Finding] = []
     print_: Fingerprint | None = None
-    with _configured_by_us(target):
+    with _configured_by_us(target) as ours:
         try:
-            with _served(target, tools, facts, alive, recovery=True):
+            with _served(target, tools, facts, alive, recovery=True, configuration=ours):
                 findings.append(_reached(target, facts))
-            with _served(target, tools, facts, alive) as server:
+            with _served(target, tools, facts, alive, configuration=ours) as server:
                 print_ = _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read"))
                 findings += _examined(server, queries, database, lambda: alive("examine"))
         except Degraded as error:
@@ -101,18 +104,22 @@ def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
         raise SourceDamaged("the cluster was not recovered to the place of its backup", detail=found.detail)
 
 
-def _served(
-    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
-) -> AbstractContextManager[Server]:
-    settings = {
-        "max_prepared_transactions": str(int(facts["prepared"])),
+def settings_for(facts: Facts) -> dict[str, str]:
+    """Return what a server on the cluster has to be told, or it would not start."""
+    return {
+        "max_prepared_transactions": str(max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)),
         "max_connections": str(_MORE_CONNECTIONS + len(facts.get("snapshots") or {})),
     }
+
+
+def _served(
+    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False, configuration: Path | None = None
+) -> AbstractContextManager[Server]:
+    settings = settings_for(facts)
     if recovery:
         settings |= {**recovery_settings(facts), "hot_standby": "off"}
-    return throwaway(
-        target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=recovery, keep=True
-    )
+    user, how = str(facts["superuser"]), {"recovery": recovery, "keep": True}
+    return throwaway(target, tools, alive, user=user, settings=settings, configuration=configuration, **how)
 
 
 def _reached(target: Path, facts: Facts) -> Finding:
@@ -121,8 +128,11 @@ def _reached(target: Path, facts: Facts) -> Finding:
     path = target / "pg_wal" / f"{timeline + 1:08X}.history"
     told = _HISTORY.findall(path.read_text(errors="replace") if path.exists() else "")
     reached = place(told[-1][1]) if told and int(told[-1][0]) == timeline else 0
-    # The last record ends where the next begins, or before the head of the page between them.
-    right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
+    if "recovery_record_bytes" in facts:  # the place is a record that is in it: that ends within its size, and heads
+        size = int(facts["recovery_record_bytes"])
+        right = wanted < reached <= wanted + size + _HEADS * (1 + size // _PAGE_BYTES)
+    else:  # the last record ends where the next begins, or before the head of the page between them
+        right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
     if right:
         return Finding(_RECOVERY, "ok", f"{facts['recovery_lsn']} in its log")
     return Finding(_RECOVERY, "failed", f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}")
@@ -194,9 +204,7 @@ def _examined(server: Server, queries: Sequence[Query], database: str, alive: Al
         except SourceLocked as error:
             yield Finding(f"structure of {shown(name)}", "inconclusive", f"{error.detail}: {LOCKED}")
     names = [shown(name) for name in _databases(server)]
-    for query in queries:
-        asked = query.database or database or only_of([name for name in names if name != "template1"])
-        yield ask(query, _open(server, asked)) if asked in names else no_database(query, asked)
+    yield from ask_all(server, queries, database, names, lambda name: _open(server, name))
 
 
 @contextmanager
@@ -243,20 +251,23 @@ def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Findin
 
 
 @contextmanager
-def _configured_by_us(target: Path) -> Iterator[None]:
-    """Put the files that configure a server aside for the length of a block; the recovery is over then.
+def _configured_by_us(target: Path) -> Iterator[Path]:
+    """Put the files that configure a server aside for the length of a block; yield a directory for ours.
 
-    They lie beside `target`, where its server may not write. If we are killed they stay there until the next restore.
+    Both lie beside `target`, where its server may not write. If we are killed they stay there until the next restore,
+    and no server starts on `target`: what it would be told by is not in there. The recovery is over at the end.
     """
     with beside(target) as (aside, _held):
+        ours = aside / _OURS
         try:
+            ours.mkdir(mode=0o700)
             for name in _ASIDE:
                 if os.path.lexists(target / name):
                     os.rename(target / name, aside / name)
-            yield
+            yield ours
         finally:
-            for name in _OURS:
-                (target / name).unlink(missing_ok=True)
+            (target / "postmaster.opts").unlink(missing_ok=True)
+            shutil.rmtree(ours, ignore_errors=True)
             for name in os.listdir(aside):
                 os.rename(aside / name, target / name)
             aside.rmdir()

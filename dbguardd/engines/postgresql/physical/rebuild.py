@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
+from dbguardd.engines.postgresql.physical.forward import roll_forward
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.tarred import unpack
@@ -28,20 +29,27 @@ MANUAL = "RESTORE.txt"
 
 _SPACES = "tablespaces"
 
+_BESIDE = "-c port=5433 -c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0"
+"""It must not archive into the place of the original, nor take the rows that are meant for that as a subscriber."""
+
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
 
 
-def rebuild(tree: Tree, target: Path, progress: Progress) -> list[str]:
-    """Write the cluster of a backup to `target`, which must not exist; return which rights it could not be given."""
+def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Facts]:
+    """Write the cluster of a backup, or of a moment after it, to `target`, which must not exist.
+
+    Return which rights it could not be given, and the facts that its proof needs.
+    """
     with fresh(target) as work:
-        fill(tree, work, target, progress)
-    return _lost(tree.facts)
+        facts = fill(tree, work, target, progress)
+    return _lost(facts), facts
 
 
-def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> None:
-    """Write the cluster of a backup to the directory `work`, from where it is started as `target`; not durable."""
-    done = 0
+def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> Facts:
+    """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable."""
+    done, facts = 0, tree.facts
+    moment = facts.get("moment")
 
     def tell(size: int) -> None:
         nonlocal done
@@ -50,8 +58,9 @@ def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> None:
 
     tell(0)
     names = list(tree.names())
-    relations = [name for name in names if name not in (FILES, LOG)]
-    if len(names) - len(relations) != len((FILES, LOG)):
+    archives = (FILES, LOG)
+    relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
+    if len({*names}.intersection(archives)) != len(archives):
         raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
     for name in (FILES, *relations, LOG):
         if name in (FILES, LOG):
@@ -60,7 +69,10 @@ def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> None:
                     tell(size)
         else:
             tell(_relation(tree, name, work))
-    _finish(work, target, tree.facts)
+    if moment:
+        facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
+    _finish(work, target, facts)
+    return facts
 
 
 def _relation(tree: Tree, name: str, work: Path) -> int:
@@ -102,7 +114,7 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
 def manual(target: Path, facts: Facts, settings: str) -> str:
     """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
     major, place = facts["major"], shlex.quote(str(target))
-    beside = " ".join(filter(None, (settings, "-c port=5433 -c archive_mode=off")))
+    beside = " ".join(filter(None, (settings, _BESIDE)))
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
         f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
@@ -110,17 +122,36 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         "# These commands are for the owner of this directory; as root, first: su - postgres",
         "# Beside the server that runs:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
+        "# (What shared_preload_libraries starts, such as pg_cron, works there too. If it must not, add to the above:",
+        "# -c shared_preload_libraries=)",
         "# A table that was lost, with its rights and indexes:",
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# And the end of it:",
         f"{control} -m fast stop",
-        "# When it is to take the place of the original: stop that, and move this directory to where that was.",
+        *_in_its_place(target, facts),
     ]
     if settings:
         lines.append(f"# The files that configured it lay elsewhere. They are in {place}/{DIRECTORY}, as they were.")
-    if facts.get("tablespaces"):
-        lines.append(f"# Then the links in {TABLESPACES} have to be made anew: they lead to {place}/{_SPACES}.")
     return "\n".join([*lines, ""])
+
+
+def _in_its_place(target: Path, facts: Facts) -> list[str]:
+    """Return how this directory takes the place of the original, which stays beside it."""
+    original, service = str(facts.get("directory") or ""), str(facts.get("service") or "")
+    if not original:
+        return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
+    new, old = shlex.quote(original), shlex.quote(f"{original}.before")
+    lines = [
+        "# When it is to take the place of the original, as root; that is kept, with another name.",
+        f"# It goes on with timeline {int(facts['timeline']) + 1}: standbys are made anew, and what an archive of",
+        "# its log has of that timeline already, by an earlier restore, is moved away first:",
+        f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
+        f"if test -e {new}; then mv -nT {new} {old}; fi",
+        f"mv -nT {shlex.quote(str(target))} {new}",
+    ]
+    for number in facts.get("tablespaces") or {}:
+        lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
+    return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
 
 
 def without_recovery(settings: bytes) -> bytes:
@@ -130,11 +161,14 @@ def without_recovery(settings: bytes) -> bytes:
 
 
 def recovery_settings(facts: Facts) -> dict[str, str]:
-    """Return what a server has to be told so that its recovery ends at the place of the backup, and not before."""
+    """Return what a server has to be told so that its recovery ends at a place, and not before.
+
+    It is that of the backup, before its next record; or that of a moment, behind the record where it is.
+    """
     return {
         "restore_command": "/bin/false",  # all of the log that is needed is there
         "recovery_target_lsn": shown(place_of(str(facts["recovery_lsn"]))),
-        "recovery_target_inclusive": "off",
+        "recovery_target_inclusive": "on" if "recovery_record_bytes" in facts else "off",
         "recovery_target_timeline": str(int(facts["timeline"])),
         "recovery_target_action": "promote",
     }

@@ -1,0 +1,141 @@
+"""The slot that holds the log of a server for us: made, watched, let go.
+
+A slot keeps a server from removing what of its log was not taken yet. So nothing is lost while nobody takes it, and a
+disk fills where nobody ever does: it has to be bounded by the server, and is let go of before the last room is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from psycopg import errors
+
+from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.errors import NoSpace, SourceInvalid, Unsupported
+
+PREFIX = "dbguard_"
+BOUND = "ALTER SYSTEM SET max_slot_wal_keep_size = '{size}'; SELECT pg_reload_conf();"
+
+_HELD = b"""
+SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
+"""
+_STATE = b"SELECT restart_lsn IS NOT NULL AND wal_status <> 'lost' FROM pg_replication_slots WHERE slot_name = %s"
+_MAKE = b"SELECT pg_create_physical_replication_slot(%s, true)"
+_DROP = b"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s"
+_BOUND = b"SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+_MIB = 1 << 20
+_SYSTEM_BYTES = 8
+_LEAVING_SECONDS, _AGAIN_SECONDS = 5.0, 0.05
+
+T = TypeVar("T")
+
+
+def name_of(staging: str) -> str:
+    """Return the name of the slot of who works in a staging directory: no two databases, or daemons, have the same."""
+    return PREFIX + hashlib.sha256(staging.encode()).hexdigest()[:16]
+
+
+def patiently(act: Callable[[], T]) -> T:
+    """Do what needs a slot that nobody reads any more: a server needs a moment to see that a reader is gone."""
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    while True:
+        try:
+            return act()
+        except errors.ObjectInUse:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_AGAIN_SECONDS)
+
+
+class Slot:
+    """One permanent physical slot, seen from a connection of a superuser."""
+
+    def __init__(self, keeper: Connection, name: str) -> None:
+        self._keeper, self.name = keeper, name
+
+    def take(self) -> str:
+        """Make the slot if it is not there, or holds nothing any more; say what became of it, nothing if it is well."""
+        found = rows(self._keeper, _STATE, self.name)
+        if found and found[0][0]:
+            return ""
+        self.drop()
+        rows(self._keeper, _MAKE, self.name)
+        return "its slot held more than max_slot_wal_keep_size" if found else "its slot was gone"
+
+    def drop(self) -> None:
+        """Let the server remove its log: the slot is gone. Who has streamed from it may be about to leave."""
+        patiently(lambda: rows(self._keeper, _DROP, self.name))
+
+
+def bound(keeper: Connection) -> int | None:
+    """Return how many bytes of its log the server keeps for a slot at most; None: any number."""
+    ((size,),) = rows(keeper, _BOUND)
+    return None if size < 0 else int(size) * _MIB
+
+
+def check_bound(keeper: Connection, room: int, about: str) -> None:
+    """Raise Unsupported if a slot may hold more than there is room for, when nobody takes what it holds."""
+    most = bound(keeper)
+    if most is not None and most <= room:
+        return
+    size = "any number of bytes" if most is None else f"{most} bytes, and {room} bytes are free"
+    fit = max(1, min(64 << 10, room // 2 // _MIB))
+    raise Unsupported(
+        f"{about}: a slot that nobody reads could fill the disk of its log",
+        detail=f"max_slot_wal_keep_size lets a slot hold {size}. While dbguard is stopped nothing takes that away, and "
+        "a server without room for its log stops.",
+        hints=[BOUND.format(size=f"{fit}MB") + "  -- no restart"],
+    )
+
+
+def check_own(directory: DataDirectory, slot: str, system: int) -> None:
+    """Raise SourceInvalid if `directory` is not that of the server that has the slot: a slot is a directory in there.
+
+    The number of the cluster alone would not do: a standby or a copy on this host has the same.
+    """
+    found = int.from_bytes(directory.control()[:_SYSTEM_BYTES], sys.byteorder)
+    if found != system or not directory.has(f"pg_replslot/{slot}"):
+        raise SourceInvalid(
+            f"{directory.path}: is not the data directory of the server that was asked",
+            detail=f"the server is {system}, the directory {found}; the server may run on another host",
+            hints=['set method = "dump" for a server elsewhere'],
+        )
+
+
+class Room:
+    """The room that a server has for its log, from now on, while a slot of ours holds some of it."""
+
+    def __init__(self, keeper: Connection, slot: str, directory: DataDirectory) -> None:
+        self._keeper, self._slot, self._directory = keeper, slot, directory
+        self.bytes = directory.free_for_log()
+
+    def check(self, what: str, hints: Sequence[str]) -> None:
+        """Raise NoSpace if the log that the slot holds has taken half of the room that it had.
+
+        A server that cannot write its log stops at once, and without max_slot_wal_keep_size a slot may hold any number
+        of bytes. Asked of the file system each time, and of the server only where the room has become less: that can
+        be the work of others.
+        """
+        free = self._directory.free_for_log()
+        if free >= self.bytes // 2:
+            return
+        held = next((int(held) for (held,) in rows(self._keeper, _HELD, self._slot) if held is not None), 0)
+        if held > free:
+            raise NoSpace(
+                f"{self._directory.path}/{WAL}: the server needs the room that its log takes {what}",
+                detail=f"The log that is held has {held} bytes, and {free} bytes are free; a server that has no room "
+                "for its log stops. The server lets go of it now.",
+                hints=hints,
+                facts={"needed_bytes": held, "free_bytes": free},
+            )
+
+
+def left_over(keeper: Connection) -> list[str]:
+    """Return the slots of ours that nobody reads: of a log that is followed no more, or by a dbguard that was."""
+    query = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT temporary AND slot_name LIKE %s"
+    return [text(name) for (name,) in rows(keeper, query, f"{PREFIX}%")]

@@ -1,0 +1,101 @@
+"""The log of a server as it sends it, byte after byte (the protocol of a physical standby, PostgreSQL 55.4).
+
+libpq speaks it; nothing is written anywhere, and nothing is asked again. What was stored is confirmed to the server,
+which keeps all of its log behind that for the slot.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import pq
+
+from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, refusals
+from dbguardd.engines.postgresql.physical.segments import shown
+from dbguardd.engines.postgresql.physical.slot import patiently
+from dbguardd.errors import LogBroken
+
+_DATA, _ALIVE = struct.Struct(">cQQq"), struct.Struct(">cQqB")
+_CONFIRMED = struct.Struct(">cQQQqB")
+_EPOCH = 946_684_800  # 2000-01-01, from which PostgreSQL counts
+_CONFIRM_SECONDS = 10.0  # the server ends a connection that says nothing for a minute (wal_sender_timeout)
+
+
+class Stream:
+    """A connection that receives the log. `at` is the place of the next byte that comes."""
+
+    def __init__(self, connection: Connection, about: str) -> None:
+        self._pq, self._about = connection.pgconn, about
+        self.at = 0
+        self._confirmed, self._told = 0, 0.0
+
+    def start(self, slot: str, timeline: int, at: int) -> None:
+        """Have the server send its log from a place on."""
+        words = f'START_REPLICATION SLOT "{slot}" PHYSICAL {shown(at)} TIMELINE {timeline}'
+        patiently(lambda: self._asked(words.encode()))
+        self.at = self._confirmed = at
+
+    def _asked(self, words: bytes) -> None:
+        found = self._pq.exec_(words)
+        if found.status != pq.ExecStatus.COPY_BOTH:
+            raise psycopg.errors.error_from_result(found)
+
+    def receive(self, seconds: float) -> memoryview:
+        """Return the bytes that come next; none if none came for so long. Raises LogBroken at the end of a timeline."""
+        deadline = time.monotonic() + seconds
+        while True:
+            size, data = self._pq.get_copy_data(1)
+            if size < 0:
+                raise self._ended()
+            kind = bytes(data[:1])
+            if kind == b"w":
+                return self._taken(data)
+            if kind == b"k" and _ALIVE.unpack(data)[3]:
+                self._told = 0.0
+            self.confirm(self._confirmed)
+            if not size:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return memoryview(b"")
+                select.select([self._pq.socket], [], [], left)
+                self._pq.consume_input()
+
+    def _taken(self, data: memoryview) -> memoryview:
+        _, at, _end, _sent = _DATA.unpack_from(data)
+        if at != self.at:
+            raise LogBroken(f"{self._about}: its log does not go on where it ended", detail=f"{shown(at)}")
+        body = data[_DATA.size :]
+        self.at += len(body)
+        return body
+
+    def confirm(self, at: int) -> None:
+        """Tell the server that all before a place is stored: it need not keep that for us. Also that we live."""
+        now = time.monotonic()
+        if at != self._confirmed or now - self._told >= _CONFIRM_SECONDS:
+            self._confirmed, self._told = at, now
+            clock = int((time.time() - _EPOCH) * 1e6)
+            self._pq.put_copy_data(_CONFIRMED.pack(b"r", at, at, 0, clock, 0))
+            self._pq.flush()
+
+    def _ended(self) -> Exception:
+        """Return what it means that the server sends no more."""
+        found = self._pq.get_result()
+        if found is not None and found.status == pq.ExecStatus.FATAL_ERROR:
+            return psycopg.errors.error_from_result(found)
+        return LogBroken(f"{self._about}: its timeline has ended", detail="the server goes on along another one")
+
+
+@contextmanager
+def streaming(address: Address, about: str) -> Iterator[Stream]:
+    """Connect as a standby does, for the length of a block; errors of the server become ours."""
+    connection = connect_bare({**address, "replication": "true"}, "", about)
+    try:
+        with refusals(about):
+            yield Stream(connection, about)
+    finally:
+        connection.close()

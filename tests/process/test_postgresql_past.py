@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def live() -> Iterator[Cluster]:
     with cluster() as made:
         made.sql("CREATE DATABASE shop; CREATE DATABASE other")
         made.sql(SHOP, "shop")
+        made.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
+        made.sql("SELECT pg_reload_conf()")
         yield made
 
 
@@ -44,7 +47,7 @@ def guarded(house: House, live: Cluster, request: pytest.FixtureRequest) -> Hous
         'method = "pages"',
         'verify = "off"',
     ]
-    house.protects("\n".join([*lines, ""]))
+    house.protects("\n".join([*lines, *getattr(request, "param", ()), ""]))
     house.start()
     return house
 
@@ -112,6 +115,31 @@ def test_a_question_is_in_nobodys_way_and_leaves_nothing_cancelled_or_killed(gua
     guarded.does("verify", first)
     assert staged(guarded) == []
     guarded.is_sound()
+
+
+@pytest.mark.parametrize("guarded", [["continuous = true"]], indirect=True)
+def test_a_moment_between_two_backups_is_asked_like_a_backup(guarded: House, live: Cluster) -> None:
+    guarded.does("backup", "cluster")
+
+    def stored_after(text: str) -> str:
+        """Run some SQL; return a moment that is stored and of which it had been committed."""
+        live.sql(text, "shop")
+        now = datetime.now(UTC)
+
+        def reached() -> str | None:
+            until_at = [str(row["until_at"]) for row in guarded.does("list", "cluster")["log"]][-1:]
+            return until_at[0] if until_at and datetime.fromisoformat(until_at[0]) > now else None
+
+        return str(until(reached, lambda: guarded.does("list", "cluster")))
+
+    there = stored_after("INSERT INTO customer VALUES (1001, 'late')")
+    stored_after("DELETE FROM customer WHERE id = 1001")
+    words = ["--database", "shop", "SELECT name FROM customer WHERE id > 1000"]
+    found = guarded.does("query", "cluster", "--at", there, *words)
+    assert found["rows"] == [["late"]] and found["segments"] > 0
+    assert guarded.does("query", "cluster", *words)["rows"] == []
+    gone = ["undelete", "cluster", "--at", there, "--table", "customer", "--database", "shop"]
+    assert guarded.does(*gone)["rows"] == [[1001, "late"]]
 
 
 def test_a_disk_that_has_no_room_for_what_is_asked_is_said_before(guarded: House, live: Cluster) -> None:

@@ -147,7 +147,7 @@ def source(run: Run, moment: Moment) -> dict[str, Any]:
     """Return what an answer comes from: it is worth as much as that backup, and as the log that was put over it.
 
     Each page that is read of both is authentic. But what all pages sum up to only a restore compares: a question reads
-    a few of many.
+    a few of many. What a server recovers has no such sum: it looks itself what its log is.
     """
     proof = newest_proofs(run).get(moment.backup.id)
     return {
@@ -155,7 +155,7 @@ def source(run: Run, moment: Moment) -> dict[str, Any]:
         "grade": proof.grade if proof else str(Grade.STORED),
         "failure": failure_of(proof) if proof else None,
         "warnings": moment.warnings,
-        "sum_compared": None if moment.until is None else False,
+        "sum_compared": None if moment.until is None or _revives(run) else False,
     }
 
 

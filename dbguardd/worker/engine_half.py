@@ -13,19 +13,23 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Query, Revived
-from dbguardd.errors import GuardError, NotFound, Usage, from_problem
+from dbguardd.engines.base import Engine, Fingerprint, Query, Revived, Untold
+from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
-from dbguardd.worker.channel import DATA_BYTES, Channel
+from dbguardd.worker.channel import DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 from dbguardd.worker.question_half import answered
 
 _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # findings and facts are beside it
+
+Content = TypeVar("Content", Fingerprint | None, Fingerprint | Untold)
 
 
 class SeamSink:
@@ -102,9 +106,15 @@ class SeamTree:
         return answer
 
     def names(self) -> Iterator[str]:
-        """Yield the streams in the order they were written."""
-        self._channel.send({"tree": "names"})
-        yield from self._channel.answer()
+        """Yield the streams in the order they were written: a cluster may have more than one message has room for."""
+        told = 0
+        while True:
+            self._channel.send({"tree": "names", "after": told})
+            names = self._channel.answer()
+            yield from names
+            told += len(names)
+            if len(names) < NAMES:
+                return
 
     @contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
@@ -226,12 +236,13 @@ class EngineHalf:
             case "dump":
                 return snapshots.dump(SeamSink(self._channel), progress)
             case "fingerprint":
-                return snapshots.fingerprint(progress)
+                return _fitting(snapshots.fingerprint(progress))
             case "restore":
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
-                return snapshots.examine(Path(args["target"]), queries, progress)
+                found = snapshots.examine(Path(args["target"]), queries, progress)
+                return replace(found, fingerprint=_fitting(found.fingerprint))
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
@@ -251,6 +262,7 @@ class EngineHalf:
     def _keep(self, name: str, args: Mapping[str, Any]) -> Any:
         standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
         if standby is None:
+            raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
             raise Usage(f"the engine half has no call {name}")
         target, step = Path(args["target"]), name.removeprefix("standby.")
         match step:
@@ -271,6 +283,11 @@ class EngineHalf:
         self._told = (step, now)
         tell = self._channel.offer if known else self._channel.send
         tell({"progress": [step, done_bytes, total_bytes]})
+
+
+def _fitting(found: Content) -> Content:
+    """Return a fingerprint of any number of tables as one message; all else as it is."""
+    return found.folded(_PRINT_BYTES) if isinstance(found, Fingerprint) else found
 
 
 def run(channel: Channel, settings: Mapping[str, Any]) -> None:

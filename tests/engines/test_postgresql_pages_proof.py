@@ -119,10 +119,15 @@ def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_rea
     for name in names:
         live.sql(f"CREATE DATABASE {name} STRATEGY file_copy")
     try:
+        _, _, without = as_owner(stored, live)
+        live.sql("ALTER SYSTEM SET max_connections = 200")
+        live.stop(signal.SIGINT)
+        live.start()
         streams, facts, taken, found = as_owner(round_trip, live, place / "restored")
     finally:
         for name in names:
             live.sql(f"DROP DATABASE {name}")
+    assert isinstance(without, Untold) and "max_connections" in without.why
     assert failed(found) == {} and found.fingerprint == taken and len(facts["snapshots"]) == 28
     found = as_owner(proven, live, streams, {**facts, "snapshots": {}}, place / "other")
     read = {finding.name for finding in found.findings if finding.outcome == "ok"}
@@ -146,11 +151,12 @@ def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_dama
         return taken, engine.examine(target, [Query("SELECT count(*) FROM public.own", equals=1)], patient)
 
     with cluster() as live:
-        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4")
+        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4; ALTER SYSTEM SET max_locks_per_transaction = 512")
         live.stop(signal.SIGINT)
         live.start()
         live.sql("CREATE TABLE own (n int PRIMARY KEY); INSERT INTO own VALUES (1)")
-        live.sql("BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'kept'")
+        many = "SELECT count(pg_advisory_xact_lock(n)) FROM generate_series(1, 20000) n"  # more than there is room for
+        live.sql(f"BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; {many}; PREPARE TRANSACTION 'kept'")
         taken, found = as_owner(tried, live, place / "restored")
         live.sql("ROLLBACK PREPARED 'kept'")
         later, whole = as_owner(tried, live, place / "later")

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from dbguardd.engines.postgresql.child import Alive, command, end, environment, run
 from dbguardd.engines.postgresql.connect import Address
+from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
-from dbguardd.errors import Degraded, NoSpace, Unsupported, of_file
+from dbguardd.errors import Degraded, Unsupported, of_file
 
 USER = "dbguard"
 """The superuser of a throw-away server that initdb makes here."""
@@ -95,7 +96,7 @@ def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER, ch
     said = run([tools.path("initdb"), *words, *more, f"--pgdata={data}"], alive)
     if said.status != 0:
         shutil.rmtree(data, ignore_errors=True)
-        kind = NoSpace if "No space left" in said.errors else Degraded
+        kind = trouble(said.errors) or Degraded
         raise kind(f"{data}: initdb of PostgreSQL {tools.version} failed", detail=said.errors[-_LOG_BYTES:])
 
 
@@ -193,7 +194,7 @@ def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools
                 return
         if process.poll() is not None:
             said = _tail(log)
-            kind = NoSpace if "No space left" in said else Degraded
+            kind = trouble(said) or Degraded
             raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=said)
         alive()
         time.sleep(_LOOK_SECONDS)

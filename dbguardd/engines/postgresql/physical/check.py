@@ -11,6 +11,7 @@ from psycopg import errors
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
+from dbguardd.engines.postgresql.meaning import outcome
 from dbguardd.engines.postgresql.physical.cluster import waited
 
 LOCK_MILLISECONDS = 1000
@@ -114,6 +115,7 @@ def _asked(connection: Connection, query: bytes, number: int, alive: Alive, leas
     except errors.LockNotAvailable:
         found = "inconclusive", LOCKED
     except psycopg.Error as error:
-        found = "failed", str(error).strip().splitlines()[0]
+        said = str(error).strip().splitlines()[0]
+        found = outcome(said, error.sqlstate), said
     connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
     return found

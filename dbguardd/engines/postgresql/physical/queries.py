@@ -13,9 +13,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 from dbguardd.engines.base import Finding, Query
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected
+from dbguardd.engines.postgresql.meaning import refused
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS
 from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server
+from dbguardd.errors import GuardError
 
 READS = f"-c role=none {UNHAMPERED} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS}"
 """Options for libpq of who asks as that role."""
@@ -38,9 +40,12 @@ def ask_all(
         if asked not in names:
             yield no_database(query, asked)
             continue
-        with _reader(asked, superuser) as role:
-            address = {**server.address(role), "options": READS}
-            yield ask(query, connected(address, asked, about="throw-away server"))
+        try:
+            with _reader(asked, superuser) as role:
+                address = {**server.address(role), "options": READS}
+                yield ask(query, connected(address, asked, about="throw-away server"))
+        except GuardError as error:
+            yield refused(f"query: {query.sql}", error)
 
 
 @contextmanager

@@ -305,6 +305,11 @@ KINDS: tuple[Kind, ...] = (
         "A policy was not taken over; the old one stays in force.",
     ),
     Kind(
+        "question.restoring", "info",
+        "backup {backup} is brought back to be asked: {needs_bytes}[, as a rule in {usual_seconds}]",
+        "A question begins to bring a backup back to where its answer is found.",
+    ),
+    Kind(
         "recovery.added", "info", "key {key}: the recovery recipient {recipient} can open the repository from now on",
         "A recovery recipient can open a repository.",
         title="Somebody else can open the repository from now on",

@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 from dbguardd.wire import to_json
 
 Progress = Callable[[str, int, int | None], None]
+Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
 
 _PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
 _GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
@@ -244,27 +245,27 @@ class Answer(Protocol):
         """Show life, some times a second. Raises Cancelled when the question is to end."""
 
 
-class Past(Protocol):
-    """Questions to backups that nobody restores: they are read page by page, as far as a question needs them.
+class Past(Protocol[Asked]):
+    """Questions to backups. Those of SQLite are asked as Pages, which nobody restores and of which few are read.
 
     What is read may be hostile. Nothing is written but the answer, no other file is opened, and a question ends by its
     bounds. The facts say how much was found, never what. Raises Usage (the question is wrong), TooCostly, Unsupported,
-    SourceDamaged (it was damaged when it was backed up), and what `pages` and `answer` raise.
+    SourceDamaged (it was damaged when it was backed up), and what `asked` and `answer` raise.
     """
 
-    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+    def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
 
         Facts: rows, more (why there are more rows than that: "rows", "bytes", or None).
         """
 
-    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+    def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
 
         Facts: rows, triggers (so many were left out of the text).
         """
 
-    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+    def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
         """Compare two backups row by row, in one table or ("") in all.
 
         The answer is JSON lines in ASCII: {schema: {kind, name, before, after}} for each definition that differs; then
@@ -276,12 +277,31 @@ class Past(Protocol):
         """
 
     def missing(
-        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+        self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
         """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
 
         The answer is as that of query(), at most `bounds.rows` of them (form "rows"); or SQL that inserts them all,
         but where something is under their key (form "sql"). Facts: rows (all that are missing), listed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Revived:
+    """A backup that was restored to be asked: its private directory, and which database in there is meant."""
+
+    place: Path
+    database: str
+
+
+class Reviving(Past[Asked], Protocol[Asked]):
+    """Questions to backups of a server: nothing but a server reads its files, so one is brought back for the answer."""
+
+    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
+        """Bring back what questions to `database` ("": the only one) need, in the new private directory `place`.
+
+        Nobody else is given what is there, so it need not be durable. Raises Usage, with their names, if there are
+        several databases and none is named, Unsupported, and SourceDamaged.
         """
 
 
@@ -327,7 +347,8 @@ class Engine:
     snapshots: Snapshots
     log: Log | None = None
     standby: Standby | None = None
-    past: Callable[[], Past] | None = None  # made where a question is answered: its driver is needed there only
+    past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
+    reviving: Reviving[Revived] | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

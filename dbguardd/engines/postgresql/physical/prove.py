@@ -95,16 +95,35 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
 
 
-def _served(
-    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False, configuration: Path | None = None
-) -> AbstractContextManager[Server]:
+def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
+    """Recover a cluster that nobody is given afterwards, and shut it down. Raises SourceDamaged if it does not go."""
+    try:
+        with _served(target, tools, facts, alive, recovery=True):
+            found = _reached(target, facts)
+    except Degraded as error:
+        said = errors_in(error.detail)
+        if outcome(said) != "failed":
+            raise  # it says nothing about the backup
+        raise SourceDamaged("the cluster cannot be recovered", detail=said[-1000:]) from error
+    if found.outcome != "ok":
+        raise SourceDamaged("the cluster was not recovered to the place of its backup", detail=found.detail)
+
+
+def settings_for(facts: Facts) -> dict[str, str]:
+    """Return what a server on the cluster has to be told, or it would not start."""
     prepared = max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)
     connections = _MORE_CONNECTIONS + len(facts.get("snapshots") or {})
-    settings = {
+    return {
         "max_prepared_transactions": str(prepared),
         "max_connections": str(connections),
         "max_locks_per_transaction": str(_locks(facts, prepared + connections)),
     }
+
+
+def _served(
+    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False, configuration: Path | None = None
+) -> AbstractContextManager[Server]:
+    settings = settings_for(facts)
     if recovery:
         settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # nobody asks it
     user, how = str(facts["superuser"]), {"recovery": recovery, "keep": True}

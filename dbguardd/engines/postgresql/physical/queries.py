@@ -19,7 +19,9 @@ from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server
 from dbguardd.errors import GuardError
 
-_SETTINGS = f"-c role=none {UNHAMPERED} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS}"
+READS = f"-c role=none {UNHAMPERED} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS}"
+"""Options for libpq of who asks as that role."""
+
 _MAKE = (
     "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS",
     "GRANT pg_read_all_data, pg_monitor TO {role}",
@@ -40,7 +42,7 @@ def ask_all(
             continue
         try:
             with _reader(asked, superuser) as role:
-                address = {**server.address(role), "options": _SETTINGS}
+                address = {**server.address(role), "options": READS}
                 yield ask(query, connected(address, asked, about="throw-away server"))
         except GuardError as error:
             yield refused(f"query: {query.sql}", error)
@@ -49,15 +51,21 @@ def ask_all(
 @contextmanager
 def _reader(database: str, superuser: Superuser) -> Iterator[str]:
     """Make the role, for the length of a block."""
-    role = f"dbguard_{secrets.token_hex(8)}"
     with superuser(database) as connection:
         ((quoted,),) = connection.execute(b"SELECT quote_ident(current_database())", prepare=False).fetchall()
-        for statement in _MAKE:
-            connection.execute(statement.format(role=role).encode(), prepare=False)
-        connection.execute(b"GRANT CONNECT ON DATABASE " + bytes(quoted) + f" TO {role}".encode(), prepare=False)
+        role = make_reader(connection, bytes(quoted))
     try:
         yield role
     finally:
         with superuser(database) as connection:
             connection.execute(f"DROP OWNED BY {role}".encode(), prepare=False)
             connection.execute(f"DROP ROLE {role}".encode(), prepare=False)
+
+
+def make_reader(superuser: Connection, database: bytes) -> str:
+    """Make the role, and let it into a database (its name as SQL has it); return its name."""
+    role = f"dbguard_{secrets.token_hex(8)}"
+    for statement in _MAKE:
+        superuser.execute(statement.format(role=role).encode(), prepare=False)
+    superuser.execute(b"GRANT CONNECT ON DATABASE " + database + f" TO {role}".encode(), prepare=False)
+    return role

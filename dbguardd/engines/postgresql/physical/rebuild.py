@@ -41,6 +41,13 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Fa
 
     Return which rights it could not be given, and the facts that its proof needs.
     """
+    with fresh(target) as work:
+        facts = fill(tree, work, target, progress)
+    return _lost(facts), facts
+
+
+def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> Facts:
+    """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable."""
     done, facts = 0, tree.facts
     moment = facts.get("moment")
 
@@ -50,23 +57,22 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Fa
         progress("restore", done, None)
 
     tell(0)
-    with fresh(target) as work:
-        names = list(tree.names())
-        archives = (FILES, LOG)
-        relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
-        if len({*names}.intersection(archives)) != len(archives):
-            raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
-        for name in (FILES, *relations, LOG):
-            if name in (FILES, LOG):
-                with tree.read(name) as source:
-                    for _path, size in unpack(source, work):
-                        tell(size)
-            else:
-                tell(_relation(tree, name, work))
-        if moment:
-            facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
-        _finish(work, target, facts)
-    return _lost(facts), facts
+    names = list(tree.names())
+    archives = (FILES, LOG)
+    relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
+    if len({*names}.intersection(archives)) != len(archives):
+        raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
+    for name in (FILES, *relations, LOG):
+        if name in (FILES, LOG):
+            with tree.read(name) as source:
+                for _path, size in unpack(source, work):
+                    tell(size)
+        else:
+            tell(_relation(tree, name, work))
+    if moment:
+        facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
+    _finish(work, target, facts)
+    return facts
 
 
 def _relation(tree: Tree, name: str, work: Path) -> int:

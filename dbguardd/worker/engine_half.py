@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Engine, Fingerprint, Query, Untold
-from dbguardd.errors import GuardError, NotFound, Usage, from_problem
+from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 
@@ -248,6 +248,8 @@ class EngineHalf:
 
     def _keep(self, name: str, args: Mapping[str, Any]) -> Any:
         standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
+        if standby is None and name.startswith("standby."):
+            raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
         if standby is None or not name.startswith("standby."):
             raise Usage(f"the engine half has no call {name}")
         target, step = Path(args["target"]), name.removeprefix("standby.")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import fastcdc.fastcdc_cy  # noqa: F401 - the owner of the server may not read where it lies: it is loaded before
@@ -93,6 +94,17 @@ def backed_up(live, before=None, after=None):
 def stored(live, before=None, after=None):
     sink, facts, taken = backed_up(live, before, after)
     return sink.streams, facts, taken
+
+
+def timed(live):
+    """A backup, and the time by the server's clock when its log is about to be read."""
+    logged = []
+
+    def before(name):
+        if name == "log.tar":
+            logged.append(live.sql("SELECT to_json(clock_timestamp() AT TIME ZONE 'UTC') #>> '{}'") + "+00:00")
+
+    return *stored(live, before), *map(datetime.fromisoformat, logged)
 
 
 def tree(streams, facts):

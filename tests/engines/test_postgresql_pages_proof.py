@@ -119,10 +119,15 @@ def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_rea
     for name in names:
         live.sql(f"CREATE DATABASE {name} STRATEGY file_copy")
     try:
+        _, _, without = as_owner(stored, live)
+        live.sql("ALTER SYSTEM SET max_connections = 200")
+        live.stop(signal.SIGINT)
+        live.start()
         streams, facts, taken, found = as_owner(round_trip, live, place / "restored")
     finally:
         for name in names:
             live.sql(f"DROP DATABASE {name}")
+    assert isinstance(without, Untold) and "max_connections" in without.why
     assert failed(found) == {} and found.fingerprint == taken and len(facts["snapshots"]) == 28
     found = as_owner(proven, live, streams, {**facts, "snapshots": {}}, place / "other")
     read = {finding.name for finding in found.findings if finding.outcome == "ok"}

@@ -82,6 +82,8 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("log.interrupted", problem={"message": "/srv/app.db: its log began anew 2 times since it was read",
                                    "code": "DBG-2010"}),
     of("log.known", chains=[{"chain": APP_1, "since_at": "2026-09-12T07:14:00Z", "until_at": "2026-09-12T08:14:00Z"}]),
+    of("log.left", problem=None),
+    of("log.left", problem={"message": "PostgreSQL, local server: cannot be reached", "code": "DBG-2011"}),
     of("log.tried", outcome="ok", moment_at="2026-09-12T03:14:07.250Z",
        detail="34 segments without a gap, the sum of its pages is that of the database"),
     of("log.tried", outcome="inconclusive", moment_at="2026-09-12T03:14:07.250Z",

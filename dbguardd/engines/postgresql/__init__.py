@@ -35,9 +35,11 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
     Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
-    (tables whose rows a dump leaves out), look_seconds (how often a log that is followed is stored).
+    (tables whose rows a dump leaves out), continuous, look_seconds (how often a log that is followed is stored),
+    watch_seconds (how often its server is looked at).
     """
-    address, pace = address_of(str(settings.get("url", ""))), Pace(float(settings.get("look_seconds", 0.5)))
+    address = address_of(str(settings.get("url", "")))
+    pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     return Engine("postgresql", Postgresql(settings), PagesLog(address, str(settings["staging"]), pace))
 
 

@@ -7,7 +7,8 @@ import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
@@ -22,7 +23,8 @@ _BEAT_SECONDS, _GRACE_SECONDS = 0.25, 5.0
 _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
-       current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
+       current_setting('data_checksums') = 'on', current_setting('full_page_writes') = 'on',
+       pg_is_in_recovery(), system_identifier, catalog_version_no,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
        current_setting('max_prepared_transactions')::int,
        current_setting('max_locks_per_transaction')::int8 * (
@@ -46,6 +48,7 @@ class Cluster:
     directory: str
     page: int
     checksums: bool
+    whole_pages: bool  # full_page_writes: a page is whole in the log when it is changed first after a checkpoint
     catalog: int
     prepared: int
     locks: int  # that there is room for: prepared transactions may hold all of them
@@ -69,10 +72,8 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    (about_it,) = rows(connection, _ABOUT)
-    directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, locks, bounded = (
-        about_it
-    )
+    (told,) = rows(connection, _ABOUT)
+    directory, page, segment, level, checksums, whole, standby, system, catalog, name, prepared, locks, bounded = told
     if standby:
         raise Unsupported(
             f"{about}: the server is a standby",
@@ -92,11 +93,12 @@ def look(connection: Connection, about: str) -> Cluster:
         os.fsdecode(directory),
         page,
         checksums,
+        whole,
         catalog,
         prepared,
         locks,
         bounded,
-        Log(system, timeline_of(text(segment_name)), segment),
+        Log(system, timeline_of(text(name)), segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),
     )
@@ -106,6 +108,12 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     """Return name and place of each tablespace that lies elsewhere, by its number."""
     found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
     return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
+
+
+def clock(connection: Connection) -> datetime:
+    """Return the time by the clock of the server: what has committed by then is in whatever is taken from then on."""
+    ((at,),) = rows(connection, b"SELECT clock_timestamp()")
+    return cast(datetime, at)
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:

@@ -18,7 +18,7 @@ statements change in the catalogs outside of any transaction (`_NOT_OF_A_SNAPSHO
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from psycopg import errors
@@ -92,13 +92,15 @@ class Table:
         return self.schema in (b"pg_catalog", b"information_schema")
 
 
-def fingerprint(connections: Mapping[bytes, Connection], alive: Alive) -> Fingerprint:
+def fingerprint(databases: Iterable[tuple[bytes, Connection]], alive: Alive) -> Fingerprint:
     """Return the content of all databases in the snapshots of these transactions. Raises SourceChanged, SourceDamaged.
 
-    A table is locked (ACCESS SHARE) only while it is read: whoever changes its definition waits for that one table.
+    A table is locked (ACCESS SHARE) only while it is read: whoever changes its definition waits for that one table. A
+    database is not needed any more when the next one is asked for; the order is the caller's, and changes nothing.
     """
-    schema, tables = hashlib.sha256(), dict[str, TablePrint]()
-    for database, connection in sorted(connections.items()):
+    schemas, tables = dict[bytes, bytes](), dict[str, TablePrint]()
+    for database, connection in databases:
+        schema = hashlib.sha256()
         connection.execute(b"SET LOCAL max_parallel_workers_per_gather = 0", prepare=False)
         connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}".encode(), prepare=False)
         schema.update(b"%d %s\n" % (len(database), database))
@@ -115,7 +117,8 @@ def fingerprint(connections: Mapping[bytes, Connection], alive: Alive) -> Finger
                 schema.update(b"%s %d %s\n" % (table.name, found.rows, found.digest.encode()))
             else:
                 tables[f"{shown(bytes(named))}.{shown(table.quoted)}"] = found
-    return Fingerprint(schema.hexdigest(), tables)
+        schemas[database] = schema.digest()
+    return Fingerprint(hashlib.sha256(b"".join(schemas[name] for name in sorted(schemas))).hexdigest(), tables)
 
 
 def _of_users(connection: Connection, table: Table, binary: bool, alive: Alive) -> TablePrint:

@@ -34,7 +34,7 @@ class Copy:
 
     def __init__(self, directory: DataDirectory, cluster: Cluster, sink: Sink, begun: float, tell: Tell) -> None:
         self.directory, self._cluster, self._sink, self._tell = directory, cluster, sink, tell
-        self._sure = int((begun - _SURE_SECONDS) * _SECOND)
+        self._begun, self._sure = begun, int((begun - _SURE_SECONDS) * _SECOND)
         self._paged: set[str] = set()
         self.done = 0
         self.reused = 0
@@ -62,9 +62,13 @@ class Copy:
 
         A write sets the times of a file before its bytes, and the checkpoint at the start of a backup waits for all
         writes that had begun. So a file whose times lie before that start was read as they left it; and as long as
-        they are the same to the nanosecond, nothing was written since. See decision 0037.
+        they are the same to the nanosecond, nothing was written since. It cannot be told where the clock was set back
+        meanwhile, nor where the log has no whole pages: a power failure may leave bytes that are newer than the times,
+        and only such pages make these good. See decision 0037.
         """
         found = os.fstat(file)
+        if now() < self._begun or not self._cluster.whole_pages:
+            return ""
         if max(found.st_mtime_ns, found.st_ctime_ns) >= self._sure or found.st_mtime_ns % _SECOND == 0:
             return ""
         times = f"{found.st_mtime_ns}:{found.st_ctime_ns}"

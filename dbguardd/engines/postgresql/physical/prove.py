@@ -170,7 +170,7 @@ def _content(
         found: Fingerprint | None = None
         reading = "every table can be read" if snapshots else f"every table of {shown(names[0])} can be read"
         try:
-            found = content.fingerprint(connections, alive)
+            found = content.fingerprint(connections.items(), alive)
             findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
         except SourceDamaged as error:
             findings.append(Finding(reading, "failed", f"{error.message}. {error.detail}"))

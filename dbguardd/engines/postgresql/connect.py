@@ -13,7 +13,7 @@ import pwd
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -212,10 +212,15 @@ _STATES: Mapping[str, type[GuardError]] = {
 }
 
 
-_MENDS: Mapping[str, str] = {
-    "53200": "ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",
-    "53300": "ALTER SYSTEM SET max_connections = 200;  -- then restart the server",
+_MENDS: Mapping[str, Sequence[str]] = {
+    "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
+    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- then restart the server",),
+    "ReplicationSlotCreate": (  # 53400 has other limits, too
+        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
+        "ALTER SYSTEM SET max_replication_slots = 20;  -- then restart the server",
+    ),
 }
+"""What a person does, by SQLSTATE, or by the function of the server that has come to a limit."""
 
 
 def refusal(about: str, error: psycopg.Error) -> GuardError:
@@ -224,7 +229,8 @@ def refusal(about: str, error: psycopg.Error) -> GuardError:
     if not state:
         return ServerUnreachable(f"{about}: the connection was lost", detail=said)
     kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
-    hints = [_MENDS[state]] if state in _MENDS else []
+    limit = error.diag.source_function if state == "53400" else None
+    hints = _MENDS.get(limit or state, ())
     return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
 
 

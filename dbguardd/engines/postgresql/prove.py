@@ -38,6 +38,8 @@ _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
+_OWNERS_CODE = re.compile(r"violates check constraint|^(CONTEXT:  )?(PL/\w+|SQL) function ", re.MULTILINE)
+_BY_OWNER = " (a check or a function that its owner wrote refuses it, and may go by who restores, or when)"
 _NOT_OF_THE_DATA = ("08", "53", "57", "58")  # classes of errors: connections, what a server lacks or was told
 _SHOWN = 20
 _QUOTES_NO_ROW = re.compile(
@@ -172,9 +174,10 @@ def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Find
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))
         return not missing
-    beyond = missing or any(_BEYOND.search(line) for line in errors)
-    outcome = "inconclusive" if beyond else "failed"
-    findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) or f"pg_restore ended with {said.status}"))
+    by_owner = _OWNERS_CODE.search(said.errors) is not None
+    beyond = missing or by_owner or any(_BEYOND.search(line) for line in errors)
+    outcome, why = "inconclusive" if beyond else "failed", _BY_OWNER * by_owner
+    findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) + why or f"pg_restore ended with {said.status}"))
     return False
 
 

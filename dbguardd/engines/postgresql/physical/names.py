@@ -7,7 +7,7 @@ read would make another content of it.
 
 In its binary form a `regclass` is its number: tables that have one anywhere in a column are read in that form. There is
 none of an `aclitem`, so the names of roles (and of all else, if both are in one table) are compared before and after;
-labels and types of rows always.
+labels and types of rows always. With the transaction that gave the name: it may be the old one again by then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SELECT a.attrelid::int8, bool_or(NOT roles), bool_or(roles) FROM pg_attribute a 
 WHERE a.attrelid >= %s AND a.attnum > 0 AND NOT a.attisdropped GROUP BY a.attrelid
 """
 _ALWAYS = b"""
-SELECT 'the label of a type', oid::int8, enumlabel::text FROM pg_enum
+SELECT 'the label of a type', oid::int8, concat_ws(' ', xmin, enumlabel) FROM pg_enum
 UNION ALL SELECT 'a type of rows', t.oid::int8, (
   SELECT string_agg(concat_ws(' ', attnum, attisdropped), ',' ORDER BY attnum) FROM pg_attribute
   WHERE attrelid = t.typrelid AND attnum > 0)
@@ -44,17 +44,17 @@ FROM pg_type t WHERE t.typrelid <> 0 AND EXISTS (
   SELECT FROM pg_depend WHERE refclassid = 'pg_type'::regclass AND refobjid IN (t.oid, t.typarray) AND deptype = 'n'
   AND (classid = 'pg_type'::regclass OR (classid = 'pg_class'::regclass AND objsubid > 0)))
 """
-_ROLES = b"UNION ALL SELECT 'a role', oid::int8, rolname::text FROM pg_roles "
+_ROLES = b"UNION ALL SELECT 'a role', oid::int8, concat_ws(' ', xmin, rolname) FROM pg_authid "
 _OBJECTS = b"""
-UNION ALL SELECT 'a schema', oid::int8, nspname::text FROM pg_namespace
-UNION ALL SELECT 'a relation', oid::int8, concat_ws(' ', relnamespace, relname) FROM pg_class
+UNION ALL SELECT 'a schema', oid::int8, concat_ws(' ', xmin, nspname) FROM pg_namespace
+UNION ALL SELECT 'a relation', oid::int8, concat_ws(' ', xmin, relnamespace, relname) FROM pg_class
 WHERE relpersistence <> 't'
-UNION ALL SELECT 'a type', oid::int8, concat_ws(' ', typnamespace, typname) FROM pg_type
-UNION ALL SELECT 'a function', oid::int8, concat_ws(' ', pronamespace, proname, proargtypes) FROM pg_proc
-UNION ALL SELECT 'an operator', oid::int8, concat_ws(' ', oprnamespace, oprname) FROM pg_operator
-UNION ALL SELECT 'a collation', oid::int8, concat_ws(' ', collnamespace, collname) FROM pg_collation
-UNION ALL SELECT 'a text search configuration', oid::int8, concat_ws(' ', cfgnamespace, cfgname) FROM pg_ts_config
-UNION ALL SELECT 'a text search dictionary', oid::int8, concat_ws(' ', dictnamespace, dictname) FROM pg_ts_dict
+UNION ALL SELECT 'a type', oid::int8, concat_ws(' ', xmin, typnamespace, typname) FROM pg_type
+UNION ALL SELECT 'a function', oid::int8, concat_ws(' ', xmin, pronamespace, proname, proargtypes) FROM pg_proc
+UNION ALL SELECT 'an operator', oid::int8, concat_ws(' ', xmin, oprnamespace, oprname) FROM pg_operator
+UNION ALL SELECT 'a collation', oid::int8, concat_ws(' ', xmin, collnamespace, collname) FROM pg_collation
+UNION ALL SELECT 'a text search configuration', oid::int8, concat_ws(' ', xmin, cfgnamespace, cfgname) FROM pg_ts_config
+UNION ALL SELECT 'a text search dictionary', oid::int8, concat_ws(' ', xmin, dictnamespace, dictname) FROM pg_ts_dict
 """
 
 

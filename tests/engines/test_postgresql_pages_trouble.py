@@ -310,7 +310,7 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
                 connected(address_of(live.url)) as keeper,
                 pytest.raises(SourceInvalid, match="is not the data directory"),
             ):
-                BackupMode(keeper, look(keeper, "here").log.system).hold(foreign)
+                BackupMode(keeper, look(keeper, "here").log).hold(foreign)
         finally:
             foreign.close()
     live.sql("CREATE ROLE low LOGIN")
@@ -368,12 +368,12 @@ def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprin
     text = version.read_text()
     version.write_text("1\n")
     try:
-        streams, facts, taken, logged = as_owner(timed, live)
+        streams, facts, taken, told = as_owner(timed, live)
     finally:
         version.write_text(text)
         live.sql("DROP DATABASE last")
     assert isinstance(taken, Untold) and "no snapshot of every database" in taken.why
-    assert datetime.fromisoformat(facts["snapshot_at"]) < logged
+    assert datetime.fromisoformat(facts["snapshot_at"]) < told["log"]
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
     found = as_owner(proven, live, {**streams}, facts, place / "restored")
     assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None

@@ -80,10 +80,10 @@ def made(live, **settings):
     return open_postgresql({"url": live.url, "staging": "/nonexistent", "method": "pages", **settings}).snapshots
 
 
-def backed_up(live, before=None, after=None):
+def backed_up(live, before=None, after=None, progress=no_progress):
     """Back up and read the content of the snapshot. `before` is called with each stream, `after` before the reading."""
     engine, sink = made(live), MemorySink(before)
-    facts = engine.dump(sink, no_progress)
+    facts = engine.dump(sink, progress)
     if after is not None:
         after()
     taken = engine.fingerprint(no_progress)
@@ -97,14 +97,23 @@ def stored(live, before=None, after=None):
 
 
 def timed(live):
-    """A backup, and the time by the server's clock when its log is about to be read."""
-    logged = []
+    """A backup, and by the server's clock when its snapshots had been taken and when the end of its log was read.
+
+    And how many were held when its log began to be stored.
+    """
+    told = {}
 
     def before(name):
         if name == "log.tar":
-            logged.append(live.sql("SELECT to_json(clock_timestamp() AT TIME ZONE 'UTC') #>> '{}'") + "+00:00")
+            told["held"] = int(live.sql(f"{OURS} AND state = 'idle in transaction'"))
 
-    return *stored(live, before), *map(datetime.fromisoformat, logged)
+    def progress(step, done, total):
+        if step not in ("snapshot", "log"):
+            return
+        told[step] = datetime.fromisoformat(live.sql("SELECT to_json(now() AT TIME ZONE 'UTC') #>> '{}'") + "+00:00")
+
+    sink, facts, taken = backed_up(live, before, progress=progress)
+    return sink.streams, facts, taken, told
 
 
 def tree(streams, facts):

@@ -310,7 +310,7 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
                 connected(address_of(live.url)) as keeper,
                 pytest.raises(SourceInvalid, match="is not the data directory"),
             ):
-                BackupMode(keeper, look(keeper, "here").log.system).hold(foreign)
+                BackupMode(keeper, look(keeper, "here").log).hold(foreign)
         finally:
             foreign.close()
     live.sql("CREATE ROLE low LOGIN")
@@ -371,14 +371,14 @@ def test_where_a_database_lets_nobody_in_only_damage_fails_the_backup(live, plac
     live.sql("CHECKPOINT")
     path.rename(aside)
     try:
-        streams, facts, taken, logged = as_owner(timed, live)
+        streams, facts, taken, told = as_owner(timed, live)
     finally:
         aside.rename(path)
         live.sql("UPDATE pg_database SET datcollate = 'C', datctype = 'C' WHERE datname = 'foreign_one'")
         live.sql("DROP DATABASE foreign_one")
         live.sql("DROP DATABASE hurt")
     assert isinstance(taken, Untold) and "no snapshot of every database" in taken.why
-    assert datetime.fromisoformat(facts["snapshot_at"]) < logged
+    assert datetime.fromisoformat(facts["snapshot_at"]) < told["log"]
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
     query = Query("SELECT 1", equals=1, database="foreign_one")
     found = as_owner(proven, live, streams, facts, place / "restored", (query,))

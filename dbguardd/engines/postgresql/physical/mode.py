@@ -17,7 +17,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
-from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
+from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
 from dbguardd.engines.postgresql.physical.slot import check_own, check_room
 from dbguardd.errors import GuardError, SourceChanged
 
@@ -97,11 +97,12 @@ def hang_up(connection: Connection) -> None:
 class Ended:
     """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs.
 
-    What had committed at the time `at` lies before the end.
+    What had committed at the time `at` lies before the end. The log goes on in a file of its own, at `next`.
     """
 
     start: int
     stop: int
+    next: int
     at: datetime
     timeline: int
     label: bytes
@@ -111,8 +112,8 @@ class Ended:
 class BackupMode:
     """One backup. The slot holds the log from its making on; it is temporary, so the server drops it with us."""
 
-    def __init__(self, keeper: Connection, system: int) -> None:
-        self._keeper, self._system = keeper, system
+    def __init__(self, keeper: Connection, log: Log) -> None:
+        self._keeper, self._log = keeper, log
         self._slot = ""
 
     def hold(self, directory: DataDirectory) -> str:
@@ -123,7 +124,7 @@ class BackupMode:
             b"'dbguard_' || pg_backend_pid()::text, immediately_reserve => true, temporary => true)",
         )
         self._slot = text(name)
-        check_own(directory, self._slot, self._system)
+        check_own(directory, self._slot, self._log.system)
         return self._slot
 
     def begin(self, alive: Alive) -> None:
@@ -141,7 +142,16 @@ class BackupMode:
         if not label:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
         start, timeline = label_start(bytes(label))
-        return Ended(start, place(text(stop)), at, timeline, bytes(label), bytes(spaces or b""))
+        end = place(text(stop))
+        return Ended(
+            start,
+            end,
+            -(-end // self._log.segment) * self._log.segment,
+            at,
+            timeline,
+            bytes(label),
+            bytes(spaces or b""),
+        )
 
     def let_go(self) -> None:
         """Drop the slot: the log that it held is in the backup."""

@@ -104,7 +104,7 @@ class Pages:
             )
             directory = self._directory(cluster)
             stack.callback(directory.close)
-            mode = BackupMode(keeper, cluster.log.system)
+            mode = BackupMode(keeper, cluster.log)
             room = Room(self._session(stack), mode.hold(directory), directory)
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
             check_room = stack.enter_context(watched(keeper, room))
@@ -115,11 +115,13 @@ class Pages:
             copy.files()
             copy.last()
             ended = mode.end(alive)
-            snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack)
-            end = place.mark(keeper) if snapshots is None else snapshots.end
-            self._check_replayed(keeper, cluster, dumped("log"), (ended.start, end))
+            self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
             directory.check_walked()
-            copy.log(ended, end)
+            with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
+                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack)
+                end = place.mark(keeper) if snapshots is None else snapshots.end
+                self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
+                write(ended.next, end)
             mode.let_go()
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots

@@ -34,10 +34,11 @@ _NAMED = 100  # so many databases and tables are named in the facts of a backup:
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
-    Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
-    (tables whose rows a dump leaves out), look_seconds (how often a log that is followed is stored).
+    Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
+    "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), look_seconds (how often a log that is
+    followed is stored).
     """
-    address, pace = address_of(str(settings.get("url", ""))), Pace(float(settings.get("look_seconds", 0.5)))
+    address, pace = address_of(str(settings.get("url") or "")), Pace(float(settings.get("look_seconds", 0.5)))
     return Engine("postgresql", Postgresql(settings), PagesLog(address, str(settings["staging"]), pace))
 
 

@@ -51,10 +51,10 @@ SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid
 
 
 class Pages:
-    """Physical backups of a cluster. Settings: url."""
+    """Physical backups of a cluster. Settings: url, which a restore and its proof need not."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._address = address_of(str(settings.get("url", "")))
+        self._address = address_of(str(settings.get("url") or ""))
         self._about = place_of(self._address)
         self._held: place.Placed | None = None
         self._untold = ""

@@ -13,7 +13,7 @@ from dbguardd.errors import NoSpace, TargetExists, Usage
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
-from dbguardd.wire import Restore
+from dbguardd.wire import NOWHERE, Restore
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""
@@ -27,6 +27,11 @@ def live(run: Run) -> Path:
 def served(run: Run) -> bool:
     """Say if the live database is behind a server: there is no file of it that could be replaced."""
     return "path" not in run.database["settings"]
+
+
+def left_policy(run: Run) -> bool:
+    """Say if only backups are left of a database: nobody knows where the live one is, or whether there is one."""
+    return bool(run.database.get("place") == NOWHERE)
 
 
 def new_place(run: Run, moment: Moment) -> str:

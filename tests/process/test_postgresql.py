@@ -98,6 +98,16 @@ def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(
     link.symlink_to(live.socket)
     for same in (live.url, live.url + "&connect_timeout=9", live.url.replace(str(live.socket), str(link))):
         assert "protected already" in served.fails("DBG-0001", 2, "protect", same)["message"]
+
+    said = served.ctl("unprotect", "postgresql", "--confirm", "postgresql").out
+    assert "dbguardctl restore postgresql --to PLACE" in said
+    target = place_for(served, "orphaned")
+    done = served.does("restore", "postgresql", "--to", str(target))
+    assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}
+    assert (target.stat().st_uid, (target / "PG_VERSION").read_text()) == (owner(), f"{live.major}\n")
+    assert served.does("verify", "postgresql")["proof"]["grade"] == "proven"
+    checked = served.does("check", "postgresql")
+    assert {row["name"]: row["outcome"] for row in checked["findings"]}["database"] == "not configured"
     served.idle()
     served.is_sound()
 

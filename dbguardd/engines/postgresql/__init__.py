@@ -35,11 +35,11 @@ _NAMED = 100  # so many databases and tables are named in the facts of a backup:
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
-    Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
-    (tables whose rows a dump leaves out), continuous, look_seconds (how often a log that is followed is stored),
-    watch_seconds (how often its server is looked at).
+    Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
+    "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous, look_seconds (how often a
+    log that is followed is stored), watch_seconds (how often its server is looked at).
     """
-    address = address_of(str(settings.get("url", "")))
+    address = address_of(str(settings.get("url") or ""))
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     log = PagesLog(address, str(settings["staging"]), pace)
     return Engine("postgresql", Postgresql(settings), log, reviving=PostgresqlPast(settings))

@@ -63,10 +63,13 @@ _SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlog
 
 
 class Pages:
-    """Physical backups of a cluster. Settings: url, continuous (its log is followed)."""
+    """Physical backups of a cluster.
+
+    Settings: url, which a restore and its proof need not, and continuous (its log is followed).
+    """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._address = address_of(str(settings.get("url", "")))
+        self._address = address_of(str(settings.get("url") or ""))
         self._about = place_of(self._address)
         self._continuous = bool(settings.get("continuous"))
         self._held: place.Placed | None = None

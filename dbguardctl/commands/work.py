@@ -91,9 +91,13 @@ def check(session: Session, database: str | None, no_wait: bool, timeout: str, *
     if not database:
         read: set[str] = set()  # storages: --data reads all of one, whichever of its databases is named
         requests = [{"database": name, **fields} for name in names_of(session, orphans=True)]
+        named = session.daemon.get("config")["policy"]["database"] if fields["data"] else {}
         for request in requests if fields["data"] else ():
-            rows = session.daemon.get("databases", request["database"], "backups")["backups"]
-            storage = rows[0]["storage"] if rows else request["database"]
+            name = request["database"]
+            if name in named:
+                storage = named[name]["storage"][0]
+            else:
+                storage = session.daemon.get("databases", name, "backups")["backups"][0]["storage"]
             request["data"] = storage not in read
             read.add(storage)
         return _batch(session, "check", requests, no_wait, limit)

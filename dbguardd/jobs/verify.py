@@ -160,17 +160,20 @@ def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
     """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
 
     Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
+    All are reported before the first is stored: a full storage keeps nobody from hearing of damage.
     """
     known, newest = {backup.id: backup for backup in run.repository.backups()}, newest_proofs(run)
+    proofs: list[Proof] = []
     for id, detail in damage.items():
         if id in newest and failure_of(newest[id]) is not None:
             continue
         (finding,) = brief([Finding(source, "failed", detail)])
         proof = Proof(id, run.now(), Grade.STORED, None, (to_json(finding),), __version__)
-        if id in known:
-            run.repository.add_proof(proof)
+        proofs += [proof] if id in known else []
         whose = {"database": known[id].database} if id in known else {}
         run.report("backup.graded", **graded(proof), **whose)
+    for proof in proofs:
+        run.repository.add_proof(proof)
 
 
 def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> Finding:

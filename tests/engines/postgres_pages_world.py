@@ -135,3 +135,21 @@ def round_trip(live, target, queries=(), before=None, after=None):
 
 def failed(found):
     return {finding.name: finding.detail for finding in found.findings if finding.outcome != "ok"}
+
+
+def by_hand(live, streams, target):
+    """Start a server on what recover.py writes of a backup, at port 5433, by what dbguard-recovery(7) says to type."""
+    for name, data in streams.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
+    block = page.partition("by\nunpacking its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
+    script = block.replace("\\e\n", "\\\n").replace("/srv/recovered", str(target))
+    script = script.replace("/usr/lib/postgresql/15/bin", str(live.programs))
+    become = (
+        f"setpriv --reuid {owner()} --regid {os.stat(live.data).st_gid} --clear-groups --" if os.geteuid() == 0 else ""
+    )
+    script = script.replace("runuser -u postgres --", become).replace("postgres: .", f"{owner()} .")
+    assert "5433" in script and "runuser" not in script and "pg_ctl" in script
+    done = subprocess.run(["bash", "-ec", script], cwd="/", stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, (target / "start.log").read_text()

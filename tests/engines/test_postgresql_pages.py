@@ -8,12 +8,12 @@ import time
 from contextlib import closing
 from datetime import datetime
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_pages_world import (
     backed_up,
+    by_hand,
     failed,
     made,
     own_place,
@@ -321,26 +321,14 @@ def test_a_lock_is_not_waited_for_for_ever_and_nobody_is_in_a_database_that_was_
 def test_a_backup_becomes_a_cluster_by_hand_as_the_manual_says(live, place, kept):
     """Without dbguard: what recover.py writes, tar, and the server's own programs."""
     target = place / "recovered"
-    for name, data in kept[0].items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(data)
-    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
-    block = page.partition("by\nunpacking its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
-    number = next(iter(kept[1]["tablespaces"]))
-    commands = [line for line in block.splitlines()[1:] if not line.startswith(("sudo", "chmod"))]
-    script = "set -e\n" + "\n".join(commands).replace("16384", number) + "\nchmod -R go= .\n"
-    subprocess.run(["bash", "-c", script], check=True, cwd=target, capture_output=True)
-    for path in (target, *target.rglob("*")):
-        os.chown(path, owner(), -1, follow_symlinks=False)
-    options = f"-c unix_socket_directories={place} -c port=6543"
-    words = [live.programs / "pg_ctl", "-D", target, "-w", "-l", place / "log", "-o", options]
-    subprocess.run([*words, "start"], check=True, cwd="/", capture_output=True, **identity())
+    by_hand(live, kept[0], target)
     try:
-        asked = [live.programs / "psql", "-XqAt", "-h", place, "-p", "6543", "-U", "postgres", "-d", "shop"]
+        asked = [live.programs / "psql", "-XqAt", "-h", live.socket, "-p", "5433", "-U", "postgres", "-d", "shop"]
         asked += ["-c", "SELECT (SELECT count(*) FROM afar) + (SELECT count(*) FROM big)"]
         told = subprocess.run(asked, check=True, capture_output=True, text=True, cwd="/").stdout.strip()
     finally:
-        subprocess.run([*words, "-m", "fast", "stop"], check=True, cwd="/", capture_output=True, **identity())
+        stop = [live.programs / "pg_ctl", "-D", target, "-m", "fast", "stop"]
+        subprocess.run(stop, check=True, cwd="/", capture_output=True, **identity())
     assert told == "12500"
 
 

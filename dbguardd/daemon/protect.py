@@ -181,7 +181,8 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     if wanted.continuous and not found.wal:
         raise Unsupported(
             f"{real}: it has no log to follow (journal mode is not WAL)",
-            detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
+            detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us. "
+            'Without: backup = "every 1min" in its policy makes a point each minute, which is what can be restored.',
             hints=[f"sqlite3 {_shown(real)} 'PRAGMA journal_mode=WAL'", f"dbguardctl protect {_shown(real)}"],
         )
     chosen = choose_name(wanted.name, real, policy)

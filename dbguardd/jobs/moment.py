@@ -13,7 +13,7 @@ from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import Backup, Chain, Link, Log, Until
-from dbguardd.words import count
+from dbguardd.words import count, span
 
 _NEAR = timedelta(seconds=2)
 _DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
@@ -35,6 +35,13 @@ class Moment:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
+
+    @property
+    def grain(self) -> int:
+        """How fine the log is there: one moment in so many seconds; 0 where it has every one."""
+        pieces = self.until.chain.pieces if self.until is not None else ()
+        last = self.until.last if self.until is not None else 0
+        return next((piece.grain for piece in pieces if piece.first <= last <= piece.last), 0)
 
     def said(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
@@ -81,7 +88,9 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     followed = best.until is not None or best.backup.facts.get("log") is not None
     if wanted is not None and followed and wanted - best.at > _NEAR:
         early = (wanted - best.at).total_seconds()
-        best.warnings.append(f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored")
+        coarse = f", where the log has one moment in {span(best.grain)}" if best.grain else ""
+        said = f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored{coarse}"
+        best.warnings.append(said)
     return best
 
 

@@ -46,8 +46,13 @@ class Moment:
     def said(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        shown = "the sum of its pages is that of the database" if self.sum else "no sum of its pages is known"
+        shown = "the sum of its pages is that of the database" if self.compared else "no sum of its pages is known"
         return f"{count(segments, 'segment')} without a gap, {shown}"
+
+    @property
+    def compared(self) -> bool:
+        """Say if a restore compares what comes out with what was written down then."""
+        return bool(self.sum)
 
     @property
     def shown(self) -> datetime:
@@ -105,9 +110,9 @@ def drawn(run: Run) -> Moment | None:
     for _ in range(_DRAWS):
         with suppress(NotFound):  # of before the first backup
             moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
-            if moment.until is not None and moment.at >= day and (found is None or moment.sum):
+            if moment.until is not None and moment.at >= day and (found is None or moment.compared):
                 found = moment
-        if found is not None and found.sum:
+        if found is not None and found.compared:
             break
     return found
 

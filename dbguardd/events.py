@@ -271,6 +271,18 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("log.left", "info", "its log is followed no more", variant="done", when={"problem": None}),
     Kind(
+        "log.thinned", "info", "its log up to {until_at} has one moment in {grain_seconds}: {bytes}, not {freed_bytes}",
+        "What is old enough of the log of a database was made coarser, as thin_log asks for.",
+    ),
+    Kind(
+        "log.thinned", "warning", "its log was not made coarser: {problem} ({code})",
+        variant="failed", when={"outcome": "failed"},
+        title="A log could not be made coarser",
+        meaning="A part of the log of {database} cannot be read. All of it stays as it is, and takes up more space "
+                "than it should, until that part is older than keep_log.",
+        advice=("See what is damaged:  dbguardctl check {database} --data",),
+    ),
+    Kind(
         "log.tried", "info", "restored as it was at {moment_at}: {detail}",
         "A random moment of the log of a database was restored into a private place, and compared.",
     ),

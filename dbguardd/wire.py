@@ -214,10 +214,14 @@ class ExpiredRow:
 
 @dataclass(slots=True)
 class Stretch:
-    """A stretch of time of which any moment can be restored, as `list` tells it; what lies between two is a gap."""
+    """A stretch of time of which any moment can be restored, as `list` tells it; or one in so many seconds.
+
+    The next one goes on from there, or there is a gap between them.
+    """
 
     since_at: str
     until_at: str
+    grain_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ Json = dict[str, Any]
 
 GRADES = {"proven": "good", "restored": "", "checked": "", "stored": "warn"}
 FEW = 20
+_GRAINS = {0: "any second", 60: "once a minute", 3600: "once an hour", 86400: "once a day"}
 
 
 def grade(row: Json) -> Cell:
@@ -70,15 +71,18 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
 
 def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return which moments between the backups can be restored, what was missed, and when that was proven last."""
-    blocks: list[Block] = []
+    lines, end = list[tuple[str, str]](), ""
     for row in rows:
         since, until = _up(str(row["since_at"])), str(row["until_at"])  # in whole seconds that are all covered
         if since[:19] < until[:19]:
-            lead = "then a gap, and" if blocks else "any second"
-            blocks.append(text(f"{lead:<15} from {absolute(since, zone)} to {absolute(until, zone)}"))
-    if blocks:
-        blocks.append(text(f"{'proven':<15} {log_proof(proof, now, zone)}"))
-    return blocks
+            grain, gap = row.get("grain_seconds") or 0, bool(end) and row["since_at"] > end
+            lead = "then a gap, and" if gap and not grain else ("a gap, " if gap else "") + _GRAINS[grain]
+            lines.append((lead, f"from {absolute(since, zone)} to {absolute(until, zone)}"))
+        end = until
+    if lines:
+        lines.append(("proven", log_proof(proof, now, zone)))
+    width = max((len(lead) for lead, _ in lines), default=0)
+    return [text(f"{lead:<{max(width, 15)}} {said}") for lead, said in lines]
 
 
 def log_proof(proof: Json | None, now: datetime, zone: tzinfo | None) -> str:

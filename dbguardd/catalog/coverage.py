@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dbguardd.catalog.state import Settings
+from dbguardd.catalog.times import to_moment
+from dbguardd.rules.coverage import Logged
 from dbguardd.wire import LogProof
 
 _MOST = 200  # chains that are remembered of a database
@@ -15,11 +17,20 @@ _MOST = 200  # chains that are remembered of a database
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """A log without a gap: what was committed from `since_at` to `until_at` is stored, in this chain."""
+    """A log without a gap: what was committed from `since_at` to `until_at` is stored, in this chain.
+
+    Up to the moments in `thinned` one moment in so many seconds is left, which are their names.
+    """
 
     chain: str
     since_at: str
     until_at: str
+    thinned: Mapping[str, str] = field(default_factory=dict)
+
+    def logged(self) -> Logged:
+        """Return it as the rules take it."""
+        thinned = {int(grain): to_moment(until_at) for grain, until_at in self.thinned.items()}
+        return Logged(to_moment(self.since_at), to_moment(self.until_at), thinned)
 
 
 def read(settings: Settings, database: str) -> list[Covered]:
@@ -60,6 +71,13 @@ def forget(settings: Settings, database: str, until_at: str) -> None:
         database,
         [replace(row, since_at=at, until_at=max(row.until_at, at)) for row, at in zip(left, since, strict=True)],
     )
+
+
+def thin(settings: Settings, database: str, chain: str, grain: str, until_at: str) -> None:
+    """Note up to when a chain was made coarser."""
+    rows = read(settings, database)
+    made = [replace(row, thinned={**row.thinned, grain: until_at}) if row.chain == chain else row for row in rows]
+    write(settings, database, made)
 
 
 def tried(settings: Settings, database: str, facts: Mapping[str, Any], at: str) -> None:

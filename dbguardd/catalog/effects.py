@@ -58,7 +58,7 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", at if event == "restore.replacing" else "")
             if event == "restore.done":
                 settings.put(f"restored:{facts['database']}", at)
-        case "log.begun" | "log.forgotten" | "log.known" | "log.tried":
+        case "log.begun" | "log.forgotten" | "log.known" | "log.thinned" | "log.tried":
             _remember_log(settings, event, facts, at)
         case "recovery.tested" | "recovery.used" | "recovery.added" | "recovery.dropped" | "recovery.known":
             _remember_key(settings, event, facts, at)
@@ -82,6 +82,10 @@ def _remember_key(settings: Settings, event: str, facts: Facts, at: str) -> None
 def _remember_log(settings: Settings, event: str, facts: Facts, at: str) -> None:
     database = str(facts["database"])
     match event:
+        case "log.thinned" if facts["outcome"] == "ok":
+            coverage.thin(
+                settings, database, str(facts["chain"]), str(int(facts["grain_seconds"])), str(facts["until_at"])
+            )
         case "log.tried":
             coverage.tried(settings, database, facts, at)
         case "log.begun":
@@ -90,7 +94,13 @@ def _remember_log(settings: Settings, event: str, facts: Facts, at: str) -> None
         case "log.forgotten":
             coverage.forget(settings, database, str(facts["until_at"]))
         case "log.known":
-            rows = [coverage.Covered(**{name: str(row[name]) for name in _COVERED}) for row in facts["chains"]]
+            rows = [
+                coverage.Covered(
+                    **{name: str(row[name]) for name in _COVERED},
+                    thinned={str(int(grain)): str(until_at) for grain, until_at in (row.get("thinned") or {}).items()},
+                )
+                for row in facts["chains"]
+            ]
             coverage.learn(settings, database, rows)
 
 

@@ -265,7 +265,8 @@ class InForce:
                 continue  # what was accepted before, if anything, stays so
             spec = database_spec(guarded, _nobody)
             kept[name] = {
-                key: spec[key] for key in ("keep", "min_proven", "timezone", "continuous", "keep_log_seconds")
+                key: spec[key]
+                for key in ("keep", "min_proven", "timezone", "continuous", "keep_log_seconds", "thin_log")
             }
             kept[name]["expire"] = "off" if guarded.expire == "off" else "on"
         # What left the policy may come back one day: then its backups still have their guard.

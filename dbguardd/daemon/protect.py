@@ -197,7 +197,8 @@ def _not_followed(found: Found) -> Unsupported:
         return Unsupported(f"{found.path}: its log cannot be followed", detail=found.lacks, hints=[without])
     return Unsupported(
         f"{found.path}: it has no log to follow (journal mode is not WAL)",
-        detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
+        detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us. "
+        'Without: backup = "every 1min" in its policy makes a point each minute, which is what can be restored.',
         hints=[f"sqlite3 {_shown(found.path)} 'PRAGMA journal_mode=WAL'", without],
     )
 

@@ -77,7 +77,7 @@ class Service:
     def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
         """The stretches of time of which any moment of a database can be restored, oldest first; the proof of that."""
         found = self._do.views.coverage(database)
-        stretches = [Stretch(to_text(one.since), to_text(one.until)) for one in found]
+        stretches = [Stretch(to_text(one.since), to_text(one.until), one.grain_seconds) for one in found]
         return stretches, self._do.views.following.proof(database)
 
     def show(self, id: str) -> Json:

@@ -231,9 +231,7 @@ class Views:
 
     def coverage(self, name: str) -> list[Stretch]:
         """The stretches of time of which any moment can be restored, oldest first."""
-        rows = self.following.covered(name)
-        logged = [Stretch(to_moment(row.since_at), to_moment(row.until_at)) for row in rows]
-        return coverage(logged, dated(self.catalog.backups.of(name)))
+        return coverage([row.logged() for row in self.following.covered(name)], dated(self.catalog.backups.of(name)))
 
     def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)

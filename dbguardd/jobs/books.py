@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NoSpace, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
@@ -97,8 +98,9 @@ def scan(run: Run, request: Scan) -> Result:
     return {"backups": len(known - {given_up.backup for given_up in gone})}
 
 
-def _covered(chain: Chain) -> dict[str, str]:
-    return {"chain": chain.id, "since_at": instant(chain.since), "until_at": instant(chain.until)}
+def _covered(chain: Chain) -> dict[str, Any]:
+    thinned = {str(piece.grain): instant(piece.until) for piece in chain.pieces if piece.grain}
+    return {"chain": chain.id, "since_at": instant(chain.since), "until_at": instant(chain.until), "thinned": thinned}
 
 
 def hold(run: Run, request: Hold) -> Result:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
-from dbguardd.errors import Breaker, ClockDoubt
+from dbguardd.errors import Breaker, ClockDoubt, Damaged, ObjectMissing
 from dbguardd.jobs.base import Job, Result, Run, grace, instant
 from dbguardd.jobs.choose import dated
 from dbguardd.jobs.restore import past_undo
-from dbguardd.repository import Backup, Hold, Piece, recallable_until
+from dbguardd.repository import Backup, Grain, Hold, Piece, make_coarser, recallable_until
 from dbguardd.rules import retention
 from dbguardd.wire import UNDO_REASON, Expire, Sweep
 
@@ -33,7 +33,7 @@ def expire(run: Run, request: Expire) -> Result:
         "drop": [{"id": id, "because": list(reasons)} for id, reasons in verdict.drop.items()],
         "breaker": verdict.breaker,
     }
-    if request.dry_run or not (verdict.drop or outlived or forgotten):
+    if request.dry_run or not (verdict.drop or outlived or forgotten or grains(run)):
         return {"plan": plan, "expired": []}
     _trust_clock(run, backups, now)
     for id in outlived:
@@ -51,6 +51,7 @@ def expire(run: Run, request: Expire) -> Result:
     until = instant(recallable_until(now, grace(run)))
     for id, reasons in verdict.drop.items():
         run.report("backup.expired", id=id, reasons=list(reasons), grace_until_at=until)
+    _thin(run)
     return {"plan": plan, "expired": list(verdict.drop), "recall_until_at": until}
 
 
@@ -68,23 +69,49 @@ def _forget(run: Run, pieces: Sequence[Piece]) -> None:
             run.report("log.forgotten", database=run.name, **size, until_at=instant(gone[-1].until))
 
 
+def grains(run: Run) -> list[Grain]:
+    """Return how coarse the log is to become, and from which ages on."""
+    return [Grain(int(seconds), timedelta(seconds=float(age))) for seconds, age in run.database.get("thin_log") or ()]
+
+
+def _thin(run: Run) -> None:
+    """Make the log coarser that is old enough. What cannot be read of it stays as it is, and a check says so."""
+    log = run.repository.log(run.name)
+    if log is None or not grains(run):
+        return
+    now = run.repository.storage_time(run.now())
+    try:
+        for made in make_coarser(log, grains(run), now, lambda number: run.progress("log", number, None)):
+            facts = {"chain": made.chain, "grain_seconds": made.grain, "until_at": instant(made.until)}
+            sizes = {"freed_bytes": made.freed_bytes, "bytes": made.stored_bytes}
+            run.report("log.thinned", database=run.name, outcome="ok", **facts, **sizes)
+    except (Damaged, ObjectMissing) as error:
+        run.report("log.thinned", database=run.name, outcome="failed", problem=error.message, code=error.code)
+
+
 def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
     """Return what of the log is older than keep_log by the storage's own time: always its beginning.
 
-    What goes on from the newest backup that can be relied on stays, however old it is.
+    What was made coarser was as old as that asks for when it was stored. What goes on from the newest backup that can
+    be relied on stays, however old it is.
     """
     log = run.repository.log(run.name)
     chains = [] if log is None else log.chains()
     if not chains:
         return []
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
+    ages = {grain.seconds: grain.age for grain in grains(run)}
+
+    def is_old(piece: Piece) -> bool:
+        return piece.stored_at < start + ages.get(piece.grain, timedelta())
+
     sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
     newest = next((b.facts.get("log") or {} for b in backups if b.id in sound), {})
     ends = {chains[-1].id: -1, str(newest.get("chain")): int(newest.get("after", -1))}
     found: list[Piece] = []
     for chain in chains:
         end = ends.get(chain.id, chain.last)
-        old = list(takewhile(lambda piece: piece.stored_at < start and piece.last <= end, chain.pieces))  # noqa: B023
+        old = list(takewhile(lambda piece: is_old(piece) and piece.last <= end, chain.pieces))  # noqa: B023
         found += old
         if len(old) < len(chain.pieces):
             break

@@ -13,7 +13,7 @@ from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
-from dbguardd.words import count
+from dbguardd.words import count, span
 
 _NEAR = timedelta(seconds=2)
 _DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
@@ -36,13 +36,25 @@ class Moment:
         segments = 0 if self.until is None else self.until.last - self.until.after
         return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
 
+    @property
+    def grain(self) -> int:
+        """How fine the log is there: one moment in so many seconds; 0 where it has every one."""
+        pieces = self.until.chain.pieces if self.until is not None else ()
+        last = self.until.last if self.until is not None else 0
+        return next((piece.grain for piece in pieces if piece.first <= last <= piece.last), 0)
+
     def said(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        shown = "the sum of its pages is that of the database" if self.sum else "no sum of its pages is known"
+        shown = "the sum of its pages is that of the database" if self.compared else "no sum of its pages is known"
         if self.until is not None and self.until.form == BYTES:
             shown = f"all that had committed by {instant(self.at)}"
         return f"{count(segments, 'segment')} without a gap, {shown}"
+
+    @property
+    def compared(self) -> bool:
+        """Say if a restore compares what comes out with what was written down then."""
+        return bool(self.sum)
 
     @property
     def shown(self) -> datetime:
@@ -85,7 +97,9 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     followed = best.until is not None or best.backup.facts.get("log") is not None
     if wanted is not None and followed and wanted - best.at > _NEAR:
         early = (wanted - best.at).total_seconds()
-        best.warnings.append(f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored")
+        coarse = f", where the log has one moment in {span(best.grain)}" if best.grain else ""
+        said = f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored{coarse}"
+        best.warnings.append(said)
     return best
 
 
@@ -105,9 +119,9 @@ def drawn(run: Run) -> Moment | None:
             moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
             if moment.until is not None and moment.until.form == BYTES:
                 return None
-            if moment.until is not None and moment.at >= day and (found is None or moment.sum):
+            if moment.until is not None and moment.at >= day and (found is None or moment.compared):
                 found = moment
-        if found is not None and found.sum:
+        if found is not None and found.compared:
             break
     return found
 

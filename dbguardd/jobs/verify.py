@@ -65,7 +65,7 @@ def _tried(run: Run, moment: Moment, name: str) -> Finding:
 
     That is the sum of all pages; and the fingerprint of a backup, if one was made just there.
     """
-    target, said, bad, unsure = Path(run.staging) / name, moment.said(), list[str](), not moment.sum
+    target, said, bad, unsure = Path(run.staging) / name, moment.said(), list[str](), not moment.compared
     try:
         check_staging(run, moment.backup, moment.bytes)
         with opened(run, moment) as tree:

@@ -269,10 +269,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
             f'backup = "{guarded.backup.text}" leaves {format_duration(gaps[1])} between two backups'
         )
         yield _warning("rpo", what, *where("objective"), hint="back up more often, or promise less")
-    kind = KINDS[guarded.engine]
-    if guarded.continuous and guarded.way not in kind.followed:
-        what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'
-        yield _error("bad-value", what, *where("continuous"))
+    yield from _log(guarded, where)
     if guarded.verify == "off":
         what = f'database "{name}": verify = "off": no backup will ever be proven'
         if guarded.proof.queries:
@@ -291,3 +288,25 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
     if keep.last == 0 and keep.hourly == 0 and keep.daily == 0 and not keep.empty and keep.within is None:
         what = f'database "{name}": keep asks for nothing recent (no last, hourly, daily or within)'
         yield _warning("keeps-little", what, *where("keep"), hint="mistakes are mostly noticed within days")
+
+
+def _log(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistake]:
+    """Yield what is wrong with what is said of a log."""
+    name, kind, keep_log = guarded.name, KINDS[guarded.engine], guarded.keep_log
+    if guarded.continuous and guarded.way not in kind.followed:
+        what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'
+        yield _error("bad-value", what, *where("continuous"))
+    if guarded.continuous and guarded.thin_log.grains and not kind.thinned:
+        what = f'database "{name}": thin_log: the log of {kind.title} has every moment or none'
+        yield _error("bad-value", what, *where("thin_log"))
+    before, least = "", timedelta()
+    for unit, length, age in guarded.thin_log.grains:
+        said = f'database "{name}": thin_log: {unit} = "{format_duration(age)}"'
+        if age <= least:
+            yield _error("bad-value", f"{said}: must be longer than {before}", *where("thin_log"))
+        elif age < length:
+            yield _error("bad-value", f"{said}: must be one {unit} at least", *where("thin_log"))
+        elif age >= keep_log:
+            what = f'{said}: is never reached, because of keep_log = "{format_duration(keep_log)}"'
+            yield _error("bad-value", what, *where("thin_log"), hint="keep_log says how long all of it stays")
+        before, least = f'{unit} = "{format_duration(age)}"', age

@@ -24,6 +24,7 @@ class Kind:
     engine: tuple[str, ...]  # its own settings that the engine is told
     other: tuple[str, ...] = ()  # its own settings that others are told
     followed: tuple[str, ...] = ()  # the methods whose backups a log goes on from
+    thinned: bool = False  # that log has images of pages, so it can be made coarser
 
     @property
     def own(self) -> frozenset[str]:
@@ -32,7 +33,7 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",)),
+    "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",), True),
     "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude"), followed=("pages",)),
 }
 

@@ -154,6 +154,23 @@ class Keep(Table):
         )
 
 
+class ThinLog(Table):
+    """How coarse a log becomes as it gets older."""
+
+    minute: Length | None = None
+    """of what is older than this, one moment a minute stays"""
+    hour: Length | None = None
+    """of what is older than this, one moment an hour stays"""
+    day: Length | None = None
+    """of what is older than this, one moment a day stays"""
+
+    @property
+    def grains(self) -> tuple[tuple[str, timedelta, timedelta], ...]:
+        """The levels that are asked for, finest first: name, length, and the age from which on."""
+        lengths = {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}
+        return tuple((name, one, age) for name, one in lengths.items() if (age := getattr(self, name)) is not None)
+
+
 class Retry(Table):
     """What happens after a failure that may pass by itself."""
 
@@ -232,6 +249,8 @@ class Settings(Table):
     """follow the log of the database: what is committed is stored within a second, and any second can be restored"""
     keep_log: Length = timedelta(days=7)
     """for how long that log stays, and each backup in it; of what is older, the backups that `keep` asks for"""
+    thin_log: ThinLog = ThinLog()
+    """how coarse it becomes: `minute`, `hour`, `day`, each an age; from the first on one backup a day stays in it"""
     full_every: Length | None = None
     """store every page again when the newest full backup is older than this; without it, as the repository sees fit"""
     storage: Names = ("local",)

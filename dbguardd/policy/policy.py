@@ -154,6 +154,7 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
         "min_proven": guarded.min_proven,
         "continuous": guarded.continuous,
         "keep_log_seconds": guarded.keep_log.total_seconds(),
+        "thin_log": [[int(one.total_seconds()), age.total_seconds()] for _, one, age in guarded.thin_log.grains],
         "timezone": str(guarded.timezone),
         "queries": [query.model_dump() for query in guarded.proof.queries],
         "keep_plain": {"count": plain.count if plain else 0, "path": plain.path if plain else ""},

@@ -33,6 +33,7 @@ from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
 from dbguardd.repository.sweep import Breakers, Sweeping
+from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Tree, packs_of
 from dbguardd.states import Grade
@@ -45,6 +46,7 @@ __all__ = [
     "Chain",
     "Expired",
     "Finding",
+    "Grain",
     "Hold",
     "Link",
     "Log",
@@ -57,6 +59,7 @@ __all__ = [
     "Swept",
     "Tree",
     "Until",
+    "make_coarser",
     "recallable_until",
 ]
 

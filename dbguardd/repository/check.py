@@ -18,11 +18,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
-from dbguardd.flow import Facts
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
-from dbguardd.repository.log import Log, Piece
+from dbguardd.repository.log import Link, Log, Piece
 from dbguardd.repository.model import Backup, Finding
 from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
 from dbguardd.repository.reading import PackReader
@@ -153,11 +152,11 @@ class Checking:
                     what = f"the log of {domain.name} lacks its segments {before.last + 1} to {chain.first - 1}"
                     yield Finding("damage", before.pieces[-1].name, f"{what}: no moment after that can be restored")
             for chain in chains if data else ():
-                place: Facts | None = None
+                end: Link | None = None
                 for piece in chain.pieces:
                     looked += piece.size
                     self.progress("log", looked, None)
-                    error, place = _outcome_of(log, piece, place)
+                    error, end = _outcome_of(log, piece, end)
                     if error is not None and not _forgotten(log, piece):
                         yield _finding(piece.name, error)
             if chains and not data:
@@ -237,19 +236,19 @@ def _outcome(
     return None
 
 
-def _outcome_of(log: Log, piece: Piece, place: Facts | None) -> tuple[GuardError | None, Facts | None]:
-    """Return what is wrong with an object of a log that goes on from a place, if that is known, and where it ends."""
+def _outcome_of(log: Log, piece: Piece, end: Link | None) -> tuple[GuardError | None, Link | None]:
+    """Return what is wrong with an object of a log that goes on from a segment, if that is known, and its last one."""
     try:
         for link in log.open(piece):
-            if place not in (None, link.since):
-                raise Damaged(f"{piece.name}: segment {link.number} does not follow {link.number - 1}")
-            place = link.until
+            if end is not None and link.number > end.number and not link.follows(end.number, end.until):
+                raise Damaged(f"{piece.name}: segment {link.number} does not follow {end.number}")
             link.content()
+            end = link if end is None or link.number > end.number else end
     except GuardError as error:
         if error.transient:
             raise
         return error, None
-    return None, place
+    return None, end
 
 
 def _forgotten(log: Log, piece: Piece) -> bool:

@@ -3,7 +3,8 @@
 A chain is a log without a gap: segments numbered from 0. Number 0 has no pages and says where and why the chain begins.
 An object holds segments of one chain and lies at ``log/<domain>/<slot>-<sha256>``: the id of the domain in hex, the
 SHA-256 of the stored bytes, and the slot ``<chain>-<first>-<last>-<until>``: the ULID of the chain, the numbers of its
-first and last segment (10 digits), and the moment that the last one reaches, in milliseconds since 1970 (13 digits). It
+first and last segment (10 digits), and the moment that the last one reaches, in milliseconds since 1970 (13 digits). An
+object that was made coarser (thin.py) has one moment in so many seconds, which its slot says at its end (5 digits). It
 is sealed for its domain as kind "log" and that slot (seal.py), so a name that was made up does not open.
 
 What is sealed is one segment after the other (integers are big-endian)::
@@ -24,7 +25,8 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -45,8 +47,8 @@ FOLDED_BYTES = 8 << 20
 BYTES = "bytes"
 """The form of a segment that has bytes of the log itself, not images of pages."""
 _LENGTH = struct.Struct(">I")
-_NAME = re.compile(r"log/[0-9a-f]{32}/(([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13}))-([0-9a-f]{64})")
-_LEVEL = 1  # 3 takes twice the processor time and 6 % fewer bytes (measured)
+_NAME = re.compile(r"log/[0-9a-f]{32}/([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13})(?:-([0-9]{5}))?-[0-9a-f]{64}")
+LEVEL = 1  # 3 takes twice the processor time and 6 % fewer bytes (measured)
 _LARGEST = 128 << 20  # bytes of what a segment has
 _KEPT = 8 * FOLD  # pieces that a writer knows: more than folding looks at, and no more however long it writes
 
@@ -62,6 +64,7 @@ class Piece:
     until: datetime
     size: int
     stored_at: datetime
+    grain: int = 0  # seconds: it has one moment in so many; 0: it has every moment
 
     @property
     def slot(self) -> str:
@@ -119,6 +122,18 @@ class Link:
     body: bytes = field(repr=False)
     sum: str = ""  # of all pages of the stream afterwards; the first logs did not say it
     form: str = ""  # BYTES, or images of pages
+    merged: int = 0  # so many segments before this number are in it as well (thin.py)
+
+    @property
+    def first(self) -> int:
+        """The number of the first segment that is in it."""
+        return self.number - self.merged
+
+    def follows(self, number: int, place: Facts | None) -> bool:
+        """Say if it goes on from a segment that ends at a place, if that is known; some of that may be in it, too."""
+        if self.first == number + 1:
+            return place is None or self.since == place
+        return self.first <= number < self.number
 
     def content(self) -> memoryview:
         """Return what the body holds: bytes of the log, or numbers and images of pages. Raises Damaged."""
@@ -152,9 +167,7 @@ class Log:
         """Return what is there by name, oldest first. A chain that lacks something is several of the same id."""
         found: list[Chain] = []
         row: list[Piece] = []
-        for piece in sorted(self._pieces(), key=lambda piece: (piece.chain, piece.first, -piece.last)):
-            if row and piece.chain == row[-1].chain and piece.last <= row[-1].last:
-                continue  # folded into the one before
+        for piece in _not_repeated(self._pieces()):
             if row and (piece.chain != row[-1].chain or piece.first > row[-1].last + 1):
                 found.append(Chain(row[0].chain, tuple(row)))
                 row = []
@@ -163,25 +176,34 @@ class Log:
 
     def links(self, chain: Chain, first: int, last: int) -> Iterator[Link]:
         """Yield the segments `first` to `last` of a chain, in order. Raises Damaged, ObjectMissing."""
-        number, place = first, None
-        for piece in chain.pieces:
-            if number > last or piece.last < number:
+        number, pieces = first, deque(chain.pieces)
+        place: Facts | None = None
+        while number <= last and pieces:
+            piece = pieces.popleft()
+            if not piece.first <= number <= piece.last:
                 continue
-            if number < piece.first:
-                break
-            for link in self._held(piece):
-                if link.number < number or link.number > last:
+            try:
+                held = self._held(piece)
+            except ObjectMissing:
+                pieces = deque(p for other in self.chains() if other.id == chain.id for p in other.pieces)
+                if piece in pieces:
+                    raise
+                continue  # it was just made coarser, with others beside it
+            for link in held:
+                if link.number < number or number > last:
                     continue
-                if link.number != number or (place is not None and link.since != place):
+                if link.number > last:
+                    raise ObjectMissing(f"the log {chain.id} has segment {last} within {link.number} only")
+                if not link.follows(number - 1, place):
                     raise Damaged(f"{piece.name}: segment {link.number} does not follow {number - 1}")
-                number, place = number + 1, link.until
+                number, place = link.number + 1, link.until
                 yield link
         if number <= last:
             raise ObjectMissing(f"the log {chain.id} lacks its segment {number}", detail=f"of {first} to {last}")
 
     def open(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, wherever they are by now. Raises Damaged, ObjectMissing."""
-        return [link for link in self._held(piece) if piece.first <= link.number <= piece.last]
+        return [link for link in self._held(piece) if piece.first <= link.number and link.first <= piece.last]
 
     def _held(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, or in the larger one that it was folded into meanwhile."""
@@ -189,17 +211,17 @@ class Log:
             try:
                 return self._read(piece)
             except ObjectMissing:
-                first, last, size = piece.first, piece.last, piece.last - piece.first
+                first, last, size = piece.first, piece.last, (piece.last - piece.first, piece.grain)
                 others = (other for other in self._pieces() if other.chain == piece.chain)
-                larger = (o for o in others if o.first <= first and last <= o.last and o.last - o.first > size)
-                found = next(larger, None)
+                larger = (o for o in others if o.first <= first and last <= o.last)
+                found = next((o for o in larger if (o.last - o.first, o.grain) > size), None)
                 if found is None:
                     raise
                 piece = found
 
-    def _read(self, piece: Piece) -> list[Link]:
+    def _read(self, piece: Piece, written: bytes = b"") -> list[Link]:
         data = self._storage.get(piece.name)
-        if hashlib.sha256(data).hexdigest() != piece.name[-64:]:
+        if data != written and hashlib.sha256(data).hexdigest() != piece.name[-64:]:
             raise Damaged(f"{piece.name}: its bytes are not those it is named after", detail=f"{len(data)} bytes")
         domain, plain = unseal(self._records.keyring_of(self._domain), "log", piece.slot, data, piece.name)
         if domain.id != self._domain.id:
@@ -208,7 +230,7 @@ class Log:
             links = list(_split(plain))
         except (KeyError, TypeError, ValueError, struct.error) as error:
             raise Damaged(f"{piece.name}: not a log of this format", detail=repr(error)) from error
-        if [link.number for link in links] != list(range(piece.first, piece.last + 1)):
+        if not _are(links, piece.first, piece.last):
             raise Damaged(f"{piece.name}: other segments are in it than its name says")
         return links
 
@@ -241,7 +263,7 @@ class Log:
                 plain = _numbers(numbers) + pages
             case plain:
                 head |= {"form": BYTES, "page_size": 0, "size": len(plain), "count": 0}
-        body = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
+        body = zstandard.ZstdCompressor(level=LEVEL).compress(plain)
         until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
         piece = self._put(chain.id, (number, number), until, _join(head, body))
         return self._fold(Chain(chain.id, (*chain.pieces[-_KEPT:], piece)))
@@ -250,26 +272,39 @@ class Log:
         pieces = chain.pieces
         while True:
             tail = pieces[-FOLD:]
-            ripe = len(tail) == FOLD and len({_level(piece) for piece in tail}) == 1
+            ripe = len(tail) == FOLD and len({_level(piece) for piece in tail}) == 1 and not any(p.grain for p in tail)
             if not ripe or sum(piece.size for piece in tail) > FOLDED_BYTES:
                 return Chain(chain.id, pieces)
             try:
-                plain = b"".join(_join(_head(link), link.body) for piece in tail for link in self.open(piece))
+                links = [link for piece in tail for link in self.open(piece)]
             except (Damaged, ObjectMissing):  # a check says so, and what was forgotten is; the log goes on
                 return Chain(chain.id, pieces)
+            if not _are(links, tail[0].first, tail[-1].last):  # some of it was just made coarser
+                return Chain(chain.id, pieces)
+            plain = b"".join(_join(_head(link), link.body) for link in links)
             whole = self._put(chain.id, (tail[0].first, tail[-1].last), tail[-1].until, plain)
             for piece in tail:
                 self._storage.delete(piece.name)
             pieces = (*pieces[:-FOLD], whole)
 
-    def _put(self, chain: str, numbers: tuple[int, int], until: datetime, plain: bytes) -> Piece:
+    def store(self, chain: Chain, links: Sequence[Link], grain: int) -> Piece:
+        """Store segments that came of others; durable and read back on return. What they came of stays."""
+        plain, numbers = b"".join(_join(_head(link), link.body) for link in links), (links[0].first, links[-1].number)
+        until = max([*(link.at for link in links), *(p.until for p in chain.pieces if p.last <= numbers[1])])
+        return self._put(chain.id, numbers, until, plain, grain)
+
+    def objects(self, chain: Chain) -> list[Piece]:
+        """Return all objects of a chain, also those that others hold, too."""
+        return list(self._pieces(chain.id))
+
+    def _put(self, chain: str, numbers: tuple[int, int], until: datetime, plain: bytes, grain: int = 0) -> Piece:
         milliseconds = int(until.timestamp() * 1000)
-        slot = f"{chain}-{numbers[0]:010d}-{numbers[1]:010d}-{milliseconds:013d}"
+        slot = f"{chain}-{numbers[0]:010d}-{numbers[1]:010d}-{milliseconds:013d}" + (f"-{grain:05d}" if grain else "")
         data = seal(self._domain, "log", slot, plain, self._randomness)
         name = f"{self._prefix}{slot}-{hashlib.sha256(data).hexdigest()}"
         self._storage.put(name, data)
-        piece = Piece(name, chain, *numbers, until, len(data), until)
-        self._read(piece)  # as it lies there now: its hash, its seal and what is in it
+        piece = Piece(name, chain, *numbers, until, len(data), until, grain)
+        self._read(piece, data)  # as it lies there now: its bytes, its seal and what is in it
         return piece
 
     def forget(self, pieces: Sequence[Piece]) -> None:
@@ -283,13 +318,37 @@ def piece_of(entry: Entry) -> Piece | None:
     found = _NAME.fullmatch(entry.name)
     if found is None:
         return None
-    _, chain, first, last, until, _ = found.groups()
+    chain, first, last, until, grain = found.groups()
     moment = datetime.fromtimestamp(int(until) / 1000, UTC)
-    return Piece(entry.name, chain, int(first), int(last), moment, entry.size, entry.modified_at)
+    return Piece(entry.name, chain, int(first), int(last), moment, entry.size, entry.modified_at, int(grain or 0))
+
+
+def _ending(piece: Piece) -> tuple[str, int, int, int]:
+    return piece.chain, piece.last, -piece.grain, -piece.first
+
+
+def _not_repeated(pieces: Iterable[Piece]) -> list[Piece]:
+    """Return objects in the order in which they end, without those that another one has, folded or made coarser."""
+    found: list[Piece] = []
+    begun = dict[int, int]()  # where those of a grain begin that end later, in the same chain
+    for piece in sorted(pieces, key=_ending, reverse=True):
+        if found and found[-1].chain != piece.chain:
+            begun.clear()
+        if any(grain >= piece.grain and first <= piece.first for grain, first in begun.items()):
+            continue
+        begun[piece.grain] = min(piece.first, begun.get(piece.grain, piece.first))
+        found.append(piece)
+    return found[::-1]
 
 
 def _level(piece: Piece) -> int:
     return ((piece.last - piece.first + 1).bit_length() - 1) // (FOLD.bit_length() - 1)
+
+
+def _are(links: Sequence[Link], first: int, last: int) -> bool:
+    """Say if segments are those with these numbers, each once."""
+    ends = [first - 1, *(link.number for link in links)]
+    return ends[-1] == last and all(link.first == end + 1 for link, end in zip(links, ends, strict=False))
 
 
 def _numbers(numbers: Sequence[int]) -> bytes:
@@ -299,6 +358,7 @@ def _numbers(numbers: Sequence[int]) -> bytes:
 def _head(link: Link) -> dict[str, Any]:
     plain = {name: getattr(link, name) for name in ("number", "stream", "page_size", "size", "count", "because", "sum")}
     plain |= {"form": link.form} if link.form else {}
+    plain |= {"merged": link.merged} if link.merged else {}
     return {**plain, "at": rfc3339(link.at), "since": dict(link.since), "until": dict(link.until)}
 
 

@@ -373,7 +373,7 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
     row = []
     for name in listed(storage, f"log/{key.id.hex()}"):
         slot = name.rpartition("/")[2].rpartition("-")[0]
-        whose, low, high, _ = slot.split("-")
+        whose, low, high, *_ = slot.split("-")
         if whose == chain:
             row.append((int(low), -int(high), name, slot))
     place = None
@@ -390,10 +390,11 @@ def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[
                 parts.append(plain[at + 4 : at + 4 + length])
                 at += 4 + length
             head = json.loads(parts[0])
-            if head["number"] == first:
-                if place not in (None, head["since"]):
+            begins = head["number"] - head.get("merged", 0)  # where several were made one
+            if begins <= first <= head["number"]:
+                if begins == first and place not in (None, head["since"]):
                     raise Unusable(f"{name}: segment {first} does not follow {first - 1}")
-                first, place = first + 1, head["until"]
+                first, place = head["number"] + 1, head["until"]
                 yield head, parts[1]
 
 

@@ -6,8 +6,8 @@ none covers nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from dbguardd.rules.retention import Dated
@@ -15,18 +15,36 @@ from dbguardd.rules.retention import Dated
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Every moment from `since` to `until`."""
+    """Every moment from `since` to `until`; or, with a grain, one in so many seconds."""
 
     since: datetime
     until: datetime
+    grain_seconds: int = 0
 
 
-def coverage(logged: Iterable[Stretch], backups: Sequence[Dated]) -> list[Stretch]:
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A log without a gap, and up to when it was made coarser: by the grain in seconds."""
+
+    since: datetime
+    until: datetime
+    thinned: Mapping[int, datetime] = field(default_factory=dict)
+
+
+def coverage(logs: Iterable[Logged], backups: Sequence[Dated]) -> list[Stretch]:
     """Return what can be restored of the stretches that are logged, oldest first."""
     sound = sorted(backup.created_at for backup in backups if not backup.failed and not backup.safety)
-    found = []
-    for stretch in logged:
-        begins = next((moment for moment in sound if stretch.since <= moment <= stretch.until), None)
+    found = list[Stretch]()
+    for log in logs:
+        begins = next((moment for moment in sound if log.since <= moment <= log.until), None)
         if begins is not None:
-            found.append(Stretch(begins, stretch.until))
+            found += _by_grain(begins, log)
     return sorted(found, key=lambda stretch: stretch.since)
+
+
+def _by_grain(since: datetime, log: Logged) -> Iterator[Stretch]:
+    """Yield the parts of a log that have one grain, coarsest and so oldest first; each goes on from the one before."""
+    for grain, until in sorted([*log.thinned.items(), (0, log.until)], reverse=True):
+        if min(until, log.until) > since or not grain:
+            yield Stretch(since, min(until, log.until), grain)
+            since = until

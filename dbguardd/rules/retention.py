@@ -14,6 +14,7 @@ Pure: no clock, no input or output; it runs in the daemon and in workers alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -24,6 +25,7 @@ EVIDENCE = timedelta(days=7)
 BREAKER_COUNT = 3
 BREAKER_SHARE = 0.25
 _UTC = ZoneInfo("UTC")
+_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,16 @@ class Keep:
     def from_spec(cls, database: Mapping[str, Any]) -> Keep:
         """Return what the member `database` of a job's spec asks for.
 
-        What a log goes on from stays as long as the log: else the seconds after it would go with it.
+        What a log goes on from stays as long as the log: else the seconds after it would go with it. Where the log is
+        made coarser, one a day is enough.
         """
-        keep = database["keep"]
+        keep = dict(database["keep"])
         seconds = keep.get("within_seconds")
         if database.get("continuous"):
-            seconds = max(float(seconds or 0), float(database["keep_log_seconds"]))
+            whole = float(database["keep_log_seconds"])
+            fine = min((age for _, age in database.get("thin_log") or ()), default=whole)
+            seconds = max(float(seconds or 0), fine)
+            keep["daily"] = max(int(keep.get("daily", 0)), math.ceil(whole / _DAY_SECONDS) if fine < whole else 0)
         return cls(
             **{unit: int(keep.get(unit, 0)) for unit in ("last", *_BUCKETS)},
             within=None if seconds is None else timedelta(seconds=float(seconds)),

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,11 @@ from dbguardd.engines.sqlite import keep
 from dbguardd.engines.sqlite.child import child, uri
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.errors import Unsupported
+from dbguardd.repository.thin import Due, thin
+from dbguardd.storage.memory import Memory
+from dbguardd.sums import as_text, file_sum
+from tests.repository.data_path import NOW
+from tests.repository.test_log import open_log
 
 KEEP = Path(keep.__file__)
 
@@ -73,6 +80,35 @@ def test_each_position_is_what_was_committed(tmp_path, name):
     world.prove_end()
     assert world.gaps == 0
     assert world.sums > 5
+
+
+@pytest.mark.parametrize("name", ["vacuum", "several segments a transaction"])
+def test_a_log_that_was_made_coarser_comes_to_what_the_database_was(tmp_path, name):
+    pace, options, _, _ = HISTORIES[name]
+    world = World(tmp_path, seed=3, **pace)
+    with world.following(), world.writer(0, **options):
+        wait_a_while(0.5)
+        world.base()
+        wait_a_while(1)
+    (chain,), (base,), log = world.chains(), world.bases, open_log(Memory())
+    stored = log.begin(chain.place, "new", NOW)
+    for number, one in enumerate(chain.segments):
+        stored = log.append(stored, replace(one, at=NOW + timedelta(seconds=20 * number)))
+    every = [link.number for link in log.links(log.chains()[0], base.after + 1, stored.last) if link.size]
+    thin(log, Due(log.chains()[0], 60, stored.last))
+    work, compared = tmp_path / "work.db", 0
+    work.write_bytes(base.data)
+    with work.open("r+b") as file:
+        for link in log.links(log.chains()[0], base.after + 1, stored.last):
+            for page, image in link.pages():
+                os.pwrite(file.fileno(), image, (page - 1) * link.page_size)
+            if link.size:
+                os.truncate(file.fileno(), link.size)
+            reaches = base.reached(link.until, link.at)
+            if reaches and link.sum:
+                compared += 1
+                assert as_text(file_sum(file.fileno(), link.size, link.page_size, lambda _: None)) == link.sum
+    assert 0 < compared < len(every)
 
 
 # ------------------------------------------------------------------------------------------ killed

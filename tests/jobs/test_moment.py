@@ -281,3 +281,36 @@ def test_damage_of_a_log_that_ended_before_the_newest_backup_does_not_keep_it_fr
     newest = world.backup(users=[9])
     found = plan(world)
     assert (found["backup"], found["segments"]) == (newest, 0)
+
+
+def test_a_log_that_became_coarser_says_so_when_a_moment_is_asked_for(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    begin = world.now
+    follow(world, 4, 300)
+    newest = base(world, 300)
+    follow(world, 301, 303)
+    world.spec["database"]["thin_log"] = [[60, 3600.0]]
+    world.spec["database"]["keep"] = {"last": 9}
+    assert plan(world, at=(begin + timedelta(seconds=200)).isoformat())["segments"] == 200
+    world.later(days=1)
+    world.do("expire", database="app")
+    (told,) = world.said("log.thinned")
+    assert (told["outcome"], told["grain_seconds"]) == ("ok", 60)
+    found = plan(world, at=(begin + timedelta(seconds=200)).isoformat())
+    assert 130 < found["segments"] < 200
+    assert "where the log has one moment in 1 m" in found["warnings"][-1]
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (newest, 3)
+    world.do("scan")
+    (chain,) = world.said("log.known")[-1]["chains"]
+    assert chain["thinned"] == {"60": told["until_at"]}
+    world.do("expire", database="app")
+    assert len(world.said("log.thinned")) == 1
+    world.spec["database"]["keep_log_seconds"] = 2 * 86400.0
+    world.later(hours=46)  # what was made coarser was an hour old by then
+    world.do("expire", database="app")
+    assert not world.said("log.forgotten")
+    world.later(hours=1, minutes=1)
+    world.do("expire", database="app")
+    assert world.said("log.forgotten")

@@ -79,6 +79,6 @@ def test_the_manual_page_is_clean():
 
 def test_the_examples_in_the_manual_load():
     literals = [part.split(".Ed")[0] for part in MAN.read_text().split(".Bd -literal -offset indent\n")[1:]]
-    assert len(literals) == 2
+    assert len(literals) == 3
     for literal in literals:
         load(literal.replace("\\(dq", '"'))

@@ -66,3 +66,28 @@ def test_a_log_goes_on_from_pages_only(method, place):
     wrong = [mistake for mistake in found if mistake.severity == "error"]
     assert [mistake.path[-1] for mistake in wrong] == (["continuous"] if method == "dump" else [])
     assert all('needs method = "pages"' in mistake.message for mistake in wrong)
+
+
+@pytest.mark.parametrize(
+    ("levels", "keep_log", "what"),
+    [
+        ('minute = "2d", hour = "2d"', "9d", 'hour = "2d": must be longer than minute = "2d"'),
+        ('hour = "4d", day = "3d"', "9d", 'day = "3d": must be longer than hour = "4d"'),
+        ('hour = "30min"', "9d", "must be one hour at least"),
+        ('minute = "2d", day = "9d"', "9d", 'day = "9d": is never reached, because of keep_log = "9d"'),
+        ('second = "2d"', "9d", "second"),
+        ('minute = "2d", hour = "4d", day = "8d"', "9d", ""),
+    ],
+)
+def test_a_log_becomes_coarser_in_an_order_and_before_it_is_gone(levels, keep_log, what):
+    text = f'version = 1\n[database.app]\nengine = "sqlite"\npath = "/srv/app.db"\nthin_log = {{ {levels} }}\n'
+    _, found = check_text({"policy.toml": f'{text}keep_log = "{keep_log}"\ncontinuous = true\n'})
+    wrong = [mistake.message for mistake in found if mistake.severity == "error"]
+    assert len(wrong) == bool(what)
+    assert not what or what in wrong[0]
+
+
+def test_a_log_that_has_no_pages_does_not_become_coarser():
+    text = 'version = 1\n[defaults]\nthin_log = { minute = "2d" }\n[database.pg]\nengine = "postgresql"\n'
+    _, found = check_text({"policy.toml": f'{text}url = "postgresql:///"\ncontinuous = true\n'})
+    assert any("the log of PostgreSQL has every moment or none" in mistake.message for mistake in found)

@@ -110,6 +110,7 @@ def test_the_spec_of_a_job():
             "min_proven": 2,
             "continuous": False,
             "keep_log_seconds": 604800.0,
+            "thin_log": [],
             "timezone": "Europe/Berlin",
             "queries": [{"sql": "select 1", "min": None, "max": None, "equals": 9007199254740993, "database": "",
                             "why": "exact"}],

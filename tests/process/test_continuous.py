@@ -249,6 +249,8 @@ def test_a_database_without_a_log_says_so(house: House) -> None:
     other = house.database("other")
     problem = house.fails("DBG-2008", 2, "protect", str(other), "--continuous")
     assert f"sqlite3 {other} 'PRAGMA journal_mode=WAL'" in problem["hints"]
+    assert 'backup = "every 1min"' in problem["detail"]
+    assert 'backup = "every 1min"' in house.ctl("log", "app", "-v").out
     with closing(sqlite3.connect(path)) as db:
         db.execute("pragma journal_mode = wal")
     followed(house)

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,12 @@ class Far:
         """Wait until the copy has so many."""
 
         def there() -> bool:
-            with closing(sqlite3.connect(f"file:{self.copy}?mode=ro", uri=True, timeout=30)) as db:
+            with (
+                suppress(sqlite3.OperationalError),  # what was killed in a change is rolled back by the next one only
+                closing(sqlite3.connect(f"file:{self.copy}?mode=ro", uri=True, timeout=30)) as db,
+            ):
                 return int(db.execute("select count(*) from note").fetchone()[0]) >= commits
+            return False
 
         until(lambda: self.copy.exists() and there(), lambda: (commits, self.said.read_text()[-2000:]))
 

@@ -195,6 +195,13 @@ def test_keep_comes_from_the_spec_of_a_job():
     assert keep == Keep(last=3, daily=7, within=timedelta(hours=1), min_proven=2, zone=ZoneInfo("Europe/Berlin"))
 
 
+def test_what_a_log_goes_on_from_stays_and_one_a_day_where_it_is_coarser():
+    spec = {"keep": {"last": 1, "daily": 7}, "min_proven": 1, "continuous": True, "keep_log_seconds": 30.5 * 86400}
+    assert Keep.from_spec(spec) == Keep(last=1, daily=7, within=timedelta(days=30.5))
+    spec["thin_log"] = [[60, 2 * 86400.0], [3600, 7 * 86400.0]]
+    assert Keep.from_spec(spec) == Keep(last=1, daily=31, within=timedelta(days=2))
+
+
 def test_a_worker_can_decide_without_pydantic():
     code = "import sys, dbguardd.rules.retention; sys.exit('pydantic' in sys.modules or 'cronsim' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -77,6 +77,15 @@ COVERED = [
 ]
 MOMENT = {**answers.RESULTS["restore"]["plan"], "created_at": "2026-09-12T06:14:07.250Z", "segments": 214}
 
+COARSE = [
+    {"since_at": since, "until_at": until, "grain_seconds": grain}
+    for since, until, grain in (
+        ("2026-08-01T00:02:19Z", "2026-08-14T00:00:00Z", 86_400),
+        ("2026-08-20T00:02:19Z", "2026-09-04T00:00:00Z", 3_600),
+        ("2026-09-04T00:00:00Z", "2026-09-10T00:00:00Z", 60),
+        ("2026-09-10T00:00:00Z", "2026-09-12T07:13:59Z", 0),
+    )
+]
 LOG_PROOF = {"proven_at": "2026-09-11T23:02:00Z", "moment_at": "2026-09-11T19:14:07.250Z"}
 SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
@@ -90,6 +99,9 @@ SCREENS: dict[str, Draw] = {
     ),
     "list-followed": lambda s: backups.backups(
         {**answers.listing(), "log": COVERED, "log_proof": LOG_PROOF}, NOW, BERLIN, why=False, everything=False
+    ),
+    "list-coarse": lambda s: backups.backups(
+        {**answers.listing(), "log": COARSE}, NOW, BERLIN, why=False, everything=False
     ),
     "restore-plan-moment": lambda s: jobs.finished(
         answers.job("restore", request={"dry_run": True}, result={"plan": MOMENT}), NOW, BERLIN

@@ -100,7 +100,10 @@ def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
             raise Unsupported(
                 f"{live.path}: it has no log to follow (journal mode is not WAL)",
                 detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
-                hints=[f"sqlite3 {live.path} 'PRAGMA journal_mode=WAL'", "or take continuous out of the policy"],
+                hints=[
+                    f"sqlite3 {live.path} 'PRAGMA journal_mode=WAL'",
+                    'or instead of continuous, in the policy: backup = "every 1min": a point each minute',
+                ],
             )
         with _kept(live, pace) as (keeper, log, shm):
             Follower(live, pace, ship, keeper, (log, shm)).run(resume)

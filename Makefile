@@ -46,6 +46,7 @@ bench: .venv/installed ## dbguard beside its peers on the same file
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 	@$(PY) -m tests.soak $(SECONDS)
 	@$(PY) -m tests.soak_follow $(SECONDS)
+	@MOMENTS=100 $(PY) -m pytest -q tests/engines/test_postgresql_moment.py -k a_moment_has
 
 # Packages are for the system's own Python, and the first step alone needs the network.
 wheels = PATH=/usr/bin:$$PATH packaging/fetch build/wheels

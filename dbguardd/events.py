@@ -261,6 +261,16 @@ KINDS: tuple[Kind, ...] = (
     Kind("log.known", "debug", "{chains:stretch} of its log found in the storage",
          "The log of a database was found in a storage."),
     Kind(
+        "log.left", "warning", "its log is followed no more, and its server may keep it still: {problem} ({code})",
+        "A log is not followed any more, as the policy says.",
+        title="A server may keep its log for nobody",
+        meaning="The log of {database} is followed no more. On its server a replication slot may be left over, which "
+                "keeps the log, up to max_slot_wal_keep_size, for nobody.",
+        advice=("Find it:  SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'dbguard%' AND NOT active;",
+                "Drop it:  SELECT pg_drop_replication_slot('NAME');"),
+    ),
+    Kind("log.left", "info", "its log is followed no more", variant="done", when={"problem": None}),
+    Kind(
         "log.tried", "info", "restored as it was at {moment_at}: {detail}",
         "A random moment of the log of a database was restored into a private place, and compared.",
     ),
@@ -293,6 +303,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "policy.refused", "error", "the policy was refused, the old one stays in force: {problem} ({code})[. {detail}]",
         "A policy was not taken over; the old one stays in force.",
+    ),
+    Kind(
+        "question.restoring", "info",
+        "backup {backup} is brought back to be asked: {needs_bytes}[, as a rule in {usual_seconds}]",
+        "A question begins to bring a backup back to where its answer is found.",
     ),
     Kind(
         "recovery.added", "info", "key {key}: the recovery recipient {recipient} can open the repository from now on",

@@ -77,6 +77,15 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
         blocks.append(
             text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at '5 min ago' --to PLACE", "try"))
         )
+    elif row["engine"] == "postgresql":
+        needs = Cell(f"dbguardctl check {name}", "try")
+        blocks.append(
+            text(
+                Cell("more      ", "dim"),
+                "any second, by continuous = true in its policy: what that needs, says ",
+                needs,
+            )
+        )
     for key in answer["keys"]:
         if is_bare(key):
             blocks.append(text(Cell("NOW       ", "warn"), "save your recovery key somewhere else: ",

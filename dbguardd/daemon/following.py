@@ -27,6 +27,7 @@ _STALL_SECONDS = 120.0
 _WAIT_SECONDS = 1.0, 60.0
 _KEEP_SECONDS = 30.0
 _RECENT = timedelta(days=1)  # of which a proof takes a moment
+_LEAVE_SECONDS = 30.0
 _BASE_SECONDS = 5.0, 600.0  # between two backups that broken logs ask for: more each time, until it holds for long
 
 Facts = Mapping[str, Any]
@@ -45,6 +46,7 @@ class Follower:
     segment: int = 0
     kept: float = 0.0
     held: str = ""  # who holds the log of the database, which grows for that
+    over: bool = False  # nobody will go on from it: what keeps the log for us may go
 
 
 class Following:
@@ -153,7 +155,11 @@ class Following:
         return [task for task in self._alive if task.get_name() == f"follow-{name}"]
 
     def _end(self, name: str) -> None:
-        self._followers.pop(name).cancel.set()
+        """End a follower; for good, if the policy has its log followed no more."""
+        follower, policy = self._followers.pop(name), self._inforce.policy
+        asked = name in policy.names() and policy.guarded(name).continuous
+        follower.over = self._open and not asked
+        follower.cancel.set()
 
     # ------------------------------------------------------------------------------------------ one follower
 
@@ -168,6 +174,7 @@ class Following:
             follower.held = ""
             self._keep(name, follower)
             if cancel.is_set():
+                await self._leave(name, follower)
                 return
             if follower.problem is None or follower.problem.message != error.message:
                 self._runner.diary.note("log.interrupted", name, {"problem": error.problem()})
@@ -177,15 +184,31 @@ class Following:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await cancel.wait()
+        await self._leave(name, follower)
+
+    async def _leave(self, name: str, follower: Follower) -> None:
+        """Have the server of a log that is followed no more keep it no longer; say if that failed."""
+        if not follower.over:
+            return
+        try:
+            await self._around.run_worker(
+                self._spec(follower, end=True), _unheard, asyncio.Event(), stall_timeout=_LEAVE_SECONDS
+            )
+        except GuardError as error:
+            self._runner.diary.note("log.left", name, {"problem": error.problem()})
+        else:
+            self._runner.diary.note("log.left", name, {"problem": None})
+
+    def _spec(self, follower: Follower, *, end: bool = False) -> Facts:
+        """Return what a worker is told."""
+        spec = {**follower.spec, "job": self._around.new_id(self._around.now()), "verb": "follow"}
+        return {**spec, "request": {"end": end}, "actor": FOLLOWER.user, "state": self._around.state}
 
     async def _once(self, name: str, follower: Follower) -> GuardError:
         """Run one worker until it ends, and return why it did."""
-        now = self._around.now()
-        spec = {**follower.spec, "job": self._around.new_id(now), "verb": "follow", "request": {}}
-        spec |= {"actor": FOLLOWER.user, "state": self._around.state}
         try:
             await self._around.run_worker(
-                spec,
+                self._spec(follower),
                 lambda message: self._heard(name, follower, message),
                 follower.cancel,
                 stall_timeout=_STALL_SECONDS,

@@ -50,9 +50,10 @@ class Found:
 
     path: str
     what: str
-    wal: bool = False  # in WAL mode
+    wal: bool = False  # it has a log that can be followed
     engine: str = "sqlite"
     method: str = ""  # if it is another one than the usual
+    lacks: str = ""  # what keeps its log from being followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,9 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     many = f"{databases} database{'s' * (databases != 1)}"
     server, size = f"{KINDS[engine].title} {probe['version']}", _size(probe["size_bytes"])
     what = f"{server}, {many}, {size}, opened as {_user(seen['uid'])}"
-    return Found(url, what, engine=engine, method=str(probe["facts"].get("method", "")))
+    method, wal = str(probe["facts"].get("method", "")), bool(probe["facts"].get("followed"))
+    lacks = next((found["detail"] for found in probe["findings"] if found["name"] == "following its log"), "")
+    return Found(url, what, wal, engine, method, lacks or "a log goes on from backups by pages, and there can be none")
 
 
 def _refuse_side_file(path: str) -> None:
@@ -173,18 +176,8 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
         theirs = policy.guarded(other)
         if _meant(real) == _meant(theirs.source):
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
-    if wanted.continuous and not KINDS[found.engine].followed:
-        raise Unsupported(
-            f"{real}: its log is not followed by this version",
-            detail="Protect it without --continuous: it is backed up by schedule.",
-            hints=[f"dbguardctl protect {_shown(real)}"],
-        )
     if wanted.continuous and not found.wal:
-        raise Unsupported(
-            f"{real}: it has no log to follow (journal mode is not WAL)",
-            detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
-            hints=[f"sqlite3 {_shown(real)} 'PRAGMA journal_mode=WAL'", f"dbguardctl protect {_shown(real)}"],
-        )
+        raise _not_followed(found)
     chosen = choose_name(wanted.name, real, policy)
     file = policy_file.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
@@ -195,6 +188,18 @@ def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: d
     asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
     text = render_database(chosen, settings, now, asked)
     return Plan(chosen, found.engine, real, found.what, file, text)
+
+
+def _not_followed(found: Found) -> Unsupported:
+    """Return why a log is not followed, and what helps."""
+    without = f"dbguardctl protect {_shown(found.path)}"
+    if found.engine != "sqlite":
+        return Unsupported(f"{found.path}: its log cannot be followed", detail=found.lacks, hints=[without])
+    return Unsupported(
+        f"{found.path}: it has no log to follow (journal mode is not WAL)",
+        detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
+        hints=[f"sqlite3 {_shown(found.path)} 'PRAGMA journal_mode=WAL'", without],
+    )
 
 
 def _meant(place: str) -> str:

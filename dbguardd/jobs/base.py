@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Finding, Log, Past, Progress, Snapshots, Standby
+from dbguardd.engines.base import Finding, Log, Progress, Revived, Reviving, Snapshots, Standby
+from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.storage.base import Storage
 from dbguardd.wire import Request
@@ -48,7 +49,7 @@ class Run:
     progress: Progress
     cancelled: Callable[[], bool]
     chance: Callable[[], float] = random.random  # from 0 to 1
-    past: Past | None = None
+    past: Reviving[Pages | Revived] | None = None
     standby: Standby | None = None
 
     @property

@@ -22,11 +22,16 @@ _PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Follow(Request):
-    """Store the log of the database from now on, or from where it was read last."""
+    """Store the log of the database from now on, or from where it was read last; with `end`, let go of it for good."""
+
+    end: bool = False
 
 
 def follow(run: Run, request: Follow) -> Result:
     """Follow; ends with an error only, mostly Cancelled."""
+    if request.end:
+        run.log.unfollow()
+        return {}
     log = run.repository.log(run.name, run.now())
     if log is None:
         raise Internal(f"{run.name}: no place for its log was made")

@@ -90,7 +90,10 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
 
 
 def drawn(run: Run) -> Moment | None:
-    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None."""
+    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None.
+
+    A log of bytes has no sums: of its moments only those of backups can be compared with anything.
+    """
     log, day = run.repository.log(run.name), run.now() - _DAY
     chains = [] if log is None else [chain for chain in log.chains() if chain.until > day]
     if not chains:
@@ -100,6 +103,8 @@ def drawn(run: Run) -> Moment | None:
     for _ in range(_DRAWS):
         with suppress(NotFound):  # of before the first backup
             moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
+            if moment.until is not None and moment.until.form == BYTES:
+                return None
             if moment.until is not None and moment.at >= day and (found is None or moment.sum):
                 found = moment
         if found is not None and found.sum:
@@ -191,8 +196,9 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
             continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
-            if link is not None and link.form == BYTES and wanted is not None and link.at > wanted:
-                yield _moment(backup, chain, link, {"at": wanted.isoformat()}, wanted)
+            if link is not None and link.form == BYTES and wanted is not None:
+                # Also of the last one: what it has was committed by then, and more, perhaps.
+                yield _moment(backup, chain, link, {"at": wanted.isoformat()}, min(link.at, wanted))
                 break
             if link is not None:
                 yield _moment(backup, chain, link)

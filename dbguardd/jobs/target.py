@@ -109,8 +109,8 @@ def check_space(run: Run, plan: Mapping[str, Any]) -> None:
         )
 
 
-def check_staging(run: Run, backup: Backup, size: int) -> None:
-    """Raise NoSpace if a test restore of so many bytes could fill the disk that it is made on: others write there, too.
+def check_staging(run: Run, backup: Backup, size: int, what: str = "a test restore of") -> None:
+    """Raise NoSpace if `what` brings back so many bytes that its disk could fill: others write there, too.
 
     The live database may be one of them. A dump is restored twice: to files, and from them into a server.
     """
@@ -123,7 +123,7 @@ def check_staging(run: Run, backup: Backup, size: int) -> None:
     spare = needs // 10 + min(_SPARE_BYTES, total // 20)
     if free < needs + spare:
         raise NoSpace(
-            f"{run.name}: not enough space for a test restore of backup {backup.id}",
+            f"{run.name}: not enough space for {what} backup {backup.id}",
             detail=f"{needs} bytes are needed in {run.staging}, {free} bytes are free, "
             f"of which {spare} bytes have to stay so. The backup is as it was.",
             hints=[f"df -h {shlex.quote(str(Path(run.staging).parent))}"],

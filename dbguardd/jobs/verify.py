@@ -16,7 +16,7 @@ from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
-from dbguardd.repository import BYTES, Backup, Proof
+from dbguardd.repository import Backup, Proof
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
 
@@ -47,7 +47,7 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
     except _VERDICTS as error:
         raise _refuted(run, _told(run, None, "", [_line(error)])) from None
     try:
-        moment = whole if _has_no_sums(whole) else drawn(run) or whole
+        moment = drawn(run) or whole
         tried = None if moment is None else _tried(run, moment, "log")
     except _VERDICTS as error:
         tried = _told(run, None, "", [_line(error)])
@@ -58,11 +58,6 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
     if tried.outcome == "failed":
         raise _refuted(run, tried)
     return tried
-
-
-def _has_no_sums(whole: Moment | None) -> bool:
-    """Say if a log has bytes, not pages: then what can be compared is its end, where a backup was made."""
-    return whole is not None and whole.until is not None and whole.until.form == BYTES
 
 
 def _tried(run: Run, moment: Moment, name: str) -> Finding:
@@ -190,7 +185,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
         return Finding(name, "failed" if why else "inconclusive", "the restored database could not be read")
     found = to_json(examined.fingerprint)
     if found == expected:
-        count = len(found["tables"])
+        count = examined.fingerprint.count
         return Finding(name, "ok", f"{count} table{'s' * (count != 1)}, {examined.fingerprint.rows} rows equal")
     return Finding(name, "failed", "; ".join(_differences(expected, found)))
 

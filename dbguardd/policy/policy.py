@@ -165,7 +165,7 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
 def _engine_settings(guarded: Guarded) -> Json:
     """Return what the engine is told: the settings that every kind of database has, and its own."""
     told: Json = {"method": guarded.way}
-    for setting in (*KINDS[guarded.engine].engine, "lock_timeout"):
+    for setting in (*KINDS[guarded.engine].engine, "lock_timeout", "continuous"):
         value = getattr(guarded, setting)
         if isinstance(value, timedelta):
             told[f"{setting}_seconds"] = value.total_seconds()

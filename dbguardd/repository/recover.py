@@ -9,7 +9,8 @@ FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`
 --root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
 directory that does not exist; each stream of the backup becomes a file in it, checked against its digest. The directory
 is for you alone, the file has the mode that the database had; the owner that it had stands in facts.dbguard.json. With
---until (2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment.
+--until (2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment; that of a
+PostgreSQL cluster is put beside it, for its server to recover by.
 
 Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage:
 
@@ -399,6 +400,52 @@ def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, tar
     return reached
 
 
+def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, target: Path) -> str:
+    """Write a log of bytes into files as a PostgreSQL server names them; return up to when it goes at least.
+
+    Its restore_command finds them in `log` below the target: all that had committed by the moment is in them, and more,
+    so the server needs the moment as its recovery_target_time. What a file has before the log begins has the backup.
+    """
+    facts = backup["facts"]
+    if not facts.get("log"):
+        raise Unusable("no log goes on from this backup; take another one, or leave --until away")
+    size, each, reached = facts["segment_bytes"], (1 << 32) // facts["segment_bytes"], ""
+    (target / "log").mkdir(mode=0o700)
+    high, low = facts["start_lsn"].split("/")
+    oldest = ((int(high, 16) << 32) + int(low, 16)) // size
+    for head, body in segments(storage, key, facts["log"]["chain"], facts["log"]["after"] + 1):
+        data, at = memoryview(zstandard.ZstdDecompressor().decompress(body)), head["since"]["position"]
+        if head["until"]["round"] != facts["log_place"]["round"] or len(data) != head["size"]:
+            raise Unusable(f"segment {head['number']}: is not of the log that goes on from the backup")
+        while data:
+            number, start = divmod(at, size)
+            part, data, at = data[: size - start], data[size - start :], at + len(data[: size - start])
+            path = target / "log" / f"{int(facts['timeline']):08X}{number // each:08X}{number % each:08X}"
+            if number >= oldest and not path.exists():
+                path.write_bytes(member(target / "log.tar", f"pg_wal/{path.name}") or bytes(size))
+            if number >= oldest:
+                with path.open("r+b") as file:
+                    file.seek(start)
+                    file.write(part)
+        reached = head["at"]
+        if datetime.fromisoformat(reached) > until:
+            break
+    if not reached:
+        raise Unusable("the log has nothing after this backup; leave --until away")
+    return str(reached)
+
+
+def member(archive: Path, name: str) -> bytes:
+    """Return a file in a tar archive that has only short names; nothing if it is not there."""
+    with archive.open("rb") as file:
+        while (header := file.read(512)).strip(b"\0"):
+            size = int(header[124:136].strip(b"\0 "), 8)
+            if header[:100].rstrip(b"\0") == name.encode():
+                return file.read(size)
+            file.seek(size + -size % 512, os.SEEK_CUR)
+    return b""
+
+
 def summed(file: Path, page_size: int) -> str:
     """Return the sum of a file: of one hash for each page, of its number and its bytes."""
     total, number = 0, 0
@@ -532,6 +579,18 @@ def show(repository: Repository) -> int:
     return 0
 
 
+def take_log(options: argparse.Namespace, key: Key, body: dict[str, Any], moment: datetime) -> None:
+    """Put the log over the restored backup, or beside it, and say how far it goes."""
+    if "segment_bytes" in body["facts"]:
+        reached = keep_log(options.storage, key, body, moment, options.target)
+        print(f"the log is beside it, up to {reached} at least; man dbguard-recovery says how the server takes it")
+    else:
+        reached = replay(options.storage, key, body, moment, options.target)
+        print(f"the log is put over it, up to {reached}")
+    if (moment - datetime.fromisoformat(reached)).total_seconds() > 2:
+        print("that is earlier than asked: the log of this backup has nothing nearer", file=sys.stderr)
+
+
 def run(options: argparse.Namespace) -> int:
     """Do what was asked."""
     if options.verb == "scrub":
@@ -560,10 +619,7 @@ def run(options: argparse.Namespace) -> int:
             target.chmod(mode & 0o777)
         print(f"{stream['name']}: {stream['size']} bytes, checked")
     if options.until:
-        reached = replay(options.storage, key, body, moment, options.target)
-        print(f"the log is put over it, up to {reached}")
-        if (moment - datetime.fromisoformat(reached)).total_seconds() > 2:
-            print("that is earlier than asked: the log of this backup has nothing nearer", file=sys.stderr)
+        take_log(options, key, body, moment)
     with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
         file.write(canonical(body["facts"]))
     return 0

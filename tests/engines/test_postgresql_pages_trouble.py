@@ -27,7 +27,7 @@ from postgres_pages_world import (
 )
 from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
-from dbguardd.engines.base import Untold
+from dbguardd.engines.base import Query, Untold
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import CONTENTS, Contents
@@ -361,22 +361,47 @@ def test_what_no_cluster_is_whole_without_is_not_left_out(live):
     live.sql("DROP TABLE moved", "shop")
 
 
-def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprint(live, place):
-    live.sql("CREATE DATABASE last")
-    number = live.sql("SELECT oid FROM pg_database WHERE datname = 'last'")
-    version = live.data / "base" / number / "PG_VERSION"
-    text = version.read_text()
-    version.write_text("1\n")
+def test_where_a_database_lets_nobody_in_only_damage_fails_the_backup(live, place):
+    """One is of a locale that this host has not: nobody knows what is in it. Of one a file is gone."""
+    live.sql("CREATE DATABASE foreign_one")
+    live.sql("CREATE DATABASE hurt")
+    number = live.sql("SELECT oid FROM pg_database WHERE datname = 'hurt'")
+    path, aside = live.data / "base" / number / "pg_filenode.map", live.place / "aside"
+    live.sql("UPDATE pg_database SET datcollate = 'xx_XX', datctype = 'xx_XX' WHERE datname = 'foreign_one'")
+    live.sql("CHECKPOINT")
+    path.rename(aside)
     try:
         streams, facts, taken, told = as_owner(timed, live)
     finally:
-        version.write_text(text)
-        live.sql("DROP DATABASE last")
+        aside.rename(path)
+        live.sql("UPDATE pg_database SET datcollate = 'C', datctype = 'C' WHERE datname = 'foreign_one'")
+        live.sql("DROP DATABASE foreign_one")
+        live.sql("DROP DATABASE hurt")
     assert isinstance(taken, Untold) and "no snapshot of every database" in taken.why
     assert datetime.fromisoformat(facts["snapshot_at"]) < told["log"]
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
-    found = as_owner(proven, live, {**streams}, facts, place / "restored")
-    assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None
+    query = Query("SELECT 1", equals=1, database="foreign_one")
+    found = as_owner(proven, live, streams, facts, place / "restored", (query,))
+    outcomes = {finding.name: finding.outcome for finding in found.findings if finding.outcome != "ok"}
+    unknown = {"database foreign_one", "structure of foreign_one", "query: SELECT 1"}
+    assert outcomes == {
+        **dict.fromkeys(unknown, "inconclusive"), "database hurt": "failed", "structure of hurt": "failed"
+    }  # fmt: skip
+    assert "locale" in failed(found)["database foreign_one"] and found.fingerprint is None
+
+
+def test_a_file_that_may_not_grow_says_nothing_about_the_backup(live, place, kept):
+    """It stands for a quota: all that refuses to write and is no full disk."""
+
+    def narrow():
+        engine = made(live)
+        engine.restore(tree(*kept[:2]), place / "restored", no_progress)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+        with pytest.raises(NoSpace) as caught:
+            engine.examine(place / "restored", (), no_progress)
+        return caught.value.detail
+
+    assert "File too large" in as_owner(narrow)
 
 
 def test_what_the_owner_of_a_database_sets_for_all_who_connect_keeps_us_from_nothing(live, place):

@@ -11,6 +11,7 @@ import pytest
 
 from dbguardd.errors import GuardError, ProofFailed, Unreachable
 from dbguardd.flow import Images, Segment
+from dbguardd.jobs.base import instant
 from tests.jobs.world import World
 
 
@@ -185,6 +186,56 @@ def test_a_moment_at_which_a_backup_was_made_has_the_content_of_that(
     assert told["outcome"] == outcome
     assert told["moment_at"] == "2026-03-01T12:02:09.000Z"
     assert f"backup {twin}, which was made just there" in told["detail"]
+
+
+def bytes_follow(world: World, first: int, last: int) -> None:
+    """Store these segments of one byte, a second apart."""
+
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(place(first - 1), continued=first > 1, because="new")
+        for number in range(first, last + 1):
+            world.later(seconds=1)
+            ship.ship(Segment("main", place(number - 1), place(number), world.now, b"w"))
+
+    world.engine.follow = story  # type: ignore[attr-defined]
+    with pytest.raises(GuardError):
+        world.do("follow")
+
+
+def test_any_moment_lies_within_a_log_of_bytes(world: World) -> None:
+    bytes_follow(world, 1, 3)
+    world.engine.rights = {"log_place": {**place(3), "end": 4}}
+    id = world.backup(users=[1])
+    made = world.now
+    bytes_follow(world, 4, 9)
+    for seconds, segments, told in ((0.5, 1, 0.5), (1, 2, 1), (2.7, 3, 2.7), (5.9, 6, 5.9), (6, 6, 6), (9, 6, 6)):
+        found = plan(world, at=(made + timedelta(seconds=seconds)).isoformat())
+        assert (found["backup"], found["segments"]) == (id, segments), seconds
+        assert found["created_at"] == instant(made + timedelta(seconds=told)), seconds
+    assert plan(world)["segments"] == 6
+    wanted = (made + timedelta(seconds=9)).isoformat()
+    world.do("restore", database="app", at=wanted, to=str(world.place / "copy"))
+    assert world.engine.restored["moment"]["target"] == {"at": wanted}  # nothing later that the last segment has
+
+
+def test_a_log_of_bytes_is_proven_by_the_backup_after_it(world: World) -> None:
+    """It comes to the very place of that, and so to what it is."""
+    bytes_follow(world, 1, 3)
+    world.engine.rights = {"log_place": {**place(3), "end": 4}}
+    first = world.backup(users=[1])
+    bytes_follow(world, 4, 6)
+    world.engine.rights = {"log_place": {**place(6), "end": 8}}
+    second = world.backup(users=[2])
+    assert world.do("verify", database="app", backup=second)["log"] is None  # it does not reach that far yet
+    bytes_follow(world, 7, 9)
+    world.engine.restored = {}
+    with pytest.raises(ProofFailed) as caught:  # the toy puts no log over anything
+        world.do("verify", database="app", backup=second)
+    assert f"content of backup {second}, which was made just there" in (caught.value.detail or "")
+    moment = world.engine.restored["moment"]
+    assert moment["target"]["backup"]["log_place"] == {**place(6), "end": 8}
+    assert (moment["since"]["position"], moment["until"]["position"]) == (3, 8)
+    assert first != second and world.do("verify", database="app", backup=first)["log"] is None
 
 
 def test_a_backup_that_nothing_was_committed_after_is_restored_alone(world: World) -> None:

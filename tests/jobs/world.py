@@ -33,6 +33,7 @@ class ToyEngine:
         self.snapshot_at = ""
         self.lost: list[str] = []
         self.rights: dict[str, Any] = {}
+        self.restored: dict[str, Any] = {}  # the facts of what was
 
     def probe(self):
         return Probe("1", self.path.stat().st_size, {}, ())
@@ -60,6 +61,7 @@ class ToyEngine:
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.refuse_restore:
             raise self.refuse_restore
+        self.restored = dict(tree.facts)
         with tree.read("dump.json") as source, target.open("xb") as out:
             shutil.copyfileobj(source, out)
         if self.break_restore:

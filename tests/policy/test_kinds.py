@@ -59,9 +59,10 @@ def test_people_write_less():
 
 @pytest.mark.parametrize("method", KINDS["postgresql"].methods)
 @pytest.mark.parametrize("place", ["[database.pg]", "[defaults]"])
-def test_a_log_that_nobody_follows_is_not_asked_for(method, place):
+def test_a_log_goes_on_from_pages_only(method, place):
     text = f"version = 1\n{place}\ncontinuous = true\n" + ("" if place != "[defaults]" else "[database.pg]\n")
     text += f'engine = "postgresql"\nurl = "postgresql:///"\nmethod = "{method}"\n'
     _, found = check_text({"policy.toml": text})
-    (wrong,) = [mistake for mistake in found if mistake.severity == "error"]
-    assert "the log of PostgreSQL is not followed" in wrong.message and wrong.path[-1] == "continuous"
+    wrong = [mistake for mistake in found if mistake.severity == "error"]
+    assert [mistake.path[-1] for mistake in wrong] == (["continuous"] if method == "dump" else [])
+    assert all('needs method = "pages"' in mistake.message for mistake in wrong)

@@ -94,6 +94,7 @@ def test_the_spec_of_a_job():
                 "method": "pages",
                 "max_block_seconds": 0.1,
                 "lock_timeout_seconds": 5.0,
+                "continuous": False,
             },
             "place": "/srv/app.db",
             "compress_level": 19,

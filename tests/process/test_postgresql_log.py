@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,17 @@ def live() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def served(house: House, request: pytest.FixtureRequest) -> House:
-    """A house whose workers can become the owner of the server."""
+def served(house: House, live: Cluster, request: pytest.FixtureRequest) -> House:
+    """A house whose workers can become the owner of the server; of an earlier one it has nothing."""
     if os.geteuid() == 0:
         request.getfixturevalue("users")
+    live.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
     return house
 
 
-def table(live: Cluster, *lines: str) -> str:
-    settings = [f'url = "{live.url}"', 'method = "pages"', "continuous = true"]
-    return "\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, *lines, ""])
+def table(live: Cluster) -> str:
+    settings = [f'url = "{live.url}"', 'method = "pages"', "continuous = true", 'verify = "off"']
+    return "\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, ""])
 
 
 class Books:
@@ -118,34 +120,116 @@ def restored(house: House, at: str, name: str) -> tuple[Path, Any]:
     return folder / "data", answer
 
 
-def followed(house: House) -> Any:
-    """Wait until the log is followed from a backup on, up to now; return the status."""
+def followed(house: House) -> None:
+    """Wait until the log is stored from a backup on, up to now."""
     now = datetime.now(UTC)
 
-    def reaches() -> Any:
-        row = house.status("cluster")
-        reached = datetime.fromisoformat(row["recoverable_to_at"] or "1970-01-01T00:00Z")
-        return row if reached > now and not house.jobs(state="running") else None
+    def reaches() -> bool:
+        rows = house.does("list", "cluster")["log"]
+        return bool(rows) and datetime.fromisoformat(rows[-1]["until_at"]) > now and not house.jobs(state="running")
 
-    return until(reaches, lambda: (house.status("cluster"), house.log.read_text()[-3000:]))
+    until(reaches, lambda: (house.does("list", "cluster"), house.log.read_text()[-3000:]))
 
 
-def test_any_second_comes_back(served: House, live: Cluster) -> None:
+def begun(house: House) -> list[dict[str, Any]]:
+    return house.events("log.begun")
+
+
+def slot(live: Cluster) -> str:
+    return live.sql("SELECT slot_name FROM pg_replication_slots WHERE NOT temporary")
+
+
+def test_any_second_comes_back_whatever_was_killed(served: House, live: Cluster) -> None:
+    """And the log between two backups comes to the content of the later one."""
     house, books = served, Books(served.place, live)
     house.protects(table(live))
     house.start()
     house.does("backup", "cluster")
     followed(house)
     with books.writing():
-        books.more(300)
+        books.more(200)
+        os.kill(until(lambda: house.workers().get("engine"), "the follower"), signal.SIGKILL)
+        books.more(200)
         moment = datetime.now(UTC)
-        books.more(300)
+        house.kill()
+        books.more(200)
+        house.start()
         followed(house)
+    assert [event["continued"] for event in begun(house)][1:] == [True] * (len(begun(house)) - 1)
     target, answer = restored(house, moment.isoformat(), "moment")
     assert {row["outcome"] for row in answer["findings"]} <= {"ok", "not configured"}, answer
     books.is_as_it_was(target, moment)
-    followed(house)
     target, answer = restored(house, "", "newest")
-    books.is_as_it_was(target, datetime.now(UTC) + timedelta(seconds=1))
     assert len(numbers(live, target)) == books.count()
+    checked = house.does("check", "cluster", "--data")
+    outcomes = {row["name"]: row["outcome"] for row in checked["findings"]}
+    assert outcomes["following its log"] == outcomes["every stored byte"] == "ok"
+    proof = house.does("backup", "cluster", "--verify")
+    tried = house.events("log.tried")[-1]
+    assert proof["proof"]["grade"] == "proven" and tried["outcome"] == "ok", tried
+    assert not [event for event in house.events("log.tried") if event["outcome"] != "ok"]
+    house.idle()
+    house.is_sound()
+
+
+def test_what_was_missed_is_said_and_a_new_base_is_made(served: House, live: Cluster) -> None:
+    house, books = served, Books(served.place, live)
+    house.protects(table(live))
+    house.start()
+    house.does("backup", "cluster")
+    followed(house)
+    with books.writing():
+        books.more(50)
+        followed(house)
+        house.kill()
+        lost = slot(live)
+        until(lambda: live.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0", "its end")
+        live.sql(f"SELECT pg_drop_replication_slot('{lost}')")
+        for _ in range(3):
+            books.more(20)
+            live.sql("SELECT pg_switch_wal()")
+            live.sql("CHECKPOINT")
+        house.start()
+        until(lambda: [event for event in begun(house) if "has removed" in event["because"]], house.log.read_text)
+        until(lambda: [row["state"] for row in house.jobs() if row["verb"] == "backup"] == ["done"] * 3, house.jobs)
+    assert begun(house)[-1]["level"] == "warning"
+    house.idle()
+    moment = datetime.now(UTC)
+    with books.writing():
+        books.more(50)
+        followed(house)
+    target, _ = restored(house, moment.isoformat(), "after")
+    books.is_as_it_was(target, moment)
+    house.protects(table(live).replace("continuous = true", "continuous = false"))
+    house.does("reload")
+    until(lambda: slot(live) == "", "the end of its slot")
+    until(lambda: house.events("log.left"), house.log.read_text)
+    house.idle()
+    house.is_sound()
+
+
+def test_protect_asks_for_what_following_needs(served: House, live: Cluster) -> None:
+    house = served
+    house.protects()
+    house.start()
+    live.sql("ALTER SYSTEM RESET max_slot_wal_keep_size")
+    live.sql("SELECT pg_reload_conf()")
+    until(lambda: live.sql("SHOW max_slot_wal_keep_size") == "-1", "the setting")
+    try:
+        refused = house.fails("DBG-2008", 2, "protect", live.url, "--continuous")
+        mend = refused["detail"].partition("Fix: ")[2]
+        assert mend.startswith("ALTER SYSTEM SET max_slot_wal_keep_size")
+        for statement in mend.split("  --")[0].rstrip(";").split("; "):
+            live.sql(statement)
+        said = house.ctl("protect", live.url, "--continuous")
+        assert "continuous = true" in (house.place / "conf.d" / "postgresql.toml").read_text()
+        assert "you could lose about a second" in said.out
+        until(lambda: slot(live), "its slot")
+        house.does("unprotect", "postgresql", "--confirm", "postgresql")
+        until(lambda: house.events("log.left"), house.log.read_text)
+        assert slot(live) == ""
+    finally:
+        live.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
+        live.sql("SELECT pg_reload_conf()")
+    house.idle()
     house.is_sound()

@@ -125,6 +125,34 @@ def test_what_is_no_segment_is_not_taken(wrong):
     assert "that is none" in error.message
 
 
+BYTES = {
+    **{name: SEGMENT[name] for name in ("ship", "at", "stream", "since")},
+    "until": {"round": "r", "position": 1001},
+    "bytes": 1000,
+}
+
+
+def test_bytes_of_a_log_cross():
+    (segment,), _ = said(BYTES, b"w" * 1000)
+    assert (segment.body, segment.until["position"]) == (b"w" * 1000, 1001)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bytes": 0, "until": PLACE},
+        {"bytes": -1, "until": {"round": "r", "position": 0}},
+        {"bytes": 999},
+        {"until": {"round": "other", "position": 1001}},
+        {"bytes": 1 << 40, "until": {"round": "r", "position": (1 << 40) + 1}},
+    ],
+)
+def test_bytes_that_are_no_stretch_of_a_log_are_not_taken(wrong):
+    got, error = said({**BYTES, **wrong}, b"w" * 1000)
+    assert not got
+    assert "that is none" in error.message
+
+
 def test_a_segment_is_refused_before_its_pages_take_up_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pieces = [b"p" * (4 << 20)] * 50

@@ -45,6 +45,9 @@ _SETTINGS = (
     "SET row_security = off",
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
+    "SET idle_session_timeout = 0",
+    "SET default_transaction_isolation = 'read committed'",
+    "SET default_transaction_deferrable = off",
     "SET bytea_output = 'hex'",
     "SET datestyle = 'ISO, YMD'",
     "SET intervalstyle = 'postgres'",
@@ -60,8 +63,13 @@ _LATER_SETTINGS = (
     (17, "SET transaction_timeout = 0"),
 )
 """With the first version that knows them."""
-_LOCAL_OPTIONS = "-c role=none -c local_preload_libraries="
-"""What the owner of a database may set for everybody who connects to it: to be another role, or never to get in."""
+UNHAMPERED = (
+    r"-c local_preload_libraries= -c idle_session_timeout=0 -c statement_timeout=0 "
+    r"-c default_transaction_isolation=read\ committed -c default_transaction_deferrable=off"
+)
+"""Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
+out at once, to wait for ever until others have ended."""
+_LOCAL_OPTIONS = f"-c role=none {UNHAMPERED}"
 
 
 def address_of(url: str) -> dict[str, str]:

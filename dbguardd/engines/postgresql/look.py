@@ -16,7 +16,7 @@ from dbguardd.engines.postgresql.child import run
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
 from dbguardd.engines.postgresql.content import Stored, stored_tables
 from dbguardd.engines.postgresql.dump import fits_nothing, left_out
-from dbguardd.engines.postgresql.physical.local import by_pages
+from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, by_pages, followed
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
@@ -36,6 +36,8 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
         )
     role = shown(bytes(role))
     physical = [] if only else [by_pages(address)]
+    if any(found.outcome == "ok" for found in physical):
+        physical.append(followed(address))
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
@@ -50,7 +52,8 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
         "role": role,
         "superuser": bool(superuser),
         "checksums": text(checksums) == "on",
-        "method": "pages" if any(found.outcome == "ok" for found in physical) else "dump",
+        "method": "pages" if any(found.name == BY_PAGES and found.outcome == "ok" for found in physical) else "dump",
+        "followed": next((found.outcome == "ok" for found in physical if found.name == FOLLOWED), False),
     }
     warnings = []
     if text(checksums) != "on":

@@ -31,7 +31,7 @@ from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
-from dbguardd.flow import Facts, Ship, Sink, Tree
+from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
 
@@ -56,7 +56,7 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     return Engine("sqlite", Sqlite(settings), SqliteLog(settings), standby, open_past)
 
 
-def open_past() -> Past:
+def open_past() -> Past[Pages]:
     """Make what answers questions to backups. It alone needs apsw."""
     from dbguardd.engines.sqlite.past import SqlitePast  # noqa: PLC0415
 

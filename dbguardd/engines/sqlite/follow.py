@@ -80,10 +80,13 @@ class Place:
         return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex(), "file": self.file}
 
     @classmethod
-    def read(cls, facts: Facts) -> Place:
-        """Read what facts() returned."""
-        check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
-        return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
+    def read(cls, facts: Facts) -> Place | None:
+        """Read what facts() returned; None for what another engine has stored under the same name."""
+        try:
+            check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
+            return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
+        except (KeyError, ValueError):
+            return None
 
 
 def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:

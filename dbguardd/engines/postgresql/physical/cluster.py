@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dbguardd.errors import SourceDenied, Unsupported
 OLDEST = 15
 """The first version whose backup mode ends with the session that began it."""
 
-_BEAT_SECONDS = 0.25
+_BEAT_SECONDS, _GRACE_SECONDS = 0.25, 5.0
 _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
@@ -26,6 +27,9 @@ SELECT current_setting('data_directory'), current_setting('block_size')::int,
        pg_is_in_recovery(), system_identifier, catalog_version_no,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
        current_setting('max_prepared_transactions')::int,
+       current_setting('max_locks_per_transaction')::int8 * (
+         SELECT sum(setting::int8) FROM pg_settings WHERE name IN ('max_connections', 'max_prepared_transactions',
+           'max_worker_processes', 'max_wal_senders', 'autovacuum_max_workers', 'autovacuum_worker_slots'))::int8,
        (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 FROM pg_control_system()
 """
@@ -47,6 +51,7 @@ class Cluster:
     whole_pages: bool  # full_page_writes: a page is whole in the log when it is changed first after a checkpoint
     catalog: int
     prepared: int
+    locks: int  # that there is room for: prepared transactions may hold all of them
     bounded: bool  # what a slot may hold of the log
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
@@ -67,9 +72,8 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, whole, standby, system, catalog, name, prepared, bounded),) = rows(
-        connection, _ABOUT
-    )
+    (told,) = rows(connection, _ABOUT)
+    directory, page, segment, level, checksums, whole, standby, system, catalog, name, prepared, locks, bounded = told
     if standby:
         raise Unsupported(
             f"{about}: the server is a standby",
@@ -92,6 +96,7 @@ def look(connection: Connection, about: str) -> Cluster:
         whole,
         catalog,
         prepared,
+        locks,
         bounded,
         Log(system, timeline_of(text(name)), segment),
         tablespaces(connection),
@@ -112,7 +117,10 @@ def clock(connection: Connection) -> datetime:
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query."""
+    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query.
+
+    A function in it can catch that it is to end: then the connection is shut down, and the server ends the session.
+    """
     outcome: list[list[tuple[Any, ...]] | BaseException] = []
 
     def ask() -> None:
@@ -129,6 +137,10 @@ def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> 
             alive()
     except BaseException:
         connection.cancel_safe()
+        asking.join(_GRACE_SECONDS)
+        if asking.is_alive():
+            with socket.socket(fileno=os.dup(connection.fileno())) as connected:
+                connected.shutdown(socket.SHUT_RDWR)
         raise
     finally:
         asking.join()

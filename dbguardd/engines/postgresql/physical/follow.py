@@ -3,7 +3,7 @@
 The server sends its log as to a standby; a slot of ours keeps all of it that is not stored yet, however long nobody
 takes it. So a follower that ends, for whatever reason, loses nothing: the next one goes on at the place where the
 stored log ends. Nothing is written into the cluster: whether all that had committed by now was received, the server
-says, by the place up to which its log is on disk.
+says, by the places up to which its log is written, and on disk.
 
 A log goes on only where the same cluster, on the same timeline, has the very bytes before that place which were stored
 (`check`): a server that came back with less of its log than it had sent, and went on from there, is noticed. In all
@@ -26,16 +26,18 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespa
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.segments import PAGE
 from dbguardd.engines.postgresql.physical.segments import place as place_in
-from dbguardd.engines.postgresql.physical.slot import Room, Slot, check_bound, check_own, name_of
+from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, streaming
-from dbguardd.errors import LogBroken, NoSpace, Unsupported
+from dbguardd.errors import LogBroken, NoSpace, SourceInvalid, Unsupported
 from dbguardd.flow import Facts, Segment, Ship
 
 STREAM = "log"
 """The name of the stream that a restore reads the log by."""
 
-_FLUSHED = b"SELECT pg_current_wal_flush_lsn()::text"
-_WAIT_SECONDS = 0.25
+_ENDS = b"SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text"
+_DELAY = b"SELECT setting::int8 FROM pg_settings WHERE name = 'wal_writer_delay'"
+_DELAYS, _MORE_SECONDS = 3, 0.1  # a commit that did not wait for the disk is there after so many, say the manuals
+_WAIT_SECONDS, _SHORT_SECONDS = 0.25, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ class Place:
 
     @classmethod
     def read(cls, facts: Facts) -> Place:
-        """Read what facts() returned."""
-        return cls(str(facts["round"]), int(facts["position"]), str(facts["check"]))
+        """Read what facts() returned. What another engine has stored under the same name is a place of no cluster."""
+        return cls(str(facts["round"]), int(facts["position"]), str(facts.get("check")))
 
 
 def round_of(cluster: Cluster) -> str:
@@ -91,12 +93,12 @@ class PagesLog:
             stack.callback(directory.close)
             slot = Slot(keeper, self._slot)
             try:
-                check_bound(keeper, directory.free_for_log(), self._about)
-                became = slot.take()
+                check_bound(keeper, directory.free_for_log(), slot, self._about)
+                with streaming(self._address, self._about):
+                    became = slot.take()  # not for who may not read from it
                 check_own(directory, slot.name, cluster.log.system)
-                room = Room(keeper, slot.name, directory)
-                self._follow(Server(self._about, keeper, cluster, slot, room), became, ship, resume)
-            except (NoSpace, Unsupported):
+                self._follow(Server(self._about, keeper, cluster, slot, directory), became, ship, resume)
+            except (NoSpace, SourceInvalid, Unsupported):
                 slot.drop()
                 raise
 
@@ -114,7 +116,7 @@ class PagesLog:
         with streaming(self._address, self._about) as stream:
             at = datetime.now(UTC)
             follower = Follower(stream, server, ship, self._pace)
-            ship.begin(follower.start(server.flushed()).facts(), continued=False, because=because)
+            ship.begin(follower.start(server.ends()[1]).facts(), continued=False, because=because)
             follower.run(at)
 
     def unfollow(self) -> None:
@@ -130,19 +132,25 @@ class Server:
     keeper: Connection
     cluster: Cluster
     slot: Slot
-    room: Room
+    directory: DataDirectory
 
-    def flushed(self) -> int:
-        """Return up to where its log is on disk: whatever has committed lies before that."""
-        ((at,),) = rows(self.keeper, _FLUSHED)
-        return place_in(text(at))
+    def ends(self) -> tuple[int, int]:
+        """Return up to where its log is written, and up to where it is on disk, and so is sent.
+
+        All that has committed lies before the first; before the second, if the commit has waited for the disk.
+        """
+        ((written, flushed),) = rows(self.keeper, _ENDS)
+        return place_in(text(written)), place_in(text(flushed))
+
+    def delay(self) -> float:
+        """Return after how many seconds a commit is on disk that did not wait for that (synchronous_commit = off)."""
+        ((milliseconds,),) = rows(self.keeper, _DELAY)
+        return float(_DELAYS * milliseconds / 1000 + _MORE_SECONDS)
 
     def watch(self) -> None:
         """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on."""
-        self.room.check(
-            "until it is stored",
-            ["dbguardctl status  # why it is not stored", "or give the log of the server more room"],
-        )
+        hints = ["dbguardctl status  # why it is not stored", "or give the log of the server more room"]
+        check_room(self.keeper, self.slot.name, self.directory, "until it is stored", hints)
         if tablespaces(self.keeper) != self.cluster.tablespaces:
             raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")
 
@@ -156,17 +164,18 @@ class Follower:
         self._tail = b""  # what lies before the place
         self._waits = bytearray()  # what lies behind it, and was received
         self._at = datetime.now(UTC)  # all that had committed by then was stored
+        self._rest = 0  # up to where the log was written when it did not come in time: no commit lies there
 
     def lacks(self, since: Place) -> str:
         """Start at the place where the stored log ends; say why that cannot be, nothing if it can."""
-        log, (system, timeline, *_) = self._server.cluster.log, since.round.split("/")
+        log, (system, timeline, *_) = self._server.cluster.log, (*since.round.split("/"), "")
         if system != str(log.system):
             return f"it is another cluster: {log.system}, and {system} was followed"
         if timeline != str(log.timeline):
             return f"the server is on timeline {log.timeline}, and timeline {timeline} was followed"
         if since.round != self._place.round:
             return "a tablespace was made or dropped"
-        if self._server.flushed() < since.position:
+        if self._server.ends()[1] < since.position:
             return "the server has less of its log than was stored of it"
         try:
             return "" if self.start(since.position) == since else "the server has another log than was stored of it"
@@ -204,24 +213,35 @@ class Follower:
         self._at, watched = at, 0.0
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
-            end = self._server.flushed()
-            while self._stream.at < end:
-                self._take(_WAIT_SECONDS)
-            self._store(at)
-            self._ship.reached(at)
             if began - watched >= self._pace.watch_seconds:
                 watched = began
-                self._server.watch()
+                self._server.watch()  # before it is tried to store anything: that may fail for days
+            self._catch_up()
+            self._store(at)
+            self._ship.reached(at)
             while (left := began + self._pace.look_seconds - time.monotonic()) > 0:
                 self._take(left)
+
+    def _catch_up(self) -> None:
+        """Receive all that has committed by now. A server may leave the last, if it is no commit, unsent for long."""
+        written, flushed = self._server.ends()
+        if written not in (flushed, self._rest):
+            patience = time.monotonic() + self._server.delay()
+            while self._stream.at < written and time.monotonic() < patience:
+                self._take(_SHORT_SECONDS)
+            if self._stream.at < written:
+                self._rest, (_, flushed) = written, self._server.ends()
+        while self._stream.at < flushed:
+            self._take(_WAIT_SECONDS)
 
     def _take(self, seconds: float) -> None:
         """Receive what comes next; store it, if much waits already."""
         self._waits += (came := self._stream.receive(seconds))
         if len(self._waits) >= self._pace.segment_bytes:
             self._store(self._at)
-        elif not came:
-            self._ship.reached(None)
+        elif came:
+            return
+        self._ship.reached(None)
 
     def _store(self, at: datetime) -> None:
         """Store all that was received, and let the server remove it. Only the last segment has all of `at`."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,7 @@ _LINE = re.compile(
     rb"^rmgr: (\w+) +len \(rec/tot\): +\d+/ +(\d+), tx: +\d+, lsn: ([0-9A-F]+/[0-9A-F]+), prev [0-9A-F/]+, desc: (\w+)"
 )
 _TIME = re.compile(rb"(\d{4,}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC")
+_UNREAL = 8  # lines in a row are not all names of transactions: such a name has 200 bytes at most
 _ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
 
 
@@ -93,7 +96,7 @@ class Files:
             if self.at >= oldest:
                 self._open(self._log.name(self.at))
                 self._compare(part, start)
-                os.pwrite(self._file, part, start)
+                written(self._file, part, start)
             self.at += len(part)
 
     def _open(self, name: str) -> None:
@@ -109,6 +112,13 @@ class Files:
             raise wrong(f"its log is another one: {self._name} differs", "the log that is in the backup says otherwise")
 
 
+def written(file: int, data: memoryview, at: int) -> None:
+    """Write all of it. Raises OSError."""
+    while data:
+        count = os.pwrite(file, data, at)
+        data, at = data[count:], at + count
+
+
 class Reading:
     """The stored log, read by PostgreSQL's own program."""
 
@@ -116,6 +126,7 @@ class Reading:
         self._program = tools.path("pg_waldump")
         self._words = [f"--path={directory}", f"--timeline={log.timeline}", f"--end={shown(end)}"]
         self._alive = alive
+        self._doubtful = False  # a transaction was prepared: names have been read
 
     def lines(self, start: int, *more: str) -> Iterator[bytes]:
         """Yield what it says of each record from a place on. Raises Damaged at the end if it could not read all."""
@@ -127,35 +138,30 @@ class Reading:
             if child.wait(self._alive) != 0:
                 raise wrong("its log cannot be read", child.last_words()[-500:])
 
-    def last_end(self, start: int, by: datetime | None) -> Read:
-        """Find the last end of a transaction from a place on that lies before the first one later than `by`.
-
-        The name of a prepared transaction is chosen by its user, and may look like a record of its own.
-        """
-        last, later, space, doubtful = None, None, None, False
+    def last_end(self, start: int, base: int, by: datetime | None) -> Read:
+        """Read all from `start` on; find the last end of a transaction behind `base`, before one later than `by`."""
+        ends, space = deque[End](maxlen=_UNREAL), None
         for line in self.lines(start, "--rmgr=Transaction", "--rmgr=Tablespace"):
-            match = _LINE.match(line)
-            if match is None:
+            if (match := _LINE.match(line)) is None:
                 continue
             kind, size, where, what = match.groups()
-            at = place(where.decode())
+            end = End(place(where.decode()), int(size), None if what == b"PREPARE" else _time_of(line), line)
+            if end.at < base:
+                continue
             if kind == b"Tablespace":
-                space = at if what == b"CREATE" and space is None else space
+                space = end.at if what == b"CREATE" and space is None and self._real(end) else space
             elif what in _ENDS:
-                doubtful = doubtful or what == b"PREPARE"
-                end = End(at, int(size), None if what == b"PREPARE" else _time_of(line), line)
-                if by is not None and end.time is not None and end.time > by:
-                    later = end
+                if by is not None and end.time is not None and end.time > by and self._real(end):
                     break
-                last = end
-        if doubtful:
-            self._check_real(last, later)
-        return Read(last, space)
+                ends.append(end)
+                self._doubtful = self._doubtful or what == b"PREPARE"
+        return Read(next((end for end in reversed(ends) if self._real(end)), None), space)
 
-    def _check_real(self, *ends: End | None) -> None:
-        for end in ends:
-            if end is not None and next(self.lines(end.at, "--limit=1"), b"") != end.line:
-                raise wrong("its log has a prepared transaction whose name looks like a record", repr(end.line[:200]))
+    def _real(self, end: End) -> bool:
+        """Say if there is such a record: whoever prepares a transaction gives it a name, which may look like a line."""
+        with suppress(Damaged):
+            return not self._doubtful or next(self.lines(end.at, "--limit=1"), b"") == end.line
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +179,15 @@ def _time_of(line: bytes) -> datetime | None:
 
 def _target(facts: Facts, reading: Reading) -> Facts:
     """Return what a recovery to the moment has to be told, and what the text beside it says."""
-    target, start = facts["moment"]["target"], place(str(facts["recovery_lsn"]))
+    target, base = facts["moment"]["target"], place(str(facts["recovery_lsn"]))
+    start = place(str(facts["start_lsn"]))
     if later := target.get("backup"):
-        read = reading.last_end(start, None)
+        read = reading.last_end(start, base, None)
         told = {name: later[name] for name in ("recovery_lsn", "snapshots", "snapshot_at")}
         _check_spaces(read.space, place(str(later["recovery_lsn"])))
         return told
     by = datetime.fromisoformat(target["at"]) if "at" in target else None
-    read = reading.last_end(start, by)
+    read = reading.last_end(start, base, by)
     if read.end is None:  # nothing has ended since: the moment is that of the backup
         return {"snapshots": {}}
     _check_spaces(read.space, read.end.at)

@@ -1,19 +1,37 @@
-"""Whether a physical backup can be made of a server: tried as who asks, with a slot that holds the log for a moment."""
+"""Whether a physical backup can be made of a server, and its log be followed.
+
+Tried as who asks, with a slot that holds the log for a moment.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dbguardd.engines.base import Finding
-from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
+from dbguardd.engines.postgresql.physical.stream import streaming
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import GuardError, SourceDenied
+from dbguardd.errors import GuardError, SourceDenied, Unsupported
 
 BY_PAGES = "backups by pages"
 """The name of the finding."""
 
+FOLLOWED = "following its log"
+"""The name of the finding."""
+
 _MAY = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+_LIMITS = b"""
+SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
+       current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication),
+       current_setting('synchronous_standby_names') ~ '(^|[( ,])"?[*]',
+       (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::int8
+        FROM pg_replication_slots WHERE slot_name LIKE %s)
+"""
+_LEFT = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT temporary AND slot_name LIKE %s"
 
 
 def by_pages(address: Address) -> Finding:
@@ -22,6 +40,56 @@ def by_pages(address: Address) -> Finding:
         return Finding(BY_PAGES, "ok", f"the files of the cluster are in {_directory(address)}")
     except GuardError as error:
         return Finding(BY_PAGES, "not configured", f"{error.message}. {error.detail}".strip())
+
+
+def followed(address: Address) -> Finding:
+    """Say whether the log of the cluster could be followed; if not, what is lacking, each with what mends it."""
+    try:
+        with connected(address) as connection:
+            lacking = [*_lacking(connection, address)]
+    except GuardError as error:
+        return Finding(FOLLOWED, "not configured", f"{error.message}. {error.detail}".strip())
+    if lacking:
+        return Finding(FOLLOWED, "not configured", "; ".join(lacking))
+    return Finding(FOLLOWED, "ok", "continuous = true stores what is committed within a second")
+
+
+def _lacking(connection: Connection, address: Address) -> Iterator[str]:
+    about = place_of(address)
+    cluster = look(connection, about)
+    directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
+    ((slots, senders, standbys, held),) = rows(connection, _LIMITS, f"{PREFIX}%")
+    try:
+        check_bound(connection, directory.free_for_log() + held, None, about)
+    except Unsupported as error:
+        yield f"{error.detail} Fix: {error.hints[0]}"
+    finally:
+        directory.close()
+    for name, free in (("max_replication_slots", slots), ("max_wal_senders", senders)):
+        if free < 1:
+            yield f"all of {name} are in use. Fix: ALTER SYSTEM SET {name} = 10;  -- then restart the server"
+    if standbys:
+        yield (
+            "synchronous_standby_names has *, so commits would wait for dbguard. Fix: name the standbys in "
+            "synchronous_standby_names"
+        )
+    try:
+        with streaming(address, about):
+            pass
+    except GuardError as error:
+        mend = "in pg_hba.conf: local replication postgres peer  -- then SELECT pg_reload_conf()"
+        yield f"it takes no connection for replication: {error.detail or error.message}. Fix: {mend}"
+
+
+def left_over(address: Address) -> Finding | None:
+    """Return a finding on slots of ours that keep the log of the server for nobody, if there are any."""
+    with connected(address) as connection:
+        found = [text(name) for (name,) in rows(connection, _LEFT, f"{PREFIX}%")]
+    if not found:
+        return None
+    mend = "; ".join(f"SELECT pg_drop_replication_slot('{name}')" for name in found)
+    said = f"nobody reads {', '.join(found)}, for which the server keeps its log. Unless another dbguard does: {mend}"
+    return Finding("replication slots", "inconclusive", said)
 
 
 def _directory(address: Address) -> str:

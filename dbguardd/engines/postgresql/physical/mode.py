@@ -18,7 +18,7 @@ from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
-from dbguardd.engines.postgresql.physical.slot import Room, check_own
+from dbguardd.engines.postgresql.physical.slot import check_own, check_room
 from dbguardd.errors import GuardError, SourceChanged
 
 _LOOK_SECONDS = 1.0
@@ -32,6 +32,23 @@ def bounded(about: str) -> Iterator[None]:
         yield
     except errors.AdminShutdown as error:
         raise let_go(f"{about}: the server has ended the session that held its log", str(error).strip()) from error
+
+
+class Room:
+    """The room that a server has for its log, from now on, while a slot of ours holds some of it."""
+
+    def __init__(self, keeper: Connection, slot: str, directory: DataDirectory) -> None:
+        self._keeper, self._slot, self._directory = keeper, slot, directory
+        self._bytes = directory.free_for_log()
+
+    def check(self) -> None:
+        """Raise NoSpace if the log that the slot holds has taken half of the room that it had; see slot.check_room.
+
+        Asked of the file system each time, and of the server only where the room has become less: that can be the work
+        of others.
+        """
+        if self._directory.free_for_log() < self._bytes // 2:
+            check_room(self._keeper, self._slot, self._directory, "during the backup", _MORE_ROOM)
 
 
 @contextmanager
@@ -48,7 +65,7 @@ def watched(keeper: Connection, room: Room) -> Iterator[Callable[[], None]]:
     def look() -> None:
         while not (over.wait(_LOOK_SECONDS) or found):
             try:
-                room.check("during the backup", _MORE_ROOM)
+                room.check()
             except (psycopg.Error, GuardError) as error:  # that it cannot be asked is no reason to take more of it
                 found.append(error)
                 hang_up(keeper)

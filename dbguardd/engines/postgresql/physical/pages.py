@@ -27,17 +27,17 @@ from dbguardd.engines.postgresql.connect import (
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical import configuration, place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.content import fingerprint, labels, renamed
+from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import round_of
-from dbguardd.engines.postgresql.physical.local import BY_PAGES
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded, watched
+from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, left_over
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
+from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
-from dbguardd.engines.postgresql.physical.slot import Room
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
@@ -63,21 +63,25 @@ _SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlog
 
 
 class Pages:
-    """Physical backups of a cluster. Settings: url."""
+    """Physical backups of a cluster. Settings: url, continuous (its log is followed)."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._address = address_of(str(settings.get("url", "")))
         self._about = place_of(self._address)
+        self._continuous = bool(settings.get("continuous"))
         self._held: place.Placed | None = None
         self._untold = ""
         self._restored: dict[Path, Facts] = {}
 
     def probe(self) -> Probe:
         found = probe(self._address, "", ())
+        needed = (BY_PAGES, FOLLOWED) if self._continuous else (BY_PAGES,)
         findings = [
-            replace(one, outcome="failed") if one.name == BY_PAGES and one.outcome != "ok" else one
+            replace(one, outcome="failed") if one.name in needed and one.outcome != "ok" else one
             for one in found.findings
         ]
+        if not self._continuous and (left := left_over(self._address)) is not None:
+            findings.append(left)
         return replace(found, findings=tuple(findings))
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
@@ -242,6 +246,7 @@ class Pages:
             "page_size": cluster.page,
             "checksums": cluster.checksums,
             "prepared": cluster.prepared,
+            "locks": cluster.locks,
             "superuser": None if superuser is None else text(superuser),
             "timeline": ended.timeline,
             "start_lsn": shown_place(ended.start),
@@ -251,6 +256,7 @@ class Pages:
             "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
+            "fingerprint_form": FORM,
             "snapshot_at": (ended.at if placed is None else placed.moment).isoformat(),
             "tablespaces": {oid: [shown(name), place] for oid, (name, place) in cluster.tablespaces.items()},
             "left_out": copy.directory.left_out,
@@ -284,12 +290,12 @@ class Pages:
     def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
         """Say what of what was read may not be as it was in the snapshot; None: all of it is."""
         for name, connection in connections.items():
-            before = labels(connection)
-            if not before:
+            before = seen(connection)
+            if not before.names:
                 continue
             with connected(self._address, os.fsdecode(name), about=self._about) as now:
-                if renamed(before, now):
-                    return Untold(f"database {shown(name)}: the label of a type was changed while its values were read")
+                if what := before.changed(now):
+                    return Untold(f"database {shown(name)}: {what} was changed while values that name it were read")
         return None
 
     def release(self) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from psycopg import errors
 
-from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.connect import Connection, rows
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.errors import NoSpace, SourceInvalid, Unsupported
 
@@ -58,14 +58,18 @@ class Slot:
     def __init__(self, keeper: Connection, name: str) -> None:
         self._keeper, self.name = keeper, name
 
+    def holds(self) -> bool:
+        """Say if it is there, and the server keeps the log for it."""
+        return rows(self._keeper, _STATE, self.name) == [(True,)]
+
     def take(self) -> str:
         """Make the slot if it is not there, or holds nothing any more; say what became of it, nothing if it is well."""
-        found = rows(self._keeper, _STATE, self.name)
-        if found and found[0][0]:
+        if self.holds():
             return ""
+        lost = bool(rows(self._keeper, _STATE, self.name))
         self.drop()
         rows(self._keeper, _MAKE, self.name)
-        return "its slot held more than max_slot_wal_keep_size" if found else "its slot was gone"
+        return "its slot held more than max_slot_wal_keep_size" if lost else "its slot was gone"
 
     def drop(self) -> None:
         """Let the server remove its log: the slot is gone. Who has streamed from it may be about to leave."""
@@ -78,10 +82,13 @@ def bound(keeper: Connection) -> int | None:
     return None if size < 0 else int(size) * _MIB
 
 
-def check_bound(keeper: Connection, room: int, about: str) -> None:
-    """Raise Unsupported if a slot may hold more than there is room for, when nobody takes what it holds."""
+def check_bound(keeper: Connection, room: int, slot: Slot | None, about: str) -> None:
+    """Raise Unsupported if a slot may hold more than there is room for, when nobody takes what it holds.
+
+    One that is there already took its part of the room, and what else takes it is watched as long as it is read.
+    """
     most = bound(keeper)
-    if most is not None and most <= room:
+    if most is not None and (most <= room or (slot is not None and slot.holds())):
         return
     size = "any number of bytes" if most is None else f"{most} bytes, and {room} bytes are free"
     fit = max(1, min(64 << 10, room // 2 // _MIB))
@@ -107,35 +114,15 @@ def check_own(directory: DataDirectory, slot: str, system: int) -> None:
         )
 
 
-class Room:
-    """The room that a server has for its log, from now on, while a slot of ours holds some of it."""
-
-    def __init__(self, keeper: Connection, slot: str, directory: DataDirectory) -> None:
-        self._keeper, self._slot, self._directory = keeper, slot, directory
-        self.bytes = directory.free_for_log()
-
-    def check(self, what: str, hints: Sequence[str]) -> None:
-        """Raise NoSpace if the log that the slot holds has taken half of the room that it had.
-
-        A server that cannot write its log stops at once, and without max_slot_wal_keep_size a slot may hold any number
-        of bytes. Asked of the file system each time, and of the server only where the room has become less: that can
-        be the work of others.
-        """
-        free = self._directory.free_for_log()
-        if free >= self.bytes // 2:
-            return
-        held = next((int(held) for (held,) in rows(self._keeper, _HELD, self._slot) if held is not None), 0)
-        if held > free:
-            raise NoSpace(
-                f"{self._directory.path}/{WAL}: the server needs the room that its log takes {what}",
-                detail=f"The log that is held has {held} bytes, and {free} bytes are free; a server that has no room "
-                "for its log stops. The server lets go of it now.",
-                hints=hints,
-                facts={"needed_bytes": held, "free_bytes": free},
-            )
-
-
-def left_over(keeper: Connection) -> list[str]:
-    """Return the slots of ours that nobody reads: of a log that is followed no more, or by a dbguard that was."""
-    query = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT temporary AND slot_name LIKE %s"
-    return [text(name) for (name,) in rows(keeper, query, f"{PREFIX}%")]
+def check_room(keeper: Connection, slot: str, directory: DataDirectory, what: str, hints: Sequence[str]) -> None:
+    """Raise NoSpace if a slot holds more of the log than the server has room for: without any, it stops at once."""
+    free = directory.free_for_log()
+    held = next((int(held) for (held,) in rows(keeper, _HELD, slot) if held is not None), 0)
+    if held > free:
+        raise NoSpace(
+            f"{directory.path}/{WAL}: the server needs the room that its log takes {what}",
+            detail=f"The log that is held has {held} bytes, and {free} bytes are free; a server that has no room "
+            "for its log stops. The server lets go of it now.",
+            hints=hints,
+            facts={"needed_bytes": held, "free_bytes": free},
+        )

@@ -18,7 +18,7 @@ from psycopg import pq
 from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, refusals
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.slot import patiently
-from dbguardd.errors import LogBroken
+from dbguardd.errors import LogBroken, ServerUnreachable
 
 _DATA, _ALIVE = struct.Struct(">cQQq"), struct.Struct(">cQqB")
 _CONFIRMED = struct.Struct(">cQQQqB")
@@ -85,9 +85,12 @@ class Stream:
     def _ended(self) -> Exception:
         """Return what it means that the server sends no more."""
         found = self._pq.get_result()
-        if found is not None and found.status == pq.ExecStatus.FATAL_ERROR:
-            return psycopg.errors.error_from_result(found)
-        return LogBroken(f"{self._about}: its timeline has ended", detail="the server goes on along another one")
+        match None if found is None else found.status:
+            case pq.ExecStatus.FATAL_ERROR if found is not None:
+                return psycopg.errors.error_from_result(found)
+            case pq.ExecStatus.COPY_IN:
+                return LogBroken(f"{self._about}: its timeline has ended", detail="The server goes on along another.")
+        return ServerUnreachable(f"{self._about}: the server has ended the connection", detail="It is shut down.")
 
 
 @contextmanager

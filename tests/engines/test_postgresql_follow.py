@@ -1,0 +1,302 @@
+"""The log of a real cluster, followed: nothing is lost whatever ends, and what was lost is said to be."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from postgres_follow_world import STAGING, Follower, asked, base, followable, moment, opened, restored
+from postgres_pages_world import own_place
+from postgres_world import as_owner, owner, until
+
+from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.slot import name_of
+from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, Unsupported
+
+SLOT = name_of(STAGING)
+
+
+@pytest.fixture(scope="module")
+def live():
+    with followable() as made:
+        yield made
+
+
+@pytest.fixture
+def follower(live, tmp_path):
+    made = Follower(live, tmp_path)
+    yield made
+    if made.process is not None and made.process.is_alive():
+        made.kill()
+    until(lambda: not slots(live, "AND active"), "the end of its connection")
+    live.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+
+
+def slots(live, more=""):
+    return live.sql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' {more}") == "1"
+
+
+def commits(live, count=20):
+    last = "(SELECT coalesce(max(id), 0) FROM ledger)"
+    live.sql(f"INSERT INTO ledger SELECT {last} + n, 'x' FROM generate_series(1, {count}) n")
+
+
+def written(live, since, until_):
+    """What the server has in its files between two places."""
+    found = bytearray()
+    for name in sorted(os.listdir(live.data / "pg_wal")):
+        if len(name) == 24 and name[:8] == since["round"].split("/")[1].rjust(8, "0"):
+            start = (int(name[8:16], 16) << 32) + int(name[16:], 16) * (16 << 20)
+            if start + (16 << 20) > since["position"] and start < until_["position"]:
+                data = (live.data / "pg_wal" / name).read_bytes()
+                found += data[max(0, since["position"] - start) : until_["position"] - start]
+    return bytes(found)
+
+
+def test_what_is_stored_is_what_the_server_wrote_whatever_is_killed(live, follower):
+    follower.start()
+    follower.catches_up()
+    for turn in range(4):
+        commits(live)
+        if turn == 1:
+            live.sql("SELECT pg_switch_wal()")  # the next place is at the start of a file, or near it
+            follower.catches_up()
+        follower.kill()
+        commits(live)
+        if turn == 2:
+            live.stop(signal.SIGINT)
+            live.start()
+        follower.start()
+    live.sql("SET synchronous_commit = off; INSERT INTO ledger VALUES (100000, 'not on disk yet')")
+    written_ = place_of(live.sql("SELECT pg_current_wal_insert_lsn()"))
+    follower.catches_up()
+    assert follower.resume()["position"] >= written_
+    assert [begun[2] for begun in follower.events("begin")][:2] == [False, True] and len(follower.chains()) == 1
+    body, since, end = follower.body()
+    assert body == written(live, since, end)
+
+
+def test_a_server_at_rest_is_left_at_rest(live, follower):
+    follower.start()
+    follower.catches_up()
+    live.sql("CHECKPOINT")
+    follower.catches_up()
+    before, stored = live.sql("SELECT pg_current_wal_insert_lsn()"), len(follower.events("segment"))
+    for _ in range(5):
+        follower.catches_up()
+    assert live.sql("SELECT pg_current_wal_insert_lsn()") == before
+    assert len(follower.events("segment")) == stored
+
+
+def test_a_server_that_is_stopped_waits_for_nobody_and_is_followed_again(live, follower):
+    follower.start()
+    follower.catches_up()
+    commits(live)
+    live.stop(signal.SIGINT)  # it would wait for a reader that does not say what it has, for ever: see followable
+    assert isinstance(follower.ended(), ServerUnreachable)
+    live.start()
+    follower.start()
+    follower.catches_up()
+    assert [begun[2] for begun in follower.events("begin")] == [False, True]
+
+
+def test_what_is_not_stored_stays_on_the_server(live, follower):
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    follower.path.chmod(0o700)
+    commits(live)
+    assert isinstance(follower.ended(), OSError)
+    for _ in range(3):
+        live.sql("SELECT pg_switch_wal()")
+        live.sql("CHECKPOINT")
+    follower.path.chmod(0o600)
+    follower.start()
+    follower.catches_up()
+    assert [begun[2] for begun in follower.events("begin")] == [False, True]
+    body, since, end = follower.body()
+    assert body == written(live, since, end)
+
+
+def lost(live):
+    """Drop the slot, and have the server remove the log that it held."""
+    until(lambda: not slots(live, "AND active"), "the end of its connection")
+    live.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
+    for _ in range(3):
+        commits(live)
+        live.sql("SELECT pg_switch_wal()")
+        live.sql("CHECKPOINT")
+
+
+def test_a_slot_that_was_dropped_is_a_gap_if_its_log_is_gone(live, follower):
+    follower.start()
+    follower.catches_up()
+    commits(live)
+    follower.catches_up()
+    follower.kill()
+    lost(live)
+    follower.start()
+    follower.catches_up()
+    _, (_, place, continued, because) = follower.events("begin")
+    assert not continued and "has removed a part of its log" in because and "its slot was gone" in because
+    commits(live)
+    follower.catches_up()
+    follower.kill()
+    until(lambda: not slots(live, "AND active"), "the end of its connection")
+    live.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
+    follower.start()
+    follower.catches_up()
+    assert follower.events("begin")[-1][2]  # all of it was still there
+
+
+def test_a_slot_that_holds_too_much_is_a_gap(live, follower):
+    follower.start()
+    follower.catches_up()
+    follower.kill()
+    live.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+    live.sql("SELECT pg_reload_conf()")
+    try:
+        for _ in range(4):
+            commits(live)
+            live.sql("SELECT pg_switch_wal()")
+            live.sql("CHECKPOINT")
+        until(lambda: slots(live, "AND wal_status = 'lost'"), "the loss of its slot")
+        follower.start()
+        follower.catches_up()
+        assert "max_slot_wal_keep_size" in follower.events("begin")[-1][3]
+    finally:
+        live.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'")
+        live.sql("SELECT pg_reload_conf()")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "because"),
+    [
+        ({"round": "7/1"}, "another cluster"),
+        ({"round": "{system}/9"}, "timeline 9 was followed"),
+        ({"round": "{system}/1/0123"}, "tablespace"),
+        ({"check": "0" * 64}, "another log"),
+        ({"position": 1 << 50}, "less of its log"),
+    ],
+)
+def test_a_log_goes_on_where_the_very_same_lies_before_it_only(live, follower, wrong, because):
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    follower.kill()
+    system = follower.resume()["round"].split("/")[0]
+    told = {name: value.format(system=system) if isinstance(value, str) else value for name, value in wrong.items()}
+    follower.start(resume={**follower.resume(), **told})
+    follower.catches_up()
+    assert because in follower.events("begin")[-1][3] and not follower.events("begin")[-1][2]
+
+
+def test_a_slot_without_a_bound_is_refused_and_none_is_left(live, follower):
+    follower.start()
+    follower.catches_up()
+    follower.kill()
+    live.sql("ALTER SYSTEM RESET max_slot_wal_keep_size")
+    live.sql("SELECT pg_reload_conf()")
+    try:
+        until(lambda: live.sql("SHOW max_slot_wal_keep_size") == "-1", "the setting")
+        follower.start()
+        refused = follower.ended()
+        assert isinstance(refused, Unsupported) and not slots(live)
+        live.sql(refused.hints[0].split(";")[0])
+        live.sql("SELECT pg_reload_conf()")
+        follower.start()
+        follower.catches_up()
+    finally:
+        live.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'")
+        live.sql("SELECT pg_reload_conf()")
+
+
+def test_a_log_that_nobody_stores_never_takes_the_last_room_of_the_server(tmp_path):
+    """And it is not held again before there is room for all that may be held."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: only root can mount a small disk for the log")
+    with own_place() as place:
+        disk = place / "disk"
+        disk.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"mode=0700,uid={owner()},size=64m", "tmpfs", disk]
+        if (done := subprocess.run(words, check=False, capture_output=True, text=True)).returncode:
+            pytest.skip(f"NOT TESTED: no file system can be mounted here: {done.stderr.strip()}")
+        try:
+            with followable(0, "--wal-segsize=1", f"--waldir={disk / 'log'}") as other:
+                other.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '44MB'")
+                other.sql("ALTER SYSTEM SET max_wal_size = '4MB'")
+                other.sql("ALTER SYSTEM SET min_wal_size = '2MB'")
+                other.sql("SELECT pg_reload_conf()")
+                follower = Follower(other, tmp_path)
+                follower.start()
+                follower.catches_up()
+                follower.path.chmod(0o700)
+                other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) FROM generate_series(1, 36)")
+                assert isinstance(follower.ended(), OSError) and slots(other)
+                follower.start()
+                assert isinstance(follower.ended(), NoSpace) and not slots(other)
+                follower.start()
+                assert isinstance(follower.ended(), Unsupported) and not slots(other)
+                other.sql("CHECKPOINT")
+                other.sql("CHECKPOINT")
+                follower.path.chmod(0o600)
+                follower.start()
+                follower.catches_up()
+                assert not follower.events("begin")[-1][2]
+                follower.kill()
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+
+def test_a_tablespace_ends_a_log(live, follower):
+    far = live.place / "far"
+    far.mkdir()
+    os.chown(far, live.data.stat().st_uid, -1)
+    follower.start(watch_seconds=0)
+    follower.catches_up()
+    live.sql(f"CREATE TABLESPACE far LOCATION '{far}'")
+    try:
+        assert isinstance(follower.ended(), LogBroken)
+        follower.start()
+        follower.catches_up()
+        assert "tablespace" in follower.events("begin")[-1][3]
+    finally:
+        live.sql("DROP TABLESPACE far")
+
+
+def test_who_follows_no_more_leaves_nothing_behind(live, follower):
+    follower.start()
+    follower.catches_up()
+    follower.kill()
+    as_owner(opened(live).log.unfollow)
+    assert not slots(live)
+    as_owner(opened(live).log.unfollow)
+
+
+def test_a_promoted_server_has_another_log(follower, live):
+    """Last in this file: the server stays on its new timeline."""
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    live.stop(signal.SIGINT)
+    assert isinstance(follower.ended(), GuardError)
+    signal_file = Path(live.data) / "standby.signal"
+    signal_file.touch()
+    os.chown(signal_file, live.data.stat().st_uid, -1)
+    live.start()
+    follower.start()
+    assert "standby" in follower.ended().message
+    assert live.sql("SELECT pg_promote()") == "t"
+    follower.start()
+    follower.catches_up()
+    assert "on timeline 2, and timeline 1 was" in follower.events("begin")[-1][3]
+    backup = as_owner(base, live)
+    commits(live)
+    follower.catches_up()
+    body, since, end = follower.body()
+    assert body == written(live, since, end)
+    with own_place() as place:
+        as_owner(restored, live, moment(backup, body, since, end), place / "restored")
+        question = "SELECT count(*) FROM ledger"
+        assert asked(live, place / "restored", question) == [live.sql(question)]

@@ -1,0 +1,256 @@
+"""A moment of a real cluster: its backup and its log come to what had committed by then, or to nothing at all."""
+
+import os
+import random
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
+from postgres_pages_world import failed, own_place
+from postgres_world import as_owner, owner
+
+from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.errors import Damaged, Unsupported
+from dbguardd.flow import LOG, Segment
+from dbguardd.repository import recover
+from dbguardd.storage import Memory
+from tests.repository.data_path import DOMAIN
+from tests.repository.test_log import open_log
+
+FORGED = (
+    "a\nrmgr: Transaction len (rec/tot):     34/    34, tx:        731, lsn: 0/7000028, prev 0/7000000, "
+    "desc: COMMIT 2099-01-01 00:00:00.000000 UTC"
+)
+RANDOM = int(os.environ.get("MOMENTS", "3"))
+
+
+def now():
+    return datetime.now(UTC)
+
+
+class Kept:
+    """What happened to a server, and what was stored of it."""
+
+    def __init__(self, live, follower):
+        self.book, self._live, self._follower = [], live, follower
+        self._db = psycopg.connect(live.url, autocommit=True)
+        follower.start(watch_seconds=100_000)
+        follower.catches_up()
+        live.sql("CREATE DATABASE doomed")
+        live.sql("CREATE TABLE t AS SELECT generate_series(1, 100) n", "doomed")
+        self.first = as_owner(base, live)
+        self._commit(200)
+        self.before_drop = now()
+        live.sql("DROP DATABASE doomed")
+        self._commit(100)
+        self._db.execute("BEGIN")
+        self._db.execute("INSERT INTO ledger VALUES (-1, 'prepared')")
+        self._db.execute("PREPARE TRANSACTION 'mine'")
+        self.plain = self._stored()
+        self.second = as_owner(base, live)
+        self._commit(20)
+        self.later = self._stored()
+        self._db.execute("ROLLBACK PREPARED 'mine'")
+        self.before_forged = now()
+        self._db.execute("BEGIN")
+        self._db.execute("INSERT INTO ledger VALUES (-2, 'prepared')")
+        self._db.execute(f"PREPARE TRANSACTION '{FORGED}'")
+        self.after_forged = now()
+        self._db.execute(f"ROLLBACK PREPARED '{FORGED}'")
+        self._commit(10)
+        self.before_space = now()
+        far = live.place / "far"
+        far.mkdir()
+        os.chown(far, live.data.stat().st_uid, -1)
+        live.sql(f"CREATE TABLESPACE far LOCATION '{far}'")
+        follower.catches_up()  # nobody has looked: the log has the making of it
+        follower.kill()
+        follower.start()
+        follower.catches_up()
+        chains = follower.chains()
+        assert "tablespace" in follower.events("begin")[-1][3] and len(chains) == 2
+        self.whole = follower.body_of(chains[0])
+        self.after_space = now()
+        self._db.close()
+
+    def _commit(self, count):
+        for _ in range(count):
+            begun, number = now(), len(self.book) + 1
+            self._db.execute("INSERT INTO ledger VALUES (%s, %s)", (number, "x" * (number % 700)))
+            self.book.append((number, begun, now()))
+
+    def _stored(self):
+        self._follower.catches_up()
+        return self._follower.body()
+
+
+@pytest.fixture(scope="module")
+def live():
+    with followable(prepared=5) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kept(live, tmp_path_factory):
+    follower = Follower(live, tmp_path_factory.mktemp("shelf"))
+    found = Kept(live, follower)
+    follower.kill()
+    return found
+
+
+@pytest.fixture
+def place():
+    with own_place() as made:
+        yield made
+
+
+def at(when):
+    return {"at": when.isoformat()}
+
+
+@pytest.mark.parametrize("seed", range(RANDOM))
+def test_a_moment_has_what_had_committed_by_then_and_nothing_else(live, kept, place, seed):
+    dice = random.Random(seed)
+    first, last = kept.book[0][1], kept.book[-1][2]
+    when = first + (last - first) * dice.random() if seed else kept.book[150][2]
+    as_owner(restored, live, moment(kept.first, *kept.later, at(when)), place / "restored")
+    said, ids = asked(live, place / "restored", "SELECT 1", "SELECT id FROM ledger WHERE id > 0 ORDER BY 1")
+    found = [int(line) for line in ids.split()]
+    assert said and found == list(range(1, len(found) + 1))
+    assert len(found) >= sum(done < when for _, _, done in kept.book)
+    assert len(found) <= sum(begun <= when for _, begun, _ in kept.book)
+
+
+def test_a_database_is_there_the_moment_before_it_was_dropped(live, kept, place):
+    as_owner(restored, live, moment(kept.first, *kept.plain, at(kept.before_drop)), place / "restored")
+    (count,) = asked(live, place / "restored", ("doomed", "SELECT count(*) FROM t"))
+    assert count == "100"
+
+
+def test_the_newest_has_all_and_what_was_prepared(live, kept, place):
+    found = as_owner(proven, live, moment(kept.first, *kept.plain), place / "restored")
+    assert failed(found) == {} or set(failed(found)) <= {"page checksums", "the server was kept to its directory"}
+    assert found.fingerprint is None
+    text = (place / "restored" / "RESTORE.txt").read_text()
+    assert kept.book[299][2].isoformat()[:16] in text
+    count, prepared = asked(
+        live, place / "restored", "SELECT count(*) FROM ledger", "SELECT gid FROM pg_prepared_xacts"
+    )
+    assert (count, prepared) == ("300", "mine")
+
+
+def test_a_log_comes_to_the_very_content_of_the_backup_after_it(live, kept, place):
+    """So the restore of a log proves it: all of it, and nothing else."""
+    tree = moment(kept.first, *kept.later, {"backup": kept.second[1]})
+    found = as_owner(proven, live, tree, place / "restored")
+    assert found.fingerprint == kept.second[2]
+
+
+def cut(body, where, length=1):
+    return body[:where] + body[where + length :]
+
+
+def flipped(body, where):
+    return body[:where] + bytes([body[where] ^ 1]) + body[where + 1 :]
+
+
+def swapped(body, where, length=8192):
+    return (
+        body[:where]
+        + body[where + length : where + 2 * length]
+        + body[where : where + length]
+        + body[where + 2 * length :]
+    )
+
+
+def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_anything_starts(live, kept, place):
+    body, since, until_ = kept.plain
+    begin = int(kept.first[1]["log_place"]["position"]) - since["position"]
+    known = place_of(kept.first[1]["start_lsn"]) - since["position"]
+    middle = (begin + len(body)) // 2 // 8192 * 8192 - since["position"] % 8192
+    other = {**since, "round": "7/1"}
+    late = {**since, "position": kept.first[1]["log_place"]["end"] + 8192}
+    wrong = {
+        "flipped": (flipped(body, middle + 100), since, until_),
+        "flipped where the backup has it too": (flipped(body, known + 40), since, until_),
+        "a part is missing": (cut(body, middle, 8192), since, until_),
+        "a part is missing, and the rest moved up": (cut(body, middle, 8192) + bytes(8192), since, until_),
+        "reordered": (swapped(body, middle), since, until_),
+        "zeros at the end": (body[:-300] + bytes(300), since, until_),
+        "of another cluster": (body, other, {**until_, "round": "7/1"}),
+        "begins too late": (body[late["position"] - since["position"] :], late, until_),
+    }
+
+    def tried():
+        said = {}
+        for name, (bytes_, first, last) in wrong.items():
+            try:
+                restored(live, moment(kept.first, bytes_, first, last), place / name[:6])
+            except Damaged as error:
+                said[name] = LOG in error.facts
+        return said, os.listdir(place)
+
+    assert as_owner(tried) == (dict.fromkeys(wrong, True), [])
+
+
+def test_no_recovery_goes_past_the_making_of_a_tablespace_and_any_goes_up_to_it(live, kept, place):
+    """Who replays that empties the directory of the live one. It may be the first thing that is not stored."""
+
+    def tried():
+        restored(live, moment(kept.first, *kept.whole, at(kept.before_space)), place / "before")
+        try:
+            restored(live, moment(kept.first, *kept.whole, at(kept.after_space)), place / "after")
+        except Unsupported as refused:
+            return LOG in refused.facts
+        return None
+
+    said = as_owner(tried)
+    assert os.listdir(live.place / "far") != []
+    assert said or os.fsencode(live.place / "far") not in kept.whole[0]
+    assert sorted(os.listdir(place)) == (["before"] if said else ["after", "before"])
+
+
+@pytest.mark.parametrize("when", ["before_forged", "after_forged"])
+def test_the_name_of_a_prepared_transaction_is_no_record_whatever_it_looks_like(live, kept, place, when):
+    as_owner(restored, live, moment(kept.first, *kept.whole, at(getattr(kept, when))), place / "restored")
+    (count,) = asked(live, place / "restored", "SELECT count(*) FROM ledger")
+    assert count == "320"
+
+
+def test_a_moment_of_which_nothing_had_committed_since_is_the_backup(live, kept, place):
+    early = datetime.fromisoformat(kept.first[1]["snapshot_at"]) + timedelta(microseconds=1)
+    found = as_owner(proven, live, moment(kept.first, *kept.plain, at(early)), place / "restored")
+    assert failed(found).keys() <= {"page checksums", "the server was kept to its directory"}
+    assert asked(live, place / "restored", "SELECT count(*) FROM ledger") == ["0"]
+
+
+def test_a_log_is_taken_by_its_server_as_the_manual_says(live, kept, place):
+    """Without dbguard: what recover.py writes, tar, and the server's own programs."""
+    storage, target, when = Memory(), place / "recovered", kept.before_drop
+    log = open_log(storage)
+    body, since, until_ = kept.plain
+    chain = log.begin(since, "new", when)
+    for start in range(0, len(body), 1 << 20):
+        part = body[start : start + (1 << 20)]
+        ends = [{**since, "position": since["position"] + at} for at in (start, start + len(part))]
+        chain = log.append(chain, Segment("log", *ends, when, part))
+    for entry in storage.list("log/"):
+        (place / "store" / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "store" / entry.name).write_bytes(storage.get(entry.name))
+    for name, data in kept.first[0].items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    key = recover.Key(DOMAIN.repo_id, DOMAIN.id, DOMAIN.key)
+    backup = {"facts": {**kept.first[1], "log": {"chain": chain.id, "after": 0}}}
+    recover.keep_log(place / "store", key, backup, when, target)
+    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
+    block = page.partition("if it is told so before its start:\n.Bd -literal\n")[2].partition(".Ed")[0]
+    told = block.replace("/srv/recovered", str(target)).replace("2026-09-12 08:59:00Z", when.isoformat())
+    script = f"set -e\ntar xf files.tar; tar xf log.tar; rm files.tar log.tar\n{told}\nchmod -R go= .\n"
+    subprocess.run(["bash", "-c", script], check=True, cwd=target, capture_output=True)
+    for path in (target, *target.rglob("*")):
+        os.chown(path, owner(), -1, follow_symlinks=False)
+    assert asked(live, target, "SELECT count(*) FROM ledger") == ["200"]

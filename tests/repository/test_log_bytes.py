@@ -1,0 +1,75 @@
+"""A log whose segments have bytes of it: whole and in order behind a backup, or refused."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+
+import pytest
+
+from dbguardd.errors import Damaged, ObjectMissing
+from dbguardd.flow import LOG, Segment
+from dbguardd.repository import Until
+from dbguardd.repository.log import BYTES
+from dbguardd.repository.moment import LogTree
+from dbguardd.repository.tree import Tree
+from dbguardd.storage.memory import Memory
+from tests.repository.data_path import DOMAIN, NOW, save
+from tests.repository.test_log import PLACE, checked, open_log, segment
+
+
+def piece(number: int, data: bytes) -> Segment:
+    """A segment that follows number - 1 others of as many bytes."""
+    ends = [{**PLACE, "position": len(data) * at} for at in (number - 1, number)]
+    return Segment("wal", *ends, NOW, data)
+
+
+def test_bytes_are_there_in_order_and_folded_and_are_read_behind_a_backup():
+    storage, data = Memory(), random.Random(1).randbytes(70_000)
+    log = open_log(storage)
+    chain = log.begin(PLACE, "new", NOW)
+    for number in range(1, 71):
+        chain = log.append(chain, piece(number, data[1000 * (number - 1) : 1000 * number]))
+    (chain,) = open_log(storage).chains()
+    assert chain.last == 70 and len(chain.pieces) < 12
+    assert b"".join(link.content() for link in log.links(chain, 1, 70)) == data
+    assert not checked(storage)
+    backup = save(storage, {"main": b"m" * 5000})
+    with Tree(storage, DOMAIN, backup) as base, tempfile.TemporaryFile() as file:
+        tree = LogTree(base, log, Until(chain, 10, 60, BYTES, {"at": "then"}))
+        assert list(tree.names()) == ["main", "wal"]
+        with tree.read("main") as main, tree.read("wal") as wal:
+            assert (main.read(), wal.read()) == (b"m" * 5000, data[10_000:60_000])
+        assert tree.deliver("wal", file.fileno()) == 50_000
+        file.seek(0)
+        assert file.read() == data[10_000:60_000]
+        moment = tree.facts["moment"]
+        assert (moment["stream"], moment["target"], tree.facts["n"]) == ("wal", {"at": "then"}, 1)
+        assert (moment["since"]["position"], moment["until"]["position"]) == (10_000, 60_000)
+
+
+def test_what_has_a_hole_or_something_else_in_it_is_refused_and_says_nothing_of_the_backup():
+    storage = Memory()
+    log = open_log(storage)
+    chain = log.begin(PLACE, "new", NOW)
+    for number in range(1, 10):
+        chain = log.append(chain, piece(number, b"w") if number != 5 else segment(5))
+    with Tree(storage, DOMAIN, save(storage, {"main": b"m"})) as base:
+        with LogTree(base, log, Until(chain, 0, 9, BYTES)).read("wal") as source, pytest.raises(Damaged) as mixed:
+            source.read()
+        log.forget([each for each in log.chains()[0].pieces if each.first == 3])
+        whole, _ = log.chains()
+        with pytest.raises(ObjectMissing) as missing:
+            LogTree(base, log, Until(whole, 0, 9, BYTES))
+    assert LOG in mixed.value.facts and LOG in missing.value.facts
+
+
+def test_a_check_reads_every_byte_of_it():
+    storage = Memory()
+    log = open_log(storage)
+    chain = log.append(log.begin(PLACE, "new", NOW), piece(1, b"w" * 100))
+    name = chain.pieces[-1].name
+    data = storage.get(name)
+    storage.delete(name)
+    storage.put(name, data[:-1] + bytes([data[-1] ^ 1]))
+    assert len(checked(storage)) == 1

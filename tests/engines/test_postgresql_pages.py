@@ -34,9 +34,7 @@ from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relat
 from dbguardd.engines.postgresql.physical.place import Snapshot, between
 from dbguardd.engines.postgresql.physical.segments import Log, shown
 from dbguardd.engines.postgresql.physical.segments import place as place_of
-from dbguardd.errors import (
-    SourceChanged,
-)
+from dbguardd.errors import SourceChanged, SourceDamaged
 from dbguardd.repository.tree import Tree
 from tests.repository.data_path import DOMAIN, Drawer, saving
 
@@ -330,6 +328,23 @@ def test_a_backup_becomes_a_cluster_by_hand_as_the_manual_says(live, place, kept
         stop = [live.programs / "pg_ctl", "-D", target, "-m", "fast", "stop"]
         subprocess.run(stop, check=True, cwd="/", capture_output=True, **identity())
     assert told == "12500"
+
+
+def test_a_control_file_that_is_not_whole_is_not_taken(live, place):
+    """What is read while the server writes it may be half of the old and half of the new: its checksum tells."""
+    old = (live.data / "global" / "pg_control").read_bytes()
+    live.sql("SELECT pg_logical_emit_message(true, '', ''); CHECKPOINT")
+    new = (live.data / "global" / "pg_control").read_bytes()
+    first = next(n for n in range(512) if old[n] != new[n]) + 1
+    (place / "global").mkdir()
+    with closing(DataDirectory(str(place), {}, "")) as directory:
+        for torn in (new[:first] + old[first:], b"", bytes(8192)):
+            (place / "global" / "pg_control").write_bytes(torn)
+            with pytest.raises(SourceDamaged, match="checksum"):
+                directory.control()
+        for whole in (old, new):
+            (place / "global" / "pg_control").write_bytes(whole)
+            assert directory.control() == whole
 
 
 # ------------------------------------------------------------------------------------------------ places in the log

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import tarfile
 import time
-from contextlib import closing
 from datetime import datetime
 from io import BytesIO
 
@@ -275,23 +274,6 @@ def replaced(archive, name, data):
             member.size = len(data) if member.name == name else member.size
             new.addfile(member, content)
     return out.getvalue()
-
-
-def test_a_control_file_that_is_not_whole_is_not_taken(live, place):
-    """What is read while the server writes it may be half of the old and half of the new: its checksum tells."""
-    old = (live.data / "global" / "pg_control").read_bytes()
-    live.sql("SELECT pg_logical_emit_message(true, '', ''); CHECKPOINT")
-    new = (live.data / "global" / "pg_control").read_bytes()
-    first = next(n for n in range(512) if old[n] != new[n]) + 1
-    (place / "global").mkdir()
-    with closing(DataDirectory(str(place), {}, "")) as directory:
-        for torn in (new[:first] + old[first:], b"", bytes(8192)):
-            (place / "global" / "pg_control").write_bytes(torn)
-            with pytest.raises(SourceDamaged, match="checksum"):
-                directory.control()
-        for whole in (old, new):
-            (place / "global" / "pg_control").write_bytes(whole)
-            assert directory.control() == whole
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused

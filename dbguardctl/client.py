@@ -99,10 +99,11 @@ class Daemon:
             headers["Last-Event-ID"] = str(after)
         connection = _Connection(self.path, _HEARTBEAT_SECONDS, self._tell)
         try:
-            response = self._send(connection, "GET", _target(parts, query), None, headers)
-            if response.status >= 400:
-                raise _problem(response, response.read())
-            yield from _events(response)
+            # Closed here: a Ctrl-C that comes while the interpreter gets rid of an open one is lost without a word.
+            with self._send(connection, "GET", _target(parts, query), None, headers) as response:
+                if response.status >= 400:
+                    raise _problem(response, response.read())
+                yield from _events(response)
         except (OSError, http.client.HTTPException) as error:
             raise _unreachable(self.path, error) from error
         finally:

@@ -271,11 +271,13 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("log.left", "info", "its log is followed no more", variant="done", when={"problem": None}),
     Kind(
-        "log.tried", "info", "its log can be restored: {detail}",
-        "The log between two backups was restored into a private place.",
+        "log.tried", "info", "restored as it was at {moment_at}: {detail}",
+        "A random moment of the log of a database was restored into a private place, and compared.",
     ),
+    Kind("log.tried", "warning", "restored as it was at {moment_at}, which is not proven by that: {detail}",
+         variant="inconclusive", when={"outcome": "inconclusive"}),
     Kind(
-        "log.tried", "error", "its log can NOT be restored: {detail}",
+        "log.tried", "error", "its log can NOT be restored[, as it was at {moment_at}]: {detail}",
         variant="failed", when={"outcome": "failed"},
         title="A log cannot be relied on",
         meaning="The log of {database} was put over a backup in a private place, and something was not as it should "
@@ -301,6 +303,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "policy.refused", "error", "the policy was refused, the old one stays in force: {problem} ({code})[. {detail}]",
         "A policy was not taken over; the old one stays in force.",
+    ),
+    Kind(
+        "question.restoring", "info",
+        "backup {backup} is brought back to be asked: {needs_bytes}[, as a rule in {usual_seconds}]",
+        "A question begins to bring a backup back to where its answer is found.",
     ),
     Kind(
         "recovery.added", "info", "key {key}: the recovery recipient {recipient} can open the repository from now on",

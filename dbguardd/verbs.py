@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dbguardd.wire import REQUESTS, Request, option
+from dbguardd.wire import ENGINE_VERBS, QUESTION_VERBS, REQUESTS, Request, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +34,15 @@ BY_HAND: Mapping[str, type[Request]] = {**REQUESTS, **STANDBY}
 
 def apart(verb: str, request: Mapping[str, Any]) -> str:
     """Return what tells the staging of a job that runs beside others of its database from theirs; else nothing."""
+    if verb in QUESTION_VERBS:
+        return "question"
     return f"{verb} {request.get('to', '')}" if verb == "follow" or verb in STANDBY else ""
+
+
+REVIVED = frozenset(("postgresql",))
+"""The engines whose backups are restored to be asked: their workers have an engine half for questions, too."""
+
+
+def opens(verb: str, engine: str | None) -> bool:
+    """Say if the worker of a job has an engine half: it opens a database, live or restored."""
+    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and engine in REVIVED)

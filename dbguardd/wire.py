@@ -105,6 +105,7 @@ class Query(Request):
     sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log"})
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
     rows: int = option("at most so many rows", 1000)
     seconds: int = option("give up after so many seconds", 60)
 
@@ -117,7 +118,8 @@ class Get(Request):
     table: str = option("the table")
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
-    format: str = option("sql: CREATE and INSERT for the sqlite3 shell; csv: NULL is nothing, blobs are hex", "sql")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
+    format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL is nothing, blobs are hex", "sql")
     seconds: int = option("give up after so many seconds", 3600)
 
 
@@ -129,6 +131,7 @@ class Diff(Request):
     older: str = option("the backup before: a moment, as 'yesterday 09:00', or the id of a backup")
     newer: str = option("the backup after, said in the same way; the newest to rely on if not given")
     table: str = option("only this table")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
     rows: int = option("list at most so many rows of each table; all are counted", 100)
     seconds: int = option("give up after so many seconds", 3600)
 
@@ -142,6 +145,7 @@ class Undelete(Request):
     where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"')
     backup: str = option("id of the backup that has the rows, or its first characters")
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
     rows: int = option("show at most so many rows; all are counted", 20)
     sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
     seconds: int = option("give up after so many seconds", 3600)
@@ -216,6 +220,16 @@ class Stretch:
     until_at: str
 
 
+@dataclass(frozen=True, slots=True)
+class LogProof:
+    """When the log of a database last passed a test restore, and as it was at which moment; when one last failed."""
+
+    proven_at: str | None = None
+    moment_at: str | None = None
+    failed_at: str | None = None
+    failure: str | None = None
+
+
 @dataclass(slots=True)
 class JobRow:
     """One job. `result` and `problem` are there when it has ended; `job list` leaves the results out."""
@@ -287,6 +301,7 @@ class DatabaseStatus:
     hints: list[str]
     log_problem: str | None = None  # why nothing of its log could be restored now
     continuous: bool = False  # its log is followed: recoverable_to_at is then the end of what is stored of that
+    log_proof: LogProof | None = None
 
 
 @dataclass(slots=True)

@@ -186,15 +186,10 @@ def _identity(session: Session, name: str, command: str) -> str:
     if name not in known:
         detail = " ".join(part for part in (did_you_mean(name, known), f"Keys: {', '.join(known)}.") if part)
         raise NotFound(f"{name}: no such key in the policy", detail=detail, hints=["dbguardctl key list"])
-    if sys.stdin.isatty():
-        from getpass import getpass  # noqa: PLC0415 - only when a person types
-
-        words = getpass("Recovery key (AGE-SECRET-KEY-1..., not shown): ", stream=None)
-    else:
-        words = sys.stdin.read(65536)
-    _, begin, rest = words.upper().partition(_IDENTITY)
+    words = _typed() if sys.stdin.isatty() else sys.stdin.read(65536)
+    begin, rest = _parts(words)
     if begin:  # as it was typed, or a whole sheet
-        return begin + "".join(rest.split())[:_IDENTITY_REST]
+        return begin + rest[:_IDENTITY_REST]
     lines = [line.strip() for line in words.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
         raise Usage(
@@ -203,3 +198,35 @@ def _identity(session: Session, name: str, command: str) -> str:
             hints=[f"{command} < FILE"],
         )
     return lines[0]
+
+
+def _typed() -> str:
+    """Read a recovery key from the terminal, over as many lines as it has on the sheet, until an empty one.
+
+    Nothing of it is echoed, nor left for the shell: what was pasted beyond it is thrown away with the echo still off.
+    """
+    import termios  # noqa: PLC0415 - only when a person types
+
+    before, words = termios.tcgetattr(sys.stdin), ""
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    ask = "Recovery key (AGE-SECRET-KEY-1..., not shown): "
+    termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, silent)
+    try:
+        while len(_parts(words)[1]) < _IDENTITY_REST:
+            click.echo(ask, nl=False, err=True)
+            line = sys.stdin.readline()
+            click.echo(err=True)
+            if not line.strip():
+                break
+            words += line
+            ask = f"{_IDENTITY_REST - len(_parts(words)[1])} characters more (an empty line ends it): "
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, before)
+    return words
+
+
+def _parts(words: str) -> tuple[str, str]:
+    """Return how a recovery key begins, empty if there is none, and what follows, without spaces and line ends."""
+    _, begin, rest = "".join(words.upper().split()).partition(_IDENTITY)
+    return begin, rest

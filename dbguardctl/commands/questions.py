@@ -26,6 +26,7 @@ from dbguardd.words import safe
 
 Json = dict[str, Any]
 
+_NAMES = {"backup": "id", "in_database": "database"}
 _ID = re.compile("0[0-9a-z]{3,25}", re.I)
 """What begins as every id does, and no moment."""
 
@@ -33,7 +34,7 @@ _ID = re.compile("0[0-9a-z]{3,25}", re.I)
 @click.command(cls=Command, help=wire.Query.__doc__)
 @database_argument()
 @click.argument("sql", metavar="SELECT")
-@request_options(wire.Query, rename={"backup": "id"})
+@request_options(wire.Query, rename=_NAMES)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a head, NULL as nothing, blobs in hex.")
 @pass_session
 def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any) -> None:
@@ -60,13 +61,13 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
 @click.command(cls=Command, help=wire.Get.__doc__)
 @database_argument()
 @text_option("--table", required=True, help="The table.")
-@request_options(wire.Get, skip=("table", "format"), rename={"backup": "id"})
+@request_options(wire.Get, skip=("table", "format"), rename=_NAMES)
 @click.option(
     "--format",
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
-    help="CREATE and INSERT for the sqlite3 shell; or CSV: a head, NULL as nothing, blobs in hex.",
+    help="SQL for the sqlite3 shell, or psql; or CSV: a head, NULL as nothing, blobs in hex.",
 )
 @text_option("--to", metavar="FILE", help="Write into this new file instead of to standard output.")
 @pass_session
@@ -171,7 +172,7 @@ def _write(target: _New | None, portion: bytes) -> None:
     shell_complete=complete_id,
     help="The backup after, said in the same way; the newest to rely on if not given.",
 )
-@request_options(wire.Diff, skip=("older", "newer"))
+@request_options(wire.Diff, skip=("older", "newer"), rename=_NAMES)
 @click.option("--summary", is_flag=True, help="Only how many rows of each table were added, removed and changed.")
 @pass_session
 def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
@@ -197,7 +198,7 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
 @click.command(cls=Command, help=wire.Undelete.__doc__)
 @database_argument()
 @text_option("--table", required=True, help="The table.")
-@request_options(wire.Undelete, skip=("table",), rename={"backup": "id"})
+@request_options(wire.Undelete, skip=("table",), rename=_NAMES)
 @text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
 @pass_session
 def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
+from dbguardctl.commands.grants import grants
 from dbguardctl.consent import confirmed
 from dbguardctl.options import Given, database_argument, text_option
 from dbguardctl.screen import Block, Cell, text
@@ -43,11 +45,21 @@ version = 1
 
 
 @click.command(cls=Command)
-@click.option("--policy", default=POLICY, show_default=True, metavar="FILE", type=Given(),
+@click.option("--policy", default=None, show_default=POLICY, metavar="FILE", type=Given(),
               help="The policy file to begin.")  # fmt: skip
+@text_option("--sql", metavar="URL", help="Print the SQL that makes the role of a PostgreSQL server, and do nothing.")
 @pass_session
-def init(session: Session, policy: str) -> None:
+def init(session: Session, policy: str | None, sql: str) -> None:
     """Begin a policy file, commented, if there is none, and print what to do next."""
+    if sql:
+        if policy is not None:
+            raise Usage("init: --sql writes no policy; give one of both")
+        if session.json:
+            session.print_json({"schema": "dbguard.init/1", "sql": grants(sql)})
+        else:
+            sys.stdout.write(grants(sql))  # as it is: it is for psql
+        return
+    policy = policy or POLICY
     path = Path(policy)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

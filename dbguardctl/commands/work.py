@@ -21,10 +21,13 @@ def seconds(text: str) -> float | None:
     return parse_span(text) if text else None
 
 
-def names_of(session: Session, kind: str = "databases") -> list[str]:
-    """Return the names of all databases of the policy, or of all storages. Raises NotFound if there is none."""
+def names_of(session: Session, kind: str = "databases", *, orphans: bool = False) -> list[str]:
+    """Return the names of all databases of the policy, or of all storages. Raises NotFound if there is none.
+
+    With `orphans` also the databases that only have backups.
+    """
     rows = session.daemon.get("status")[kind]
-    names = [str(row["name"]) for row in rows if row.get("state") != Health.ORPHANED]
+    names = [str(row["name"]) for row in rows if orphans or row.get("state") != Health.ORPHANED]
     if not names:
         raise NotFound("dbguard: no database is protected yet", hints=["dbguardctl protect PATH"])
     return names
@@ -83,13 +86,18 @@ def verify(session: Session, what: str, no_wait: bool, timeout: str) -> int:
 @wait_options
 @pass_session
 def check(session: Session, database: str | None, no_wait: bool, timeout: str, **fields: Any) -> int:
-    """Check one database, or all."""
+    """Check one database, or all, those that only have backups too."""
     limit = seconds(timeout)
     if not database:
         read: set[str] = set()  # storages: --data reads all of one, whichever of its databases is named
-        requests = [{"database": name, **fields} for name in names_of(session)]
+        requests = [{"database": name, **fields} for name in names_of(session, orphans=True)]
+        named = session.daemon.get("config")["policy"]["database"] if fields["data"] else {}
         for request in requests if fields["data"] else ():
-            storage = session.daemon.get("config")["policy"]["database"][request["database"]]["storage"][0]
+            name = request["database"]
+            if name in named:
+                storage = named[name]["storage"][0]
+            else:
+                storage = session.daemon.get("databases", name, "backups")["backups"][0]["storage"]
             request["data"] = storage not in read
             read.add(storage)
         return _batch(session, "check", requests, no_wait, limit)

@@ -40,7 +40,7 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     tally = f"{count(len(rows), 'backup')}, {proven} proven, from {oldest} to {newest}"
     blocks: list[Block] = [
         text(Cell(name, "strong"), f" \N{MIDDLE DOT} {rows[0]['engine']} \N{MIDDLE DOT} {tally}"),
-        *_log(answer.get("log") or [], zone),
+        *_log(answer.get("log") or [], answer.get("log_proof"), now, zone),
         text(f"Times are {zone_name(now, zone)}."),
         Line(),
     ]  # fmt: skip
@@ -68,15 +68,24 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     return blocks + gone
 
 
-def _log(rows: list[Json], zone: tzinfo | None) -> list[Block]:
-    """Return which moments between the backups can be restored, and what was missed."""
+def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | None) -> list[Block]:
+    """Return which moments between the backups can be restored, what was missed, and when that was proven last."""
     blocks: list[Block] = []
     for row in rows:
         since, until = _up(str(row["since_at"])), str(row["until_at"])  # in whole seconds that are all covered
         if since[:19] < until[:19]:
             lead = "then a gap, and" if blocks else "any second"
             blocks.append(text(f"{lead:<15} from {absolute(since, zone)} to {absolute(until, zone)}"))
+    if blocks:
+        blocks.append(text(f"{'proven':<15} {log_proof(proof, now, zone)}"))
     return blocks
+
+
+def log_proof(proof: Json | None, now: datetime, zone: tzinfo | None) -> str:
+    """Say when the log was proven last, and by which moment."""
+    if not proof or not proof["proven_at"]:
+        return "not yet"
+    return f"{when(proof['proven_at'], now, zone)}, as it was at {absolute(proof['moment_at'], zone)}"
 
 
 def _up(moment: str) -> str:

@@ -25,6 +25,8 @@ def said_of(result: Json, zone: tzinfo | None) -> Iterator[Sequence[Cell | str]]
     """Yield lines that say which backup an answer is from, and what that is worth."""
     grade = Cell("FAILED", "bad") if result["failure"] else Cell(result["grade"], _GRADES.get(result["grade"], ""))
     yield "as it was at ", Cell(absolute(result["created_at"], zone), "strong"), f": backup {result['backup']}, ", grade
+    if log := result.get("segments"):
+        yield f"with {count(log, 'segment')} of its log; the sum of all pages, which a restore compares, was not"
     for warning in result["warnings"]:
         yield Cell("note  ", "warn"), str(warning)
 

@@ -7,6 +7,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
+from dbguardctl.views.backups import log_proof
 from dbguardctl.words import ago, ahead, days_ago, when, zone_name, zoned
 from dbguardd.states import Health
 from dbguardd.words import count, humanized, parse_utc, size, span
@@ -261,6 +262,7 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
     if row["continuous"]:
         followed = f"is followed; dbguardctl list {row['name']} says which seconds can be restored"
         rows.insert(1, ("its log", "see below" if row.get("log_problem") else followed))
+        rows.insert(3, ("its log proven", log_proof(row.get("log_proof"), now, zone)))
     if row["running_job"]:
         rows.append(("running job", Cell(f"dbguardctl job watch {row['running_job']}", "try")))
     blocks: list[Block] = [

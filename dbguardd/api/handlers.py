@@ -33,8 +33,9 @@ def backups(ask: Ask) -> Json:
         for row in listed:
             row["kept_because"] = []
     expired = to_json(ask.service.expired(ask.path["name"])) if ask.query["all"] else []
-    log = to_json(ask.service.coverage(ask.path["name"]))
-    return {"database": ask.path["name"], "backups": listed, "expired": expired, "log": log}
+    log, proof = ask.service.coverage(ask.path["name"])
+    told = {"log": to_json(log), "log_proof": to_json(proof)}
+    return {"database": ask.path["name"], "backups": listed, "expired": expired, **told}
 
 
 def show(ask: Ask) -> Json:

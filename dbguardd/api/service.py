@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
 from dbguardd.states import Role
-from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, Status, Stretch
+from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch
 
 Json = dict[str, Any]
 
@@ -40,8 +40,8 @@ class Service(Protocol):
     def backups(self, database: str) -> list[BackupRow]:
         """The backups of one database, newest first, with what keeps each. Raises NotFound."""
 
-    def coverage(self, database: str) -> list[Stretch]:
-        """The stretches of time of which any moment of a database can be restored, oldest first."""
+    def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
+        """The stretches of time of which any moment of a database can be restored, oldest first; the proof of that."""
 
     def expired(self, database: str) -> list[ExpiredRow]:
         """The backups that the policy gave up and that are not yet deleted, newest first."""

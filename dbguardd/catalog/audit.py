@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dbguardd.catalog.times import to_text
+from dbguardd.durable import sync_directory
 from dbguardd.errors import AuditBroken, Degraded, GuardError, SecondInstance, Usage, of_file
 
 _ANCHOR = "audit_head"
@@ -98,7 +99,7 @@ class Audit:
         try:
             audit._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             fcntl.flock(audit._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
             audit._resume(now)
         except BlockingIOError as error:
             audit.close()
@@ -287,14 +288,6 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
 
 def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(body)).hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _outcome(path: Path, error: OSError) -> GuardError:

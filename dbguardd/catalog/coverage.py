@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from dbguardd.catalog.state import Settings
+from dbguardd.wire import LogProof
 
 _MOST = 200  # chains that are remembered of a database
 
@@ -58,3 +60,21 @@ def forget(settings: Settings, database: str, until_at: str) -> None:
         database,
         [replace(row, since_at=at, until_at=max(row.until_at, at)) for row, at in zip(left, since, strict=True)],
     )
+
+
+def tried(settings: Settings, database: str, facts: Mapping[str, Any], at: str) -> None:
+    """Note how a test restore of the log of a database ended: it grades no backup, so it is kept here only."""
+    moment, known = facts["moment_at"], proof(settings, database) or LogProof()
+    match facts["outcome"]:
+        case "ok":
+            known = replace(known, proven_at=at, moment_at=str(moment))
+        case "failed":
+            said = f"as it was at {moment}: {facts['detail']}" if moment else str(facts["detail"])
+            known = replace(known, failed_at=at, failure=said)
+    settings.put(f"log_proof:{database}", json.dumps(asdict(known)))
+
+
+def proof(settings: Settings, database: str) -> LogProof | None:
+    """Return what the test restores of the log of a database have shown, None if there was none."""
+    known = settings.get(f"log_proof:{database}")
+    return None if known is None else LogProof(**json.loads(known))

@@ -52,27 +52,38 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"repository:{facts['storage']}", str(facts["id"]))
             if event == "repository.created":
                 settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
+        case "backup.stored" if facts.get("directory"):
+            settings.put(f"directory:{facts['database']}", str(facts["directory"]))
         case "restore.replacing" | "restore.kept" | "restore.done" if "database" in facts:
             settings.put(f"replacing:{facts['database']}", at if event == "restore.replacing" else "")
             if event == "restore.done":
                 settings.put(f"restored:{facts['database']}", at)
-        case "log.begun" | "log.forgotten" | "log.known":
-            _remember_log(settings, event, facts)
+        case "log.begun" | "log.forgotten" | "log.known" | "log.tried":
+            _remember_log(settings, event, facts, at)
+        case "recovery.tested" | "recovery.used" | "recovery.added" | "recovery.dropped" | "recovery.known":
+            _remember_key(settings, event, facts, at)
+
+
+def _remember_key(settings: Settings, event: str, facts: Facts, at: str) -> None:
+    key = str(facts["key"])
+    match event:
         case "recovery.tested" | "recovery.used":  # who got back in by it has tested it
-            settings.put(f"recovery_tested:{facts['key']}", at)
-            settings.put(f"recovery_tested:{facts['key']}:{facts['recipient']}", at)
+            settings.put(f"recovery_tested:{key}", at)
+            settings.put(f"recovery_tested:{key}:{facts['recipient']}", at)
         case "recovery.added":
-            _recoverable(settings, str(facts["key"]), [str(facts["recipient"])])
+            _recoverable(settings, key, [str(facts["recipient"])])
         case "recovery.dropped":
-            left = [known for known in recovery(settings, str(facts["key"])) if known != facts["recipient"]]
-            settings.put(f"recovery:{facts['key']}", json.dumps(left))
+            left = [known for known in recovery(settings, key) if known != facts["recipient"]]
+            settings.put(f"recovery:{key}", json.dumps(left))
         case "recovery.known":
-            _recoverable(settings, str(facts["key"]), [str(recipient) for recipient in facts["recipients"]])
+            _recoverable(settings, key, [str(recipient) for recipient in facts["recipients"]])
 
 
-def _remember_log(settings: Settings, event: str, facts: Facts) -> None:
+def _remember_log(settings: Settings, event: str, facts: Facts, at: str) -> None:
     database = str(facts["database"])
     match event:
+        case "log.tried":
+            coverage.tried(settings, database, facts, at)
         case "log.begun":
             row = coverage.Covered(str(facts["chain"]), str(facts["begun_at"]), str(facts["at"]))
             coverage.begin(settings, database, row)

@@ -10,21 +10,23 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.catalog import Catalog, Who, coverage, to_text
+from dbguardd.catalog import Catalog, Who, coverage, to_moment, to_text
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
-from dbguardd.wire import REQUESTS, to_json
+from dbguardd.wire import REQUESTS, LogProof, to_json
 from dbguardd.words import size
 
 FOLLOWER = Who("follower")
 _STALL_SECONDS = 120.0
 _WAIT_SECONDS = 1.0, 60.0
 _KEEP_SECONDS = 30.0
+_RECENT = timedelta(days=1)  # of which a proof takes a moment
 _LEAVE_SECONDS = 30.0
 _BASE_SECONDS = 5.0, 600.0  # between two backups that broken logs ask for: more each time, until it holds for long
 
@@ -66,15 +68,22 @@ class Following:
         rows, follower = coverage.read(self._catalog.settings, name), self._followers.get(name)
         return rows if follower is None or not follower.until_at else _reached(rows, follower)
 
+    def proof(self, name: str) -> LogProof | None:
+        """What the test restores of the log of a database have shown."""
+        return coverage.proof(self._catalog.settings, name)
+
     def problem(self, name: str) -> GuardError | None:
         """What keeps the log of a database from being followed just now."""
         follower = self._followers.get(name)
         return None if follower is None else follower.problem
 
-    def held(self, name: str) -> str:
-        """Who keeps the log of a database from beginning anew, in words; nothing if nobody is known to."""
-        follower = self._followers.get(name)
-        return "" if follower is None else follower.held
+    def trouble(self, name: str, now: datetime) -> list[str]:
+        """What is wrong with the log of a database, in words: who keeps it from beginning anew, what a proof found."""
+        follower, proof = self._followers.get(name), self.proof(name)
+        found = [follower.held] if follower is not None and follower.held else []
+        if proof is not None and proof.failed_at and to_moment(proof.failed_at) > now - _RECENT:
+            found.append(f"its log did not pass a test restore at {proof.failed_at}: {proof.failure}")
+        return found
 
     # ------------------------------------------------------------------------------------------ life
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 _MOST_BYTES = 1 << 16
 
@@ -25,7 +26,7 @@ class Level:
     total_bytes: int | None = None
     repository: str | None = None  # empty: there is none
     error: str = ""
-    device: int | None = None  # of the file system
+    device: int | None = None  # of the file system, as far as it can be seen
     missing: bool = False  # nothing is there, and we could have seen it
 
 
@@ -89,9 +90,17 @@ def _look(path: str) -> Level:
         repository = _repository(f"{path}/repo.json")
     except OSError as error:
         gone = isinstance(error, FileNotFoundError | NotADirectoryError)
-        return Level(error=f"{path}: {error.strerror}", missing=gone)
+        return Level(error=f"{path}: {error.strerror}", device=None if gone else _device_above(path), missing=gone)
     free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
     return Level(free, total, repository, device=device)
+
+
+def _device_above(path: str) -> int | None:
+    """Return the file system of the nearest directory above that can be seen; that of a private database is private."""
+    for above in Path(path).parents:
+        with suppress(OSError):
+            return above.stat().st_dev
+    return None
 
 
 def _repository(path: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
+from dbguardd.durable import sync_directory
 from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
@@ -323,11 +324,7 @@ def write_whole(path: Path, text: str, mode: int) -> None:
             opened.flush()
             os.fsync(file)
         temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbguardd.catalog import Who
-from dbguardd.wire import JobRow
+from dbguardd.verbs import opens
+from dbguardd.wire import QUESTION_VERBS, JobRow
 
 BY_DATABASE = frozenset(("backup", "verify", "restore", "undo", "check", "expire"))
 """One of these at a time for each database."""
@@ -113,6 +114,8 @@ class Live:
         storage = (f"storage:{self.terms.storage}", self.row.verb in ALONE_IN_STORAGE)
         if self.row.verb in BY_DATABASE and self.row.database is not None:
             return storage, (f"database:{self.row.database}", True)
+        if self.row.verb in QUESTION_VERBS and opens(self.row.verb, self.terms.spec["database"]["engine"]):
+            return storage, (f"question:{self.row.database}", True)  # beside all else, in a directory of its own
         return (storage,)
 
     def advance(self, progress: Mapping[str, Any]) -> None:

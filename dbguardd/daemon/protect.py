@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dbguardd.daemon.around import Look
+from dbguardd.durable import sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
     SourceDenied,
@@ -296,15 +297,6 @@ def away(file: Path) -> Iterator[None]:
         raise
     aside.unlink(missing_ok=True)
     sync_directory(file.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _shown(path: str) -> str:

@@ -22,7 +22,7 @@ from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
 from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
 from dbguardd.states import JobState, Role
-from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, Status, Stretch, to_json
+from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch, to_json
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0
@@ -60,7 +60,7 @@ class Service:
 
     async def look(self) -> None:
         """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
-        await self._do.views.gauge.glance(self._do.views.places())
+        await self._do.views.storages.gauge.glance(self._do.views.storages.places())
 
     def status(self) -> Status:
         """One screen."""
@@ -74,10 +74,11 @@ class Service:
         """The backups that the policy gave up and that are not yet deleted, newest first."""
         return self._catalog.backups.expired(database)
 
-    def coverage(self, database: str) -> list[Stretch]:
-        """The stretches of time of which any moment of a database can be restored, oldest first."""
+    def coverage(self, database: str) -> tuple[list[Stretch], LogProof | None]:
+        """The stretches of time of which any moment of a database can be restored, oldest first; the proof of that."""
         found = self._do.views.coverage(database)
-        return [Stretch(to_text(one.since), to_text(one.until)) for one in found]
+        stretches = [Stretch(to_text(one.since), to_text(one.until)) for one in found]
+        return stretches, self._do.views.following.proof(database)
 
     def show(self, id: str) -> Json:
         """One backup, job or database in full, by id, by the first characters of an id, or by name."""
@@ -317,7 +318,7 @@ class Service:
 
     def keys(self) -> Json:
         """The keys, and when their recovery was last tested."""
-        return {"keys": to_json(self._do.views.keys())}
+        return {"keys": to_json(self._do.views.storages.keys())}
 
     def credentials(self) -> Json:
         """The systemd credentials that the policy names or that this process was given."""

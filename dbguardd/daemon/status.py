@@ -1,8 +1,10 @@
-"""What can be said now: of each database, storage and key. Reads the catalog, decides by the rules, changes nothing."""
+"""What can be said now: of each database, and all of it on one screen.
+
+Reads the catalog, decides by the rules, changes nothing.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -10,23 +12,17 @@ from functools import cache
 
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
-from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.gauge import Gauge
-from dbguardd.daemon.inforce import InForce, dated, opener
+from dbguardd.daemon.inforce import InForce, dated
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
+from dbguardd.daemon.storages import Storages
 from dbguardd.daemon.timetable import longest_gap, timing
 from dbguardd.errors import (
     GuardError,
-    KeyMissing,
-    KeyRefused,
-    NoSpace,
-    NotARepository,
     NotFound,
     ServerUnreachable,
     SourceMissing,
-    Unreachable,
     from_problem,
 )
 from dbguardd.policy.policy import database_spec
@@ -37,7 +33,7 @@ from dbguardd.rules.coverage import Stretch, coverage
 from dbguardd.rules.objectives import Facts, judge
 from dbguardd.rules.reliance import UNDO_DAYS
 from dbguardd.states import JobState
-from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, RecipientStatus, Status, StorageStatus
+from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status
 from dbguardd.words import size
 
 Lost = Callable[[str], GuardError | None]
@@ -56,7 +52,7 @@ class Views:
     runner: Runner
     scheduler: Scheduler
     following: Following
-    gauge: Gauge
+    storages: Storages
     host: str
     machine_id: str  # for the jitter
     notes: tuple[str, ...] = ()  # what happened at start that a person should know
@@ -64,7 +60,7 @@ class Views:
 
     def status(self, now: datetime) -> Status:
         """The whole screen."""
-        keys = self.keys()
+        keys = self.storages.keys()
         return Status(
             schema="dbguard.status/1",
             version=__version__,
@@ -74,17 +70,17 @@ class Views:
             timezone=str(self.inforce.policy.defaults.timezone),
             attention=list(self._attention()),
             databases=self.databases(now, keys),
-            storages=[self.storage(name) for name in self.inforce.storages()],
+            storages=[self.storages.storage(name) for name in self.inforce.storages()],
             keys=keys,
         )
 
     def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
         """Every database of the policy in its order, then those that only have backups."""
-        keys = self.keys() if keys is None else keys
+        keys = self.storages.keys() if keys is None else keys
         recoverable = {key.name: bool(key.recovery) if key.known else None for key in keys}
         guarded = self.inforce.policy.names()
         orphans = {name: engine for name, engine in self.catalog.backups.databases().items() if name not in guarded}
-        lost = cache(self._lost)
+        lost = cache(self.storages.lost)
         found = [self._database(name, now, recoverable, lost) for name in guarded]
         return found + [self._orphan(name, engine, now, lost) for name, engine in sorted(orphans.items())]
 
@@ -119,111 +115,6 @@ class Views:
             row.expires_at = None if end is None or row.holds else to_text(end)
         return rows
 
-    def storage(self, name: str) -> StorageStatus:
-        """One storage, as it was measured last."""
-        storage = self.inforce.storage(name)
-        level = self.gauge.level(storage.path)
-        keep_free = storage.keep_free
-        if isinstance(keep_free, str):
-            share = float(keep_free.rstrip("%")) / 100
-            floor = None if level.total_bytes is None else int(level.total_bytes * share)
-        else:
-            floor = int(keep_free)
-        problem = self._lost(name)
-        if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes < floor:
-            problem = NoSpace(
-                f"storage {name} is full",
-                detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} bytes free.",
-                hints=["dbguardctl prune --dry-run"],
-            )
-        return StorageStatus(
-            name=name,
-            url=storage.path,
-            ok=problem is None,
-            free_bytes=level.free_bytes,
-            total_bytes=level.total_bytes,
-            keep_free_bytes=floor,
-            stored_bytes=None if self._is_unread(name) else self.catalog.backups.stored_bytes(name),
-            problem=None if problem is None else problem.problem(),
-            beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
-        )
-
-    def _kept_in(self, storage: str) -> list[str]:
-        policy = self.inforce.policy
-        return [name for name in policy.names() if policy.guarded(name).storage[0] == storage]
-
-    def _devices(self, database: str) -> set[int]:
-        device = self.gauge.level(self.inforce.policy.guarded(database).place or "").device
-        return set() if device is None else {device}
-
-    def places(self) -> list[str]:
-        """Every path that backups and restores depend on, for the gauge."""
-        inforce = self.inforce
-        stores = [inforce.storage(name).path for name in inforce.storages()]
-        databases = [inforce.policy.guarded(name).place for name in inforce.policy.names()]
-        return [
-            str(inforce.state),
-            *stores,
-            *filter(None, databases),
-            *filter(None, map(self._key_file, inforce.keyring())),
-        ]
-
-    def _key_file(self, name: str) -> str:
-        """Where a key is, empty if only a command knows."""
-        key = self.inforce.policy.key_of(name, str(self.inforce.state))
-        if credential := key.credential or (key.secret and key.secret.credential):
-            return f"{os.environ.get('CREDENTIALS_DIRECTORY', '')}/{credential}"
-        return key.path or (key.secret and key.secret.file) or ""
-
-    def _lost(self, name: str) -> GuardError | None:
-        """Why nothing of a storage could be restored now, as far as that can be seen without reading backups."""
-        seen = self.catalog.settings.get(f"repository:{name}")
-        if seen is None:
-            return self._unread(name)
-        try:
-            storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
-        except NotFound as unknown:
-            return unknown
-        level = self.gauge.level(storage.path)
-        if level.error:
-            return Unreachable(f"storage {name} cannot be read", detail=level.error)
-        if level.repository not in (None, seen):
-            other = "another repository than before" if level.repository else "no repository any more"
-            return NotARepository(f"storage {name} holds {other}", detail=f"{storage.path}: {seen} should be there.")
-        if error := self.gauge.level(self._key_file(key)).error:
-            return KeyMissing(f"key {key} is gone", detail=error, hints=[f"dbguardctl key recover {key}"])
-        return self._unread(name)
-
-    def _unread(self, name: str) -> GuardError | None:
-        """Why the repository there could not be read into the catalog; None if it was, or if there is none."""
-        scan = self.catalog.runs.get(f"storage:{name}", "scan")
-        if scan is None or scan.problem is None:
-            return None
-        error = from_problem(scan.problem)
-        if isinstance(error, KeyMissing | KeyRefused):
-            error.hints = (f"dbguardctl key recover {opener(self.inforce.keyring(), name)}",)
-            error.message = f"there are backups that no key of this machine opens: {error.message}"
-        return error
-
-    def _is_unread(self, name: str) -> bool:
-        """Say if a repository lies in a storage of which the catalog knows nothing."""
-        seen = self.gauge.level(self.inforce.storage(name).path).repository
-        return bool(seen) and self.catalog.settings.get(f"indexed:{name}") is None
-
-    def keys(self) -> list[KeyStatus]:
-        """Every key, and who could open the backups without this machine."""
-        found = []
-        for name, storages in self.inforce.keyring().items():
-            key = self.inforce.policy.key_of(name, str(self.inforce.state))
-            known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
-            if key.type == "passphrase":
-                known["passphrase"] = None
-            get = self.catalog.settings.get
-            each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
-            read = not any(map(self._is_unread, storages or self.inforce.storages()))
-            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each, read))
-        return found
-
     def _attention(self) -> Iterable[str]:
         yield from self.notes
         yield from self.found.values()
@@ -231,7 +122,7 @@ class Views:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:
             yield f"the catalog could not be written: {self.runner.trouble.message}"
-        room = self.gauge.level(str(self.inforce.state)).free_bytes
+        room = self.storages.gauge.level(str(self.inforce.state)).free_bytes
         if room is not None and room < _LEAST_ROOM:
             yield f"the state directory {self.inforce.state} has {size(room)} left: jobs will fail"
         doubt = self.scheduler.doubt()
@@ -248,7 +139,7 @@ class Views:
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         restored = self.catalog.settings.get(f"restored:{name}") or ""
         failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
-        missing = guarded.place if guarded.place and self.gauge.level(guarded.place).missing else ""
+        missing = guarded.place if guarded.place and self.storages.gauge.level(guarded.place).missing else ""
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
         newest, proven, held = summary.newest, summary.proven, summary.proven or summary.newest
@@ -302,8 +193,8 @@ class Views:
         if since and not active and now - since < timedelta(days=UNDO_DAYS):
             row.attention.append(f"{name}: a restore in place was cut short; it is whole, as it was or as restored")
             row.hints.append(f"dbguardctl restore undo {name}")
-        if holds := self.following.held(name):
-            row.attention.append(f"{name}: {holds}")
+        if troubles := self.following.trouble(name, now):
+            row.attention += [f"{name}: {one}" for one in troubles]
             row.hints.append(f"dbguardctl log {name}")
         if away:
             row = _unrecoverable(row)
@@ -312,6 +203,7 @@ class Views:
             recoverable_to_at=(logged if row.recoverable_to_at else None) or row.recoverable_to_at,
             continuous=guarded.continuous,
             log_problem=unlogged or None,
+            log_proof=self.following.proof(name) if guarded.continuous else None,
             rpo_seconds=rpo.total_seconds() if rpo else None,
             rto_seconds=rto.total_seconds() if rto else None,
             paused_until_at=pause.until_at if pause else None,

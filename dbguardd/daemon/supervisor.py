@@ -30,6 +30,7 @@ from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.service import Service
 from dbguardd.daemon.status import Views
+from dbguardd.daemon.storages import Storages
 from dbguardd.errors import GuardError
 from dbguardd.states import JobState
 from dbguardd.wire import JobRow
@@ -107,7 +108,8 @@ class Supervisor:
         scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, runner.diary)
         host = (setup.host, setup.machine_id)
         following = Following(books.catalog, inforce, around, runner)
-        views = Views(books.catalog, inforce, runner, scheduler, following, self._gauge, *host, books.notes)
+        storages = Storages(books.catalog, inforce, self._gauge)
+        views = Views(books.catalog, inforce, runner, scheduler, following, storages, *host, books.notes)
         self._do = Operations(
             catalog=books.catalog,
             audit=books.audit,
@@ -202,7 +204,7 @@ class Supervisor:
 
     async def _measure(self) -> None:
         while True:
-            await self._gauge.measure(self._do.views.places())
+            await self._gauge.measure(self._do.views.storages.places())
             await asyncio.sleep(_GAUGE_SECONDS)
 
     async def _prove_audit(self) -> None:
@@ -227,7 +229,7 @@ class Supervisor:
         self._do.replan(target)
         self._notify.status(self._do.line())
         if row.verb in ("backup", "sweep", "scan"):
-            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._do.views.places()))
+            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._do.views.storages.places()))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 

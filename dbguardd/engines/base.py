@@ -8,14 +8,23 @@ it raises Cancelled when the job is to end, so an engine only has to clean up on
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
+from dbguardd.wire import to_json
 
 Progress = Callable[[str, int, int | None], None]
+Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
+
+_PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
+_GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
+"""What stands before the name of a table: its database and schema, its database, nothing."""
 
 
 REPLACED = "replaced"
@@ -44,7 +53,10 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class TablePrint:
-    """The content of one table: how many rows, and a digest (hex) that is equal exactly when the rows are."""
+    """The content of one table: how many rows, and a digest (hex) that is equal exactly when the rows are.
+
+    Of many tables in one (see Fingerprint.folded) the digest begins with their number and a colon.
+    """
 
     rows: int
     digest: str
@@ -61,6 +73,38 @@ class Fingerprint:
     def rows(self) -> int:
         """All rows together."""
         return sum(table.rows for table in self.tables.values())
+
+    @property
+    def count(self) -> int:
+        """How many tables there are."""
+        return sum(int(table.digest.split(":")[0]) if ":" in table.digest else 1 for table in self.tables.values())
+
+    def folded(self, most_bytes: int) -> Fingerprint:
+        """Return it in at most so many bytes of JSON: the tables of a schema in one, or those of a database, or all.
+
+        The same content is folded in the same way, so what is equal stays equal, and what differs differs.
+        """
+        found = self
+        for group in _GROUPS:
+            if len(json.dumps(to_json(found))) <= most_bytes:
+                break
+            found = Fingerprint(self.schema_digest, _folded(self.tables, group))
+        return found
+
+
+def _folded(tables: Mapping[str, TablePrint], group: re.Pattern[str]) -> dict[str, TablePrint]:
+    together = dict[str, list[str]]()
+    for name in sorted(tables):
+        match = group.match(name)
+        together.setdefault(match[0] if match else "", []).append(name)
+    alone = {names[0]: tables[names[0]] for names in together.values() if len(names) == 1}
+    return alone | {f"{begin}*": _one(tables, names) for begin, names in together.items() if len(names) > 1}
+
+
+def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
+    told = json.dumps([[name, tables[name].rows, tables[name].digest] for name in names])
+    rows = sum(tables[name].rows for name in names)
+    return TablePrint(rows, f"{len(names)}:{hashlib.sha256(told.encode()).hexdigest()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,27 +245,27 @@ class Answer(Protocol):
         """Show life, some times a second. Raises Cancelled when the question is to end."""
 
 
-class Past(Protocol):
-    """Questions to backups that nobody restores: they are read page by page, as far as a question needs them.
+class Past(Protocol[Asked]):
+    """Questions to backups. Those of SQLite are asked as Pages, which nobody restores and of which few are read.
 
     What is read may be hostile. Nothing is written but the answer, no other file is opened, and a question ends by its
     bounds. The facts say how much was found, never what. Raises Usage (the question is wrong), TooCostly, Unsupported,
-    SourceDamaged (it was damaged when it was backed up), and what `pages` and `answer` raise.
+    SourceDamaged (it was damaged when it was backed up), and what `asked` and `answer` raise.
     """
 
-    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+    def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
 
         Facts: rows, more (why there are more rows than that: "rows", "bytes", or None).
         """
 
-    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+    def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
 
         Facts: rows, triggers (so many were left out of the text).
         """
 
-    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+    def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
         """Compare two backups row by row, in one table or ("") in all.
 
         The answer is JSON lines in ASCII: {schema: {kind, name, before, after}} for each definition that differs; then
@@ -233,12 +277,31 @@ class Past(Protocol):
         """
 
     def missing(
-        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+        self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
         """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
 
         The answer is as that of query(), at most `bounds.rows` of them (form "rows"); or SQL that inserts them all,
         but where something is under their key (form "sql"). Facts: rows (all that are missing), listed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Revived:
+    """A backup that was restored to be asked: its private directory, and which database in there is meant."""
+
+    place: Path
+    database: str
+
+
+class Reviving(Past[Asked], Protocol[Asked]):
+    """Questions to backups of a server: nothing but a server reads its files, so one is brought back for the answer."""
+
+    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
+        """Bring back what questions to `database` ("": the only one) need, in the new private directory `place`.
+
+        Nobody else is given what is there, so it need not be durable. Raises Usage, with their names, if there are
+        several databases and none is named, Unsupported, and SourceDamaged.
         """
 
 
@@ -284,7 +347,8 @@ class Engine:
     snapshots: Snapshots
     log: Log | None = None
     standby: Standby | None = None
-    past: Callable[[], Past] | None = None  # made where a question is answered: its driver is needed there only
+    past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
+    reviving: Reviving[Revived] | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

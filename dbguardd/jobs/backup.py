@@ -52,6 +52,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
             blocked_seconds=facts.get("blocked_seconds"),
+            directory=facts.get("directory"),
         )
         if fingerprint:
             content = run.snapshots.fingerprint(run.progress)
@@ -59,7 +60,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
                 run.report("snapshot.untold", backup=made.id, reason=content.why)
             else:
                 run.repository.attest(made.id, to_json(content), run.now())
-                run.report("snapshot.fingerprinted", backup=made.id, tables=len(content.tables), rows=content.rows)
+                run.report("snapshot.fingerprinted", backup=made.id, tables=content.count, rows=content.rows)
     finally:
         run.snapshots.release()
     run.report(

@@ -7,12 +7,14 @@ same function.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Finding, Log, Past, Progress, Snapshots, Standby
+from dbguardd.engines.base import Finding, Log, Progress, Revived, Reviving, Snapshots, Standby
+from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.storage.base import Storage
 from dbguardd.wire import Request
@@ -46,7 +48,8 @@ class Run:
     report: Report
     progress: Progress
     cancelled: Callable[[], bool]
-    past: Past | None = None
+    chance: Callable[[], float] = random.random  # from 0 to 1
+    past: Reviving[Pages | Revived] | None = None
     standby: Standby | None = None
 
     @property

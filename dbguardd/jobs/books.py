@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NotFound
+from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NoSpace, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
-from dbguardd.jobs.verify import graded
+from dbguardd.jobs.verify import condemn, graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
 from dbguardd.repository import Chain, Repository, recallable_until
 from dbguardd.states import Grade
@@ -68,15 +69,18 @@ class Recover(Request):
 
 
 def scan(run: Run, request: Scan) -> Result:
-    """Report what the repository holds; nothing is changed."""
+    """Report what the repository holds. What lacks a pack, as a copy made while a backup ran does, is condemned."""
     storage = run.spec["storage"]["name"]
     backups, gone = run.repository.backups(expired=True), run.repository.expired()
     for backup in backups:
-        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED)
+        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, directory=backup.facts.get("directory"))
     known = {backup.id for backup in backups}
     for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at):
         if proof.backup in known:
             run.report("backup.graded", **graded(proof))
+    with suppress(NoSpace):  # it was reported, and what is there must be known all the same
+        lacking = list(run.repository.lacking())
+        condemn(run, "packs", {id: f"{found.object}: {found.message}" for found in lacking for id in found.backups})
     for holds in run.repository.holds().values():
         for hold in holds:
             run.report("backup.held", id=hold.backup, reason=hold.reason, actor=hold.actor, at=instant(hold.at))
@@ -94,8 +98,7 @@ def scan(run: Run, request: Scan) -> Result:
 
 
 def _covered(chain: Chain) -> dict[str, str]:
-    begun = chain.begun_at if chain.first == 0 else chain.pieces[0].until
-    return {"chain": chain.id, "since_at": instant(begun), "until_at": instant(chain.until)}
+    return {"chain": chain.id, "since_at": instant(chain.since), "until_at": instant(chain.until)}
 
 
 def hold(run: Run, request: Hold) -> Result:

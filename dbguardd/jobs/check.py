@@ -8,6 +8,7 @@ from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
+from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
 from dbguardd.rules import reliance
 from dbguardd.wire import Check, to_json
@@ -47,6 +48,9 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _database(run: Run) -> Iterator[Finding]:
+    if left_policy(run):
+        yield Finding("database", "not configured", "not in the policy: nobody knows where it is, only its backups are")
+        return
     probe = run.snapshots.probe()
     yield Finding("database", "ok", f"{run.database['engine']} {probe.version}, {probe.size_bytes} bytes")
     for warning in probe.warnings:
@@ -80,7 +84,8 @@ def _key(run: Run) -> Iterator[Finding]:
 def _proof(run: Run) -> Iterator[Finding]:
     known = reliance.choose(dated(run, run.repository.backups(run.name))).backup
     if known is None or not known.proven:
-        yield Finding("proof", "failed", f"no backup is proven (dbguardctl backup {run.name} --verify)")
+        prove = f"dbguardctl verify {run.name}" if left_policy(run) else f"dbguardctl backup {run.name} --verify"
+        yield Finding("proof", "failed", f"no backup is proven ({prove})")
     else:
         at = instant(newest_proofs(run)[known.id].at)
         yield Finding("proof", "ok", f"backup {known.id} was restored and compared at {at}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from dbguardd.errors import ObjectMissing
+from dbguardd.errors import NotFound, ObjectMissing
 from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
@@ -16,6 +16,7 @@ from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
 from dbguardd.words import count
 
 _NEAR = timedelta(seconds=2)
+_DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,12 @@ class Moment:
     warnings: list[str]
     size: int = 0  # in bytes, where the log says it
     sum: str = ""  # of its pages, where the log says it
+    place: Facts = field(default_factory=dict)  # where in the log of the database it is, where that says it
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        shown = self.at + timedelta(microseconds=999) if self.until else self.at  # in milliseconds, not before it
-        return {"backup": self.backup.id, "created_at": instant(shown), "segments": segments}
+        return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
 
     def said(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
@@ -42,6 +43,11 @@ class Moment:
         if self.until is not None and self.until.form == BYTES:
             shown = f"all that had committed by {instant(self.at)}"
         return f"{count(segments, 'segment')} without a gap, {shown}"
+
+    @property
+    def shown(self) -> datetime:
+        """The moment as it is shown in milliseconds, not before it: who asks for that gets this one."""
+        return self.at + timedelta(microseconds=999) if self.until else self.at
 
     @property
     def bytes(self) -> int:
@@ -83,6 +89,44 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     return best
 
 
+def drawn(run: Run) -> Moment | None:
+    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None.
+
+    A log of bytes has no sums: of its moments only those of backups can be compared with anything.
+    """
+    log, day = run.repository.log(run.name), run.now() - _DAY
+    chains = [] if log is None else [chain for chain in log.chains() if chain.until > day]
+    if not chains:
+        return None
+    start, end = max(day, min(chain.since for chain in chains)), max(chain.until for chain in chains)
+    found: Moment | None = None
+    for _ in range(_DRAWS):
+        with suppress(NotFound):  # of before the first backup
+            moment = reach(run, at=(start + (end - start) * run.chance()).isoformat())
+            if moment.until is not None and moment.until.form == BYTES:
+                return None
+            if moment.until is not None and moment.at >= day and (found is None or moment.sum):
+                found = moment
+        if found is not None and found.sum:
+            break
+    return found
+
+
+def read_through(run: Run, moment: Moment | None) -> None:
+    """Read all of the log up to a moment, which shows that it is there, authentic and in a row. Raises if not."""
+    log, until = run.repository.log(run.name), None if moment is None else moment.until
+    for link in () if log is None or until is None else log.links(until.chain, until.after + 1, until.last):
+        run.progress("log", link.number, None)
+
+
+def same_place(run: Run, moment: Moment) -> Backup | None:
+    """Return a backup that was made at the very place in the log at which a moment ends, if there is one."""
+    place = {name: moment.place.get(name) for name in ("round", "position")}
+    if not place["position"]:
+        return None
+    return next((b for b in existing(run) if place.items() <= (b.facts.get("log_place") or {}).items()), None)
+
+
 def between(run: Run, backup: Backup) -> Moment | None:
     """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
 
@@ -114,7 +158,10 @@ def _at_backup(log: Log, chain: Chain, base: Backup, backup: Backup) -> Moment |
     """
     far = {**backup.facts["log_place"], "position": backup.facts["log_place"]["end"]}
     link = next((one for one in _links(log, chain, backup.facts["log"]["after"]) if holds(one, far, one.at)), None)
-    return None if link is None else _moment(base, chain, link, {"backup": dict(backup.facts)}, backup.created_at)
+    if link is None:
+        return None
+    moment = _moment(base, chain, link, {"backup": dict(backup.facts)}, backup.created_at)
+    return replace(moment, place=backup.facts["log_place"])
 
 
 def _moment(
@@ -125,7 +172,7 @@ def _moment(
     size = link.size
     if link.form == BYTES:
         size = backup.source_bytes + link.until["position"] - backup.facts["log_place"]["position"]
-    return Moment(backup, at or link.at, until, [], size, link.sum)
+    return Moment(backup, at or link.at, until, [], size, link.sum, {} if target else link.until)
 
 
 def _lacking(run: Run, chain: Chain, wanted: datetime | None) -> str:

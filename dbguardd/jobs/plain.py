@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from dbguardd.durable import sync_directory
 from dbguardd.errors import NoSpace, Unreachable
 from dbguardd.jobs.base import Run, reading
 from dbguardd.repository import Backup
@@ -89,7 +90,7 @@ def _write(run: Run, backup: Backup, copy: Path) -> None:
     finally:
         os.close(file)
         temporary.unlink(missing_ok=True)
-    _sync(copy.parent)
+    sync_directory(copy.parent)
 
 
 def _point(link: Path, name: str) -> None:
@@ -98,7 +99,7 @@ def _point(link: Path, name: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
     os.replace(temporary, link)
-    _sync(link.parent)
+    sync_directory(link.parent)
 
 
 def _write_durably(path: Path, text: str) -> None:
@@ -114,11 +115,3 @@ def _sweep_temporary(place: Path, stem: str) -> None:
     for path in place.iterdir():
         if pattern.fullmatch(path.name):
             path.unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -1,26 +1,30 @@
-"""Questions to the past: query, get, diff, undelete. The backup is chosen as for a restore, and read where it lies.
+"""Questions to the past: query, get, diff, undelete. The backup is chosen as for a restore.
 
-What is found is the answer, which goes beside the job to whoever asked. The result of the job has no row in it: it is
-kept, logged and shown to all who may read.
+It is read where it lies; or, where only a server can read it, brought back into the private directory of the job, and
+gone with that. What is found is the answer, which goes beside the job to whoever asked. The result of the job has no
+row in it: it is kept, logged and shown to all who may read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Bounds, Past
-from dbguardd.errors import GuardError, Unsupported, Usage, of_file
+from dbguardd.engines.base import Bounds, Revived, Reviving
+from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import LOG, Pages
 from dbguardd.jobs.base import Job, Result, Run
 from dbguardd.jobs.choose import failure_of, newest_proofs
-from dbguardd.jobs.moment import Moment, reach
+from dbguardd.jobs.moment import Moment, opened, reach
+from dbguardd.jobs.target import check_staging
 from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import Backup, Tree
 from dbguardd.states import Grade
+from dbguardd.verbs import REVIVED
 from dbguardd.wire import Diff, Get, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
@@ -54,8 +58,8 @@ def query(run: Run, request: Query) -> Result:
     """Answer one SELECT. Raises NotFound, Usage, Unsupported, TooCostly, SourceDamaged, Damaged."""
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     moment = chosen(run, request.backup, request.at)
-    with _reading(run, moment) as pages:
-        facts = past(run).query(pages, request.sql, _about(bounds, run, moment), answer(run))
+    with _asking(run, (moment,), request.in_database) as (asked,):
+        facts = past(run).query(asked, request.sql, _about(bounds, run, moment), answer(run))
     return {**source(run, moment), **facts}
 
 
@@ -65,8 +69,8 @@ def get(run: Run, request: Get) -> Result:
         raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
     bounds = _bounds(run, 1, request.seconds, _room(run))
     moment = chosen(run, request.backup, request.at)
-    with _reading(run, moment) as pages:
-        facts = past(run).table(pages, request.table, request.format, _about(bounds, run, moment), answer(run))
+    with _asking(run, (moment,), request.in_database) as (asked,):
+        facts = past(run).table(asked, request.table, request.format, _about(bounds, run, moment), answer(run))
     return {**source(run, moment), "table": request.table, **facts}
 
 
@@ -77,7 +81,7 @@ def diff(run: Run, request: Diff) -> Result:
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
     about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
-    with _reading(run, older) as before, _reading(run, newer, before) as after:
+    with _asking(run, (older, newer), request.in_database) as (before, after):
         facts = past(run).difference(before, after, request.table, about, answer(run))
     return {"older": source(run, older), "newer": source(run, newer), **facts}
 
@@ -92,7 +96,7 @@ def undelete(run: Run, request: Undelete) -> Result:
     older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
     about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
     search, form = (request.table, request.where), "sql" if request.sql else "rows"
-    with _reading(run, older) as before, _reading(run, newer, before) as after:
+    with _asking(run, (older, newer), request.in_database) as (before, after):
         facts = past(run).missing((before, after), search, form, about, answer(run))
     return {"older": source(run, older), "newer": source(run, newer), "table": request.table, **facts}
 
@@ -118,7 +122,7 @@ def chosen(run: Run, id: str, at: str) -> Moment:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
     moment = reach(run, id, at)
     backup = moment.backup
-    if backup.method == "dump":
+    if backup.method == "dump" and not _revives(run):
         raise Unsupported(
             f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
             detail="Restore it to a new place and ask that copy.",
@@ -127,7 +131,7 @@ def chosen(run: Run, id: str, at: str) -> Moment:
     return moment
 
 
-def past(run: Run) -> Past:
+def past(run: Run) -> Reviving[Pages | Revived]:
     """Return what answers questions."""
     if run.past is None:
         raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")
@@ -140,13 +144,18 @@ def answer(run: Run) -> _Written:
 
 
 def source(run: Run, moment: Moment) -> dict[str, Any]:
-    """Return what an answer comes from: it is worth as much as that backup."""
+    """Return what an answer comes from: it is worth as much as that backup, and as the log that was put over it.
+
+    Each page that is read of both is authentic. But what all pages sum up to only a restore compares: a question reads
+    a few of many. What a server recovers has no such sum: it looks itself what its log is.
+    """
     proof = newest_proofs(run).get(moment.backup.id)
     return {
         **moment.plan(),
         "grade": proof.grade if proof else str(Grade.STORED),
         "failure": failure_of(proof) if proof else None,
         "warnings": moment.warnings,
+        "sum_compared": None if moment.until is None or _revives(run) else False,
     }
 
 
@@ -176,6 +185,52 @@ class _Noted:
         except DAMAGE as error:
             self.damage = error
             raise
+
+
+def _revives(run: Run) -> bool:
+    """Say if backups are brought back to be asked."""
+    return run.database["engine"] in REVIVED
+
+
+@contextmanager
+def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequence[Pages | Revived]]:
+    """Make moments ready to be asked, in this order."""
+    if database and not _revives(run):
+        raise Usage(f"{run.name}: is one database, so there is none in it to name", hints=["leave out --database"])
+    with ExitStack() as stack:
+        if _revives(run):
+            yield _brought_back(run, moments, database)
+            return
+        asked = list[_Noted]()
+        for moment in moments:
+            asked.append(stack.enter_context(_reading(run, moment, asked[0] if asked else None)))
+        yield asked
+
+
+def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequence[Revived]:
+    """Bring moments back into the private directory of the job: what it takes is said, and looked at, before."""
+    backups = [moment.backup for moment in moments]
+    proofs = newest_proofs(run)
+    known = [proofs[one.id].restore_seconds for one in backups if one.id in proofs]
+    seconds = None if len(known) < len(backups) or None in known else round(sum(filter(None, known)), 1)
+    size = sum(moment.bytes for moment in moments)
+    check_staging(run, backups[0], size, "a question to")
+    ids = " and ".join(backup.id for backup in backups)
+    run.report("question.restoring", backup=ids, needs_bytes=size, usual_seconds=seconds)
+    found = []
+    for number, moment in enumerate(moments):
+        try:
+            with opened(run, moment) as tree:
+                place = Path(run.staging) / f"past{number}"
+                found.append(past(run).revive(tree, place, database, run.progress))
+        except DAMAGE as error:
+            raise _condemned(run, moment.backup, error) from None
+        except (Usage, Unsupported, SourceDamaged) as error:
+            error.message = f"{run.name}, backup {moment.backup.id}: {error.message}"
+            if isinstance(error, SourceDamaged):  # a proof says so of the backup
+                error.hints = (f"dbguardctl verify {moment.backup.id}", *error.hints)
+            raise
+    return found
 
 
 @contextmanager

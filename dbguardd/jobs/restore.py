@@ -221,7 +221,7 @@ def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> Seque
         raise
     except PlaceDenied as error:
         if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
-            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a file in there",)
+            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a place in there",)
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)

@@ -13,7 +13,7 @@ from dbguardd.errors import NoSpace, TargetExists, Usage
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
-from dbguardd.wire import Restore
+from dbguardd.wire import NOWHERE, Restore
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""
@@ -27,6 +27,11 @@ def live(run: Run) -> Path:
 def served(run: Run) -> bool:
     """Say if the live database is behind a server: there is no file of it that could be replaced."""
     return "path" not in run.database["settings"]
+
+
+def left_policy(run: Run) -> bool:
+    """Say if only backups are left of a database: nobody knows where the live one is, or whether there is one."""
+    return bool(run.database.get("place") == NOWHERE)
 
 
 def new_place(run: Run, moment: Moment) -> str:
@@ -109,8 +114,8 @@ def check_space(run: Run, plan: Mapping[str, Any]) -> None:
         )
 
 
-def check_staging(run: Run, backup: Backup, size: int) -> None:
-    """Raise NoSpace if a test restore of so many bytes could fill the disk that it is made on: others write there, too.
+def check_staging(run: Run, backup: Backup, size: int, what: str = "a test restore of") -> None:
+    """Raise NoSpace if `what` brings back so many bytes that its disk could fill: others write there, too.
 
     The live database may be one of them. A dump is restored twice: to files, and from them into a server.
     """
@@ -123,7 +128,7 @@ def check_staging(run: Run, backup: Backup, size: int) -> None:
     spare = needs // 10 + min(_SPARE_BYTES, total // 20)
     if free < needs + spare:
         raise NoSpace(
-            f"{run.name}: not enough space for a test restore of backup {backup.id}",
+            f"{run.name}: not enough space for {what} backup {backup.id}",
             detail=f"{needs} bytes are needed in {run.staging}, {free} bytes are free, "
             f"of which {spare} bytes have to stay so. The backup is as it was.",
             hints=[f"df -h {shlex.quote(str(Path(run.staging).parent))}"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.moment import between, opened
+from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
-from dbguardd.repository import BYTES, Backup, Proof
+from dbguardd.repository import Backup, Proof
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
 
@@ -34,43 +35,77 @@ def verify(run: Run, request: Verify) -> Result:
 
 
 def _try_log(run: Run, backup: Backup) -> Finding | None:
-    """Restore the log between the backup before and this one into the staging directory; None if there is none.
+    """Restore a random moment of the last day into the staging directory; None if no log reaches one.
 
-    What is shown is that all of the log is there, in a row and authentic, and that the database is whole afterwards. A
-    log of images of pages ends where the backup began, and there is no fingerprint of that moment; one of bytes comes
-    to the very place of the backup, and to its content. Raises ProofFailed if not.
+    What this proof answers for is the log that led up to `backup`: all of that is read, and a hole in it fails it.
+    If a moment that lies elsewhere cannot be restored, that is told, and the end of this log is tried instead.
     """
-    detail, until, bad = "", backup.created_at, list[str]()
-    target = Path(run.staging) / "log"
+    moment: Moment | None = None
     try:
-        moment = between(run, backup)
-        if moment is None or moment.until is None:
-            return None
-        until = moment.at
-        detail = f"up to {instant(until)}: {moment.said()}"
-        check_staging(run, backup, moment.bytes)
+        whole = between(run, backup)
+        read_through(run, whole)
+    except _VERDICTS as error:
+        raise _refuted(run, _told(run, None, "", [_line(error)])) from None
+    try:
+        moment = drawn(run) or whole
+        tried = None if moment is None else _tried(run, moment, "log")
+    except _VERDICTS as error:
+        tried = _told(run, None, "", [_line(error)])
+    if tried is None or tried.outcome != "failed" or whole is None:
+        return tried
+    if moment is None or (moment.backup.id, moment.at) != (whole.backup.id, whole.at):
+        tried = _tried(run, whole, "log-again")
+    if tried.outcome == "failed":
+        raise _refuted(run, tried)
+    return tried
+
+
+def _tried(run: Run, moment: Moment, name: str) -> Finding:
+    """Restore a moment, and compare it with what was written down then.
+
+    That is the sum of all pages; and the fingerprint of a backup, if one was made just there.
+    """
+    target, said, bad, unsure = Path(run.staging) / name, moment.said(), list[str](), not moment.sum
+    try:
+        check_staging(run, moment.backup, moment.bytes)
         with opened(run, moment) as tree:
             run.snapshots.restore(tree, target, run.progress)
-        examined = run.snapshots.examine(target, (), run.progress)
+        examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         findings = list(examined.findings)
-        if moment.until.form == BYTES:  # its moment is that of the backup
-            findings.append(same_content(examined, run.repository.fingerprint(backup.id)))
+        if (twin := same_place(run, moment)) and (expected := run.repository.fingerprint(twin.id)):
+            compared = same_content(examined, expected)
+            findings.append(replace(compared, name=f"content of backup {twin.id}, which was made just there"))
+            said += f"; {findings[-1].name}: {compared.detail}"
+            unsure = False
         bad = [f"{found.name}: {found.detail or 'failed'}" for found in findings if found.outcome == "failed"]
+        unsure = unsure or any(found.outcome == "inconclusive" for found in findings)
     except _VERDICTS as error:
-        bad = [f"{error.code} {error.message}. {error.detail}".strip()]
+        bad = [_line(error)]
     finally:
         with suppress(GuardError):
             run.snapshots.release()
-    tried = Finding("log between the backups", "failed" if bad else "ok", "; ".join(filter(None, [detail, *bad])))
-    run.report("log.tried", database=run.name, outcome=tried.outcome, detail=tried.detail, until_at=instant(until))
-    if bad:
-        raise ProofFailed(
-            f"{run.name}: its log did not pass a test restore; the backups are not affected",
-            detail=tried.detail,
-            hints=[f"dbguardctl backup {run.name}", f"dbguardctl check {run.name} --data"],
-            facts={"database": run.name},
-        )
-    return tried
+    return _told(run, moment, said, bad, "inconclusive" if unsure else "ok")
+
+
+def _told(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
+    """Report how the trial of a log ended, and return it as a finding."""
+    at = None if moment is None else instant(moment.shown)
+    outcome, detail = "failed" if bad else outcome, "; ".join(bad or [said])
+    run.report("log.tried", database=run.name, outcome=outcome, detail=detail, moment_at=at)
+    return Finding("a moment of its log", outcome, detail if at is None else f"as it was at {at}: {detail}")
+
+
+def _line(error: GuardError) -> str:
+    return f"{error.code} {error.message}. {error.detail}".strip()
+
+
+def _refuted(run: Run, tried: Finding) -> ProofFailed:
+    return ProofFailed(
+        f"{run.name}: its log did not pass a test restore; the backups are not affected",
+        detail=tried.detail,
+        hints=[f"dbguardctl backup {run.name}", f"dbguardctl check {run.name} --data"],
+        facts={"database": run.name},
+    )
 
 
 def newest_with_content(run: Run) -> Backup:
@@ -104,7 +139,7 @@ def prove(run: Run, backup: Backup) -> Proof:
         findings += brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
-        findings.append(Finding("restore", "failed", f"{error.code} {error.message}. {error.detail}".strip()))
+        findings.append(Finding("restore", "failed", _line(error)))
     finally:
         with suppress(GuardError):
             run.snapshots.release()
@@ -125,17 +160,20 @@ def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
     """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
 
     Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
+    All are reported before the first is stored: a full storage keeps nobody from hearing of damage.
     """
     known, newest = {backup.id: backup for backup in run.repository.backups()}, newest_proofs(run)
+    proofs: list[Proof] = []
     for id, detail in damage.items():
         if id in newest and failure_of(newest[id]) is not None:
             continue
         (finding,) = brief([Finding(source, "failed", detail)])
         proof = Proof(id, run.now(), Grade.STORED, None, (to_json(finding),), __version__)
-        if id in known:
-            run.repository.add_proof(proof)
+        proofs += [proof] if id in known else []
         whose = {"database": known[id].database} if id in known else {}
         run.report("backup.graded", **graded(proof), **whose)
+    for proof in proofs:
+        run.repository.add_proof(proof)
 
 
 def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> Finding:
@@ -150,7 +188,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> F
         return Finding(name, "failed" if why else "inconclusive", "the restored database could not be read")
     found = to_json(examined.fingerprint)
     if found == expected:
-        count = len(found["tables"])
+        count = examined.fingerprint.count
         return Finding(name, "ok", f"{count} table{'s' * (count != 1)}, {examined.fingerprint.rows} rows equal")
     return Finding(name, "failed", "; ".join(_differences(expected, found)))
 

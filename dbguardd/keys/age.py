@@ -14,6 +14,8 @@ from dbguardd.errors import Damaged, KeyMissing, KeyRefused, KeyUnsafe, Unsuppor
 from dbguardd.keys.secret import Secret
 
 _MOST = 64 << 10  # bytes of a wrap
+_BEGIN, _LENGTH = "AGE-SECRET-KEY-1", 74
+_LETTERS = frozenset("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L")  # of bech32: none that is easily taken for another
 
 
 class AgeRecipient:
@@ -41,7 +43,7 @@ class AgeRecipient:
         except age.IdentityError as error:
             raise KeyUnsafe(
                 "recovery identity: not readable; a character may be mistyped or missing",
-                detail=f"{len(identity)} characters, should be 74, starting with AGE-SECRET-KEY-1",
+                detail=_mistyped(identity),
                 hints=["type it again from the sheet, or scan its QR code"],
             ) from error
         return cls(recipient, Secret(identity.encode()))
@@ -87,6 +89,16 @@ def new_identity() -> tuple[Secret, str]:
     """Make a recovery key: the identity to write down, and the recipient ("age1...") that wraps for it."""
     identity = _age().x25519.Identity.generate()
     return Secret(str(identity).encode()), str(identity.to_public())
+
+
+def _mistyped(identity: str) -> str:
+    """Say what keeps a text from being an identity; of the text, no more than a character that none has."""
+    if not identity.startswith(_BEGIN) or len(identity) != _LENGTH:
+        return f"{len(identity)} characters, should be {_LENGTH}, starting with {_BEGIN}"
+    for place, letter in enumerate(identity[len(_BEGIN) :], 1):
+        if letter not in _LETTERS:
+            return f"Character {place} after {_BEGIN} is {letter!r}, which no recovery key has."
+    return "All 74 characters are there, and their checksum is wrong: one is mistyped, or two changed places."
 
 
 def _age() -> ModuleType:

@@ -21,7 +21,7 @@ from dbguardd import __version__
 from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
-from dbguardd.repository.check import Checking, Progress
+from dbguardd.repository.check import Checking, Progress, unmet
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.log import BYTES, Chain, Link, Log, Piece
@@ -389,6 +389,11 @@ class Repository:
     def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
         """Look for damage; with `data`, at every byte of every object. Yields what it found and what it did not see."""
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
+
+    def lacking(self) -> Iterator[Finding]:
+        """Yield what the backups that have not expired need and is not there, as a copy made meanwhile has it."""
+        backups = list(self._ledger.newest())  # before the packs: one that is made just now has all of its own
+        return unmet(self._packs_of, backups, {pack_of(entry) for entry in self._storage.list("packs/")}, {})
 
     def _packs_of(self, backup: Backup, domain: Domain) -> AbstractSet[str]:
         return packs_of(self._storage, domain, backup)

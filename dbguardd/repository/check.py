@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
@@ -36,6 +36,7 @@ from dbguardd.words import count
 Progress = Callable[[str, int, int | None], None]
 """Called with the step, the bytes done and the bytes in all."""
 
+_MISSING = "is missing: was this storage copied while a backup ran?"
 _KNOWN = ("keys/", "domains/", "packs/", "records/", "log/", "clock/", "probe-")  # a probe of another check, just now
 
 
@@ -125,18 +126,7 @@ class Checking:
 
     def _needed(self, seen: _Seen, packs: Mapping[str, Entry]) -> Iterator[Finding]:
         self.progress("maps", 0, None)
-        for backup, domain in seen.backups:
-            needed: AbstractSet[str] = frozenset()
-            try:
-                needed = self.needs(backup, domain)
-            except GuardError as error:
-                if error.transient:
-                    raise
-                yield _finding(f"backup {backup.id} of {backup.database}", error, (backup.id,))
-            for pack in needed:
-                seen.needing.setdefault(pack, []).append(backup.id)  # the first name is kept, one string for all
-        for pack in sorted(seen.needing.keys() - packs.keys()):
-            yield Finding("damage", pack_name(pack), "is missing", tuple(seen.needing[pack]))
+        yield from unmet(self.needs, seen.backups, packs.keys(), seen.needing)
 
     def _packs(self, seen: _Seen, packs: Mapping[str, Entry], data: bool) -> Iterator[Finding]:
         total, done = sum(entry.size for entry in packs.values()), 0
@@ -209,6 +199,30 @@ class Checking:
                 "unseen", "packs/", f"{count(len(idle), 'pack')}, {left} bytes, no backup needs; a sweep frees that"
             )
         yield Finding("unseen", "", "databases were not opened: only dbguardctl verify proves that a backup restores")
+
+
+def unmet(
+    needs: Needs, backups: Iterable[tuple[Backup, Domain]], there: AbstractSet[str], needing: dict[str, list[str]]
+) -> Iterator[Finding]:
+    """Yield what is not there of what backups need; `needing` is told which backups need a pack. No pack is read whole.
+
+    A manifest is written when all of its packs are there, and so it is the copy of a storage that lacks one.
+    """
+    for backup, domain in backups:
+        needed: AbstractSet[str] = frozenset()
+        try:
+            needed = needs(backup, domain)
+        except GuardError as error:
+            if error.transient:
+                raise
+            name = f"backup {backup.id} of {backup.database}"
+            found = _finding(name, error, (backup.id,))
+            gone = isinstance(error, ObjectMissing)
+            yield replace(found, message=f"a pack {_MISSING} {found.message}") if gone else found
+        for pack in needed:
+            needing.setdefault(pack, []).append(backup.id)  # the first name is kept, one string for all
+    for pack in sorted(needing.keys() - there):
+        yield Finding("damage", pack_name(pack), _MISSING, tuple(needing[pack]))
 
 
 def _outcome(

@@ -2,15 +2,16 @@
 
     python3 recover.py KEY STORAGE list
     python3 recover.py KEY STORAGE restore BACKUP TARGET [--until MOMENT]
-    python3 recover.py STORAGE scrub
+    python3 recover.py [KEY] STORAGE scrub
 
 STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
 FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
---root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
-directory that does not exist; each stream of the backup becomes a file in it, checked against its digest. The directory
-is for you alone, the file has the mode that the database had; the owner that it had stands in facts.dbguard.json. With
---until (2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment; that of a
-PostgreSQL cluster is put beside it, for its server to recover by.
+--root-key FILE (32 bytes, the root key itself). scrub compares every object with its name, which needs no key; only
+with a key it sees what is missing: a copy made while a backup ran can lack packs. TARGET is a directory that does not
+exist; each stream of the backup becomes a file in it, checked against its digest. The directory is for you alone, the
+file has the mode that the database had; the owner that it had stands in facts.dbguard.json. With --until
+(2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment; that of a PostgreSQL
+cluster is put beside it, for its server to recover by.
 
 Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage:
 
@@ -188,7 +189,7 @@ class Packs:
         """Return the plaintext of a frame, checked."""
         if self.last[0] == (pack, number):
             return self.last[1]
-        where = f"packs/{pack[:2]}/{pack}"
+        where = place_of(pack)
         cipher, header, table = self.known.get(pack) or self._open(pack, where)
         if number >= len(table) or table[number][1] != kind:
             raise Unusable(f"{where}: frame {number} is not there or of another kind")
@@ -244,6 +245,27 @@ class Packs:
 
 
 # ---------------------------------------------------------------------------------------------- streams
+
+
+def place_of(pack: str) -> str:
+    """Return where a pack lies in the storage."""
+    return f"packs/{pack[:2]}/{pack}"
+
+
+def needed(packs: Packs, body: dict[str, Any]) -> set[str]:
+    """Return the names of all packs that a backup needs, from the roots of its streams."""
+    found = set()
+    for stream in body["streams"]:
+        home = stream["root"]["pack"]
+        raw = packs.root(home, stream["root"]["frame"])
+        if raw[4:8] == b"PMAP":
+            (count,) = struct.unpack_from("<I", raw, 68)
+            at = 80 + 12 * count
+        else:
+            (count,) = struct.unpack_from("<I", raw, 48)
+            at = 56
+        found |= {home, *(own(raw[at + 32 * i : at + 32 * i + 32], home) for i in range(count))}
+    return found
 
 
 def flow(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
@@ -546,8 +568,8 @@ def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------- commands
 
 
-def scrub(storage: Path) -> int:
-    """Compare every object with the hash in its name; needs no key."""
+def scrub(storage: Path, repository: Repository | None) -> int:
+    """Compare every object with the hash in its name; with a key, look what is missing of each backup as well."""
     bad = seen = 0
     for file in sorted(storage.rglob("*")):
         digest = file.name.rpartition("-")[2]
@@ -556,8 +578,20 @@ def scrub(storage: Path) -> int:
             if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
                 bad += 1
                 print(f"damaged: {file.relative_to(storage)}")
-    print(f"{'DAMAGED' if bad else 'ok'}: {seen} objects, {bad or 'none'} damaged")
-    return 1 if bad else 0
+    cut = 0
+    for key, body, expired in repository.backups() if repository else ():
+        try:
+            gone = [place_of(pack) for pack in needed(Packs(storage, key), body)]
+            gone = [place for place in gone if not (storage / place).is_file()]
+        except (OSError, Unusable, LookupError, struct.error) as error:
+            gone = [str(error)]
+        if gone and not expired:
+            cut += 1
+            print(f"incomplete: {body['id']} of {body['database']} lacks {min(gone)}: copied while a backup ran?")
+    unseen = "" if repository else "; what is missing was not looked for, that needs a key"
+    lack = f", backups that cannot be restored: {cut}" if cut else ""
+    print(f"{'DAMAGED' if bad or cut else 'ok'}: {seen} objects, {bad or 'none'} damaged{lack}{unseen}")
+    return 1 if bad or cut else 0
 
 
 def safe(target: Path, name: str) -> Path:
@@ -593,8 +627,10 @@ def take_log(options: argparse.Namespace, key: Key, body: dict[str, Any], moment
 
 def run(options: argparse.Namespace) -> int:
     """Do what was asked."""
-    if options.verb == "scrub":
-        return scrub(options.storage)
+    keyed = options.root_key or options.machine_key or options.identity or options.passphrase_file
+    if options.verb == "scrub" and (lacking or not keyed):
+        print(lacking if keyed else "", end="\n" if keyed else "", file=sys.stderr)
+        return scrub(options.storage, None)
     if lacking:
         sys.exit(lacking)
     repository = Repository(options.storage, root_key(options.storage, options))
@@ -602,8 +638,8 @@ def run(options: argparse.Namespace) -> int:
         mark = repository.root.derive(b"sheet")[:10].hex()
         shown = "-".join(mark[at : at + 4] for at in range(0, len(mark), 4))
         print(f"mark {shown}: yours only if the recovery sheet says the same", file=sys.stderr)
-    if options.verb == "list":
-        return show(repository)
+    if options.verb != "restore":
+        return show(repository) if options.verb == "list" else scrub(options.storage, repository)
     found = [(key, body) for key, body, _ in repository.backups() if body["id"].startswith(options.backup.upper())]
     if len(found) != 1:
         raise Unusable(f"{options.backup}: {len(found)} backups start with that")
@@ -634,7 +670,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(name, metavar="FILE")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="say which backups there are")
-    verbs.add_parser("scrub", help="compare every object with its name")
+    verbs.add_parser("scrub", help="compare every object with its name, and with a key look what is missing")
     verb = verbs.add_parser("restore", help="write one backup into a new directory")
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)

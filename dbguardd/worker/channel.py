@@ -23,7 +23,9 @@ from dbguardd.words import discreet
 
 DATA_BYTES = 128 << 10
 """The most stream data in one message; fits the kernel's default socket buffer."""
-_OBJECT_BYTES = 16 << 20
+OBJECT_BYTES = 16 << 20
+NAMES = 10_000
+"""So many names of streams are in one message; fewer are the last."""
 _POLL_SECONDS = 0.25
 _TEXT, _SIGN, _ITEMS, _PROBLEM_BYTES = 4000, 40, 50, 64 << 10
 
@@ -41,8 +43,8 @@ class Channel:
     def send(self, message: Mapping[str, Any], file: int | None = None) -> None:
         """Send one JSON message, with a descriptor that the other half gets its own copy of."""
         raw = memoryview(json.dumps(message, separators=(",", ":")).encode())
-        if len(raw) > _OBJECT_BYTES:
-            raise Internal(f"seam: an object of {len(raw)} bytes is over the limit of {_OBJECT_BYTES}")
+        if len(raw) > OBJECT_BYTES:
+            raise Internal(f"seam: an object of {len(raw)} bytes is over the limit of {OBJECT_BYTES}")
         while len(raw) > DATA_BYTES:
             part, raw = raw[:DATA_BYTES], raw[DATA_BYTES:]
             self._patiently(lambda part=part: self._end.sendmsg([b"P", part]))  # type: ignore[misc]
@@ -79,7 +81,7 @@ class Channel:
             parts.append(raw[1:])
             if raw[:1] == b"J":
                 break
-            if raw[:1] != b"P" or file is not None or len(parts) * DATA_BYTES > _OBJECT_BYTES:
+            if raw[:1] != b"P" or file is not None or len(parts) * DATA_BYTES > OBJECT_BYTES:
                 _drop(file)
                 raise WorkerDied("the process that opens the database sent nonsense")
         try:
@@ -126,14 +128,13 @@ class Channel:
         while True:
             asked = self.receive_object()
             try:
-                answer: Object = {"return": to_json(call(str(asked["call"]), asked["args"]))}
+                self.send({"return": to_json(call(str(asked["call"]), asked["args"]))})
             except Cancelled:
                 raise
             except Exception as error:  # noqa: BLE001 the other half decides what an error means
                 if not isinstance(error, GuardError):
                     traceback.print_exc()  # a bug: standard error, of which the end is kept with the job
-                answer = {"return": None, "problem": problem_of(error)}
-            self.send(answer)
+                self.send({"return": None, "problem": problem_of(error)})
 
     def close(self) -> None:
         """End the conversation; the other half notices."""

@@ -5,6 +5,7 @@ It answers calls of the repository half. While a call runs, the engine's Sink an
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
@@ -12,17 +13,23 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Query
+from dbguardd.engines.base import Engine, Fingerprint, Query, Revived, Untold
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
-from dbguardd.worker.channel import DATA_BYTES, Channel
+from dbguardd.worker.channel import DATA_BYTES, NAMES, OBJECT_BYTES, Channel
+from dbguardd.worker.question_half import answered
 
 _BEAT_SECONDS = 0.1
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # findings and facts are beside it
+
+Content = TypeVar("Content", Fingerprint | None, Fingerprint | Untold)
 
 
 class SeamSink:
@@ -99,9 +106,15 @@ class SeamTree:
         return answer
 
     def names(self) -> Iterator[str]:
-        """Yield the streams in the order they were written."""
-        self._channel.send({"tree": "names"})
-        yield from self._channel.answer()
+        """Yield the streams in the order they were written: a cluster may have more than one message has room for."""
+        told = 0
+        while True:
+            self._channel.send({"tree": "names", "after": told})
+            names = self._channel.answer()
+            yield from names
+            told += len(names)
+            if len(names) < NAMES:
+                return
 
     @contextmanager
     def read(self, name: str) -> Iterator[BinaryIO]:
@@ -223,23 +236,33 @@ class EngineHalf:
             case "dump":
                 return snapshots.dump(SeamSink(self._channel), progress)
             case "fingerprint":
-                return snapshots.fingerprint(progress)
+                return _fitting(snapshots.fingerprint(progress))
             case "restore":
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
-                return snapshots.examine(Path(args["target"]), queries, progress)
+                found = snapshots.examine(Path(args["target"]), queries, progress)
+                return replace(found, fingerprint=_fitting(found.fingerprint))
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
                 return log.follow(SeamShip(self._channel), args["resume"]) if name == "follow" else log.unfollow()
-        return self._keep(name, args)
+        return self._keep(name, args) if name.startswith("standby.") else self._ask(name, args)
+
+    def _ask(self, name: str, args: Mapping[str, Any]) -> Any:
+        reviving = self._engine.reviving
+        if reviving is None:
+            raise Usage(f"the engine half has no call {name}")
+        if name == "revive":
+            reviving.revive(SeamTree(self._channel), Path(args["place"]), args["database"], self._progress)
+            return None
+        asked = [Revived(Path(place), database) for place, database in args["asked"]]
+        return answered(reviving, name, asked, args, self._channel)
 
     def _keep(self, name: str, args: Mapping[str, Any]) -> Any:
         standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
-        if standby is None and name.startswith("standby."):
+        if standby is None:
             raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
-        if standby is None or not name.startswith("standby."):
             raise Usage(f"the engine half has no call {name}")
         target, step = Path(args["target"]), name.removeprefix("standby.")
         match step:
@@ -262,11 +285,21 @@ class EngineHalf:
         tell({"progress": [step, done_bytes, total_bytes]})
 
 
+def _fitting(found: Content) -> Content:
+    """Return a fingerprint of any number of tables as one message; all else as it is."""
+    return found.folded(_PRINT_BYTES) if isinstance(found, Fingerprint) else found
+
+
 def run(channel: Channel, settings: Mapping[str, Any]) -> None:
-    """Open the engine on a staging directory of its own, serve, and leave nothing behind."""
-    staging = Path(settings["staging"])
+    """Open the engine on a staging directory of its own, serve, and leave nothing behind.
+
+    Nor what a question has left whose worker was killed: there may never be another one.
+    """
+    staging, left = Path(settings["staging"]), Path(settings["left"])
     _wipe(staging)
-    staging.mkdir(mode=0o700, parents=False)
+    if left != staging:
+        _wipe_unheld(left)
+    held = _hold(staging)
     kind = settings["engine"]
     if kind not in ENGINES:
         raise NotFound(f"there is no engine {kind}")
@@ -277,6 +310,31 @@ def run(channel: Channel, settings: Mapping[str, Any]) -> None:
         with suppress(Exception):
             engine.snapshots.release()
         _wipe(staging)
+        os.close(held)
+
+
+def _hold(staging: Path) -> int:
+    """Make the directory, and hold it as long as this process lives: see _wipe_unheld()."""
+    while True:
+        staging.mkdir(mode=0o700, parents=False)
+        file = os.open(staging, _DIRECTORY)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.lstat(staging)):
+                return file
+        os.close(file)  # it was wiped between the two
+
+
+def _wipe_unheld(staging: Path) -> None:
+    """Remove a directory of this user that no process holds."""
+    with suppress(OSError):
+        file = os.open(staging, _DIRECTORY)
+        try:
+            if os.fstat(file).st_uid == os.geteuid():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(staging, ignore_errors=True)
+        finally:
+            os.close(file)
 
 
 def _wipe(staging: Path) -> None:

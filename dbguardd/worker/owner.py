@@ -17,13 +17,15 @@ from dbguardd.wire import NOWHERE
 from dbguardd.worker.asking import cannot_read
 
 _MOST_LINKS = 40  # as the kernel
+_SERVANTS = {"postgresql": "postgres"}
 
 
 def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     """Return who opens the database: the user that the policy names, or who owns its place (or the directory of that).
 
     A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
-    restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's.
+    restored by whoever owns the place that it goes to, but never as root: nobody has said that it was root's. A server
+    is restored there as the user that its kind of server runs as: it would not start as any other.
     """
     if database.get("run_as") is not None:
         return int(database["run_as"])
@@ -32,7 +34,15 @@ def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
         return os.geteuid()  # a server elsewhere: nobody here owns it
     if place != NOWHERE:
         return owner_near(Path(str(place)))
-    return (owner_near(Path(str(request["to"]))) if request.get("to") else 0) or os.geteuid()
+    near = owner_near(Path(str(request["to"]))) if request.get("to") else 0
+    return near or _servant(str(database.get("engine"))) or os.geteuid()
+
+
+def _servant(engine: str) -> int:
+    """Return whom a kind of server usually runs as on this host; 0: nobody is, or we could not become him."""
+    with suppress(KeyError):
+        return pwd.getpwnam(_SERVANTS[engine]).pw_uid if may_become_others() else 0
+    return 0
 
 
 def owner_near(path: Path) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import resource
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Bounds, Past
 from dbguardd.errors import Cancelled, GuardError, Unsupported, Usage, WorkerDied, from_problem
+from dbguardd.flow import Facts, Pages
 from dbguardd.worker.channel import DATA_BYTES, Channel
 from dbguardd.worker.child import settle
 from dbguardd.worker.rights import become_nobody
@@ -23,6 +24,7 @@ _BEAT_SECONDS = 0.2
 _ADDRESS_BYTES = 2 << 30
 _FILES = 64
 _SPARE_SECONDS = 5
+Asked = TypeVar("Asked")
 
 
 class SeamPages:
@@ -74,7 +76,7 @@ class SeamAnswer:
 class QuestionHalf:
     """Serves the questions of the repository half until the channel closes."""
 
-    def __init__(self, channel: Channel, past: Past | GuardError) -> None:
+    def __init__(self, channel: Channel, past: Past[Pages] | GuardError) -> None:
         self._channel, self._past = channel, past
 
     def serve(self) -> None:
@@ -84,24 +86,28 @@ class QuestionHalf:
     def _call(self, name: str, args: Mapping[str, Any]) -> Any:
         if isinstance(self._past, GuardError):
             raise self._past
-        answer = SeamAnswer(self._channel)
-        pages = [SeamPages(self._channel, number, *sizes) for number, sizes in enumerate(args["pages"])]
-        bounds = Bounds(**args["bounds"])
-        _confine(bounds.seconds)
-        match name:
-            case "query":
-                facts = self._past.query(pages[0], args["sql"], bounds, answer)
-            case "table":
-                facts = self._past.table(pages[0], args["name"], args["form"], bounds, answer)
-            case "difference":
-                facts = self._past.difference(pages[0], pages[1], args["table"], bounds, answer)
-            case "missing":
-                search = str(args["table"]), str(args["where"])
-                facts = self._past.missing((pages[0], pages[1]), search, args["form"], bounds, answer)
-            case _:
-                raise Usage(f"the question half has no call {name}")
-        answer.flush()
-        return facts
+        pages = [SeamPages(self._channel, number, *sizes) for number, sizes in enumerate(args["asked"])]
+        _confine(args["bounds"]["seconds"])
+        return answered(self._past, name, pages, args, self._channel)
+
+
+def answered(past: Past[Asked], name: str, asked: Sequence[Asked], args: Mapping[str, Any], channel: Channel) -> Facts:
+    """Answer the question `name` of the repository half over the channel; return its facts."""
+    answer, bounds = SeamAnswer(channel), Bounds(**args["bounds"])
+    match name:
+        case "query":
+            facts = past.query(asked[0], args["sql"], bounds, answer)
+        case "table":
+            facts = past.table(asked[0], args["name"], args["form"], bounds, answer)
+        case "difference":
+            facts = past.difference(asked[0], asked[1], args["table"], bounds, answer)
+        case "missing":
+            search = str(args["table"]), str(args["where"])
+            facts = past.missing((asked[0], asked[1]), search, args["form"], bounds, answer)
+        case _:
+            raise Usage(f"there is no question {name}")
+    answer.flush()
+    return facts
 
 
 def answer_as_nobody(parent: int, seam: int, settings: Mapping[str, Any]) -> int:
@@ -116,7 +122,7 @@ def answer_as_nobody(parent: int, seam: int, settings: Mapping[str, Any]) -> int
     return 0
 
 
-def _load(settings: Mapping[str, Any]) -> Past | GuardError:
+def _load(settings: Mapping[str, Any]) -> Past[Pages] | GuardError:
     """Return what answers, or why nothing does: the other half is told when it asks."""
     kind = settings["engine"]
     opened = ENGINES[kind](settings).past if kind in ENGINES else None

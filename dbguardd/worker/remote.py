@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Prog
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import Facts, Images, Segment, Ship, Sink, Tree
 from dbguardd.wire import to_json
-from dbguardd.worker.channel import DATA_BYTES, Channel, Object, problem_of
+from dbguardd.worker.channel import DATA_BYTES, NAMES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20
 _PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))
@@ -254,7 +255,8 @@ class RemoteEngine:
             case "facts":
                 self._answer(lambda: tree.facts)
             case "names":
-                self._answer(lambda: list(tree.names()))
+                after = int(message["after"])
+                self._answer(lambda: list(islice(tree.names(), after, after + NAMES)))
             case "deliver" if file is not None:
                 self._answer(lambda: tree.deliver(name, file))
             case "read":

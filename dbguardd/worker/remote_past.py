@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Answer, Bounds
+from dbguardd.engines.base import Answer, Bounds, Progress, Revived
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, WorkerDied, from_problem
-from dbguardd.flow import Facts, Pages
+from dbguardd.flow import Facts, Pages, Tree
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, Object, problem_of
+from dbguardd.worker.remote import RemoteEngine
+
+Asked = Pages | Revived
 
 _SLACK_BYTES = 1 << 20
 _COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed", "listed")
@@ -20,42 +24,51 @@ class RemotePast:
     """The Past protocol over a Channel. The other half is not believed: neither damage, nor how much it answers.
 
     What it says of an answer is kept with the job, so it is taken only in the form that it must have: no row is in it.
+    What is asked are Pages where the other half is a question half, and what revive() returned where it is an engine's.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, engine: RemoteEngine) -> None:
+        self._channel, self._engine = channel, engine
         self._failed: GuardError | None = None
 
-    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
+        """Bring back what questions to a database need."""
+        self._engine.call("revive", {"place": str(place), "database": database}, progress, tree=tree)
+        return Revived(place, database)
+
+    def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT."""
-        found = self._ask("query", {"sql": sql}, (pages,), bounds, answer)
+        found = self._ask("query", {"sql": sql}, (asked,), bounds, answer)
         more = found.get("more")
         return {"rows": _count(found, "rows"), "more": more if more in ("rows", "bytes") else None}
 
-    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+    def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table."""
-        found = self._ask("table", {"name": name, "form": form}, (pages,), bounds, answer)
+        found = self._ask("table", {"name": name, "form": form}, (asked,), bounds, answer)
         return {"rows": _count(found, "rows"), "triggers": _count(found, "triggers")}
 
-    def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
+    def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
         """Compare two backups."""
         found = self._ask("difference", {"table": table}, (older, newer), bounds, answer)
         return {name: _count(found, name) for name in _COUNTS}
 
     def missing(
-        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+        self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
         """Find the rows that the second backup has no more."""
         args = {"table": search[0], "where": search[1], "form": form}
-        found = self._ask("missing", args, files, bounds, answer)
+        found = self._ask("missing", args, both, bounds, answer)
         return {"rows": _count(found, "rows"), "listed": _count(found, "listed")}
 
     def _ask(
-        self, name: str, args: Mapping[str, Any], pages: Sequence[Pages], bounds: Bounds, answer: Answer
+        self, name: str, args: Mapping[str, Any], asked: Sequence[Asked], bounds: Bounds, answer: Answer
     ) -> Object:
-        sizes = [[each.size, each.page_size] for each in pages]
+        told = [
+            [str(one.place), one.database] if isinstance(one, Revived) else [one.size, one.page_size] for one in asked
+        ]
+        pages = [one for one in asked if not isinstance(one, Revived)]
         self._failed = None
-        self._channel.send({"call": name, "args": {**args, "pages": sizes, "bounds": to_json(bounds)}})
+        self._channel.send({"call": name, "args": {**args, "asked": told, "bounds": to_json(bounds)}})
         left = bounds.bytes + _SLACK_BYTES
         while True:
             message, file = self._channel.receive()

@@ -93,7 +93,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 report=voice.report,
                 progress=voice.progress,
                 cancelled=cancelled,
-                past=RemotePast(channel),
+                past=RemotePast(channel, engine),
                 standby=RemoteStandby(engine),
             ),
             job.request(**spec["request"]),

@@ -26,8 +26,8 @@ from dbguardd.errors import (
     WorkerDied,
     from_problem,
 )
-from dbguardd.verbs import apart
-from dbguardd.wire import ENGINE_VERBS, NOWHERE, QUESTION_VERBS
+from dbguardd.verbs import apart, opens
+from dbguardd.wire import NOWHERE, QUESTION_VERBS
 from dbguardd.words import discreet
 from dbguardd.worker.asking import reader, unnamed
 from dbguardd.worker.owner import identity, may_become_others, not_started, owner, without_power
@@ -57,17 +57,22 @@ async def run_worker(
     children: list[asyncio.subprocess.Process] = []
     answer: IO[bytes] | None = None
     try:
-        if spec["verb"] in ENGINE_VERBS:
-            database, run_as = spec["database"], owner(spec["database"], spec["request"])
-            staging = staging_of(spec["state"], database["name"], run_as, apart(spec["verb"], spec["request"]))
-            spec = {**spec, "run_as": run_as, "staging": staging}
-            make_way(Path(spec["staging"]), run_as)
-            settings = {**database["settings"], "engine": database["engine"], "staging": spec["staging"]}
-            children.append(await _start("engine", there, settings, run_as))
-        elif spec["verb"] in QUESTION_VERBS:
+        engine = (spec["database"] or {}).get("engine")
+        if spec["verb"] in QUESTION_VERBS:
             answer = unnamed(Path(spec["state"]))
             spec = {**spec, "answer": answer.fileno()}
-            settings = {**spec["database"]["settings"], "engine": spec["database"]["engine"], "staging": NOWHERE}
+        if opens(spec["verb"], engine):
+            database, run_as = spec["database"], owner(spec["database"], spec["request"])
+            staging, asking = (
+                staging_of(spec["state"], database["name"], run_as, aside)
+                for aside in (apart(spec["verb"], spec["request"]), apart("query", {}))
+            )
+            spec = {**spec, "run_as": run_as, "staging": staging}
+            make_way(Path(spec["staging"]), run_as)
+            settings = {**database["settings"], "engine": engine, "staging": staging, "left": asking}
+            children.append(await _start("engine", there, settings, run_as))
+        elif answer is not None:
+            settings = {**spec["database"]["settings"], "engine": engine, "staging": NOWHERE}
             children.append(await _start("question", there, settings, reader(may_become_others())))
         kept = () if answer is None else (answer.fileno(),)
         children.insert(0, await _start("repository", here, spec, os.geteuid(), kept))

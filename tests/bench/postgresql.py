@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench import postgresql_busy
 from tests.bench.measure import Figures, run, size_of
 from tests.bench.ours import Ours
 
@@ -53,7 +54,9 @@ def rows(place: Path, size_mib: int, rounds: int) -> list[dict[str, object]]:
                 print(f"round {number + 1}: {name:16} " + ", ".join(
                     f"{phase} {figures[phase][name][-1].wall:.2f} s" for phase in PHASES if name in figures[phase]
                 ), flush=True)  # fmt: skip
-    return _report(figures)
+        live.quiet(place / "work")
+        busy = postgresql_busy.rows(live, place / "busy", _source(live), lambda work: _busy_peers(live, work))
+    return [*_report(figures), *busy]
 
 
 class Cluster:
@@ -116,9 +119,19 @@ class Cluster:
 
 @contextmanager
 def _ours(live: Cluster, work: Path):
-    url = f"postgresql:///?host={live.place}&port={_PORT}&user=postgres"
-    with Ours(work, source=f'engine = "postgresql"\nurl = "{url}"\nmethod = "pages"') as ours:
+    with Ours(work, source=_source(live)) as ours:
         yield lambda phase: ours.restore(work / "out") if phase == "restore" else ours.backup()
+
+
+def _source(live: Cluster) -> str:
+    url = f"postgresql:///?host={live.place}&port={_PORT}&user=postgres"
+    return f'engine = "postgresql"\nurl = "{url}"\nmethod = "pages"'
+
+
+def _busy_peers(live: Cluster, work: Path):
+    if shutil.which("pgbackrest"):
+        with _pgbackrest(live, work) as act:
+            yield "pgbackrest", lambda: act("full")
 
 
 def _peers(live: Cluster):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.catalog import Catalog
+from dbguardd.catalog import Catalog, to_text
 from dbguardd.daemon import Clock, Setup, run
 from dbguardd.daemon.gauge import Level
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
@@ -379,7 +379,7 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
         async with place.daemon() as (service, _):
             await service.look()
             assert not service.status().attention
-            service._do.views.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
+            service._do.views.storages.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
             await service.look()
             (said,) = service.status().attention
             assert said.startswith(f"the state directory {place.state} has 1 MiB left")
@@ -392,11 +392,29 @@ def test_a_full_storage_is_told_in_sizes(place: Place) -> None:
 
     async def main() -> None:
         async with place.daemon() as (service, _):
-            service._do.views.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
+            service._do.views.storages.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
             await service.look()
             (row,) = service.status().storages
             assert row.problem is not None
             assert humanized(row.problem["detail"]) == "1 MiB are free, the policy keeps 102 MiB free."
+
+    asyncio.run(main())
+
+
+def test_what_takes_the_files_of_a_server_takes_a_storage_beside_them(place: Place) -> None:
+    """Not where its socket is: the last backup knew where its files are."""
+    place.policy.write_text(POLICY + '[database.pg]\nengine = "postgresql"\nurl = "postgresql:///"\nbackup = "daily"\n')
+
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            facts = {**stored(1, to_text(place.wall)), "database": "pg", "engine": "postgresql", "storage": "local"}
+            service._do.tell("backup.stored", "pg", {**facts, "directory": "/data/main"})
+            on_socket = Level(1 << 40, 1 << 40, device=1)
+            disk = Level(1 << 40, 1 << 40, device=2)
+            service._do.views.storages.gauge._look = lambda path: on_socket if "postgresql" in path else disk
+            await service.look()
+            (row,) = service.status().storages
+            assert row.beside == ["pg"]
 
     asyncio.run(main())
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import fastcdc.fastcdc_cy  # noqa: F401 - the owner of the server may not read where it lies: it is loaded before
@@ -79,10 +80,10 @@ def made(live, **settings):
     return open_postgresql({"url": live.url, "staging": "/nonexistent", "method": "pages", **settings}).snapshots
 
 
-def backed_up(live, before=None, after=None):
+def backed_up(live, before=None, after=None, progress=no_progress):
     """Back up and read the content of the snapshot. `before` is called with each stream, `after` before the reading."""
     engine, sink = made(live), MemorySink(before)
-    facts = engine.dump(sink, no_progress)
+    facts = engine.dump(sink, progress)
     if after is not None:
         after()
     taken = engine.fingerprint(no_progress)
@@ -93,6 +94,26 @@ def backed_up(live, before=None, after=None):
 def stored(live, before=None, after=None):
     sink, facts, taken = backed_up(live, before, after)
     return sink.streams, facts, taken
+
+
+def timed(live):
+    """A backup, and by the server's clock when its snapshots had been taken and when the end of its log was read.
+
+    And how many were held when its log began to be stored.
+    """
+    told = {}
+
+    def before(name):
+        if name == "log.tar":
+            told["held"] = int(live.sql(f"{OURS} AND state = 'idle in transaction'"))
+
+    def progress(step, done, total):
+        if step not in ("snapshot", "log"):
+            return
+        told[step] = datetime.fromisoformat(live.sql("SELECT to_json(now() AT TIME ZONE 'UTC') #>> '{}'") + "+00:00")
+
+    sink, facts, taken = backed_up(live, before, progress=progress)
+    return sink.streams, facts, taken, told
 
 
 def tree(streams, facts):
@@ -114,3 +135,21 @@ def round_trip(live, target, queries=(), before=None, after=None):
 
 def failed(found):
     return {finding.name: finding.detail for finding in found.findings if finding.outcome != "ok"}
+
+
+def by_hand(live, streams, target):
+    """Start a server on what recover.py writes of a backup, at port 5433, by what dbguard-recovery(7) says to type."""
+    for name, data in streams.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(data)
+    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
+    block = page.partition("by\nunpacking its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
+    script = block.replace("\\e\n", "\\\n").replace("/srv/recovered", str(target))
+    script = script.replace("/usr/lib/postgresql/15/bin", str(live.programs))
+    become = (
+        f"setpriv --reuid {owner()} --regid {os.stat(live.data).st_gid} --clear-groups --" if os.geteuid() == 0 else ""
+    )
+    script = script.replace("runuser -u postgres --", become).replace("postgres: .", f"{owner()} .")
+    assert "5433" in script and "runuser" not in script and "pg_ctl" in script
+    done = subprocess.run(["bash", "-ec", script], cwd="/", stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, (target / "start.log").read_text()

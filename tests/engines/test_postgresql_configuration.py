@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 
-from postgres_pages_world import own_place, round_trip
+from postgres_pages_world import by_hand, own_place, round_trip
 from postgres_world import as_owner, cluster, identity, owner
 
 
@@ -33,12 +33,20 @@ def test_a_cluster_that_was_configured_elsewhere_is_started_as_its_text_says():
         move_out(live)
         live.sql("CREATE TABLE kept AS SELECT 42 AS answer")
         target = place / "restored"
-        *_, found = as_owner(round_trip, live, target)
+        streams, _, _, found = as_owner(round_trip, live, target)
         assert found.ok and found.facts["next"].startswith(str(target / "RESTORE.txt"))
         config = target / "dbguard-config"
         assert (config / "conf.d" / "own.conf").read_text() == "work_mem = '7MB'\n"
         assert not (config / "conf.d" / "large.conf").exists() and not (target / "postgresql.conf").exists()
         live.stop(signal.SIGINT)
+        by_hand(live, streams, place / "recovered")  # it has no RESTORE.txt, only the manual
+        try:
+            live.port, own = 5433, live.port
+            assert live.sql("SHOW work_mem; SELECT answer FROM kept").split() == ["7MB", "42"]
+        finally:
+            live.port = own
+            stop = [live.programs / "pg_ctl", "-D", place / "recovered", "-m", "immediate", "stop"]
+            subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())
         told = next(line for line in (target / "RESTORE.txt").read_text().splitlines() if not line.startswith("#"))
         told = told.replace(f"/usr/lib/postgresql/{live.major}/bin", str(live.programs))
         subprocess.run(["/bin/sh", "-c", told], check=True, cwd="/", **identity())

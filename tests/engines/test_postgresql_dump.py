@@ -375,6 +375,23 @@ def test_a_hostile_owner_gains_nothing_when_his_dump_is_proven(live, place):
     assert found.fingerprint == taken
 
 
+@pytest.mark.parametrize("answer", ["RETURN current_user = 'low'", "IF current_user <> 'low' THEN RAISE 'no'; END IF"])
+def test_what_only_the_code_of_its_owner_refuses_leaves_open_whether_the_backup_is_whole(live, place, answer):
+    """One owner of a server decides by it whether all of it is proven, and not that it is damaged."""
+    live.sql("CREATE ROLE low LOGIN; CREATE DATABASE picky OWNER low")
+    live.sql(f"""SET ROLE low; CREATE FUNCTION mine(int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+        {answer}; RETURN true; END $$;
+        CREATE TABLE t (n int CHECK (public.mine(n))); INSERT INTO t VALUES (1);""", "picky")  # fmt: skip
+    try:
+        found = as_owner(lambda: round_trip(live, place, url=url(live, "picky")))[3]
+    finally:
+        live.sql("DROP DATABASE picky")
+        live.sql("DROP ROLE low")
+    outcome, detail = outcomes(found)["database picky"]
+    assert outcome == "inconclusive" and 'table "t"' in detail and "its owner wrote" in detail
+    assert found.fingerprint is None and "failed" not in [outcome for outcome, _ in outcomes(found).values()]
+
+
 def test_a_changed_row_is_found(live, place):
     taken, found = as_owner(changed, live, place, "0001.dump", b"c17\t", b"c71\t")
     assert found.fingerprint.tables["shop.crm.customer"] != taken.tables["shop.crm.customer"]

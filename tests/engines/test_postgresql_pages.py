@@ -3,14 +3,17 @@
 import os
 import subprocess
 import tarfile
+import threading
 import time
+from contextlib import closing
+from datetime import datetime
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_pages_world import (
     backed_up,
+    by_hand,
     failed,
     made,
     own_place,
@@ -18,12 +21,16 @@ from postgres_pages_world import (
     round_trip,
     shop,
     stored,
+    timed,
     writers,
 )
 from postgres_world import as_owner, identity, owner, until
 
 from dbguardd.engines.base import Fingerprint, Query, Untold
-from dbguardd.engines.postgresql.physical.datadir import is_relation
+from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.physical.cluster import look
+from dbguardd.engines.postgresql.physical.copy import Copy
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relation
 from dbguardd.engines.postgresql.physical.place import Snapshot, between
 from dbguardd.engines.postgresql.physical.segments import Log, shown
 from dbguardd.engines.postgresql.physical.segments import place as place_of
@@ -80,6 +87,13 @@ def test_a_cluster_comes_back_equal_to_its_snapshot_while_it_is_written(live, pl
     assert target.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_backup_is_of_no_later_moment_than_its_snapshot(live):
+    """What commits while the end of its log is read and stored is not in it; most of it is stored before."""
+    _, facts, taken, told = as_owner(timed, live)
+    assert isinstance(taken, Fingerprint) and datetime.fromisoformat(facts["snapshot_at"]) < told["snapshot"]
+    assert told["held"] == 0
+
+
 class Elsewhere:
     """A server on what was restored, whose tablespaces lie in its data directory: it is backed up like any other."""
 
@@ -113,6 +127,17 @@ def test_the_restored_directory_starts_with_the_servers_own_tools_beside_the_ori
     assert live.sql("SELECT count(*) FROM afar", "shop") == "500"
 
 
+class Stamps(MemorySink):
+    """Knows what files are known by."""
+
+    def __init__(self):
+        super().__init__()
+        self.stamps = set()
+
+    def adopt(self, name, file, page_size, *, stamp="", **more):
+        self.stamps.add(stamp)
+
+
 def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_by_page(live, place):
     def twice(storage):
         parent, found = None, []
@@ -125,7 +150,18 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
                 parent = sink.seal(facts)
             found.append((parent, facts, engine.fingerprint(no_progress)))
             engine.release()
-        return found, proven_from(storage, parent)
+        return found, proven_from(storage, parent), [stamps(0, off=True), stamps(3600), stamps(0)]
+
+    def stamps(ahead, off=False):
+        """What files are known by, of a backup that was begun when the clock said so much more."""
+        live.sql(f"ALTER SYSTEM SET full_page_writes = {'off' if off else 'on'}; SELECT pg_reload_conf()")
+        until(lambda: live.sql("SHOW full_page_writes") == ("off" if off else "on"), "the setting")
+        sink = Stamps()
+        with connected(address_of(live.url)) as keeper:
+            asked = look(keeper, "here")
+        with closing(DataDirectory(str(live.data), {}, asked.version_directory)) as directory:
+            Copy(directory, asked, sink, time.time() + ahead, lambda done: None).relations()
+        return sink.stamps - {""}
 
     def proven_from(storage, backup):
         engine = made(live)
@@ -138,7 +174,8 @@ def test_what_is_unchanged_is_not_read_again_and_what_is_changed_is_stored_page_
         os.utime(path, ns=(1_700_000_000_123_456_789, 1_700_000_000_123_456_789))
     changed = max(int(path.stat().st_ctime_ns) for path in live.data.glob("base/*/*"))
     until(lambda: time.time_ns() > changed + 2_100_000_000, "times that are old enough")
-    found, examined = as_owner(twice, Drawer())
+    found, examined, (no_whole_pages, set_back, usual) = as_owner(twice, Drawer())
+    assert usual and not set_back and not no_whole_pages
     (first, facts1, _), (second, facts2, _), (third, facts3, _), (fourth, facts4, taken) = found
     assert first.kind == "full" and second.kind == third.kind == "incremental"
     assert facts1["reused_files"] == 0 and facts2["reused_files"] >= 2 and facts3["reused_files"] >= 2
@@ -192,6 +229,30 @@ def test_a_tablespace_that_is_made_during_the_backup_spoils_it(live):
         as_owner(backed_up, live, make)
 
 
+def test_files_of_a_database_that_are_copied_during_the_backup_spoil_it(live, place):
+    """A recovery would copy them again: from what the template was when it was read, later, or is no more."""
+    live.sql("CREATE DATABASE template; CREATE DATABASE moved")
+
+    def backed_up_beside(statement):
+        steps = iter((statement, "CREATE TABLE later (n int)"))
+        return round_trip(live, place / "restored", (), lambda name: live.sql(next(steps, "SELECT"), "template"))
+
+    try:
+        for statement in ("CREATE DATABASE child TEMPLATE template STRATEGY file_copy",
+                          "ALTER DATABASE moved SET TABLESPACE far"):  # fmt: skip
+            with pytest.raises(SourceChanged, match="copied or moved"):
+                as_owner(backed_up_beside, statement)
+            live.sql("DROP TABLE later", "template")
+        live.sql("DROP DATABASE child")
+        live.sql("CREATE TABLE sooner (n int)", "template")
+        _, _, taken, found = as_owner(backed_up_beside, "CREATE DATABASE child TEMPLATE template STRATEGY wal_log")
+    finally:
+        for name in ("child", "moved", "template"):
+            live.sql(f"DROP DATABASE IF EXISTS {name}")
+    assert failed(found) == {} and found.fingerprint == taken
+    assert "child.public.sooner" in taken.tables and "child.public.later" not in taken.tables
+
+
 def test_nothing_is_followed_out_of_the_data_directory(live, place):
     """Links and what is no file are named; names of any bytes come back."""
     secret, odd = live.place / "secret", live.data / os.fsdecode(b"odd \n\xff" + b"n" * 200)
@@ -225,52 +286,49 @@ def test_a_definition_that_changes_while_the_content_is_read_leaves_the_backup_w
     assert failed(found) == {} and found.fingerprint is not None
 
 
-def test_a_lock_that_somebody_holds_is_not_waited_for_for_ever(live):
+def test_a_lock_is_not_waited_for_for_ever_and_nobody_is_in_a_database_that_was_read(live):
     def locked():
         words = [live.programs / "psql", "-Xq", "-h", live.socket, "-p", str(live.port), "-U", "postgres", "-d", "shop"]
         holder = subprocess.Popen([*words, "-c", "BEGIN; LOCK gone; SELECT 'held', pg_sleep(60)"], cwd="/")
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND wait_event = 'PgSleep'"
         return holder, until(lambda: live.sql(waiting) == "1", "the lock")
 
-    engine = made(live)
+    engine, ours = made(live), "FROM pg_stat_activity WHERE application_name = 'dbguard'"
+    others = list[str]()
+
+    def look():
+        until(lambda: live.sql(f"SELECT count(*) {ours} AND wait_event_type = 'Lock'") == "1", "who waits")
+        others.append(live.sql(f"SELECT DISTINCT datname {ours}"))
 
     def read():
         engine.dump(MemorySink(), no_progress)
         holder, _ = locked()
+        looking = threading.Thread(target=look)
+        looking.start()
         try:
-            return engine.fingerprint(no_progress)
+            return engine.fingerprint(no_progress), others
         finally:
+            looking.join()
             holder.terminate()
             holder.wait()
             engine.release()
 
-    told = as_owner(read)
+    told, others = as_owner(read)
     assert isinstance(told, Untold) and "gone" in told.why
+    assert others == ["shop"]  # the last one: template1 was read first, and whoever was read is left alone
 
 
 def test_a_backup_becomes_a_cluster_by_hand_as_the_manual_says(live, place, kept):
     """Without dbguard: what recover.py writes, tar, and the server's own programs."""
     target = place / "recovered"
-    for name, data in kept[0].items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(data)
-    page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
-    block = page.partition("by\nunpacking its two archives")[2].partition(".Bd -literal\n")[2].partition(".Ed")[0]
-    number = next(iter(kept[1]["tablespaces"]))
-    commands = [line for line in block.splitlines()[1:] if not line.startswith(("sudo", "chmod"))]
-    script = "set -e\n" + "\n".join(commands).replace("16384", number) + "\nchmod -R go= .\n"
-    subprocess.run(["bash", "-c", script], check=True, cwd=target, capture_output=True)
-    for path in (target, *target.rglob("*")):
-        os.chown(path, owner(), -1, follow_symlinks=False)
-    options = f"-c unix_socket_directories={place} -c port=6543"
-    words = [live.programs / "pg_ctl", "-D", target, "-w", "-l", place / "log", "-o", options]
-    subprocess.run([*words, "start"], check=True, cwd="/", capture_output=True, **identity())
+    by_hand(live, kept[0], target)
     try:
-        asked = [live.programs / "psql", "-XqAt", "-h", place, "-p", "6543", "-U", "postgres", "-d", "shop"]
+        asked = [live.programs / "psql", "-XqAt", "-h", live.socket, "-p", "5433", "-U", "postgres", "-d", "shop"]
         asked += ["-c", "SELECT (SELECT count(*) FROM afar) + (SELECT count(*) FROM big)"]
         told = subprocess.run(asked, check=True, capture_output=True, text=True, cwd="/").stdout.strip()
     finally:
-        subprocess.run([*words, "-m", "fast", "stop"], check=True, cwd="/", capture_output=True, **identity())
+        stop = [live.programs / "pg_ctl", "-D", target, "-m", "fast", "stop"]
+        subprocess.run(stop, check=True, cwd="/", capture_output=True, **identity())
     assert told == "12500"
 
 

@@ -12,6 +12,8 @@ from postgres_pages_world import failed, made, own_place, proven, round_trip, sh
 from postgres_world import alive_processes, as_owner, cluster, until
 
 from dbguardd.engines.base import Query, Untold
+from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.physical.check import check_structure
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +51,14 @@ CREATE FUNCTION trap(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN PERFORM public.spring(); RETURN n; END $$;
 CREATE INDEX ON bait ((n + trap(1)));
 """
-"""The server runs the function when it plans a query of the table."""
+"""The server runs the function, which is a superuser's, when an index is checked."""
 
 
 def test_a_function_that_runs_in_the_proof_starts_no_program_and_reaches_nothing_that_configures(live, place):
     live.sql(TRAP, "shop")
-    asked = [Query("SELECT count(*) FROM public.bait WHERE n = 1", equals=1, database="shop")]
     target = place / "restored"
     try:
-        _, _, taken, found = as_owner(round_trip, live, target, asked)
+        _, _, taken, found = as_owner(round_trip, live, target)
     finally:
         live.sql("DROP TABLE bait; DROP FUNCTION trap, spring", "shop")
     assert (target / "ran").exists()  # it did run, and as a superuser
@@ -118,10 +119,15 @@ def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_rea
     for name in names:
         live.sql(f"CREATE DATABASE {name} STRATEGY file_copy")
     try:
+        _, _, without = as_owner(stored, live)
+        live.sql("ALTER SYSTEM SET max_connections = 200")
+        live.stop(signal.SIGINT)
+        live.start()
         streams, facts, taken, found = as_owner(round_trip, live, place / "restored")
     finally:
         for name in names:
             live.sql(f"DROP DATABASE {name}")
+    assert isinstance(without, Untold) and "max_connections" in without.why
     assert failed(found) == {} and found.fingerprint == taken and len(facts["snapshots"]) == 28
     found = as_owner(proven, live, streams, {**facts, "snapshots": {}}, place / "other")
     read = {finding.name for finding in found.findings if finding.outcome == "ok"}
@@ -145,11 +151,12 @@ def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_dama
         return taken, engine.examine(target, [Query("SELECT count(*) FROM public.own", equals=1)], patient)
 
     with cluster() as live:
-        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4")
+        live.sql("ALTER SYSTEM SET max_prepared_transactions = 4; ALTER SYSTEM SET max_locks_per_transaction = 512")
         live.stop(signal.SIGINT)
         live.start()
         live.sql("CREATE TABLE own (n int PRIMARY KEY); INSERT INTO own VALUES (1)")
-        live.sql("BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'kept'")
+        many = "SELECT count(pg_advisory_xact_lock(n)) FROM generate_series(1, 20000) n"  # more than there is room for
+        live.sql(f"BEGIN; LOCK TABLE own IN ACCESS EXCLUSIVE MODE; {many}; PREPARE TRANSACTION 'kept'")
         taken, found = as_owner(tried, live, place / "restored")
         live.sql("ROLLBACK PREPARED 'kept'")
         later, whole = as_owner(tried, live, place / "later")
@@ -161,3 +168,73 @@ def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_dama
     assert all("prepared transaction" in one.detail for name, one in told.items() if name != "page checksums")
     assert "public.own" in told["structure of postgres"].detail
     assert set(failed(whole)) == {"page checksums"} and whole.ok and whole.fingerprint == later
+
+
+# --------------------------------------------------------------------------------------------- an owner, no superuser
+
+OVERLOADS = """
+CREATE EXTENSION amcheck; CREATE SCHEMA dbguard_amcheck;
+SET ROLE mallory; CREATE TABLE q (n int PRIMARY KEY); INSERT INTO q SELECT generate_series(1, 5000);
+CREATE FUNCTION act() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+  IF current_setting('is_superuser') = 'on' THEN
+    EXECUTE 'COPY (SELECT 1) TO ''' || current_setting('data_directory') || '/superuser''';
+  ELSIF current_setting('port') = '5432' THEN
+    RAISE EXCEPTION 'not a superuser'; END IF; END $$;
+CREATE FUNCTION bt_index_check(oid, boolean) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM public.act(); END $$;
+CREATE FUNCTION verify_heapam(relation oid, check_toast boolean)
+  RETURNS TABLE (blkno bigint, offnum integer, attnum integer, msg text) LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM public.act(); END $$;
+CREATE FUNCTION looks(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+  BEGIN PERFORM public.act(); EXCEPTION WHEN OTHERS THEN NULL; END; RETURN n; END $$;
+CREATE VIEW v AS SELECT looks(n) AS n FROM q;
+"""
+
+
+@pytest.mark.parametrize("hurt", [False, True], ids=["whole", "damaged"])
+def test_an_owner_who_is_no_superuser_becomes_none_and_hides_no_damage(place, hurt):
+    """Functions of his have the names and arguments that checks are called by, and run in the admin's own queries."""
+    asked = [Query("SELECT sum(n) FROM public.v", equals=12502500, database="shop")]
+
+    def tried(live, target):
+        streams, facts, taken = stored(live)
+        index = live.sql("SELECT pg_relation_filepath('q_pkey')", "shop")
+        engine = made(live)
+        engine.restore(tree(streams, facts), target, no_progress)
+        if hurt:
+            data = bytearray((target / index).read_bytes())
+            at = 8192 + 24  # the first leaf: two of its items change places
+            data[at + 8 : at + 12], data[at + 12 : at + 16] = data[at + 12 : at + 16], data[at + 8 : at + 12]
+            (target / index).write_bytes(data)
+        return taken, engine.examine(target, asked, no_progress)
+
+    with cluster() as live:
+        live.sql("CREATE ROLE mallory LOGIN; CREATE DATABASE shop OWNER mallory")
+        live.sql(OVERLOADS, "shop")
+        taken, found = as_owner(tried, live, place / "restored")
+    assert not (place / "restored" / "superuser").exists()
+    assert found.fingerprint == taken
+    assert set(failed(found)) - {"page checksums"} == ({"structure of shop"} if hurt else set())
+    if hurt:
+        assert "q_pkey" in failed(found)["structure of shop"]
+
+
+def test_a_check_that_does_not_end_is_ended():
+    """An index may be of an expression that catches whatever tells it to end."""
+    stubborn = """CREATE FUNCTION f(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+      IF current_setting('my.wait', true) = 'yes' THEN
+        LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END IF;
+      RETURN n; END $$; CREATE TABLE t AS SELECT 1 AS n; CREATE INDEX slow ON t (f(n))"""
+
+    def tried(live):
+        with connected(address_of(live.url), "postgres") as connection:
+            connection.execute(b"SET my.wait = 'yes'", prepare=False)
+            connection.execute(b"BEGIN", prepare=False)
+            return check_structure(connection, "postgres", lambda: None, least_seconds=0.5)
+
+    with cluster() as live:
+        live.sql(stubborn)
+        found = as_owner(tried, live)
+        assert found.outcome == "inconclusive" and "public.slow: its check did not end" in found.detail
+        until(
+            lambda: live.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%bt_index%check%'") == "1", "end"
+        )

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import tarfile
 import time
+from contextlib import closing
+from datetime import datetime
 from io import BytesIO
 
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_pages_world import (
+    OURS,
     backed_up,
     failed,
     made,
@@ -19,11 +22,12 @@ from postgres_pages_world import (
     round_trip,
     shop,
     stored,
+    timed,
     tree,
 )
 from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
-from dbguardd.engines.base import Untold
+from dbguardd.engines.base import Query, Untold
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import CONTENTS, Contents
@@ -81,21 +85,25 @@ def test_a_killed_engine_leaves_no_slot_no_backup_mode_and_no_session(live):
 
 
 def test_a_cancelled_backup_and_a_server_that_stops_leave_nothing(live):
-    def cancelled(step, done, total):
+    def in_the_copy(step, done, total):
         if step == "copy":
             raise Cancelled("no more")
 
-    def give_up():
+    def in_the_search_for_a_place(step, done, total):
+        if step == "snapshot":
+            assert live.sql(f"{OURS} AND state = 'idle in transaction'") == "3"  # one of each database
+            raise Cancelled("no more")
+
+    def give_up(progress):
         engine = made(live)
         with pytest.raises(Cancelled):
-            engine.dump(MemorySink(), cancelled)
+            engine.dump(MemorySink(), progress)
         return isinstance(engine.fingerprint(no_progress), Untold)
 
-    assert as_owner(give_up)
-    until(
-        lambda: live.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbguard'") == "0", "the end"
-    )
-    assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+    for progress in (in_the_copy, in_the_search_for_a_place):
+        assert as_owner(give_up, progress)
+        until(lambda: live.sql(OURS) == "0", "the end")
+        assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0"
 
     def end_session(name):
         live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dbguard'")
@@ -202,7 +210,7 @@ def test_a_backup_that_is_not_whole_does_not_become_a_cluster_that_looks_whole(l
     assert {what: type(told) for what, told in said.items()} == {
         "label": str, "log": dict, "place": dict, "files": str, "relation": str, "link": str
     }  # fmt: skip
-    assert list(said["log"]) == list(said["place"]) == ["recovery to the place of the backup"]
+    assert list(said["log"]) == list(said["place"]) == ["recovery to its place in the log"]
     assert left == ["log", "place"]  # nothing of what was refused
 
 
@@ -269,6 +277,23 @@ def replaced(archive, name, data):
     return out.getvalue()
 
 
+def test_a_control_file_that_is_not_whole_is_not_taken(live, place):
+    """What is read while the server writes it may be half of the old and half of the new: its checksum tells."""
+    old = (live.data / "global" / "pg_control").read_bytes()
+    live.sql("SELECT pg_logical_emit_message(true, '', ''); CHECKPOINT")
+    new = (live.data / "global" / "pg_control").read_bytes()
+    first = next(n for n in range(512) if old[n] != new[n]) + 1
+    (place / "global").mkdir()
+    with closing(DataDirectory(str(place), {}, "")) as directory:
+        for torn in (new[:first] + old[first:], b"", bytes(8192)):
+            (place / "global" / "pg_control").write_bytes(torn)
+            with pytest.raises(SourceDamaged, match="checksum"):
+                directory.control()
+        for whole in (old, new):
+            (place / "global" / "pg_control").write_bytes(whole)
+            assert directory.control() == whole
+
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -285,7 +310,7 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
                 connected(address_of(live.url)) as keeper,
                 pytest.raises(SourceInvalid, match="is not the data directory"),
             ):
-                BackupMode(keeper, look(keeper, "here").log.system).hold(foreign)
+                BackupMode(keeper, look(keeper, "here").log).hold(foreign)
         finally:
             foreign.close()
     live.sql("CREATE ROLE low LOGIN")
@@ -336,21 +361,47 @@ def test_what_no_cluster_is_whole_without_is_not_left_out(live):
     live.sql("DROP TABLE moved", "shop")
 
 
-def test_where_a_database_lets_nobody_in_the_backup_is_made_without_a_fingerprint(live, place):
-    live.sql("CREATE DATABASE last")
-    number = live.sql("SELECT oid FROM pg_database WHERE datname = 'last'")
-    version = live.data / "base" / number / "PG_VERSION"
-    text = version.read_text()
-    version.write_text("1\n")
+def test_where_a_database_lets_nobody_in_only_damage_fails_the_backup(live, place):
+    """One is of a locale that this host has not: nobody knows what is in it. Of one a file is gone."""
+    live.sql("CREATE DATABASE foreign_one")
+    live.sql("CREATE DATABASE hurt")
+    number = live.sql("SELECT oid FROM pg_database WHERE datname = 'hurt'")
+    path, aside = live.data / "base" / number / "pg_filenode.map", live.place / "aside"
+    live.sql("UPDATE pg_database SET datcollate = 'xx_XX', datctype = 'xx_XX' WHERE datname = 'foreign_one'")
+    live.sql("CHECKPOINT")
+    path.rename(aside)
     try:
-        streams, facts, taken = as_owner(stored, live)
+        streams, facts, taken, told = as_owner(timed, live)
     finally:
-        version.write_text(text)
-        live.sql("DROP DATABASE last")
+        aside.rename(path)
+        live.sql("UPDATE pg_database SET datcollate = 'C', datctype = 'C' WHERE datname = 'foreign_one'")
+        live.sql("DROP DATABASE foreign_one")
+        live.sql("DROP DATABASE hurt")
     assert isinstance(taken, Untold) and "no snapshot of every database" in taken.why
+    assert datetime.fromisoformat(facts["snapshot_at"]) < told["log"]
     assert facts["snapshots"] == {} and facts["recovery_lsn"] == facts["stop_lsn"]
-    found = as_owner(proven, live, {**streams}, facts, place / "restored")
-    assert set(failed(found)) == {"database last", "structure of last"} and found.fingerprint is None
+    query = Query("SELECT 1", equals=1, database="foreign_one")
+    found = as_owner(proven, live, streams, facts, place / "restored", (query,))
+    outcomes = {finding.name: finding.outcome for finding in found.findings if finding.outcome != "ok"}
+    unknown = {"database foreign_one", "structure of foreign_one", "query: SELECT 1"}
+    assert outcomes == {
+        **dict.fromkeys(unknown, "inconclusive"), "database hurt": "failed", "structure of hurt": "failed"
+    }  # fmt: skip
+    assert "locale" in failed(found)["database foreign_one"] and found.fingerprint is None
+
+
+def test_a_file_that_may_not_grow_says_nothing_about_the_backup(live, place, kept):
+    """It stands for a quota: all that refuses to write and is no full disk."""
+
+    def narrow():
+        engine = made(live)
+        engine.restore(tree(*kept[:2]), place / "restored", no_progress)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+        with pytest.raises(NoSpace) as caught:
+            engine.examine(place / "restored", (), no_progress)
+        return caught.value.detail
+
+    assert "File too large" in as_owner(narrow)
 
 
 def test_what_the_owner_of_a_database_sets_for_all_who_connect_keeps_us_from_nothing(live, place):
@@ -378,7 +429,7 @@ def test_a_backup_whose_snapshots_cannot_be_held_or_read_is_kept_without_a_finge
     finally:
         live.sql(f"SELECT pg_terminate_backend(pid) {hunting}")
         hunter.wait()
-    assert isinstance(taken, Untold) and "57P01" in taken.why
+    assert isinstance(taken, Untold) and any(said in taken.why for said in ("57P01", "the connection was lost"))
     assert {"files.tar", "log.tar"} < set(streams)
 
 
@@ -415,15 +466,19 @@ def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
             other.sql("CREATE TABLE t AS SELECT n, repeat('x', 900) FROM generate_series(1, 3000) n")
             other.sql("SELECT pg_reload_conf()")
 
-            def write(name):
+            def free():
+                return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+
+            def write(name):  # while this one file is on its way, and nothing else happens
                 if name.startswith("base/"):
-                    other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) "
-                              "FROM generate_series(1, 40)")  # fmt: skip
+                    half = free() // 2
+                    while free() > half - (1 << 20):
+                        other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000))")
+                    until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
 
             with pytest.raises(NoSpace, match="its log") as caught:
                 as_owner(backed_up, other, write)
-            assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"]
-            until(lambda: other.sql("SELECT count(*) FROM pg_replication_slots") == "0", "the end of the slot")
+            assert caught.value.facts["needed_bytes"] > caught.value.facts["free_bytes"] > 0
             other.sql("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT")
             assert len(list((disk / "log").iterdir())) < 20
     finally:

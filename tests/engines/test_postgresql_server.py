@@ -131,6 +131,18 @@ def test_what_a_role_may_not_read_is_denied(live):
         db.execute(b"SELECT * FROM public.t")
 
 
+def test_a_server_whose_replication_slots_are_all_in_use_is_told_with_which_they_are_and_how_to_have_more(live):
+    slot = "SELECT pg_create_physical_replication_slot('slot' || n) FROM generate_series({}) AS n"
+    live.sql(slot.format("1, 4"))
+    try:
+        with pytest.raises(ServerUnreachable) as caught, connected(address_of(live.url)) as db:
+            db.execute(slot.format("5, 5").encode())
+    finally:
+        live.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    look, more = caught.value.hints
+    assert look.startswith("SELECT slot_name") and live.sql(look) == "" and "max_replication_slots" in more
+
+
 def test_programs_of_the_servers_version_are_found_and_what_is_missing_has_its_command(live):
     assert find_tools("pg_dump", live.major).major == live.major
     assert find_tools("pg_dump", live.major - 1, or_newer=True).major >= live.major - 1

@@ -3,7 +3,7 @@
 import pytest
 
 from dbguardd.engines.base import Examination, Finding
-from dbguardd.errors import Damaged, ProofFailed
+from dbguardd.errors import Damaged, NoSpace, ProofFailed
 from dbguardd.jobs.base import brief
 from dbguardd.repository.packs import HEADER
 from tests.jobs.world import World
@@ -124,3 +124,45 @@ def test_what_a_restore_finds_damaged_is_not_handed_out_again(world, tmp_path):
     world.backup(users=[1, 2, 3])
     world.do("expire", database="app")
     assert bad not in world.ids()
+
+
+def test_a_copy_made_while_a_backup_ran_is_not_proven_after_a_scan(world, tmp_path):
+    """Its manifest is there and its proof, its packs are not: they were written after `packs/` had been copied."""
+    good = world.backup(users=[1])
+    world.do("verify", database="app")
+    before = {entry.name for entry in world.storage.list("packs/")}
+    cut = world.backup(users=[1, 2])
+    world.do("verify", database="app")
+    whole = {entry.name: world.storage.get(entry.name) for entry in world.storage.list("packs/")}
+    for name in whole.keys() - before:
+        world.storage.delete(name)
+    world.later(minutes=1)
+    world.events.clear()
+    assert world.do("scan") == {"backups": 2}
+    last = {facts["id"]: facts for facts in world.said("backup.graded")}
+    assert (last[good]["grade"], last[cut]["grade"]) == ("proven", "stored")
+    assert "is missing: was this storage copied while a backup ran?" in last[cut]["failure"]
+    assert world.do("restore", database="app", to=str(tmp_path / "x"), dry_run=True)["plan"]["backup"] == good
+    (said,) = [row for row in world.do("check", database="app")["findings"] if "copied while" in row["detail"]]
+    assert said["outcome"] == "failed"
+
+    for name in whole.keys() - before:  # copied once more
+        world.storage.put(name, whole[name])
+    world.later(minutes=1)
+    world.do("verify", database="app", backup=cut)
+    world.do("scan")
+    assert world.said("backup.graded")[-1]["grade"] == "proven"
+
+
+def test_a_full_storage_keeps_nobody_from_hearing_what_lacks_packs(world):
+    ids = [world.backup(users=[n] * (n + 1)) for n in range(2)]
+    for entry in list(world.storage.list("packs/")):
+        world.storage.delete(entry.name)
+
+    def full(proof):
+        raise NoSpace("no room")
+
+    world.repository.add_proof = full
+    world.events.clear()
+    assert world.do("scan") == {"backups": 2}
+    assert {facts["id"] for facts in world.said("backup.graded") if facts["failure"]} == set(ids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from contextlib import nullcontext
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ def place(position: int) -> dict[str, Any]:
     return {"round": "r", "position": position}
 
 
-def follow(world: World, first: int, last: int) -> None:
+def follow(world: World, first: int, last: int, sum: str = "") -> None:
     """Store these segments, a second apart."""
 
     def story(ship: Any, resume: Any) -> None:
         ship.begin(place(first - 1), continued=first > 1, because="new")
         for number in range(first, last + 1):
             world.later(seconds=1)
-            images = Images(512, 512, (1,), bytes(512))
+            images = Images(512, 512, (1,), bytes(512), sum)
             one = Segment("main", place(number - 1), place(number), world.now, images)
             ship.ship(one)
 
@@ -120,6 +121,73 @@ def test_a_hole_before_the_backup_before_is_not_this_ones(world: World) -> None:
     assert world.do("verify", database="app", backup=third)["log"] is None
 
 
+def test_a_proof_restores_a_moment_that_is_drawn_and_says_which(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    begin = world.now
+    follow(world, 4, 103, sum="0" * 16)
+    second = base(world, 104)  # some commits later: no segment ends there
+    since, until = world.repository.log("app").chains()[0].since, world.repository.log("app").chains()[0].until  # type: ignore[union-attr]
+    for seconds in (10, 70):
+        world.chances = [(begin + timedelta(seconds=seconds, milliseconds=300) - since) / (until - since)]
+        log = world.do("verify", database="app", backup=second)["log"]
+        assert log["outcome"] == "ok"
+        assert f"{seconds} segments" in log["detail"]
+        told = datetime.fromisoformat(world.said("log.tried")[-1]["moment_at"])
+        assert timedelta() <= told - (begin + timedelta(seconds=seconds)) < timedelta(milliseconds=1)
+    world.chances = [0.0]  # there is no backup that is as old
+    assert "100 segments" in world.do("verify", database="app", backup=second)["log"]["detail"]
+    world.later(days=2)
+    assert "100 segments" in world.do("verify", database="app", backup=second)["log"]["detail"]  # at least that
+
+
+def test_a_moment_with_a_sum_is_drawn_before_one_without(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 13)
+    follow(world, 14, 23, sum="0" * 16)
+    base(world, 24)
+    world.chances = [0.95, 0.99]
+    assert world.do("verify", database="app")["log"]["outcome"] == "ok"
+    world.chances = [0.8]
+    assert world.do("verify", database="app")["log"]["outcome"] == "inconclusive"
+
+
+def test_a_moment_of_before_that_is_damaged_is_told_and_does_not_fail_the_newest_log(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 33, sum="0" * 16)
+    base(world, 34)
+    follow(world, 35, 40, sum="0" * 16)
+    newest = base(world, 41)
+    name = next(entry.name for entry in world.storage.list("log/"))  # the segments up to 31
+    world.storage.delete(name)
+    world.storage.put(name, b"damaged")
+    world.chances = [0.55]
+    log = world.do("verify", database="app", backup=newest)["log"]
+    assert [told["outcome"] for told in world.said("log.tried")] == ["failed", "ok"]
+    assert "6 segments" in log["detail"]
+
+
+@pytest.mark.parametrize(("users", "outcome"), [([3], "ok"), ([3, 4], "failed")])
+def test_a_moment_at_which_a_backup_was_made_has_the_content_of_that(
+    world: World, users: list[int], outcome: str
+) -> None:
+    """The toy has no pages, so what is restored is what the backup before had."""
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 9, sum="0" * 16)
+    world.engine.rights = {"log_place": place(9)}
+    twin = world.backup(users=users)
+    world.chances = [1.0]
+    with nullcontext() if outcome == "ok" else pytest.raises(ProofFailed):
+        world.do("verify", database="app", backup=twin)
+    (told,) = world.said("log.tried")
+    assert told["outcome"] == outcome
+    assert told["moment_at"] == "2026-03-01T12:02:09.000Z"
+    assert f"backup {twin}, which was made just there" in told["detail"]
+
+
 def bytes_follow(world: World, first: int, last: int) -> None:
     """Store these segments of one byte, a second apart."""
 
@@ -163,7 +231,7 @@ def test_a_log_of_bytes_is_proven_by_the_backup_after_it(world: World) -> None:
     world.engine.restored = {}
     with pytest.raises(ProofFailed) as caught:  # the toy puts no log over anything
         world.do("verify", database="app", backup=second)
-    assert "content equals the snapshot" in (caught.value.detail or "")
+    assert f"content of backup {second}, which was made just there" in (caught.value.detail or "")
     moment = world.engine.restored["moment"]
     assert moment["target"]["backup"]["log_place"] == {**place(6), "end": 8}
     assert (moment["since"]["position"], moment["until"]["position"]) == (3, 8)

@@ -106,6 +106,7 @@ class World:
         self.engine = ToyEngine(self.path, place / "staging")
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.cancelled = False
+        self.chances = [0.5]  # what is drawn by chance, the last one for ever
         self.spec: dict[str, Any] = {
             "database": {
                 "name": "app",
@@ -156,6 +157,7 @@ class World:
             report=lambda event, /, **facts: self.events.append((event, facts)),
             progress=self._progress,
             cancelled=lambda: self.cancelled,
+            chance=lambda: self.chances.pop(0) if len(self.chances) > 1 else self.chances[0],
         )
         return job.run(run, job.request(**request))
 

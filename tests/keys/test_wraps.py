@@ -370,3 +370,21 @@ def test_the_wrap_survives_base64() -> None:
     key = machine()
     text = base64.b64encode(key.wrap(ROOT_KEY, REPOSITORY)).decode()
     assert key.unwrap(base64.b64decode(text), REPOSITORY) == ROOT_KEY
+
+
+def test_what_is_wrong_with_a_typed_identity_is_said_without_quoting_it() -> None:
+    identity = new_identity()[0].reveal().decode()
+    swapped = next(
+        identity[:n] + identity[n + 1] + identity[n] + identity[n + 2 :]
+        for n in range(20, 70)
+        if identity[n] != identity[n + 1]
+    )
+    cases = {
+        identity[:-3]: "71 characters, should be 74",
+        identity[:20] + "O" + identity[21:]: "Character 5 after AGE-SECRET-KEY-1 is 'O', which no recovery key has.",
+        swapped: "their checksum is wrong",
+    }
+    for typed, said in cases.items():
+        with pytest.raises(KeyUnsafe) as caught:
+            AgeRecipient.from_identity(Secret(typed.encode()))
+        assert said in caught.value.detail and typed[16:30] not in caught.value.detail

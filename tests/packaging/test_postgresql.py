@@ -128,10 +128,27 @@ def test_a_table_that_was_dropped_comes_back_by_what_the_restore_printed(machine
     """From a whole cluster, which Debian configures from elsewhere, and which starts beside the one that runs."""
     sql(machine, "DROP TABLE purchase", "shop")
     text = manual(machine, "postgresql", "--to", "/var/lib/postgresql/back")
-    typed = [line for line in text.splitlines() if not line.startswith("#")]
+    beside, _head, _instead = text.partition("# When it is to take the place")
+    typed = [line for line in beside.splitlines() if not line.startswith("#")]
     typed = [line.replace("SCHEMA.TABLE", "public.purchase").replace("DATABASE", "shop") for line in typed]
     machine.run("su", "-", "postgres", stdin="\n".join(["set -e", *typed, ""]))
     is_whole(machine)
+
+
+def test_a_whole_server_comes_back_by_what_the_restore_printed(machine, shop):
+    """All that came since is gone, the unit of the distribution runs what was restored, and the original is kept."""
+    sql(machine, "CREATE TABLE since (n int)", "shop")
+    text = manual(machine, "postgresql", "--to", "/var/lib/postgresql/instead")
+    _beside, _head, instead = text.partition("# When it is to take the place")
+    typed = [line for line in instead.splitlines()[1:] if not line.startswith("#")]
+    machine.run("sh", "-e", stdin="\n".join([*typed, ""]))
+    until(lambda: machine.run("pg_isready", check=False).status == 0, machine.why)
+    is_whole(machine)
+    directory = sql(machine, "SHOW data_directory")
+    assert sql(machine, "SELECT to_regclass('since')", "shop") == ""
+    assert machine.run("test", "-d", f"{directory}.before", "-a", "!", "-e", "/var/lib/postgresql/instead").status == 0
+    assert machine.does("backup", "postgresql")["proof"]["grade"] == "proven"
+    machine.run("rm", "-r", f"{directory}.before")
 
 
 def test_a_table_comes_back_from_a_dump_by_what_the_restore_printed(machine, shop):

@@ -303,9 +303,15 @@ def test_backups_of_a_purged_installation_show_before_anything_is_protected(hous
     house.database("app")
     house.protects(house.table("app", *CALM))
     house.start()
-    house.does("backup", "app")
+    whole = house.does("backup", "app")["backup"]["id"]
     identity = house.does("key", "recovery-sheet", "main")["identity"]
+    before = {path.name for path in house.store.glob("packs/*/*")}
+    add(house.place / "app.db")
+    house.does("backup", "app", "--verify")
+    house.idle()
     house.stop()
+    for path in house.store.glob("packs/*/*"):  # copied while that backup ran: packs first, its records later
+        path.unlink() if path.name not in before else None
     for path in (*house.state.glob("catalog.db*"), house.state / "accepted.json"):
         path.unlink()
     house.write("")
@@ -313,11 +319,14 @@ def test_backups_of_a_purged_installation_show_before_anything_is_protected(hous
     house.start()
     house.idle()
     row = house.status("app")
-    assert (row["state"], row["backups"]) == ("orphaned", 1)
+    assert (row["state"], row["backups"], row["last_proven_at"]) == ("orphaned", 2, None)
+    assert "copied while a backup ran?" in house.backups("app")[0]["failure"]
+    checked = house.ctl("check")  # no name, and nothing is protected
+    assert checked.status == 4 and "copied while a backup ran?" in checked.out, checked
     assert house.does("config", "show")["policy"]["storage"]["local"]["path"] == str(house.store)  # as no file says
     said = house.ctl("status").out
     assert "no recovery recipient" not in said and "dbguardctl key recovery-test main" in said
-    house.does("restore", "app", "--to", str(house.place / "back.db"))
+    assert house.does("restore", "app", "--to", str(house.place / "back.db"))["plan"]["backup"] == whole
     assert rows(house.place / "back.db") == 50
     house.stop()
 
@@ -332,7 +341,7 @@ def test_backups_of_a_purged_installation_show_before_anything_is_protected(hous
     assert "no key of this machine opens" in said and "dbguardctl key recover main" in said
     assert "no recovery recipient" not in said and "not known before they are read" in said
     assert house.ctl("key", "recover", stdin=identity).status == 0
-    assert (house.status("app")["backups"], house.api.get("keys")["keys"][0]["known"]) == (1, True)
+    assert (house.status("app")["backups"], house.api.get("keys")["keys"][0]["known"]) == (2, True)
     house.is_sound()
 
 

@@ -98,6 +98,16 @@ def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(
     link.symlink_to(live.socket)
     for same in (live.url, live.url + "&connect_timeout=9", live.url.replace(str(live.socket), str(link))):
         assert "protected already" in served.fails("DBG-0001", 2, "protect", same)["message"]
+
+    said = served.ctl("unprotect", "postgresql", "--confirm", "postgresql").out
+    assert "dbguardctl restore postgresql --to PLACE" in said
+    target = place_for(served, "orphaned")
+    done = served.does("restore", "postgresql", "--to", str(target))
+    assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}
+    assert (target.stat().st_uid, (target / "PG_VERSION").read_text()) == (owner(), f"{live.major}\n")
+    assert served.does("verify", "postgresql")["proof"]["grade"] == "proven"
+    checked = served.does("check", "postgresql")
+    assert {row["name"]: row["outcome"] for row in checked["findings"]}["database"] == "not configured"
     served.idle()
     served.is_sound()
 
@@ -207,3 +217,31 @@ def test_cancelling_ends_the_programs_at_once(served: House, live: Cluster) -> N
     until(lambda: not alive_processes("--snapshot=", str(live.socket)), "the end of the dump")
     served.idle()
     served.is_sound()
+
+
+def test_the_role_whose_sql_is_printed_reads_everything_and_nothing_else(served: House, live: Cluster) -> None:
+    url = live.url.replace("user=postgres", "user=saver")
+    live.sql("CREATE DATABASE closed; REVOKE CONNECT ON DATABASE closed FROM PUBLIC")
+    live.sql(
+        "CREATE SCHEMA own; CREATE TABLE own.ruled AS SELECT n FROM generate_series(1, 9) n; "
+        "ALTER TABLE own.ruled ENABLE ROW LEVEL SECURITY",
+        "closed",
+    )
+    try:
+        said = served.ctl("init", "--sql", url)
+        assert said.status == 0
+        live.sql(said.out)
+        may = "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication FROM pg_roles WHERE rolname = 'saver'"
+        assert live.sql(may) == "f|f|f|f"
+        assert live.sql("SELECT string_agg(roleid::regrole::text, ' ') FROM pg_auth_members WHERE member = "
+                        "'saver'::regrole") == "pg_read_all_data"  # fmt: skip
+        served.protects(table(served, live, url=url))
+        served.does("reload")
+        done = served.does("backup", "cluster")
+        assert done["proof"]["grade"] == "proven"
+        checked = served.does("check", "cluster")
+        assert {row["outcome"] for row in checked["findings"] if row["name"] in ("privileges", "connection")} == {"ok"}
+        assert served.ctl("init", "--sql", url, "--policy", str(served.place / "p.toml")).status == 2
+        assert served.ctl("init", "--sql", "/var/lib/app.db").status == 2
+    finally:
+        live.sql("DROP DATABASE closed")

@@ -96,8 +96,50 @@ def test_it_hands_out_no_wrong_byte_and_scrub_finds_all(tmp_path, capsys):
     pack.write_bytes(whole)
     assert recover.main([str(place), "scrub"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1].startswith("ok: ") and said[-1].endswith(" none damaged")
+    assert said[-1].startswith("ok: ") and " none damaged" in said[-1]
     assert any(line.startswith("DAMAGED: ") for line in said)
+
+
+@pytest.mark.parametrize("root_too", [True, False])
+def test_with_a_key_scrub_sees_what_a_copy_made_meanwhile_lacks(tmp_path, capsys, root_too):
+    world = World()
+    repository = world.create()
+    old = world.save(repository)
+    before = {entry.name for entry in world.storage.list("packs/")}
+    new = world.save(repository, full=root_too)
+    place, key = spill(world.storage, tmp_path / "storage"), root_key(repository, tmp_path / "root.key")
+    scrub = [str(place), "scrub"]
+    assert recover.main(["--root-key", str(key), *scrub]) == 0
+    assert capsys.readouterr().out.endswith(" none damaged\n")
+    for entry in world.storage.list("packs/"):
+        if (entry.name not in before) is root_too:
+            (place / entry.name).unlink()
+    assert recover.main(["--root-key", str(key), *scrub]) == 1
+    said = capsys.readouterr().out
+    assert f"incomplete: {new.id} of {new.database} lacks " in said and "copied while a backup ran?" in said
+    assert (old.id not in said) is root_too
+    assert "DAMAGED" in said and said.endswith(f"backups that cannot be restored: {1 if root_too else 2}\n")
+    assert recover.main(scrub) == 0
+    assert capsys.readouterr().out.endswith("; what is missing was not looked for, that needs a key\n")
+
+
+def test_a_copy_that_takes_the_records_first_lacks_nothing(tmp_path):
+    """As dbguard-recovery(7) says, whatever is backed up meanwhile."""
+    world = World()
+    repository = world.create()
+    world.save(repository)
+    key, place = root_key(repository, tmp_path / "root.key"), tmp_path / "storage"
+    (place / "records").mkdir(parents=True)
+    shutil.copytree(spill(world.storage, tmp_path / "live") / "records", place / "records", dirs_exist_ok=True)
+    world.save(repository)
+    shutil.copytree(
+        spill(world.storage, tmp_path / "live"),
+        place,
+        ignore=lambda at, _: ["records"] * (at == str(tmp_path / "live")),
+        dirs_exist_ok=True,
+    )
+    assert recover.main(["--root-key", str(key), str(place), "scrub"]) == 0
+    assert len(list((place / "records/backup").iterdir())) == 1
 
 
 def test_help_and_scrub_need_no_package(tmp_path):

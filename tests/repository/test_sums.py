@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dbguardd.errors import Damaged
-from dbguardd.repository import LOG, StretchTree, Until, recover
+from dbguardd.flow import LOG, Segment
+from dbguardd.repository import StretchTree, Until, recover
 from dbguardd.repository import log as logs
 from dbguardd.repository.moment import MomentTree
 from dbguardd.repository.tree import Tree
@@ -28,6 +29,10 @@ def summed(data: bytes) -> str:
         file.write(data)
         file.flush()
         return as_text(file_sum(file.fileno(), len(data), PAGE, lambda _: None))
+
+
+def with_sum(one: Any, total: str) -> Segment:
+    return dataclasses.replace(one, body=dataclasses.replace(one.body, sum=total))
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def delivered(base: bytes, total: str, pages: dict[int, bytes]) -> bytes:
     storage = Memory()
     backup = save(storage, {"main": (base, PAGE)})
     log = open_log(storage)
-    chain = log.append(log.begin(PLACE, "new", NOW), dataclasses.replace(segment(1, pages), sum=total))
+    chain = log.append(log.begin(PLACE, "new", NOW), with_sum(segment(1, pages), total))
     beats: list[int] = []
     with Tree(storage, DOMAIN, backup) as tree, tempfile.TemporaryFile() as file:
         MomentTree(tree, log, Until(chain, 0, 1), beats.append).deliver("main", file.fileno())
@@ -81,7 +86,7 @@ def test_it_outlives_folding_and_tells_a_standby(after: bytes) -> None:
     log = open_log(Memory())
     chain = log.begin(PLACE, "new", NOW)
     for number in range(1, 2 * logs.FOLD):
-        chain = log.append(chain, dataclasses.replace(segment(number), sum=summed(after)))
+        chain = log.append(chain, with_sum(segment(number), summed(after)))
     (found,) = log.chains()
     assert len(found.pieces) < logs.FOLD
     links = list(log.links(found, 1, found.last))
@@ -106,7 +111,7 @@ def test_a_log_of_before_is_read(base: bytes, after: bytes) -> None:
 def test_recover_py_compares_it_too(tmp_path: Path, base: bytes, after: bytes, right: bool) -> None:
     storage, target = Memory(), tmp_path / "target"
     log = open_log(storage)
-    one = dataclasses.replace(segment(1, PAGES), sum=summed(after if right else base))
+    one = with_sum(segment(1, PAGES), summed(after if right else base))
     chain = log.append(log.begin(PLACE, "new", NOW), one)
     for entry in storage.list("log/"):
         (tmp_path / entry.name).parent.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,12 @@ def test_what_happens_is_followed_across_a_broken_connection(words: list[str], d
     command = [sys.executable, "-m", "dbguardctl", "--json", *words, "--follow"]
     with subprocess.Popen(command, env=environment(daemon.socket), stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        seen = [json.loads(child.stdout.readline())["id"] for _ in answers.EVENTS]
-        child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 130
+        try:
+            seen = [json.loads(child.stdout.readline())["id"] for _ in answers.EVENTS]
+            child.send_signal(signal.SIGINT)
+            assert child.wait(20) == 130
+        finally:
+            child.kill()
     assert seen == [41, 42, 43, 44, 45]
 
 

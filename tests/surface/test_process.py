@@ -429,9 +429,32 @@ def test_the_recovery_key_is_typed_without_echo(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon, "key", "recovery-test")
     terminal.read_until("not shown): ")
     terminal.type("AGE-SECRET-KEY-1ZZ\n")
+    terminal.read_until("56 characters more")
+    terminal.type("\n")
     assert terminal.end() == 0
     assert "1ZZ" not in terminal.text
     assert daemon.bodies("POST /keys/main/recovery-test") == [{"identity": "AGE-SECRET-KEY-1ZZ"}]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_recovery_key_is_typed_in_the_lines_of_the_sheet_and_no_line_of_it_is_shown(
+    daemon: FakeDaemon, at_once: bool
+) -> None:
+    """Nor left for the shell: the rest of a sheet that was pasted with it is gone when the command ends."""
+    lines = ["AGE-SECRET-KEY-1", *(" ".join(["zq3p"] * fours) for fours in (8, 6)), "zz"]
+    terminal = Terminal(daemon, "key", "recover")
+    terminal.read_until("not shown): ")
+    if at_once:
+        terminal.type("\n".join([*lines, "OPEN THE BACKUPS", ""]))
+    else:
+        for line, more in zip(
+            lines, ("58 characters more", "26 characters more", "2 characters more", ""), strict=True
+        ):
+            terminal.type(f"{line}\n")
+            terminal.read_until(more)
+    terminal.end()
+    assert daemon.bodies("POST /keys/main/recover") == [{"identity": "AGE-SECRET-KEY-1" + "ZQ3P" * 14 + "ZZ"}]
+    assert "zq3p" not in terminal.text.lower() and "OPEN THE" not in terminal.text
 
 
 def test_ctrl_c_leaves_the_job_alone(daemon: FakeDaemon) -> None:

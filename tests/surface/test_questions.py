@@ -46,6 +46,7 @@ def test_json_has_rows_and_where_they_come_from(ctl: Ctl, daemon: FakeDaemon) ->
     assert done["rows"][0] == [7, "Müller\x1b[31m", {"base64": "3q2+7w=="}]
     assert asked(daemon, "query") == {
         "database": "app", "sql": "select 1", "backup": "", "at": "2026-09-12T06:59:00Z", "rows": 1000, "seconds": 60,
+            "in_database": "",
     }  # fmt: skip
 
 

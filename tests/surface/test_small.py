@@ -120,9 +120,13 @@ def test_nothing_is_not_known_of_a_database_that_is_not_there(ctl: Ctl, daemon: 
 
 
 def test_all_data_is_read_once_for_each_storage(ctl: Ctl, daemon: FakeDaemon) -> None:
-    names = [row["name"] for row in answers.status()["databases"] if row["state"] != "orphaned"]
+    status = answers.status()
+    *names, orphan = [row["name"] for row in status["databases"]]
+    status["databases"][-1]["state"] = "orphaned"  # its backups are checked, too
+    daemon.routes |= {"GET /status": status, f"GET /databases/{orphan}/backups": {"backups": [{"storage": "local"}]}}
     daemon.routes["GET /config"] = {"policy": {"database": {name: {"storage": ["local"]} for name in names}}}
     ctl("check", "--data")
+    names.append(orphan)
     assert [body["data"] for body in daemon.bodies("POST /jobs/check")] == [True, *[False] * (len(names) - 1)]
 
 

@@ -77,6 +77,7 @@ COVERED = [
 ]
 MOMENT = {**answers.RESULTS["restore"]["plan"], "created_at": "2026-09-12T06:14:07.250Z", "segments": 214}
 
+LOG_PROOF = {"proven_at": "2026-09-11T23:02:00Z", "moment_at": "2026-09-11T19:14:07.250Z"}
 SCREENS: dict[str, Draw] = {
     "status": lambda s: status.status(answers.status(), s, NOW, BERLIN),
     "status-empty": lambda s: status.status(answers.status(()), s, NOW, BERLIN),
@@ -85,10 +86,10 @@ SCREENS: dict[str, Draw] = {
     "status-storage-lost": lambda s: status.status(answers.status((APP, FRESH), (LOST,)), s, NOW, BERLIN),
     "status-one": lambda s: status.database(answers.status()["databases"][0], s, NOW, BERLIN),
     "status-one-followed": lambda s: status.database(
-        {**answers.status()["databases"][0], "continuous": True}, s, NOW, BERLIN
+        {**answers.status()["databases"][0], "continuous": True, "log_proof": LOG_PROOF}, s, NOW, BERLIN
     ),
     "list-followed": lambda s: backups.backups(
-        {**answers.listing(), "log": COVERED}, NOW, BERLIN, why=False, everything=False
+        {**answers.listing(), "log": COVERED, "log_proof": LOG_PROOF}, NOW, BERLIN, why=False, everything=False
     ),
     "restore-plan-moment": lambda s: jobs.finished(
         answers.job("restore", request={"dry_run": True}, result={"plan": MOMENT}), NOW, BERLIN

@@ -1,6 +1,8 @@
 """As whom a database is opened: its owner, unless someone else's symbolic link leads there."""
 
 import os
+import pwd
+from contextlib import suppress
 
 import pytest
 
@@ -70,3 +72,8 @@ def test_what_only_has_backups_is_restored_by_the_owner_of_the_place_and_never_a
     assert opens(spec, {"to": str(theirs / "back.db")}) == 1003
     assert opens({**spec, "run_as": OTHER}, {"to": str(theirs / "app" / "back.db")}) == OTHER
     assert opens(spec, {"to": "/back.db"}) == opens(spec, {}) == os.geteuid()
+    server = {**spec, "engine": "postgresql"}  # which never runs as root
+    assert opens(server, {"to": str(theirs / "app" / "back")}) == APP
+    with suppress(KeyError):
+        usual = pwd.getpwnam("postgres").pw_uid
+        assert opens(server, {"to": "/back"}) == opens(server, {}) == usual

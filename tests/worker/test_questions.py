@@ -20,6 +20,7 @@ from dbguardd.engines.base import Bounds
 from dbguardd.errors import Cancelled, Damaged, TooCostly, Unsupported, Usage, WorkerDied
 from dbguardd.flow import BLOCK_BYTES
 from dbguardd.worker.channel import Channel
+from dbguardd.worker.remote import RemoteEngine
 from dbguardd.worker.remote_past import RemotePast
 
 BOUNDS = Bounds("app", 30.0, 100_000, 8 << 20)
@@ -64,6 +65,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "db"
 
 
+def asker(end):
+    """The Past at this end of the seam."""
+    channel = Channel(end, lambda: False)
+    return RemotePast(channel, RemoteEngine(channel))
+
+
 @contextmanager
 def half(engine="sqlite", path="/nonexistent"):
     """A real question half, and the Past at the other end of its seam."""
@@ -78,7 +85,7 @@ def half(engine="sqlite", path="/nonexistent"):
         process.stdin.write(json.dumps({"engine": engine, "path": path, "staging": path}).encode())
         process.stdin.close()
         try:
-            yield RemotePast(Channel(here, lambda: False)), process
+            yield asker(here), process
         finally:
             here.close()
             process.wait(30)
@@ -202,7 +209,7 @@ def test_a_half_that_lies_ends_the_question(path, said):
         liar.start()
         told = Told()
         with pytest.raises(WorkerDied):
-            RemotePast(Channel(here, lambda: False)).query(FilePages(path), "select 1", BOUNDS, told)
+            asker(here).query(FilePages(path), "select 1", BOUNDS, told)
         here.close()
         liar.join()
     assert len(told.data) <= BOUNDS.bytes + (16 << 20)
@@ -228,5 +235,5 @@ def test_blocks_that_there_are_not_are_refused_and_the_question_ends(path):
         thread = threading.Thread(target=greedy)
         thread.start()
         with pytest.raises(Usage, match="has no block"):
-            RemotePast(Channel(here, lambda: False)).query(Strict(path), "select 1", BOUNDS, Told())
+            asker(here).query(Strict(path), "select 1", BOUNDS, Told())
         thread.join()

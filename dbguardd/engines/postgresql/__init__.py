@@ -2,7 +2,7 @@
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
 child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), prove, look
-(what is there). The other method, of whole clusters by their pages, is in physical.
+(what is there). The other method, of whole clusters by their pages, is in physical; questions to backups are in past.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.connect import address_of, connected, major_of,
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
+from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
@@ -34,13 +35,14 @@ _NAMED = 100  # so many databases and tables are named in the facts of a backup:
 def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
-    Settings: url, staging (a private directory of this job), method ("pages" or "dump"), lock_timeout_seconds, exclude
-    (tables whose rows a dump leaves out), continuous, look_seconds (how often a log that is followed is stored),
-    watch_seconds (how often its server is looked at).
+    Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
+    "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous, look_seconds (how often a
+    log that is followed is stored), watch_seconds (how often its server is looked at).
     """
-    address = address_of(str(settings.get("url", "")))
+    address = address_of(str(settings.get("url") or ""))
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
-    return Engine("postgresql", Postgresql(settings), PagesLog(address, str(settings["staging"]), pace))
+    log = PagesLog(address, str(settings["staging"]), pace)
+    return Engine("postgresql", Postgresql(settings), log, reviving=PostgresqlPast(settings))
 
 
 class Postgresql:

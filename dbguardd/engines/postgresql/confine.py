@@ -5,9 +5,11 @@
 What a throw-away server reads may be hostile: a function in a check constraint, a library that a superuser once loaded.
 It runs as the user who owns the guarded server, who may do everything there without a password (peer authentication).
 So a server may connect to nothing, local or remote; may start no program (COPY ... TO PROGRAM), but for a `recovery`,
-which has its own restore_command; may look into no other process; and, where the kernel can see to it (landlock(7)),
-may write nothing but below PLACE and send no signal to others. It is the kernel that refuses (seccomp(2)), and nothing
-that runs later can take that back. Standard library only: the file is run by itself.
+which has its own restore_command; may look into no other process, and change no rights, owner or times of a file; and,
+where the kernel can see to it (landlock(7)), may write nothing but below PLACE and send no signal to others. It is the
+kernel that refuses (seccomp(2)), and nothing that runs later can take that back. A list of what is refused holds all
+that SQL can do. Native code, which only a superuser of the server can load, is hindered by it. Standard library only:
+the file is run by itself.
 """
 
 from __future__ import annotations
@@ -32,25 +34,37 @@ _WRITES = 0x1FF2  # write, remove and make anything
 _REFER, _TRUNCATE = 1 << 13, 1 << 14  # from version 2 and 3 on
 _NO_SIGNALS = 1 << 1  # from version 6 on
 
-_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x80000000  # 13: EACCES
+_ALLOW, _REFUSE, _DONE, _KILL = 0x7FFF0000, 0x00050000 | 13, 0x00050000, 0x80000000  # 13: EACCES
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # places in struct seccomp_data
 _X32 = 0x40000000
 
-_NUMBERS = {  # of system calls; what has no number there is not needed
-    "x86_64": (
-        0xC000003E,
-        {"execve": 59, "socket": 41, "sendto": 44},
-        (42, 101, 272, 308, 310, 311, 321, 322, 323, 425, 438),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        {"execve": 221, "socket": 198, "sendto": 206},
-        (203, 117, 97, 268, 270, 271, 280, 281, 282, 425, 438),
-    ),
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Machines, with their place in the tables of numbers, and what the kernel calls them."""
+_PARTLY = {"execve": (59, 221), "socket": (41, 198), "sendto": (44, 206), "prlimit64": (302, 261)}
+"""Calls of which only some are allowed; each by its number on each machine."""
+_UNDONE = {"chmod": (90, 0), "fchmodat": (268, 53), "fchmodat2": (452, 452)}
+"""Calls that are said to have been done, and are not: a server gives its socket the rights that it was made with."""
+_REFUSED = {
+    # of connections, and of what is sent without one
+    **{"connect": (42, 203), "socketpair": (53, 199), "sendmsg": (46, 211), "sendmmsg": (307, 269)},
+    **{"io_uring_setup": (425, 425)},  # which can connect by itself
+    # of other processes
+    **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271)},
+    **{"pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "kcmp": (312, 272), "process_madvise": (440, 440)},
+    **{"rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "perf_event_open": (298, 241)},
+    **{"setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setaffinity": (203, 122)},
+    **{"sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274)},
+    **{"migrate_pages": (256, 238), "move_pages": (279, 239)},
+    **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)},
+    # of files that landlock(7) does not know of
+    **{"fchmod": (91, 52), "chown": (92, 0), "fchown": (93, 55), "lchown": (94, 0), "fchownat": (260, 54)},
+    **{"utime": (132, 0), "utimes": (235, 0), "futimesat": (261, 0), "utimensat": (280, 88)},
+    **{"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463)},
+    **{"removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466)},
+    # of the kernel
+    **{"unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "execveat": (322, 281), "userfaultfd": (323, 282)},
 }
-"""Architecture, the calls of which only some are refused, and those that are always refused: connect, ptrace, unshare,
-setns, process_vm_readv, process_vm_writev, bpf, execveat, userfaultfd, io_uring_setup (which can connect by itself),
-pidfd_getfd."""
+"""Calls that are always refused; 0 where a machine does not have one."""
 
 
 def main() -> None:
@@ -102,7 +116,7 @@ def keep_to(libc: ctypes.CDLL, place: str) -> None:
 def confine(libc: ctypes.CDLL, program: int | None) -> None:
     """Have the kernel refuse from now on; of programs only the one whose path is at the address `program` may start."""
     machine = platform.machine()
-    if machine not in _NUMBERS:
+    if machine not in _ARCHITECTURES:
         sys.exit(f"a throw-away server cannot be confined on {machine}")
     code = b"".join(struct.pack("=HBBI", *step) for step in steps(machine, program))
     held = ctypes.create_string_buffer(code)
@@ -113,7 +127,8 @@ def confine(libc: ctypes.CDLL, program: int | None) -> None:
 
 def steps(machine: str, program: int | None) -> list[tuple[int, int, int, int]]:
     """Return the filter, as the kernel's small machine runs it: (operation, jump if true, jump if false, operand)."""
-    architecture, some, refused = _NUMBERS[machine]
+    place, architecture = _ARCHITECTURES[machine]
+    some = {name: numbers[place] for name, numbers in _PARTLY.items()}
     made = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_JUMP_EQUAL, 1, 0, architecture),
@@ -122,11 +137,12 @@ def steps(machine: str, program: int | None) -> list[tuple[int, int, int, int]]:
         (_JUMP_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _REFUSE),
     ]
-    for number in refused:
-        made += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
-    # A socket may only be a local stream: nothing but connect, which is refused, can send over it.
-    made += _only(some["socket"], [(0, ~0, 1), (1, 0xF, 1)])
+    for calls, answer in ((_REFUSED, _REFUSE), (_UNDONE, _DONE)):
+        for number in (numbers[place] for numbers in calls.values() if numbers[place]):
+            made += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
+    made += _only(some["socket"], [(0, ~0, 1), (1, 0xF, 1)])  # a local stream: nothing goes over it unconnected
     made += _only(some["sendto"], [(4, ~0, 0)])  # to nobody else than who has connected
+    made += _only(some["prlimit64"], [(0, ~0, 0)])  # of no other process
     if program is not None:
         made += _only(some["execve"], [(0, ~0, program)])
     return [*made, (_RETURN, 0, 0, _ALLOW)]

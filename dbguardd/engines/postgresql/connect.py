@@ -13,7 +13,7 @@ import pwd
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ _SETTINGS = (
     "SET row_security = off",
     "SET statement_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
+    "SET idle_session_timeout = 0",
+    "SET default_transaction_isolation = 'read committed'",
+    "SET default_transaction_deferrable = off",
     "SET bytea_output = 'hex'",
     "SET datestyle = 'ISO, YMD'",
     "SET intervalstyle = 'postgres'",
@@ -60,8 +63,13 @@ _LATER_SETTINGS = (
     (17, "SET transaction_timeout = 0"),
 )
 """With the first version that knows them."""
-_LOCAL_OPTIONS = "-c role=none -c local_preload_libraries="
-"""What the owner of a database may set for everybody who connects to it: to be another role, or never to get in."""
+UNHAMPERED = (
+    r"-c local_preload_libraries= -c idle_session_timeout=0 -c statement_timeout=0 "
+    r"-c default_transaction_isolation=read\ committed -c default_transaction_deferrable=off"
+)
+"""Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
+out at once, to wait for ever until others have ended."""
+_LOCAL_OPTIONS = f"-c role=none {UNHAMPERED}"
 
 
 def address_of(url: str) -> dict[str, str]:
@@ -204,10 +212,15 @@ _STATES: Mapping[str, type[GuardError]] = {
 }
 
 
-_MENDS: Mapping[str, str] = {
-    "53200": "ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",
-    "53300": "ALTER SYSTEM SET max_connections = 200;  -- then restart the server",
+_MENDS: Mapping[str, Sequence[str]] = {
+    "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
+    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- then restart the server",),
+    "ReplicationSlotCreate": (  # 53400 has other limits, too
+        "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
+        "ALTER SYSTEM SET max_replication_slots = 20;  -- then restart the server",
+    ),
 }
+"""What a person does, by SQLSTATE, or by the function of the server that has come to a limit."""
 
 
 def refusal(about: str, error: psycopg.Error) -> GuardError:
@@ -216,7 +229,8 @@ def refusal(about: str, error: psycopg.Error) -> GuardError:
     if not state:
         return ServerUnreachable(f"{about}: the connection was lost", detail=said)
     kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
-    hints = [_MENDS[state]] if state in _MENDS else []
+    limit = error.diag.source_function if state == "53400" else None
+    hints = _MENDS.get(limit or state, ())
     return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
 
 

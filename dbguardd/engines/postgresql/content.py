@@ -12,7 +12,7 @@ writes the same expression differently after a restore (casts in a list of IN).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -23,6 +23,7 @@ from dbguardd.engines.postgresql.connect import Connection, rows, shown
 _MODULUS_BITS = 256
 _TICK_ROWS = 1024
 
+Data = bytes | bytearray | memoryview
 Tick = Callable[[int], None]
 """Called with the bytes read so far; raises to stop."""
 
@@ -201,11 +202,16 @@ def has_large(connection: Connection) -> bool:
     return bool(found)
 
 
-def print_of(connection: Connection, copy: bytes, tick: Tick) -> TablePrint:
-    """Read what a COPY gives and return what it is."""
+def print_of(
+    connection: Connection,
+    copy: bytes,
+    tick: Tick,
+    rows_in: Callable[[Iterable[Data]], Iterator[Data]] = iter,
+) -> TablePrint:
+    """Read what a COPY gives and return what it is. `rows_in` finds the rows in its messages."""
     total = count = size = 0
     with connection.cursor() as cursor, cursor.copy(copy) as rows_of:
-        for row in rows_of:
+        for row in rows_in(rows_of):
             total += int.from_bytes(blake3(row).digest(), "little")
             count += 1
             size += len(row)

@@ -26,6 +26,7 @@ from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import Connection, connected, rows
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
+from dbguardd.engines.postgresql.meaning import refused, trouble
 from dbguardd.engines.postgresql.place import MANUAL, how_made, read_contents
 from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throwaway
 from dbguardd.engines.postgresql.snapshot import Database
@@ -37,8 +38,9 @@ _QUERY_SECONDS = 60.0
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
-_FULL = re.compile("No space left|Disk quota|could not extend file|Check free disk space")
-_TROUBLE = re.compile("server closed the connection|terminating connection|out of memory|Input/output error")
+_OWNERS_CODE = re.compile(r"violates check constraint|^(CONTEXT:  )?(PL/\w+|SQL) function ", re.MULTILINE)
+_BY_OWNER = " (a check or a function that its owner wrote refuses it, and may go by who restores, or when)"
+_NOT_OF_THE_DATA = ("08", "53", "57", "58")  # classes of errors: connections, what a server lacks or was told
 _SHOWN = 20
 _QUOTES_NO_ROW = re.compile(
     r"""[^"']* "[^"]*" (of [^"']* "[^"]*" )?(does not exist|already exists|is not available|violates .*)"""
@@ -172,18 +174,19 @@ def _bring_back(sandbox: _Sandbox, target: Path, part: Part, findings: list[Find
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))
         return not missing
-    beyond = missing or any(_BEYOND.search(line) for line in errors)
-    outcome = "inconclusive" if beyond else "failed"
-    findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) or f"pg_restore ended with {said.status}"))
+    by_owner = _OWNERS_CODE.search(said.errors) is not None
+    beyond = missing or by_owner or any(_BEYOND.search(line) for line in errors)
+    outcome, why = "inconclusive" if beyond else "failed", _BY_OWNER * by_owner
+    findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) + why or f"pg_restore ended with {said.status}"))
     return False
 
 
 def _refuse_trouble(sandbox: _Sandbox, name: str, said: str) -> None:
     """Raise what says something about this host, and nothing about the backup."""
     log = sandbox.server.log()
-    if _FULL.search(said) or _FULL.search(log):
+    if trouble(said) is NoSpace or trouble(log) is NoSpace:
         raise NoSpace(f"{name}: no room for a test restore", detail=log)
-    if _TROUBLE.search(said):
+    if trouble(said) is not None:
         raise Degraded(f"{name}: the throw-away server of a test restore gave up", detail=log)
 
 
@@ -296,6 +299,8 @@ def ask(query: Query, connecting: AbstractContextManager[Connection]) -> Finding
             return Finding(label, "inconclusive", f"no answer within {_QUERY_SECONDS:.0f} s")
         if state == "55P03":
             return Finding(label, "inconclusive", "what it reads is locked by a prepared transaction")
+        if not state or state.startswith(_NOT_OF_THE_DATA):
+            return refused(label, error)
         told = error.detail if state.startswith("42") else f"SQLSTATE {state} while it ran"
         return Finding(label, "failed", told)
     except psycopg.ProgrammingError:

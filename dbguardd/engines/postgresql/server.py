@@ -20,8 +20,9 @@ from pathlib import Path
 
 from dbguardd.engines.postgresql.child import Alive, command, end, environment, run
 from dbguardd.engines.postgresql.connect import Address
+from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
-from dbguardd.errors import Degraded, NoSpace, Unsupported, of_file
+from dbguardd.errors import Degraded, Unsupported, of_file
 
 USER = "dbguard"
 """The superuser of a throw-away server that initdb makes here."""
@@ -73,6 +74,7 @@ class Server:
 
     tools: Tools
     data: Path
+    configuration: Path  # the directory of what it is told, and of its log
     place: int
     """a descriptor of its data directory; programs that connect have to inherit it"""
     user: str
@@ -83,7 +85,7 @@ class Server:
 
     def log(self) -> str:
         """Return the end of its log."""
-        return _tail(self.data / _LOG)
+        return _tail(self.configuration / _LOG)
 
 
 def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER, checksums: bool = False) -> None:
@@ -94,7 +96,7 @@ def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER, ch
     said = run([tools.path("initdb"), *words, *more, f"--pgdata={data}"], alive)
     if said.status != 0:
         shutil.rmtree(data, ignore_errors=True)
-        kind = NoSpace if "No space left" in said.errors else Degraded
+        kind = trouble(said.errors) or Degraded
         raise kind(f"{data}: initdb of PostgreSQL {tools.version} failed", detail=said.errors[-_LOG_BYTES:])
 
 
@@ -108,12 +110,15 @@ def throwaway(
     settings: Mapping[str, str] | None = None,
     recovery: bool = False,
     keep: bool = False,
+    configuration: Path | None = None,
 ) -> Iterator[Server]:
     """Run a server on the cluster in `data` for the length of a block; then it is gone, and `data` with it.
 
     With `keep` it is shut down in order, and `data` stays: nothing beside it is written then.
 
-    `data` belongs to us, and what configures a server in there is written anew. `settings` come on top of ours. A
+    `data` belongs to us, and what configures a server is written anew: into `configuration`, a directory that is not
+    for people, so that nobody ever starts a server with our settings, which are for speed and not for safety; without
+    one, which is for clusters that go, into `data`. `settings` come on top of ours. A
     `recovery` may run its restore_command. Returns when it accepts connections; `alive` is called until then. Raises
     Degraded with the end of its log if it does not start, and what `alive` raises.
     """
@@ -122,10 +127,13 @@ def throwaway(
     place = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         data.chmod(0o700)
-        configure(data, tools.major, settings or {})
-        process = _start(data, tools, "recovery" if recovery else "server", data if keep else data.parent)
-        _await(data, process, tools, alive)
-        yield Server(tools, data, place, user)
+        told = configuration or data
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        configure(told, tools.major, settings or {})
+        kind, writes = "recovery" if recovery else "server", data if keep else data.parent
+        process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], str(writes)))
+        _await(data, told / _LOG, process, tools, alive)
+        yield Server(tools, data, told, place, user)
     finally:
         if process is not None:
             end(process, signal.SIGINT if keep else signal.SIGQUIT)  # at once where nothing of it is to be kept
@@ -134,8 +142,8 @@ def throwaway(
             shutil.rmtree(data, ignore_errors=True)
 
 
-def configure(data: Path, major: int, settings: Mapping[str, str]) -> None:
-    """Write all files of `data` that configure a server; what was there is taken away, and never followed."""
+def configure(place: Path, major: int, settings: Mapping[str, str]) -> None:
+    """Write all files that configure a server into a directory; what was there is taken away, and never followed."""
     told = {name: value for name, value in _SETTINGS.items() if major >= _SINCE.get(name, 0)} | dict(settings)
     lines = "".join(f"{name} = '{_quoted(value)}'\n" for name, value in told.items())
     ours = {
@@ -146,7 +154,7 @@ def configure(data: Path, major: int, settings: Mapping[str, str]) -> None:
         _LOG: "",
     }
     for name, content in ours.items():
-        path = data / name
+        path = place / name
         try:
             path.unlink(missing_ok=True)
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -154,7 +162,6 @@ def configure(data: Path, major: int, settings: Mapping[str, str]) -> None:
                 opened.write(content)
         except OSError as error:
             raise of_file(f"{path}: cannot be written", error) from error
-    (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def refuse_root() -> None:
@@ -167,33 +174,28 @@ def refuse_root() -> None:
         )
 
 
-def _start(data: Path, tools: Tools, kind: str, writes: Path) -> subprocess.Popen[bytes]:
-    words = [tools.path("postgres"), "-D", str(data)]
+def _start(data: Path, told: Path, tools: Tools, confined: list[str]) -> subprocess.Popen[bytes]:
+    files = {"config_file": "postgresql.conf", "hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
+    places = [word for setting, name in files.items() for word in ("-c", f"{setting}={told / name}")]
+    words = [*confined, tools.path("postgres"), "-D", str(data), *places]
     try:
-        with (data / _LOG).open("ab") as log:
-            return subprocess.Popen(
-                command(kind, signal.SIGQUIT, words, str(writes)),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(),
-                cwd="/",
-            )
+        with (told / _LOG).open("ab") as log:
+            return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), cwd="/")
     except OSError as error:
-        raise of_file(f"{words[0]}: cannot be started", error) from error
+        raise of_file(f"{tools.path('postgres')}: cannot be started", error) from error
 
 
-def _await(data: Path, process: subprocess.Popen[bytes], tools: Tools, alive: Alive) -> None:
+def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools, alive: Alive) -> None:
     """Return when the server accepts connections: the last line of its postmaster.pid says so."""
     while True:
         with suppress(FileNotFoundError):
-            said = (data / "postmaster.pid").read_text(errors="replace").splitlines()
-            if len(said) >= 8 and said[7].strip() == "ready":  # "standby": it recovers, and nobody is let in
+            state = (data / "postmaster.pid").read_text(errors="replace").splitlines()
+            if len(state) >= 8 and state[7].strip() == "ready":  # "standby": it recovers, and nobody is let in
                 return
         if process.poll() is not None:
-            log = _tail(data / _LOG)
-            kind = NoSpace if "No space left" in log else Degraded
-            raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=log)
+            said = _tail(log)
+            kind = trouble(said) or Degraded
+            raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=said)
         alive()
         time.sleep(_LOOK_SECONDS)
 

@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query
+from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, open_live, read_header, resolve
-from dbguardd.engines.sqlite.publish import fresh, outcome
+from dbguardd.engines.sqlite.publish import fresh
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
-from dbguardd.flow import Facts, Ship, Sink, Tree
+from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
 
@@ -55,7 +56,7 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     return Engine("sqlite", Sqlite(settings), SqliteLog(settings), standby, open_past)
 
 
-def open_past() -> Past:
+def open_past() -> Past[Pages]:
     """Make what answers questions to backups. It alone needs apsw."""
     from dbguardd.engines.sqlite.past import SqlitePast  # noqa: PLC0415
 

@@ -17,9 +17,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dbguardd.durable import sync_directory
+from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import refusal
-from dbguardd.engines.sqlite.publish import SIDES, outcome, sync_directory
+from dbguardd.engines.sqlite.publish import SIDES
 from dbguardd.errors import TargetInUse
 
 _MAGIC = bytes.fromhex("d9d505f920a163d7")

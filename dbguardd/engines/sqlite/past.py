@@ -11,16 +11,16 @@ from dbguardd.flow import Facts, Pages
 class SqlitePast:
     """Questions to SQLite files as they were. Implements engines.base.Past."""
 
-    def query(self, pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
-        return ask.query(pages, sql, bounds, answer)
+    def query(self, asked: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+        return ask.query(asked, sql, bounds, answer)
 
-    def table(self, pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
-        return take_out.table(pages, name, form, bounds, answer)
+    def table(self, asked: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+        return take_out.table(asked, name, form, bounds, answer)
 
     def difference(self, older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
         return compare.difference(older, newer, table, bounds, answer)
 
     def missing(
-        self, files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+        self, both: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
-        return missing(files, search, form, bounds, answer)
+        return missing(both, search, form, bounds, answer)

@@ -11,12 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dbguardd.durable import sync_directory
 from dbguardd.engines.base import REPLACED, Progress
+from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.follow import KEEP
 from dbguardd.engines.sqlite.live import open_live, read_header, resolve
-from dbguardd.engines.sqlite.publish import SIDES, fresh, outcome, sync_directory
+from dbguardd.engines.sqlite.publish import SIDES, fresh
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.errors import (
     GuardError,

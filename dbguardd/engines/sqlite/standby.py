@@ -21,11 +21,13 @@ from pathlib import Path
 from struct import pack
 from typing import Any
 
+from dbguardd.durable import sync_directory
 from dbguardd.engines.base import Finding, Progress, Query
+from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import MAGIC, Header
 from dbguardd.engines.sqlite.overwrite import Change, overwrite, page_at, settle, sides
-from dbguardd.engines.sqlite.publish import SIDES, fresh, only_name, outcome, sync_directory
+from dbguardd.engines.sqlite.publish import SIDES, fresh, only_name
 from dbguardd.engines.sqlite.rights import give
 from dbguardd.errors import (
     Damaged,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
+import time
+
 import psycopg
 from psycopg import errors
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
+from dbguardd.engines.postgresql.meaning import outcome
 from dbguardd.engines.postgresql.physical.cluster import waited
 
 LOCK_MILLISECONDS = 1000
@@ -15,44 +19,53 @@ LOCK_MILLISECONDS = 1000
 LOCKED = "a prepared transaction has locked it (end it in the original: pg_prepared_xacts; and back up again)"
 
 _TOLD = 5
-_WHERE = b"SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'amcheck'"
-_MAKE = (b"CREATE SCHEMA dbguard_amcheck", b"CREATE EXTENSION amcheck SCHEMA dbguard_amcheck")
+_LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
+_INSTALLED = b"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'amcheck')"
 _HEAPS = b"""
-SELECT c.oid::int8, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_am a ON a.oid = c.relam WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p' AND a.amname = 'heap'
-ORDER BY c.oid
+SELECT c.oid::int8, n.nspname, c.relname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
+WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p' AND a.amname = 'heap' ORDER BY c.oid
 """
 _BTREES = b"""
-SELECT c.oid::int8, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_am a ON a.oid = c.relam JOIN pg_index i ON i.indexrelid = c.oid
+SELECT c.oid::int8, n.nspname, c.relname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
+JOIN pg_index i ON i.indexrelid = c.oid
 WHERE c.relkind = 'i' AND c.relpersistence = 'p' AND a.amname = 'btree' AND i.indisvalid AND i.indisready ORDER BY c.oid
 """
 
+_SIZE = b"""
+SELECT pg_relation_size(c.oid) + coalesce(pg_relation_size(i.indrelid), 0)
+FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid WHERE c.oid = %s::int8::oid
+"""
 
-def check_structure(connection: Connection, database: str, alive: Alive) -> Finding:
-    """Check every table and every B-tree, with all rows looked up in it. In a transaction that is rolled back."""
+
+def check_structure(
+    connection: Connection, database: str, alive: Alive, *, least_seconds: float = _LEAST_SECONDS
+) -> Finding:
+    """Check every table and every B-tree, with all rows looked up in it. In a transaction that is rolled back.
+
+    An index may be of an expression that never ends: a relation gets `least_seconds`, and more for its size.
+    """
     name = f"structure of {database}"
-    found = rows(connection, _WHERE)
-    if found:
-        schema = bytes(found[0][0])
-    else:
-        schema = b"dbguard_amcheck"
-        try:
-            for statement in _MAKE:
-                connection.execute(statement, prepare=False)
-        except errors.LockNotAvailable:
-            raise
-        except psycopg.Error as error:
-            said = str(error).strip().splitlines()[0]
-            return Finding(name, "not configured", f"amcheck is not installed here: {said}")
-    calls = b'"' + schema.replace(b'"', b'""') + b'".'
+    try:
+        calls = _amcheck(connection) + b"."
+    except errors.LockNotAvailable:
+        raise
+    except psycopg.Error as error:
+        said = str(error).strip().splitlines()[0]
+        lacking = isinstance(error, errors.UndefinedFile | errors.FeatureNotSupported)  # on this host
+        return Finding(name, "not configured" if lacking else "inconclusive", f"amcheck is not installed here: {said}")
     heap = b"SELECT count(*), min(msg) FROM " + calls + b"verify_heapam(relation => %s::int8::oid, check_toast => true)"
     tree = b"SELECT 0, NULL FROM (SELECT " + calls + b"bt_index_check(%s::int8::oid, true)) AS done"
     told = {"failed": list[str](), "inconclusive": list[str](), "ok": list[str]()}
     for query, listed in ((heap, _HEAPS), (tree, _BTREES)):
         for number, namespace, relation in rows(connection, listed):
-            outcome, said = _asked(connection, query, number, alive)
-            told[outcome].append(f"{shown(bytes(namespace))}.{shown(bytes(relation))}: {said}")
+            about = f"{shown(bytes(namespace))}.{shown(bytes(relation))}"
+            try:
+                outcome, said = _asked(connection, query, number, alive, least_seconds)
+            except _Expired as expired:
+                return Finding(name, "inconclusive", f"{about}: its check did not end in {expired.seconds:.0f} s")
+            told[outcome].append(f"{about}: {said}")
     for outcome in ("failed", "inconclusive"):
         if bad := told[outcome]:
             more = "" if len(bad) <= _TOLD else f" and {len(bad)} in all"
@@ -60,15 +73,49 @@ def check_structure(connection: Connection, database: str, alive: Alive) -> Find
     return Finding(name, "ok", f"{len(told['ok'])} tables and B-trees")
 
 
-def _asked(connection: Connection, query: bytes, number: int, alive: Alive) -> tuple[str, str]:
-    """Return outcome and detail for one relation."""
+class _Expired(Exception):
+    """What is asked takes longer than the `seconds` that it may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+def _amcheck(connection: Connection) -> bytes:
+    """Put amcheck into a new schema, where nobody else has put anything, and return that.
+
+    In the schema that it is in, whose owner may be anybody, functions of the same names could fit our calls better:
+    they would run as the superuser, and find all in order.
+    """
+    schema = f"dbguard_{secrets.token_hex(8)}".encode()
+    connection.execute(b"CREATE SCHEMA " + schema, prepare=False)
+    ((installed,),) = rows(connection, _INSTALLED)
+    made = b"ALTER EXTENSION amcheck SET SCHEMA " if installed else b"CREATE EXTENSION amcheck SCHEMA "
+    connection.execute(made + schema, prepare=False)
+    if installed:  # perhaps by a version that knew no verify_heapam
+        connection.execute(b"ALTER EXTENSION amcheck UPDATE", prepare=False)
+    return schema
+
+
+def _asked(connection: Connection, query: bytes, number: int, alive: Alive, least_seconds: float) -> tuple[str, str]:
+    """Return outcome and detail for one relation. Raises _Expired, and the connection is of no more use."""
     connection.execute(b"SAVEPOINT one", prepare=False)
+    began = time.monotonic()
+
+    def within() -> None:
+        alive()
+        if time.monotonic() - began > seconds:
+            raise _Expired(seconds)
+
     try:
-        ((count, said),) = waited(connection, alive, query, number)
+        ((size,),) = rows(connection, _SIZE, number)
+        seconds = least_seconds + int(size) / _LEAST_BYTES_A_SECOND
+        ((count, said),) = waited(connection, within, query, number)
         found = "failed" if count else "ok", bytes(said or b"").decode(errors="replace")
     except errors.LockNotAvailable:
         found = "inconclusive", LOCKED
     except psycopg.Error as error:
-        found = "failed", str(error).strip().splitlines()[0]
+        said = str(error).strip().splitlines()[0]
+        found = outcome(said, error.sqlstate), said
     connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
     return found

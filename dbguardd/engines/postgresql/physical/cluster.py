@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
@@ -17,13 +19,17 @@ from dbguardd.errors import SourceDenied, Unsupported
 OLDEST = 15
 """The first version whose backup mode ends with the session that began it."""
 
-_BEAT_SECONDS = 0.25
+_BEAT_SECONDS, _GRACE_SECONDS = 0.25, 5.0
 _ABOUT = b"""
 SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
-       current_setting('data_checksums') = 'on', pg_is_in_recovery(), system_identifier, catalog_version_no,
+       current_setting('data_checksums') = 'on', current_setting('full_page_writes') = 'on',
+       pg_is_in_recovery(), system_identifier, catalog_version_no,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
        current_setting('max_prepared_transactions')::int,
+       current_setting('max_locks_per_transaction')::int8 * (
+         SELECT sum(setting::int8) FROM pg_settings WHERE name IN ('max_connections', 'max_prepared_transactions',
+           'max_worker_processes', 'max_wal_senders', 'autovacuum_max_workers', 'autovacuum_worker_slots'))::int8,
        (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 FROM pg_control_system()
 """
@@ -42,8 +48,10 @@ class Cluster:
     directory: str
     page: int
     checksums: bool
+    whole_pages: bool  # full_page_writes: a page is whole in the log when it is changed first after a checkpoint
     catalog: int
     prepared: int
+    locks: int  # that there is room for: prepared transactions may hold all of them
     bounded: bool  # what a slot may hold of the log
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
@@ -64,9 +72,8 @@ def look(connection: Connection, about: str) -> Cluster:
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    ((directory, page, segment, level, checksums, standby, system, catalog, segment_name, prepared, bounded),) = rows(
-        connection, _ABOUT
-    )
+    (told,) = rows(connection, _ABOUT)
+    directory, page, segment, level, checksums, whole, standby, system, catalog, name, prepared, locks, bounded = told
     if standby:
         raise Unsupported(
             f"{about}: the server is a standby",
@@ -86,10 +93,12 @@ def look(connection: Connection, about: str) -> Cluster:
         os.fsdecode(directory),
         page,
         checksums,
+        whole,
         catalog,
         prepared,
+        locks,
         bounded,
-        Log(system, timeline_of(text(segment_name)), segment),
+        Log(system, timeline_of(text(name)), segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),
     )
@@ -101,8 +110,17 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
 
 
+def clock(connection: Connection) -> datetime:
+    """Return the time by the clock of the server: what has committed by then is in whatever is taken from then on."""
+    ((at,),) = rows(connection, b"SELECT clock_timestamp()")
+    return cast(datetime, at)
+
+
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query."""
+    """Return all rows of a query that may take long; `alive` is called meanwhile, and what it raises ends the query.
+
+    A function in it can catch that it is to end: then the connection is shut down, and the server ends the session.
+    """
     outcome: list[list[tuple[Any, ...]] | BaseException] = []
 
     def ask() -> None:
@@ -119,6 +137,10 @@ def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> 
             alive()
     except BaseException:
         connection.cancel_safe()
+        asking.join(_GRACE_SECONDS)
+        if asking.is_alive():
+            with socket.socket(fileno=os.dup(connection.fileno())) as connected:
+                connected.shutdown(socket.SHUT_RDWR)
         raise
     finally:
         asking.join()

@@ -7,6 +7,7 @@ of their own, from where a restored cluster can be started; nothing takes them f
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ DIRECTORY = "dbguard-config"
 
 _FILES = (("config_file", "postgresql.conf"), ("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf"))
 _INCLUDED = b"SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL"
+_DEBIAN = re.compile(r"/etc/postgresql/(\d+)/([\w.]+)/postgresql\.conf")
 _MOST_BYTES, _MOST_FILES = 1 << 20, 200
 
 
@@ -71,6 +73,12 @@ def _directories(files: Mapping[str, str]) -> set[str]:
             if entry.is_dir():
                 found.add(f"{DIRECTORY}/{entry.name}")
     return set(sorted(found)[:_MOST_FILES])
+
+
+def service(files: Mapping[str, str]) -> str:
+    """Return the unit of the server that these files configure, where they lie as Debian has them; else nothing."""
+    found = _DEBIAN.fullmatch(files.get(f"{DIRECTORY}/postgresql.conf", ""))
+    return "" if found is None else f"postgresql@{found[1]}-{found[2]}"
 
 
 def options(target: Path) -> str:

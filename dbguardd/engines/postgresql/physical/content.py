@@ -1,13 +1,14 @@
 """The content of a cluster as its server sees it in one snapshot: the fingerprint of a physical backup.
 
-A physical backup keeps numbers, names and rows of the system catalogs as they are, so the schema is their content: no
-function that could see another moment than the snapshot is asked to describe it. It is a sum of 64-bit hashes of each
-row's text, made by the server.
+A physical backup keeps numbers, names and rows of the system catalogs as they are, so the schema is their content. It
+is a sum of 64-bit hashes of each row's text, made by the server. Output functions write the names of today, whatever
+the snapshot is: what means a function, a relation or a role is told by its number; values that the planner has of
+columns, of whatever type, are left out. What values of users name, see names.
 
 Tables of users are locked by LOCK and read by COPY, which plan nothing: a query would run functions of their owner with
 the rights of who asks, from an expression in an index or in statistics. Only once the lock is seen to be on the very
-table that the snapshot knows is it read: a view may have taken its name. The output functions of types are the
-server's own. See content for the digest of a table.
+table that the snapshot knows, and its columns to be the same, is it read: a view may have taken its name. The output
+functions of types are the server's own. See content for the digest of a table.
 
 Not in it: unlogged and temporary tables, whose rows a physical backup does not have; materialized views, which cannot
 be read without a plan, and are made of the rest; the current values of sequences, which are of no snapshot; and what
@@ -17,7 +18,7 @@ statements change in the catalogs outside of any transaction (`_NOT_OF_A_SNAPSHO
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from psycopg import errors
@@ -27,7 +28,11 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
 from dbguardd.engines.postgresql.content import print_of
 from dbguardd.engines.postgresql.physical.cluster import waited
+from dbguardd.engines.postgresql.physical.names import binary_rows, naming
 from dbguardd.errors import SourceChanged
+
+FORM = 2
+"""Which fingerprint this makes: those of another form are of the same content, and differ."""
 
 _NOT_OF_A_SNAPSHOT: Mapping[bytes, tuple[bytes, ...]] = {
     b"pg_class": (
@@ -35,8 +40,10 @@ _NOT_OF_A_SNAPSHOT: Mapping[bytes, tuple[bytes, ...]] = {
         *(b"relhasindex", b"relhasrules", b"relhastriggers"),
     ),
     b"pg_database": (b"datfrozenxid", b"datminmxid", b"datconnlimit", b"dathasloginevt"),
+    b"pg_statistic_ext_data": (b"stxdexpr",),  # of no snapshot is what its values would be written as
 }
-_USERS_OWN = (b"pg_largeobject", b"pg_largeobject_metadata")
+_LARGE = b"pg_largeobject"
+_USERS_OWN = (_LARGE, b"pg_largeobject_metadata")
 """Catalogs that hold what users put there: told as tables."""
 _LOCK_MILLISECONDS = 3000
 
@@ -46,12 +53,26 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'pg_toast' ORDER BY n.nspname, c.relname
 """
 _COLUMNS = b"""
-SELECT quote_ident(attname), attname, atttypid IN ('regproc'::regtype, 'regprocedure'::regtype) FROM pg_attribute
-WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+SELECT attname, CASE
+  WHEN atttypid IN (SELECT oid FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND typname ~ '^reg')
+  THEN format('x.%%I::oid', attname)
+  WHEN atttypid = 'aclitem[]'::regtype THEN format('CASE WHEN x.%%1$I IS NOT NULL THEN ARRAY(
+    SELECT ROW(grantor, grantee, privilege_type, is_grantable)::text FROM aclexplode(x.%%1$I) ORDER BY 1) END', attname)
+  ELSE format('x.%%I', attname) END
+FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped
+AND atttypid <> 'anyarray'::regtype ORDER BY attnum
 """
 _LOCKED = b"""
 SELECT pg_relation_filenode(relation)::int8 FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation = %s::int8::oid AND mode = 'AccessShareLock'
+"""
+_KNOWN = b"""
+SELECT CASE WHEN attgenerated = '' THEN quote_ident(attname) END, attnum::int8, attname, (
+  WITH RECURSIVE base (oid, of) AS (
+    SELECT oid, typbasetype FROM pg_type WHERE oid = atttypid
+    UNION ALL SELECT t.oid, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.of
+  ) SELECT oid::int8 FROM base WHERE of = 0)
+FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 
 
@@ -71,49 +92,66 @@ class Table:
         return self.schema in (b"pg_catalog", b"information_schema")
 
 
-def fingerprint(connections: Mapping[bytes, Connection], alive: Alive) -> Fingerprint:
+def fingerprint(databases: Iterable[tuple[bytes, Connection]], alive: Alive) -> Fingerprint:
     """Return the content of all databases in the snapshots of these transactions. Raises SourceChanged, SourceDamaged.
 
-    A table is locked (ACCESS SHARE) only while it is read: whoever changes its definition waits for that one table.
+    A table is locked (ACCESS SHARE) only while it is read: whoever changes its definition waits for that one table. A
+    database is not needed any more when the next one is asked for; the order is the caller's, and changes nothing.
     """
-    schema, tables = hashlib.sha256(), dict[str, TablePrint]()
-    for database, connection in sorted(connections.items()):
+    schemas, tables = dict[bytes, bytes](), dict[str, TablePrint]()
+    for database, connection in databases:
+        schema = hashlib.sha256()
         connection.execute(b"SET LOCAL max_parallel_workers_per_gather = 0", prepare=False)
         connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}".encode(), prepare=False)
         schema.update(b"%d %s\n" % (len(database), database))
         ((named,),) = rows(connection, b"SELECT quote_ident(current_database())")
+        names = naming(connection)
         for number, space, name, node, quoted in rows(connection, _TABLES):
             table = Table(number, bytes(space), bytes(name), node, bytes(quoted))
-            found = _of_catalog(connection, table, alive) if table.catalog else _of_users(connection, table, alive)
+            if table.catalog and table.name != _LARGE:
+                found = _of_catalog(connection, table, alive)
+            else:
+                what = names.get(number)
+                found = _of_users(connection, table, what is not None and not what.roles, alive)
             if table.catalog and table.name not in _USERS_OWN:
                 schema.update(b"%s %d %s\n" % (table.name, found.rows, found.digest.encode()))
             else:
                 tables[f"{shown(bytes(named))}.{shown(table.quoted)}"] = found
-    return Fingerprint(schema.hexdigest(), tables)
+        schemas[database] = schema.digest()
+    return Fingerprint(hashlib.sha256(b"".join(schemas[name] for name in sorted(schemas))).hexdigest(), tables)
 
 
-def _of_users(connection: Connection, table: Table, alive: Alive) -> TablePrint:
+def _of_users(connection: Connection, table: Table, binary: bool, alive: Alive) -> TablePrint:
     """Return the content of a table whose owner may be anybody; its lock is gone again."""
+    known = rows(connection, _KNOWN, table.number)
+    listed = b", ".join(quoted for quoted, *_ in known if quoted is not None)
+    copy = b"COPY " + table.quoted + (b" (" + listed + b")") * bool(listed)
     connection.execute(b"SAVEPOINT one", prepare=False)
     try:
         connection.execute(b"LOCK TABLE ONLY " + table.quoted + b" IN ACCESS SHARE MODE", prepare=False)
         if rows(connection, _LOCKED, table.number) != [(table.node,)]:
             raise _changed(table)
-        found = print_of(connection, b"COPY " + table.quoted + b" TO STDOUT", lambda _: alive())
+        if [tuple(column) for _, *column in known] != _columns_now(connection, table):
+            raise _changed(table)
+        copy += b" TO STDOUT" + b" (FORMAT binary)" * binary
+        found = print_of(connection, copy, lambda _: alive(), binary_rows if binary else iter)
     except (errors.UndefinedTable, errors.InvalidSchemaName, errors.WrongObjectType, errors.LockNotAvailable) as error:
         raise _changed(table) from error
     connection.execute(b"ROLLBACK TO SAVEPOINT one", prepare=False)
     return found
 
 
+def _columns_now(connection: Connection, table: Table) -> list[tuple[int, bytes | None, int]]:
+    """Return number, name and type of the columns that a COPY will write, whatever the snapshot has: nothing is run."""
+    connection.pgconn.prepare(b"", b"SELECT * FROM ONLY " + table.quoted)
+    found = connection.pgconn.describe_prepared(b"")
+    return [(found.ftablecol(n), found.fname(n), found.ftype(n)) for n in range(found.nfields)]
+
+
 def _of_catalog(connection: Connection, table: Table, alive: Alive) -> TablePrint:
-    """Return the content of a catalog. What names a function is told by its number: names are those of today."""
+    """Return the content of a catalog. What names something is told by its number: names are those of today."""
     left_out = _NOT_OF_A_SNAPSHOT.get(table.name, ())
-    columns = [
-        b"x." + bytes(quoted) + b"::oid" * names_a_function
-        for quoted, name, names_a_function in rows(connection, _COLUMNS, table.number)
-        if bytes(name) not in left_out
-    ]
+    columns = [bytes(told) for name, told in rows(connection, _COLUMNS, table.number) if bytes(name) not in left_out]
     query = (
         b"SELECT count(*), coalesce(sum(hashtextextended(r, 0)), 0), coalesce(sum(hashtextextended(r, 1)), 0) "
         b"FROM (SELECT record_out(ROW(" + b", ".join(columns) + b"))::text AS r FROM ONLY " + table.quoted

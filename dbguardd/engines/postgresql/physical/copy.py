@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
@@ -34,7 +36,7 @@ class Copy:
 
     def __init__(self, directory: DataDirectory, cluster: Cluster, sink: Sink, begun: float, tell: Tell) -> None:
         self.directory, self._cluster, self._sink, self._tell = directory, cluster, sink, tell
-        self._sure = int((begun - _SURE_SECONDS) * _SECOND)
+        self._begun, self._sure = begun, int((begun - _SURE_SECONDS) * _SECOND)
         self._paged: set[str] = set()
         self.done = 0
         self.reused = 0
@@ -62,9 +64,13 @@ class Copy:
 
         A write sets the times of a file before its bytes, and the checkpoint at the start of a backup waits for all
         writes that had begun. So a file whose times lie before that start was read as they left it; and as long as
-        they are the same to the nanosecond, nothing was written since. See decision 0037.
+        they are the same to the nanosecond, nothing was written since. It cannot be told where the clock was set back
+        meanwhile, nor where the log has no whole pages: a power failure may leave bytes that are newer than the times,
+        and only such pages make these good. See decision 0037.
         """
         found = os.fstat(file)
+        if now() < self._begun or not self._cluster.whole_pages:
+            return ""
         if max(found.st_mtime_ns, found.st_ctime_ns) >= self._sure or found.st_mtime_ns % _SECOND == 0:
             return ""
         times = f"{found.st_mtime_ns}:{found.st_ctime_ns}"
@@ -86,8 +92,12 @@ class Copy:
                 else:
                     archive.content(name, content)
 
-    def log(self, ended: Ended, end: int) -> None:
-        """Write pg_control, the label, and the log from where the backup begins to `end`; behind that, zeros."""
+    @contextmanager
+    def log(self, ended: Ended) -> Iterator[Callable[[int, int], None]]:
+        """Write pg_control, the label, and the log up to the end of the file in which backup mode ended.
+
+        What is yielded writes the log on from there, to a place that is looked for meanwhile; behind that, zeros.
+        """
         with self._sink.write(LOG) as out, writing(out) as archive:
             archive.content(CONTROL, self._control)
             archive.content("backup_label", ended.label)
@@ -96,20 +106,24 @@ class Copy:
             log = self._cluster.log
             if log.history:  # how the timeline came to be: no server recovers along one that it does not know
                 archive.content(f"{WAL}/{log.history}", self.directory.read(f"{WAL}/{log.history}"))
-            for name, start in log.names(ended.start, end):
-                file = open_segment(self.directory, log, name, start)
-                try:
-                    self._segment(archive, f"{WAL}/{name}", file, min(log.segment, end - start))
-                finally:
-                    os.close(file)
+            write = partial(self._segments, archive)
+            write(ended.start, ended.next)
+            yield write
 
     def last(self) -> None:
         """Read pg_control, while backup mode is on: the last of all files."""
         self._control = self.directory.control()
 
-    def _segment(self, archive: TarWriter, path: str, file: int, used: int) -> None:
-        archive.file(path, file, self._cluster.log.segment, used)
-        self._count(used)
+    def _segments(self, archive: TarWriter, start: int, end: int) -> None:
+        log = self._cluster.log
+        for name, at in log.names(start, end):
+            file = open_segment(self.directory, log, name, at)
+            try:
+                used = min(log.segment, end - at)
+                archive.file(f"{WAL}/{name}", file, log.segment, used)
+                self._count(used)
+            finally:
+                os.close(file)
 
     def _add(self, archive: TarWriter, path: str, file: int, size: int) -> None:
         archive.file(path, file, size, size)

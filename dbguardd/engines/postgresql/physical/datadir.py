@@ -11,12 +11,14 @@ import os
 import re
 import shlex
 import stat
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.errors import GuardError, SourceChanged, SourceDenied, SourceInvalid, SourceMissing
+from dbguardd.errors import GuardError, SourceChanged, SourceDamaged, SourceDenied, SourceInvalid, SourceMissing
 
 TABLESPACES = "pg_tblspc"
 CONTROL = "global/pg_control"
@@ -40,6 +42,9 @@ _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
 _NEEDED = re.compile(r"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)")
 """Directories that no cluster is whole without."""
 _TEMPORARY = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
+
+_CONTROL_BYTES = 512  # its fields end before: so a disk writes them whole
+_READINGS, _BETWEEN_SECONDS = 50, 0.01
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -120,11 +125,16 @@ class DataDirectory:
             os.close(file)
 
     def control(self) -> bytes:
-        """Return pg_control as it is between two writes of the server: read until two readings are the same."""
-        before = b""
-        while (now := self.read(CONTROL)) != before or not now:
-            before = now
-        return now
+        """Return pg_control as it is between two writes of the server. Raises SourceDamaged if it is never whole."""
+        for _ in range(_READINGS):
+            if is_control(found := self.read(CONTROL)):
+                return found
+            time.sleep(_BETWEEN_SECONDS)
+        raise SourceDamaged(
+            f"{self.path}/{CONTROL}: its checksum is wrong",
+            detail="No server starts on that file; this one read it when it started.",
+            hints=["keep the server running, and dump it: pg_dumpall"],
+        )
 
     def free_for_log(self) -> int:
         """Return how many bytes the server may still write where its log lies: a disk of its own, perhaps."""
@@ -236,6 +246,27 @@ class DataDirectory:
     def _leave(self, path: str) -> None:
         if len(self.left_out) < self._TOLD:
             self.left_out.append(os.fsencode(path).decode("utf-8", "backslashreplace")[:200])
+
+
+def is_control(data: bytes) -> bool:
+    """Say if this is pg_control, whole: its fields end with the CRC-32C of all before. Where, each version says."""
+    crc = 0xFFFFFFFF
+    for at in range(0, min(len(data), _CONTROL_BYTES) - 3, 4):
+        word = data[at : at + 4]
+        if at and crc ^ 0xFFFFFFFF == int.from_bytes(word, sys.byteorder):
+            return True
+        for byte in word:
+            crc = crc >> 8 ^ _CRC_32C[(crc ^ byte) & 0xFF]
+    return False
+
+
+def _crc_32c(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC_32C = tuple(_crc_32c(byte) for byte in range(256))
 
 
 def is_relation(path: str) -> bool:

@@ -1,4 +1,7 @@
-"""Whether a physical backup can be made of a server, and its log be followed: looked at, and nothing changed."""
+"""Whether a physical backup can be made of a server, and its log be followed.
+
+Tried as who asks, with a slot that holds the log for a moment.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def _directory(address: Address) -> str:
         cluster = look(connection, about)
         directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
         try:
-            BackupMode(connection, cluster.log.system).hold(directory)  # its slot goes with the connection
+            BackupMode(connection, cluster.log).hold(directory)  # its slot goes with the connection
         finally:
             directory.close()
         for program in ("pg_waldump", "postgres", "pg_checksums"):

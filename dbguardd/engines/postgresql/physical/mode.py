@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 
+import psycopg
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
-from dbguardd.engines.postgresql.physical.cluster import waited
+from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
-from dbguardd.engines.postgresql.physical.segments import label_start, let_go, place
+from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
 from dbguardd.engines.postgresql.physical.slot import check_own, check_room
-from dbguardd.errors import SourceChanged
+from dbguardd.errors import GuardError, SourceChanged
+
+_LOOK_SECONDS = 1.0
+_MORE_ROOM = ("give the log more room, or back up when less is written", 'or set method = "dump"')
 
 
 @contextmanager
@@ -26,12 +34,76 @@ def bounded(about: str) -> Iterator[None]:
         raise let_go(f"{about}: the server has ended the session that held its log", str(error).strip()) from error
 
 
+class Room:
+    """The room that a server has for its log, from now on, while a slot of ours holds some of it."""
+
+    def __init__(self, keeper: Connection, slot: str, directory: DataDirectory) -> None:
+        self._keeper, self._slot, self._directory = keeper, slot, directory
+        self._bytes = directory.free_for_log()
+
+    def check(self) -> None:
+        """Raise NoSpace if the log that the slot holds has taken half of the room that it had; see slot.check_room.
+
+        Asked of the file system each time, and of the server only where the room has become less: that can be the work
+        of others.
+        """
+        if self._directory.free_for_log() < self._bytes // 2:
+            check_room(self._keeper, self._slot, self._directory, "during the backup", _MORE_ROOM)
+
+
+@contextmanager
+def watched(keeper: Connection, room: Room) -> Iterator[Callable[[], None]]:
+    """Let go of the log before it takes the last room of the server, and raise NoSpace then; see Room.
+
+    Storing one file, reading the log, a checkpoint: each may take minutes. So a thread of its own looks,
+    over a connection of its own, and ends the session of `keeper`, whatever that one is waiting for: slot and backup
+    mode are gone with it. The block ends at its next word to the server, or where it calls what is yielded.
+    """
+    found = list[Exception]()
+    over = threading.Event()
+
+    def look() -> None:
+        while not (over.wait(_LOOK_SECONDS) or found):
+            try:
+                room.check()
+            except (psycopg.Error, GuardError) as error:  # that it cannot be asked is no reason to take more of it
+                found.append(error)
+                hang_up(keeper)
+
+    def check() -> None:
+        if found:
+            raise found[0]
+
+    looking = threading.Thread(target=look, name="room")
+    looking.start()
+    try:
+        yield check
+    except (psycopg.Error, GuardError) as error:
+        if found and found[0] is not error:
+            raise found[0] from error
+        raise
+    finally:
+        over.set()
+        looking.join()
+
+
+def hang_up(connection: Connection) -> None:
+    """End a session from another thread than that which uses it: the server sees at once that nobody is there."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs."""
+    """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs.
+
+    What had committed at the time `at` lies before the end. The log goes on in a file of its own, at `next`.
+    """
 
     start: int
     stop: int
+    next: int
+    at: datetime
     timeline: int
     label: bytes
     tablespace_map: bytes
@@ -40,30 +112,20 @@ class Ended:
 class BackupMode:
     """One backup. The slot holds the log from its making on; it is temporary, so the server drops it with us."""
 
-    def __init__(self, keeper: Connection, system: int) -> None:
-        self._keeper, self._system = keeper, system
-        self._slot, self._room = "", 0
+    def __init__(self, keeper: Connection, log: Log) -> None:
+        self._keeper, self._log = keeper, log
+        self._slot = ""
 
-    def hold(self, directory: DataDirectory) -> None:
-        """Make the slot, and see by it that `directory` is that of this server."""
+    def hold(self, directory: DataDirectory) -> str:
+        """Make the slot, see by it that `directory` is that of this server, and return its name."""
         ((name,),) = rows(
             self._keeper,
             b"SELECT slot_name FROM pg_create_physical_replication_slot("
             b"'dbguard_' || pg_backend_pid()::text, immediately_reserve => true, temporary => true)",
         )
         self._slot = text(name)
-        check_own(directory, self._slot, self._system)
-        self._room = directory.free_for_log()
-
-    def check_room(self, directory: DataDirectory) -> None:
-        """Raise NoSpace if the log that the slot holds has taken half of the room that it had; see check_room.
-
-        Asked of the file system each time, and of the server only where the room has become less: that can be the work
-        of others.
-        """
-        if directory.free_for_log() < self._room // 2:
-            hints = ["give the log more room, or back up when less is written", 'or set method = "dump"']
-            check_room(self._keeper, self._slot, directory, "during the backup", hints)
+        check_own(directory, self._slot, self._log.system)
+        return self._slot
 
     def begin(self, alive: Alive) -> None:
         """Begin backup mode: the server makes a checkpoint, at once, and writes whole pages from then on."""
@@ -71,6 +133,7 @@ class BackupMode:
 
     def end(self, alive: Alive) -> Ended:
         """End backup mode. Raises SourceChanged if the server has ended it before: it was restarted."""
+        at = clock(self._keeper)
         ((stop, label, spaces),) = waited(
             self._keeper,
             alive,
@@ -79,7 +142,16 @@ class BackupMode:
         if not label:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
         start, timeline = label_start(bytes(label))
-        return Ended(start, place(text(stop)), timeline, bytes(label), bytes(spaces or b""))
+        end = place(text(stop))
+        return Ended(
+            start,
+            end,
+            -(-end // self._log.segment) * self._log.segment,
+            at,
+            timeline,
+            bytes(label),
+            bytes(spaces or b""),
+        )
 
     def let_go(self) -> None:
         """Drop the slot: the log that it held is in the backup."""

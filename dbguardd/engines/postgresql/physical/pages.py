@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
 from dbguardd.engines.postgresql.child import Alive, run
-from dbguardd.engines.postgresql.connect import Connection, address_of, connect, place_of, refusals, rows, shown, text
+from dbguardd.engines.postgresql.connect import (
+    Connection,
+    address_of,
+    connect,
+    connected,
+    place_of,
+    refusals,
+    rows,
+    shown,
+    text,
+)
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import place
+from dbguardd.engines.postgresql.physical import configuration, place
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.content import fingerprint
+from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, left_over
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
+from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import place as place_in
@@ -30,21 +42,34 @@ from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
 
+Dumped = Callable[[Sequence[str], tuple[int, int]], bytes]
+"""What pg_waldump says of the records of some kinds between two places."""
+
 MOST_DATABASES = 64
 """A snapshot is held in each by a connection of its own."""
 
+_SHARE = 4
+"""Of the connections that are free for everybody, one in so many is taken for snapshots."""
+
+_TEMPLATE = b"template1"
 _SNAPSHOT_BYTES = 16 << 10  # of the text of all: a server may have thousands of running transactions
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
-_SUPERUSER = b"""
-SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1), clock_timestamp()
+_FREE = b"""
+SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_activity
+  WHERE backend_type = 'client backend')::int - (SELECT sum(setting::int) FROM pg_settings
+  WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int
 """
+_SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1)"
 
 
 class Pages:
-    """Physical backups of a cluster. Settings: url, continuous (its log is followed)."""
+    """Physical backups of a cluster.
+
+    Settings: url, which a restore and its proof need not, and continuous (its log is followed).
+    """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._address = address_of(str(settings.get("url", "")))
+        self._address = address_of(str(settings.get("url") or ""))
         self._about = place_of(self._address)
         self._continuous = bool(settings.get("continuous"))
         self._held: place.Placed | None = None
@@ -63,11 +88,15 @@ class Pages:
         return replace(found, findings=tuple(findings))
 
     def dump(self, sink: Sink, progress: Progress) -> Facts:
-        def alive() -> None:
-            progress("checkpoint", 0, None)
+        def alive(step: str = "checkpoint") -> None:
+            check_room()
+            progress(step, 0, None)
+
+        def dumped(step: str) -> Dumped:
+            return partial(self._waldump, cluster, tools, partial(alive, step))
 
         def copied(done: int) -> None:
-            mode.check_room(directory)
+            check_room()
             progress("copy", done, None)
 
         self.release()
@@ -78,9 +107,10 @@ class Pages:
             )
             directory = self._directory(cluster)
             stack.callback(directory.close)
-            mode = BackupMode(keeper, cluster.log.system)
-            mode.hold(directory)
+            mode = BackupMode(keeper, cluster.log)
+            room = Room(self._session(stack), mode.hold(directory), directory)
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
+            check_room = stack.enter_context(watched(keeper, room))
             begun = now()
             mode.begin(alive)
             copy = Copy(directory, cluster, sink, begun, copied)
@@ -88,29 +118,36 @@ class Pages:
             copy.files()
             copy.last()
             ended = mode.end(alive)
-            snapshots = self._place(keeper, cluster, tools, ended, stack)
-            end = place.mark(keeper) if snapshots is None else snapshots.end
-            self._check_tablespaces(keeper, cluster, tools, (ended.start, end), alive)
+            self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
             directory.check_walked()
-            copy.log(ended, end)
+            with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
+                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack)
+                end = place.mark(keeper) if snapshots is None else snapshots.end
+                self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
+                write(ended.next, end)
             mode.let_go()
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots
             return {**facts, "log_place": _log_place(cluster, facts, end)}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
-        keeper = connect(self._address, about=self._about)
-        stack.callback(keeper.close)
         stack.enter_context(refusals(self._about))
-        keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
+        keeper = self._session(stack)
         return keeper, look(keeper, self._about)
+
+    def _session(self, stack: ExitStack) -> Connection:
+        """Return a connection that may be idle for as long as the backup takes."""
+        session = connect(self._address, about=self._about)
+        stack.callback(session.close)
+        session.execute(b"SET idle_session_timeout = 0", prepare=False)
+        return session
 
     def _directory(self, cluster: Cluster) -> DataDirectory:
         places = {oid: where for oid, (_name, where) in cluster.tablespaces.items()}
         return DataDirectory(cluster.directory, places, cluster.version_directory)
 
     def _place(
-        self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, stack: ExitStack
+        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, stack: ExitStack
     ) -> place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
@@ -120,7 +157,7 @@ class Pages:
         with ExitStack() as opened:
             try:
                 with refusals(self._about):
-                    placed = self._snapshots(keeper, cluster, tools, ended, opened)
+                    placed = self._snapshots(keeper, cluster, dumped, ended, opened)
             except Cancelled:
                 raise
             except GuardError as error:
@@ -132,12 +169,15 @@ class Pages:
             return placed
 
     def _snapshots(
-        self, keeper: Connection, cluster: Cluster, tools: Tools, ended: Ended, opened: ExitStack
+        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, opened: ExitStack
     ) -> place.Placed | None:
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
-        if len(names) > MOST_DATABASES:
+        ((free,),) = rows(keeper, _FREE)
+        if len(names) > min(MOST_DATABASES, free // _SHARE):
             self._untold = (
-                f"there are {len(names)} databases, and snapshots of at most {MOST_DATABASES} are held at once"
+                f"there are {len(names)} databases, and {free} connections are free for everybody: snapshots are held "
+                f"by at most one in {_SHARE} of these, and {MOST_DATABASES}. ALTER SYSTEM SET max_connections, and "
+                "restart the server"
             )
             return None
         connections = {}
@@ -146,7 +186,7 @@ class Pages:
             opened.callback(connections[name].close)
 
         def commits(start: int, end: int) -> bytes:
-            return self._waldump(cluster, tools, "Transaction", (start, end), lambda: None)
+            return dumped(("Transaction",), (start, end))
 
         placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
         if placed is None:
@@ -157,20 +197,35 @@ class Pages:
             return None
         return placed
 
-    def _waldump(self, cluster: Cluster, tools: Tools, what: str, between: tuple[int, int], alive: Alive) -> bytes:
-        """Return what pg_waldump says of the records of one kind between two places."""
+    def _waldump(
+        self, cluster: Cluster, tools: Tools, alive: Alive, kinds: Sequence[str], between: tuple[int, int]
+    ) -> bytes:
+        """Return what pg_waldump says of the records of some kinds between two places."""
+        alive()
         start, end = (shown_place(at) for at in between)
-        words = [f"--rmgr={what}", f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
+        words = [f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
+        words += [f"--rmgr={kind}" for kind in kinds]
         said = run([tools.path("pg_waldump"), f"--path={cluster.directory}/{WAL}", *words], alive)
         if said.status != 0:
             raise Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said.errors[-500:])
         return said.output
 
-    def _check_tablespaces(
-        self, keeper: Connection, cluster: Cluster, tools: Tools, between: tuple[int, int], alive: Alive
-    ) -> None:
-        """Raise SourceChanged if a tablespace came or went: who replays that empties its directory, on this host."""
-        if tablespaces(keeper) != cluster.tablespaces or self._waldump(cluster, tools, "Tablespace", between, alive):
+    def _check_replayed(self, keeper: Connection, cluster: Cluster, dumped: Dumped, between: tuple[int, int]) -> None:
+        """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
+
+        If a tablespace came or went: who replays that empties its directory, on this host. If the files of a database
+        were copied: the log says only from where to where, and there lies by then what the template was when it was
+        read for the backup, which may be later, or nothing at all.
+        """
+        said = dumped(("Tablespace", "Database"), between)
+        if b"desc: CREATE_FILE_COPY " in said:
+            raise SourceChanged(
+                f"{self._about}: the files of a database were copied or moved during the backup",
+                detail="CREATE DATABASE with STRATEGY file_copy, or ALTER DATABASE SET TABLESPACE: the log does not "
+                "tell what was copied, so a recovery would copy something else.",
+                hints=["back up again", "CREATE DATABASE ... STRATEGY wal_log  -- goes well beside a backup"],
+            )
+        if tablespaces(keeper) != cluster.tablespaces or b"rmgr: Tablespace " in said:
             raise SourceChanged(
                 f"{self._about}: a tablespace was made or dropped during the backup",
                 detail="The log tells where, and a recovery would do it again at that very place.",
@@ -181,17 +236,20 @@ class Pages:
         self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: place.Placed | None
     ) -> Facts:
         """Return what the restore, its proof and a person who reads the backup have to know."""
-        ((superuser, at),) = rows(keeper, _SUPERUSER)
+        ((superuser,),) = rows(keeper, _SUPERUSER)
         snapshots = {} if placed is None else {shown(name): said for name, said in placed.snapshots.items()}
         return {
             "method": "pages",
             "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
+            "directory": cluster.directory,
+            "service": configuration.service(cluster.configuration),
             "server_version": cluster.version,
             "major": cluster.major,
             "system": str(cluster.log.system),
             "page_size": cluster.page,
             "checksums": cluster.checksums,
             "prepared": cluster.prepared,
+            "locks": cluster.locks,
             "superuser": None if superuser is None else text(superuser),
             "timeline": ended.timeline,
             "start_lsn": shown_place(ended.start),
@@ -201,7 +259,8 @@ class Pages:
             "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
-            "snapshot_at": at.isoformat(),
+            "fingerprint_form": FORM,
+            "snapshot_at": (ended.at if placed is None else placed.moment).isoformat(),
             "tablespaces": {oid: [shown(name), place] for oid, (name, place) in cluster.tablespaces.items()},
             "left_out": copy.directory.left_out,
             "reused_files": copy.reused,
@@ -214,11 +273,33 @@ class Pages:
             return Untold(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
-                return fingerprint(self._held.connections, lambda: progress("fingerprint", 0, None))
+                return fingerprint(self._in_turn(self._held), lambda: progress("fingerprint", 0, None))
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
+
+    def _in_turn(self, held: place.Placed) -> Iterator[tuple[bytes, Connection]]:
+        """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.
+
+        The template first: nobody can make a database as long as anybody is in there.
+        """
+        for name in sorted(held.connections, key=lambda name: (name != _TEMPLATE, name)):
+            with closing(held.connections[name]) as connection:
+                yield name, connection
+                if (untold := self._untold_by_now({name: connection})) is not None:
+                    raise SourceChanged(untold.why)
+
+    def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
+        """Say what of what was read may not be as it was in the snapshot; None: all of it is."""
+        for name, connection in connections.items():
+            before = seen(connection)
+            if not before.names:
+                continue
+            with connected(self._address, os.fsdecode(name), about=self._about) as now:
+                if what := before.changed(now):
+                    return Untold(f"database {shown(name)}: {what} was changed while values that name it were read")
+        return None
 
     def release(self) -> None:
         if self._held is not None:

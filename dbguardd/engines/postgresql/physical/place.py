@@ -15,8 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.segments import place
 
 TRIES = 40
@@ -55,11 +57,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Snapshots that are still held, by database, and the place of all of them; the log is needed up to `end`."""
+    """Snapshots that are still held, by database, and the place of all of them; the log is needed up to `end`.
+
+    `moment` is a time before the first was taken: what had committed by then is in all of them.
+    """
 
     snapshots: Mapping[bytes, str]
     at: int
     end: int
+    moment: datetime
     tries: int
     connections: Mapping[bytes, Connection] = field(repr=False)
 
@@ -83,7 +89,7 @@ def find(
     if there was no such place.
     """
     for attempt in range(1, TRIES + 1):
-        before = _inserted(keeper)
+        before, moment = _inserted(keeper), clock(keeper)
         snapshots: dict[bytes, str] = {}
         for name, connection in connections.items():
             connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
@@ -97,7 +103,7 @@ def find(
             after,
         )
         if found is not None and found >= least:
-            return Placed(snapshots, found, end, attempt, connections)
+            return Placed(snapshots, found, end, moment, attempt, connections)
         for connection in connections.values():
             connection.execute(b"ROLLBACK", prepare=False)
     return None

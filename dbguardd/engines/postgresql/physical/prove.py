@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -19,35 +20,36 @@ import psycopg
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
-from dbguardd.engines.postgresql.connect import Connection, connected, rows, shown, text
+from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text
 from dbguardd.engines.postgresql.fresh import beside, sync
+from dbguardd.engines.postgresql.meaning import errors_in, outcome, refused
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
+from dbguardd.engines.postgresql.physical.queries import ask_all
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
-from dbguardd.engines.postgresql.prove import ask, no_database, only_of
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, ServerUnreachable, SourceChanged, SourceDamaged, SourceLocked
+from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked
 from dbguardd.flow import Facts
 
-_OURS = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts")
-_ASIDE = (*_OURS, DIRECTORY, MANUAL)
+_OURS = "ours"
+_ASIDE = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts", DIRECTORY, MANUAL)
 """What tells a server what to do, or a person."""
 _PAGE_BYTES = 8000  # of a page of the log, at least, without its head
 _HEADS = 64  # bytes: of two places with nothing but the head of a page of the log between them
 _NO_SETTINGS = (
-    "-c role=none -c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off "
+    f"-c role=none -c session_preload_libraries= {UNHAMPERED} -c default_transaction_read_only=off "
     f"-c lock_timeout={LOCK_MILLISECONDS}"
 )
 """What a role or a database may set for who connects, and acts before we can."""
 _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname"
 _PREPARED = 1000  # transactions, at least: the log of a moment may be of a server that was given more since its backup
 _MORE_CONNECTIONS = 10  # than one for each database
-_RECOVERY = "recovery to the place of the backup"
-_OF_THE_CLUSTER = re.compile("recovery|checkpoint|WAL|backup_label|control file|PANIC|pg_tblspc|invalid")
+_LOCKS, _MOST_LOCKS = 64, 1 << 20  # of each transaction, as usual; of all that were in the original: 300 MB
+_RECOVERY = "recovery to its place in the log"
 _HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
 _COMMITTED = b"""
 SELECT xid FROM (
@@ -70,17 +72,20 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     tools = find_tools("postgres", int(facts["major"]), need="a backup is proven by a server of its version")
     findings: list[Finding] = []
     print_: Fingerprint | None = None
-    with _configured_by_us(target):
+    with _configured_by_us(target) as ours:
         try:
-            with _served(target, tools, facts, alive, recovery=True):
+            with _served(target, tools, facts, alive, recovery=True, configuration=ours):
                 findings.append(_reached(target, facts))
-            with _served(target, tools, facts, alive) as server:
-                print_ = _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read"))
+            with _served(target, tools, facts, alive, configuration=ours) as server:
+                print_ = _comparable(
+                    _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read")), facts, findings
+                )
                 findings += _examined(server, queries, database, lambda: alive("examine"))
         except Degraded as error:
-            if not _OF_THE_CLUSTER.search(error.detail):
-                raise  # of this host: it says nothing about the backup
-            return Examination([Finding(_RECOVERY, "failed", error.detail[-1000:])], None)
+            said = errors_in(error.detail)
+            if outcome(said) != "failed":
+                raise  # it says nothing about the backup
+            return Examination([Finding(_RECOVERY, "failed", said[-1000:])], None)
         findings.append(_checksums(target, tools, facts, lambda: alive("checksums")))
     if not landlock():
         said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
@@ -90,18 +95,47 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
 
 
-def _served(
-    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False
-) -> AbstractContextManager[Server]:
-    settings = {
-        "max_prepared_transactions": str(max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)),
-        "max_connections": str(_MORE_CONNECTIONS + len(facts.get("snapshots") or {})),
+def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
+    """Recover a cluster that nobody is given afterwards, and shut it down. Raises SourceDamaged if it does not go."""
+    try:
+        with _served(target, tools, facts, alive, recovery=True):
+            found = _reached(target, facts)
+    except Degraded as error:
+        said = errors_in(error.detail)
+        if outcome(said) != "failed":
+            raise  # it says nothing about the backup
+        raise SourceDamaged("the cluster cannot be recovered", detail=said[-1000:]) from error
+    if found.outcome != "ok":
+        raise SourceDamaged("the cluster was not recovered to the place of its backup", detail=found.detail)
+
+
+def settings_for(facts: Facts) -> dict[str, str]:
+    """Return what a server on the cluster has to be told, or it would not start."""
+    prepared = max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)
+    connections = _MORE_CONNECTIONS + len(facts.get("snapshots") or {})
+    return {
+        "max_prepared_transactions": str(prepared),
+        "max_connections": str(connections),
+        "max_locks_per_transaction": str(_locks(facts, prepared + connections)),
     }
+
+
+def _served(
+    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False, configuration: Path | None = None
+) -> AbstractContextManager[Server]:
+    settings = settings_for(facts)
     if recovery:
-        settings |= {**recovery_settings(facts), "hot_standby": "off"}
-    return throwaway(
-        target, tools, alive, user=str(facts["superuser"]), settings=settings, recovery=recovery, keep=True
-    )
+        settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # nobody asks it
+    user, how = str(facts["superuser"]), {"recovery": recovery, "keep": True}
+    return throwaway(target, tools, alive, user=user, settings=settings, configuration=configuration, **how)
+
+
+def _locks(facts: Facts, transactions: int) -> int:
+    """Return for how many locks of each of so many transactions there is room: for ours, and all of the original's.
+
+    Prepared transactions hold theirs here as well. A server has more room than it was set to, from what is left over.
+    """
+    return _LOCKS + min(int(facts.get("locks") or 0), _MOST_LOCKS) * 5 // 4 // transactions + 1
 
 
 def _reached(target: Path, facts: Facts) -> Finding:
@@ -130,6 +164,15 @@ def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding],
     return None
 
 
+def _comparable(found: Fingerprint | None, facts: Facts, findings: list[Finding]) -> Fingerprint | None:
+    """Return what was read; None, and a finding, if that of the original was taken in another form."""
+    if found is None or facts.get("fingerprint_form") == content.FORM:
+        return found
+    said = "another version of dbguard took it, of which the same content has another fingerprint: back up again"
+    findings.append(Finding("the fingerprint of the backup", "inconclusive", said))
+    return None
+
+
 def _content(
     server: Server, names: Sequence[bytes], snapshots: Mapping[str, str], findings: list[Finding], alive: Alive
 ) -> Fingerprint | None:
@@ -139,14 +182,14 @@ def _content(
         for name in names:
             try:
                 connections[name] = stack.enter_context(_transaction(server, name))
-            except ServerUnreachable as error:
-                findings.append(_closed(f"database {shown(name)}", error))
+            except GuardError as error:
+                findings.append(refused(f"database {shown(name)}", error))
                 return None
         doubt = _in_doubt(connections, snapshots) if snapshots else ""
         found: Fingerprint | None = None
         reading = "every table can be read" if snapshots else f"every table of {shown(names[0])} can be read"
         try:
-            found = content.fingerprint(connections, alive)
+            found = content.fingerprint(connections.items(), alive)
             findings.append(Finding(reading, "ok", f"{len(found.tables)} tables, {found.rows} rows"))
         except SourceDamaged as error:
             findings.append(Finding(reading, "failed", f"{error.message}. {error.detail}"))
@@ -181,14 +224,12 @@ def _examined(server: Server, queries: Sequence[Query], database: str, alive: Al
         try:
             with _transaction(server, name) as connection:
                 yield check_structure(connection, shown(name), alive)
-        except ServerUnreachable as error:
-            yield _closed(f"structure of {shown(name)}", error)
         except SourceLocked as error:
             yield Finding(f"structure of {shown(name)}", "inconclusive", f"{error.detail}: {LOCKED}")
+        except GuardError as error:
+            yield refused(f"structure of {shown(name)}", error)
     names = [shown(name) for name in _databases(server)]
-    for query in queries:
-        asked = query.database or database or only_of([name for name in names if name != "template1"])
-        yield ask(query, _open(server, asked)) if asked in names else no_database(query, asked)
+    yield from ask_all(server, queries, database, names, lambda name: _open(server, name))
 
 
 @contextmanager
@@ -208,17 +249,12 @@ def _databases(server: Server) -> list[bytes]:
         return [bytes(name) for (name,) in rows(connection, _DATABASES)]
 
 
-def _closed(name: str, error: ServerUnreachable) -> Finding:
-    """Say that a recovered database lets nobody in; a library that is not here says nothing about the data."""
-    return Finding(name, "inconclusive" if "could not access file" in error.detail else "failed", error.detail)
-
-
 def _meaning(error: psycopg.Error) -> tuple[str, str]:
-    """Return outcome and detail of an error of the server: a library that is not here says nothing about the data."""
+    """Return outcome and detail of an error of the server."""
     said = f"{str(error).strip().splitlines()[0]} (SQLSTATE {error.sqlstate})"
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return "inconclusive", f"{said}: {LOCKED}"
-    return ("inconclusive" if error.sqlstate == "58P01" else "failed"), said
+    return outcome(said, error.sqlstate), said
 
 
 def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Finding:
@@ -235,20 +271,23 @@ def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Findin
 
 
 @contextmanager
-def _configured_by_us(target: Path) -> Iterator[None]:
-    """Put the files that configure a server aside for the length of a block; the recovery is over then.
+def _configured_by_us(target: Path) -> Iterator[Path]:
+    """Put the files that configure a server aside for the length of a block; yield a directory for ours.
 
-    They lie beside `target`, where its server may not write. If we are killed they stay there until the next restore.
+    Both lie beside `target`, where its server may not write. If we are killed they stay there until the next restore,
+    and no server starts on `target`: what it would be told by is not in there. The recovery is over at the end.
     """
     with beside(target) as (aside, _held):
+        ours = aside / _OURS
         try:
+            ours.mkdir(mode=0o700)
             for name in _ASIDE:
                 if os.path.lexists(target / name):
                     os.rename(target / name, aside / name)
-            yield
+            yield ours
         finally:
-            for name in _OURS:
-                (target / name).unlink(missing_ok=True)
+            (target / "postmaster.opts").unlink(missing_ok=True)
+            shutil.rmtree(ours, ignore_errors=True)
             for name in os.listdir(aside):
                 os.rename(aside / name, target / name)
             aside.rmdir()

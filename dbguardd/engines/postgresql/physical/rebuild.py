@@ -29,6 +29,9 @@ MANUAL = "RESTORE.txt"
 
 _SPACES = "tablespaces"
 
+_BESIDE = "-c port=5433 -c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0"
+"""It must not archive into the place of the original, nor take the rows that are meant for that as a subscriber."""
+
 _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it has ended\n"
 _END = "# dbguard: end\n"
 
@@ -38,6 +41,13 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Fa
 
     Return which rights it could not be given, and the facts that its proof needs.
     """
+    with fresh(target) as work:
+        facts = fill(tree, work, target, progress)
+    return _lost(facts), facts
+
+
+def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> Facts:
+    """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable."""
     done, facts = 0, tree.facts
     moment = facts.get("moment")
 
@@ -47,23 +57,22 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Fa
         progress("restore", done, None)
 
     tell(0)
-    with fresh(target) as work:
-        names = list(tree.names())
-        archives = (FILES, LOG)
-        relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
-        if len({*names}.intersection(archives)) != len(archives):
-            raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
-        for name in (FILES, *relations, LOG):
-            if name in (FILES, LOG):
-                with tree.read(name) as source:
-                    for _path, size in unpack(source, work):
-                        tell(size)
-            else:
-                tell(_relation(tree, name, work))
-        if moment:
-            facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
-        _finish(work, target, facts)
-    return _lost(facts), facts
+    names = list(tree.names())
+    archives = (FILES, LOG)
+    relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
+    if len({*names}.intersection(archives)) != len(archives):
+        raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
+    for name in (FILES, *relations, LOG):
+        if name in (FILES, LOG):
+            with tree.read(name) as source:
+                for _path, size in unpack(source, work):
+                    tell(size)
+        else:
+            tell(_relation(tree, name, work))
+    if moment:
+        facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
+    _finish(work, target, facts)
+    return facts
 
 
 def _relation(tree: Tree, name: str, work: Path) -> int:
@@ -105,7 +114,7 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
 def manual(target: Path, facts: Facts, settings: str) -> str:
     """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
     major, place = facts["major"], shlex.quote(str(target))
-    beside = " ".join(filter(None, (settings, "-c port=5433 -c archive_mode=off")))
+    beside = " ".join(filter(None, (settings, _BESIDE)))
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
         f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
@@ -113,17 +122,36 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         "# These commands are for the owner of this directory; as root, first: su - postgres",
         "# Beside the server that runs:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
+        "# (What shared_preload_libraries starts, such as pg_cron, works there too. If it must not, add to the above:",
+        "# -c shared_preload_libraries=)",
         "# A table that was lost, with its rights and indexes:",
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# And the end of it:",
         f"{control} -m fast stop",
-        "# When it is to take the place of the original: stop that, and move this directory to where that was.",
+        *_in_its_place(target, facts),
     ]
     if settings:
         lines.append(f"# The files that configured it lay elsewhere. They are in {place}/{DIRECTORY}, as they were.")
-    if facts.get("tablespaces"):
-        lines.append(f"# Then the links in {TABLESPACES} have to be made anew: they lead to {place}/{_SPACES}.")
     return "\n".join([*lines, ""])
+
+
+def _in_its_place(target: Path, facts: Facts) -> list[str]:
+    """Return how this directory takes the place of the original, which stays beside it."""
+    original, service = str(facts.get("directory") or ""), str(facts.get("service") or "")
+    if not original:
+        return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
+    new, old = shlex.quote(original), shlex.quote(f"{original}.before")
+    lines = [
+        "# When it is to take the place of the original, as root; that is kept, with another name.",
+        f"# It goes on with timeline {int(facts['timeline']) + 1}: standbys are made anew, and what an archive of",
+        "# its log has of that timeline already, by an earlier restore, is moved away first:",
+        f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
+        f"if test -e {new}; then mv -nT {new} {old}; fi",
+        f"mv -nT {shlex.quote(str(target))} {new}",
+    ]
+    for number in facts.get("tablespaces") or {}:
+        lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
+    return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
 
 
 def without_recovery(settings: bytes) -> bytes:

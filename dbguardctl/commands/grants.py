@@ -1,0 +1,56 @@
+"""The SQL of `init --sql`: what a role of a PostgreSQL server needs to be asked for dumps, and no more."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from dbguardd.errors import Usage
+from dbguardd.places import SERVERS
+
+_ROLE = "dbguard"
+_TAG = "$dbguard$"
+_TEXT = """\
+-- The role {role}, for backups by dumps: it may read everything, and nothing else.
+-- Run as a superuser of the server: psql -X -1 -v ON_ERROR_STOP=1 -d postgres -f THIS
+-- If the server wants a password of it, set one afterwards (psql: \\password), and write it into ~/.pgpass of the user
+-- in run_as. For backups by pages nobody is needed: they are made as the superuser whom the server's own user is.
+CREATE ROLE {role} LOGIN BYPASSRLS;  -- row security would hide rows
+GRANT pg_read_all_data TO {role};  -- every table; large objects of others are for superusers only
+DO {tag}
+DECLARE name text;
+BEGIN
+  FOR name IN SELECT datname FROM pg_catalog.pg_database WHERE datallowconn{only} LOOP
+    IF NOT pg_catalog.has_database_privilege({said}, name, 'CONNECT') THEN
+      EXECUTE pg_catalog.format('GRANT CONNECT ON DATABASE %I TO %I', name, {said});
+    END IF;
+  END LOOP;
+END {tag};
+"""
+
+
+def grants(url: str) -> str:
+    """Return the SQL that makes the role whom an address names, for the databases that it means. Raises Usage."""
+    if not url.startswith(tuple(begin for begin, engine in SERVERS.items() if engine == "postgresql")):
+        raise Usage(
+            f"init: {url}: is no address of a PostgreSQL server", hints=["dbguardctl init --sql postgresql:///"]
+        )
+    role, database = _named(url)
+    if any(not name.isprintable() or _TAG in name for name in (role, database)):
+        raise Usage("init: such a name of a role or a database has to be written by hand")
+    only = f" AND datname = {_literal(database)}" if database else ""
+    quoted = '"' + role.replace('"', '""') + '"'
+    return _TEXT.format(role=quoted, tag=_TAG, said=_literal(role), only=only)
+
+
+def _named(url: str) -> tuple[str, str]:
+    """Return the role and the database that an address names; what it does not name is ours, or nothing."""
+    if url.startswith("service="):
+        return _ROLE, ""
+    parts = urlsplit(url)
+    asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    user = unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
+    return asked.get("user") or user or _ROLE, asked.get("dbname") or unquote(parts.path.lstrip("/"))
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

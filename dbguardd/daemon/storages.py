@@ -1,0 +1,144 @@
+"""What can be said now of storages and keys: as they were measured last, and as the catalog has them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from dbguardd.catalog import Catalog
+from dbguardd.catalog.effects import recovery
+from dbguardd.daemon.gauge import Gauge
+from dbguardd.daemon.inforce import InForce, opener
+from dbguardd.errors import (
+    GuardError,
+    KeyMissing,
+    KeyRefused,
+    NoSpace,
+    NotARepository,
+    NotFound,
+    Unreachable,
+    from_problem,
+)
+from dbguardd.wire import KeyStatus, RecipientStatus, StorageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Storages:
+    """Where backups are, and who can open them."""
+
+    catalog: Catalog
+    inforce: InForce
+    gauge: Gauge
+
+    def storage(self, name: str) -> StorageStatus:
+        """One storage, as it was measured last."""
+        storage = self.inforce.storage(name)
+        level = self.gauge.level(storage.path)
+        keep_free = storage.keep_free
+        if isinstance(keep_free, str):
+            share = float(keep_free.rstrip("%")) / 100
+            floor = None if level.total_bytes is None else int(level.total_bytes * share)
+        else:
+            floor = int(keep_free)
+        problem = self.lost(name)
+        if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes < floor:
+            problem = NoSpace(
+                f"storage {name} is full",
+                detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} bytes free.",
+                hints=["dbguardctl prune --dry-run"],
+            )
+        return StorageStatus(
+            name=name,
+            url=storage.path,
+            ok=problem is None,
+            free_bytes=level.free_bytes,
+            total_bytes=level.total_bytes,
+            keep_free_bytes=floor,
+            stored_bytes=None if self._is_unread(name) else self.catalog.backups.stored_bytes(name),
+            problem=None if problem is None else problem.problem(),
+            beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
+        )
+
+    def keys(self) -> list[KeyStatus]:
+        """Every key, and who could open the backups without this machine."""
+        found = []
+        for name, storages in self.inforce.keyring().items():
+            key = self.inforce.policy.key_of(name, str(self.inforce.state))
+            known = dict.fromkeys((*key.recovery, *recovery(self.catalog.settings, name)))
+            if key.type == "passphrase":
+                known["passphrase"] = None
+            get = self.catalog.settings.get
+            each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
+            read = not any(map(self._is_unread, storages or self.inforce.storages()))
+            found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each, read))
+        return found
+
+    def places(self) -> list[str]:
+        """Every path that backups and restores depend on, for the gauge."""
+        inforce = self.inforce
+        stores = [inforce.storage(name).path for name in inforce.storages()]
+        names = inforce.policy.names()
+        databases = [inforce.policy.guarded(name).place for name in names]
+        return [
+            str(inforce.state),
+            *stores,
+            *filter(None, (*databases, *map(self._lies_in, names))),
+            *filter(None, map(self._key_file, inforce.keyring())),
+        ]
+
+    def lost(self, name: str) -> GuardError | None:
+        """Why nothing of a storage could be restored now, as far as that can be seen without reading backups."""
+        seen = self.catalog.settings.get(f"repository:{name}")
+        if seen is None:
+            return self._unread(name)
+        try:
+            storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
+        except NotFound as unknown:
+            return unknown
+        level = self.gauge.level(storage.path)
+        if level.error:
+            return Unreachable(f"storage {name} cannot be read", detail=level.error)
+        if level.repository not in (None, seen):
+            other = "another repository than before" if level.repository else "no repository any more"
+            return NotARepository(f"storage {name} holds {other}", detail=f"{storage.path}: {seen} should be there.")
+        if error := self.gauge.level(self._key_file(key)).error:
+            return KeyMissing(f"key {key} is gone", detail=error, hints=[f"dbguardctl key recover {key}"])
+        return self._unread(name)
+
+    def _unread(self, name: str) -> GuardError | None:
+        """Why the repository there could not be read into the catalog; None if it was, or if there is none."""
+        scan = self.catalog.runs.get(f"storage:{name}", "scan")
+        if scan is None or scan.problem is None:
+            return None
+        error = from_problem(scan.problem)
+        if isinstance(error, KeyMissing | KeyRefused):
+            error.hints = (f"dbguardctl key recover {opener(self.inforce.keyring(), name)}",)
+            error.message = f"there are backups that no key of this machine opens: {error.message}"
+        return error
+
+    def _is_unread(self, name: str) -> bool:
+        """Say if a repository lies in a storage of which the catalog knows nothing."""
+        seen = self.gauge.level(self.inforce.storage(name).path).repository
+        return bool(seen) and self.catalog.settings.get(f"indexed:{name}") is None
+
+    def _kept_in(self, storage: str) -> list[str]:
+        policy = self.inforce.policy
+        return [name for name in policy.names() if policy.guarded(name).storage[0] == storage]
+
+    def _devices(self, database: str) -> set[int]:
+        device = self.gauge.level(self._lies_in(database)).device
+        return set() if device is None else {device}
+
+    def _lies_in(self, database: str) -> str:
+        """Where the bytes of a database are: its file, or the directory of its server as the last backup knew it."""
+        guarded = self.inforce.policy.guarded(database)
+        if guarded.url is None:
+            return guarded.place or ""
+        return self.catalog.settings.get(f"directory:{database}") or ""
+
+    def _key_file(self, name: str) -> str:
+        """Where a key is, empty if only a command knows."""
+        key = self.inforce.policy.key_of(name, str(self.inforce.state))
+        if credential := key.credential or (key.secret and key.secret.credential):
+            return f"{os.environ.get('CREDENTIALS_DIRECTORY', '')}/{credential}"
+        return key.path or (key.secret and key.secret.file) or ""

@@ -1,0 +1,83 @@
+"""Where a restore lands: the names of its work, and what it means when the place cannot be written.
+
+Work lies beside its target under a name that nobody else gives, locked as long as somebody works on it. So a later
+restore tells what one that was killed has left from what another one is at.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
+
+WORK = ".dbguard"
+_WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(WORK)}", re.DOTALL)
+_NAME_LETTERS = 200  # of the target's name: more would leave no room for the rest
+_YOUNG_SECONDS = 1.0  # between its creation and its lock, work is nobody's
+
+
+def work_prefix(target: Path) -> str:
+    """Return what the name of work for a target begins with, for tempfile; it ends with WORK."""
+    return f".{target.name[:_NAME_LETTERS]}."
+
+
+def is_work(path: Path) -> bool:
+    """Say if a path has the name of work."""
+    return _WORK_NAME.fullmatch(path.name) is not None
+
+
+def is_left(path: Path, found: os.stat_result) -> bool:
+    """Say if what was found at a path is work of this user, and old enough to be locked if anybody works on it."""
+    return is_work(path) and found.st_uid == os.geteuid() and time.time() - found.st_ctime >= _YOUNG_SECONDS
+
+
+@contextmanager
+def outcomes(target: Path) -> Iterator[None]:
+    """Turn the errors of the operating system inside the block into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise outcome(target, error) from error
+
+
+def outcome(target: Path, error: OSError) -> GuardError:
+    """Return what an error of the operating system at the target means."""
+    detail = error.strerror or str(error)
+    match error.errno:
+        case errno.EEXIST | errno.ENOTEMPTY:
+            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return NoSpace(f"{target}: no room for what is restored", detail=detail)
+        case errno.ENOENT | errno.ENOTDIR:
+            return Usage(f"{target}: there is no directory {target.parent}", hints=[_make(target.parent)])
+        case errno.EACCES | errno.EPERM:
+            return PlaceDenied(
+                f"{target}: cannot be written",
+                detail=f"{detail}: the job acts as {_user()}, who may not write in {target.parent}",
+                hints=[f"{_make(target.parent / 'restored')}  # and restore to a place in there"],
+            )
+        case errno.EROFS:
+            return PlaceDenied(f"{target}: cannot be written", detail=detail)
+        case errno.ENOTSUP | errno.EMLINK:
+            return Unsupported(f"{target}: the file system has no hard links", detail=detail)
+        case _:
+            return Unreachable(f"{target}: cannot be written", detail=detail)
+
+
+def _user() -> str:
+    with suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return str(os.geteuid())
+
+
+def _make(directory: Path) -> str:
+    """Return the command by which root makes a directory that this user may write, and nobody else may enter."""
+    return shlex.join(["install", "-d", "-o", _user(), "-m", "0700", str(directory)])

@@ -1,0 +1,154 @@
+"""Brings a cluster back to be asked: recovered in one server that nobody asks, and then asked in one without exits.
+
+Functions of its users run in what is asked (in a view, in an index when a query is planned), so nothing is asked as a
+superuser: the throw-away server gets a role that may read everything and do nothing else, and that session begins and
+ends as that role. The superuser only makes it, from the server's own template, where no user has put anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dbguardd.engines.base import Progress, Revived
+from dbguardd.engines.postgresql.child import Alive
+from dbguardd.engines.postgresql.connect import UNHAMPERED, Address, Connection, connect, connected, rows, shown
+from dbguardd.engines.postgresql.physical.prove import recover, settings_for
+from dbguardd.engines.postgresql.physical.queries import READS, make_reader
+from dbguardd.engines.postgresql.physical.rebuild import fill
+from dbguardd.engines.postgresql.server import Server, throwaway
+from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
+from dbguardd.flow import Facts, Tree
+
+_DATABASES = b"SELECT datname, quote_ident(datname) FROM pg_database WHERE datallowconn ORDER BY 1"
+_SETTINGS = f"-c role=none {UNHAMPERED} -c session_preload_libraries= -c default_transaction_read_only=off"
+_SPARE_BYTES = 64 << 20
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A cluster of the past that answers: its server, and the role without rights that asks it."""
+
+    server: Server
+    role: str
+    database: str
+
+    def address(self) -> Address:
+        """Return where it is and as whom it is asked, for libpq."""
+        return {**self.server.address(self.role), "dbname": self.database, "options": READS}
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Connect for the length of a block."""
+        connection = connect(self.address(), about="throw-away server")
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+class Revival:
+    """Clusters of the past that this job has brought back. `named` is the database that the policy's url names."""
+
+    def __init__(self, named: str) -> None:
+        self._named = named
+        self._facts: dict[Path, Facts] = {}
+
+    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
+        """See engines.base.Reviving."""
+        facts = tree.facts
+        if facts.get("method") != "pages":
+            raise Unsupported(
+                "a backup by the method dump cannot be asked",
+                detail="Restore it to a new place; RESTORE.txt there has the commands that bring one table back.",
+            )
+        if facts["superuser"] is None:
+            raise Unsupported("no superuser of the cluster may log in, so nobody can be let in to look")
+        find_tools("postgres", int(facts["major"]), need="a backup is read by a server of its version")
+        if not (database or self._named):
+            self._meant("", sorted(facts.get("snapshots") or ()), "")  # what cannot be answered is not restored
+        place.mkdir(mode=0o700)
+        _cluster(place).mkdir(mode=0o700)
+        with written(place):
+            facts = fill(tree, _cluster(place), _cluster(place), progress)
+        recover(_cluster(place), _tools(facts), facts, lambda: progress("recover", 0, None))
+        self._facts[place] = facts
+        return Revived(place, database)
+
+    @contextmanager
+    def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
+        """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
+        facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
+        settings = {**settings_for(facts), "temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB"}
+        try:
+            with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
+                yield self._let_in(server, revived.database, about)
+        finally:
+            shutil.rmtree(revived.place, ignore_errors=True)
+
+    def _let_in(self, server: Server, database: str, about: str) -> Past:
+        """Make the role that asks. Raises Usage if it is not clear which database is meant."""
+        address = {**server.address(), "options": _SETTINGS}
+        with connected(address, "template1", about="throw-away server") as superuser:
+            quoted = {os.fsdecode(bytes(name)): bytes(said) for name, said in rows(superuser, _DATABASES)}
+            named = self._meant(database, list(quoted), about)
+            role = make_reader(superuser, quoted[named])
+            for statement in (
+                b"ALTER DATABASE " + quoted[named] + b" CONNECTION LIMIT -1",
+                b"ALTER DATABASE " + quoted[named] + b" RESET session_preload_libraries",
+                b"ALTER ROLE ALL RESET session_preload_libraries",  # neither may the role set it, nor be without it
+            ):
+                superuser.execute(statement, prepare=False)
+        return Past(server, role, named)
+
+    def _meant(self, database: str, names: Sequence[str], about: str) -> str:
+        """Return the database that is meant: that is named, in the url else, or the only one of users. Raises Usage."""
+        wanted = database or self._named
+        others = [name for name in names if name not in ("postgres", "template0", "template1")]
+        if not wanted and len(others) < 2:
+            return others[0] if others else "postgres"
+        if wanted in names:
+            return wanted
+        listed = ", ".join([shown(os.fsencode(name)) for name in names[:_SHOWN]] + ["…"] * (len(names) > _SHOWN))
+        what = f"there is no database {wanted} in the backup" if wanted else "which database? the backup has several"
+        raise Usage(
+            f"{about}: {what}".removeprefix(": "),
+            detail=f"Its databases: {listed}.",
+            hints=[f"--database {others[0] if others else 'postgres'}"],
+        )
+
+
+@contextmanager
+def written(place: Path) -> Iterator[None]:
+    """Make an error of the operating system ours that comes while something is written below `place`."""
+    try:
+        yield
+    except OSError as error:
+        raise of_file(f"{place}: what is asked cannot be brought back there", error) from error
+
+
+def check_room(place: Path) -> None:
+    """Raise NoSpace before the last room of the disk is taken, by what sorts or by what a function writes."""
+    if _room(place) < _SPARE_BYTES:
+        raise NoSpace(
+            f"{place}: the question has used up the room that is free there", facts={"free_bytes": _room(place)}
+        )
+
+
+def _room(place: Path) -> int:
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _cluster(place: Path) -> Path:
+    return place / "cluster"  # by itself: a server may write beside it
+
+
+def _tools(facts: Facts) -> Tools:
+    return find_tools("postgres", int(facts["major"]))

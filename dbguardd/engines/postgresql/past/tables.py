@@ -1,0 +1,108 @@
+"""The tables of a database of the past: what they are called, what is in them, and what tells their rows apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from dbguardd.engines.postgresql.past.reading import Reader, said
+from dbguardd.errors import Unsupported, Usage
+
+_SHOWN = 20
+_OF_USERS = """n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"""
+_TABLES = f"""
+SELECT c.oid, n.nspname, c.relname, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind,
+  pg_catalog.pg_get_userbyid(c.relowner), c.relispartition
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS} ORDER BY n.nspname, c.relname
+"""  # noqa: S608 - a constant
+_COLUMNS = f"""
+SELECT a.attrelid, a.attname, pg_catalog.quote_ident(a.attname), a.atttypid, a.attidentity,
+  coalesce(pg_catalog.array_position(i.indkey::int2[], a.attnum), -1)
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary AND i.indisvalid
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS}
+  AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attrelid, a.attnum
+"""  # noqa: S608 - a constant
+_OTHERS = f"""
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE (c.relkind IN ('v', 'm', 'f', 'S') OR c.relkind IN ('r', 'p') AND c.relpersistence <> 'p') AND {_OF_USERS}
+"""  # noqa: S608 - a constant
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that is stored. `place`: which of the primary key it is, -1: none."""
+
+    name: str
+    quoted: str
+    kind: int
+    identity: bool  # values for it are only taken from who insists
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table with rows, also one of partitions. `quoted` is its name in a statement, and for people."""
+
+    schema: str
+    name: str
+    quoted: str
+    whole: bool  # its rows are in its partitions
+    owner: str
+    partition: bool
+    columns: tuple[Column, ...]
+
+    @property
+    def rows(self) -> str:
+        """What its own rows are selected from."""
+        return self.quoted if self.whole else f"ONLY {self.quoted}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The names of the columns of its primary key."""
+        return tuple(one.name for one in sorted(self.columns, key=lambda one: one.place) if one.place >= 0)
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name."""
+        return next(one for one in self.columns if one.name == name)
+
+
+def tables(reader: Reader) -> dict[str, Table]:
+    """Return the tables of users by `quoted`. What is unlogged has no rows in a backup, and is none."""
+    columns = dict[bytes, list[Column]]()
+    for number, name, quoted, kind, identity, place in reader.rows(_COLUMNS):
+        column = Column(said(name), said(quoted), int(kind or 0), bool(identity), int(place or 0))
+        columns.setdefault(number or b"", []).append(column)
+    found = dict[str, Table]()
+    for number, schema, name, quoted, kind, owner, partition in reader.rows(_TABLES):
+        mine = tuple(columns.get(number or b"", ()))
+        one = Table(said(schema), said(name), said(quoted), kind == b"p", said(owner), partition == b"t", mine)
+        found[one.quoted] = one
+    return found
+
+
+def known(found: Mapping[str, Table], name: str, about: str, reader: Reader) -> Table:
+    """Return a table by its name, with its schema or without. Raises Usage, with the likely one, and Unsupported."""
+    for spelled in (name, name.lower()):
+        fitting = [one for one in found.values() if spelled in (one.quoted, f"{one.schema}.{one.name}", one.name)]
+        fitting = [one for one in fitting if one.schema == "public"] if len(fitting) > 1 else fitting
+        if len(fitting) == 1:
+            return fitting[0]
+    several = [one.quoted for one in found.values() if one.name == name]
+    if len(several) > 1:
+        raise Usage(f"{about}: which table {name}?", detail=f"There are {', '.join(several[:_SHOWN])}.")
+    others = [(said(schema), said(other)) for schema, other in reader.rows(_OTHERS)]
+    if any(name in (other, f"{schema}.{other}") for schema, other in others):
+        raise Unsupported(
+            f"{about}: {name} is no table that a backup has rows of: a view, a sequence, unlogged, foreign",
+            detail="What there is of it can be asked for with a SELECT: dbguardctl query.",
+        )
+    names = {one.name.lower(): one.quoted for one in found.values()}
+    near = get_close_matches(name.lower().rpartition(".")[2], names, 3)
+    meant = [f"Did you mean {' or '.join(names[one] for one in near)}?"] if near else []
+    shown = [*list(found)[:_SHOWN], *["…"] * (len(found) > _SHOWN)]
+    raise Usage(
+        f"{about}: no such table: {name}", detail="\n".join([f"Its tables: {', '.join(shown) or 'none'}.", *meant])
+    )

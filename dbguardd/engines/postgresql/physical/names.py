@@ -1,0 +1,105 @@
+"""What the output of a value names: of today, whatever the snapshot is.
+
+A row is stored with numbers where the server's output functions write names: of a label of an enumeration, of what a
+`regclass` or its like means, of the roles in an `aclitem`; and a value of a type of rows is written with the columns
+that this type has by now. They are looked up when the value is written, so a view that is renamed while a table is
+read would make another content of it.
+
+In its binary form a `regclass` is its number: tables that have one anywhere in a column are read in that form. There is
+none of an `aclitem`, so the names of roles (and of all else, if both are in one table) are compared before and after;
+labels and types of rows always. With the transaction that gave the name: it may be the old one again by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.content import Data
+
+_FIRST_OF_USERS = 16384
+_HEAD_BYTES = 19  # of a COPY in binary: a signature, flags, and the length of an extension that there is none of
+_NO_ROW = b"\xff\xff"
+
+_NAMING = b"""
+WITH RECURSIVE part (whole, of) AS (
+  SELECT oid, typelem FROM pg_type UNION ALL SELECT oid, typbasetype FROM pg_type
+  UNION ALL SELECT rngtypid, rngsubtype FROM pg_range UNION ALL SELECT rngmultitypid, rngsubtype FROM pg_range
+  UNION ALL SELECT t.oid, a.atttypid FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid WHERE a.attnum > 0
+), naming (type, roles) AS (
+  SELECT oid, typname = 'aclitem' FROM pg_type
+  WHERE typnamespace = 'pg_catalog'::regnamespace AND (typname = 'aclitem' OR typname ~ '^reg')
+  UNION SELECT part.whole, naming.roles FROM naming JOIN part ON part.of = naming.type
+)
+SELECT a.attrelid::int8, bool_or(NOT roles), bool_or(roles) FROM pg_attribute a JOIN naming ON naming.type = a.atttypid
+WHERE a.attrelid >= %s AND a.attnum > 0 AND NOT a.attisdropped GROUP BY a.attrelid
+"""
+_ALWAYS = b"""
+SELECT 'the label of a type', oid::int8, concat_ws(' ', xmin, enumlabel) FROM pg_enum
+UNION ALL SELECT 'a type of rows', t.oid::int8, (
+  SELECT string_agg(concat_ws(' ', attnum, attisdropped), ',' ORDER BY attnum) FROM pg_attribute
+  WHERE attrelid = t.typrelid AND attnum > 0)
+FROM pg_type t WHERE t.typrelid <> 0 AND EXISTS (
+  SELECT FROM pg_depend WHERE refclassid = 'pg_type'::regclass AND refobjid IN (t.oid, t.typarray) AND deptype = 'n'
+  AND (classid = 'pg_type'::regclass OR (classid = 'pg_class'::regclass AND objsubid > 0)))
+"""
+_ROLES = b"UNION ALL SELECT 'a role', oid::int8, concat_ws(' ', xmin, rolname) FROM pg_authid "
+_OBJECTS = b"""
+UNION ALL SELECT 'a schema', oid::int8, concat_ws(' ', xmin, nspname) FROM pg_namespace
+UNION ALL SELECT 'a relation', oid::int8, concat_ws(' ', xmin, relnamespace, relname) FROM pg_class
+WHERE relpersistence <> 't'
+UNION ALL SELECT 'a type', oid::int8, concat_ws(' ', xmin, typnamespace, typname) FROM pg_type
+UNION ALL SELECT 'a function', oid::int8, concat_ws(' ', xmin, pronamespace, proname, proargtypes) FROM pg_proc
+UNION ALL SELECT 'an operator', oid::int8, concat_ws(' ', xmin, oprnamespace, oprname) FROM pg_operator
+UNION ALL SELECT 'a collation', oid::int8, concat_ws(' ', xmin, collnamespace, collname) FROM pg_collation
+UNION ALL SELECT 'a text search configuration', oid::int8, concat_ws(' ', xmin, cfgnamespace, cfgname) FROM pg_ts_config
+UNION ALL SELECT 'a text search dictionary', oid::int8, concat_ws(' ', xmin, dictnamespace, dictname) FROM pg_ts_dict
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What is named by the values of a table."""
+
+    objects: bool
+    roles: bool
+
+
+def naming(connection: Connection) -> dict[int, Naming]:
+    """Return the tables (by number) whose values name something, in this transaction."""
+    return {table: Naming(*what) for table, *what in rows(connection, _NAMING, _FIRST_OF_USERS)}
+
+
+def binary_rows(messages: Iterable[Data]) -> Iterator[Data]:
+    """Yield the rows of a COPY in binary: its head comes with the first of them, and its end is none."""
+    head = _HEAD_BYTES
+    for message in messages:
+        if (row := bytes(message[head:])) != _NO_ROW:
+            yield row
+        head = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that the values in a database may name, by kind and number, as a transaction saw it."""
+
+    query: bytes
+    names: Mapping[tuple[bytes, int], bytes]
+
+    def changed(self, now: Connection) -> str:
+        """Say what has another name, or is no more, in a transaction that began later; nothing if all is as it was."""
+        found = _names(now, self.query)
+        return next((text(key[0]) for key, name in self.names.items() if found.get(key) != name), "")
+
+
+def seen(connection: Connection) -> Seen:
+    """Return what values may name in this transaction."""
+    tables = naming(connection).values()
+    with_roles, with_both = any(table.roles for table in tables), any(table.roles and table.objects for table in tables)
+    query = _ALWAYS + _ROLES * with_roles + _OBJECTS * with_both
+    return Seen(query, _names(connection, query))
+
+
+def _names(connection: Connection, query: bytes) -> dict[tuple[bytes, int], bytes]:
+    return {(bytes(kind), number): bytes(name or b"") for kind, number, name in rows(connection, query)}

@@ -1,0 +1,71 @@
+"""Proof queries to a recovered cluster: asked by a role that may read everything, and do nothing else.
+
+While a query is planned and run, functions of users run, with the rights of who asks: that of an index, a view, a
+policy. Of a superuser they could load a library and leave every fence. So the role is new, is nobody's member but of
+those that read, and its session begins as it: no RESET leads back to another. It is gone again afterwards.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from dbguardd.engines.base import Finding, Query
+from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected
+from dbguardd.engines.postgresql.meaning import refused
+from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS
+from dbguardd.engines.postgresql.prove import ask, no_database, only_of
+from dbguardd.engines.postgresql.server import Server
+from dbguardd.errors import GuardError
+
+READS = f"-c role=none {UNHAMPERED} -c default_transaction_read_only=on -c lock_timeout={LOCK_MILLISECONDS}"
+"""Options for libpq of who asks as that role."""
+
+_MAKE = (
+    "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS",
+    "GRANT pg_read_all_data, pg_monitor TO {role}",
+)
+
+Superuser = Callable[[str], AbstractContextManager[Connection]]
+"""Connects to a database as the superuser, for what runs no function of anybody else."""
+
+
+def ask_all(
+    server: Server, queries: Sequence[Query], database: str, names: Sequence[str], superuser: Superuser
+) -> Iterator[Finding]:
+    """Yield what each query has found; one that names no database is for `database`, or the only one of users."""
+    for query in queries:
+        asked = query.database or database or only_of([name for name in names if name != "template1"])
+        if asked not in names:
+            yield no_database(query, asked)
+            continue
+        try:
+            with _reader(asked, superuser) as role:
+                address = {**server.address(role), "options": READS}
+                yield ask(query, connected(address, asked, about="throw-away server"))
+        except GuardError as error:
+            yield refused(f"query: {query.sql}", error)
+
+
+@contextmanager
+def _reader(database: str, superuser: Superuser) -> Iterator[str]:
+    """Make the role, for the length of a block."""
+    with superuser(database) as connection:
+        ((quoted,),) = connection.execute(b"SELECT quote_ident(current_database())", prepare=False).fetchall()
+        role = make_reader(connection, bytes(quoted))
+    try:
+        yield role
+    finally:
+        with superuser(database) as connection:
+            connection.execute(f"DROP OWNED BY {role}".encode(), prepare=False)
+            connection.execute(f"DROP ROLE {role}".encode(), prepare=False)
+
+
+def make_reader(superuser: Connection, database: bytes) -> str:
+    """Make the role, and let it into a database (its name as SQL has it); return its name."""
+    role = f"dbguard_{secrets.token_hex(8)}"
+    for statement in _MAKE:
+        superuser.execute(statement.format(role=role).encode(), prepare=False)
+    superuser.execute(b"GRANT CONNECT ON DATABASE " + database + f" TO {role}".encode(), prepare=False)
+    return role

@@ -1,0 +1,191 @@
+"""A cluster of a hostile owner and his neighbours, backed up twice, for tests of the questions to its backups."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+
+from engine_memory import no_progress
+from postgres_pages_world import stored, tree
+from postgres_world import as_owner, cluster
+
+from dbguardd.engines.base import Bounds
+from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.past.ask import query
+from dbguardd.engines.postgresql.past.compare import Side, difference, missing
+from dbguardd.engines.postgresql.past.reading import Meter, Reader
+from dbguardd.engines.postgresql.past.revive import Revival
+from dbguardd.engines.postgresql.past.take_out import table
+from dbguardd.errors import Cancelled, GuardError
+
+BOUNDS = Bounds("cluster, backup B1", 60.0, 1000, 64 << 20)
+
+SHOP = r"""
+CREATE TABLE buyer (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, raw bytea, share float8,
+  loud text GENERATED ALWAYS AS (upper(name)) STORED);
+INSERT INTO buyer (name, raw, share) SELECT E'it''s \\ ' || n || E'\n', decode(md5(n::text), 'hex'), n / 3.0
+FROM generate_series(1, 40) n;
+UPDATE buyer SET share = 'NaN', raw = NULL WHERE id = 40;
+CREATE TABLE pair (a text, b int, note text, PRIMARY KEY (b, a)); INSERT INTO pair VALUES ('x,', 1, NULL), ('x', 2, '');
+CREATE TABLE keyless (n int, t text); INSERT INTO keyless VALUES (1, 'a'), (1, 'a'), (2, NULL);
+CREATE TABLE part (n int PRIMARY KEY) PARTITION BY RANGE (n);
+CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (0) TO (50);
+CREATE TABLE part2 PARTITION OF part FOR VALUES FROM (50) TO (100); INSERT INTO part SELECT generate_series(0, 99);
+CREATE UNLOGGED TABLE passing (n int);
+CREATE SCHEMA "odd.S"; CREATE TABLE "odd.S"."T""
+x" ("c, 1" int PRIMARY KEY); INSERT INTO "odd.S"."T""
+x" VALUES (7);
+CREATE SCHEMA a; CREATE TABLE a.twice (n int PRIMARY KEY); CREATE SCHEMA b; CREATE TABLE b.twice (n int PRIMARY KEY);
+CREATE TABLE going (n int PRIMARY KEY); INSERT INTO going VALUES (1), (2);
+"""
+LATER = """
+DELETE FROM buyer WHERE id IN (7, 40); UPDATE buyer SET name = 'other' WHERE id = 8;
+INSERT INTO buyer (name) VALUES ('new'); DELETE FROM pair WHERE a = 'x,';
+INSERT INTO keyless VALUES (3, 'z'); DELETE FROM keyless WHERE ctid = '(0,1)';
+DELETE FROM part WHERE n IN (3, 77); DROP TABLE going; CREATE TABLE fresh (n int PRIMARY KEY);
+INSERT INTO fresh VALUES (1); DELETE FROM "odd.S"."T""
+x";
+"""
+
+HOSTILE = r"""
+CREATE ROLE mallory LOGIN; CREATE SCHEMA lair AUTHORIZATION mallory; GRANT CREATE ON DATABASE shop TO mallory;
+SET ROLE mallory;
+CREATE FUNCTION lair.gain() RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+DECLARE won text := '';
+BEGIN
+  IF current_setting('port') <> '5432' THEN RETURN ''; END IF;  -- the live server
+  IF current_setting('is_superuser') = 'on' THEN RAISE EXCEPTION 'gained: superuser'; END IF;
+  BEGIN EXECUTE 'RESET SESSION AUTHORIZATION'; IF current_setting('is_superuser') = 'on' THEN won := 'reset'; END IF;
+  EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN EXECUTE 'SET transaction_read_only = off'; EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN EXECUTE 'ALTER ROLE mallory SUPERUSER'; won := won || 'role'; EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN EXECUTE 'COPY (SELECT 1) TO PROGRAM ''cat'''; won := won || 'program'; EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN EXECUTE 'INSERT INTO lair.loot VALUES (1)'; won := won || 'row'; EXCEPTION WHEN OTHERS THEN NULL; END;
+  BEGIN PERFORM pg_read_file('/etc/passwd'); won := won || 'file'; EXCEPTION WHEN OTHERS THEN NULL; END;
+  IF won <> '' THEN RAISE EXCEPTION 'gained: %', won; END IF;
+  RETURN current_user;
+END $$;
+CREATE FUNCTION lair.trap(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+  $$ BEGIN PERFORM lair.gain(); RETURN n; END $$;
+CREATE TABLE lair.loot (n int);
+CREATE TABLE lair.indexed (n int PRIMARY KEY); INSERT INTO lair.indexed VALUES (1), (2);
+CREATE INDEX ON lair.indexed ((n + lair.trap(1)));
+CREATE STATISTICS lair.told ON (n + lair.trap(2)), n FROM lair.indexed;
+CREATE TABLE lair.checked (n int PRIMARY KEY CHECK (lair.trap(n) = n)); INSERT INTO lair.checked VALUES (1), (2);
+CREATE DOMAIN lair.kind AS int CHECK (lair.trap(VALUE) = VALUE);
+CREATE TABLE lair.typed (n lair.kind PRIMARY KEY); INSERT INTO lair.typed VALUES (1), (2);
+CREATE TABLE lair.hidden (n int PRIMARY KEY); INSERT INTO lair.hidden VALUES (1), (2);
+ALTER TABLE lair.hidden ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY p ON lair.hidden USING (lair.gain() = 'nobody');
+CREATE VIEW lair.seen AS SELECT lair.gain() AS who;
+CREATE TABLE lair.ruled (n int PRIMARY KEY DEFAULT lair.trap(1)); INSERT INTO lair.ruled VALUES (1), (2);
+CREATE FUNCTION lair.fired() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM lair.gain(); RETURN NEW; END $$;
+CREATE TRIGGER t BEFORE INSERT ON lair.ruled FOR EACH ROW EXECUTE FUNCTION lair.fired();
+RESET ROLE;
+ANALYZE lair.indexed;
+"""
+ENDLESS = r"""
+CREATE SCHEMA lair;
+CREATE FUNCTION lair.endless(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+  $$ BEGIN WHILE current_setting('port') = '5432' LOOP END LOOP; RETURN n; END $$;
+CREATE TABLE lair.slow (n int); CREATE INDEX ON lair.slow ((n + lair.endless(1)));
+CREATE TABLE neighbour (n int PRIMARY KEY); INSERT INTO neighbour VALUES (1);
+"""
+WAYS = ("indexed", "checked", "typed", "hidden", "ruled")
+"""Tables by which the owner hopes to act; each has the rows 1 and 2."""
+
+
+class Told:
+    """An Answer; after `patience` signs of life it is cancelled."""
+
+    def __init__(self, patience=1 << 60):
+        self.data = bytearray()
+        self.patience = patience
+
+    def write(self, data, /):
+        self.data += data
+
+    def beat(self):
+        self.patience -= 1
+        if self.patience < 0:
+            raise Cancelled("the job was cancelled")
+
+    @property
+    def lines(self):
+        return [json.loads(line) for line in self.data.splitlines()]
+
+
+class Twice:
+    """Two backups of one cluster, and what asks them."""
+
+    def __init__(self, live, place, one, two):
+        self.live, self.place = live, place
+        self.backups = {"one": one, "two": two}
+        self.number = 0
+
+    def several(self, *questions, of="one", database="shop", bounds=BOUNDS):
+        """Ask one server, or two, several questions (verb, words ...), each over connections of its own; see ask().
+
+        Return facts and answer of each, or what it raised.
+        """
+        names = [of] if isinstance(of, str) else of
+
+        def asking():
+            with ExitStack() as stack:
+                pasts, revival = [], Revival("")
+                for name in names:
+                    revived = revival.revive(
+                        tree(*self.backups[name]), self.place / f"all{name}", database, no_progress
+                    )
+                    pasts.append(stack.enter_context(revival.asked(revived, "b", lambda: None)))
+                return [self._answered(pasts, verb, words, bounds) for verb, *words in questions]
+
+        return as_owner(asking)
+
+    def _answered(self, pasts, verb, words, bounds):
+        told = Told()
+        meter = Meter(bounds, told, self.place)
+        with ExitStack() as stack:
+            connections = [stack.enter_context(past.reading()) for past in pasts]
+            try:
+                if verb == "query":
+                    return query(*connections, *words, meter), told
+                if verb == "table":
+                    return table(*pasts, Reader(*connections, meter), *words, meter), told
+                sides = [Side.of(past, Reader(one, meter), meter) for past, one in zip(pasts, connections, strict=True)]
+                return {"difference": difference, "missing": missing}[verb](*sides, *words, meter), told
+            except GuardError as error:
+                return error
+
+    def past(self, **settings):
+        return open_postgresql({"url": self.live.url, "staging": "/nonexistent", **settings}).reviving
+
+    def ask(self, verb, *words, of="one", database="shop", bounds=BOUNDS, told=None, **settings):
+        """Ask as the owner; return the facts and the answer. `of`: a backup, or two."""
+        self.number += 1
+        places = [(name, self.place / f"past{self.number}{name}") for name in ([of] if isinstance(of, str) else of)]
+        told = told or Told()
+
+        def asking():
+            past = self.past(**settings)
+            revived = [past.revive(tree(*self.backups[name]), place, database, no_progress) for name, place in places]
+            asked = (revived,) if verb == "missing" else revived
+            facts = getattr(past, verb)(*asked, *words, bounds, told)
+            return facts, told
+
+        return as_owner(asking)
+
+
+@contextmanager
+def twice(place, *later):
+    """A cluster of two users' databases, backed up before and after it has changed."""
+    with cluster("--data-checksums") as live:
+        live.sql("CREATE DATABASE shop; CREATE DATABASE other")
+        live.sql(SHOP, "shop")
+        live.sql(HOSTILE, "shop")
+        live.sql(ENDLESS, "other")
+        one = as_owner(lambda: stored(live)[:2])
+        live.sql(LATER, "shop")
+        for text in later:
+            live.sql(text, "shop")
+        yield Twice(live, place, one, as_owner(lambda: stored(live)[:2]))

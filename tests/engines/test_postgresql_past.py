@@ -1,0 +1,228 @@
+"""Questions to backups of a cluster: the answers are those of the server, and a hostile owner gains nothing by them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+
+import pytest
+from postgres_pages_world import own_place
+from postgres_past_world import WAYS, Told, twice
+from postgres_world import alive_processes, until
+
+from dbguardd.engines.base import Bounds
+from dbguardd.errors import Cancelled, SourceDamaged, TooCostly, Unsupported, Usage
+
+
+@pytest.fixture(scope="module")
+def past():
+    with own_place() as place, twice(place) as made:
+        yield made
+        assert os.listdir(place) == []
+
+
+def psql(past, text, database, *words):
+    """Run a text that came out of a backup as its reader would; return what psql says."""
+    live = past.live
+    said = subprocess.run(
+        [live.programs / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", live.socket, "-p", str(live.port),
+         "-U", "postgres", "-d", database, *words],
+        input=text, capture_output=True, check=False, timeout=60, cwd="/",
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
+# ------------------------------------------------------------------------------------------------ query
+
+
+def test_the_answer_is_that_of_the_server_as_it_was(past):
+    sql = "SELECT id, name, raw, share, share > 5, id::numeric AS exact FROM buyer WHERE id IN (7, 40) ORDER BY id"
+    facts, told = past.ask("query", sql)
+    head, *rows = told.lines
+    assert facts == {"rows": 2, "more": None} and head == ["id", "name", "raw", "share", "?column?", "exact"]
+    seven = [7, "it's \\ 7\n", {"base64": "jxSb3oUPP+kt9mQ2O4n+Qg=="}, 7 / 3, False, "7"]
+    assert rows[0][:2] + rows[0][3:] == seven[:2] + seven[3:] and set(rows[0][2]) == {"base64"}
+    assert rows[1] == [40, "it's \\ 40\n", None, {"real": "nan"}, True, "40"]
+    assert past.ask("query", sql, of="two")[0] == {"rows": 0, "more": None}
+
+
+def test_a_question_only_reads_is_one_statement_and_says_nothing_of_a_row_when_it_fails(past):
+    wrong = {
+        "SELECT 1; SELECT 2": "one statement at a time",
+        "DELETE FROM buyer RETURNING id": "can only read",
+        "SELECT * FROM buyer FOR UPDATE": "can only read",
+        "WITH gone AS (DELETE FROM buyer RETURNING id) SELECT * FROM gone": "can only read",
+        "CREATE TABLE more (n int)": "one SELECT is expected",
+        "COMMIT": "one SELECT is expected",
+        "": "one SELECT is expected",
+        "SELECT nosuch FROM buyer": 'column "nosuch" does not exist',
+        "SELECT * FROM buyer WHERE name = $1": "no parameters",
+        "SELECT pg_read_file('/etc/passwd')": "cannot answer that: InsufficientPrivilege",
+        "SELECT lo_export(1, '/tmp/x')": "cannot answer that: InsufficientPrivilege",
+        "SELECT name::int FROM buyer": "cannot answer that: InvalidTextRepresentation",
+    }
+    found = past.several(*(("query", sql) for sql in wrong))
+    for (sql, words), error in zip(wrong.items(), found, strict=True):
+        assert isinstance(error, Usage), sql
+        assert words in f"{error.message}: {error.detail}" and "it's" not in str(error.problem()), sql
+
+
+def test_a_question_ends_by_its_bounds(past):
+    facts, told = past.ask("query", "SELECT generate_series(1, 10)", bounds=Bounds("b", 60.0, 3, 1 << 20))
+    assert facts == {"rows": 3, "more": "rows"} and told.lines[1:] == [[1], [2], [3]]
+    facts, told = past.ask(
+        "query", "SELECT repeat('x', 700) FROM generate_series(1, 9)", bounds=Bounds("b", 60.0, 9, 2000)
+    )
+    assert facts == {"rows": 2, "more": "bytes"}
+    endless = ("SELECT count(*) FROM generate_series(1, 10000000000)", "SELECT * FROM lair.slow WHERE n + 1 = 2")
+    asked = [("query", sql) for sql in endless]
+    found = past.several(*asked, database="other", bounds=Bounds("b", 1.0, 3, 1 << 20))
+    assert [type(error) for error in found] == [TooCostly, TooCostly]
+
+
+def test_a_table_whose_owner_lets_nobody_read_it_keeps_no_other_from_being_compared(past):
+    pair = ("one", "two")
+    ((facts, told),) = past.several(("difference", ""), of=pair, database="other", bounds=Bounds("b", 24.0, 3, 1 << 20))
+    states = {line["table"]["table"]: line["table"]["state"] for line in told.lines}
+    assert states == {"lair.slow": "not compared", "public.neighbour": "same"} and facts["not_compared"] == 1
+    assert "no answer in the time" in told.lines[0]["table"]["why"]
+
+
+def test_a_question_that_is_cancelled_leaves_nothing_behind(past):
+    with pytest.raises(Cancelled):
+        past.ask("query", "SELECT count(*) FROM generate_series(1, 10000000000)", told=Told(6))
+    assert os.listdir(past.place) == []
+    until(lambda: alive_processes(str(past.place)) == [], "the end of the server")
+
+
+def test_which_database_is_meant_is_said_or_clear(past):
+    with pytest.raises(Usage, match="several") as caught:
+        past.ask("query", "SELECT 1", database="")
+    assert "other, postgres, shop" in caught.value.detail and caught.value.hints[0].startswith("--database ")
+    with pytest.raises(Usage, match="no database shpo"):
+        past.ask("query", "SELECT 1", database="shpo")
+    named = past.live.url.replace("///", "///shop")
+    facts, told = past.ask("query", "SELECT current_database()", database="", url=named)
+    assert told.lines[1] == ["shop"]
+
+
+# ------------------------------------------------------------------------------------------------ hostile
+
+
+def test_a_hostile_owner_gains_nothing_by_what_runs_when_his_tables_are_read_or_taken_out(past):
+    asked = [("query", f"SELECT n::int FROM lair.{name} WHERE n + 1 > 0 ORDER BY 1") for name in WAYS]
+    asked += [("table", f"lair.{name}", form) for name in WAYS for form in ("sql", "csv")]
+    seen, *found = past.several(("query", "SELECT who, current_setting('is_superuser') FROM lair.seen"), *asked)
+    assert seen[1].lines[1][0].startswith("dbguard_") and seen[1].lines[1][1] == "off"  # it did run
+    for question, one in zip(asked, found, strict=True):
+        assert not isinstance(one, Exception), (question, one)
+        assert one[0]["rows"] == 2, question
+
+
+# ------------------------------------------------------------------------------------------------ get
+
+
+def test_a_table_that_is_taken_out_is_the_same_in_psql(past):
+    past.live.sql("CREATE DATABASE copy")
+    try:
+        for name in ("buyer", 'odd.S.T"\nx', "part", "pair"):
+            facts, told = past.ask("table", name, "sql")
+            text = told.data if name != 'odd.S.T"\nx' else b'CREATE SCHEMA "odd.S";\n' + told.data
+            psql(past, text, "copy", "-1")
+        rows = "SELECT id, name, raw, loud FROM buyer WHERE id <= 7 AND id <> 8 ORDER BY id"
+        _, told = past.ask("query", f"SELECT json_agg(b) FROM ({rows}) AS b")
+        assert past.live.sql(f"SELECT json_agg(b) FROM ({rows}) AS b", "copy") == told.lines[1][0].strip()
+        assert past.live.sql("SELECT count(*), sum(n) FROM part", "copy") == "100|4950"
+        assert past.live.sql("SELECT a, b, note IS NULL FROM pair ORDER BY b", "copy") == "x,|1|t\nx|2|f"
+        assert past.live.sql("INSERT INTO buyer (name) VALUES ('n') RETURNING id", "copy") == "41"
+    finally:
+        past.live.sql("DROP DATABASE copy")
+
+
+def test_a_table_comes_as_csv_and_is_found_by_its_name_or_named_that_is_meant(past):
+    wrong = {
+        "byer": "Did you mean public.buyer?", "twice": "a.twice, b.twice", "nosuch.buyer": "Its tables",
+        "lair.seen": "no table that a backup has rows of", "passing": "no table that a backup has rows of",
+    }  # fmt: skip
+    names = ("public.buyer", "part", "BUYER", *wrong)
+    (facts, told), (part, _), (buyer, _), *refused = past.several(*(("table", name, "csv") for name in names))
+    head, *rows = csv.reader(io.StringIO(told.data.decode(), newline=""))
+    assert facts == buyer == {"rows": 40, "triggers": 0} and head == ["id", "name", "raw", "share"]
+    assert rows[6][:2] == ["7", "it's \\ 7\n"] and rows[39][2:] == ["", "NaN"] and len(rows) == 40
+    assert part["rows"] == 100
+    for (name, words), error in zip(wrong.items(), refused, strict=True):
+        assert isinstance(error, Usage | Unsupported) and words in f"{error.message} {error.detail}", name
+    (error,) = past.several(("table", "buyer", "sql"), bounds=Bounds("b", 60.0, 1, 3000))
+    assert isinstance(error, TooCostly)
+
+
+# ------------------------------------------------------------------------------------------------ diff, undelete
+
+
+def test_what_has_changed_is_told_by_key(past):
+    facts, told = past.ask("difference", "", of=("one", "two"))
+    tables = {line["table"]["table"]: line["table"] for line in told.lines if isinstance(line.get("table"), dict)}
+    counted = {name: (row["added"], row["removed"], row["changed"]) for name, row in tables.items()}
+    differing = {name: counts for name, counts in counted.items() if tables[name]["state"] != "same"}
+    assert differing == {
+        "public.buyer": (1, 2, 1), "public.pair": (0, 1, 0), "public.keyless": (1, 1, 0), "public.part": (0, 2, 0),
+        "public.going": (0, 2, 0), "public.fresh": (1, 0, 0), '"odd.S"."T""\nx"': (0, 1, 0),
+    }  # fmt: skip
+    assert facts == {"tables": len(tables), "differing": 7, "not_compared": 0,
+                     "added": 3, "removed": 9, "changed": 1, "listed": 13}  # fmt: skip
+    assert tables["public.pair"]["keyed_by"] == ["b", "a"] and "no primary key" in tables["public.keyless"]["why"]
+    changes = [line for line in told.lines if "change" in line]
+    (changed,) = (line for line in changes if line["change"] == "changed")
+    assert (changed["key"], changed["before"]["name"], changed["after"]["name"]) == ({"id": 8}, "it's \\ 8\n", "other")
+    assert {"table": "public.pair", "change": "removed", "key": {"b": 1, "a": "x,"},
+            "before": {"a": "x,", "b": 1, "note": None}} in changes  # fmt: skip
+    definitions = {line["schema"]["name"]: line["schema"] for line in told.lines if "schema" in line}
+    assert {name.split(".")[1] for name in definitions} == {"going", "fresh"}
+    assert definitions["public.going"]["after"] is None and definitions["public.fresh"]["before"] is None
+    assert {tables[f"lair.{name}"]["state"] for name in WAYS} == {"same"}
+    few = past.ask("difference", "buyer", of=("one", "two"), bounds=Bounds("b", 60.0, 2, 1 << 20))
+    assert (few[0]["listed"], few[0]["removed"], len(few[1].lines)) == (2, 2, 3)
+
+
+def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
+    (few, some), (_, pair), (facts, script), (_, odd), hostile, *refused = past.several(
+        ("missing", ("buyer", "name LIKE 'it''s%' -- all"), "rows"),
+        ("missing", ("pair", ""), "rows"),
+        ("missing", ("buyer", ""), "sql"),
+        ("missing", ('odd.S.T"\nx', ""), "sql"),
+        ("missing", ("lair.indexed", "n + 1 > 0"), "rows"),
+        ("missing", ("keyless", ""), "rows"),
+        ("missing", ("going", ""), "rows"),
+        ("missing", ("buyer", "id >"), "rows"),
+        of=("one", "two"),
+    )
+    assert few == facts == {"rows": 2, "listed": 2} and [row[0] for row in some.lines[1:]] == [7, 40]
+    assert pair.lines[1:] == [["x,", 1, None]]
+    assert hostile[0] == {"rows": 0, "listed": 0}
+    assert [type(error) for error in refused] == [Unsupported, Unsupported, Usage]
+    before = past.live.sql("SELECT count(*) FROM buyer", "shop")
+    for _ in range(2):  # what is there stays
+        psql(past, script.data, "shop")
+        assert past.live.sql("SELECT count(*) FROM buyer", "shop") == str(int(before) + 2)
+    psql(past, odd.data, "shop")  # what is in a name is no line of the text
+    assert past.live.sql('SELECT count(*) FROM "odd.S"."T""\nx"', "shop") == "1"
+    text = "SELECT name, md5(raw), share, loud FROM buyer WHERE id IN (7, 40) ORDER BY id"
+    _, then = past.ask("query", f"SELECT json_agg(b) FROM ({text}) AS b")
+    assert past.live.sql(f"SELECT json_agg(b) FROM ({text}) AS b", "shop") == then.lines[1][0].strip()
+
+
+def test_a_cluster_that_does_not_recover_is_damage_and_leaves_nothing(past):
+    streams, facts = past.backups["one"]
+    past.backups["torn"] = {name: data for name, data in streams.items()}, {**facts, "recovery_lsn": "FF/28"}
+    with pytest.raises(SourceDamaged):
+        past.ask("query", "SELECT 1", of="torn")
+    subprocess.run(["rm", "-rf", *past.place.iterdir()], check=True)  # as the half does with its staging directory
+
+
+def test_a_backup_of_another_method_is_refused(past):
+    past.backups["text"] = {}, {"method": "dump"}
+    with pytest.raises(Unsupported, match="method dump"):
+        past.ask("query", "SELECT 1", of="text")

@@ -94,7 +94,8 @@ class Books:
         found = numbers(self._live, restored)
         assert found == list(range(1, len(found) + 1))
         assert len(found) >= max([0, *(n for n, _, done in self.rows() if done < moment)])
-        assert len(found) <= max([0, *(n for n, begun, _ in self.rows() if begun <= moment)])
+        later = [n for n, begun, _ in self.rows() if begun > moment]  # one may be in no book: its writer was killed
+        assert not later or len(found) < min(later)
 
 
 def numbers(live: Cluster, data: Path) -> list[int]:
@@ -160,7 +161,7 @@ def test_any_second_comes_back_whatever_was_killed(served: House, live: Cluster)
     assert {row["outcome"] for row in answer["findings"]} <= {"ok", "not configured"}, answer
     books.is_as_it_was(target, moment)
     target, answer = restored(house, "", "newest")
-    assert len(numbers(live, target)) == books.count()
+    assert str(len(numbers(live, target))) == live.sql("SELECT count(*) FROM ledger")
     checked = house.does("check", "cluster", "--data")
     outcomes = {row["name"]: row["outcome"] for row in checked["findings"]}
     assert outcomes["following its log"] == outcomes["every stored byte"] == "ok"

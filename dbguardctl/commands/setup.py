@@ -114,14 +114,15 @@ def reload(session: Session) -> None:
 @click.argument("path", metavar="PATH|URL", type=click.Path(readable=False))  # the daemon reads it
 @text_option("--name", metavar="NAME", help="Name of the database; otherwise made from the path.")
 @click.option("--continuous", is_flag=True, help="Follow its log as well: any second can be restored.")
+@text_option("--adopt", metavar="NAME", help="It is NAME, of which only backups are left: go on with those.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @pass_session
-def protect(session: Session, path: str, name: str, continuous: bool, dry_run: bool) -> int:
+def protect(session: Session, path: str, dry_run: bool, **asked: Any) -> int:
     """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
     if not path:
         raise Usage("protect: the path is empty", hints=["dbguardctl protect PATH"])
-    body = {"path": path if _is_server(path) else os.path.abspath(path), "name": name, "dry_run": dry_run}
-    body |= {"continuous": True} if continuous else {}
+    body = {"path": path if _is_server(path) else os.path.abspath(path), "dry_run": dry_run}
+    body |= {word: value for word, value in asked.items() if value}
     answer = session.daemon.post("protect", body=body)
     if not session.json:
         session.out.show(protected(answer, whole=dry_run or session.verbose))

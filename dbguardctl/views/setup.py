@@ -26,6 +26,12 @@ def protected(answer: Json, *, whole: bool) -> list[Block]:
     ):
         if answer.get(name):
             blocks.append(text(Cell(f"{word:<11} ", "dim"), str(answer[name])))
+    if spared := int(answer.get("spared") or 0):
+        gone = f"{count(spared, 'older backup')} would go at once by the usual `keep`"
+        blocks.append(text(Cell("keeps all   ", "dim"), f"{gone}, so the file has a `keep` of 100 years."))
+        blocks.append(text("            When they may go, take that line out, look at what goes, and accept it:"))
+        blocks.append(text("            ", Cell("dbguardctl config diff", "try")))
+        blocks.append(text("            ", Cell("dbguardctl config accept", "try")))
     policy = str(answer.get("text") or "").rstrip()
     return [*blocks, Line(), *paragraph(policy, 2), Line()] if policy and whole else blocks
 
@@ -46,7 +52,9 @@ def unprotected(answer: Json) -> list[Block]:
         blocks.append(text(Cell("look      ", "dim"), Cell(f"dbguardctl list {name}", "try")))
         blocks.append(text("To be rid of the older ones one day, protect it again with a smaller `keep`."))
     more = " --continuous" * bool(answer.get("continuous"))
-    again = Cell(f"dbguardctl protect {quote(str(answer['path']))} --name {name}{more}", "try")
+    again = Cell(
+        f"dbguardctl protect {quote(str(answer['path']))}{' --adopt' if kept else ' --name'} {name}{more}", "try"
+    )
     return [*blocks, text(Cell("again     ", "dim"), again)]
 
 

@@ -73,6 +73,7 @@ class Protect:
     name: str = field(default="", metadata={"help": "what to call it; made from the path if not given"})
     dry_run: bool = field(default=False, metadata={"help": "say what would be written, and write nothing"})
     continuous: bool = field(default=False, metadata={"help": "follow its log, so that any second can be restored"})
+    adopt: str = field(default="", metadata={"help": "the database without a policy that it is, and has backups of"})
 
 
 @dataclass(frozen=True, slots=True)

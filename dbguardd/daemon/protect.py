@@ -7,16 +7,20 @@ import pwd
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from dbguardd.catalog.backups import Backups
 from dbguardd.daemon.around import Look
+from dbguardd.daemon.inforce import InForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
+    PolicyShrinks,
     SourceDenied,
     SourceEncrypted,
     SourceInvalid,
@@ -29,6 +33,7 @@ from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.render import render_database
+from dbguardd.words import count as counted
 
 _MAGIC = b"SQLite format 3\0"
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
@@ -41,6 +46,7 @@ _SPELLED = str.maketrans(
     }
 )
 _MAX_NAME = 63
+_ALL = "36500d"  # which no `keep` of a lost policy can have gone beyond
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -58,22 +64,27 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for: a name (empty: made from the path), and whether its log is to be followed."""
+    """What is asked for: a name (empty: made from the path), and whether its log is to be followed.
+
+    `adopt` is the name of a database of which only backups are left, and which this one is said to be.
+    """
 
     name: str = ""
     continuous: bool = False
+    adopt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What protect would do. Nothing is done yet."""
 
-    name: str
+    database: str
     engine: str
     path: str
     found: str  # what lies there, in words
     file: Path
     text: str
+    spared: int = 0  # backups that the usual `keep` would delete at once: it gets one that keeps all
 
 
 async def detect(path: str, look: Look, state: Path) -> Found:
@@ -169,25 +180,63 @@ def _readable(head: bytes) -> bool:
     return False
 
 
-def plan(found: Found, wanted: Wanted, policy: Policy, policy_file: Path, now: datetime) -> Plan:
-    """Plan the drop-in for what was found. Raises Usage if it is guarded already."""
-    real = found.path
+def plan(found: Found, wanted: Wanted, inforce: InForce, backups: Backups, now: datetime) -> Plan:
+    """Plan the drop-in for what was found. Raises Usage if it is guarded already, PolicyShrinks; see _check_left."""
+    real, policy = found.path, inforce.policy
     for other in policy.names():
         theirs = policy.guarded(other)
         if _meant(real) == _meant(theirs.source):
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
     if wanted.continuous and not found.wal:
         raise _not_followed(found)
-    chosen = choose_name(wanted.name, real, policy)
-    file = policy_file.parent / "conf.d" / f"{chosen}.toml"
+    if wanted.name and wanted.adopt:
+        raise Usage(f"{real}: what is adopted keeps its name, {wanted.adopt}")
+    chosen = choose_name(wanted.adopt or wanted.name, real, policy)
+    asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
+    _check_left(chosen, found, wanted.adopt, backups, asked)
+    file = inforce.path.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
         raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
-    settings: dict[str, str | bool] = {"engine": found.engine, KINDS[found.engine].where: real}
+    settings: dict[str, str | bool | Mapping[str, str]] = {"engine": found.engine, KINDS[found.engine].where: real}
     settings |= {"method": found.method} if found.method not in ("", KINDS[found.engine].methods[0]) else {}
     settings |= {"continuous": True} if wanted.continuous else {}
-    asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
-    text = render_database(chosen, settings, now, asked)
-    return Plan(chosen, found.engine, real, found.what, file, text)
+    spared = _goes_with(chosen, settings, inforce) if wanted.adopt else 0
+    settings |= {"keep": {"within": _ALL}} if spared else {}
+    text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
+    return Plan(chosen, found.engine, real, found.what, file, text, spared)
+
+
+def _check_left(name: str, found: Found, adopt: str, backups: Backups, asked: str) -> None:
+    """Refuse to go on with the backups of a database that is not in the policy, unless this is said to be that one.
+
+    Else those of a lost database would expire one by one as the new one gets its own, and the empty server of a new
+    machine would be what a restore brings back. Raises PolicyShrinks, and Usage for an adoption that cannot be.
+    """
+    kept = backups.databases()
+    engine, count = kept.get(name, ""), backups.summary(name).count
+    if adopt and engine != found.engine:
+        raise Usage(
+            f"{adopt}: there are no backups of a {KINDS[found.engine].title} database of that name to go on with",
+            hints=["dbguardctl status", asked],
+        )
+    if engine and not adopt:
+        raise PolicyShrinks(
+            f"{name}: there {'is' if count == 1 else 'are'} {counted(count, 'backup')} of a database of that name, "
+            "which is not in the policy",
+            detail=f"Nobody knows if {found.path} is that one. If not, its backups would in time take their place.",
+            hints=[
+                *([f"{asked} --adopt {name}  # it is that one, restored or moved"] if engine == found.engine else []),
+                f"{asked} --name {_numbered(name, [*kept])}  # it is another one",
+            ],
+        )
+
+
+def _goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> int:
+    """Return how many backups would be deleted at once if a database came back into the policy like that."""
+    new = Policy.model_validate({"version": 1, "database": {name: settings}}).database[name]
+    policy = inforce.policy.model_copy(update={"database": {name: new}})
+    policy._guarded = {}  # which would be that of the policy in force
+    return len(inforce.going(policy).get(name, {}))
 
 
 def _not_followed(found: Found) -> Unsupported:
@@ -227,7 +276,11 @@ def choose_name(name: str, path: str, policy: Policy) -> str:
         if name in policy.names():
             raise Usage(f"{name}: there is a database of that name", hints=["dbguardctl status"])
         return name
-    taken = set(policy.names())
+    return _numbered(stem, policy.names())
+
+
+def _numbered(stem: str, taken: Collection[str]) -> str:
+    """Return the first name that is not taken: `stem`, or with a number."""
     names = (stem if number == 1 else f"{stem[: _MAX_NAME - 4]}-{number}" for number in range(1, 1000))
     return next(candidate for candidate in names if candidate not in taken)
 
@@ -235,7 +288,7 @@ def choose_name(name: str, path: str, policy: Policy) -> str:
 def write(planned: Plan) -> None:
     """Write the drop-in, whole and durable on return; nothing is ever replaced. Raises PolicyInvalid."""
     directory = planned.file.parent
-    temporary = directory / f".{planned.name}.{os.getpid()}.tmp"
+    temporary = directory / f".{planned.database}.{os.getpid()}.tmp"
     try:
         directory.mkdir(mode=0o750, exist_ok=True)
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)

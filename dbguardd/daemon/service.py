@@ -247,22 +247,25 @@ class Service:
         inforce = self._do.inforce
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
         found = await protect.detect(path, self._do.look, inforce.state)
-        wanted = protect.Wanted(name, bool(fields.get("continuous")))
-        plan = protect.plan(found, wanted, inforce.policy, inforce.path, self._do.now())
-        about: Json = {"database": plan.name, "engine": plan.engine, "path": plan.path, "found": plan.found}
+        self._do.views.storages.check_read(inforce.policy.defaults.storage[0])
+        wanted = protect.Wanted(name, bool(fields.get("continuous")), str(fields.get("adopt") or ""))
+        plan = protect.plan(found, wanted, inforce, self._catalog.backups, self._do.now())
+        about = {name: getattr(plan, name) for name in ("database", "engine", "path", "found", "spared")}
         if fields.get("dry_run"):
             return {**about, "wrote": None, "would_write": str(plan.file), "text": plan.text, "job": None}
-        with self._reloading(actor, "policy.protect", plan.name, {"path": plan.path, "file": str(plan.file)}):
+        with self._reloading(actor, "policy.protect", plan.database, {"path": plan.path, "file": str(plan.file)}):
             await asyncio.to_thread(protect.write, plan)
+            was = inforce.problem
             try:
                 self._do.reload()
             except GuardError:
                 protect.undo(plan)
+                inforce.problem = was  # what was refused is not on the disk any more
                 raise
-        request = {"database": plan.name, "verify": True}
-        order = Order("backup", _request("backup", request), self._who(actor), plan.name, once=True)
+        request = {"database": plan.database, "verify": True}
+        order = Order("backup", _request("backup", request), self._who(actor), plan.database, once=True)
         job = self._do.runner.submit(order)
-        self._note(actor, f"job.{order.verb}", plan.name, "asked", {"job": job.id, "request": request})
+        self._note(actor, f"job.{order.verb}", plan.database, "asked", {"job": job.id, "request": request})
         return {**about, "wrote": str(plan.file), "would_write": None, "text": plan.text, "job": to_json(job)}
 
     async def unprotect(self, database: str, fields: Mapping[str, Any], actor: Peer) -> Json:

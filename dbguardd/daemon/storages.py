@@ -10,6 +10,7 @@ from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce, opener
 from dbguardd.errors import (
+    Busy,
     GuardError,
     KeyMissing,
     KeyRefused,
@@ -104,6 +105,14 @@ class Storages:
         if error := self.gauge.level(self._key_file(key)).error:
             return KeyMissing(f"key {key} is gone", detail=error, hints=[f"dbguardctl key recover {key}"])
         return self._unread(name)
+
+    def check_read(self, name: str) -> None:
+        """Raise why nobody knows what a storage holds; nothing if somebody does."""
+        if self.catalog.settings.get(f"indexed:{name}") is None and self.inforce.holds_repository(name):
+            raise self.lost(name) or Busy(
+                f"storage {name}: the backups in it are not read yet, so nobody knows of which databases they are",
+                hints=["dbguardctl status", "dbguardctl job list"],
+            )
 
     def _unread(self, name: str) -> GuardError | None:
         """Why the repository there could not be read into the catalog; None if it was, or if there is none."""

@@ -106,7 +106,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 ENDLESS = {("dbguardctl", "events", "--follow", "--json")}
-SETTLED = {("dbguardctl", "protect", "/var/lib/app/app.db"): 2}  # the site has done it: it says so
+DONE = ("dbguardctl", "protect", "/var/lib/app/app.db")
+SETTLED = {DONE: 2, (*DONE, "--adopt", "app"): 2}  # the site has done it: it says so
 
 
 @pytest.mark.parametrize("words", [words for words in typed("dbguardctl") if words not in ENDLESS], ids=" ".join)

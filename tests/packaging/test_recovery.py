@@ -48,6 +48,8 @@ def test_a_lost_machine(machine, deb, suite, tmp_path):
         if said.status:  # the daemon does not know whose it was, and may give nothing away: it says so
             assert re.search(r"owner and rights +FAIL +.*owner app", said.out), said
         other.run("sh", "-c", "mv /srv/restored/app.db /var/lib/app/app.db && chown app: /var/lib/app/app.db")
+        refused = other.ctl("--json", "protect", "/var/lib/app/app.db").problem()
+        assert refused["hints"][0].startswith("dbguardctl protect /var/lib/app/app.db --adopt app  #"), refused
         other.run("sh", "-ec", protect)
         assert [row["kind"] for row in other.does("list", "app")["backups"]] == ["incremental", "full"]
         (row,) = [row for row in other.does("status")["databases"] if row["name"] == "app"]

@@ -251,6 +251,8 @@ def test_a_new_machine_goes_on_where_the_lost_one_ended(house: House) -> None:
             assert (wrong.status, wrong.problem()["code"]) == (11, "DBG-5001")
             assert wrong.problem()["detail"].startswith("What is at hand (age) fits none of the 2 recipients: ")
             assert new.ctl("key", "recovery-test", "main", stdin=identity).status == 0  # by the sheet alone
+            unread = new.fails("DBG-5002", 11, "protect", str(path))  # its name may be that of one of those backups
+            assert unread["hints"] == ["dbguardctl key recover main"]
             assert not (new.state / "machine.key").exists()
             done = new.ctl("key", "recover", stdin=f"{identity}\n")
             assert done.status == 0, done

@@ -28,7 +28,7 @@ def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: Hous
 
     said = house.ctl("unprotect", "app", "--confirm", "app")
     assert said.status == 0, said
-    assert "its 1 backup stays, and nothing deletes them" in said.out and f"protect {path} --name app" in said.out
+    assert "its 1 backup stays, and nothing deletes them" in said.out and f"protect {path} --adopt app" in said.out
     assert list(drop_in.parent.iterdir()) == []
     assert house.status("app")["state"] == "orphaned"
     house.does("restore", "app", "--to", str(house.place / "back.db"))
@@ -36,9 +36,29 @@ def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: Hous
     assert [e["outcome"] for e in house.audit() if e["action"] == "policy.unprotect"] == ["intent", "done"]
     assert house.fails("DBG-0004", 8, "unprotect", "app", "--confirm", "app")
 
-    again = house.does("protect", str(path))["backup"]
+    for words in ([], ["--name", "app"]):  # it could be another one of that name: the old backups would expire
+        refused = house.fails("DBG-1002", 10, "protect", str(path), *words)
+        assert "there is 1 backup of a database of that name" in refused["message"]
+    ways = [hint.partition("  #")[0] for hint in refused["hints"]]
+    assert ways == [f"dbguardctl protect {path} {way}" for way in ("--adopt app", "--name app-2")]
+    assert list(drop_in.parent.iterdir()) == [] and house.api.get("status")["policy_problem"] is None
+    assert "no backups" in house.fails("DBG-0001", 2, "protect", str(path), "--adopt", "shop")["message"]
+    again = house.does(*ways[0].split()[1:])["backup"]
     assert (again["kind"], [row["id"] for row in house.backups("app")][-1]) == ("incremental", first)
+    house.does("unprotect", "app", "--confirm", "app")
+
+    (house.state / "accepted.json").unlink()  # as on a new machine: nobody knows what the lost policy kept
+    house.write("[defaults]\nkeep = { last = 1 }\nmin_proven = 1\n")
+    house.does("reload")
+    said = house.ctl("protect", str(path), "--adopt", "app")
+    assert said.status in (0, 3) and "1 older backup would go at once" in said.out, said
     house.idle()
+    assert len(house.backups("app")) == 3
+    drop_in.write_text(drop_in.read_text().partition("[database.app.keep]")[0])
+    assert len(house.does("config", "diff")["deletes"]) == 2
+    house.does("config", "accept")
+    house.does("prune", "app", "--confirm", "app")
+    assert len(house.backups("app")) == 1
     house.is_sound()
 
 

@@ -116,7 +116,8 @@ class _New:
         try:
             self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            raise TargetExists(f"{verb}: {path} exists", detail="Name another file with --to.") from None
+            hint = f"choose another name for the file with --to, or move {path} away"
+            raise TargetExists(f"{verb}: {path} exists", hints=[hint]) from None
         except OSError as error:
             raise of_file(f"{verb}: {path} cannot be written", error) from error
 

@@ -79,4 +79,4 @@ def audit_verified(answer: Json, zone: tzinfo | None) -> list[Block]:
     words = "  nobody has changed the audit log" if good else "  the audit log was changed"
     if good and answer.get("notes"):  # what was anchored nowhere could have been replaced as a whole
         verdict, words = Cell("UNSURE", "warn"), "  no entry was changed by itself; only the journal knows if all were"
-    return [text(verdict, words), facts(answer, zone, skip=frozenset(("ok",)))]
+    return [text(verdict, words), facts(answer, zone, skip=frozenset(("ok", "sure")))]

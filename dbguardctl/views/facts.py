@@ -6,7 +6,7 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
-from dbguardd.words import absolute, humanized, size, span
+from dbguardd.words import absolute, count, humanized, size, span
 
 _UNITS = ("_at", "_bytes", "_seconds", "_ratio")
 
@@ -82,6 +82,8 @@ def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]
             blocks.append(text(Cell("fix  ", "dim"), Cell(str(hint), "try"), indent=width + 12))
     if verdict:
         bad = sum(row.get("outcome") in ("failed", "inconclusive") for row in rows)
-        of = f"{len(rows)} check{'' if len(rows) == 1 else 's'}"
-        blocks.append(text(Cell(f"{bad} of {of} did not pass.", "bad") if bad else Cell(f"{of}, all passed.", "good")))
+        unseen = sum(row.get("outcome") == "not configured" for row in rows)
+        of = count(len(rows) - unseen, "check")
+        said = Cell(f"{bad} of {of} did not pass.", "bad") if bad else Cell(f"{of}, all passed.", "good")
+        blocks.append(text(said, f" Lines with - are no checks: {unseen}." if unseen else ""))
     return blocks

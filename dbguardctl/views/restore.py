@@ -65,10 +65,14 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
     plan = result.get("plan") or {}
     found = result.get("findings") or []
     blocks = findings(found, verdict=False)
-    lacking = any(row.get("outcome") == "failed" for row in found)  # of rights: other content is no restore
+    outcomes = {one.get("outcome") for one in found}
     point = f" as it was at {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
     done = Cell(f"{row['database']}{point} is at {result.get('target')}", "strong")
-    word, but = (Cell("done", "warn"), ", without all of its rights") if lacking else (Cell("ok", "good"), "")
+    word, but = Cell("ok", "good"), ""
+    if "failed" in outcomes:  # of rights: other content is no restore
+        word, but = Cell("done", "warn"), ", without all of its rights"
+    elif "inconclusive" in outcomes and row["verb"] != "undo":  # what is put back was kept without a fingerprint
+        word, but = Cell("UNSURE", "warn"), ", and was not compared in full"
     blocks += [*_warnings(plan), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
     if result.get("safety_copy"):
         blocks.append(text(f"the state before is kept as backup {result['safety_copy']}", indent=4))

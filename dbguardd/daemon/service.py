@@ -353,7 +353,8 @@ class Service:
     async def audit_verify(self) -> Json:
         """Recompute the chain of the audit log. Raises AuditBroken."""
         verified = await asyncio.to_thread(self._audit.verification())
-        return {"ok": True, "entries": verified.entries, "head": verified.head, "notes": list(verified.notes)}
+        notes = list(verified.notes)
+        return {"ok": True, "sure": not notes, "entries": verified.entries, "head": verified.head, "notes": notes}
 
     @contextmanager
     def _reloading(self, actor: Peer, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:

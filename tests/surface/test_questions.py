@@ -75,6 +75,7 @@ def test_a_text_goes_to_standard_output_or_into_a_new_file(ctl: Ctl, tmp_path: P
         assert out.stat().st_mode & 0o777 == 0o600
         again = ctl(*words, "--to", str(out))
         assert (again.returncode, "exists" in again.stderr, out.read_text()) == (10, True, text)
+        assert "another name for the file" in again.stderr and "--in-place" not in again.stderr
         out.unlink()
     assert ctl("undelete", "app", "--table", "orders", "--id", APP_1, "--sql").stdout == text
     assert ctl("--json", "get", "app", "--table", "orders").returncode == 2

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from dbguardctl.screen import Cell, Screen, Table, text
+from dbguardctl.views.facts import findings
 from dbguardctl.words import when, zoned
 from dbguardd.words import hint_word
 from tests.surface import answers
@@ -46,6 +47,22 @@ def test_no_word_is_broken_on_a_narrow_terminal(fold: frozenset[int]) -> None:
     assert all(len(line) <= 60 for line in shown.splitlines())
     assert all(str(cell) in shown for cell in row[1:])
     assert shown.splitlines()[0] == "* orders"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        (["ok"], "1 check, all passed."),
+        (["ok", "ok", "not configured"], "2 checks, all passed. Lines with - are no checks: 1."),
+        (["ok", "inconclusive", "not configured"], "1 of 2 checks did not pass. Lines with - are no checks: 1."),
+    ],
+)
+def test_what_was_not_looked_at_is_counted_among_no_checks(outcomes: list[str], said: str) -> None:
+    shown = drawn(
+        findings([{"name": "x", "outcome": outcome} for outcome in outcomes]),
+        Screen(Terminal(), terminal=False, colour=False, utf8=True),
+    )
+    assert shown.splitlines()[-1].strip() == said
 
 
 def test_commands_to_paste_begin_as_the_program_was_called() -> None:

@@ -59,6 +59,7 @@ LOST = replace(
 )
 FRESH = replace(CRM, name="fresh", attention=[], hints=[], backups=0, next_run_at="2026-09-12T23:00:00Z")
 
+UNSURE = {"name": "content equals the snapshot", "outcome": "inconclusive", "detail": "postgres 15 is not here"}
 LACKING = {
     "name": "owner and rights", "outcome": "failed", "detail": "owner app: Operation not permitted",
     "hints": ["chown app:app /var/lib/app/app_20260911T230000Z.db"],
@@ -120,6 +121,9 @@ SCREENS: dict[str, Draw] = {
     "restore": lambda s: _job("restore"),
     "restore-lacking": lambda s: jobs.finished(
         answers.job("restore", result={**answers.RESULTS["restore"], "findings": [LACKING]}), NOW, BERLIN
+    ),
+    "restore-unsure": lambda s: jobs.finished(
+        answers.job("restore", result={**answers.RESULTS["restore"], "findings": [UNSURE]}), NOW, BERLIN
     ),
     "restore-plan": lambda s: _job("restore", dry_run=True, at="2026-09-12T06:59:00Z", to="/tmp/it's.db"),
     "undo": lambda s: _job("undo"),

@@ -118,7 +118,8 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
         f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
-        "# A restore has recovered it up to there and shut it down. If that was cut short, its next start does it.",
+        f"# A restore recovers it up to there and shuts it down, where a server {major} is installed. If none is,",
+        "# or that was cut short, its first start does it.",
         "# These commands are for the owner of this directory; as root, first: su - postgres",
         "# Beside the server that runs:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",

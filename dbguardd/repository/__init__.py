@@ -242,7 +242,7 @@ class Repository:
         """Commit: check that all it needs will stay, write the manifest, and check again if that took long."""
 
         def check() -> None:
-            rely_on(self._storage, self._records, packs, storage_now, backup)
+            rely_on(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
 
         def storage_now() -> datetime:
             return storage_time(self._storage, backup.created_at, self._randomness)
@@ -365,20 +365,16 @@ class Repository:
 
     def recall(self, ids: Iterable[str], now: datetime, grace: timedelta) -> None:
         """Bring expired backups back while their grace lasts. Raises NotFound, Busy, ObjectMissing."""
-
-        def storage_now() -> datetime:
-            return storage_time(self._storage, now, self._randomness)
-
         wanted = set(ids)
         for backup, domain in self._ledger.newest(expired=True):
             if backup.id in wanted:
                 packs = self._packs_of(backup, domain)
                 try:
-                    rely_on(self._storage, self._records, packs, storage_now, backup)
+                    rely_on(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
                 except Busy as error:  # the next sweep sees that they are needed
                     error.hints = (f"dbguardctl prune {backup.database}", f"dbguardctl recall {backup.id}")
                     raise
-        self._ledger.recall(wanted, storage_now(), grace)
+        self._ledger.recall(wanted, self.storage_time(now), grace)
 
     def sweep(self, now: datetime, grace: timedelta, *, dry_run: bool = False, confirmed: bool = False) -> Swept:
         """Delete what expired a grace ago and packs that nothing needed for a grace; mark what nothing needs now.

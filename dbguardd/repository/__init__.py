@@ -242,7 +242,7 @@ class Repository:
         """Commit: check that all it needs will stay, write the manifest, and check again if that took long."""
 
         def check() -> None:
-            rely_on(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
+            rely_on(self._storage, self._records, packs, storage_now, backup)
 
         def storage_now() -> datetime:
             return storage_time(self._storage, backup.created_at, self._randomness)

@@ -50,6 +50,8 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
         columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
         table = Table(columns, [_row(row, screen, now, zone) for row in rows], fold=frozenset((3, 6)))
         blocks += [Line(), table]
+    elif any(not row["ok"] or row["stored_bytes"] is None for row in answer["storages"]):
+        blocks += [Line(), text("The policy names no database. Of which there are backups is not known: see below.")]
     else:
         protect = Cell("dbguardctl protect PATH", "try")
         blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"), protect)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -160,7 +161,7 @@ class InForce:
     def _is_read(self, policy: Policy, storage: str) -> bool:
         """Say if the catalog knows what lies in a storage. One that was lost learns it from a scan."""
         known = self._catalog.settings.get(f"indexed:{storage}") is not None
-        return known or not (Path(policy.storage_of(storage, str(self.state)).path) / "repo.json").is_file()
+        return known or not _may_hold(policy.storage_of(storage, str(self.state)).path)
 
     def _elsewhere(self, order: Order, guarded: Guarded) -> Json:
         """Storage and key of the backup that is to be read, if it was made before the policy named others."""
@@ -199,8 +200,8 @@ class InForce:
         return list(dict.fromkeys([*used, *self.policy.storage, *kept]))
 
     def holds_repository(self, storage: str) -> bool:
-        """Say if a repository lies in a storage. Raises NotFound."""
-        return (Path(self.storage(storage).path) / "repo.json").is_file()
+        """Say if a repository lies in a storage, as far as that can be seen. Raises NotFound."""
+        return _may_hold(self.storage(storage).path)
 
     def keyring(self) -> dict[str, list[str]]:
         """The keys that a database uses or the policy names, each with the storages that it opens."""
@@ -278,6 +279,16 @@ class InForce:
         found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
         write_whole(self._accepted_file, text, 0o600)
+
+
+def _may_hold(storage: str) -> bool:
+    """Say if a repository lies in a directory; of one that nobody lets us look into, it may."""
+    try:
+        return stat.S_ISREG(os.stat(f"{storage}/repo.json").st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # EACCES, EIO, ESTALE: whoever reads it says so
+        return True
 
 
 def opener(keyring: Mapping[str, list[str]], storage: str) -> str:

@@ -90,13 +90,13 @@ class Storages:
     def lost(self, name: str) -> GuardError | None:
         """Why nothing of a storage could be restored now, as far as that can be seen without reading backups."""
         seen = self.catalog.settings.get(f"repository:{name}")
-        if seen is None:
-            return self._unread(name)
         try:
             storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
         except NotFound as unknown:
-            return unknown
+            return self._unread(name) if seen is None else unknown
         level = self.gauge.level(storage.path)
+        if seen is None and (level.missing or not level.error):
+            return self._unread(name)
         if level.error:
             return Unreachable(f"storage {name} cannot be read", detail=level.error)
         if level.repository not in (None, seen):
@@ -126,9 +126,10 @@ class Storages:
         return error
 
     def _is_unread(self, name: str) -> bool:
-        """Say if a repository lies in a storage of which the catalog knows nothing."""
-        seen = self.gauge.level(self.inforce.storage(name).path).repository
-        return bool(seen) and self.catalog.settings.get(f"indexed:{name}") is None
+        """Say if the catalog knows nothing of what lies in a storage, or may lie in one that cannot be looked at."""
+        level = self.gauge.level(self.inforce.storage(name).path)
+        may_hold = level.repository or (level.error and not level.missing)
+        return bool(may_hold) and self.catalog.settings.get(f"indexed:{name}") is None
 
     def _kept_in(self, storage: str) -> list[str]:
         policy = self.inforce.policy

@@ -233,3 +233,31 @@ def test_a_daemon_that_can_be_nobody_else_lends_its_rights_to_no_link_of_others(
     assert "symbolic link of another user" in problem["message"]
     house.idle()
     assert len(house.backups("app")) == 1
+
+
+def test_a_storage_that_it_may_not_enter_is_told_and_keeps_it_from_nothing(served: House) -> None:
+    served.does("backup", "app")
+    served.idle()
+    served.stop()
+    os.chown(served.store, 0, 0)
+    served.start()
+    served.idle()
+    served.does("reload")
+    problem = until(lambda: served.api.get("status")["storages"][0]["problem"], served.jobs)
+    assert (problem["code"], "Permission denied" in problem["detail"]) == ("DBG-3001", True)
+    assert served.status("app")["recoverable_to_at"] is None
+    served.stop()
+
+    for path in served.state.glob("catalog.db*"):  # of a disk that comes from another machine nothing is known
+        path.unlink()
+    served.protects()
+    served.start()
+    served.does("reload")
+    until(lambda: not served.api.get("status")["storages"][0]["ok"], served.jobs)
+    said = served.ctl("status").out
+    assert "is not known: see below" in said and "Permission denied" in said
+    assert not any(lie in said for lie in ("0 B", "No database is protected yet", "no recovery recipient")), said
+    os.chown(served.store, served.state.stat().st_uid, served.state.stat().st_gid)
+    served.does("reload")
+    until(lambda: [row["backups"] for row in served.api.get("status")["databases"]] == [1], served.jobs)
+    served.is_sound()

@@ -110,7 +110,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
     if head and head != _MAGIC and _readable(head):
-        raise SourceInvalid(f"{path}: is no database, it looks like text", detail=f"It begins: {head.decode()!r}")
+        raise SourceInvalid(f"{path}: is no database, it looks like text")
     if head and head != _MAGIC:
         raise SourceEncrypted(
             f"{path}: does not begin like a SQLite database",

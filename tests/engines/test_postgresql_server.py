@@ -125,10 +125,11 @@ def test_what_keeps_us_from_a_server_is_told_apart(live, change, kind):
 
 def test_what_a_role_may_not_read_is_denied(live):
     with (
-        pytest.raises(SourceDenied, match="refused"),
+        pytest.raises(SourceDenied, match="refused") as denied,
         connected({**address_of(live.url), "user": "low"}, "postgres") as db,
     ):
         db.execute(b"SELECT * FROM public.t")
+    assert denied.value.hints[0].startswith("GRANT pg_read_all_data TO ")  # and not what a file of SQLite needs
 
 
 def test_programs_of_the_servers_version_are_found_and_what_is_missing_has_its_command(live):

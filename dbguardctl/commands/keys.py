@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from dbguardctl.app import Group, pass_session
+from dbguardctl.consent import can_ask
 from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
 from dbguardctl.session import Session, did_you_mean
@@ -143,13 +144,22 @@ def recovery_test(session: Session, name: str) -> None:
 @key.command("recovery-drop")
 @click.argument("recipient", metavar="RECIPIENT", type=Name(), shell_complete=_complete_recipient)
 @_name
-@text_option("--confirm", metavar="RECIPIENT", help="The same again: needed for the last one.")
+@text_option("--confirm", metavar="RECIPIENT", help="The same again: on a terminal it is asked for.")
 @pass_session
 def recovery_drop(session: Session, recipient: str, name: str, confirm: str) -> None:
     """Let the recovery key of a lost sheet open the backups no longer. `key list` shows the recipients.
 
     A copy of the storage that somebody made before still opens with it.
     """
+    if not confirm and can_ask(session):
+        rows = session.daemon.get("keys")["keys"]
+        others = [one for row in rows if row["name"] == name for one in row.get("recipients") or ()]
+        left = [one for one in others if not one["recipient"].startswith(recipient)]
+        tested = sum(one["tested_at"] is not None for one in left)
+        stay = f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} was ever tested."
+        session.err.show([text(Cell(f"This lets {recipient} open the backups no longer. {stay}", "bad"))])
+        asked = f"Type {recipient} to go on"
+        confirm = str(click.prompt(asked, default="", show_default=False, err=True)).strip()
     fields = {"recipient": recipient, "confirm": confirm}
     answer: dict[str, Any] = session.daemon.post("keys", name, "recovery-drop", body=fields)
     blocks: list[Block] = [

@@ -12,7 +12,7 @@ from dbguardd.catalog import Who, to_text
 from dbguardd.catalog.effects import recovery
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
-from dbguardd.errors import Busy, NotFound, Unsupported
+from dbguardd.errors import Busy, ConfirmMissing, NotFound, Unsupported
 from dbguardd.policy import Policy
 
 Json = dict[str, Any]
@@ -67,8 +67,21 @@ async def drop(operations: Operations, key: str, recipient: str, confirm: str, w
 
     Raises NotFound, Held, ConfirmMissing.
     """
-    known = [name for name in recovery(operations.catalog.settings, key) if name.startswith(recipient)]
+    settings = operations.catalog.settings
+    everyone = recovery(settings, key)
+    known = [name for name in everyone if name.startswith(recipient)]
     whole = known[0] if len(known) == 1 else recipient
+    left = [name for name in everyone if name != whole]
+    if whole in everyone and left and confirm not in (recipient, whole):  # the last one is asked about by the job
+        tested = sum(settings.get(f"recovery_tested:{key}:{name}") is not None for name in left)
+        raise ConfirmMissing(
+            f"{whole}: whoever has its sheet opens the backups no longer, which cannot be undone",
+            detail=f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} was ever tested.",
+            hints=[
+                f"dbguardctl key recovery-test {key}",
+                f"dbguardctl key recovery-drop {whole} {key} --confirm {whole}",
+            ],
+        )
     request = {"recipient": whole, "confirm": whole if confirm == recipient else confirm}
     dropped = []
     for storage in _storages(operations, key):

@@ -107,7 +107,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
     except FileNotFoundError as error:
         raise SourceMissing(f"{path}: there is no such file", hints=[f"ls -l {_shown(path)}"]) from error
     except OSError as error:
-        raise SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error)) from error
+        raise _unseen(path, error) from error
     if Path(seen["path"]).is_relative_to(os.path.realpath(state)):
         raise Usage(
             f"{path}: is one of dbguard's own files",
@@ -122,7 +122,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
     if head and head != _MAGIC and _readable(head):
-        raise SourceInvalid(f"{path}: is no database, it looks like text", detail=f"It begins: {head.decode()!r}")
+        raise SourceInvalid(f"{path}: is no database, it looks like text")
     if head and head != _MAGIC:
         raise SourceEncrypted(
             f"{path}: does not begin like a SQLite database",
@@ -134,6 +134,15 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
     return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2")
+
+
+def _unseen(path: str, error: OSError) -> SourceDenied:
+    """Say why nobody could look: of a link its owner does, who may not see what the owner of that sees."""
+    if not os.path.islink(path):
+        return SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error))
+    there = os.path.join(os.path.dirname(path), os.readlink(path))
+    hints = [f"dbguardctl protect {_shown(there)}"]
+    return SourceDenied(f"{path}: is a link to {there}", detail="Who owns the link may not look there.", hints=hints)
 
 
 async def _detect_server(engine: str, url: str, look: Look) -> Found:

@@ -245,7 +245,7 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
     if moment.until is not None:
         return examined, Finding("log since the backup", "ok", moment.said())
     expected = run.repository.fingerprint(moment.backup.id)
-    compared = same_content(examined, expected)
+    compared = same_content(examined, expected, moment.backup)
     if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
         compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
     return examined, compared

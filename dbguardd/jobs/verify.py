@@ -17,6 +17,7 @@ from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, s
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
 from dbguardd.repository import Backup, Proof
+from dbguardd.rules.reliance import SAFETY_NOTE
 from dbguardd.states import Grade
 from dbguardd.wire import Verify, to_json
 
@@ -73,7 +74,7 @@ def _tried(run: Run, moment: Moment, name: str) -> Finding:
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         findings = list(examined.findings)
         if (twin := same_place(run, moment)) and (expected := run.repository.fingerprint(twin.id)):
-            compared = same_content(examined, expected)
+            compared = same_content(examined, expected, twin)
             findings.append(replace(compared, name=f"content of backup {twin.id}, which was made just there"))
             said += f"; {findings[-1].name}: {compared.detail}"
             unsure = False
@@ -136,7 +137,7 @@ def prove(run: Run, backup: Backup) -> Proof:
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         seconds = run.monotonic() - started  # a restore compares as well before it says that it is done
-        findings += brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id))])
+        findings += brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id), backup)])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
         findings.append(Finding("restore", "failed", _line(error)))
@@ -176,13 +177,14 @@ def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
         run.repository.add_proof(proof)
 
 
-def same_content(examined: Examination, expected: Mapping[str, Any] | None) -> Finding:
+def same_content(examined: Examination, expected: Mapping[str, Any] | None, backup: Backup) -> Finding:
     """Compare a restored database with the fingerprint that was taken inside the backup's own snapshot."""
     name = "content equals the snapshot"
     if expected is None:
-        return Finding(
-            name, "inconclusive", "the backup has no fingerprint: safety copies have none, nor what was interrupted"
-        )
+        why = backup.facts.get("no_fingerprint") or "dbguardctl log has the cause"  # known later than the facts
+        more = f"{why}. Make another backup: dbguardctl backup {backup.database}"
+        said = "a safety copy has none" if backup.note == SAFETY_NOTE else more
+        return Finding(name, "inconclusive", f"the backup has no fingerprint: {said}")
     if examined.fingerprint is None:
         why = any(finding.outcome == "failed" for finding in examined.findings)
         return Finding(name, "failed" if why else "inconclusive", "the restored database could not be read")

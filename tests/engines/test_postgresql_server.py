@@ -125,10 +125,11 @@ def test_what_keeps_us_from_a_server_is_told_apart(live, change, kind):
 
 def test_what_a_role_may_not_read_is_denied(live):
     with (
-        pytest.raises(SourceDenied, match="refused"),
+        pytest.raises(SourceDenied, match="refused") as denied,
         connected({**address_of(live.url), "user": "low"}, "postgres") as db,
     ):
         db.execute(b"SELECT * FROM public.t")
+    assert denied.value.hints[0].startswith("GRANT pg_read_all_data TO ")  # and not what a file of SQLite needs
 
 
 def test_a_server_whose_replication_slots_are_all_in_use_is_told_with_which_they_are_and_how_to_have_more(live):

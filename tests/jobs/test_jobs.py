@@ -63,6 +63,8 @@ def test_a_backup_that_dies_before_its_fingerprint_is_kept_but_never_proven(worl
     assert len(world.ids()) == 1
     proof = world.do("verify", database="app")["proof"]
     assert (proof["grade"], proof["failure"]) == ("restored", None)
+    said = proof["findings"][-1]["detail"]
+    assert said.endswith("dbguardctl log has the cause. Make another backup: dbguardctl backup app")
 
 
 def test_verify_proves_and_measures(world):

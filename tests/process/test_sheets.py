@@ -21,7 +21,11 @@ def test_a_lost_sheet_is_withdrawn(house: House) -> None:
     assert tested == {lost["recipient"]: False, kept["recipient"]: True}
     assert "2 recovery copies, 1 never tested" in house.ctl("status").out
 
-    assert house.ctl("key", "recovery-drop", lost["recipient"][:12]).status == 0
+    few = lost["recipient"][:12]
+    problem = house.fails("DBG-6004", 10, "key", "recovery-drop", few)
+    assert "stay: 1, of which 1 was ever tested" in problem["detail"] and lost["recipient"] in problem["message"]
+    assert "none was ever tested" in house.fails("DBG-6004", 10, "key", "recovery-drop", kept["recipient"])["detail"]
+    assert house.ctl("key", "recovery-drop", few, "--confirm", few).status == 0
     assert house.ctl("key", "recovery-test", stdin=lost["identity"]).status == 11
     assert house.ctl("key", "recovery-test", stdin=kept["identity"]).status == 0
     assert house.does("key", "list")["keys"][0]["recovery"] == [kept["recipient"]]

@@ -417,6 +417,15 @@ def test_in_place_asks_for_the_name(daemon: FakeDaemon) -> None:
     assert daemon.bodies("POST /jobs/restore")[0]["confirm"] == "app"
 
 
+def test_a_recovery_key_is_dropped_after_a_question(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon, "key", "recovery-drop", "age1")
+    terminal.read_until("Type age1 to go on: ")
+    assert "open the backups no longer. Recovery keys that stay: " in terminal.text
+    terminal.type("age1\n")
+    terminal.end()
+    assert daemon.bodies("POST /keys/main/recovery-drop") == [{"recipient": "age1", "confirm": "age1"}]
+
+
 def test_in_place_goes_no_further_with_another_name(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon, "restore", "app", "--in-place")
     terminal.read_until("Type app to go on: ")

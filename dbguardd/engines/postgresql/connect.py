@@ -212,7 +212,11 @@ _STATES: Mapping[str, type[GuardError]] = {
 }
 
 
+READ_ALL = "GRANT pg_read_all_data TO ROLE;  -- as a superuser; ROLE is the user of the url"
+"""What lets a role read all tables; `check` names the role, and what else it lacks."""
+
 _MENDS: Mapping[str, Sequence[str]] = {
+    "42501": (READ_ALL,),
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- then restart the server",),
     "ReplicationSlotCreate": (  # 53400 has other limits, too
@@ -239,7 +243,9 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
     said = _first_line(error).split(" Multiple connection attempts failed")[0]  # and they failed alike
     if found := re.search(r'database "(.*)" does not exist', said):
         return SourceMissing(
-            f"{about}: there is no database {found[1]}", detail=said, hints=["psql -l  # the databases that there are"]
+            f"{about}: there is no database {found[1]}",
+            detail=said,
+            hints=["su postgres -c 'psql -l'  # the databases that there are"],
         )
     if re.search("authentication failed|no pg_hba.conf entry|no password supplied|role .* does not exist", said):
         return SourceDenied(

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.child import tool
-from dbguardd.engines.postgresql.connect import Address, place_of, told
+from dbguardd.engines.postgresql.connect import READ_ALL, Address, place_of, told
 from dbguardd.engines.postgresql.content import Stored
 from dbguardd.engines.postgresql.snapshot import Database, Extension, Held
 from dbguardd.engines.postgresql.tools import Tools
@@ -176,7 +176,8 @@ class Dumper:
 
     def _refusal(self, what: str, program: str, said: str) -> GuardError:
         kind = next((kind for words, kind in _WORDS if words in said), SourceChanged)
-        return kind(f"{place_of(self._address)}: {program} could not dump {what}", detail=said)
+        hints = [READ_ALL] if "permission denied" in said else []
+        return kind(f"{place_of(self._address)}: {program} could not dump {what}", detail=said, hints=hints)
 
 
 def _pattern(table: Stored) -> str:

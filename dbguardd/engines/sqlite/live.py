@@ -190,7 +190,8 @@ def read_header(live: Live) -> Header:
                 f"{live.path}: no SQLite header, and the bytes look random",
                 detail=f"{_entropy(raw):.2f} bits of entropy a byte in the first {len(raw)} bytes",
             )
-        raise SourceInvalid(f"{live.path}: not a SQLite database", detail=f"the file begins with {raw[:16]!r}")
+        what = "it does not begin as one does"  # what it begins with is not ours to tell: it may be any file
+        raise SourceInvalid(f"{live.path}: not a SQLite database", detail=what)
     header = Header.parse(raw.ljust(100, b"\0"))
     size = header.page_size
     if len(raw) < 100 or size < 512 or size > 65536 or size & (size - 1):

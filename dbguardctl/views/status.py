@@ -151,11 +151,13 @@ def trouble(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> li
         lines = [_plain_state(row)]
         hints = hints or [f"dbguardctl {'verify' if row['backups'] else 'backup'} {row['name']}"]
     blocks: list[Block] = []
+    told = str(problem.get("message") or "")
+    of = next((number for number, line in enumerate(lines) if told in line), 0)  # the line that is about the problem
     for number, line in enumerate(lines):
         mark = screen.mark("warn" if style == "good" or (number and style == "bad") else style)
-        code = Cell(f"  [{problem['code']}]", "dim") if problem.get("code") and not number else ""
+        code = Cell(f"  [{problem['code']}]", "dim") if problem.get("code") and number == of else ""
         blocks.append(text(mark, " ", zoned(_named(row["name"], line), now, zone), code))
-        if not number:
+        if number == of:
             details = zoned(humanized(str(problem.get("detail") or "")), now, zone)
             blocks += [text(words, indent=4) for words in details.splitlines()]
     hints = list(dict.fromkeys([*(problem.get("hints") or ()), *hints]))

@@ -151,6 +151,7 @@ class Views:
         facts = Facts(
             name=name,
             backups=summary.count,
+            unread=self.storages.is_unread(guarded.storage[0]),
             lost=gone.message if gone else "",
             missing=missing,
             served=guarded.url is not None,

@@ -70,11 +70,22 @@ def _poll(
             tried = row["attempt"]
             row = session.daemon.get("jobs", row["id"], wait=round(rest, 3))["job"]
             if row["attempt"] > tried and row["problem"]:
-                at, why = row["problem"].get("next_try_at"), row["problem"].get("message")
-                again = f" {when(at, session.now, session.zone)}" if at else ""
-                session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {why}")
+                _say_again(session, row, tried)
             look(row)
     return row
+
+
+def _say_again(session: Session, row: Json, tried: int) -> None:
+    """Tell why an attempt failed, in full: whoever waits can mend it now, and ask again to have it tried at once."""
+    problem = row["problem"]
+    at = problem.get("next_try_at")
+    again = f" {when(at, session.now, session.zone)}" if at else ""
+    session.say(f"{what(row)}: attempt {tried} failed, it is tried again{again}: {problem.get('message')} "
+                f"[{problem.get('code')}]")  # fmt: skip
+    for line in str(problem.get("detail") or "").splitlines()[:_SHOWN]:
+        session.say(f"       {line}")
+    for hint in (problem.get("hints") or ())[:1]:
+        session.say("       try  ", Cell(str(hint), "try"))
 
 
 def proof_job(session: Session, row: Json) -> Json | None:

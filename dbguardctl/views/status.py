@@ -44,7 +44,9 @@ def _needy(row: Json) -> bool:
 
 def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
     """Return the whole screen: head, databases (worst first), what is wrong and what to do, storages, keys."""
-    rows = sorted(answer["databases"], key=lambda row: _ORDER.get(row["state"], 0))
+    unread = any(row["stored_bytes"] is None for row in answer["storages"])
+    known = [{**row, "unread": unread and not row["backups"]} for row in answer["databases"]]
+    rows = sorted(known, key=lambda row: _ORDER.get(row["state"], 0))
     blocks = _head(answer, rows, now, zone)
     if rows:
         columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
@@ -118,12 +120,14 @@ def _row(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[
 def _nothing(row: Json) -> str:
     if row["last_proven_at"]:
         return "nothing now"
+    if row.get("unread"):
+        return "not known yet"
     return "nothing proven yet" if row["backups"] else "nothing yet"
 
 
 def _proven(row: Json, now: datetime, zone: tzinfo | None) -> tuple[str, str]:
     moment = row["last_proven_at"]
-    return (when(moment, now, zone), "good") if moment else ("never", "warn")
+    return (when(moment, now, zone), "good") if moment else ("not known yet" if row.get("unread") else "never", "warn")
 
 
 def _next(row: Json, now: datetime, zone: tzinfo | None) -> str:
@@ -151,11 +155,13 @@ def trouble(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> li
         lines = [_plain_state(row)]
         hints = hints or [f"dbguardctl {'verify' if row['backups'] else 'backup'} {row['name']}"]
     blocks: list[Block] = []
+    told = str(problem.get("message") or "")
+    of = next((number for number, line in enumerate(lines) if told in line), 0)  # the line that is about the problem
     for number, line in enumerate(lines):
         mark = screen.mark("warn" if style == "good" or (number and style == "bad") else style)
-        code = Cell(f"  [{problem['code']}]", "dim") if problem.get("code") and not number else ""
+        code = Cell(f"  [{problem['code']}]", "dim") if problem.get("code") and number == of else ""
         blocks.append(text(mark, " ", zoned(_named(row["name"], line), now, zone), code))
-        if not number:
+        if number == of:
             details = zoned(humanized(str(problem.get("detail") or "")), now, zone)
             blocks += [text(words, indent=4) for words in details.splitlines()]
     hints = list(dict.fromkeys([*(problem.get("hints") or ()), *hints]))

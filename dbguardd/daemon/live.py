@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbguardd.catalog import Who
+from dbguardd.errors import Busy
 from dbguardd.verbs import opens
 from dbguardd.wire import QUESTION_VERBS, JobRow
 
@@ -123,6 +124,20 @@ class Live:
         total = progress.get("total_bytes")
         self.row.step, self.row.done_bytes = str(progress.get("step", "")), int(progress.get("done_bytes") or 0)
         self.row.total_bytes = None if total is None else int(total)
+
+    def awaited_by(self, order: Order) -> bool:
+        """True if a person asks for just this, and it waits for its next try: whatever was wrong may be mended."""
+        return self.row.problem is not None and order.who.uid is not None and order.request == self.order.request
+
+    def in_the_way(self, of: str) -> Busy:
+        """The refusal of the same once more."""
+        cancel = [f"dbguardctl job cancel {self.row.id}"] if self.row.attempt > 1 else []  # to try at once
+        return Busy(
+            f"{of}: {self.row.verb} is {self.row.state} already",
+            detail=f"job {self.row.id}, asked for by {self.row.actor}",
+            hints=[f"dbguardctl job watch {self.row.id}", *cancel],
+            facts={"job": self.row.id},
+        )
 
     def same_as(self, order: Order, storage: str) -> bool:
         """True if that order asks for what this job does."""

@@ -79,15 +79,10 @@ class Runner:
         terms = self._around.terms(order)
         for live in self._live():
             if order.verb in UNIQUE and live.same_as(order, terms.storage):
-                raise Busy(
-                    f"{order.database or terms.storage}: {order.verb} is {live.row.state} already",
-                    detail=f"job {live.row.id}, asked for by {live.row.actor}",
-                    hints=[
-                        f"dbguardctl job watch {live.row.id}",
-                        *([f"dbguardctl job cancel {live.row.id}"] if live.row.attempt > 1 else []),  # to try at once
-                    ],
-                    facts={"job": live.row.id},
-                )
+                if live in self._waiting and live.awaited_by(order):
+                    self.wake(live.row.database or "")
+                    return replace(live.row)
+                raise live.in_the_way(order.database or terms.storage)
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{len(self._waiting)} jobs are waiting already")
         now = self._around.now()

@@ -151,6 +151,7 @@ class Views:
         facts = Facts(
             name=name,
             backups=summary.count,
+            unread=self.storages.is_unread(guarded.storage[0]),
             lost=gone.message if gone else "",
             missing=missing,
             served=guarded.url is not None,
@@ -188,6 +189,7 @@ class Views:
         if active and active.problem and active.state is JobState.QUEUED:  # an attempt failed, and the next one waits
             what = f"{name}: {active.verb} failed, it is tried again: {active.problem.get('message', '')}"
             row.attention.insert(0, what)
+            row.problem = row.problem if gone else active.problem  # of which that is the text
             row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
         since = _moment(self.catalog.settings.get(f"replacing:{name}") or None)
         if since and not active and now - since < timedelta(days=UNDO_DAYS):

@@ -55,7 +55,7 @@ class Storages:
             free_bytes=level.free_bytes,
             total_bytes=level.total_bytes,
             keep_free_bytes=floor,
-            stored_bytes=None if self._is_unread(name) else self.catalog.backups.stored_bytes(name),
+            stored_bytes=None if self.is_unread(name) else self.catalog.backups.stored_bytes(name),
             problem=None if problem is None else problem.problem(),
             beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
         )
@@ -70,7 +70,7 @@ class Storages:
                 known["passphrase"] = None
             get = self.catalog.settings.get
             each = [RecipientStatus(one, get(f"recovery_tested:{name}:{one}")) for one in known if one != "passphrase"]
-            read = not any(map(self._is_unread, storages or self.inforce.storages()))
+            read = not any(map(self.is_unread, storages or self.inforce.storages()))
             found.append(KeyStatus(name, key.type, list(known), get(f"recovery_tested:{name}"), each, read))
         return found
 
@@ -125,7 +125,7 @@ class Storages:
             error.message = f"there are backups that no key of this machine opens: {error.message}"
         return error
 
-    def _is_unread(self, name: str) -> bool:
+    def is_unread(self, name: str) -> bool:
         """Say if the catalog knows nothing of what lies in a storage, or may lie in one that cannot be looked at."""
         level = self.gauge.level(self.inforce.storage(name).path)
         may_hold = level.repository or (level.error and not level.missing)

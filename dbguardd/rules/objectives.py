@@ -33,6 +33,7 @@ class Facts:
     missing: str = ""  # the path of the live database, or of its server's socket, if nothing is there
     served: bool = False  # by a server
     lost: str = ""  # why neither its storage nor its key is there as they should be
+    unread: bool = False  # its storage was not read yet: nobody knows which backups there are
     backups: int = 0
     newest_at: datetime | None = None
     newest_failure: str = ""  # why the last verification of the newest backup failed, or a check since then
@@ -151,6 +152,8 @@ def _failing(facts: Facts) -> _Point:
 
 def _unproven(facts: Facts) -> _Point:
     name = facts.name
+    if facts.newest_at is None and facts.unread:
+        return _Point(Health.UNPROVEN, f"{name}: its backups are not read yet: it is not known which there are")
     if facts.newest_at is None:
         return _Point(Health.UNPROVEN, f"{name}: there is no backup yet", f"dbguardctl backup {name} --verify")
     why = "" if facts.verified else ' (verify = "off")'

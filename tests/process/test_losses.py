@@ -365,6 +365,14 @@ def test_a_storage_that_appears_is_shown_as_unread_and_read_by_a_reload(house: H
     assert storage["stored_bytes"] is None
     said = house.ctl("status")
     assert f"the backups in {house.store} are not read yet" in said.out and "dbguardctl reload" in said.out
+    (house.store / "repo.json").rename(house.place / "repo.json")
+    house.write(house.table("app", 'verify = "off"'), name="app")
+    house.does("reload")
+    (house.place / "repo.json").rename(house.store / "repo.json")
+    until(lambda: house.api.get("status")["storages"][0]["stored_bytes"] is None, house.jobs)
+    said = house.ctl("status")  # of a database in the policy nothing is claimed either
+    assert "app: its backups are not read yet" in said.out and "not known yet" in said.out, said
+    assert "no backup yet" not in said.out and "never" not in said.out.partition("\n\n")[2].partition("storage")[0]
     house.does("reload")
     house.idle()
     assert house.status("app")["backups"] == 1

@@ -127,6 +127,12 @@ def test_a_backup_that_waits_for_its_next_try_says_so(house: House) -> None:
     assert "retrying" in house.ctl("job", "list").out
     shown = house.ctl("job", "show", job).out
     assert "retrying" in shown and "next try" in shown
+    assert house.fails("DBG-0005", 7, "backup", "app", "--full")["hints"][1] == f"dbguardctl job cancel {job}"
+    assert house.does("backup", "app")["job"]["id"] == job  # which waits for an hour no more
+    house.idle()
+    with held(path):
+        job = house.submit("backup", "app")
+        until(lambda: house.job(job)["problem"], house.jobs)
     house.does("unprotect", "app", "--confirm", "app")
     assert house.job(job)["state"] == "cancelled"
 

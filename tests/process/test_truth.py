@@ -127,9 +127,18 @@ def test_a_job_that_waits_for_its_next_try_is_not_shown_as_running(house: House)
     row = house.status("app")
     assert (row["running_job"], row["next_verb"], row["recoverable_to_at"] is None) == (None, "backup", False)
     assert row["next_run_at"] == house.job(job)["problem"]["next_try_at"]
-    assert "it is tried again" in row["attention"][0]
+    assert "it is tried again" in row["attention"][0] and row["problem"]["message"] in row["attention"][0]
     said = house.ctl("status")
     assert (said.status, "running now" in said.out) == (3, False)
+    assert f"[{row['problem']['code']}]" in next(line for line in said.out.splitlines() if "tried again" in line)
+    path.rename(path.with_name("gone"))  # two things are wrong: neither has the code of the other
+    house.store.rename(house.state / "away")
+    until(lambda: "nothing can be" in house.ctl("status").out, house.jobs)
+    lines = house.ctl("status").out.splitlines()
+    assert "[DBG" not in next(line for line in lines if "tried again" in line)
+    assert "[DBG-3" in next(line for line in lines if "nothing can be" in line)
+    (house.state / "away").rename(house.store)
+    path.with_name("gone").rename(path)
     house.does("job", "cancel", job)
 
 

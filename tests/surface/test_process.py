@@ -200,7 +200,9 @@ def test_a_job_that_is_tried_again_says_so(
     again = answers.job("backup", "queued", attempt=2, problem=problem)
     daemon.verb_jobs["backup"] = [answers.job("backup", "running"), again, answers.job("backup", result={})]
     assert inside("backup", "app") == 0
-    assert re.search(r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked", capsys.readouterr().err)
+    assert re.search(
+        r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked \[DBG-\d{4}\]", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

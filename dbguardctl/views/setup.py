@@ -75,7 +75,7 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
     blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
     if row["continuous"]:
         blocks.append(
-            text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at '5 min ago' --to PLACE", "try"))
+            text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at MOMENT --to PLACE", "try"))
         )
     for key in answer["keys"]:
         if is_bare(key):

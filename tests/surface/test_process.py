@@ -220,6 +220,7 @@ def test_a_job_that_is_tried_again_says_so(
         (["restore", "app", "--to", "x", "--in-place"], 2, "give one"),
         (["restore", "app", "--in-place"], 10, "dbguardctl restore app --in-place --confirm app"),
         (["restore", "app", "--in-place", "--confirm", "ap"], 10, "--confirm says 'ap'"),
+        (["restore", "app", "--in-place", "--confirm", "ap"], 10, "dbguardctl restore app --in-place --confirm app"),
         (["restore", "undo", "app"], 10, "dbguardctl restore undo app --confirm app"),
         (["restore", "undo", "app", "--to", "x"], 2, "takes only --confirm"),
         (["restore", "app", "crm"], 2, "one database at a time"),

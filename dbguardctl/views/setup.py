@@ -74,9 +74,7 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
         blocks.append(text(Cell("safe", "good"), "      ", Cell(f"{name} is protected.", "strong"), goal, again))
     blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
     if row["continuous"]:
-        blocks.append(
-            text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at MOMENT --to PLACE", "try"))
-        )
+        blocks.append(text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at MOMENT --to PLACE", "try")))
     for key in answer["keys"]:
         if is_bare(key):
             blocks.append(text(Cell("NOW       ", "warn"), "save your recovery key somewhere else: ",

@@ -28,6 +28,10 @@ def confirmed(session: Session, database: str, given: str, what: str, how: str =
         given = str(click.prompt(f"Type {database} to go on", default="", show_default=False, err=True)).strip()
     if given != database:
         why = f"--confirm says {given!r}" if given else "--confirm is not given"
+        words = list(session.arguments)
+        if "--confirm" in words:  # the other name goes
+            at = words.index("--confirm")
+            del words[at : at + 2]
         raise ConfirmMissing(f"{database}: this {what}{how}, which needs the name typed in full", detail=f"{why}.",
-                             hints=[shlex.join([PROGRAM, *session.arguments, "--confirm", database])])  # fmt: skip
+                             hints=[shlex.join([PROGRAM, *words, "--confirm", database])])  # fmt: skip
     return given

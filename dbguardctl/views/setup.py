@@ -82,9 +82,7 @@ def promise(answer: Json, name: str, now: datetime, zone: tzinfo | None) -> list
         blocks.append(text(Cell("safe", "good"), "      ", Cell(f"{name} is protected.", "strong"), goal, again))
     blocks.append(text(Cell("get back  ", "dim"), Cell(f"dbguardctl restore {name} --to PLACE", "try")))
     if row["continuous"]:
-        blocks.append(
-            text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at '5 min ago' --to PLACE", "try"))
-        )
+        blocks.append(text(Cell("or        ", "dim"), Cell(f"dbguardctl restore {name} --at MOMENT --to PLACE", "try")))
     elif row["engine"] == "postgresql":
         needs = Cell(f"dbguardctl check {name}", "try")
         blocks.append(

@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Untold
+from dbguardd.errors import SourceInvalid
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
@@ -43,6 +44,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             facts = {**run.snapshots.dump(saving, run.progress), "log": log}
+            if not full:
+                _check_successor(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
@@ -67,6 +70,27 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
         "backup.done", backup=made.id, created_at=instant(made.created_at), seconds=round(run.monotonic() - started, 3)
     )
     return made
+
+
+def _check_successor(run: Run, facts: Facts) -> None:
+    """Raise SourceInvalid if a server is another cluster than the one that was backed up before.
+
+    An empty server where a lost one was would take its place in all that is restored, and its backups would expire. Who
+    asks for a full backup says that it is right so: after pg_upgrade, or a new initdb.
+    """
+    before = next(
+        (backup.facts["system"] for backup in run.repository.backups(run.name) if "system" in backup.facts), None
+    )
+    if before is not None and facts.get("system", before) != before:
+        raise SourceInvalid(
+            f"{run.name}: is another cluster than the one whose backups there are",
+            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
+            "would in time make room for its own.",
+            hints=[
+                f"dbguardctl unprotect {run.name}  # and protect it under another --name",
+                f"dbguardctl backup {run.name} --full  # it is what has become of that one: pg_upgrade, initdb",
+            ],
+        )
 
 
 def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:

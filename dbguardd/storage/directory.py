@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import shlex
 import stat
 import weakref
 from collections.abc import Iterator, Sequence
@@ -294,11 +296,21 @@ def _outcome(path: Path, what: str, error: OSError, storing: int | None = None) 
     if storing is not None and error.errno in _NO_LINKS:
         return Unsupported(f"{what}: the file system may not make hard links", detail=detail)
     hints = [f"findmnt -T {path}", f"ls -ld {path}"]
+    if error.errno in (errno.EACCES, errno.EPERM):
+        own = f"install -d -o {_ourselves()} -m 0700 {shlex.quote(str(path))}  # as root; of a copy, chown -R"
+        return Unreachable(f"{what}: the storage may not be read or written", detail=detail, hints=[own, *hints])
     if error.errno in (errno.ENOTDIR, errno.ELOOP):
         return Unreachable(f"{what}: a directory of the storage is a symbolic link", detail=detail, hints=hints)
     if error.errno == errno.ENOENT:
         return Unreachable(f"{path}: the storage is not there; is its disk mounted?", detail=detail, hints=hints)
     return Unreachable(f"{what}: the storage does not answer as it should", detail=detail, hints=hints)
+
+
+def _ourselves() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _entry(name: str, about: os.stat_result) -> Entry:

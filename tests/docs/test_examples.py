@@ -92,10 +92,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         [row] = json.loads(host.run("--json", "list", "app", capture_output=True).stdout)["backups"]
         names = {
             "/var/lib/app/app.db": str(place / "app.db"),
-            "/srv/app.db": str(place / "srv.db"),
-            "/srv/look.db": str(place / "look-again.db"),
+            "/var/lib/app/look.db": str(place / "look-again.db"),
+            "/var/lib/app/again.db": str(place / "again.db"),
             "/srv/restored/app.db": str(place / "restored.db"),
-            "/srv/back": str(place / "back"),
+            "/var/lib/postgresql/back": str(place / "back"),
             "/tmp/look.db": str(place / "look.db"),  # noqa: S108 - as the page has it
             "yesterday 09:00": "now",
             "01K4YJ3M8R": row["id"][:10],
@@ -158,7 +158,7 @@ def test_a_job_by_hand_as_the_page_says(words: tuple[str, ...], tmp_path: Path) 
     with host.daemon():
         assert host.run("protect", str(tmp_path / "app.db"), capture_output=True).returncode == 0
     (tmp_path / "app.db").unlink()
-    names = {"/mnt/old/dbguard": str(host.state), "/srv/app.db": str(tmp_path / "srv.db")}
+    names = {"/mnt/old/dbguard": str(host.state), "/var/lib/app/again.db": str(tmp_path / "srv.db")}
     state = [] if "--state" in words else ["--state", host.state]
     argv = [host.bin / "dbguardd", "--policy", host.policy, *state, *(names.get(word, word) for word in words[1:])]
     done = subprocess.run(argv, env=host.environment, capture_output=True, text=True, check=False)

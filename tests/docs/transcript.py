@@ -25,7 +25,7 @@ TOUR = (
     "dbguardctl protect /var/lib/app/app.db",
     "dbguardctl backup app",
     "dbguardctl status",
-    "dbguardctl restore app --to /srv/look.db",
+    "dbguardctl restore app --to /var/lib/app/look.db",
 )
 _PROGRESS = re.compile(
     r"^  (written to \S+, )?[a-z]+( (\d+ % )?of [\d.]+ \w+)?\n", re.M
@@ -46,7 +46,7 @@ def live(place: Path) -> str:
     """Walk through the tour on a host of its own, and return what a person would see on db1."""
     host, database = Host(place), place / "app.db"
     host.environment |= {"TZ": "UTC", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
-    paths = {"/var/lib/app/app.db": str(database), "/srv/look.db": str(place / "look.db")}
+    paths = {"/var/lib/app/app.db": str(database), "/var/lib/app/look.db": str(place / "look.db")}
     seed(database, bookings=20_000, documents=1_000)
     told = []
     with host.daemon():

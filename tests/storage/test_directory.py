@@ -341,6 +341,7 @@ def test_other_failures_are_unreachable_and_leave_nothing(root: Path, number: in
     with pytest.raises(Unreachable) as caught:
         storage.delete("old") if verb == "unlink" else storage.put("a/b", b"x")
     assert errno.errorcode[number] in caught.value.detail
+    assert caught.value.hints[0].startswith("install -d -o ") is (number == errno.EACCES)
     assert [entry.name for entry in Directory(root).list("")] == ["old"]
 
 

@@ -222,6 +222,7 @@ def test_a_job_that_is_tried_again_says_so(
         (["restore", "app", "--to", "x", "--in-place"], 2, "give one"),
         (["restore", "app", "--in-place"], 10, "dbguardctl restore app --in-place --confirm app"),
         (["restore", "app", "--in-place", "--confirm", "ap"], 10, "--confirm says 'ap'"),
+        (["restore", "app", "--in-place", "--confirm", "ap"], 10, "dbguardctl restore app --in-place --confirm app"),
         (["restore", "undo", "app"], 10, "dbguardctl restore undo app --confirm app"),
         (["restore", "undo", "app", "--to", "x"], 2, "takes only --confirm"),
         (["restore", "app", "crm"], 2, "one database at a time"),
@@ -458,9 +459,8 @@ def test_a_recovery_key_is_typed_in_the_lines_of_the_sheet_and_no_line_of_it_is_
     if at_once:
         terminal.type("\n".join([*lines, "OPEN THE BACKUPS", ""]))
     else:
-        for line, more in zip(
-            lines, ("58 characters more", "26 characters more", "2 characters more", ""), strict=True
-        ):
+        missing = ("58 characters more", "26 characters more", "2 characters more", "")
+        for line, more in zip(lines, missing, strict=True):
             terminal.type(f"{line}\n")
             terminal.read_until(more)
     terminal.end()

@@ -11,6 +11,7 @@ import pytest
 from dbguardd.catalog import Catalog, to_text
 from dbguardd.daemon import Clock, Setup, run
 from dbguardd.daemon.gauge import Level
+from dbguardd.daemon.service import Service
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
 from dbguardd.states import Health, JobState
 from dbguardd.words import humanized
@@ -22,6 +23,12 @@ from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, s
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+async def measured(service: Service) -> None:
+    """Wait until all was looked at: who asks for the status waits for a fifth of a second only."""
+    storages = service._do.views.storages
+    await storages.gauge.measure(storages.places())
 
 
 @pytest.fixture
@@ -380,7 +387,7 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
             await service.look()
             assert not service.status().attention
             service._do.views.storages.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
-            await service.look()
+            await measured(service)
             (said,) = service.status().attention
             assert said.startswith(f"the state directory {place.state} has 1 MiB left")
 
@@ -393,7 +400,7 @@ def test_a_full_storage_is_told_in_sizes(place: Place) -> None:
     async def main() -> None:
         async with place.daemon() as (service, _):
             service._do.views.storages.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
-            await service.look()
+            await measured(service)
             (row,) = service.status().storages
             assert row.problem is not None
             assert humanized(row.problem["detail"]) == "1 MiB are free, the policy keeps 102 MiB free."
@@ -412,7 +419,7 @@ def test_what_takes_the_files_of_a_server_takes_a_storage_beside_them(place: Pla
             on_socket = Level(1 << 40, 1 << 40, device=1)
             disk = Level(1 << 40, 1 << 40, device=2)
             service._do.views.storages.gauge._look = lambda path: on_socket if "postgresql" in path else disk
-            await service.look()
+            await measured(service)
             (row,) = service.status().storages
             assert row.beside == ["pg"]
 

@@ -179,7 +179,7 @@ def test_removed_it_keeps_everything_and_purged_the_backups(machine, deb):
     machine.install(deb)
     machine.until_active()
     until(lambda: "orphaned" in machine.ctl("status").out, machine.why)
-    machine.does("protect", path)
+    machine.does("protect", path, "--adopt", "kept")
     kinds = [row["kind"] for row in machine.does("list", "kept")["backups"]]
     assert kinds[0] == "incremental" and "full" in kinds, json.dumps(kinds)
     machine.does("restore", "kept", "--to", "/var/lib/kept/again.db")

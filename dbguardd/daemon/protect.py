@@ -243,9 +243,7 @@ def _check_left(name: str, found: Found, adopt: str, backups: Backups, asked: st
 def _goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> int:
     """Return how many backups would be deleted at once if a database came back into the policy like that."""
     new = Policy.model_validate({"version": 1, "database": {name: settings}}).database[name]
-    policy = inforce.policy.model_copy(update={"database": {name: new}})
-    policy._guarded = {}  # which would be that of the policy in force
-    return len(inforce.going(policy).get(name, {}))
+    return len(inforce.going(inforce.policy.with_only(name, new)).get(name, {}))
 
 
 def _not_followed(found: Found) -> Unsupported:

@@ -76,6 +76,12 @@ class Policy(Table):
         self._guarded[name] = guarded
         return guarded
 
+    def with_only(self, name: str, own: Database) -> Policy:
+        """Return this policy with one database instead of all."""
+        policy = self.model_copy(update={"database": {name: own}})
+        policy._guarded = {}  # it was copied, too
+        return policy
+
     def storage_of(self, name: str, state: str) -> Storage:
         """Return a storage of the policy, or the implicit one "local". Raises NotFound."""
         if name in self.storage:

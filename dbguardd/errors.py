@@ -356,6 +356,15 @@ class ToolMissing(GuardError):
 # ------------------------------------------------------------------------------------------------ 3: storage
 
 
+class SourceReplaced(GuardError):
+    """A server is another one than that whose backups there are."""
+
+    code, title = "DBG-2013", "Another database than before"
+    http_status = 502
+    meaning = "No backup was made. Earlier backups are untouched, and nothing takes their place."
+    advice = "If what was backed up was lost, restore it first; else say which of the two it is, as shown."
+
+
 class Unreachable(GuardError):
     """A storage does not answer, or answers with input/output errors."""
 
@@ -611,7 +620,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
         *(Usage, DaemonUnreachable, NotPermitted, NotFound, Busy, StillRunning, Cancelled, Internal, TooLarge),
         *(SecondInstance, Overloaded, PlaceDenied, PolicyInvalid, PolicyShrinks, PolicyUnsafe, SecretMissing),
         *(SourceMissing, SourceInvalid, SourceEncrypted, SourceLocked, SourceDamaged, SourceChanged, SourceDenied),
-        *(Unsupported, WouldBlock, LogBroken, ServerUnreachable, ToolMissing),
+        *(Unsupported, WouldBlock, LogBroken, ServerUnreachable, ToolMissing, SourceReplaced),
         *(Unreachable, NoSpace, Conflict, ObjectMissing, Degraded),
         *(Damaged, NotARepository, FormatTooNew, KeyRefused, KeyMissing, KeyUnsafe),
         *(ProofFailed, TargetExists, TargetInUse, ConfirmMissing, TooCostly, StandbyChanged),

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Untold
-from dbguardd.errors import SourceInvalid
+from dbguardd.errors import SourceReplaced
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
@@ -73,7 +73,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
 
 
 def _check_successor(run: Run, facts: Facts) -> None:
-    """Raise SourceInvalid if a server is another cluster than the one that was backed up before.
+    """Raise SourceReplaced if a server is another cluster than the one that was backed up before.
 
     An empty server where a lost one was would take its place in all that is restored, and its backups would expire. Who
     asks for a full backup says that it is right so: after pg_upgrade, or a new initdb.
@@ -82,14 +82,12 @@ def _check_successor(run: Run, facts: Facts) -> None:
         (backup.facts["system"] for backup in run.repository.backups(run.name) if "system" in backup.facts), None
     )
     if before is not None and facts.get("system", before) != before:
-        raise SourceInvalid(
+        raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
             detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
-            "would in time make room for its own.",
-            hints=[
-                f"dbguardctl unprotect {run.name}  # and protect it under another --name",
-                f"dbguardctl backup {run.name} --full  # it is what has become of that one: pg_upgrade, initdb",
-            ],
+            "would in time make room for its own. A full backup says that it is what has become of that one, by "
+            "pg_upgrade or initdb; else end this protection, and protect it under another name.",
+            hints=[f"dbguardctl backup {run.name} --full", f"dbguardctl unprotect {run.name}"],
         )
 
 

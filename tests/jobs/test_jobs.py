@@ -22,8 +22,8 @@ from dbguardd.errors import (
     PlaceDenied,
     ProofFailed,
     SourceDamaged,
-    SourceInvalid,
     SourceMissing,
+    SourceReplaced,
     TargetExists,
     TargetInUse,
     ToolMissing,
@@ -61,7 +61,7 @@ def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
     world.engine.rights = {"system": "7001"}
     first = world.backup()
     world.engine.rights = {"system": "7002"}
-    with pytest.raises(SourceInvalid, match="another cluster") as caught:
+    with pytest.raises(SourceReplaced, match="another cluster") as caught:
         world.do("backup", database="app")
     assert any("--full" in hint for hint in caught.value.hints)
     assert [made.id for made in world.repository.backups("app")] == [first]

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PY := .venv/bin/python
 SECONDS ?= 600
-PYTEST_LIMIT ?= 1500
+PYTEST_LIMIT ?= 1600
 PROGRAMS := mandoc:mandoc strace:strace sqlite3:sqlite3 mmdebstrap:mmdebstrap systemd-nspawn:systemd-container pg_ctlcluster:postgresql
 
 # Neither make nor the shell may read orders in the name of a file.

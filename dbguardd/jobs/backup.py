@@ -85,9 +85,10 @@ def _check_successor(run: Run, facts: Facts) -> None:
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
             detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
-            "would in time make room for its own. A full backup says that it is what has become of that one, by "
-            "pg_upgrade or initdb; else end this protection, and protect it under another name.",
-            hints=[f"dbguardctl backup {run.name} --full", f"dbguardctl unprotect {run.name}"],
+            "would in time make room for its own. If that one was lost, restore it first. If this is another server, "
+            "end this protection and protect it under another name. Only if this is what has become of that one, by "
+            f"pg_upgrade or initdb: dbguardctl backup {run.name} --full",
+            hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
         )
 
 

@@ -63,7 +63,7 @@ def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
     world.engine.rights = {"system": "7002"}
     with pytest.raises(SourceReplaced, match="another cluster") as caught:
         world.do("backup", database="app")
-    assert any("--full" in hint for hint in caught.value.hints)
+    assert caught.value.hints[0] == "dbguardctl restore app" and "--full" in caught.value.detail
     assert [made.id for made in world.repository.backups("app")] == [first]
     world.do("backup", database="app", full=True)  # a person says that it is its successor
     world.do("backup", database="app")

@@ -24,6 +24,8 @@ ACCEPTED = {
     "non-standard-uid": "conf.d, where `dbguardctl protect` has the daemon write",
     "non-standard-gid": "likewise",
     "dangerous-command-in-%posttrans": "rm of the mark that the daemon ran before the upgrade",
+    "dangerous-command-in-%preun": "rm of the list of storages elsewhere, before it is written anew",
+    "dangerous-command-in-%postun": "rm of that list, when it was shown",
     "files-duplicate": "libraries, each with its licence and its empty __init__.py",
     "file-not-in-%lang": "translations in a library, which look like those of a system",
     "binary-or-shlib-calls-gethostbyname": "the standard library of Rust in a library; no code of ours resolves names",

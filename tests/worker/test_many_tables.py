@@ -72,10 +72,12 @@ def test_the_tables_of_a_schema_are_told_as_one_and_differ_where_one_of_them_doe
     taken = remote.fingerprint(silent)
     assert set(taken.tables) == {*(f"shop.{space}.*" for space in SPACES), "shop: large objects"}
     assert (taken.count, taken.rows) == (30_001, 3 * sum(range(10_000)) + 1)
-    found = same_content(remote.examine(tmp_path, (), silent), to_json(taken))
+    found = same_content(remote.examine(tmp_path, (), silent), to_json(taken), None)
     assert (found.outcome, found.detail) == ("ok", "30001 tables, 149985001 rows equal")
     engine.found = content({f'shop.public."{LONG}7"': TablePrint(7, "f" * 64)})
-    assert same_content(remote.examine(tmp_path, (), silent), to_json(taken)).detail == "table shop.public.* differs"
+    assert (
+        same_content(remote.examine(tmp_path, (), silent), to_json(taken), None).detail == "table shop.public.* differs"
+    )
 
 
 def test_schemas_that_are_as_many_are_told_as_one_database_and_few_tables_each_by_itself():

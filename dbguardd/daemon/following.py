@@ -196,6 +196,8 @@ class Following:
             )
         except GuardError as error:
             self._runner.diary.note("log.left", name, {"problem": error.problem()})
+        except Exception as bug:  # noqa: BLE001 - a bug ends this, not the daemon
+            self._runner.diary.log("log.crashed", {"database": name}, bug)
         else:
             self._runner.diary.note("log.left", name, {"problem": None})
 

@@ -80,7 +80,8 @@ class Runner:
         for live in self._live():
             if order.verb in UNIQUE and live.same_as(order, terms.storage):
                 if live in self._waiting and live.awaited_by(order):
-                    self.wake(live.row.database or "")
+                    live.not_before = 0.0
+                    self._pump()
                     return replace(live.row)
                 raise live.in_the_way(order.database or terms.storage)
         if len(self._waiting) >= MAX_WAITING:

@@ -6,10 +6,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Untold
-from dbguardd.errors import SourceReplaced
+from dbguardd.errors import SourceReplaced, Usage
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
+from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
 from dbguardd.states import Grade
 from dbguardd.wire import Backup as Request
@@ -18,11 +19,13 @@ from dbguardd.wire import to_json
 
 def backup(run: Run, request: Request) -> Result:
     """Back up the live database and return the new backup."""
-    made = take(run, full=request.full, note=request.note)
+    if request.successor and not (served(run) and run.database["settings"].get("method") == "pages"):
+        raise Usage(f"{run.name}: --successor is for a PostgreSQL cluster that is backed up by its pages")
+    made = take(run, full=request.full, note=request.note, successor=request.successor)
     return {"backup": row(made, run.spec["storage"]["name"]), "facts": dict(made.facts)}
 
 
-def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = True) -> Backup:
+def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = True, successor: bool = False) -> Backup:
     """Make one backup: engine to sink to repository, then the fingerprint of the very same snapshot.
 
     The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
@@ -44,8 +47,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             facts = {**run.snapshots.dump(saving, run.progress), "log": log}
-            if not full:
-                _check_successor(run, facts)
+            if not successor:
+                _check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
@@ -72,11 +75,11 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
     return made
 
 
-def _check_successor(run: Run, facts: Facts) -> None:
+def _check_same(run: Run, facts: Facts) -> None:
     """Raise SourceReplaced if a server is another cluster than the one that was backed up before.
 
-    An empty server where a lost one was would take its place in all that is restored, and its backups would expire. Who
-    asks for a full backup says that it is right so: after pg_upgrade, or a new initdb.
+    An empty server where a lost one was would take its place in all that is restored, and its backups would expire.
+    Only a person knows that it is right so, after pg_upgrade or a new initdb.
     """
     before = next(
         (backup.facts["system"] for backup in run.repository.backups(run.name) if "system" in backup.facts), None
@@ -87,7 +90,7 @@ def _check_successor(run: Run, facts: Facts) -> None:
             detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
             "would in time make room for its own. If that one was lost, restore it first. If this is another server, "
             "end this protection and protect it under another name. Only if this is what has become of that one, by "
-            f"pg_upgrade or initdb: dbguardctl backup {run.name} --full",
+            f"pg_upgrade or initdb: dbguardctl backup {run.name} --successor",
             hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
         )
 

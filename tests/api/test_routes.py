@@ -146,9 +146,8 @@ def test_the_same_key_gives_the_same_job(api):
 
 def test_defaults_are_filled_in(api):
     api.ask("POST", "/v1/jobs/backup", {"database": "app", "full": True})
-    assert api.store.calls == [
-        ("submit", "backup", {"database": "app", "full": True, "verify": False, "note": ""}, None)
-    ]
+    filled = {"database": "app", "full": True, "verify": False, "note": "", "successor": False}
+    assert api.store.calls == [("submit", "backup", filled, None)]
     api.ask("POST", "/v1/databases/app/pause", {})
     api.ask("POST", "/v1/databases/app/pause", {"seconds": 60})
     assert api.store.calls[1:] == [("pause", "app", None), ("pause", "app", 60)]

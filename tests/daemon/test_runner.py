@@ -219,6 +219,24 @@ def test_a_retry_that_waits_lets_others_pass_and_can_be_cancelled(world: World) 
     run(main())
 
 
+def test_what_waits_for_its_next_try_is_tried_when_a_person_asks_for_it(world: World) -> None:
+    """Of a storage too, which belongs to no database."""
+    world.terms = {"retries": 1, "wait_seconds": 1000.0}
+
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            for asked in (order("backup"), order("sweep", None, storage="local")):
+                worker.acts = raising(Unreachable("x"))
+                first = runner.submit(asked)
+                await started(worker)
+                while runner.job(first.id).problem is None:
+                    await asyncio.sleep(0)
+                assert runner.submit(asked).id == first.id
+                assert (await ended(runner, first)).state is JobState.DONE
+
+    run(main())
+
+
 def test_cancel_stops_what_runs_what_waits_and_nothing_that_ended(world: World) -> None:
     async def main() -> None:
         async with world.runner() as (runner, worker):

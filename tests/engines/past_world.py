@@ -37,7 +37,7 @@ class Told:
     """An Answer; after `patience` signs of life it is cancelled."""
 
     def __init__(self, patience=1 << 60):
-        self.data = b""
+        self.data = bytearray()
         self.patience = patience
 
     def write(self, data, /):

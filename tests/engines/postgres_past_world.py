@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, contextmanager
 
 from engine_memory import no_progress
+from past_world import Told
 from postgres_pages_world import stored, tree
 from postgres_world import as_owner, cluster
 
@@ -16,7 +16,7 @@ from dbguardd.engines.postgresql.past.compare import Side, difference, missing
 from dbguardd.engines.postgresql.past.reading import Meter, Reader
 from dbguardd.engines.postgresql.past.revive import Revival
 from dbguardd.engines.postgresql.past.take_out import table
-from dbguardd.errors import Cancelled, GuardError
+from dbguardd.errors import GuardError
 
 BOUNDS = Bounds("cluster, backup B1", 60.0, 1000, 64 << 20)
 
@@ -93,26 +93,6 @@ CREATE TABLE neighbour (n int PRIMARY KEY); INSERT INTO neighbour VALUES (1);
 """
 WAYS = ("indexed", "checked", "typed", "hidden", "ruled")
 """Tables by which the owner hopes to act; each has the rows 1 and 2."""
-
-
-class Told:
-    """An Answer; after `patience` signs of life it is cancelled."""
-
-    def __init__(self, patience=1 << 60):
-        self.data = bytearray()
-        self.patience = patience
-
-    def write(self, data, /):
-        self.data += data
-
-    def beat(self):
-        self.patience -= 1
-        if self.patience < 0:
-            raise Cancelled("the job was cancelled")
-
-    @property
-    def lines(self):
-        return [json.loads(line) for line in self.data.splitlines()]
 
 
 class Twice:

@@ -23,7 +23,6 @@ from dbguardd.errors import (
     ProofFailed,
     SourceDamaged,
     SourceMissing,
-    SourceReplaced,
     TargetExists,
     TargetInUse,
     ToolMissing,
@@ -55,18 +54,6 @@ def test_a_backup_is_of_the_moment_of_its_snapshot_if_that_can_be(world, said, c
     (made,) = world.repository.backups("app")
     assert made.created_at == world.now
     assert (made.created_at == datetime.fromisoformat(said or "2000-01-01T00:00:00Z")) is counts
-
-
-def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
-    world.engine.rights = {"system": "7001"}
-    first = world.backup()
-    world.engine.rights = {"system": "7002"}
-    with pytest.raises(SourceReplaced, match="another cluster") as caught:
-        world.do("backup", database="app")
-    assert caught.value.hints[0] == "dbguardctl restore app" and "--full" in caught.value.detail
-    assert [made.id for made in world.repository.backups("app")] == [first]
-    world.do("backup", database="app", full=True)  # a person says that it is its successor
-    world.do("backup", database="app")
 
 
 def test_a_backup_that_dies_before_its_fingerprint_is_kept_but_never_proven(world):

@@ -103,7 +103,7 @@ def test_requests_reach_the_daemon_as_typed(
     inside("--utc", "restore", "app", "--at", "2026-01-12 08:59")
     inside("pause", "app", "--for", "1h30min")
     assert daemon.bodies("POST /jobs/backup") == [
-        {"database": "app", "full": True, "verify": False, "note": "before the move"}
+        {"database": "app", "full": True, "verify": False, "note": "before the move", "successor": False}
     ]
     first, second = daemon.bodies("POST /jobs/restore")
     assert (first["to"], first["at"]) == (str(tmp_path / "look.db"), "2026-01-12T07:59:00Z")

@@ -287,19 +287,16 @@ class Pages:
         for name in sorted(held.connections, key=lambda name: (name != _TEMPLATE, name)):
             with closing(held.connections[name]) as connection:
                 yield name, connection
-                if (untold := self._untold_by_now({name: connection})) is not None:
-                    raise SourceChanged(untold.why)
+                self._check_names(name, connection)
 
-    def _untold_by_now(self, connections: Mapping[bytes, Connection]) -> Untold | None:
-        """Say what of what was read may not be as it was in the snapshot; None: all of it is."""
-        for name, connection in connections.items():
-            before = seen(connection)
-            if not before.names:
-                continue
-            with connected(self._address, os.fsdecode(name), about=self._about) as now:
-                if what := before.changed(now):
-                    return Untold(f"database {shown(name)}: {what} was changed while values that name it were read")
-        return None
+    def _check_names(self, name: bytes, connection: Connection) -> None:
+        """Raise SourceChanged if what was read may not be as it was in the snapshot: values are written by names."""
+        before = seen(connection)
+        if not before.names:
+            return
+        with connected(self._address, os.fsdecode(name), about=self._about) as now:
+            if what := before.changed(now):
+                raise SourceChanged(f"database {shown(name)}: {what} was changed while values that name it were read")
 
     def release(self) -> None:
         if self._held is not None:

@@ -1,0 +1,30 @@
+"""Whether a server is the one whose backups there are."""
+
+import pytest
+
+from dbguardd.errors import SourceReplaced, Usage
+from tests.jobs.world import World
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
+    world.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
+    world.engine.rights = {"system": "7001"}
+    first = world.backup()
+    world.engine.rights = {"system": "7002"}
+    for full in (False, True):  # as full_every asks for it, and many a hint
+        with pytest.raises(SourceReplaced, match="another cluster") as caught:
+            world.do("backup", database="app", full=full)
+    assert caught.value.hints[0] == "dbguardctl restore app" and "--successor" in caught.value.detail
+    assert [made.id for made in world.repository.backups("app")] == [first]
+    world.do("backup", database="app", successor=True)
+    world.do("backup", database="app")
+
+
+def test_only_a_cluster_has_a_successor(world):
+    with pytest.raises(Usage, match="--successor"):
+        world.do("backup", database="app", successor=True)

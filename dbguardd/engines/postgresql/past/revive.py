@@ -120,7 +120,7 @@ class Revival:
         raise Usage(
             f"{about}: {what}".removeprefix(": "),
             detail=f"Its databases: {listed}.",
-            hints=[f"--database {others[0] if others else 'postgres'}"],
+            hints=["--database NAME, one of these"],
         )
 
 

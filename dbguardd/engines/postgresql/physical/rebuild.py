@@ -132,7 +132,8 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         *_in_its_place(target, facts),
     ]
     if settings:
-        lines.append(f"# The files that configured it lay elsewhere. They are in {place}/{DIRECTORY}, as they were.")
+        said = f"# The files that configured it lay elsewhere. As they were, they are in {DIRECTORY} beside this text."
+        lines.append(said)
     return "\n".join([*lines, ""])
 
 

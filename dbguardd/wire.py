@@ -116,7 +116,7 @@ class Get(Request):
     """Take one table out of a backup, as SQL text or CSV, without restoring the rest."""
 
     database: str
-    table: str = option("the table")
+    table: str = option("the table; SCHEMA.* is all of a schema of a server")
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
@@ -200,6 +200,8 @@ class BackupRow:
     expires_at: str | None = None
     holds: list[str] = field(default_factory=list)
     note: str = ""
+    excluded: list[str] = field(default_factory=list)  # the first of those tables
+    excluded_tables: int = 0  # of which the policy has left out the rows
     failure: str | None = None  # why the last verification failed, or a check since then; None if it did not
     verified_at: str | None = None  # when it was last looked at
 
@@ -307,6 +309,8 @@ class DatabaseStatus:
     log_problem: str | None = None  # why nothing of its log could be restored now
     continuous: bool = False  # its log is followed: recoverable_to_at is then the end of what is stored of that
     log_proof: LogProof | None = None
+    excluded: list[str] = field(default_factory=list)  # see BackupRow: of the newest backup
+    excluded_tables: int = 0
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 
 UNKNOWN = "unknown"
@@ -77,6 +78,12 @@ def span(seconds: float | None) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: 1 database, 6 databases."""
     return f"{number:,}".replace(",", " ") + f" {noun}{'' if number == 1 else 's'}"
+
+
+def some(names: Sequence[str], whole: int | None = None, most: int = 5) -> str:
+    """Return the first of so many names, and how many more there are."""
+    more = (len(names) if whole is None else whole) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
 
 
 def humanized(words: str) -> str:

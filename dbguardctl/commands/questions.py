@@ -60,7 +60,7 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
 
 @click.command(cls=Command, help=wire.Get.__doc__)
 @database_argument()
-@text_option("--table", required=True, help="The table.")
+@text_option("--table", required=True, help="The table; 'SCHEMA.*' is all of a schema of PostgreSQL, as SQL.")
 @request_options(wire.Get, skip=("table", "format"), rename=_NAMES)
 @click.option(
     "--format",

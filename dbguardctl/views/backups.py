@@ -8,7 +8,7 @@ from typing import Any
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, findings, value
 from dbguardctl.words import date, shorten, utc_text, when, zone_name
-from dbguardd.words import absolute, count, parse_utc, size, span
+from dbguardd.words import absolute, count, parse_utc, size, some, span
 
 Json = dict[str, Any]
 
@@ -41,6 +41,7 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     tally = f"{count(len(rows), 'backup')}, {proven} proven, from {oldest} to {newest}"
     blocks: list[Block] = [
         text(Cell(name, "strong"), f" \N{MIDDLE DOT} {rows[0]['engine']} \N{MIDDLE DOT} {tally}"),
+        *([text(f"The newest has {left_out(rows[0])}.")] if rows[0].get("excluded_tables") else []),
         *_log(answer.get("log") or [], answer.get("log_proof"), now, zone),
         text(f"Times are {zone_name(now, zone)}."),
         Line(),
@@ -83,6 +84,12 @@ def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | Non
         lines.append(("proven", log_proof(proof, now, zone)))
     width = max((len(lead) for lead, _ in lines), default=0)
     return [text(f"{lead:<{max(width, 15)}} {said}") for lead, said in lines]
+
+
+def left_out(row: Json) -> str:
+    """Say of which tables the policy has left out the rows."""
+    tables = int(row["excluded_tables"])
+    return f"no rows of {count(tables, 'table')}, by the policy: {some(row['excluded'], tables)}"
 
 
 def log_proof(proof: Json | None, now: datetime, zone: tzinfo | None) -> str:
@@ -155,6 +162,8 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         ("kept because", _kept(row)),
         ("goes", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
     ]
+    if row.get("excluded_tables"):
+        lead.append(("left out", left_out(row)))
     if row.get("note"):
         lead.append(("note", row["note"]))
     if row.get("failure"):
@@ -162,6 +171,7 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
     known = frozenset(
         ("id", "database", "engine", "created_at", "kind", "method", "grade", "source_bytes", "stored_bytes", "storage")
         + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure", "verified_at")
+        + ("excluded", "excluded_tables")
     )
     lead += [(name.replace("_", " "), value(name, part, zone)) for name, part in row.items() if name not in known]
     blocks: list[Block] = [

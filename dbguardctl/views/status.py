@@ -7,7 +7,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
-from dbguardctl.views.backups import log_proof
+from dbguardctl.views.backups import left_out, log_proof
 from dbguardctl.words import ago, ahead, days_ago, when, zone_name, zoned
 from dbguardd.states import Health
 from dbguardd.words import count, humanized, parse_utc, size, span
@@ -51,7 +51,8 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
     if rows:
         columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
         table = Table(columns, [_row(row, screen, now, zone) for row in rows], fold=frozenset((3, 6)))
-        blocks += [Line(), table]
+        partial = [row for row in rows if row.get("excluded_tables")]
+        blocks += [Line(), table, *(text(Cell(f"{row['name']} has {left_out(row)}", "dim")) for row in partial)]
     elif any(not row["ok"] or row["stored_bytes"] is None for row in answer["storages"]):
         blocks += [Line(), text("The policy names no database. Of which there are backups is not known: see below.")]
     else:
@@ -267,6 +268,8 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
         ("next", _next(row, now, zone)),
         ("backups", f"{row['backups']}, database {size(row['source_bytes'])}"),
     ]
+    if row.get("excluded_tables"):
+        rows.append(("left out", left_out(row)))
     if row["continuous"]:
         followed = f"is followed; dbguardctl list {row['name']} says which seconds can be restored"
         rows.insert(1, ("its log", "see below" if row.get("log_problem") else followed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dbguardd.wire import BackupRow, ExpiredRow
 
 _COLUMNS = (
     "id, database, engine, created_at, kind, method, grade, source_bytes, stored_bytes, storage, proven_at, "
-    "restore_seconds, note, failure"
+    "restore_seconds, note, failure, excluded, excluded_tables"
 )
 _LIVE = "expired_at IS NULL"
 _GIVEN_UP = "expired_at IS NOT NULL"
@@ -41,11 +42,11 @@ class Backups:
     def put(self, row: BackupRow) -> None:
         """Write the row as it is now; holds are kept in their own table and not written here."""
         self._session.change(
-            f"INSERT OR REPLACE INTO backups ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            f"INSERT OR REPLACE INTO backups ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
             (
                 *(row.id, row.database, row.engine, row.created_at, row.kind, row.method, row.grade.value),
                 *(row.source_bytes, row.stored_bytes, row.storage, row.proven_at, row.restore_seconds),
-                *(row.note, row.failure),
+                *(row.note, row.failure, json.dumps(row.excluded), row.excluded_tables),
             ),
         )
 
@@ -184,6 +185,8 @@ def _backup(row: sqlite3.Row, holds: list[str]) -> BackupRow:
         holds=holds,
         note=row["note"],
         failure=row["failure"],
+        excluded=json.loads(row["excluded"]),
+        excluded_tables=row["excluded_tables"],
     )
 
 

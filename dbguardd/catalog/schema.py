@@ -114,5 +114,9 @@ STEPS: tuple[str, ...] = (
         PRIMARY KEY (key, uid)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE backups ADD COLUMN excluded TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE backups ADD COLUMN excluded_tables INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """STEPS[n] leads from version n to version n + 1 (PRAGMA user_version)."""

@@ -260,6 +260,8 @@ class Views:
             next_verb=None,
             backups=summary.count,
             source_bytes=newest.source_bytes if newest else None,
+            excluded=newest.excluded if newest else [],
+            excluded_tables=newest.excluded_tables if newest else 0,
             rpo_seconds=None,
             rto_seconds=None,
             paused_until_at=None,

@@ -23,6 +23,7 @@ R = TypeVar("R", bound=Request)
 Result = dict[str, Any]
 
 _FINDINGS, _TEXT = 500, 2000
+_EXCLUDED = 100
 
 
 class Report(Protocol):
@@ -73,8 +74,15 @@ class Job(Generic[R]):
     run: Callable[[Run, R], Result]
 
 
+def excluded(backup: Backup) -> tuple[list[str], int]:
+    """Return the first tables whose rows the policy has left out of a backup, and how many there are."""
+    names = [_cut(str(name)) for name in backup.facts.get("excluded") or ()][:_EXCLUDED]
+    return names, int(backup.facts.get("excluded_count") or len(names))
+
+
 def row(backup: Backup, storage: str) -> dict[str, Any]:
     """Return the part of wire.BackupRow that the repository itself knows."""
+    names, tables = excluded(backup)
     return {
         "id": backup.id,
         "database": backup.database,
@@ -86,6 +94,8 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
         "stored_bytes": backup.stored_bytes,
         "storage": storage,
         "note": backup.note,
+        "excluded": names,
+        "excluded_tables": tables,
     }
 
 

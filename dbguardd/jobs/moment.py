@@ -10,10 +10,10 @@ from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing
 from dbguardd.flow import Facts, Tree
-from dbguardd.jobs.base import Run, instant, reading
+from dbguardd.jobs.base import Run, excluded, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
-from dbguardd.words import count, span
+from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
 _DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
@@ -82,7 +82,7 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     Raises what choose() raises. A moment that is earlier than the one asked for is said to be.
     """
     backup, warnings = choose(run, id, at)
-    alone = Moment(backup, backup.created_at, None, warnings)
+    alone = Moment(backup, backup.created_at, None, [*warnings, *_left_out(backup)])
     if id:
         return alone
     wanted = to_moment(at) if at else None
@@ -101,6 +101,13 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
         said = f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored{coarse}"
         best.warnings.append(said)
     return best
+
+
+def _left_out(backup: Backup) -> Iterator[str]:
+    """Say which rows the policy has left out of a backup."""
+    names, tables = excluded(backup)
+    if tables:
+        yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"
 
 
 def drawn(run: Run) -> Moment | None:

@@ -128,6 +128,17 @@ def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_qu
     asked = [row for row in second["proof"]["findings"] if row["name"].startswith("query: ")]
     assert [(row["outcome"], row["detail"]) for row in asked] == [("ok", "101")]
     assert any("left out by the policy" in row["detail"] for row in second["proof"]["findings"])
+    reports = (served.ctl("list", "cluster"), served.ctl("status", "cluster"), served.ctl("status"))
+    reports += (served.ctl("show", second["backup"]["id"]), served.ctl("restore", "cluster", "--dry-run"))
+    for said in reports:
+        assert "rows of 1 table" in said.out and "shop.public.scratch" in said.out, said.out
+    assert served.does("list", "cluster")["backups"][0]["excluded"] == ["shop.public.scratch"]
+    named = ("cluster", "--database", "shop")
+    assert served.does("query", *named, "SELECT count(*) FROM customer")["rows"] == [[101]]
+    assert "leaves them out" in served.fails("DBG-2008", 2, "query", *named, "SELECT FROM scratch")["message"]
+    taken = served.place / "customer.sql"
+    assert served.does("get", *named, "--table", "customer", "--to", str(taken))["rows"] == 101
+    assert "COPY public.customer" in taken.read_text()
     served.idle()
     served.is_sound()
 
@@ -139,7 +150,6 @@ def test_what_this_engine_cannot_do_is_refused_in_words(served: House, live: Clu
     served.idle()
     refused = served.fails("DBG-2008", 2, "restore", "cluster", "--in-place")
     assert "not replaced" in refused["message"]
-    assert served.fails("DBG-2008", 2, "query", "cluster", "SELECT 1")["message"]
     other = live.url.replace("postgresql:///", "postgresql:///shop")
     assert served.fails("DBG-2008", 2, "protect", other, "--continuous")["hints"]
     served.idle()

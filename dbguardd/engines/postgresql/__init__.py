@@ -1,8 +1,9 @@
 """PostgreSQL: the databases behind one server, dumped by its makers' programs and proven in a throw-away one.
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
-child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), prove, look
-(what is there). The other method, of whole clusters by their pages, is in physical; questions to backups are in past.
+child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), sandbox (where
+a dump is made anew), prove, look (what is there). The other method, of whole clusters by their pages, is in physical;
+questions to backups are in past.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query, Snapshots, Untold
-from dbguardd.engines.postgresql.connect import address_of, connected, major_of, place_of, refusals, version_of
+from dbguardd.engines.postgresql.connect import (
+    address_of,
+    connected,
+    is_plain,
+    major_of,
+    place_of,
+    refusals,
+    version_of,
+)
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
@@ -114,11 +123,11 @@ class PostgresqlDumps:
         address, only = self._where()
         progress("connect", 0, None)
         with connected(address) as connection:
-            version, major = version_of(connection), major_of(connection)
+            version, major, plain = version_of(connection), major_of(connection), is_plain(connection)
             databases = list_databases(connection, only)
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
-        dumper = Dumper(address, tools, sink, progress, self._lock_seconds)
+        dumper = Dumper(address, tools, sink, progress, self._lock_seconds, plain=plain)
         taking = _Taking(dumper, self._exclude, progress)
         for database in databases:
             try:
@@ -130,10 +139,10 @@ class PostgresqlDumps:
         if not taking.parts:
             raise SourceMissing(f"{place_of(address)}: has no database")
         dumper.globals(taking.parts[0].database.name, passwords=passwords)
-        contents = Contents(version, tuple(taking.parts), tuple(roles), passwords)
+        contents = Contents(version, tuple(taking.parts), tuple(roles), passwords, tools.version)
         dumper.contents(contents)
         self._taken = taking
-        return {**_facts(contents, tools.version), **taking.facts()}
+        return {**_facts(contents), **taking.facts()}
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         progress("fingerprint", 0, None)
@@ -210,11 +219,11 @@ class _Taking:
         return self._content.fingerprint()
 
 
-def _facts(contents: Contents, dumped_by: str) -> dict[str, Any]:
+def _facts(contents: Contents) -> dict[str, Any]:
     return {
         "method": "dump",
         "server_version": contents.server,
-        "pg_dump_version": dumped_by,
+        "pg_dump_version": contents.dumped_by,
         "databases": [part.database.name for part in contents.parts][:_NAMED],
         "database_count": len(contents.parts),
         "size_bytes": sum(part.database.size_bytes for part in contents.parts),

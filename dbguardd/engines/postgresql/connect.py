@@ -64,12 +64,14 @@ _LATER_SETTINGS = (
 )
 """With the first version that knows them."""
 UNHAMPERED = (
-    r"-c local_preload_libraries= -c idle_session_timeout=0 -c statement_timeout=0 "
+    r"-c local_preload_libraries= -c idle_session_timeout=0 -c statement_timeout=0 -c lock_timeout=0 "
     r"-c default_transaction_isolation=read\ committed -c default_transaction_deferrable=off"
 )
 """Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
 out at once, to wait for ever until others have ended."""
-_LOCAL_OPTIONS = f"-c role=none {UNHAMPERED}"
+_OPTIONS = f"-c role=none {UNHAMPERED}"
+_TAKES_NONE = re.compile("startup parameter|command-line option")
+"""What stands before a server (pgbouncer) says of a connection with options."""
 
 
 def address_of(url: str) -> dict[str, str]:
@@ -92,15 +94,15 @@ def place_of(address: Address) -> str:
     return f"PostgreSQL, {where}" + (f", port {address['port']}" if "port" in address else "")
 
 
-def told(address: Address, database: str = "") -> dict[str, str]:
+def told(address: Address, database: str = "", *, plain: bool = False) -> dict[str, str]:
     """Return what libpq is told to reach a database of a server; what the url itself has as options counts more.
 
-    Options go to a local socket only: what stands before a server elsewhere (pgbouncer) refuses such connections.
+    With `plain` only that: what stands before a server (pgbouncer) may refuse ours.
     """
     found = {**address, **({"dbname": database} if database else {})}
     found.setdefault("dbname", "postgres")
-    if "hostaddr" not in found and all(host.startswith("/") for host in found.get("host", "").split(",")):
-        found["options"] = f"{_LOCAL_OPTIONS} {found.get('options', '')}".strip()
+    if not plain:
+        found["options"] = f"{_OPTIONS} {found.get('options', '')}".strip()
     return found
 
 
@@ -145,9 +147,19 @@ def connect_bare(address: Address, database: str, about: str) -> Connection:
     if where.get("sslrootcert") == "system":
         _trust_whom_the_system_trusts()
     try:
-        return psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
+        try:
+            return psycopg.connect(**{**usual, **where}, autocommit=True)  # type: ignore[arg-type]
+        except psycopg.OperationalError as error:
+            if not _TAKES_NONE.search(str(error)):
+                raise
+            return psycopg.connect(**{**usual, **told(address, database, plain=True)}, autocommit=True)  # type: ignore[arg-type]
     except psycopg.Error as error:
         raise _unconnected(about, where, error) from error
+
+
+def is_plain(connection: Connection) -> bool:
+    """Say if a connection came about only without our options."""
+    return _OPTIONS not in (connection.info.options or "")
 
 
 def _trust_whom_the_system_trusts() -> None:

@@ -8,6 +8,7 @@ changed since the backup before.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -68,11 +69,17 @@ class Contents:
     parts: tuple[Part, ...]
     roles: tuple[str, ...]  # the first one made the cluster
     passwords: bool  # of roles are in it
+    dumped_by: str = ""  # the version of pg_dump; of earlier backups it is not known
 
     @property
     def major(self) -> int:
         """The major version of the server."""
-        return int(self.server.split(".")[0])
+        return _major(self.server)
+
+    @property
+    def restored_by(self) -> int:
+        """The oldest major version that takes all of it: pg_dump may have been newer than the server."""
+        return max(self.major, _major(self.dumped_by or self.server))
 
     def encode(self) -> bytes:
         """Return it as JSON."""
@@ -95,9 +102,14 @@ def decode(data: bytes) -> Contents:
             )
             for part in found["parts"]
         ]
-        return Contents(str(found["server"]), tuple(parts), tuple(found["roles"]), bool(found["passwords"]))
+        told = str(found["server"]), tuple(parts), tuple(found["roles"]), bool(found["passwords"])
+        return Contents(*told, str(found.get("dumped_by", "")))
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{CONTENTS}: is not what was written", detail=str(error)) from error
+
+
+def _major(version: str) -> int:
+    return int(re.match(r"\d*", version)[0] or 0)  # type: ignore[index]  # "18beta1"
 
 
 def stream_of(number: int) -> str:
@@ -129,8 +141,11 @@ def _fits(database: str, table: Stored, pattern: str) -> bool:
 class Dumper:
     """Runs the programs of one backup. What they write goes into the sink, of which they know nothing."""
 
-    def __init__(self, address: Address, tools: Tools, sink: Sink, progress: Progress, lock_seconds: float) -> None:
+    def __init__(
+        self, address: Address, tools: Tools, sink: Sink, progress: Progress, lock_seconds: float, *, plain: bool
+    ) -> None:
         self._address, self._tools, self._sink, self._progress = address, tools, sink, progress
+        self._plain = plain  # see connect.told
         self._lock_milliseconds = max(1, int(lock_seconds * 1000))
         self._done = 0
 
@@ -158,7 +173,7 @@ class Dumper:
             out.write(contents.encode())
 
     def _told(self, database: str) -> str:
-        where: Mapping[str, Any] = {**told(self._address, database), "application_name": "dbguard"}
+        where: Mapping[str, Any] = {**told(self._address, database, plain=self._plain), "application_name": "dbguard"}
         return make_conninfo("", **where)
 
     def _stream(self, name: str, words: Sequence[str], what: str) -> None:

@@ -20,6 +20,7 @@ from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, by_pa
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
+from dbguardd.words import some
 
 _SHOWN = 5
 
@@ -82,13 +83,13 @@ def _privileges(
             large += [database.name] if rows(connection, _OTHERS_LARGE) != [(False,)] else []
     if unread:
         mend = f"GRANT pg_read_all_data TO {quoted}" if major >= 14 else f"GRANT SELECT ON ALL TABLES ... TO {quoted}"
-        yield Finding(name, "failed", f"{role} may not read {_some(unread)}. Fix, as a superuser: {mend}")
+        yield Finding(name, "failed", f"{role} may not read {some(unread)}. Fix, as a superuser: {mend}")
     if hidden:
         mend = f"ALTER ROLE {quoted} BYPASSRLS"
-        yield Finding("row security", "failed", f"it hides rows of {_some(hidden)}. Fix, as a superuser: {mend}")
+        yield Finding("row security", "failed", f"it hides rows of {some(hidden)}. Fix, as a superuser: {mend}")
     if large:
         mend = "ask as a superuser (user= in url)"
-        yield Finding("large objects", "failed", f"{role} may not read those of {_some(large)}. Fix: {mend}")
+        yield Finding("large objects", "failed", f"{role} may not read those of {some(large)}. Fix: {mend}")
     if not unread and not hidden and not large:
         yield Finding(name, "ok", f"{role} may read every table")
 
@@ -162,7 +163,7 @@ def _extensions(address: Address, databases: Sequence[Database], major: int) -> 
             missing |= {extension.name for extension in extensions_of(connection)} - there
     if missing:
         mend = "; ".join(f"apt-cache search 'postgresql-{major}.*{one}'" for one in sorted(missing)[:_SHOWN])
-        yield Finding(name, "failed", f"not installed on this host: {_some(sorted(missing))}. Find: {mend}")
+        yield Finding(name, "failed", f"not installed on this host: {some(sorted(missing))}. Find: {mend}")
     else:
         yield Finding(name, "ok", "all are installed here")
 
@@ -174,10 +175,10 @@ def _excluded(address: Address, databases: Sequence[Database], patterns: Sequenc
         with connected(address, database.name, about=f"database {database.name}") as connection:
             tables[database.name] = stored_tables(connection)
     if unmatched := fits_nothing(tables, patterns):
-        yield Finding("exclude", "inconclusive", f"fits no table: {_some(unmatched)}. Fix: exclude in the policy")
+        yield Finding("exclude", "inconclusive", f"fits no table: {some(unmatched)}. Fix: exclude in the policy")
     out = [f"{name}.{one.shown}" for name, known in tables.items() for one in left_out(name, known, patterns)]
     if out:
-        yield Finding("exclude", "ok", f"the rows of {_some(out)} are left out of every backup")
+        yield Finding("exclude", "ok", f"the rows of {some(out)} are left out of every backup")
 
 
 def _installed(tools: Tools) -> set[str]:
@@ -190,8 +191,3 @@ def _installed(tools: Tools) -> set[str]:
     guess = Path(str(tools.directory).replace("/lib/", "/share/")).parent
     places = [place / "extension" for place in (share, guess) if place is not None]
     return {path.stem for place in places for path in place.glob("*.control")}
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_SHOWN])} and {more} more"

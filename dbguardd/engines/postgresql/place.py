@@ -69,7 +69,7 @@ def manual(contents: Contents, target: Path) -> str:
     place = shlex.quote(str(target))
     lines = [
         f"A backup of PostgreSQL {contents.server}, as pg_dump writes it. Nothing here has touched a server.",
-        "Run what follows as the superuser of a server of that version or a newer one; as root, first: su - postgres",
+        f"Run what follows as the superuser of a server {contents.restored_by} or newer; as root, first: su - postgres",
         "A dump is run by whoever restores it: bring it back into a server where its owners may do no more than here.",
         "",
         "# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=...",

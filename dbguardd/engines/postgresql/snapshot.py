@@ -63,7 +63,7 @@ class Held:
     database: Database
     connection: Connection
     snapshot: str  # its exported name
-    at: datetime  # by the server's clock
+    at: datetime  # by the server's clock: what had committed by then is in it
     tables: Sequence[Stored]
     extensions: Sequence[Extension]
     lines: Sequence[bytes]  # its definitions
@@ -108,7 +108,7 @@ def holding(address: Address, database: Database, lock_seconds: float, alive: Al
     about = f"{place_of(address)}, database {database.name}"
     with connected(address, database.name, about=about) as connection:
         tables = _locked(connection, about, time.monotonic() + lock_seconds, alive)
-        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), clock_timestamp()")
+        ((name, at),) = rows(connection, b"SELECT pg_export_snapshot(), statement_timestamp()")  # not after it is taken
         known = {table.quoted for table in tables}
         tables = stored_tables(connection)
         lock(connection, [table for table in tables if table.quoted not in known])  # made since the list was

@@ -46,7 +46,7 @@ def find_tools(program: str, major: int, *, or_newer: bool = False, need: str = 
     )
     raise ToolMissing(
         f"{program} of PostgreSQL {major} is not here{f': {need}' if need else ''}",
-        detail=f"The server is PostgreSQL {major}; of {program}, {there}." + " An older one refuses it." * or_newer,
+        detail=f"PostgreSQL {major} is needed; of {program}, {there}." + " An older one refuses it." * or_newer,
         hints=[f"apt-get install {package}"],
         facts={"program": program, "major": major},
     )

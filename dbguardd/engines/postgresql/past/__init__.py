@@ -33,8 +33,8 @@ class PostgresqlPast:
 
     def query(self, asked: Revived, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.place)
-        with self._revival.asked(asked, meter.about, meter.alive) as past, past.reading() as connection:
-            return query(connection, sql, meter)
+        with self._revival.asked(asked, meter.about, meter.alive) as past:
+            return query(past, sql, meter)
 
     def table(self, asked: Revived, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.place)

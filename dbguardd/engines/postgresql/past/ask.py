@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
-from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, encoded, plain
+from dbguardd.engines.postgresql.past.revive import Past
+from dbguardd.engines.postgresql.past.tables import load, load_all
+from dbguardd.errors import Usage
 from dbguardd.flow import Facts
 
 
-def query(connection: Connection, sql: str, meter: Meter) -> Facts:
+def query(past: Past, sql: str, meter: Meter) -> Facts:
     """See engines.base.Past."""
-    reader = Reader(connection, meter)
+    if past.dump is None:
+        return _Asking(past, sql, meter).run()
+    with past.reading() as connection:
+        load(past, _understood(Reader(connection, meter), past, sql).about(), meter)
+    asking = _Asking(past, sql, meter)
+    try:
+        return asking.run()
+    except Usage:
+        if not asking.again:
+            raise
+    load_all(past, meter)  # a function reads what is not there yet; which tables, it alone knows
+    return asking.run()
+
+
+class _Asking:
+    """One statement whose answer is written once, however often it is tried before there is a row."""
+
+    def __init__(self, past: Past, sql: str, meter: Meter) -> None:
+        self._past, self._sql, self._meter = past, sql, meter
+        self._headed = False
+        self.again = False
+
+    def run(self) -> Facts:
+        """Write columns and rows. Raises Usage with `again` set if something was denied before there was a row."""
+        meter, rows, more = self._meter, 0, None
+        with self._past.reading() as connection:
+            reader = _understood(Reader(connection, meter), self._past, self._sql)
+            if not self._headed:
+                meter.write(encoded([name for name, _ in reader.columns]))
+                self._headed = True
+            kinds = [kind for _, kind in reader.columns]
+            try:
+                for row in reader.run():
+                    line = encoded([plain(value, kind) for value, kind in zip(row, kinds, strict=True)])
+                    if rows >= meter.rows or not meter.fits(line):
+                        more = "rows" if rows >= meter.rows else "bytes"
+                        break
+                    rows += 1
+            except Usage:
+                self.again = reader.denied and not rows
+                raise
+        return {"rows": rows, "more": more}
+
+
+def _understood(reader: Reader, past: Past, sql: str) -> Reader:
     reader.use_search_path()
-    reader.understand(sql, sql)
-    meter.write(encoded([name for name, _ in reader.columns]))
-    kinds = [kind for _, kind in reader.columns]
-    rows, more = 0, None
-    for row in reader.run():
-        line = encoded([plain(value, kind) for value, kind in zip(row, kinds, strict=True)])
-        if rows >= meter.rows or not meter.fits(line):
-            more = "rows" if rows >= meter.rows else "bytes"
-            break
-        rows += 1
-    return {"rows": rows, "more": more}
+    reader.understand(sql, sql, past.lacking())
+    return reader

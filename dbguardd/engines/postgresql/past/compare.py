@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.past.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, tables
-from dbguardd.engines.postgresql.past.take_out import literal, remark
+from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, load, load_all, tables
+from dbguardd.engines.postgresql.past.take_out import remark
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
 
@@ -72,15 +73,22 @@ class Side:
 
         What runs while such a statement is planned is of the table's owner: it acts on no other table's rows.
         """
+        load(self.past, table.number, self.meter)
         what = ", ".join([key, *(one.quoted for one in columns)])
         only = f" WHERE (\n{where}\n)" if where else ""  # a remark at its end ends there
         query = f"SELECT {what} FROM {table.rows}{only} ORDER BY 1"  # noqa: S608 - names of the catalog
+        if where and self.past.dump is not None:
+            with self.past.reading() as connection:
+                load(self.past, self._understood(connection, query, where).about(), self.meter)
         with self.past.reading() as connection:
-            reader = Reader(connection, self.meter)
-            if where:
-                reader.use_search_path()
-            reader.understand(query, where)
-            yield from reader.run()
+            yield from self._understood(connection, query, where).run()
+
+    def _understood(self, connection: Connection, query: str, where: str) -> Reader:
+        reader = Reader(connection, self.meter)
+        if where:
+            reader.use_search_path()
+        reader.understand(query, where)
+        return reader
 
 
 def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
@@ -88,9 +96,11 @@ def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
     before, after = ({name: one for name, one in side.tables.items() if not one.partition} for side in (older, newer))
     names = sorted({*before, *after})
     if table:
-        found = known({**older.tables, **newer.tables}, table, meter.about, newer.reader)
+        found = known({**older.tables, **newer.tables}, table, meter.about, newer.reader, newer.past.lacking())
         before, after, names = dict(older.tables), dict(newer.tables), [found.quoted]
     else:
+        for side in (older, newer):
+            load_all(side.past, meter)  # at once: a dump is read from its start for each part of it
         for definition in _definitions(older.reader, newer.reader):
             _must_fit(meter, {"schema": definition})
     compared = []
@@ -258,7 +268,7 @@ def _order(old: Row, new: Row) -> int:
 def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter: Meter) -> Facts:
     """See engines.base.Past."""
     name, where = search
-    old = known(older.tables, name, meter.about, older.reader)
+    old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
     new = newer.tables.get(old.quoted)
     if new is None:
         detail = "Take out the whole table instead."
@@ -289,7 +299,7 @@ def _listed(columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Fac
 
 def _script(side: Side, table: Table, columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Facts:
     """Write the rows as statements. What is there by now, under the same key, stays as it is."""
-    meter.write(remark(f"rows of {table.quoted} that are missing, {meter.about}.", table, side.past.database))
+    meter.write(remark(f"rows of {table.quoted} that are missing, {meter.about}.", table, side.past))
     meter.write(b"-- What is there under the same key stays.\n")
     settings = ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "lc_monetary = 'C'", "xmloption = 'content'")
     always = (f"client_encoding = '{side.reader.encoding}'", "standard_conforming_strings = on")

@@ -34,6 +34,9 @@ _BOOL, _BYTEA = 16, 17
 _REALS = frozenset((700, 701))
 INTEGERS = frozenset((20, 21, 23, 26))
 """Types that are whole numbers, by their number."""
+_LOCKED = """
+SELECT DISTINCT relation FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation'
+"""
 _PARTS = 4
 _VALUE_BYTES = 64 << 20
 _TICK_ROWS = 1024
@@ -48,12 +51,11 @@ class Meter:
         self.seconds, self.all = bounds.seconds, bounds.bytes
         self._answer, self._place = answer, place
         self._left, self._end = bounds.bytes, time.monotonic() + bounds.seconds
-        self._counted = 0
+        self._counted, self._paused = 0, 0.0
 
     def alive(self) -> None:
         """Show life. Raises Cancelled, TooCostly, NoSpace."""
-        self._answer.beat()
-        check_room(self._place)
+        self.ready()
         if self.over:
             raise self.late()
 
@@ -66,7 +68,7 @@ class Meter:
     @property
     def over(self) -> bool:
         """Say if the time is over."""
-        return time.monotonic() > self._end
+        return time.monotonic() - self._paused > self._end
 
     def late(self) -> TooCostly:
         """Return what it means that the time is over."""
@@ -75,12 +77,26 @@ class Meter:
     @contextmanager
     def part(self) -> Iterator[None]:
         """Give the block a part of the time that is left: a function of a user that never ends must not have all."""
-        end, now = self._end, time.monotonic()
+        end, now = self._end, time.monotonic() - self._paused
         self._end = now + (end - now) / _PARTS
         try:
             yield
         finally:
             self._end = end
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the time of the block not count: what is asked is only made ready in it."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - began
+
+    def ready(self) -> None:
+        """Show life while the time does not count. Raises Cancelled, NoSpace."""
+        self._answer.beat()
+        check_room(self._place)
 
     def fits(self, data: bytes, spare: int = 0) -> bool:
         """Write something, if there is room for it and `spare` bytes more; say if there was."""
@@ -108,6 +124,7 @@ class Reader:
         self._pg: PGconn = connection.pgconn
         self._meter = meter
         self.columns: list[tuple[str, int]] = []
+        self.denied = False  # a table may not be read by who asks
         known = self._pg.parameter_status(b"server_encoding") or b""
         self.encoding = "SQL_ASCII"
         if known != b"SQL_ASCII" and self._pg.exec_(b"SET client_encoding = 'UTF8'").status == ExecStatus.COMMAND_OK:
@@ -136,6 +153,14 @@ class Reader:
             )
         names = ((described.fname(at) or b"", described.ftype(at)) for at in range(described.nfields))
         self.columns = [(name.decode(errors="surrogateescape"), kind) for name, kind in names]
+
+    def about(self) -> bytes:
+        """Return the tables, views and all that they are made of, that the statement is about which was understood.
+
+        By their numbers, as a list in SQL: the server has locked them.
+        """
+        found = self.rows(_LOCKED)
+        return b", ".join(number for (number,) in found if number) or b"NULL"
 
     def run(self) -> Iterator[Row]:
         """Yield the rows of the statement that was understood."""
@@ -209,6 +234,7 @@ class Reader:
     def _refusal(self, result: PGresult) -> GuardError:
         """Return what an error that came while something ran means. Its words may quote a row: they are not kept."""
         state, about = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode(), self._meter.about
+        self.denied = state == "42501" and said_of(result).startswith("permission denied for table")
         if state == "57014":
             return self._meter.late()
         name = f"{_name_of(state)} (SQLSTATE {state})"
@@ -219,6 +245,7 @@ class Reader:
 _GAVE_UP = (Degraded, "the throw-away server gave up")
 _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
     "25006": (Usage, "a question can only read"),
+    "55000": (Unsupported, "something is not as it has to be for that: a materialized view has no rows in a dump"),
     "55P03": (SourceLocked, "what is asked for cannot be read"),
     "53100": (NoSpace, "the question needs more room than there is"),
     "53": (TooCostly, "the question needs more than it may have"),

@@ -1,8 +1,9 @@
 """Brings a cluster back to be asked: recovered in one server that nobody asks, and then asked in one without exits.
 
-Functions of its users run in what is asked (in a view, in an index when a query is planned), so nothing is asked as a
-superuser: the throw-away server gets a role that may read everything and do nothing else, and that session begins and
-ends as that role. The superuser only makes it, from the server's own template, where no user has put anything.
+Of a dump one database is made anew instead (see dumped). Functions of its users run in what is asked (in a view, in an
+index when a query is planned), so nothing is asked as a superuser: the throw-away server gets a role that may read
+everything and do nothing else, and that session begins and ends as that role. The superuser only makes it, from the
+server's own template, where no user has put anything.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dbguardd.engines.base import Progress, Revived
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Address, Connection, connect, connected, rows, shown
+from dbguardd.engines.postgresql.past.dumped import Dumped, fetch
 from dbguardd.engines.postgresql.physical.prove import recover, settings_for
 from dbguardd.engines.postgresql.physical.queries import READS, make_reader
 from dbguardd.engines.postgresql.physical.rebuild import fill
@@ -28,20 +31,29 @@ from dbguardd.flow import Facts, Tree
 _DATABASES = b"SELECT datname, quote_ident(datname) FROM pg_database WHERE datallowconn ORDER BY 1"
 _SETTINGS = f"-c role=none {UNHAMPERED} -c session_preload_libraries= -c default_transaction_read_only=off"
 _SPARE_BYTES = 64 << 20
-_SHOWN = 20
+_SHOWN, _TOLD = 20, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A cluster of the past that answers: its server, and the role without rights that asks it."""
+    """A cluster of the past that answers: its server, and the role without rights that asks it.
+
+    Out of a `dump` only those rows are there that were loaded.
+    """
 
     server: Server
     role: str
     database: str
+    dump: Dumped | None = None
 
     def address(self) -> Address:
         """Return where it is and as whom it is asked, for libpq."""
         return {**self.server.address(self.role), "dbname": self.database, "options": READS}
+
+    def lacking(self) -> str:
+        """Say what of its definitions could not be made anew on this host; nothing if all is there."""
+        lacking = () if self.dump is None else self.dump.lacking
+        return f"Not all of the dump could be made on this host: {'; '.join(lacking[:_TOLD])}" if lacking else ""
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -59,20 +71,22 @@ class Revival:
     def __init__(self, named: str) -> None:
         self._named = named
         self._facts: dict[Path, Facts] = {}
+        self._dumps: dict[Path, Dumped] = {}
 
     def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
         """See engines.base.Reviving."""
         facts = tree.facts
-        if facts.get("method") != "pages":
-            raise Unsupported(
-                "a backup by the method dump cannot be asked",
-                detail="Restore it to a new place; RESTORE.txt there has the commands that bring one table back.",
-            )
+        if facts.get("method", "dump") == "dump":
+            place.mkdir(mode=0o700)
+            with written(place):
+                choose = partial(self._meant, database, about="")
+                self._dumps[place] = fetch(tree, place, choose, progress)
+            return Revived(place, database)
         if facts["superuser"] is None:
             raise Unsupported("no superuser of the cluster may log in, so nobody can be let in to look")
         find_tools("postgres", int(facts["major"]), need="a backup is read by a server of its version")
         if not (database or self._named):
-            self._meant("", sorted(facts.get("snapshots") or ()), "")  # what cannot be answered is not restored
+            self._meant("", sorted(facts.get("snapshots") or ()), about="")  # what cannot be answered is not restored
         place.mkdir(mode=0o700)
         _cluster(place).mkdir(mode=0o700)
         with written(place):
@@ -84,9 +98,15 @@ class Revival:
     @contextmanager
     def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
         """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
-        facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
-        settings = {**settings_for(facts), "temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB"}
+        bounded = {"temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB"}
         try:
+            if (dump := self._dumps.pop(revived.place, None)) is not None:
+                user = dump.superuser
+                with throwaway(dump.cluster, dump.tools, alive, user=user, settings=bounded) as server:
+                    yield Past(server, dump.reader, dump.part.database.name, dump)
+                return
+            facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
+            settings = {**settings_for(facts), **bounded}
             with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
                 yield self._let_in(server, revived.database, about)
         finally:
@@ -97,7 +117,7 @@ class Revival:
         address = {**server.address(), "options": _SETTINGS}
         with connected(address, "template1", about="throw-away server") as superuser:
             quoted = {os.fsdecode(bytes(name)): bytes(said) for name, said in rows(superuser, _DATABASES)}
-            named = self._meant(database, list(quoted), about)
+            named = self._meant(database, list(quoted), about=about)
             role = make_reader(superuser, quoted[named])
             for statement in (
                 b"ALTER DATABASE " + quoted[named] + b" CONNECTION LIMIT -1",
@@ -107,7 +127,7 @@ class Revival:
                 superuser.execute(statement, prepare=False)
         return Past(server, role, named)
 
-    def _meant(self, database: str, names: Sequence[str], about: str) -> str:
+    def _meant(self, database: str, names: Sequence[str], *, about: str) -> str:
         """Return the database that is meant: that is named, in the url else, or the only one of users. Raises Usage."""
         wanted = database or self._named
         others = [name for name in names if name not in ("postgres", "template0", "template1")]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from dbguardd.engines.postgresql.past.reading import Reader, said
+from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
+from dbguardd.engines.postgresql.past.revive import Past
 from dbguardd.errors import Unsupported, Usage
 
 _SHOWN = 20
@@ -68,6 +69,34 @@ class Table:
         """Return the column of that name."""
         return next(one for one in self.columns if one.name == name)
 
+    @property
+    def number(self) -> bytes:
+        """What it is found by, in a list in SQL."""
+        return literal(self.quoted).encode(errors="surrogateescape") + b"::pg_catalog.regclass"
+
+
+def literal(value: str) -> str:
+    """Return an SQL string, for who has standard_conforming_strings on."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def load(past: Past, numbers: bytes, meter: Meter) -> None:
+    """Have the rows of tables there, a list of their numbers in SQL. Raises Unsupported if they are in no backup."""
+    if past.dump is not None:
+        try:
+            with meter.paused():
+                past.dump.load(past.server, numbers, meter.ready)
+        except Unsupported as error:
+            error.message = f"{meter.about}: {error.message}"
+            raise
+
+
+def load_all(past: Past, meter: Meter) -> None:
+    """Have all rows there that can be; what lacks, load() tells."""
+    if past.dump is not None:
+        with meter.paused():
+            past.dump.load_all(past.server, meter.ready)
+
 
 def tables(reader: Reader) -> dict[str, Table]:
     """Return the tables of users by `quoted`. What is unlogged has no rows in a backup, and is none."""
@@ -83,7 +112,7 @@ def tables(reader: Reader) -> dict[str, Table]:
     return found
 
 
-def known(found: Mapping[str, Table], name: str, about: str, reader: Reader) -> Table:
+def known(found: Mapping[str, Table], name: str, about: str, reader: Reader, lacking: str = "") -> Table:
     """Return a table by its name, with its schema or without. Raises Usage, with the likely one, and Unsupported."""
     for spelled in (name, name.lower()):
         fitting = [one for one in found.values() if spelled in (one.quoted, f"{one.schema}.{one.name}", one.name)]
@@ -103,6 +132,5 @@ def known(found: Mapping[str, Table], name: str, about: str, reader: Reader) -> 
     near = get_close_matches(name.lower().rpartition(".")[2], names, 3)
     meant = [f"Did you mean {' or '.join(names[one] for one in near)}?"] if near else []
     shown = [*list(found)[:_SHOWN], *["…"] * (len(found) > _SHOWN)]
-    raise Usage(
-        f"{about}: no such table: {name}", detail="\n".join([f"Its tables: {', '.join(shown) or 'none'}.", *meant])
-    )
+    told = filter(None, [f"Its tables: {', '.join(shown) or 'none'}.", *meant, lacking])
+    raise Usage(f"{about}: no such table: {name}", detail="\n".join(told))

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.child import tool
+from dbguardd.engines.postgresql.connect import shown
+from dbguardd.engines.postgresql.past.dumped import Dumped
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Table, known, tables
+from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, tables
+from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
 from dbguardd.flow import Facts
+from dbguardd.words import some
 
+_ALL = ".*"
+"""What is named by a name and this, is a schema."""
+_SHOWN = 20
+_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1"
 _PARTITIONS = (
     "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_partition_tree({}) AS t "
     "JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -24,11 +35,37 @@ def table(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Fac
     """See engines.base.Past."""
     if form not in ("sql", "csv"):
         raise Usage(f"{meter.about}: a table comes as sql or csv, not as {form}")
-    found = known(tables(reader), name, meter.about, reader)
-    return _csv(reader, found, meter) if form == "csv" else _sql(past, reader, found, meter)
+    if name.endswith(_ALL):
+        return _schema(past, reader, name.removesuffix(_ALL), form, meter)
+    found = known(tables(reader), name, meter.about, reader, past.lacking())
+    if form == "csv":
+        return _csv(past, reader, found, meter)
+    if past.dump is not None:
+        return _out_of_dump(past, past.dump, reader, found, meter)
+    return _sql(past, reader, found, meter)
 
 
-def _csv(reader: Reader, table: Table, meter: Meter) -> Facts:
+def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
+    """Write all of a schema, with what is no table; nothing of another one."""
+    names = [said(one) for (one,) in reader.rows(_SCHEMAS)]
+    if name not in names or form != "sql":
+        what = f"no such schema: {name}" if name not in names else "a schema comes as sql only"
+        raise Usage(f"{meter.about}: {what}", detail=f"Its schemas: {some(names, most=_SHOWN)}.")
+    meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.database))
+    if past.dump is None:
+        quoted = '"' + name.replace('"', '""') + '"'
+        return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter), "triggers": 0}
+    ((told,),) = reader.rows(f"SELECT pg_catalog.quote_ident({literal(name)})")
+    for table in past.dump.part.excluded:
+        if table.startswith(f"{shown(told or b'')}."):
+            meter.write(f"-- The policy left out the rows of {one_line(table)}.\n".encode())
+    meter.write(b"CREATE SCHEMA IF NOT EXISTS " + (told or b"") + b";\n")
+    words = [past.server.tools.path("pg_restore"), "--file=-", f"--schema={name}", str(past.dump.file)]
+    return {"rows": _copied(_written(past, words, meter), meter), "triggers": 0}
+
+
+def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
+    load(past, table.number, meter)
     columns = ", ".join(one.quoted for one in table.columns)
     if not columns:
         raise Unsupported(f"{meter.about}: {table.quoted} has no column")
@@ -42,40 +79,93 @@ def _csv(reader: Reader, table: Table, meter: Meter) -> Facts:
 
 def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     """Write all that the table is: it is alone when its rows come, so its triggers may be there afterwards."""
-    wanted = [table.quoted]
-    if table.whole:
-        wanted = [said(one) for (one,) in reader.rows(_PARTITIONS.format(literal(table.quoted)))]
     ((rows,),) = reader.rows(f"SELECT count(*) FROM {table.rows}")  # noqa: S608 - names of the catalog
-    tools = find_tools("pg_dump", past.server.tools.major, need="a table is written by it")
+    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past))
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
-    words = [tools.path("pg_dump"), "--no-password", f"--dbname={make_conninfo('', **past.address())}", *encoding]
-    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past.database))
-    with tool([*words, *(f"--table={one}" for one in wanted)], keep=(past.server.place,)) as dump:
-        while piece := dump.read(meter.alive):
-            meter.write(piece)
-        if dump.wait(meter.alive) != 0:
-            words_of_it = dump.last_words()
-            if "lock timeout" in words_of_it:
-                raise SourceLocked(f"{meter.about}: {table.quoted} is locked by a prepared transaction")
-            raise Degraded(f"{meter.about}: pg_dump cannot read {table.quoted}", detail=words_of_it[-500:])
+    for piece in _dumped(past, [*encoding, *_of(reader, table)], meter):
+        meter.write(piece)
     return {"rows": int(rows or 0), "triggers": 0}
 
 
-def remark(what: str, table: Table, database: str) -> bytes:
+def _of(reader: Reader, table: Table) -> list[str]:
+    """Return the options of pg_dump for a table, with its partitions."""
+    wanted = [table.quoted]
+    if table.whole:
+        wanted = [said(one) for (one,) in reader.rows(_PARTITIONS.format(literal(table.quoted)))]
+    return [f"--table={one}" for one in wanted]
+
+
+def _dumped(past: Past, words: Sequence[str], meter: Meter) -> Iterator[bytes]:
+    """Yield what pg_dump writes of the database that is asked."""
+    tools = find_tools("pg_dump", past.server.tools.major, need="a table is written by it")
+    yield from _written(past, [tools.path("pg_dump"), *words], meter, f"--dbname={make_conninfo('', **past.address())}")
+
+
+def _written(past: Past, words: Sequence[str], meter: Meter, *more: str) -> Iterator[bytes]:
+    with tool([*words, "--no-password", *more], keep=(past.server.place,)) as program:
+        while piece := program.read(meter.alive):
+            yield piece
+        if program.wait(meter.alive) != 0:
+            words_of_it = program.last_words()
+            if "lock timeout" in words_of_it:
+                raise SourceLocked(f"{meter.about}: a prepared transaction has locked it")
+            raise Degraded(f"{meter.about}: {Path(words[0]).name} cannot read it", detail=words_of_it[-500:])
+
+
+def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: Meter) -> Facts:
+    """Write all that the table is: how it is defined as it was made anew, and its rows straight out of the dump.
+
+    So nothing of it has run here. Its owner is who runs the text; what others may do with it comes last.
+    """
+    ours = ["--no-owner", "--no-privileges", *_of(reader, table)]
+    lines, about = dump.taken(past.server, table.number, meter.alive)
+    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past))
+    for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty there
+        meter.write(piece)
+    rows = _copied(_restored(past, dump, lines, meter), meter)
+    for piece in chain(_dumped(past, ["--section=post-data", *ours], meter), _restored(past, dump, about, meter)):
+        meter.write(piece)
+    return {"rows": rows, "triggers": 0}
+
+
+def _restored(past: Past, dump: Dumped, lines: Sequence[str], meter: Meter) -> Iterator[bytes]:
+    """Yield what pg_restore writes for these lines of the dump's list."""
+    if lines:
+        with chosen(past.server, lines) as use:
+            words = [past.server.tools.path("pg_restore"), "--file=-", use, str(dump.file)]
+            yield from _written(past, words, meter)
+
+
+def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
+    """Write a text with the rows of tables; return how many there are: each is one line."""
+    rows, rest, within = 0, b"", False
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if not within:
+                within = line.endswith(b" FROM stdin;")
+            elif line == b"\\.":
+                within = False
+            else:
+                rows += 1
+        meter.write(b"\n".join([*lines, b""]))
+    meter.write(rest)
+    return rows
+
+
+def remark(what: str, table: Table, past: Past) -> bytes:
     """Return the head of a text that psql runs: what it is, and as whom it should be run."""
-    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", one_line(database), "-f"])
-    return (
-        f"-- Made by dbguard: {one_line(what)}\n"
-        f"-- Run: {words} THIS\n"
-        f"-- As its owner ({one_line(table.owner)}), no superuser: its checks and triggers run as who runs this.\n"
+    owner = table.owner if past.dump is None else past.dump.owner(table.schema, table.name) or "unknown"
+    return _head(what, past.database) + (
+        f"-- As its owner ({one_line(owner)}), no superuser: its checks and triggers run as who runs this.\n"
     ).encode(errors="surrogateescape")
+
+
+def _head(what: str, database: str) -> bytes:
+    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", one_line(database), "-f"])
+    return f"-- Made by dbguard: {one_line(what)}\n-- Run: {words} THIS\n".encode(errors="surrogateescape")
 
 
 def one_line(name: str) -> str:
     """Return a name as it may stand in a remark."""
     return " ".join(name.split())
-
-
-def literal(value: str) -> str:
-    """Return an SQL string, for who has standard_conforming_strings on."""
-    return "'" + value.replace("'", "''") + "'"

@@ -24,7 +24,7 @@ READS = f"-c role=none {UNHAMPERED} -c default_transaction_read_only=on -c lock_
 
 _MAKE = (
     "CREATE ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS",
-    "GRANT pg_read_all_data, pg_monitor TO {role}",
+    "GRANT {reads} TO {role}",
 )
 
 Superuser = Callable[[str], AbstractContextManager[Connection]]
@@ -62,10 +62,10 @@ def _reader(database: str, superuser: Superuser) -> Iterator[str]:
             connection.execute(f"DROP ROLE {role}".encode(), prepare=False)
 
 
-def make_reader(superuser: Connection, database: bytes) -> str:
-    """Make the role, and let it into a database (its name as SQL has it); return its name."""
+def make_reader(superuser: Connection, database: bytes, reads: str = "pg_read_all_data, pg_monitor") -> str:
+    """Make the role, a member of those that it `reads` by, and let it into a database (as SQL names it); return it."""
     role = f"dbguard_{secrets.token_hex(8)}"
     for statement in _MAKE:
-        superuser.execute(statement.format(role=role).encode(), prepare=False)
+        superuser.execute(statement.format(role=role, reads=reads).encode(), prepare=False)
     superuser.execute(b"GRANT CONNECT ON DATABASE " + database + f" TO {role}".encode(), prepare=False)
     return role

@@ -1,0 +1,322 @@
+"""A database of the past out of a dump: its definitions are there at once, the rows of a table when they are asked for.
+
+A dump is made anew by a role without rights (see sandbox), which owns all of it then. Its definitions take a moment;
+of its rows only those are loaded that a question is about, so that one table of a large dump does not cost all others.
+What is not loaded nobody may read, not even its owner: no view and no function takes an empty table for an answer. No
+trigger fires and no foreign key is checked while rows come (session_replication_role).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.child import Alive
+from dbguardd.engines.postgresql.connect import Connection, rows, shown
+from dbguardd.engines.postgresql.dump import CONTENTS, Contents, Part, decode
+from dbguardd.engines.postgresql.physical.queries import make_reader
+from dbguardd.engines.postgresql.prove import errors_of
+from dbguardd.engines.postgresql.sandbox import (
+    Sandbox,
+    bring_back,
+    listed,
+    make_database,
+    make_roles,
+    quoted,
+    restorable,
+    tools_for,
+)
+from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throwaway
+from dbguardd.engines.postgresql.tools import Tools
+from dbguardd.errors import TooCostly, Unsupported
+from dbguardd.flow import Tree
+from dbguardd.words import some
+
+_PIECE_BYTES = 1 << 20
+_DEFINED_SECONDS = 5.0
+_LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
+_AT_ONCE = 500  # relations in one statement
+_LINE = re.compile(r"\d+; \d+ \d+ (TABLE DATA|MATERIALIZED VIEW DATA|BLOB[A-Z ]*|ACL|COMMENT|SECURITY LABEL) (.*)")
+"""What is no definition, in the list of a dump."""
+_FAILED = re.compile(r"^pg_restore: error: COPY failed for table \"(.*?)\": ", re.MULTILINE)
+_BESIDE = ("ACL", "COMMENT", "SECURITY LABEL")
+_SHOWN = 5
+_MINE = b"""
+SELECT format('%I.%I', n.nspname, c.relname), c.relkind IN ('r', 'p') FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+AND (c.relowner = current_user::regrole OR (
+  c.relkind NOT IN ('r', 'p') AND has_table_privilege(c.oid, 'SELECT WITH GRANT OPTION')))
+AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+"""
+_SCHEMAS = b"SELECT quote_ident(nspname) FROM pg_namespace WHERE nspowner = current_user::regrole"
+_OF_USERS = b"SELECT oid FROM pg_class WHERE relkind IN ('r', 'p') AND relowner = current_user::regrole"
+_STUCK = b"""
+SELECT max(CASE WHEN pg_cancel_backend(pid) THEN since END) FROM (
+  SELECT pid, extract(epoch FROM clock_timestamp() - query_start)::float8 AS since FROM pg_stat_activity
+  WHERE usename = %s AND state = 'active') AS runs WHERE since > %s
+"""
+_OF_EXTENSIONS = b"""SELECT objid FROM pg_depend JOIN pg_class c ON c.oid = objid
+WHERE classid = 'pg_class'::regclass AND deptype = 'e' AND relkind IN ('r', 'p')"""
+_NEEDED = b"""
+WITH RECURSIVE needed (number) AS (
+  SELECT c.oid FROM pg_class c WHERE c.oid IN (%s)
+  UNION SELECT i.inhrelid FROM pg_inherits i JOIN needed ON i.inhparent = needed.number
+)
+SELECT n.nspname, c.relname, format('%%I.%%I', n.nspname, c.relname), c.relkind = 'r',
+  c.relowner = current_user::regrole
+FROM needed JOIN pg_class c ON c.oid = needed.number JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') ORDER BY 1, 2
+"""
+_SEQUENCES = b"""
+SELECT n.nspname, c.relname FROM pg_depend d JOIN pg_class c ON c.oid = d.objid JOIN pg_namespace n
+ON n.oid = c.relnamespace WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+AND d.refobjid IN (%s) AND d.deptype IN ('a', 'i') AND c.relkind = 'S'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Needed:
+    """A table that a question is about. `stored`: it has rows itself; `mine`: the dump made it, and no extension."""
+
+    schema: bytes
+    name: bytes
+    quoted: bytes
+    stored: bool
+    mine: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """A database whose definitions were made anew below `place`, and what its rows are loaded from.
+
+    `data` are the lines of the dump's list that bring rows, by table and owner as the list names them; `beside` those
+    of rights and comments. `lacking` is what of its definitions could not be made here, in words.
+    """
+
+    place: Path
+    tools: Tools
+    superuser: str
+    reader: str
+    part: Part
+    owners: Sequence[str]
+    data: Mapping[str, str]
+    beside: Mapping[str, str]
+    lacking: Sequence[str]
+    loaded: set[bytes] = field(default_factory=set)
+
+    @property
+    def cluster(self) -> Path:
+        """The data directory of its server."""
+        return _cluster(self.place)
+
+    @property
+    def file(self) -> Path:
+        """The dump."""
+        return self.place / self.part.stream
+
+    def load(self, server: Server, numbers: bytes, alive: Alive) -> None:
+        """Load the rows of tables, and of what inherits from them; `numbers` is a list in SQL. Raises Unsupported."""
+        sandbox = self._sandbox(server, alive)
+        with sandbox.ordinary(self.part.database.name) as db:
+            self._load(sandbox, db, self._needed(db, numbers))
+
+    def load_all(self, server: Server, alive: Alive) -> None:
+        """Load all rows that are in the dump."""
+        sandbox = self._sandbox(server, alive)
+        with sandbox.ordinary(self.part.database.name) as db:
+            left_out = (shown(one.quoted) in self.part.excluded for one in _found(db, _OF_USERS))
+            there = [one for one, out in zip(_found(db, _OF_USERS), left_out, strict=True) if not out]
+            self._load(sandbox, db, there, all_of_them=False)
+
+    def _load(self, sandbox: Sandbox, db: Connection, needed: Sequence[_Needed], *, all_of_them: bool = True) -> None:
+        needed = [one for one in needed if one.quoted not in self.loaded]
+        names, lines = [one.quoted for one in needed], self._rows(needed)
+        _each(db, b"GRANT SELECT, INSERT ON %s TO CURRENT_USER", names)
+        if lines:
+            look = _within(self.file.stat().st_size, sandbox.alive)
+            said = bring_back(replace(sandbox, alive=look), self.file, self.part, lines, "--data-only")
+            failed = set(_FAILED.findall(said.errors))
+            if said.status != 0 and (all_of_them or not failed):
+                raise Unsupported(
+                    f"the rows of {some([shown(name) for name in names])} cannot be brought back on this host",
+                    detail="; ".join(errors_of(said.errors)[:_SHOWN]),
+                )
+            names = [one.quoted for one in needed if _listed_as(one.name) not in failed]
+        self._let_read(db, names)
+        self.loaded.update(names)
+
+    def taken(self, server: Server, numbers: bytes, alive: Alive) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the lines of the list by which pg_restore writes the rows of tables, and all that is said of them.
+
+        Nothing is loaded. Who asks may read those tables then, to write how they are defined: they have no rows.
+        """
+        with self._sandbox(server, alive).ordinary(self.part.database.name) as db:
+            needed = self._needed(db, numbers)
+            owned = [(bytes(schema), bytes(name)) for schema, name in rows(db, _SEQUENCES % numbers)]
+            self._let_read(db, [one.quoted for one in needed])
+        wanted = [f"{_listed_as(schema)} SEQUENCE {_listed_as(name)} " for schema, name in owned]
+        for one in needed:
+            schema, name = _listed_as(one.schema), _listed_as(one.name)
+            wanted += [f"{schema} TABLE {name} ", f"{schema} COLUMN {name}."]
+        about = [line for tail, line in self.beside.items() if tail.startswith(tuple(wanted))]
+        return self._rows(needed), about
+
+    def owner(self, schema: str, name: str) -> str:
+        """Return who owned a table; nothing if the dump has no rows of it."""
+        named = _listed_as(*(part.encode(errors="surrogateescape") for part in (schema, name)))
+        return next((owner for owner in self.owners if f"{named} {owner}" in self.data), "")
+
+    def _needed(self, db: Connection, numbers: bytes) -> list[_Needed]:
+        """Return tables, with what inherits from them. Raises Unsupported if rows of one were left out."""
+        needed = _found(db, numbers)
+        if left_out := [shown(one.quoted) for one in needed if shown(one.quoted) in self.part.excluded]:
+            raise excluded(left_out)
+        return needed
+
+    def _rows(self, needed: Sequence[_Needed]) -> list[str]:
+        lines = list[str]()
+        for one in needed:
+            line = self._line(one) if one.stored else None
+            if line is None and one.stored and one.mine:
+                raise Unsupported(f"the dump has no rows of {shown(one.quoted)}")
+            lines += [] if line is None else [line]
+        return lines
+
+    def _line(self, table: _Needed) -> str | None:
+        named = _listed_as(table.schema, table.name)
+        exactly = (self.data.get(f"{named} {owner}") for owner in self.owners)
+        begun = (line for tail, line in self.data.items() if tail.startswith(f"{named} "))
+        return next(filter(None, exactly), None) or next(begun, None)
+
+    def _let_read(self, db: Connection, names: Sequence[bytes]) -> None:
+        _each(db, b"GRANT SELECT ON %s TO " + self.reader.encode(), names)
+
+    def _sandbox(self, server: Server, alive: Alive) -> Sandbox:
+        return Sandbox(server, _role(self.superuser), alive)
+
+
+def _found(db: Connection, numbers: bytes) -> list[_Needed]:
+    return [
+        _Needed(bytes(schema), bytes(name), bytes(quoted), stored, mine)
+        for schema, name, quoted, stored, mine in rows(db, _NEEDED % numbers)
+    ]
+
+
+def excluded(names: Sequence[str]) -> Unsupported:
+    """Return what it means that the policy has left out the rows that are asked for."""
+    return Unsupported(
+        f"the rows of {some(names)} are not in this backup: the policy leaves them out",
+        detail="Its `exclude` named them when the backup was made; what they are defined as is in there.",
+    )
+
+
+def fetch(tree: Tree, place: Path, choose: Callable[[Sequence[str]], str], progress: Progress) -> Dumped:
+    """Make the definitions of one database of a dump anew, below the private directory `place`.
+
+    `choose` says which one, of their names. Raises ToolMissing, Damaged, what `choose` raises.
+    """
+
+    def alive() -> None:
+        progress("recover", 0, None)
+
+    with tree.read(CONTENTS) as source:
+        contents = decode(source.read())
+    wanted = choose([part.database.name for part in contents.parts])
+    part = next(part for part in contents.parts if part.database.name == wanted)
+    tools = tools_for(contents, "a question to")
+    _write(tree, part.stream, place, progress)
+    superuser = f"{USER}_{secrets.token_hex(6)}"
+    _cluster(place).parent.mkdir(mode=0o700)
+    make_cluster(_cluster(place), tools, alive, user=superuser)
+    lines = listed(tools, place / part.stream, alive)
+    found = [(match, line) for line in lines if (match := _LINE.match(line)) is not None]
+    data = {match[2]: line for match, line in found if match[1] == "TABLE DATA"}
+    beside = {match[2]: line for match, line in found if match[1] in _BESIDE}
+    owners = tuple(_listed_as(role.encode(errors="surrogateescape")) for role in contents.roles)
+    with throwaway(_cluster(place), tools, alive, user=superuser, keep=True) as server:
+        sandbox = Sandbox(server, _role(superuser), alive)
+        reader, lacking = _define(sandbox, place / part.stream, contents, part, lines)
+        made = Dumped(place, tools, superuser, reader, part, owners, data, beside, lacking)
+        made.load(server, _OF_EXTENSIONS, alive)  # a few rows, that somebody has added to theirs
+    return made
+
+
+def _define(
+    sandbox: Sandbox, dump: Path, contents: Contents, part: Part, lines: Sequence[str]
+) -> tuple[str, Sequence[str]]:
+    """Make the database with all that defines it; return who may ask it, and what of it could not be made."""
+    make_roles(sandbox, contents.roles)
+    with sandbox.superuser() as db:
+        db.execute(b"ALTER ROLE " + quoted(sandbox.role) + b" SET session_replication_role = replica")
+    lacking = make_database(sandbox, part)
+    with sandbox.superuser("template1") as db:
+        reader = make_reader(db, quoted(part.database.name), reads="pg_monitor")
+    definitions = [line for line in restorable(lines, part) if not _LINE.match(line)]
+    with sandbox.superuser("template1") as db:
+        said = bring_back(replace(sandbox, alive=_impatient(db, sandbox)), dump, part, definitions)
+    with sandbox.ordinary(part.database.name) as db:
+        mine = [(bytes(name), stored) for name, stored in rows(db, _MINE)]
+        _each(db, b"REVOKE SELECT ON %s FROM CURRENT_USER", [name for name, stored in mine if stored])
+        _each(db, b"GRANT SELECT ON %s TO " + reader.encode(), [name for name, stored in mine if not stored])
+        _each(db, b"GRANT USAGE ON SCHEMA %s TO " + reader.encode(), [bytes(name) for (name,) in rows(db, _SCHEMAS)])
+    return reader, [*lacking, *(errors_of(said.errors) if said.status else [])]
+
+
+def _write(tree: Tree, stream: str, place: Path, progress: Progress) -> None:
+    done = 0
+    with tree.read(stream) as source, (place / stream).open("xb") as out:
+        while piece := source.read(_PIECE_BYTES):
+            out.write(piece)
+            done += len(piece)
+            progress("restore", done, None)
+
+
+def _each(db: Connection, statement: bytes, names: Sequence[bytes]) -> None:
+    for start in range(0, len(names), _AT_ONCE):
+        db.execute(statement.replace(b"%s", b", ".join(names[start : start + _AT_ONCE])), prepare=False)
+
+
+def _within(size: int, alive: Alive) -> Alive:
+    """Return `alive` for what may run for ever: what its owner wrote may run while rows come."""
+    seconds = _LEAST_SECONDS + size / _LEAST_BYTES_A_SECOND
+    end = time.monotonic() + seconds
+
+    def look() -> None:
+        alive()
+        if time.monotonic() > end:
+            raise TooCostly(f"the rows that are asked for were not there in {seconds:.0f} s")
+
+    return look
+
+
+def _impatient(db: Connection, sandbox: Sandbox) -> Alive:
+    """Return `alive` for making definitions, which takes no time: tables are empty.
+
+    But a function in an index may run when that is made, and for ever. Such a statement is cancelled, and the others
+    go on; if it does not end by that, all of it does.
+    """
+
+    def look() -> None:
+        sandbox.alive()
+        ((waits,),) = rows(db, _STUCK, sandbox.role, _DEFINED_SECONDS)
+        if waits is not None and waits > 2 * _DEFINED_SECONDS:
+            raise TooCostly("a function in the definitions of the database does not end")
+
+    return look
+
+
+def _listed_as(*names: bytes) -> str:
+    return " ".join(re.sub(r"[\r\n]", " ", name.decode(errors="surrogateescape")) for name in names)
+
+
+def _role(superuser: str) -> str:
+    return f"{superuser}_restores"
+
+
+def _cluster(place: Path) -> Path:
+    return place / "server" / "data"  # a server may write beside it

@@ -56,6 +56,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Help": {
         "help": ("help:help", "this, or what a command does and takes"),
         "explain": ("help:explain", "what an error code means; needs no daemon"),
+        "push": ("push:push", "for archive_command of PostgreSQL: succeeds when a file is stored"),
         "completion": ("help:completion", "completion for bash, zsh or fish"),
     },
 }

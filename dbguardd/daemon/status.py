@@ -203,7 +203,7 @@ class Views:
         return replace(
             row,
             recoverable_to_at=(logged if row.recoverable_to_at else None) or row.recoverable_to_at,
-            continuous=guarded.continuous,
+            continuous=bool(guarded.continuous),
             log_problem=unlogged or None,
             log_proof=self.following.proof(name) if guarded.continuous else None,
             rpo_seconds=rpo.total_seconds() if rpo else None,

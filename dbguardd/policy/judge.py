@@ -296,6 +296,9 @@ def _log(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistake]:
     if guarded.continuous and guarded.way not in kind.followed:
         what = f'database "{name}": continuous needs method = "pages": a log goes on from the pages of a backup'
         yield _error("bad-value", what, *where("continuous"))
+    if guarded.continuous == "archive" and not kind.archived:
+        what = f'database "{name}": continuous: {kind.title} has no archiver, and is followed with continuous = true'
+        yield _error("bad-value", what, *where("continuous"))
     if guarded.continuous and guarded.thin_log.grains and not kind.thinned:
         what = f'database "{name}": thin_log: the log of {kind.title} has every moment or none'
         yield _error("bad-value", what, *where("thin_log"))

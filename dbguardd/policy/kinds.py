@@ -24,6 +24,7 @@ class Kind:
     engine: tuple[str, ...]  # its own settings that the engine is told
     other: tuple[str, ...] = ()  # its own settings that others are told
     followed: tuple[str, ...] = ()  # the methods whose backups a log goes on from
+    archived: bool = False  # its server can hand over that log file by file
     thinned: bool = False  # that log has images of pages, so it can be made coarser
 
     @property
@@ -33,8 +34,10 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "sqlite": Kind("SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",), True),
-    "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude"), followed=("pages",)),
+    "sqlite": Kind(
+        "SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",), thinned=True
+    ),
+    "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude"), followed=("pages",), archived=True),
 }
 
 

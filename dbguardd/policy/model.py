@@ -245,8 +245,8 @@ class Settings(Table):
     """which backups stay: counts of last, hourly, daily, weekly, monthly, yearly; or all `within` a duration"""
     min_proven: Annotated[int, Field(ge=1, le=100)] = 2
     """so many of the newest proven backups are never deleted, whatever `keep` says"""
-    continuous: bool = False
-    """follow the log of the database: what is committed is stored within a second, and any second can be restored"""
+    continuous: bool | Literal["archive"] = False
+    """follow its log, so that any second can be restored: true, within a second; "archive", a file at a time"""
     keep_log: Length = timedelta(days=7)
     """for how long that log stays, and each backup in it; of what is older, the backups that `keep` asks for"""
     thin_log: ThinLog = ThinLog()

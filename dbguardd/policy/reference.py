@@ -115,6 +115,8 @@ def _kind(described: Json, schema: Json) -> str:
         if member in described:
             return words(described[member])
     match described.get("type"):
+        case "boolean":
+            return "true or false"
         case "array":
             return f"list of {_kind(described.get('items', {}), schema)}"
         case "integer" | "number" as kind:

@@ -63,13 +63,19 @@ async def run_worker(
             spec = {**spec, "answer": answer.fileno()}
         if opens(spec["verb"], engine):
             database, run_as = spec["database"], owner(spec["database"], spec["request"])
-            staging, asking = (
+            staging, asking, follows = (
                 staging_of(spec["state"], database["name"], run_as, aside)
-                for aside in (apart(spec["verb"], spec["request"]), apart("query", {}))
+                for aside in (apart(spec["verb"], spec["request"]), apart("query", {}), apart("follow", {}))
             )
             spec = {**spec, "run_as": run_as, "staging": staging}
             make_way(Path(spec["staging"]), run_as)
-            settings = {**database["settings"], "engine": engine, "staging": staging, "left": asking}
+            settings = {
+                **database["settings"],
+                "engine": engine,
+                "staging": staging,
+                "left": asking,
+                "follows": follows,
+            }
             children.append(await _start("engine", there, settings, run_as))
         elif answer is not None:
             settings = {**spec["database"]["settings"], "engine": engine, "staging": NOWHERE}

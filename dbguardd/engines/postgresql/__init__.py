@@ -27,6 +27,7 @@ from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
+from dbguardd.engines.postgresql.physical.archived import ArchivedLog
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
@@ -45,12 +46,14 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     """Make the engine.
 
     Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
-    "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous, look_seconds (how often a
-    log that is followed is stored), watch_seconds (how often its server is looked at).
+    "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous (true: the log is streamed;
+    "archive": its archiver waits for us), follows (the staging of who follows), look_seconds (how often a log that is
+    followed is stored), watch_seconds (how often its server is looked at).
     """
     address = address_of(str(settings.get("url") or ""))
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
-    log = PagesLog(address, str(settings["staging"]), pace)
+    follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
+    log = follow(address, str(settings["staging"]), pace)
     return Engine("postgresql", Postgresql(settings), log, reviving=PostgresqlPast(settings))
 
 

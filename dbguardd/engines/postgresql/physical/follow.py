@@ -34,6 +34,9 @@ from dbguardd.flow import Facts, Segment, Ship
 STREAM = "log"
 """The name of the stream that a restore reads the log by."""
 
+FILES = "files"
+"""The member of a place where the log was taken file by file (see archived): the newest files before it."""
+
 _ENDS = b"SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text"
 _DELAY = b"SELECT setting::int8 FROM pg_settings WHERE name = 'wal_writer_delay'"
 _DELAYS, _MORE_SECONDS = 3, 0.1  # a commit that did not wait for the disk is there after so many, say the manuals
@@ -105,7 +108,9 @@ class PagesLog:
     def _follow(self, server: Server, became: str, ship: Ship, resume: Facts | None) -> NoReturn:
         """Go on where the stored log ends, if the server has all since then; else begin anew, here and now."""
         because = "the log was not followed before"
-        if resume is not None:
+        if resume is not None and FILES in resume:
+            because = "its files were archived before, and nothing has held it since"
+        elif resume is not None:
             since = Place.read(resume)
             with streaming(self._address, self._about) as stream:
                 follower = Follower(stream, server, ship, self._pace)
@@ -142,6 +147,17 @@ class Server:
         ((written, flushed),) = rows(self.keeper, _ENDS)
         return place_in(text(written)), place_in(text(flushed))
 
+    def differs(self, since: Place, round: str) -> str:
+        """Say why the log of the server does not go on from a place; nothing if it may."""
+        log, (system, timeline, *_) = self.cluster.log, (*since.round.split("/"), "")
+        if system != str(log.system):
+            return f"it is another cluster: {log.system}, and {system} was followed"
+        if timeline != str(log.timeline):
+            return f"the server is on timeline {log.timeline}, and timeline {timeline} was followed"
+        if since.round != round:
+            return "a tablespace was made or dropped"
+        return "the server has less of its log than was stored of it" if self.ends()[1] < since.position else ""
+
     def delay(self) -> float:
         """Return after how many seconds a commit is on disk that did not wait for that (synchronous_commit = off)."""
         ((milliseconds,),) = rows(self.keeper, _DELAY)
@@ -168,15 +184,8 @@ class Follower:
 
     def lacks(self, since: Place) -> str:
         """Start at the place where the stored log ends; say why that cannot be, nothing if it can."""
-        log, (system, timeline, *_) = self._server.cluster.log, (*since.round.split("/"), "")
-        if system != str(log.system):
-            return f"it is another cluster: {log.system}, and {system} was followed"
-        if timeline != str(log.timeline):
-            return f"the server is on timeline {log.timeline}, and timeline {timeline} was followed"
-        if since.round != self._place.round:
-            return "a tablespace was made or dropped"
-        if self._server.ends()[1] < since.position:
-            return "the server has less of its log than was stored of it"
+        if because := self._server.differs(since, self._place.round):
+            return because
         try:
             return "" if self.start(since.position) == since else "the server has another log than was stored of it"
         except errors.UndefinedFile:

@@ -26,6 +26,7 @@ from dbguardd.engines.postgresql.connect import (
 )
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical import configuration, place
+from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
@@ -59,19 +60,22 @@ SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_a
   WHERE backend_type = 'client backend')::int - (SELECT sum(setting::int) FROM pg_settings
   WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int
 """
+_END_FILE = b"SELECT pg_switch_wal()::text"
 _SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1)"
 
 
 class Pages:
     """Physical backups of a cluster.
 
-    Settings: url, which a restore and its proof need not, and continuous (its log is followed).
+    Settings: url, which a restore and its proof need not, continuous (its log is followed: true, or "archive"), and
+    follows (the private directory of who follows it).
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._address = address_of(str(settings.get("url") or ""))
         self._about = place_of(self._address)
-        self._continuous = bool(settings.get("continuous"))
+        self._continuous = settings.get("continuous") or False
+        self._follows = str(settings.get("follows") or "")
         self._held: place.Placed | None = None
         self._untold = ""
         self._restored: dict[Path, Facts] = {}
@@ -83,6 +87,9 @@ class Pages:
             replace(one, outcome="failed") if one.name in needed and one.outcome != "ok" else one
             for one in found.findings
         ]
+        if self._continuous == "archive":
+            findings = [one for one in findings if one.name != FOLLOWED]
+            findings.append(archived(self._address, self._follows))
         if not self._continuous and (left := left_over(self._address)) is not None:
             findings.append(left)
         return replace(found, findings=tuple(findings))
@@ -126,6 +133,8 @@ class Pages:
                 self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
                 write(ended.next, end)
             mode.let_go()
+            if self._continuous == "archive":
+                rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots
             return {**facts, "log_place": _log_place(cluster, facts, end)}

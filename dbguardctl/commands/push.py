@@ -1,0 +1,71 @@
+"""push: what archive_command of PostgreSQL runs. It talks to who follows the log, and to no daemon."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from contextlib import suppress
+
+import click
+
+from dbguardctl.app import Command, pass_session
+from dbguardctl.session import Session
+from dbguardd.errors import Busy, DaemonUnreachable, LogBroken, of_file
+from dbguardd.places import PUSH_SOCKET
+
+_SECONDS = 60.0
+_PIECE, _ANSWER_BYTES = 1 << 20, 1024
+
+
+@click.command(cls=Command)
+@click.argument("place")
+@click.argument("file")
+@pass_session
+def push(session: Session, place: str, file: str) -> None:
+    """Succeed when FILE of the log of a PostgreSQL server is stored by who follows it in PLACE: for archive_command.
+
+    `dbguardctl check` says what archive_command has to be. A server asks again what has failed, and keeps the file.
+    """
+    name = os.path.basename(file)
+    try:
+        said = _asked(place, f"1 {name} {_digest(file)}\n".encode())
+    except OSError as error:
+        raise DaemonUnreachable(
+            f"push: {name} is not stored: nobody follows the log, or its storage takes nothing now",
+            detail=f"{place}: {error.strerror or error}. The server keeps the file, and asks again.",
+            hints=["dbguardctl status", "dbguardctl check"],
+        ) from error
+    verdict, _, why = said.partition(" ")
+    if verdict != "ok":
+        raise (Busy if why.endswith("yet") else LogBroken)(f"push: {name}: {why or 'was not answered'}")
+    if session.json:
+        session.print_json({"schema": "dbguard.push/1", "file": name, "answer": why})
+
+
+def _digest(file: str) -> str:
+    found = hashlib.sha256()
+    try:
+        with open(file, "rb") as opened:
+            while piece := opened.read(_PIECE):
+                found.update(piece)
+    except OSError as error:
+        raise of_file(f"push: {file} cannot be read", error) from error
+    return found.hexdigest()
+
+
+def _asked(place: str, question: bytes) -> str:
+    """Ask who listens in a directory, whose path may be longer than that of a socket may be."""
+    directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(_SECONDS)
+            line.connect(f"/proc/self/fd/{directory}/{PUSH_SOCKET}")
+            line.sendall(question)
+            answer = b""
+            with suppress(ConnectionResetError):
+                while not answer.endswith(b"\n") and (piece := line.recv(_ANSWER_BYTES)):
+                    answer += piece
+            return answer.decode(errors="replace").strip()
+    finally:
+        os.close(directory)

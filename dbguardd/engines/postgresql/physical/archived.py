@@ -1,0 +1,333 @@
+"""Stores the log of a cluster file by file, as its archiver hands it over: for those who want no slot.
+
+The server keeps a file of its log until archive_command has succeeded for it. That command is `dbguardctl push`, which
+asks here, over a socket in the private directory of this half, whether the very file that it is given is stored; it
+succeeds when it is. So the server decides what it keeps, and nothing is taken over that was not stored by us: whoever
+dies, it asks again.
+
+A file is read as soon as it has ended, and goes the way of all that is streamed: segments, from the place where the
+stored log ends. The newest files are known by their digest, which is part of that place: a file that comes again is
+the same one or is refused, and a server that has lost the end of its log and written another one is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import select
+import shlex
+import shutil
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from dbguardd.engines.base import Finding
+from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows, text
+from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, Place, Server, round_of
+from dbguardd.engines.postgresql.physical.local import FOLLOWED
+from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
+from dbguardd.engines.postgresql.physical.slot import Slot, name_of
+from dbguardd.errors import GuardError, LogBroken
+from dbguardd.flow import Facts, Segment, Ship
+from dbguardd.places import PUSH_SOCKET
+
+_KEPT = 32
+_HEAD_BYTES = 40  # of a file: no record is in there
+_DIGEST = 32  # of its hexadecimal digits so many are kept
+_SNAPSHOT = b"SELECT pg_current_snapshot()::text"
+_FILE = re.compile(r"[0-9A-F]{8}(\.history|[0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?)")
+_SEGMENT = re.compile(r"[0-9A-F]{24}")
+_ASKED = re.compile(rb"1 (\S{1,64}) ([0-9a-f]{64})\n")
+_ASKED_BYTES, _ASKED_SECONDS = 256, 2.0
+_PIECE = 1 << 20
+
+
+class ArchivedLog:
+    """The log of a cluster whose archiver is asked to wait for us. Implements engines.base.Log."""
+
+    def __init__(self, address: Address, staging: str, pace: Pace) -> None:
+        self._address, self._pace = address, pace
+        self._about, self._staging = place_of(address), staging
+
+    def follow(self, ship: Ship, resume: Facts | None) -> None:
+        with connected(self._address, about=self._about) as keeper, ExitStack() as stack:
+            cluster = look(keeper, self._about)
+            directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
+            stack.callback(directory.close)
+            mode = BackupMode(keeper, cluster.log)
+            mode.hold(directory)  # by this it is seen that the directory is that of the server
+            mode.let_go()
+            slot = Slot(keeper, name_of(self._staging))
+            taking = Taking(Server(self._about, keeper, cluster, slot, directory), ship, self._pace)
+            because = "the log was not followed before" if resume is None else taking.lacks(resume)
+            taking.begin(resume if not because else None, because)
+            taking.look()
+            slot.drop()  # of when it was streamed
+            with listening(Path(self._staging)) as door:
+                taking.run(door)
+
+    def unfollow(self) -> None:
+        with connected(self._address, about=self._about) as keeper:
+            Slot(keeper, name_of(self._staging)).drop()
+
+
+class Taking:
+    """The files of one server on their way into the repository."""
+
+    def __init__(self, server: Server, ship: Ship, pace: Pace) -> None:
+        self._server, self._ship, self._pace = server, ship, pace
+        self._log, self._directory = server.cluster.log, server.directory
+        self._place = Place(round_of(server.cluster), 0, "")
+        self._files = dict[str, str]()
+        self._facts: Facts = {}
+        self._seen = list[tuple[datetime, int, str]]()  # how far the log was written at which time, and by whom
+        self._at = datetime.now(UTC)  # all that had committed by then is stored
+
+    def lacks(self, resume: Facts) -> str:
+        """Say why the log cannot go on where the stored one ends; nothing if it can."""
+        since = Place.read(resume)
+        _, flushed = self._server.ends()
+        if because := self._server.differs(since, self._place.round):
+            return because
+        for name, known in dict(resume.get(FILES) or {}).items():
+            if self._digest(name)[:_DIGEST] not in ("", known):
+                return "the server has another log than was stored of it"
+        start = since.position // self._log.segment * self._log.segment
+        if flushed < start + self._log.segment:
+            return ""  # the file with the place has not ended: it is there when it has
+        if not self._directory.has(f"{WAL}/{self._log.name(start)}"):
+            return "the server has removed a part of its log before it was stored"
+        if since.position > start and self._check(since.position) != since.check:
+            return "the server has another log than was stored of it"
+        return ""
+
+    def begin(self, resume: Facts | None, because: str) -> None:
+        """Go on at a place, or begin anew with the file that is written now."""
+        if resume is not None:
+            self._place, self._files = Place.read(resume), dict(resume.get(FILES) or {})
+            self._facts = {name: resume[name] for name in (*self._place.facts(), FILES) if name in resume}
+            self._at = datetime.fromisoformat(str(resume["at"]))
+            self._ship.begin(self._facts, continued=True, because="")
+            return
+        at, (_, flushed) = datetime.now(UTC), self._server.ends()
+        start = flushed // self._log.segment * self._log.segment
+        self._move(start, "")
+        self._at = at
+        self._ship.begin(self._facts, continued=False, because=because)
+
+    def run(self, door: socket.socket) -> NoReturn:
+        """Store what ends, and answer who asks, for ever."""
+        watched = 0.0
+        while True:
+            began = time.monotonic()
+            if began - watched >= self._pace.watch_seconds:
+                watched = began
+                self._watch()
+            self.look()
+            self._ship.reached(self._at)
+            while (left := began + self._pace.look_seconds - time.monotonic()) > 0:
+                if select.select([door], [], [], left)[0]:
+                    self._answer(door)
+
+    def _watch(self) -> None:
+        if tablespaces(self._server.keeper) != self._server.cluster.tablespaces:
+            raise LogBroken(f"{self._server.about}: a tablespace was made or dropped", detail="No log goes past that.")
+
+    def look(self) -> None:
+        """Store each file that has ended by now. Raises what storing raises, LogBroken."""
+        at = datetime.now(UTC)
+        ((snapshot,),) = rows(self._server.keeper, _SNAPSHOT)
+        written, flushed = self._server.ends()
+        self._observe(at, written, text(snapshot))
+        while self._place.position // self._log.segment < flushed // self._log.segment:
+            self._store()
+
+    def _observe(self, at: datetime, written: int, snapshot: str) -> None:
+        """Remember how far the log was written at a time: all that had committed by then lies before.
+
+        What is written while no transaction ends (checkpoints, say) is nobody's commit. The server starts no new file
+        for that either, whatever archive_timeout says.
+        """
+        least, most, running = snapshot.split(":")
+        quiet = least == most and not running
+        if self._seen and (self._seen[-1][1] == written or (quiet and self._seen[-1][2] == snapshot)):
+            written = self._seen.pop()[1]
+        self._seen.append((at, written, snapshot))
+        self._reached()
+
+    def _reached(self) -> None:
+        """Find the last time of which all is stored: the head of a new file holds nothing."""
+        position = self._place.position
+        end = position + (0 if position % self._log.segment else _HEAD_BYTES)
+        stored = [one for one in self._seen if one[1] <= end]
+        if stored:
+            self._at = max(self._at, stored[-1][0])
+            self._seen = [stored[-1], *self._seen[len(stored) :]]
+
+    def _store(self) -> None:
+        """Store what is not stored yet of the next file, which has ended."""
+        start = self._place.position // self._log.segment * self._log.segment
+        name, whole, at = self._log.name(start), hashlib.sha256(), start
+        if not self._directory.has(f"{WAL}/{name}"):
+            raise LogBroken(
+                f"{self._server.about}: has removed {name} of its log before it was stored",
+                detail="archive_command has succeeded for it, or archive_mode is off.",
+                hints=["dbguardctl check"],
+            )
+        file = open_segment(self._directory, self._log, name, start)
+        try:
+            while at < start + self._log.segment:
+                part = os.pread(file, min(self._pace.segment_bytes, start + self._log.segment - at), at - start)
+                if not part:
+                    raise LogBroken(f"{name}: has ended before its end")
+                whole.update(part)
+                at += len(part)
+                self._put(part[max(0, self._place.position - (at - len(part))) :], at, name, whole.hexdigest())
+        finally:
+            os.close(file)
+
+    def _put(self, part: bytes, until: int, name: str, digest: str) -> None:
+        if not part:
+            return
+        since = self._facts
+        if not until % self._log.segment:
+            self._files = dict([*self._files.items(), (name, digest[:_DIGEST])][-_KEPT:])
+        self._move(until, hashlib.sha256(part[-PAGE:]).hexdigest())
+        self._reached()
+        self._ship.ship(Segment(STREAM, since, self._facts, self._at, part))
+
+    def _move(self, position: int, check: str) -> None:
+        self._place = Place(self._place.round, position, check)
+        self._facts = {**self._place.facts(), FILES: dict(self._files)}
+
+    # ------------------------------------------------------------------------------------------ who asks
+
+    def _answer(self, door: socket.socket) -> None:
+        """Answer one archiver. What it says is believed if it is of our user, or root."""
+        with suppress(OSError), door.accept()[0] as line:
+            line.settimeout(_ASKED_SECONDS)
+            _pid, uid, _gid = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            asked = _ASKED.fullmatch(line.recv(_ASKED_BYTES))
+            if uid not in (0, os.geteuid()) or asked is None:
+                line.sendall(b"no this is not how it is asked\n")
+                return
+            line.sendall(self.verdict(asked[1].decode("ascii", "replace"), asked[2].decode()).encode() + b"\n")
+
+    def verdict(self, name: str, digest: str) -> str:
+        """Return "ok ..." for a file that the server may remove, "no ..." and why for all others."""
+        if not _FILE.fullmatch(name):
+            return "no that is no file of a log"
+        mine = _SEGMENT.fullmatch(name) is not None and int(name[:8], 16) == self._log.timeline
+        end = _start_of(name, self._log.segment) + self._log.segment if mine else 0
+        if end > self._place.position:
+            self.look()  # it may have ended just now
+        if (known := self._files.get(name)) is not None:
+            if known == digest[:_DIGEST]:
+                return "ok it is stored"
+            return "no another file is stored under that name: it is of another server, or was written anew"
+        if end > self._place.position:
+            return "no it is not stored yet"
+        if self._digest(name) != digest:
+            return "no it is no file of the server whose log is followed here"
+        return "ok it is no part of the log that is followed, which begins later, or goes along another timeline"
+
+    def _digest(self, name: str) -> str:
+        """Return the digest of a file of the log of the server; nothing if there is none."""
+        if not _FILE.fullmatch(name):
+            return ""
+        found = hashlib.sha256()
+        try:
+            file = os.open(f"{WAL}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory.file)
+        except OSError:
+            return ""
+        with os.fdopen(file, "rb") as opened:
+            while piece := opened.read(_PIECE):
+                found.update(piece)
+        return found.hexdigest()
+
+    def _check(self, position: int) -> str:
+        """Return the digest of what lies right before a place within a file."""
+        start = position // self._log.segment * self._log.segment
+        file = open_segment(self._directory, self._log, self._log.name(start), start)
+        try:
+            first = max(position - PAGE, start)
+            return hashlib.sha256(os.pread(file, position - first, first - start)).hexdigest()
+        finally:
+            os.close(file)
+
+
+def _start_of(name: str, segment: int) -> int:
+    """Return the place at which a file begins."""
+    return (int(name[8:16], 16) * ((1 << 32) // segment) + int(name[16:24], 16)) * segment
+
+
+@contextmanager
+def listening(staging: Path) -> Iterator[socket.socket]:
+    """Have a socket in a directory that only its owner may enter; its path may be longer than a socket's may be."""
+    place = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        with socket.socket(socket.AF_UNIX) as door:
+            with suppress(FileNotFoundError):
+                os.unlink(PUSH_SOCKET, dir_fd=place)
+            door.bind(f"/proc/self/fd/{place}/{PUSH_SOCKET}")
+            door.listen()
+            yield door
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(PUSH_SOCKET, dir_fd=place)
+        os.close(place)
+
+
+_ARCHIVER = b"""
+SELECT current_setting('archive_mode') <> 'off', current_setting('archive_command'),
+  coalesce(current_setting('archive_library', true), ''),
+  (SELECT setting::int FROM pg_settings WHERE name = 'archive_timeout'), coalesce(last_failed_wal, ''),
+  coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false),
+  (SELECT count(*)::int FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready')
+FROM pg_stat_archiver
+"""
+_RELOAD = "SELECT pg_reload_conf();"
+
+
+def command(staging: str) -> str:
+    """Return the archive_command by which a server waits for who follows in a private directory."""
+    beside = Path(sys.executable).with_name("dbguardctl")
+    program = shutil.which("dbguardctl", path="/usr/bin:/usr/local/bin") or str(beside)
+    return f"{shlex.quote(program)} push {shlex.quote(staging)} %p"
+
+
+def archived(address: Address, staging: str) -> Finding:
+    """Say whether the server archives its log by us, and how that goes; if not, each with what mends it."""
+    try:
+        with connected(address) as keeper:
+            ((on, *told, timeout, failed, failing, waiting),) = rows(keeper, _ARCHIVER)
+    except GuardError as error:
+        return Finding(FOLLOWED, "failed", f"{error.message}. {error.detail}".strip())
+    said, library = (text(one) for one in told)
+    wanted, lacking = command(staging), list[str]()
+    if library:
+        lacking.append(f"archive_library is set. Fix: ALTER SYSTEM SET archive_library = ''; {_RELOAD}")
+    if said != wanted:
+        quoted = wanted.replace("'", "''")
+        lacking.append(f"archive_command is not ours. Fix: ALTER SYSTEM SET archive_command = '{quoted}'; {_RELOAD}")
+    if not on:
+        lacking.append("archive_mode is off. Fix: ALTER SYSTEM SET archive_mode = 'on';  -- then restart the server")
+    elif failing and not lacking:
+        lacking.append(f"archive_command fails, last for {text(failed)}, and {waiting} files wait: the log says why")
+    if lacking:
+        return Finding(FOLLOWED, "failed", "; ".join(lacking))
+    if not timeout:
+        mend = f"ALTER SYSTEM SET archive_timeout = '60s'; {_RELOAD}"
+        what = "archive_timeout is 0, so what is committed is stored when its file is full, whenever that is"
+        return Finding(FOLLOWED, "inconclusive", f"{what}. Fix: {mend}")
+    return Finding(FOLLOWED, "ok", f"{wanted}: what is committed is stored within {timeout} s, file by file")

@@ -175,13 +175,14 @@ class Snapshots(Protocol):
     def probe(self) -> Probe:
         """Say what is there. Changes nothing."""
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         """Write a consistent backup of the live database into `sink`; return what restore() must know.
 
         The fact `snapshot_at` (RFC 3339, with its zone) is the moment that the backup is of.
 
         The database stays usable meanwhile. Afterwards the same snapshot is still at hand for fingerprint(), until
-        release(). Whatever happens, close() leaves nothing behind.
+        release(); unless nobody will ask, because a restore of this backup shall not be `compared`. Whatever happens,
+        close() leaves nothing behind.
         """
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from dbguardd.engines.base import Untold
-from dbguardd.errors import SourceReplaced, Usage
+from dbguardd.errors import GuardError, SourceReplaced, Usage
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
@@ -33,6 +33,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
     the backup exists, and can never be graded higher than `restored`.
     """
     started, database, began = run.monotonic(), run.database, run.now()
+    spared = _spared(run) if fingerprint else ""
+    compared = fingerprint and not spared
     log = tip(run) if database.get("continuous") else None
     try:
         with run.repository.saving(
@@ -46,7 +48,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            facts = {**run.snapshots.dump(saving, run.progress), "log": log}
+            facts = {**run.snapshots.dump(saving, run.progress, compared=compared), "log": log}
+            facts |= {"no_fingerprint": spared} if spared else {}
             if not successor:
                 _check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
@@ -60,7 +63,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             blocked_seconds=facts.get("blocked_seconds"),
             directory=facts.get("directory"),
         )
-        if fingerprint:
+        if compared:
             content = run.snapshots.fingerprint(run.progress)
             if isinstance(content, Untold):
                 run.report("snapshot.untold", backup=made.id, reason=content.why)
@@ -73,6 +76,19 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
         "backup.done", backup=made.id, created_at=instant(made.created_at), seconds=round(run.monotonic() - started, 3)
     )
     return made
+
+
+def _spared(run: Run) -> str:
+    """Return why the rows need not be read: a backup that is younger than `fingerprint_every` has a fingerprint."""
+    if (every := run.database["fingerprint_every_seconds"]) is None:
+        return ""
+    now = run.now()
+    for backup in run.repository.backups(run.name):
+        if now - timedelta(seconds=every) < backup.created_at <= now:
+            with suppress(GuardError):  # one that cannot be read is none
+                if run.repository.fingerprint(backup.id) is not None:
+                    return f"fingerprint_every asks for none yet, backup {backup.id} has one"
+    return ""
 
 
 def _check_same(run: Run, facts: Facts) -> None:

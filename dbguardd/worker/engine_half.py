@@ -234,7 +234,7 @@ class EngineHalf:
             case "probe" | "release" | "check_unused":
                 return getattr(snapshots, name)()
             case "dump":
-                return snapshots.dump(SeamSink(self._channel), progress)
+                return snapshots.dump(SeamSink(self._channel), progress, compared=args["compared"])
             case "fingerprint":
                 return _fitting(snapshots.fingerprint(progress))
             case "restore":
@@ -263,7 +263,6 @@ class EngineHalf:
         standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
         if standby is None:
             raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
-            raise Usage(f"the engine half has no call {name}")
         target, step = Path(args["target"]), name.removeprefix("standby.")
         match step:
             case "found":

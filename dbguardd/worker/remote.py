@@ -43,9 +43,9 @@ class RemoteEngine:
         findings = tuple(Finding(**finding) for finding in found["findings"])
         return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         """Write a consistent backup of the live database into `sink`."""
-        facts: Facts = self.call("dump", {}, progress, sink=sink)
+        facts: Facts = self.call("dump", {"compared": compared}, progress, sink=sink)
         return facts
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:

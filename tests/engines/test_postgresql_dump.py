@@ -254,6 +254,8 @@ def test_what_is_left_out_is_said_and_the_rest_is_equal(live, place):
 def test_cancelling_leaves_no_program_and_no_connection(live, place, step):
     def cancelled():
         engine = made(live, place)
+        engine.dump(MemorySink(), no_progress, compared=False)
+        assert engine.fingerprint(no_progress).rows == 0  # none was read
 
         def stop(name):
             if name == step:

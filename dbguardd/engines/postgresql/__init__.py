@@ -61,8 +61,8 @@ class Postgresql:
     def probe(self) -> Probe:
         return self._way.probe()
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
-        return self._way.dump(sink, progress)
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
+        return self._way.dump(sink, progress, compared=compared)
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         return self._way.fingerprint(progress)
@@ -105,7 +105,7 @@ class PostgresqlDumps:
         only = address.get("dbname", "")
         return address, only
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         """Dump one database after the other, and read it while its snapshot is held: see engines.base.
 
         So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
@@ -119,7 +119,7 @@ class PostgresqlDumps:
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
         dumper = Dumper(address, tools, sink, progress, self._lock_seconds)
-        taking = _Taking(dumper, self._exclude, progress)
+        taking = _Taking(dumper, self._exclude, progress, compared=compared)
         for database in databases:
             try:
                 with holding(address, database, self._lock_seconds, lambda: progress("connect", 0, None)) as held:
@@ -162,8 +162,8 @@ class PostgresqlDumps:
 class _Taking:
     """What was taken so far of a backup that is made."""
 
-    def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress) -> None:
-        self._dumper, self._exclude, self._progress = dumper, exclude, progress
+    def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress, *, compared: bool) -> None:
+        self._dumper, self._exclude, self._progress, self._compared = dumper, exclude, progress, compared
         self._content = Content()
         self._unread: GuardError | None = None
         self._moments: list[datetime] = []
@@ -171,7 +171,7 @@ class _Taking:
         self.parts: list[Part] = []
 
     def take(self, held: Held) -> None:
-        """Dump a database, and read it."""
+        """Dump a database, and read it if what is restored will be compared."""
         database, stream = held.database, stream_of(len(self.parts) + 1)
         excluded = left_out(database.name, held.tables, self._exclude)
         self._dumper.database(held, stream, excluded)
@@ -179,6 +179,8 @@ class _Taking:
         self.parts.append(Part(stream, database, tuple(held.extensions), names, held.large))
         self._moments.append(held.at)
         self._tables[database.name] = held.tables
+        if not self._compared:
+            return
         try:
             with refusals(f"database {database.name}"):
                 self._content.add(held.connection, names, self._tick, large=held.large, lines=held.lines)

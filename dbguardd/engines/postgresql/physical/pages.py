@@ -87,7 +87,7 @@ class Pages:
             findings.append(left)
         return replace(found, findings=tuple(findings))
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         def alive(step: str = "checkpoint") -> None:
             check_room()
             progress(step, 0, None)
@@ -121,7 +121,7 @@ class Pages:
             self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
             directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
-                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack)
+                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack) if compared else None
                 end = place.mark(keeper) if snapshots is None else snapshots.end
                 self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
                 write(ended.next, end)

@@ -454,7 +454,7 @@ class Nowhere:
 
 def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerprint(live):
     def take():
-        address, taking = address_of(live.url), _Taking(Nowhere(), (), no_progress)
+        address, taking = address_of(live.url), _Taking(Nowhere(), (), no_progress, compared=True)
         with connected(address) as connection:
             (database,) = list_databases(connection, "shop")
         with holding(address, database, 5.0, lambda: None) as held:

@@ -15,6 +15,7 @@ from postgres_world import alive_processes, until
 from psycopg.conninfo import conninfo_to_dict
 
 from dbguardd.engines.base import Bounds
+from dbguardd.engines.postgresql.past.compare import _definitions
 from dbguardd.engines.postgresql.past.tables import Table, known
 from dbguardd.engines.postgresql.past.take_out import remark
 from dbguardd.errors import Cancelled, SourceDamaged, TooCostly, Unsupported, Usage
@@ -55,6 +56,23 @@ def test_no_table_is_taken_for_another_that_is_called_like_its_whole_name():
         for schema, name, quoted in (("app", "orders", "app.orders"), ("public", "app.orders", 'public."app.orders"'))
     )
     assert known({one.quoted: one for one in (real, other)}, "app.orders", "b", None) is real
+
+
+def test_definitions_of_any_number_are_not_in_memory_at_once():
+    read = []
+
+    class Defined:
+        def __init__(self, text):
+            self._text = text
+
+        def rows(self, _query):
+            for number in range(1000):
+                read.append(number)
+                yield b"function f%03d" % number, b"function", b"f%03d" % number, self._text
+
+    found = _definitions(Defined(b"a"), Defined(b"b"))
+    assert next(found) == {"kind": "function", "name": "f000", "before": "a", "after": "b"} and len(read) < 5
+    assert len(list(found)) == 999
 
 
 # ------------------------------------------------------------------------------------------------ query

@@ -9,7 +9,7 @@ from dbguardd.engines.base import Untold
 from dbguardd.errors import GuardError, SourceReplaced, Usage
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
-from dbguardd.jobs.moment import tip
+from dbguardd.jobs.moment import going_on, tip
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
 from dbguardd.states import Grade
@@ -48,7 +48,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            facts = {**run.snapshots.dump(saving, run.progress, compared=compared), "log": log}
+            told = run.snapshots.dump(saving, run.progress, compared=compared)
+            facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
             facts |= {"no_fingerprint": spared} if spared else {}
             if not successor:
                 _check_same(run, facts)

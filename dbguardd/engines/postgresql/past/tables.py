@@ -86,7 +86,9 @@ def tables(reader: Reader) -> dict[str, Table]:
 def known(found: Mapping[str, Table], name: str, about: str, reader: Reader) -> Table:
     """Return a table by its name, with its schema or without. Raises Usage, with the likely one, and Unsupported."""
     for spelled in (name, name.lower()):
-        fitting = [one for one in found.values() if spelled in (one.quoted, f"{one.schema}.{one.name}", one.name)]
+        if spelled in found:  # before any that is called like that by itself, schema and all
+            return found[spelled]
+        fitting = [one for one in found.values() if spelled in (f"{one.schema}.{one.name}", one.name)]
         fitting = [one for one in fitting if one.schema == "public"] if len(fitting) > 1 else fitting
         if len(fitting) == 1:
             return fitting[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from urllib.parse import quote
 
 from psycopg.conninfo import make_conninfo
 
@@ -63,12 +65,18 @@ def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
 
 def remark(what: str, table: Table, database: str) -> bytes:
     """Return the head of a text that psql runs: what it is, and as whom it should be run."""
-    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", one_line(database), "-f"])
+    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", as_address(database), "-f"])
     return (
         f"-- Made by dbguard: {one_line(what)}\n"
         f"-- Run: {words} THIS\n"
         f"-- As its owner ({one_line(table.owner)}), no superuser: its checks and triggers run as who runs this.\n"
     ).encode(errors="surrogateescape")
+
+
+def as_address(database: str) -> str:
+    """Return a name as psql takes it for that of a database: whoever made it may have called it "host=elsewhere"."""
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", database)
+    return database if plain else f"postgresql:///{quote(database, safe='', errors='surrogateescape')}"
 
 
 def one_line(name: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from dbguardd.engines.base import Untold
+from dbguardd.engines.base import Progress, Untold
 from dbguardd.errors import SourceReplaced, Usage
-from dbguardd.flow import Facts
+from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import tip
 from dbguardd.jobs.target import served
@@ -25,12 +26,23 @@ def backup(run: Run, request: Request) -> Result:
     return {"backup": row(made, run.spec["storage"]["name"]), "facts": dict(made.facts)}
 
 
-def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = True, successor: bool = False) -> Backup:
+Dump = Callable[[Sink, Progress], Facts]
+
+
+def take(
+    run: Run,
+    *,
+    full: bool = False,
+    note: str = "",
+    fingerprint: bool = True,
+    successor: bool = False,
+    dump: Dump | None = None,
+) -> Backup:
     """Make one backup: engine to sink to repository, then the fingerprint of the very same snapshot.
 
     The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
     because reading every row takes longer than storing the pages; if that fails, or the content cannot be told exactly,
-    the backup exists, and can never be graded higher than `restored`.
+    the backup exists, and can never be graded higher than `restored`. `dump` reads it, if not the engine's.
     """
     started, database, began = run.monotonic(), run.database, run.now()
     log = tip(run) if database.get("continuous") else None
@@ -46,7 +58,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            facts = {**run.snapshots.dump(saving, run.progress), "log": log}
+            facts = {**(dump or run.snapshots.dump)(saving, run.progress), "log": log}
             if not successor:
                 _check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))

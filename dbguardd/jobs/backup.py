@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from dbguardd.engines.base import Untold
+from dbguardd.engines.base import Progress, Untold
 from dbguardd.errors import GuardError, SourceReplaced, Usage
-from dbguardd.flow import Facts
+from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.moment import going_on, tip
 from dbguardd.jobs.target import served
@@ -25,12 +27,23 @@ def backup(run: Run, request: Request) -> Result:
     return {"backup": row(made, run.spec["storage"]["name"]), "facts": dict(made.facts)}
 
 
-def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = True, successor: bool = False) -> Backup:
+Dump = Callable[[Sink, Progress], Facts]
+
+
+def take(
+    run: Run,
+    *,
+    full: bool = False,
+    note: str = "",
+    fingerprint: bool = True,
+    successor: bool = False,
+    dump: Dump | None = None,
+) -> Backup:
     """Make one backup: engine to sink to repository, then the fingerprint of the very same snapshot.
 
     The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
     because reading every row takes longer than storing the pages; if that fails, or the content cannot be told exactly,
-    the backup exists, and can never be graded higher than `restored`.
+    the backup exists, and can never be graded higher than `restored`. `dump` reads it, if not the engine's.
     """
     started, database, began = run.monotonic(), run.database, run.now()
     spared = _spared(run) if fingerprint else ""
@@ -48,7 +61,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            told = run.snapshots.dump(saving, run.progress, compared=compared)
+            told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
             facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
             facts |= {"no_fingerprint": spared} if spared else {}
             if not successor:

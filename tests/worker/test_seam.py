@@ -70,7 +70,7 @@ class MemoryTree:
             raise Damaged("pack: not what was stored")
         yield io.BytesIO(self.streams[name])
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         return os.pwrite(file, self.streams[name], 0)
 
 

@@ -19,6 +19,7 @@ from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothin
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
+from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
@@ -42,7 +43,10 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     address = address_of(str(settings.get("url") or ""))
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     log = PagesLog(address, str(settings["staging"]), pace)
-    return Engine("postgresql", Postgresql(settings), log, reviving=PostgresqlPast(settings))
+    snapshots = Postgresql(settings)
+    return Engine(
+        "postgresql", snapshots, log, reviving=PostgresqlPast(settings), over=PagesOver(snapshots.restored_over)
+    )
 
 
 class Postgresql:
@@ -52,7 +56,8 @@ class Postgresql:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._ways: Mapping[str, Snapshots] = {"pages": Pages(settings), "dump": PostgresqlDumps(settings)}
+        self._pages = Pages(settings)
+        self._ways: Mapping[str, Snapshots] = {"pages": self._pages, "dump": PostgresqlDumps(settings)}
         method = str(settings.get("method", "dump"))
         if method not in self._ways:
             raise PolicyInvalid(f"method {method!r}: PostgreSQL has the methods {' and '.join(self._ways)}")
@@ -78,11 +83,16 @@ class Postgresql:
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
 
+    def restored_over(self, target: Path, facts: Facts) -> None:
+        """Take it that a cluster was restored to `target` by its pages: examine() is asked about that."""
+        self._restored = self._pages
+        self._pages.restored[target] = facts
+
     def check_unused(self) -> None:
-        self._way.check_unused()
+        raise _no_way_in()
 
     def replace(self, source: Path, progress: Progress) -> None:
-        self._way.replace(source, progress)
+        raise _no_way_in()
 
 
 class PostgresqlDumps:

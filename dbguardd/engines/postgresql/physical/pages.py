@@ -74,7 +74,7 @@ class Pages:
         self._continuous = bool(settings.get("continuous"))
         self._held: place.Placed | None = None
         self._untold = ""
-        self._restored: dict[Path, Facts] = {}
+        self.restored: dict[Path, Facts] = {}
 
     def probe(self) -> Probe:
         found = probe(self._address, "", ())
@@ -304,20 +304,20 @@ class Pages:
         self._held, self._untold = None, ""
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
-        lost, self._restored[target] = rebuild(tree, target, progress)
+        lost, self.restored[target] = rebuild(tree, target, progress)
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
-        facts = self._restored.pop(target, None)
+        facts = self.restored.pop(target, None)
         if facts is None:
             raise SourceMissing(f"{target}: nothing was restored there by this job", detail="a cluster is proven once")
         return prove(target, facts, queries, self._address.get("dbname", ""), progress)
 
     def check_unused(self) -> None:
-        raise _not_in_place()
+        raise _restored_over()
 
     def replace(self, source: Path, progress: Progress) -> None:
-        raise _not_in_place()
+        raise _restored_over()
 
 
 def _log_place(cluster: Cluster, facts: Facts, end: int) -> Facts:
@@ -334,9 +334,5 @@ def _owner(directory: DataDirectory) -> dict[str, str | None]:
         return {"owner": None}
 
 
-def _not_in_place() -> Unsupported:
-    return Unsupported(
-        "a cluster is not restored over the one that is there",
-        detail="It is restored to a new directory; the server is then started on that one.",
-        hints=["dbguardctl restore NAME --to DIRECTORY"],
-    )
+def _restored_over() -> Unsupported:
+    return Unsupported("a cluster is restored over the one that is there: see PagesOver")

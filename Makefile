@@ -33,7 +33,7 @@ test: .venv/installed programs ## lint, types, layers and every test; fails if a
 	step format .venv/bin/ruff format --check; \
 	step types .venv/bin/mypy; \
 	step layers .venv/bin/lint-imports --no-logo; \
-	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -n 2 --dist loadfile -rfEs --durations=20; \
+	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rfEs --durations=20; \
 	printf '\n%s' "$$report"; \
 	if [ -n "$$failed" ]; then echo "FAILED"; exit 1; fi; echo "all good"
 

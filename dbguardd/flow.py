@@ -96,10 +96,12 @@ class Tree(Protocol):
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open one stream of either kind for reading from its start. Raises NotFound."""
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the whole stream into the open file `file` from offset 0; return its size in bytes.
 
-        Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable.
+        Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable. With `over`
+        the file has another state of the stream, perhaps: it is read, and of a paged stream only those pages are
+        fetched and written in which the two differ.
         """
 
 

@@ -11,6 +11,10 @@ UNKNOWN = "unknown"
 HIDDEN = "***"
 UNTOUCHED = "The live database was not touched."
 REPLACING = "The live database was just being replaced: it is whole, either as it was or as restored."
+OVERWRITING = (
+    "The live database was just being written over: its directory has another name until that is done (.in-restore at "
+    "the end), so no server starts on it. The same restore again goes on with it; an undo puts back what was there."
+)
 """What an error says of a restore in place that was cut short."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -57,8 +57,14 @@ def begin(settings: Settings, database: str, row: Covered) -> None:
 def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
     """Take over what lies in a storage; a chain reaches further than that if nothing was committed at its end."""
     known = {row.chain: row.until_at for row in read(settings, database)}
-    found = [replace(row, until_at=max(row.until_at, known.get(row.chain, ""))) for row in rows]
+    ends = last_rows(rows)
+    found = [replace(row, until_at=max(row.until_at, known.get(row.chain, ""))) if row in ends else row for row in rows]
     write(settings, database, found)
+
+
+def last_rows(rows: Sequence[Covered]) -> Collection[Covered]:
+    """Return the last row of each chain: one with a hole has several, and only the last can still grow."""
+    return {row.chain: row for row in rows}.values()
 
 
 def forget(settings: Settings, database: str, until_at: str) -> None:

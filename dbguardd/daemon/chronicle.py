@@ -16,7 +16,7 @@ from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
 from dbguardd.states import JobState
 from dbguardd.wire import QUESTION_VERBS, EventRange, JobRow
-from dbguardd.words import REPLACING, UNTOUCHED
+from dbguardd.words import OVERWRITING, REPLACING, UNTOUCHED
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")
@@ -66,9 +66,9 @@ class Chronicle:
         """Add to the error of a restore in place that was cut short whether it came to the live database."""
         if row.verb != "undo" and not row.request.get("in_place"):
             return
-        said = UNTOUCHED
-        if any(event.event == "restore.replacing" for event in self._catalog.events.find(EventRange(job=row.id), 500)):
-            said = REPLACING
+        said, found = UNTOUCHED, self._catalog.events.find(EventRange(job=row.id), 500)
+        if replacing := next((event for event in found if event.event == "restore.replacing"), None):
+            said = OVERWRITING if replacing.facts.get("over") else REPLACING
             error.hints = (*error.hints, f"dbguardctl restore undo {row.database}")
         error.detail = f"{error.detail}\n{said}".lstrip()
 

@@ -286,7 +286,8 @@ def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[cover
     """
     if follower.begun_at and all(row.chain != follower.chain for row in rows):
         rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
-    return [replace(row, until_at=follower.until_at) if row.chain == follower.chain else row for row in rows]
+    mine = [row for row in coverage.last_rows(rows) if row.chain == follower.chain]
+    return [replace(row, until_at=follower.until_at) if row in mine else row for row in rows]
 
 
 def _unheard(message: dict[str, Any]) -> None:

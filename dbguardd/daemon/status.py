@@ -193,7 +193,8 @@ class Views:
             row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
         since = _moment(self.catalog.settings.get(f"replacing:{name}") or None)
         if since and not active and now - since < timedelta(days=UNDO_DAYS):
-            row.attention.append(f"{name}: a restore in place was cut short; it is whole, as it was or as restored")
+            what = "restore or undo it again" if guarded.url else "it is whole, as it was or as restored"
+            row.attention.append(f"{name}: a restore in place was cut short; {what}")
             row.hints.append(f"dbguardctl restore undo {name}")
         if troubles := self.following.trouble(name, now):
             row.attention += [f"{name}: {one}" for one in troubles]

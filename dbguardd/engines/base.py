@@ -175,13 +175,14 @@ class Snapshots(Protocol):
     def probe(self) -> Probe:
         """Say what is there. Changes nothing."""
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         """Write a consistent backup of the live database into `sink`; return what restore() must know.
 
         The fact `snapshot_at` (RFC 3339, with its zone) is the moment that the backup is of.
 
         The database stays usable meanwhile. Afterwards the same snapshot is still at hand for fingerprint(), until
-        release(). Whatever happens, close() leaves nothing behind.
+        release(); unless nobody will ask, because a restore of this backup shall not be `compared`. Whatever happens,
+        close() leaves nothing behind.
         """
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
@@ -340,6 +341,43 @@ class Standby(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Present:
+    """What is where a restore in place goes: so many bytes, so many that are free; and if one has begun there."""
+
+    bytes: int
+    free_bytes: int
+    begun: bool
+
+
+class Over(Protocol):
+    """A restore over the live database itself: only what differs is written, and no second copy is needed.
+
+    While it is written the database is at a place where nobody starts it; whoever is killed leaves it there, and the
+    next one goes on with it. `live` is its place, `facts` are those of the backup. All raise SourceReplaced if another
+    database is at that place, SourceInvalid if it cannot be told which, and change nothing then.
+    """
+
+    def present(self, live: Path, facts: Facts) -> Present:
+        """Say what is there. Changes nothing."""
+
+    def check_unused(self, live: Path, facts: Facts) -> None:
+        """Raise TargetInUse, with the command that ends that, if a process uses the live database."""
+
+    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+        """Back up what rests there just as it is; see Snapshots.dump. Raises SourceMissing if nothing is there."""
+
+    def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
+        """Make it what `tree` has, durable; return where it is, for Snapshots.examine and put().
+
+        Raises TargetInUse, also if it was used since keep(), and NoSpace before anything is changed. All other errors
+        have the fact REPLACED if something was.
+        """
+
+    def put(self, live: Path) -> str:
+        """Put what overwrite() has left into its place, in one step; return that."""
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
 
@@ -349,6 +387,7 @@ class Engine:
     standby: Standby | None = None
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
+    over: Over | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

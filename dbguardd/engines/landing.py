@@ -1,4 +1,4 @@
-"""Where a restore lands: the names of its work, and what it means when the place cannot be written.
+"""Where a restore lands: the names of its work, who is in the way, and what it means when it cannot be written.
 
 Work lies beside its target under a name that nobody else gives, locked as long as somebody works on it. So a later
 restore tells what one that was killed has left from what another one is at.
@@ -12,7 +12,7 @@ import pwd
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +37,48 @@ def is_work(path: Path) -> bool:
 def is_left(path: Path, found: os.stat_result) -> bool:
     """Say if what was found at a path is work of this user, and old enough to be locked if anybody works on it."""
     return is_work(path) and found.st_uid == os.geteuid() and time.time() - found.st_ctime >= _YOUNG_SECONDS
+
+
+def users(places: Sequence[str], *, below: bool = False) -> list[int]:
+    """Return the processes that have one of these open, as far as we may look; or something below, or are in it."""
+    wanted, within = set[tuple[int, int]](), tuple(f"{place}/" for place in places) if below else ()
+    for place in places:
+        with suppress(OSError):
+            found = os.stat(place)
+            wanted.add((found.st_dev, found.st_ino))
+    others = (name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
+    return sorted(int(name) for name in others if _uses(name, wanted, within))
+
+
+def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...]) -> bool:
+    try:
+        open_ = [f"/proc/{pid}/fd/{file}" for file in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False  # ended, or not ours to look at: locks are what is left to go by
+    for link in [*open_, *([f"/proc/{pid}/cwd"] if within else [])]:
+        with suppress(OSError):
+            found = os.stat(link)
+            if (found.st_dev, found.st_ino) in wanted or (within and os.readlink(link).startswith(within)):
+                return True
+    return False
+
+
+def describe(pid: int | None) -> str:
+    """Name a process for people."""
+    if pid is None or pid <= 0:
+        return "the holder let go just now, or is on another host"
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f"process {pid} ({file.read().strip()})"
+    except OSError:
+        return f"process {pid}"
+
+
+def naming(pids: Sequence[int], place: str) -> str:
+    """Return the command that shows who uses a place: it needs nothing that is not on every host."""
+    if pids:
+        return f"ps -fp {','.join(map(str, pids))}"
+    return f"find /proc/[0-9]*/fd -lname {shlex.quote(place)} 2>/dev/null  # as root: /proc/PID/fd"
 
 
 @contextmanager

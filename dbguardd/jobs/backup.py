@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from dbguardd.engines.base import Untold
-from dbguardd.errors import SourceReplaced, Usage
-from dbguardd.flow import Facts
+from dbguardd.engines.base import Progress, Untold
+from dbguardd.errors import GuardError, SourceReplaced, Usage
+from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row
-from dbguardd.jobs.moment import tip
+from dbguardd.jobs.moment import going_on, tip
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
 from dbguardd.states import Grade
@@ -25,14 +27,27 @@ def backup(run: Run, request: Request) -> Result:
     return {"backup": row(made, run.spec["storage"]["name"]), "facts": dict(made.facts)}
 
 
-def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = True, successor: bool = False) -> Backup:
+Dump = Callable[[Sink, Progress], Facts]
+
+
+def take(
+    run: Run,
+    *,
+    full: bool = False,
+    note: str = "",
+    fingerprint: bool = True,
+    successor: bool = False,
+    dump: Dump | None = None,
+) -> Backup:
     """Make one backup: engine to sink to repository, then the fingerprint of the very same snapshot.
 
     The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
     because reading every row takes longer than storing the pages; if that fails, or the content cannot be told exactly,
-    the backup exists, and can never be graded higher than `restored`.
+    the backup exists, and can never be graded higher than `restored`. `dump` reads it, if not the engine's.
     """
     started, database, began = run.monotonic(), run.database, run.now()
+    spared = _spared(run) if fingerprint else ""
+    compared = fingerprint and not spared
     log = tip(run) if database.get("continuous") else None
     try:
         with run.repository.saving(
@@ -46,7 +61,9 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            facts = {**run.snapshots.dump(saving, run.progress), "log": log}
+            told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
+            facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
+            facts |= {"no_fingerprint": spared} if spared else {}
             if not successor:
                 _check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
@@ -60,7 +77,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             blocked_seconds=facts.get("blocked_seconds"),
             directory=facts.get("directory"),
         )
-        if fingerprint:
+        if compared:
             content = run.snapshots.fingerprint(run.progress)
             if isinstance(content, Untold):
                 run.report("snapshot.untold", backup=made.id, reason=content.why)
@@ -73,6 +90,19 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
         "backup.done", backup=made.id, created_at=instant(made.created_at), seconds=round(run.monotonic() - started, 3)
     )
     return made
+
+
+def _spared(run: Run) -> str:
+    """Return why the rows need not be read: a backup that is younger than `fingerprint_every` has a fingerprint."""
+    if (every := run.database["fingerprint_every_seconds"]) is None:
+        return ""
+    now = run.now()
+    for backup in run.repository.backups(run.name):
+        if now - timedelta(seconds=every) < backup.created_at <= now:
+            with suppress(GuardError):  # one that cannot be read is none
+                if run.repository.fingerprint(backup.id) is not None:
+                    return f"fingerprint_every asks for none yet, backup {backup.id} has one"
+    return ""
 
 
 def _check_same(run: Run, facts: Facts) -> None:

@@ -93,7 +93,8 @@ def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
     """Return what of the log is older than keep_log by the storage's own time: always its beginning.
 
     What was made coarser was as old as that asks for when it was stored. What goes on from the newest backup that can
-    be relied on stays, however old it is.
+    be relied on stays, however old it is; so does what goes on from one that is not older than keep_log itself, which
+    may have taken hours. And so does the end of the log: the follower and the next backup go on from there.
     """
     log = run.repository.log(run.name)
     chains = [] if log is None else log.chains()
@@ -106,8 +107,11 @@ def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
         return piece.stored_at < start + ages.get(piece.grain, timedelta())
 
     sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
-    newest = next((b.facts.get("log") or {} for b in backups if b.id in sound), {})
-    ends = {chains[-1].id: -1, str(newest.get("chain")): int(newest.get("after", -1))}
+    bases, ends = [backup for backup in backups if backup.id in sound], dict[str, int]()
+    for base in [*bases[:1], *(base for base in bases[1:] if base.created_at >= start)]:
+        if said := base.facts.get("log"):
+            ends[said["chain"]] = min(int(said["after"]), ends.get(said["chain"], int(said["after"])))
+    ends[chains[-1].id] = min(ends.get(chains[-1].id, -1), chains[-1].last - 1)
     found: list[Piece] = []
     for chain in chains:
         end = ends.get(chain.id, chain.last)

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import groupby, takewhile
 from typing import Any
 
-from dbguardd.errors import NotFound, ObjectMissing
+from dbguardd.errors import Damaged, NotFound, ObjectMissing
 from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, excluded, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
-from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
+from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Piece, Until
 from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
@@ -94,6 +95,9 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
         best = max(moment, best, key=lambda moment: moment.at)
     if best.until is not None and (lacking := _lacking(run, best.until.chain, wanted)):
         best.warnings.append(lacking)
+    if best.until is not None and wanted is not None and _shown_again(run, best.until, wanted):
+        said = "the clock was set back later on, and came to the moment asked for again: this is the first time"
+        best.warnings.append(f"{said}; without --at, or with a later one, what was committed since is there, too")
     followed = best.until is not None or best.backup.facts.get("log") is not None
     if wanted is not None and followed and wanted - best.at > _NEAR:
         early = (wanted - best.at).total_seconds()
@@ -249,16 +253,35 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
         return None
     least, most = max(reaching.number, after + 1), chain.last if most is None else most
     pieces = [piece for piece in chain.pieces if piece.last >= least and piece.first <= most]
-    later = None
-    for position in range(len(pieces) - 1, -1, -1):
-        if wanted is not None and position and pieces[position - 1].until > wanted:
+
+    def ends(piece: Piece) -> list[Link]:
+        return [link for link in log.open(piece) if least <= link.number <= most and link.size]
+
+    past = len(pieces) if wanted is None else sum(1 for _ in takewhile(lambda piece: piece.until <= wanted, pieces))
+    found = next((link for piece in reversed(pieces[:past]) for link in reversed(ends(piece))), None)
+    for piece in pieces[past:]:  # one, unless the clock was set back: names do not go back with it
+        for link in ends(piece):
+            if wanted is not None and link.at > wanted:
+                return link if link.form == BYTES else found
+            found = link
+    return found
+
+
+def _shown_again(run: Run, until: Until, wanted: datetime) -> bool:
+    """Say if the clock came to a moment once more, behind the end of what is restored: it had been set back.
+
+    Then objects in a row have the same moment in their names: the one that was reached before.
+    """
+    log = run.repository.log(run.name)
+    rest = [piece for piece in until.chain.pieces if log is not None and piece.last >= until.last]
+    for number, (reached, row) in enumerate(groupby(rest, key=lambda piece: piece.until)):
+        same = list(row)
+        if log is None or (number and len(same) == 1) or log.open(same[-1])[-1].at >= reached:
             continue
-        for link in reversed(log.open(pieces[position])):
-            if least <= link.number <= most and link.size:
-                if wanted is None or link.at <= wanted:
-                    return later or link
-                later = link if link.form == BYTES else None
-    return later
+        behind = (link for piece in same for link in log.open(piece) if link.number > until.last)
+        if any(link.at < reached and link.at <= wanted for link in behind):
+            return True
+    return False
 
 
 def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
@@ -286,3 +309,18 @@ def tip(run: Run) -> dict[str, Any] | None:
     log = run.repository.log(run.name)
     chains: Sequence[Chain] = log.chains() if log is not None else ()
     return {"chain": chains[-1].id, "after": chains[-1].last} if chains else None
+
+
+def going_on(run: Run, before: dict[str, Any] | None, place: Any) -> dict[str, Any] | None:
+    """Return where the log goes on from a backup of a place in it: at its end `before` that, or where it began since.
+
+    Only if that beginning is not behind the place: then nothing lies between.
+    """
+    log = run.repository.log(run.name)
+    if log is not None and (chains := log.chains()) and chains[-1].id != (before or {}).get("chain"):
+        with suppress(Damaged, ObjectMissing):
+            begin, at = log.open(chains[-1].pieces[0])[0], place if isinstance(place, dict) else {}
+            known = begin.number == 0 and begin.until["round"] == at.get("round") and "position" in at
+            if known and begin.until["position"] <= at["position"]:
+                return {"chain": chains[-1].id, "after": 0}
+    return before

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import REPLACED, Examination, Finding
+from dbguardd.engines.base import REPLACED, Examination, Finding, Over
 from dbguardd.errors import (
     Cancelled,
     ConfirmMissing,
@@ -27,7 +28,7 @@ from dbguardd.errors import (
     WorkerDied,
 )
 from dbguardd.flow import LOG
-from dbguardd.jobs.backup import take
+from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, opened, reach
@@ -35,6 +36,7 @@ from dbguardd.jobs.target import (
     check_directory,
     check_space,
     check_target,
+    check_way_in,
     free_bytes,
     live,
     making,
@@ -55,19 +57,15 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if request.backup and request.at:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
-    if request.in_place and served(run):
-        raise Unsupported(
-            f"{run.name}: the databases of a live server are not replaced",
-            detail="They are restored to a new directory, and brought back from there beside it, or in its place.",
-            hints=[f"dbguardctl restore {run.name}"],
-        )
     moment = reach(run, request.backup, request.at)
+    if request.in_place:
+        check_way_in(run, moment.backup)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request)
     check_directory(moment.backup, target)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
     if request.dry_run:
-        users = _in_the_way(run) if request.in_place else []
+        users = _in_the_way(run, moment.backup) if request.in_place else []
         return {"plan": {**plan, "warnings": [*moment.warnings, *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
@@ -88,12 +86,7 @@ def restore(run: Run, request: Restore) -> Result:
 
 def undo(run: Run, request: Undo) -> Result:
     """Put back the state that the last in-place restore replaced. It can itself be undone."""
-    holds = run.repository.holds()
-    held = [
-        backup
-        for backup in run.repository.backups(run.name)
-        if any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ()))
-    ]
+    held = _held(run)
     if not held:
         raise NotFound(f"{run.name}: there is no restore to undo", hints=[f"dbguardctl list {run.name}"])
     if request.confirm != run.name:
@@ -103,9 +96,28 @@ def undo(run: Run, request: Undo) -> Result:
             hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
         )
     moment = Moment(held[0], held[0].created_at, None, [])
-    plan = _plan(run, moment, live(run), in_place=True)
+    plan, half = _plan(run, moment, live(run), in_place=True), _is_half(run, moment.backup)
     check_space(run, plan)
-    return _in_place(run, moment, plan)
+    result = _in_place(run, moment, plan)
+    if half:  # what is there now is what was there before: the next undo is of the restore before
+        _nothing_to_undo(run, held[0].id)
+        result |= {"safety_copy": None, "undo": None}
+    return result
+
+
+def _is_half(run: Run, backup: Backup) -> bool:
+    """Say if a restore in place was cut short that the next one has to go on with."""
+    return served(run) and _way_over(run).present(live(run), backup.facts).begun
+
+
+def _held(run: Run) -> list[Backup]:
+    """Return the safety copies that an undo would put back, newest first."""
+    holds = run.repository.holds()
+    return [
+        backup
+        for backup in run.repository.backups(run.name)
+        if any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ()))
+    ]
 
 
 def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime) -> list[str]:
@@ -119,30 +131,10 @@ def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], no
 
 
 def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
-    """Stage and compare first; then the safety copy; then one atomic step. None of it while somebody uses it.
-
-    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
-    The safety copy comes last: what the application commits while the staged copy is made is in it.
-    """
-    run.snapshots.check_unused()
+    """Restore over the live database, with a way back. None of it while somebody uses it."""
+    _check_unused(run, moment.backup)
     started = run.monotonic()
-    staged = Path(run.staging) / "restored"
-    elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
-    findings, _ = _restore_and_compare(
-        run, moment, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
-    )
-    run.snapshots.check_unused()  # before a whole copy is stored for nothing
-    safety = _safety_copy(run)
-    run.report("restore.replacing", database=run.name, target=plan["to"])
-    try:
-        run.snapshots.replace(staged, run.progress)
-    except (Cancelled, WorkerDied):
-        raise  # nobody knows how far it came: the way back stays
-    except GuardError as error:
-        if not error.facts.get(REPLACED):
-            _nothing_to_undo(run, safety)
-            run.report("restore.kept", database=run.name, target=plan["to"])
-        raise
+    findings, safety = (_over if served(run) else _swapped)(run, moment, plan)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
     facts = {"database": run.name, "backup": moment.backup.id, "target": plan["to"], "seconds": seconds}
@@ -157,13 +149,77 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     }
 
 
-def _safety_copy(run: Run) -> str | None:
+def _swapped(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
+    """Stage and compare first; then the safety copy; then one atomic step.
+
+    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
+    The safety copy comes last: what the application commits while the staged copy is made is in it.
+    """
+    staged = Path(run.staging) / "restored"
+    elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
+    findings, _ = _restore_and_compare(
+        run, moment, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
+    )
+    _check_unused(run, moment.backup)  # before a whole copy is stored for nothing
+    safety = _safety_copy(run)
+    with _replacing(run, plan, safety):
+        run.snapshots.replace(staged, run.progress)
+    return findings, safety
+
+
+def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
+    """The safety copy first; then only what differs is written, at a place where nobody starts it; then it is compared.
+
+    Until it is known to be right, it is not where its users look for it. The safety copy takes the state before: it is
+    the one that a restore began with which was cut short, if one was.
+    """
+    place, over, facts = live(run), _way_over(run), moment.backup.facts
+    safety = _safety_copy(run, lambda sink, progress: over.keep(place, facts, sink, progress))
+    if safety is None and _is_half(run, moment.backup):
+        safety = next((backup.id for backup in _held(run)), None)
+    way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
+    with _replacing(run, plan, safety):
+        findings, _ = _restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True)
+        over.put(place)
+    return findings, safety
+
+
+@contextmanager
+def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None) -> Iterator[None]:
+    """Replace the live database inside the block; if nothing was changed by it, there is nothing to undo."""
+    run.report("restore.replacing", database=run.name, target=plan["to"], over=served(run))
+    try:
+        yield
+    except (Cancelled, WorkerDied):
+        raise  # nobody knows how far it came: the way back stays
+    except GuardError as error:
+        if not error.facts.get(REPLACED):
+            _nothing_to_undo(run, safety)
+            run.report("restore.kept", database=run.name, target=plan["to"])
+        raise
+
+
+def _way_over(run: Run) -> Over:
+    if run.over is None:
+        raise Unsupported(f"{run.name}: is not restored in place")
+    return run.over
+
+
+def _check_unused(run: Run, backup: Backup) -> None:
+    """Raise TargetInUse if somebody uses the live database."""
+    if served(run):
+        _way_over(run).check_unused(live(run), backup.facts)
+    else:
+        run.snapshots.check_unused()
+
+
+def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
     """Back up the live database and hold that backup; None if there is no live database to lose.
 
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note=SAFETY_NOTE, fingerprint=False)
+        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump)
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:
@@ -183,14 +239,14 @@ def _nothing_to_undo(run: Run, safety: str | None) -> None:
 
 
 def _restore_and_compare(
-    run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_staging: bool = False
+    run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_staging: bool = False, over: bool = False
 ) -> tuple[list[Finding], Sequence[str]]:
     """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
 
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
-    fingerprint and keeps its bytes whatever they are.
+    fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over.
     """
-    lost = _write(run, moment, target, in_staging=in_staging)
+    target, lost = _write(run, moment, target, in_staging=in_staging, over=over)
     examined, compared = _compare(run, moment, target, in_staging=in_staging)
     then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
     findings = brief([*examined.findings, compared, *then])
@@ -202,16 +258,21 @@ def _restore_and_compare(
             f"{run.name}: the restored copy of {moment.backup.id} {what}",
             detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
             hints=[f"dbguardctl list {run.name}", *hints],
+            facts={REPLACED: True} if over else {},
         )
     return findings, lost
 
 
-def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> Sequence[str]:
-    """Write the copy, durable; return which rights of the original it lacks."""
+def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool, over: bool) -> tuple[Path, Sequence[str]]:
+    """Write the copy, durable; return where it is, and which rights of the original it lacks."""
     started, backup = run.monotonic(), moment.backup
     try:
         with opened(run, moment) as tree:
-            lost = run.snapshots.restore(tree, target, run.progress)
+            lost: Sequence[str] = ()
+            if over:
+                target = _way_over(run).overwrite(tree, target, run.progress)
+            else:
+                lost = run.snapshots.restore(tree, target, run.progress)
     except DAMAGE as error:
         if LOG in error.facts:
             error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
@@ -225,7 +286,7 @@ def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> Seque
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
-    return lost
+    return target, lost
 
 
 def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tuple[Examination, Finding]:
@@ -256,12 +317,13 @@ def _which(moment: Moment) -> str:
     return f"--id {moment.backup.id}" if moment.until is None else f"--at {moment.at.isoformat()}"
 
 
-def _in_the_way(run: Run) -> list[str]:
+def _in_the_way(run: Run, backup: Backup) -> list[str]:
     """Say who uses the live database and would have to stop first."""
     try:
-        run.snapshots.check_unused()
+        _check_unused(run, backup)
     except TargetInUse as error:
-        return [f"{error.message}: it would be refused until that is stopped"]
+        stop = f" ({error.hints[0]})" if served(run) and error.hints else ""
+        return [f"{error.message}: it would be refused until that is stopped{stop}"]
     return []
 
 
@@ -275,7 +337,12 @@ def _unread(run: Run, target: Path, error: GuardError) -> Examination:
 def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
-    needs = moment.bytes * (3 if in_place else 1)
+    needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
+    if in_place and served(run):  # what is there is written over
+        there = _way_over(run).present(target, backup.facts)
+        needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
+    elif in_place:
+        free = free_bytes(Path(run.staging).parent)
     return {
         **moment.plan(),
         "grade": newest.grade if newest else str(Grade.STORED),
@@ -283,9 +350,9 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
-        "replaceable": not served(run),
+        "replaceable": not served(run) or backup.method == "pages",
         "needs_bytes": needs,
-        "free_bytes": free_bytes(Path(run.staging).parent if in_place else target.parent),
+        "free_bytes": free,
         "takes_seconds": newest.restore_seconds if newest else None,
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dbguardd.errors import NoSpace, TargetExists, Usage
+from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
@@ -20,13 +20,32 @@ _SPARE_BYTES = 64 << 20
 
 
 def live(run: Run) -> Path:
-    """Return the path of the live database."""
-    return Path(str(run.database["settings"]["path"]))
+    """Return the path of the live database; of a cluster, the directory that its newest backup is of."""
+    if not served(run):
+        return Path(str(run.database["settings"]["path"]))
+    directories = (str(backup.facts.get("directory") or "") for backup in run.repository.backups(run.name))
+    if not (found := next(filter(None, directories), "")):
+        raise _no_way_in(run)
+    return Path(found)
 
 
 def served(run: Run) -> bool:
-    """Say if the live database is behind a server: there is no file of it that could be replaced."""
+    """Say if the live database is behind a server: what is restored is a directory, and no file."""
     return "path" not in run.database["settings"]
+
+
+def check_way_in(run: Run, backup: Backup) -> None:
+    """Raise Unsupported for a backup that cannot be restored in place."""
+    if served(run) and backup.method != "pages":
+        raise _no_way_in(run)
+
+
+def _no_way_in(run: Run) -> Unsupported:
+    return Unsupported(
+        f"{run.name}: the databases of a live server are not replaced by a dump",
+        detail="It is restored to a new directory, and brought back from there beside them, or in their place.",
+        hints=[f"dbguardctl restore {run.name}"],
+    )
 
 
 def left_policy(run: Run) -> bool:

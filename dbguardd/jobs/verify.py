@@ -181,8 +181,8 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None, back
     """Compare a restored database with the fingerprint that was taken inside the backup's own snapshot."""
     name = "content equals the snapshot"
     if expected is None:
-        why = backup.facts.get("no_fingerprint") or "dbguardctl log has the cause"  # known later than the facts
-        more = f"{why}. Make another backup: dbguardctl backup {backup.database}"
+        later = f"dbguardctl log has the cause. Make another backup: dbguardctl backup {backup.database}"
+        more = backup.facts.get("no_fingerprint") or later
         said = "a safety copy has none" if backup.note == SAFETY_NOTE else more
         return Finding(name, "inconclusive", f"the backup has no fingerprint: {said}")
     if examined.fingerprint is None:

@@ -253,6 +253,8 @@ class Settings(Table):
     """how coarse it becomes: `minute`, `hour`, `day`, each an age; from the first on one backup a day stays in it"""
     full_every: Length | None = None
     """store every page again when the newest full backup is older than this; without it, as the repository sees fit"""
+    fingerprint_every: Length | None = None
+    """read every row for comparison when the newest backup with a fingerprint is older; without it, at each backup"""
     storage: Names = ("local",)
     """the storage for the backups; exactly one in this version"""
     compress: Annotated[str, Field(pattern=r"^zstd:([1-9]|1[0-9])$")] = "zstd:1"

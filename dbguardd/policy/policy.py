@@ -146,7 +146,7 @@ class Policy(Table):
 
 def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
     """Return the member `database` of a job's spec."""
-    keep, plain = guarded.keep, guarded.keep_plain
+    keep, plain, every = guarded.keep, guarded.keep_plain, guarded.fingerprint_every
     return {
         "name": guarded.name,
         "engine": guarded.engine,
@@ -163,6 +163,7 @@ def database_spec(guarded: Guarded, uid_of: Callable[[str], int]) -> Json:
         "thin_log": [[int(one.total_seconds()), age.total_seconds()] for _, one, age in guarded.thin_log.grains],
         "timezone": str(guarded.timezone),
         "queries": [query.model_dump() for query in guarded.proof.queries],
+        "fingerprint_every_seconds": None if every is None else every.total_seconds(),
         "keep_plain": {"count": plain.count if plain else 0, "path": plain.path if plain else ""},
         "verify_after": guarded.verify == "after-backup",
         "run_as": None if guarded.run_as is None else uid_of(guarded.run_as),

@@ -1,4 +1,4 @@
-"""Handing out a stream: in order to a reader, or out of order into a file, two threads ahead."""
+"""Handing out a stream: in order to a reader, or out of order into a file or over another state, two threads ahead."""
 
 from __future__ import annotations
 
@@ -56,6 +56,19 @@ class Source(Protocol):
         """Return a batch. Raises Damaged, ObjectMissing, Unreachable."""
 
 
+class Mending(Source, Protocol):
+    """A stream that can be compared with another state of itself, without being fetched."""
+
+    def differing(self, numbers: range, old: memoryview) -> tuple[Sequence[tuple[int, Piece]], bytes]:
+        """Return what a batch has otherwise than `old`, the bytes at its place: each with its place in the stream.
+
+        And what the digest of the stream is made of. Raises as assemble().
+        """
+
+    def span(self, numbers: range) -> tuple[int, int]:
+        """Return where a batch lies: its first byte, and how many."""
+
+
 def stream(source: Source, progress: Callable[[int], None]) -> Generator[Piece, None, None]:
     """Yield all bytes in order; the last batch only when the digest of the whole stream is right."""
     digest, waiting = source.hash(), Batch(0, (), b"")
@@ -87,6 +100,40 @@ def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
         digest.update(digests)
     _confirm(source, digest)
     return source.size
+
+
+def mend(source: Mending, file: int, progress: Callable[[int], None]) -> int:
+    """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver()."""
+    digest, one_writer = source.hash(), Lock()
+    try:
+        os.ftruncate(file, source.size)
+    except OSError as error:
+        raise refused(source.name, error, f"{source.size} bytes") from error
+
+    def write(numbers: range) -> tuple[int, bytes]:
+        start, length = source.span(numbers)
+        pieces, digests = source.differing(numbers, _there(source, file, start, length))
+        with one_writer:
+            for at, piece in pieces:
+                _pwrite(source, file, [piece], at)
+        return start, digests
+
+    for start, digests in _ahead(source, write):
+        progress(start)
+        digest.update(digests)
+    _confirm(source, digest)
+    return source.size
+
+
+def _there(source: Source, file: int, start: int, length: int) -> memoryview:
+    view = memoryview(bytearray(length))
+    done = 0
+    try:
+        while done < length and (count := os.preadv(file, [view[done:]], start + done)):
+            done += count
+    except OSError as error:
+        raise refused(source.name, error, f"{length} bytes at {start} to compare with") from error
+    return view
 
 
 def _ahead(source: Source, work: Callable[[range], T]) -> Iterator[T]:

@@ -43,6 +43,33 @@ class PagesReader:
         digests = b"".join([leaves.digests[DIGEST * at : DIGEST * at + DIGEST] for leaves, at in places])
         return Batch(numbers.start * EXTENT, pieces, digests)
 
+    def span(self, numbers: range) -> tuple[int, int]:
+        """Return where some extents lie: their first byte, and how many."""
+        start = numbers.start * EXTENT
+        return start, min(numbers.stop * EXTENT, self.size) - start
+
+    def differing(self, numbers: range, old: memoryview) -> tuple[list[tuple[int, Piece]], bytes]:
+        """Return runs of pages that some extents have otherwise than `old`, each with its place; and the digests.
+
+        An extent that has its digest in `old` is not fetched.
+        """
+        places = [self._map.locate(extent) for extent in numbers]
+        digests = b"".join([leaves.digests[DIGEST * at : DIGEST * at + DIGEST] for leaves, at in places])
+        found = self._map.reader.digests.parts(old)
+        wanted = [
+            number
+            for number in range(len(numbers))
+            if found[DIGEST * number : DIGEST * number + DIGEST] != digests[DIGEST * number : DIGEST * number + DIGEST]
+        ]
+        frames = self._frames([places[number] for number in wanted])
+        pieces: list[tuple[int, Piece]] = []
+        for number in wanted:
+            piece = self._extent(numbers[number], *places[number], frames)
+            new = memoryview(bytes(piece) if isinstance(piece, int) else piece)
+            for start, end in _runs(new, old[number * EXTENT : number * EXTENT + EXTENT], self._unit):
+                pieces.append((numbers[number] * EXTENT + start, new[start:end]))
+        return pieces, digests
+
     @property
     def page_size(self) -> int:
         """Bytes of a page, as the engine said."""
@@ -127,3 +154,16 @@ def _in_a_row(packs: Sequence[int], numbers: Sequence[int], slots: Sequence[int]
     count = len(packs)
     same = packs.count(packs[0]) == count and numbers.count(numbers[0]) == count
     return same and list(slots) == list(range(slots[0], slots[0] + count))
+
+
+def _runs(new: memoryview, old: memoryview, unit: int) -> list[tuple[int, int]]:
+    """Return where pages differ that have the same place, neighbours together."""
+    runs: list[tuple[int, int]] = []
+    for start in range(0, len(new), unit):
+        end = min(start + unit, len(new))
+        if new[start:end] != old[start:end]:
+            if runs and runs[-1][1] == start:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+    return runs

@@ -50,6 +50,7 @@ _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"log/[0-9a-f]{32}/([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13})(?:-([0-9]{5}))?-[0-9a-f]{64}")
 LEVEL = 1  # 3 takes twice the processor time and 6 % fewer bytes (measured)
 _LARGEST = 128 << 20  # bytes of what a segment has
+_MORE_LOOKS = 2
 _KEPT = 8 * FOLD  # pieces that a writer knows: more than folding looks at, and no more however long it writes
 
 
@@ -164,7 +165,19 @@ class Log:
     # ------------------------------------------------------------------------------------------ reading
 
     def chains(self) -> list[Chain]:
-        """Return what is there by name, oldest first. A chain that lacks something is several of the same id."""
+        """Return what is there by name, oldest first. A chain that lacks something is several of the same id.
+
+        A listing takes time. What is folded meanwhile may be in it neither as it was nor as it is: then it lacks that,
+        and another one does not.
+        """
+        found = self._listed()
+        for _ in range(_MORE_LOOKS):
+            if len({chain.id for chain in found}) == len(found):
+                break
+            found = self._listed()
+        return found
+
+    def _listed(self) -> list[Chain]:
         found: list[Chain] = []
         row: list[Piece] = []
         for piece in _not_repeated(self._pieces()):

@@ -60,9 +60,9 @@ class MomentTree:
             file.seek(0)
             yield cast(BinaryIO, file)
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the whole stream, as it was at the moment, into the open file; see flow.Tree."""
-        size, last = self.base.deliver(name, file), None
+        size, last = self.base.deliver(name, file, over=over), None
         for last in self._links(name):
             for number, page in last.pages():
                 _put(name, file, page, (number - 1) * last.page_size)
@@ -142,10 +142,10 @@ class LogTree:
             with self.base.read(name) as file:
                 yield file
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree."""
         if name != self._stream:
-            return self.base.deliver(name, file)
+            return self.base.deliver(name, file, over=over)
         size = 0
         for part in self._parts():
             _put(name, file, part, size)
@@ -222,7 +222,7 @@ class StretchTree:
             file.seek(0)
             yield cast(BinaryIO, file)
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the stream into the open file; see flow.Tree. Raises Damaged for a log of mixed streams or sizes."""
         at = 0
         for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):

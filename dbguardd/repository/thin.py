@@ -121,8 +121,11 @@ def _has(chain: Chain, piece: Piece) -> bool:
 
 
 def _is_in(piece: Piece, what: Due, end: Piece) -> bool:
-    """Say if what an object has is coarser by now: it came before, or is of a try that was killed."""
-    return piece.last <= end.last and (
+    """Say if what an object has is coarser by now: it came before, or is of a try that was killed.
+
+    What lies before a hole in the log is of another row, of which the last minute may be fine still.
+    """
+    return what.chain.first <= piece.last <= end.last and (
         piece.grain < what.grain or (piece.grain == what.grain and piece.first >= what.first)
     )
 

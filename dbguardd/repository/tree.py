@@ -12,7 +12,7 @@ from dbguardd.errors import Damaged, NotFound, Unsupported
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
-from dbguardd.repository.delivery import Piece, Source, deliver, stream
+from dbguardd.repository.delivery import Piece, Source, deliver, mend, stream
 from dbguardd.repository.extents import PagesReader
 from dbguardd.repository.model import Backup, Stream
 from dbguardd.repository.pagemap import PageMap
@@ -70,9 +70,12 @@ class Tree:
             finally:
                 pieces.close()
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
-        return deliver(self._source(name), file, self._progress)
+        source = self._source(name)
+        if over and isinstance(source, PagesReader):
+            return mend(source, file, self._progress)
+        return deliver(source, file, self._progress)
 
     def pages(self, name: str) -> PagesReader:
         """Open a paged stream for reading anywhere: flow.Pages. Raises NotFound, Unsupported, Damaged."""

@@ -20,7 +20,7 @@ from typing import IO, Any
 from dbguardd.errors import Cancelled, GuardError, Stalled, WorkerDied
 from dbguardd.policy import Policy
 from dbguardd.wire import QUESTION_VERBS
-from dbguardd.words import REPLACING, UNTOUCHED, safe
+from dbguardd.words import OVERWRITING, REPLACING, UNTOUCHED, safe
 from dbguardd.worker import words
 from dbguardd.worker.start import run_worker
 
@@ -74,10 +74,10 @@ async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     cancel = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, cancel.set)
-    heard: set[str] = set()
+    heard = dict[str, Mapping[str, Any]]()
 
     def hear(message: dict[str, Any]) -> None:
-        heard.add(str(message.get("event")))
+        heard[str(message.get("event"))] = message.get("facts") or {}
         if message["type"] == "answer":
             _hand_out(message["file"])
         elif spec["verb"] not in QUESTION_VERBS:
@@ -88,7 +88,8 @@ async def _run(spec: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     except (Cancelled, Stalled, WorkerDied) as error:
         if spec["verb"] == "undo" or spec["request"].get("in_place"):
             name, replacing = spec["database"]["name"], "restore.replacing" in heard
-            error.detail = f"{error.detail}\n{REPLACING if replacing else UNTOUCHED}".lstrip()
+            over = OVERWRITING if heard.get("restore.replacing", {}).get("over") else REPLACING
+            error.detail = f"{error.detail}\n{over if replacing else UNTOUCHED}".lstrip()
             error.hints = (*error.hints, *[f"dbguardctl restore undo {name} --confirm {name}"] * replacing)
         raise
 

@@ -126,9 +126,9 @@ class SeamTree:
         finally:
             source.drain()
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Let the repository half write the stream into an open file."""
-        self._channel.send({"tree": "deliver", "name": name}, file)
+        self._channel.send({"tree": "deliver", "name": name, "over": over}, file)
         return int(self._channel.answer())
 
 
@@ -234,7 +234,7 @@ class EngineHalf:
             case "probe" | "release" | "check_unused":
                 return getattr(snapshots, name)()
             case "dump":
-                return snapshots.dump(SeamSink(self._channel), progress)
+                return snapshots.dump(SeamSink(self._channel), progress, compared=args["compared"])
             case "fingerprint":
                 return _fitting(snapshots.fingerprint(progress))
             case "restore":
@@ -247,7 +247,25 @@ class EngineHalf:
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
                 return log.follow(SeamShip(self._channel), args["resume"]) if name == "follow" else log.unfollow()
-        return self._keep(name, args) if name.startswith("standby.") else self._ask(name, args)
+        ways = {"over": self._over, "standby": self._keep}
+        return ways.get(name.partition(".")[0], self._ask)(name, args)
+
+    def _over(self, name: str, args: Mapping[str, Any]) -> Any:
+        over, progress, live = self._engine.over, self._progress, Path(args["live"])
+        match name.removeprefix("over."):
+            case _ if over is None:
+                raise Unsupported("this kind of database is not restored over the live one")
+            case "present":
+                return over.present(live, args["facts"])
+            case "check_unused":
+                return over.check_unused(live, args["facts"])
+            case "keep":
+                return over.keep(live, args["facts"], SeamSink(self._channel), progress)
+            case "overwrite":
+                return str(over.overwrite(SeamTree(self._channel), live, progress))
+            case "put":
+                return over.put(live)
+        raise Usage(f"the engine half has no call {name}")
 
     def _ask(self, name: str, args: Mapping[str, Any]) -> Any:
         reviving = self._engine.reviving
@@ -263,7 +281,6 @@ class EngineHalf:
         standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
         if standby is None:
             raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
-            raise Usage(f"the engine half has no call {name}")
         target, step = Path(args["target"]), name.removeprefix("standby.")
         match step:
             case "found":

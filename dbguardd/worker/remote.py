@@ -39,13 +39,13 @@ class RemoteEngine:
 
     def probe(self) -> Probe:
         """Say what is there."""
-        found = self.call("probe", {}, _silent)
+        found = self.call("probe", {}, silent)
         findings = tuple(Finding(**finding) for finding in found["findings"])
         return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         """Write a consistent backup of the live database into `sink`."""
-        facts: Facts = self.call("dump", {}, progress, sink=sink)
+        facts: Facts = self.call("dump", {"compared": compared}, progress, sink=sink)
         return facts
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
@@ -58,7 +58,7 @@ class RemoteEngine:
         if self._within:
             self._channel.close()
         else:
-            self.call("release", {}, _silent)
+            self.call("release", {}, silent)
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
         """Rebuild the database at `target`; return which rights it could not be given."""
@@ -76,7 +76,7 @@ class RemoteEngine:
 
     def check_unused(self) -> None:
         """Refuse a live database that is in use."""
-        self.call("check_unused", {}, _silent)
+        self.call("check_unused", {}, silent)
 
     def replace(self, source: Path, progress: Progress) -> None:
         """Make the live database equal to the restored one at `source`."""
@@ -84,11 +84,11 @@ class RemoteEngine:
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         """Ship every commit from now on, or from `resume` on."""
-        self.call("follow", {"resume": resume}, _silent, ship=ship)
+        self.call("follow", {"resume": resume}, silent, ship=ship)
 
     def unfollow(self) -> None:
         """Let go of what keeps the log."""
-        self.call("unfollow", {}, _silent)
+        self.call("unfollow", {}, silent)
 
     def call(
         self,
@@ -258,7 +258,7 @@ class RemoteEngine:
                 after = int(message["after"])
                 self._answer(lambda: list(islice(tree.names(), after, after + NAMES)))
             case "deliver" if file is not None:
-                self._answer(lambda: tree.deliver(name, file))
+                self._answer(lambda: tree.deliver(name, file, over=bool(message["over"])))
             case "read":
                 self._send_stream(name, progress, tree)
             case _:
@@ -315,5 +315,5 @@ def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:
     return Fingerprint(str(value["schema_digest"]), tables)
 
 
-def _silent(step: str, done_bytes: int, total_bytes: int | None) -> None:
+def silent(step: str, done_bytes: int, total_bytes: int | None) -> None:
     """Progress of calls that end at once."""

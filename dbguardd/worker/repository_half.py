@@ -26,6 +26,7 @@ from dbguardd.storage.base import Storage
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
+from dbguardd.worker.remote_over import RemoteOver
 from dbguardd.worker.remote_past import RemotePast
 from dbguardd.worker.remote_standby import RemoteStandby
 
@@ -95,6 +96,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 cancelled=cancelled,
                 past=RemotePast(channel, engine),
                 standby=RemoteStandby(engine),
+                over=RemoteOver(engine),
             ),
             job.request(**spec["request"]),
         )

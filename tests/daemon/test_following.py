@@ -214,6 +214,36 @@ def test_a_scan_that_looked_before_a_log_was_begun_does_not_take_it_away(place: 
     guarding(place, test)
 
 
+def test_what_lies_before_a_hole_is_not_said_to_reach_over_it(place: Place) -> None:
+    """A chain that lacks something is several rows: neither a scan nor a follower makes the first of them longer."""
+
+    async def test(service: Any, workers: Workers) -> None:
+        following, at = service._do.following, to_text(place.wall)
+        hole, behind, later = (to_text(place.wall + timedelta(minutes=minutes)) for minutes in (5, 6, 60))
+        facts = {"database": "app", "chain": "B", "at": at, "begun_at": at, "because": "new", "continued": False}
+        workers.begun.append({**facts, "stored_until_at": None})
+        following.reconsider()
+        await until(lambda: workers.following)
+        reached = {"type": "report", "event": "reached", "facts": {"chain": "B", "segment": 9, "until_at": later}}
+        workers.following[0](reached)
+        rest(service)
+        await until(lambda: not following._alive)  # it was written down
+        rows = [
+            {"chain": "B", "since_at": at, "until_at": hole},
+            {"chain": "B", "since_at": behind, "until_at": behind},
+        ]
+        service._do.tell("log.known", "app", {"database": "app", "chains": rows})
+        wanted = [("B", at, hole), ("B", behind, later)]
+        assert [(row.chain, row.since_at, row.until_at) for row in following.covered("app")] == wanted
+        workers.begun = [{**facts, "continued": True}]
+        resume(service)
+        await until(lambda: workers.following)
+        workers.following[0](reached)
+        assert [(row.chain, row.since_at, row.until_at) for row in following.covered("app")] == wanted
+
+    guarding(place, test)
+
+
 def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place: Place) -> None:
     async def test(service: Any, workers: Workers) -> None:
         following, at = service._do.following, to_text(place.wall)

@@ -68,10 +68,11 @@ class MemoryTree:
             raise NotFound(f"stream {name}: not in the backup")
         yield io.BytesIO(self._streams[name])
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         data = self._streams[name]
         for at in range(0, len(data), 1 << 20):
             os.pwrite(file, data[at : at + (1 << 20)], at)
+        os.ftruncate(file, len(data))
         return len(data)
 
 

@@ -17,8 +17,10 @@ from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Query, Untold
 from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.dump import Contents, Part
+from dbguardd.engines.postgresql.place import manual
 from dbguardd.engines.postgresql.prove import told
-from dbguardd.engines.postgresql.snapshot import holding, list_databases
+from dbguardd.engines.postgresql.snapshot import Database, holding, list_databases
 from dbguardd.errors import (
     Cancelled,
     ServerUnreachable,
@@ -254,6 +256,8 @@ def test_what_is_left_out_is_said_and_the_rest_is_equal(live, place):
 def test_cancelling_leaves_no_program_and_no_connection(live, place, step):
     def cancelled():
         engine = made(live, place)
+        engine.dump(MemorySink(), no_progress, compared=False)
+        assert engine.fingerprint(no_progress).rows == 0  # none was read
 
         def stop(name):
             if name == step:
@@ -452,7 +456,7 @@ class Nowhere:
 
 def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerprint(live):
     def take():
-        address, taking = address_of(live.url), _Taking(Nowhere(), (), no_progress)
+        address, taking = address_of(live.url), _Taking(Nowhere(), (), no_progress, compared=True)
         with connected(address) as connection:
             (database,) = list_databases(connection, "shop")
         with holding(address, database, 5.0, lambda: None) as held:
@@ -462,3 +466,11 @@ def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerpri
 
     untold = as_owner(take)
     assert isinstance(untold, Untold) and "connection" in untold.why
+
+
+def test_no_name_of_a_table_becomes_a_command_of_the_text_that_is_pasted():
+    """Its owner chooses it, a pattern of the policy leaves it out, and a superuser pastes what the text says."""
+    database = Database("shop", "UTF8", "c", "C", "C", "", 0)
+    part = Part("0001.dump", database, (), ('public."log_\ntouch /tmp/gained"',), large=False)
+    text = manual(Contents("15.1", (part,), ("postgres",), passwords=True), Path("/srv/back"))
+    assert "gained" in text and "touch" not in [line.split(" ")[0] for line in text.splitlines()]

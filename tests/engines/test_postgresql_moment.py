@@ -9,9 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
-from postgres_pages_world import failed, own_place
+from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
+from dbguardd.engines.base import Untold
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
@@ -255,3 +256,22 @@ def test_a_log_is_taken_by_its_server_as_the_manual_says(live, kept, place):
     for path in (target, *target.rglob("*")):
         os.chown(path, owner(), -1, follow_symlinks=False)
     assert asked(live, target, "SELECT count(*) FROM ledger") == ["200"]
+
+
+def test_no_name_of_a_prepared_transaction_moves_the_place_of_a_backup(live):
+    """Else whoever may prepare one makes the proof of every backup fail, and what failed counts for nothing."""
+    live.sql("CREATE TABLE seen (n int)")
+
+    def forge(name):
+        if name == "log.tar":
+            with psycopg.connect(live.url, autocommit=True) as db:
+                before = db.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()[0]
+                db.execute("INSERT INTO seen VALUES (1)")
+                line = FORGED.replace("0/7000028", before).replace("        731", "    1000000")
+                db.execute("BEGIN")
+                db.execute("INSERT INTO seen VALUES (2)")
+                db.execute(f"PREPARE TRANSACTION '{line}'")
+
+    taken = as_owner(lambda: backed_up(live, forge)[2])
+    live.sql(f"ROLLBACK PREPARED '{live.sql('SELECT gid FROM pg_prepared_xacts')}'")
+    assert isinstance(taken, Untold) and "no place in the log" in taken.why

@@ -299,6 +299,8 @@ def test_a_lock_is_not_waited_for_for_ever_and_nobody_is_in_a_database_that_was_
         others.append(live.sql(f"SELECT DISTINCT datname {ours}"))
 
     def read():
+        unread = engine.dump(MemorySink(), no_progress, compared=False)
+        assert (unread["snapshots"], unread["recovery_lsn"]) == ({}, unread["stop_lsn"])  # nobody is in a database
         engine.dump(MemorySink(), no_progress)
         holder, _ = locked()
         looking = threading.Thread(target=look)

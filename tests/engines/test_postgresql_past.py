@@ -6,14 +6,19 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 
 import pytest
 from postgres_pages_world import own_place
 from postgres_past_world import WAYS, Told, loaded_by, twice
 from postgres_world import alive_processes, until
+from psycopg.conninfo import conninfo_to_dict
 
 from dbguardd.engines.base import Bounds
+from dbguardd.engines.postgresql.past.compare import _definitions
+from dbguardd.engines.postgresql.past.tables import Table, known
+from dbguardd.engines.postgresql.past.take_out import remark
 from dbguardd.errors import Cancelled, Damaged, SourceDamaged, TooCostly, ToolMissing, Unsupported, Usage
 
 
@@ -41,6 +46,41 @@ def psql(past, text, database, *words):
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
     return said.stdout
+
+
+@pytest.mark.parametrize("name", ["shop", "host=elsewhere", "postgresql://elsewhere/", "-c", "a b ", "a\nb"])
+def test_the_name_of_a_database_is_no_address_of_another_server(name):
+    """Whoever made it chose it, and an administrator types what the text says."""
+    table = Table("public", "t", "public.t", whole=False, owner="o", partition=False, columns=())
+    words = shlex.split(remark("t", table, name).decode(errors="surrogateescape").splitlines()[1])
+    said = words[words.index("-d") + 1]
+    found = conninfo_to_dict(said) if "=" in said or "://" in said else {"dbname": said}
+    assert found == {"dbname": name} and not said.startswith("-")
+
+
+def test_no_table_is_taken_for_another_that_is_called_like_its_whole_name():
+    real, other = (
+        Table(schema, name, quoted, whole=False, owner="o", partition=False, columns=())
+        for schema, name, quoted in (("app", "orders", "app.orders"), ("public", "app.orders", 'public."app.orders"'))
+    )
+    assert known({one.quoted: one for one in (real, other)}, "app.orders", "b", None) is real
+
+
+def test_definitions_of_any_number_are_not_in_memory_at_once():
+    read = []
+
+    class Defined:
+        def __init__(self, text):
+            self._text = text
+
+        def rows(self, _query):
+            for number in range(1000):
+                read.append(number)
+                yield b"function f%03d" % number, b"function", b"f%03d" % number, self._text
+
+    found = _definitions(Defined(b"a"), Defined(b"b"))
+    assert next(found) == {"kind": "function", "name": "f000", "before": "a", "after": "b"} and len(read) < 5
+    assert len(list(found)) == 999
 
 
 # ------------------------------------------------------------------------------------------------ query

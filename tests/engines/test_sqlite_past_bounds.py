@@ -156,13 +156,14 @@ def test_what_is_cancelled_ends(shop):
         "select hex(zeroblob(60000000)) || hex(zeroblob(60000000))",
         "with recursive r(n, b) as (select 1, zeroblob(9000000) union all select n + 1, zeroblob(9000000 + n) from r)"
         " select n, b from r order by b, n desc",
-        "with recursive r(n) as (select 1 union all select n + 1 from r)"
+        "with recursive r(n) as (select 1 union all select n + 1 from r limit 1000)"
         " select group_concat(hex(randomblob(100000))) from r",
     ],
 )
 def test_what_needs_too_much_memory_is_given_up(shop, sql):
-    with pytest.raises(TooCostly):
+    with pytest.raises(TooCostly) as caught:
         ask(shop, sql)
+    assert "in the time" not in caught.value.message
     assert ask(shop, "select 1")[1] == [(1,)]
 
 

@@ -27,7 +27,7 @@ def backup(live, staging, **settings):
 class TornTree(MemoryTree):
     """Fails after half of the bytes, as a damaged repository does."""
 
-    def deliver(self, name, file):
+    def deliver(self, name, file, *, over=False):
         os.pwrite(file, self._streams[name][: len(self._streams[name]) // 2], 0)
         raise Damaged("pack: damaged")
 

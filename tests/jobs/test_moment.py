@@ -314,3 +314,110 @@ def test_a_log_that_became_coarser_says_so_when_a_moment_is_asked_for(world: Wor
     world.later(hours=1, minutes=1)
     world.do("expire", database="app")
     assert world.said("log.forgotten")
+
+
+def set_forward_and_back(world: World) -> tuple[str, datetime]:
+    """A clock that was an hour ahead for a while: return the backup before, and when that was."""
+    bytes_follow(world, 1, 3)
+    world.engine.rights = {"log_place": {**place(3), "end": 4}}
+    id, made = world.backup(users=[1]), world.now
+    bytes_follow(world, 4, 9)
+    world.later(hours=1)
+    bytes_follow(world, 10, 12)
+    world.later(hours=-1)
+    bytes_follow(world, 13, 60)
+    return id, made
+
+
+def test_a_moment_that_a_clock_showed_twice_is_said_to_be_the_first(world: World) -> None:
+    id, made = set_forward_and_back(world)
+    found = plan(world, at=(made + timedelta(seconds=30)).isoformat())
+    assert (found["backup"], found["segments"]) == (id, 7)  # nothing that was committed later, by any clock
+    assert "set back" in " ".join(found["warnings"])
+    assert not plan(world, at=(made + timedelta(seconds=4)).isoformat())["warnings"]
+    assert not plan(world)["warnings"]
+
+
+def test_a_backup_that_was_made_after_the_clock_was_set_back_leads_to_any_moment_after_it(world: World) -> None:
+    set_forward_and_back(world)
+    world.engine.rights = {"log_place": {**place(60), "end": 61}}
+    id, made = world.backup(users=[2]), world.now
+    bytes_follow(world, 61, 160)
+    for seconds in (2.5, 70.5, 100):
+        found = plan(world, at=(made + timedelta(seconds=seconds)).isoformat())
+        assert (found["backup"], found["segments"]) == (id, int(seconds + 0.9)), seconds
+        assert found["created_at"] == instant(made + timedelta(seconds=seconds)), seconds
+        assert not found["warnings"]
+
+
+def test_the_end_of_a_log_stays_however_old_it_is(world: World) -> None:
+    """Else the next follower begins anew, and a backup that is made meanwhile has nothing that goes on from it."""
+    follow(world, 1, 40)
+    base(world, 40)
+    world.later(days=8)
+    world.do("expire", database="app")
+    assert world.said("log.forgotten")
+    second = base(world, 40)
+    resumed = list[Any]()
+
+    def story(ship: Any, resume: Any) -> None:
+        resumed.append(resume)
+        ship.begin(place(40), continued=True, because="")
+        ship.ship(Segment("main", place(40), place(41), world.now, Images(512, 512, (1,), bytes(512))))
+
+    world.engine.follow = story  # type: ignore[attr-defined]
+    with pytest.raises(GuardError):
+        world.do("follow")
+    assert resumed[0]["position"] == 40
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (second, 1)
+
+
+def test_a_log_that_begins_anew_while_a_backup_is_made_goes_on_from_that_backup(world: World) -> None:
+    """A cluster is read for hours. What is listed since then can be restored, too."""
+    bytes_follow(world, 1, 3)
+    dump = world.engine.dump
+
+    def slowly(sink: Any, progress: Any) -> Any:
+        log = world.repository.log("app")
+        assert log is not None
+        world.later(hours=1)
+        chain = log.begin(place(7), "its slot was gone", world.now)
+        world.later(hours=1)
+        log.append(chain, Segment("main", place(7), place(9), world.now, b"ww"))
+        world.engine.snapshot_at = world.now.isoformat()
+        return dump(sink, progress)
+
+    world.engine.dump = slowly  # type: ignore[method-assign]
+    world.engine.rights = {"log_place": {**place(9), "end": 10}}
+    id = world.backup(users=[1])
+    world.engine.dump = dump  # type: ignore[method-assign]
+    bytes_follow(world, 10, 12)
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (id, 4)
+
+
+def test_the_log_that_was_written_while_a_backup_was_made_stays_as_long_as_what_follows(world: World) -> None:
+    bytes_follow(world, 1, 3)
+    dump = world.engine.dump
+
+    def slowly(sink: Any, progress: Any) -> Any:
+        bytes_follow(world, 4, 40)
+        world.later(hours=2)
+        world.engine.snapshot_at = world.now.isoformat()
+        return dump(sink, progress)
+
+    world.engine.dump = slowly  # type: ignore[method-assign]
+    world.engine.rights = {"log_place": {**place(40), "end": 41}}
+    first = world.backup(users=[1])
+    made, world.engine.dump = world.now, dump  # type: ignore[method-assign]
+    bytes_follow(world, 41, 43)
+    wanted = (made + timedelta(seconds=1.5)).isoformat()
+    world.later(days=6)
+    world.backup(users=[2])
+    world.later(hours=23)  # the beginning of the first is older than keep_log by now, and what it is of is not
+    world.do("expire", database="app")
+    assert first in world.ids() and plan(world, at=wanted)["segments"] == 39
+    world.later(hours=3)
+    world.do("expire", database="app")
+    assert world.said("log.forgotten")

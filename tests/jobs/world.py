@@ -38,15 +38,16 @@ class ToyEngine:
     def probe(self):
         return Probe("1", self.path.stat().st_size, {}, ())
 
-    def dump(self, sink, progress):
+    def dump(self, sink, progress, *, compared=True):
         if not self.path.exists():
             raise SourceMissing(f"{self.path} is gone")
         if self.refuse_dump:
             raise self.refuse_dump
-        self.snapshot = self.path.read_bytes()
-        progress("snapshot", 0, len(self.snapshot))
+        content = self.path.read_bytes()
+        self.snapshot = content if compared else None
+        progress("snapshot", 0, len(content))
         with sink.write("dump.json") as out:
-            out.write(self.snapshot)
+            out.write(content)
         return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at, **self.rights}
 
     def fingerprint(self, progress):
@@ -120,6 +121,7 @@ class World:
                 "keep_plain": {"count": 0, "path": ""},
                 "continuous": False,
                 "keep_log_seconds": 604_800.0,
+                "fingerprint_every_seconds": None,
             },
             "storage": {"name": "local", "type": "memory", "grace_seconds": 86400},
             "key": {"name": "main", "type": "machine"},

@@ -111,6 +111,7 @@ def test_the_spec_of_a_job():
             "continuous": False,
             "keep_log_seconds": 604800.0,
             "thin_log": [],
+            "fingerprint_every_seconds": None,
             "timezone": "Europe/Berlin",
             "queries": [{"sql": "select 1", "min": None, "max": None, "equals": 9007199254740993, "database": "",
                             "why": "exact"}],

@@ -129,6 +129,22 @@ def test_a_clock_that_goes_back_does_not_undo_what_was_reached():
     assert [chain.id for chain in log.chains()] == [chain.id, later.id]
 
 
+def test_what_is_folded_while_it_is_listed_is_no_hole():
+    """A directory is not read at one instant: what came meanwhile may be left out, and what went is."""
+    storage = Memory()
+    filled(open_log(storage), 2 * FOLD + 3)
+    listing, late = storage.list, [logs.piece_of(entry) for entry in storage.list("log/")][1]
+    assert (late.first, late.last) == (FOLD, 2 * FOLD - 1)
+    missed = [late.name]
+
+    def looked(prefix):
+        name = missed.pop() if missed else ""
+        return (entry for entry in listing(prefix) if entry.name != name)
+
+    storage.list = looked
+    assert len(open_log(storage).chains()) == 1 and not missed
+
+
 # ------------------------------------------------------------------------------------------ killed
 
 

@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +78,41 @@ def test_an_unchanged_stream_also_needs_the_pack_in_which_its_root_lies_alone() 
     second = save(storage, {"main": (data, 4096)}, first, published=published)
     assert [needs for _, needs in published.backups] == [packs_of(storage, DOMAIN, first)] * 2
     assert (first.packs, second.packs) == (3, 3)
+
+
+@pytest.mark.parametrize("size", [2_000_000, 2_700_001])
+def test_over_another_state_only_what_differs_is_fetched_and_written(tmp_path: Path, size: int) -> None:
+    storage, target = Drawer(), tmp_path / "out"
+    data = noise(2_000_000) + bytes(200_000) + noise(300_000, 2)
+    backup = save(storage, {"main": (data, 8192)})
+    other = bytearray((data + noise(300_000, 3))[:size])
+    other[100_000], other[1_500_000], other[1_999_999] = (byte ^ 1 for byte in b"abc")
+    other[2_100_000:2_100_005] = b"other"[: max(0, size - 2_100_000)]
+
+    def written() -> int:
+        return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+    with open(target, "w+b", buffering=0) as file, Tree(storage, DOMAIN, backup) as tree:
+        file.write(other)
+        before, fetched = written(), storage.fetched
+        assert tree.deliver("main", file.fileno(), over=True) == len(data)
+        lacking = max(0, len(data) - max(size, 2_200_000))
+        assert written() - before <= 4 * 8192 + lacking + 8192
+        assert storage.fetched - fetched < 4 * 262_144 + 1.2 * lacking + 20_000
+    assert target.read_bytes() == data
+
+
+def test_over_another_state_nothing_wrong_is_written_from_a_damaged_pack(tmp_path: Path) -> None:
+    storage, target = Drawer(), tmp_path / "out"
+    backup = save(storage, {"main": (noise(300_000), 8192)})
+    target.write_bytes(noise(300_000, 2))
+    for name in [name for name in storage.objects if name.startswith("pack")]:
+        data = bytearray(storage.objects[name])
+        data[len(data) // 2] ^= 1
+        storage.objects[name] = bytes(data)
+    with open(target, "r+b") as file, Tree(storage, DOMAIN, backup) as tree, pytest.raises(Damaged):
+        tree.deliver("main", file.fileno(), over=True)
+    assert target.read_bytes() == noise(300_000, 2)
 
 
 def test_zeros_cost_nothing_and_stay_holes(tmp_path: Any) -> None:

@@ -216,6 +216,20 @@ def test_a_reader_of_a_log_that_is_made_coarser_meanwhile_goes_on_in_what_is_new
     assert numbers[-1] == chain.last
 
 
+def test_what_lies_before_a_hole_stays_when_what_lies_behind_it_is_made_coarser() -> None:
+    """The last minute before the hole is not over: it is fine still, and there is nothing coarser that has it."""
+    log = open_log(Memory())
+    chain = log.begin(PLACE, "new", NOW)
+    for number in range(1, 401):
+        chain = log.append(chain, segment(number, at=NOW + timedelta(seconds=number)))
+    lost = next(piece for piece in log.chains()[0].pieces if piece.first > 100)
+    log.forget([lost])
+    list(thin.make_coarser(log, [Grain(MINUTE, timedelta(days=1))], LATER))
+    before, behind = log.chains()
+    assert (before.last, behind.first) == (lost.first - 1, lost.last + 1)
+    assert (before.pieces[0].grain, before.pieces[-1].grain, behind.pieces[0].grain) == (MINUTE, 0, MINUTE)
+
+
 def test_recover_py_reads_it_too(tmp_path) -> None:
     storage, dice = Memory(), random.Random(5)
     log = open_log(storage)

@@ -70,7 +70,7 @@ class MemoryTree:
             raise Damaged("pack: not what was stored")
         yield io.BytesIO(self.streams[name])
 
-    def deliver(self, name: str, file: int) -> int:
+    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         return os.pwrite(file, self.streams[name], 0)
 
 
@@ -83,7 +83,7 @@ class FakeEngine:
     def probe(self):
         return Probe("1.0", 5, {"a": 1}, ("careful",))
 
-    def dump(self, sink, progress):
+    def dump(self, sink, progress, *, compared):
         progress("snapshot", 1, 2)
         with sink.write("dump") as out:
             for number in range(50):

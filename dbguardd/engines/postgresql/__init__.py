@@ -29,6 +29,7 @@ from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
+from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
@@ -53,8 +54,10 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     address = address_of(str(settings.get("url") or ""))
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
-    log = follow(address, str(settings["staging"]), pace)
-    return Engine("postgresql", Postgresql(settings), log, reviving=PostgresqlPast(settings))
+    log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
+    return Engine(
+        "postgresql", snapshots, log, reviving=PostgresqlPast(settings), over=PagesOver(snapshots.restored_over)
+    )
 
 
 class Postgresql:
@@ -64,7 +67,8 @@ class Postgresql:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._ways: Mapping[str, Snapshots] = {"pages": Pages(settings), "dump": PostgresqlDumps(settings)}
+        self._pages = Pages(settings)
+        self._ways: Mapping[str, Snapshots] = {"pages": self._pages, "dump": PostgresqlDumps(settings)}
         method = str(settings.get("method", "dump"))
         if method not in self._ways:
             raise PolicyInvalid(f"method {method!r}: PostgreSQL has the methods {' and '.join(self._ways)}")
@@ -73,8 +77,8 @@ class Postgresql:
     def probe(self) -> Probe:
         return self._way.probe()
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
-        return self._way.dump(sink, progress)
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
+        return self._way.dump(sink, progress, compared=compared)
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         return self._way.fingerprint(progress)
@@ -90,11 +94,16 @@ class Postgresql:
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
 
+    def restored_over(self, target: Path, facts: Facts) -> None:
+        """Take it that a cluster was restored to `target` by its pages: examine() is asked about that."""
+        self._restored = self._pages
+        self._pages.restored[target] = facts
+
     def check_unused(self) -> None:
-        self._way.check_unused()
+        raise _no_way_in()
 
     def replace(self, source: Path, progress: Progress) -> None:
-        self._way.replace(source, progress)
+        raise _no_way_in()
 
 
 class PostgresqlDumps:
@@ -117,7 +126,7 @@ class PostgresqlDumps:
         only = address.get("dbname", "")
         return address, only
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         """Dump one database after the other, and read it while its snapshot is held: see engines.base.
 
         So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
@@ -131,7 +140,7 @@ class PostgresqlDumps:
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
         dumper = Dumper(address, tools, sink, progress, self._lock_seconds, plain=plain)
-        taking = _Taking(dumper, self._exclude, progress)
+        taking = _Taking(dumper, self._exclude, progress, compared=compared)
         for database in databases:
             try:
                 with holding(address, database, self._lock_seconds, lambda: progress("connect", 0, None)) as held:
@@ -174,8 +183,8 @@ class PostgresqlDumps:
 class _Taking:
     """What was taken so far of a backup that is made."""
 
-    def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress) -> None:
-        self._dumper, self._exclude, self._progress = dumper, exclude, progress
+    def __init__(self, dumper: Dumper, exclude: Sequence[str], progress: Progress, *, compared: bool) -> None:
+        self._dumper, self._exclude, self._progress, self._compared = dumper, exclude, progress, compared
         self._content = Content()
         self._unread: GuardError | None = None
         self._moments: list[datetime] = []
@@ -183,7 +192,7 @@ class _Taking:
         self.parts: list[Part] = []
 
     def take(self, held: Held) -> None:
-        """Dump a database, and read it."""
+        """Dump a database, and read it if what is restored will be compared."""
         database, stream = held.database, stream_of(len(self.parts) + 1)
         excluded = left_out(database.name, held.tables, self._exclude)
         self._dumper.database(held, stream, excluded)
@@ -191,6 +200,8 @@ class _Taking:
         self.parts.append(Part(stream, database, tuple(held.extensions), names, held.large))
         self._moments.append(held.at)
         self._tables[database.name] = held.tables
+        if not self._compared:
+            return
         try:
             with refusals(f"database {database.name}"):
                 self._content.add(held.connection, names, self._tick, large=held.large, lines=held.lines)

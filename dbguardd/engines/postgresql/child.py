@@ -25,12 +25,13 @@ Alive = Callable[[], None]
 """Called some times a second while something is waited for. Raises Cancelled when the job is to end."""
 
 
-def command(kind: str, number: int, program: Sequence[str], place: str = "/") -> list[str]:
+def command(kind: str, number: int, program: Sequence[str], places: Sequence[str] = ()) -> list[str]:
     """Return the command line by which confine.py becomes `program`, which gets signal `number` when we die.
 
-    `place` is where a server may write.
+    `places` are where a server may write.
     """
-    return [sys.executable, "-I", "-S", str(_CONFINE), str(os.getpid()), str(number), kind, place, *program]
+    words = [sys.executable, "-I", "-S", str(_CONFINE), str(os.getpid()), str(number), kind]
+    return [*words, str(len(places)), *places, *program]
 
 
 def environment(passwords: Path | None = None) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """Starts one program of PostgreSQL so that it ends with us, and a throw-away server so that it reaches nothing.
 
-`python -I -S confine.py PARENT_PID SIGNAL KIND PLACE PROGRAM ARGUMENT...`; KIND is `tool`, `server` or `recovery`.
+`python -I -S confine.py PARENT_PID SIGNAL KIND COUNT PLACE... PROGRAM ARGUMENT...`; KIND is `tool`, `server` or
+`recovery`, and there are COUNT places.
 
 What a throw-away server reads may be hostile: a function in a check constraint, a library that a superuser once loaded.
 It runs as the user who owns the guarded server, who may do everything there without a password (peer authentication).
 So a server may connect to nothing, local or remote; may start no program (COPY ... TO PROGRAM), but for a `recovery`,
 which has its own restore_command; may look into no other process, and change no rights, owner or times of a file; and,
-where the kernel can see to it (landlock(7)), may write nothing but below PLACE and send no signal to others. It is the
-kernel that refuses (seccomp(2)), and nothing that runs later can take that back. A list of what is refused holds all
-that SQL can do. Native code, which only a superuser of the server can load, is hindered by it. Standard library only:
-the file is run by itself.
+where the kernel can see to it (landlock(7)), may write nothing but below a PLACE and send no signal to others. It is
+the kernel that refuses (seccomp(2)), and nothing that runs later can take that back. A list of what is refused holds
+all that SQL can do. Native code, which only a superuser of the server can load, is hindered by it. Standard library
+only: the file is run by itself.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ _REFUSED = {
 
 def main() -> None:
     """Become the program that the command line names."""
-    parent, number, kind, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], os.fsencode(sys.argv[5])
+    parent, number, kind, first = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], 5 + int(sys.argv[4])
+    places, words = sys.argv[5:first], [os.fsencode(word) for word in sys.argv[first:]]
     libc = ctypes.CDLL(None, use_errno=True)
     if kind != "tool":
         os.setsid()  # it ends by its own signal, orderly, and not with our group
@@ -79,15 +81,14 @@ def main() -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for what in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(what, signal.SIG_DFL)
-    words = [os.fsencode(word) for word in sys.argv[5:]]
-    path = ctypes.create_string_buffer(program)
+    path = ctypes.create_string_buffer(words[0])
     vector = (ctypes.c_char_p * (len(words) + 1))(*words, None)
     if kind != "tool":
         resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
-        keep_to(libc, sys.argv[4])
+        keep_to(libc, places)
         confine(libc, None if kind == "recovery" else ctypes.addressof(path))
     libc.execv(path, vector)
-    sys.exit(f"{sys.argv[5]}: {os.strerror(ctypes.get_errno())}")
+    sys.exit(f"{sys.argv[first]}: {os.strerror(ctypes.get_errno())}")
 
 
 def landlock() -> int:
@@ -95,21 +96,21 @@ def landlock() -> int:
     return max(0, int(ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1)))
 
 
-def keep_to(libc: ctypes.CDLL, place: str) -> None:
-    """Write only below `place` from now on, and send no signal to anybody else; as far as this kernel has that."""
+def keep_to(libc: ctypes.CDLL, places: list[str]) -> None:
+    """Write only below these from now on, and send no signal to anybody else; as far as this kernel has that."""
     version = landlock()
     if not version:
         return
     rights = _WRITES | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     told = struct.pack("=QQQ", rights, 0, _NO_SIGNALS if version >= 6 else 0)[: 24 if version >= 6 else 8]
     ruleset = libc.syscall(_CREATE_RULESET, ctypes.create_string_buffer(told), len(told), 0)
-    for path, allowed in ((place, rights), ("/dev/null", rights & (1 << 1 | _TRUNCATE))):
+    for path, allowed in (*((place, rights) for place in places), ("/dev/null", rights & (1 << 1 | _TRUNCATE))):
         file = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if libc.syscall(_ADD_RULE, ruleset, 1, ctypes.create_string_buffer(struct.pack("=Qi", allowed, file)), 0) != 0:
-            sys.exit(f"a throw-away server cannot be kept to {place}: {os.strerror(ctypes.get_errno())}")
+            sys.exit(f"a throw-away server cannot be kept to {places}: {os.strerror(ctypes.get_errno())}")
         os.close(file)
     if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
-        sys.exit(f"a throw-away server cannot be kept to {place}: {os.strerror(ctypes.get_errno())}")
+        sys.exit(f"a throw-away server cannot be kept to {places}: {os.strerror(ctypes.get_errno())}")
     os.close(ruleset)
 
 

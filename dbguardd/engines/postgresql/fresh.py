@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def fresh(target: Path) -> Iterator[Path]:
     """
     _check_free(target)
     with outcomes(target):
-        _clear(target.parent)
+        clear_left(target.parent)
     with beside(target) as (work, held):
         try:
             with outcomes(target):
@@ -59,12 +59,23 @@ def sync(directory: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def durable(places: Sequence[str]) -> None:
+    """Make all of the file systems durable in which these directories lie. Raises OSError."""
+    for place in places:
+        directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync(directory)
+        finally:
+            os.close(directory)
+
+
 def _check_free(target: Path) -> None:
     if os.path.lexists(target):
         raise TargetExists(f"{target}: something is there", detail="a restore never overwrites")
 
 
-def _clear(directory: Path) -> None:
+def clear_left(directory: Path) -> None:
+    """Remove what restores that were killed have left in a directory."""
     for path in directory.glob(f".*{WORK}"):
         with suppress(OSError):
             file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -18,6 +18,7 @@ from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
+from dbguardd.words import safe
 
 MANUAL = "RESTORE.txt"
 _STREAM = re.compile(r"[0-9]{4,}\.dump")
@@ -87,7 +88,7 @@ def manual(contents: Contents, target: Path) -> str:
         into, live = (shlex.quote(make_conninfo("", dbname=one)) for one in (new, name))  # it may look like an address
         lines += [
             "",
-            f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded)),
+            safe(f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded))),
             "# Beside the one that is there (nothing of it changes):",
             f"createdb {shlex.join(how_made(part.database))} {beside}",
             f"pg_restore -d {into} {part.stream}",

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,7 @@ def throwaway(
     recovery: bool = False,
     keep: bool = False,
     configuration: Path | None = None,
+    spaces: Sequence[Path] = (),
 ) -> Iterator[Server]:
     """Run a server on the cluster in `data` for the length of a block; then it is gone, and `data` with it.
 
@@ -118,9 +119,9 @@ def throwaway(
 
     `data` belongs to us, and what configures a server is written anew: into `configuration`, a directory that is not
     for people, so that nobody ever starts a server with our settings, which are for speed and not for safety; without
-    one, which is for clusters that go, into `data`. `settings` come on top of ours. A
-    `recovery` may run its restore_command. Returns when it accepts connections; `alive` is called until then. Raises
-    Degraded with the end of its log if it does not start, and what `alive` raises.
+    one, which is for clusters that go, into `data`. `settings` come on top of ours. Tablespaces elsewhere are in
+    `spaces`. A `recovery` may run its restore_command. Returns when it accepts connections; `alive` is called until
+    then. Raises Degraded with the end of its log if it does not start, and what `alive` raises.
     """
     refuse_root()
     process: subprocess.Popen[bytes] | None = None
@@ -130,8 +131,8 @@ def throwaway(
         told = configuration or data
         (data / "postmaster.pid").unlink(missing_ok=True)
         configure(told, tools.major, settings or {})
-        kind, writes = "recovery" if recovery else "server", data if keep else data.parent
-        process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], str(writes)))
+        kind, writes = "recovery" if recovery else "server", [data if keep else data.parent, *spaces]
+        process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], [str(place) for place in writes]))
         _await(data, told / _LOG, process, tools, alive)
         yield Server(tools, data, told, place, user)
     finally:

@@ -113,7 +113,7 @@ class Sqlite:
         facts = {"path": live.path, "journal_mode": _mode(header), "log_bytes": log.size if log else 0}
         return Probe(sqlite3.sqlite_version, size, facts | _header_facts(header), tuple(_warnings(header)))
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:  # it is the staged copy anyway
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._method == "pages":
             return self._facts(self._hand_over(sink, progress))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dbguardd.engines.landing import describe
 from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceLocked
 from dbguardd.flow import Facts
@@ -109,17 +110,6 @@ def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
             )
         alive()
         time.sleep(_PAUSE_SECONDS)
-
-
-def describe(pid: int | None) -> str:
-    """Name a process for people."""
-    if pid is None or pid <= 0:
-        return "the holder let go just now, or is on another host"
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f"process {pid} ({file.read().strip()})"
-    except OSError:
-        return f"process {pid}"
 
 
 def user(live: Live) -> int | None:

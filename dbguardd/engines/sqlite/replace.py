@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dbguardd.durable import sync_directory
 from dbguardd.engines.base import REPLACED, Progress
-from dbguardd.engines.landing import outcome
+from dbguardd.engines.landing import describe, naming, outcome, users
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.follow import KEEP
@@ -80,14 +78,10 @@ def refuse_users(real: str) -> None:
     with open_live(real) as live:
         holder = locks.user(live)
         busy = locks.wal_in_use_at(live.path)
-    users = sorted({*_openers(real), *([holder] if holder and holder > 0 else [])})
-    if holder is not None or busy or users:
-        named = ", ".join(locks.describe(pid) for pid in users) or "a process that cannot be named from here"
-        raise TargetInUse(
-            f"{real}: in use by {named}",
-            hints=[_naming(real, users)],
-            facts={"pids": users},
-        )
+    found = sorted({*_openers(real), *([holder] if holder and holder > 0 else [])})
+    if holder is not None or busy or found:
+        named = ", ".join(map(describe, found)) or "a process that cannot be named from here"
+        raise TargetInUse(f"{real}: in use by {named}", hints=[naming(found, real)], facts={"pids": found})
 
 
 def refuse_others(real: str) -> None:
@@ -96,9 +90,9 @@ def refuse_others(real: str) -> None:
     It asks before anything is stopped for a replacement; replace() itself takes no process on trust.
     """
     lockers = {pid for pid in locks.holders([f"{real}{side}" for side in ("", *SIDES)]) if pid != os.getpid()}
-    if users := sorted(pid for pid in {*_openers(real), *lockers} if not _follows(pid)):
-        named = ", ".join(locks.describe(pid) for pid in users)
-        raise TargetInUse(f"{real}: in use by {named}", hints=[_naming(real, users)], facts={"pids": users})
+    if found := sorted(pid for pid in {*_openers(real), *lockers} if not _follows(pid)):
+        named = ", ".join(map(describe, found))
+        raise TargetInUse(f"{real}: in use by {named}", hints=[naming(found, real)], facts={"pids": found})
 
 
 def _follows(pid: int) -> bool:
@@ -110,35 +104,8 @@ def _follows(pid: int) -> bool:
     return os.fsencode(KEEP) in words or (b"dbguardd.worker" in words and b"engine" in words)
 
 
-def _naming(real: str, users: list[int]) -> str:
-    """Return the command that shows who uses the database: it needs nothing that is not on every host."""
-    if users:
-        return f"ps -fp {','.join(map(str, users))}"
-    return f"find /proc/[0-9]*/fd -lname {shlex.quote(real)} 2>/dev/null  # as root: /proc/PID/fd"
-
-
-def _openers(real: str) -> Iterator[int]:
-    wanted = set()
-    for side in ("", *SIDES):
-        with suppress(OSError):
-            found = os.stat(real + side)
-            wanted.add((found.st_dev, found.st_ino))
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid() and _has_open(name, wanted):
-            yield int(name)
-
-
-def _has_open(pid: str, wanted: set[tuple[int, int]]) -> bool:
-    try:
-        files = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False  # ended, or not ours to look at: locks are what is left to go by
-    for file in files:
-        with suppress(OSError):
-            found = os.stat(f"/proc/{pid}/fd/{file}")
-            if (found.st_dev, found.st_ino) in wanted:
-                return True
-    return False
+def _openers(real: str) -> list[int]:
+    return users([f"{real}{side}" for side in ("", *SIDES)])
 
 
 # ------------------------------------------------------------------------------------------------ the ways

@@ -15,7 +15,7 @@ from typing import Any
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.past.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, load, load_all, tables
+from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, load, load_all, owned, tables
 from dbguardd.engines.postgresql.past.take_out import remark
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
@@ -26,7 +26,7 @@ _TEXT = "pg_catalog.textsend(pg_catalog.format('%s', {}))"
 _NUMBER = "pg_catalog.int8send({}::pg_catalog.int8 OPERATOR(pg_catalog.#) (-9223372036854775808)::pg_catalog.int8)"
 _AND, _END = " OPERATOR(pg_catalog.||) ", "'\\x00'::pg_catalog.bytea"
 _DEFINITIONS = """
-SELECT kind, name, text FROM (
+SELECT pg_catalog.textsend(kind || ' ' || name), kind, name, text FROM (
   SELECT 'table', c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), (
     SELECT string_agg(pg_catalog.format('%I %s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod))
       || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END || coalesce(CASE a.attgenerated WHEN '' THEN ' DEFAULT '
@@ -50,7 +50,7 @@ SELECT kind, name, text FROM (
   FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.prokind <> 'a'
     AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT EXISTS (SELECT FROM pg_depend e
     WHERE e.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND e.objid = p.oid AND e.deptype = 'e')
-) AS all_of_them (kind, number, name, text) WHERE name !~ '^(information_schema|pg_[^.]*)[.]' ORDER BY kind, name
+) AS all_of_them (kind, number, name, text) WHERE name !~ '^(information_schema|pg_[^.]*)[.]' ORDER BY 1
 """
 
 
@@ -124,15 +124,15 @@ def _must_fit(meter: Meter, found: Any) -> None:
 
 
 def _definitions(older: Reader, newer: Reader) -> Iterator[dict[str, Any]]:
-    """Yield what is defined in another way: {kind, name, before, after}; None: it is not there."""
-    before, after = (
-        {(said(kind), said(name)): said(text) for kind, name, text in reader.rows(_DEFINITIONS)}
-        for reader in (older, newer)
-    )
-    for kind, name in sorted({*before, *after}):
-        old, new = before.get((kind, name)), after.get((kind, name))
-        if old != new:
-            yield {"kind": kind, "name": name, "before": old, "after": new}
+    """Yield what is defined in another way: {kind, name, before, after}; None: it is not there.
+
+    Side by side like rows, because nobody bounds how much an owner has defined.
+    """
+    for pair in walked(older.rows(_DEFINITIONS), newer.rows(_DEFINITIONS)):
+        kind, name = next((said(row[1]), said(row[2])) for row in pair if row is not None)
+        before, after = (None if row is None else said(row[3]) for row in pair)
+        if before != after:
+            yield {"kind": kind, "name": name, "before": before, "after": after}
 
 
 class _Comparison:
@@ -299,7 +299,8 @@ def _listed(columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Fac
 
 def _script(side: Side, table: Table, columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Facts:
     """Write the rows as statements. What is there by now, under the same key, stays as it is."""
-    meter.write(remark(f"rows of {table.quoted} that are missing, {meter.about}.", table, side.past))
+    what = f"rows of {table.quoted} that are missing, {meter.about}."
+    meter.write(remark(what, owned(side.past, table), side.past.database))
     meter.write(b"-- What is there under the same key stays.\n")
     settings = ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "lc_monetary = 'C'", "xmloption = 'content'")
     always = (f"client_encoding = '{side.reader.encoding}'", "standard_conforming_strings = on")

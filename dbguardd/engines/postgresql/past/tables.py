@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
@@ -80,6 +80,11 @@ def literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+def owned(past: Past, table: Table) -> Table:
+    """Return a table with the owner of the original: out of a dump all belongs to who made it anew."""
+    return table if past.dump is None else replace(table, owner=past.dump.owner(table.schema, table.name) or "unknown")
+
+
 def load(past: Past, numbers: bytes, meter: Meter) -> None:
     """Have the rows of tables there, a list of their numbers in SQL. Raises Unsupported if they are in no backup."""
     if past.dump is not None:
@@ -115,7 +120,9 @@ def tables(reader: Reader) -> dict[str, Table]:
 def known(found: Mapping[str, Table], name: str, about: str, reader: Reader, lacking: str = "") -> Table:
     """Return a table by its name, with its schema or without. Raises Usage, with the likely one, and Unsupported."""
     for spelled in (name, name.lower()):
-        fitting = [one for one in found.values() if spelled in (one.quoted, f"{one.schema}.{one.name}", one.name)]
+        if spelled in found:  # before any that is called like that by itself, schema and all
+            return found[spelled]
+        fitting = [one for one in found.values() if spelled in (f"{one.schema}.{one.name}", one.name)]
         fitting = [one for one in fitting if one.schema == "public"] if len(fitting) > 1 else fitting
         if len(fitting) == 1:
             return fitting[0]

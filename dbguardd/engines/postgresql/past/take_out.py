@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from urllib.parse import quote
 
 from psycopg.conninfo import make_conninfo
 
@@ -14,7 +16,7 @@ from dbguardd.engines.postgresql.connect import shown
 from dbguardd.engines.postgresql.past.dumped import Dumped
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, tables
+from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, owned, tables
 from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
@@ -80,7 +82,7 @@ def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
 def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     """Write all that the table is: it is alone when its rows come, so its triggers may be there afterwards."""
     ((rows,),) = reader.rows(f"SELECT count(*) FROM {table.rows}")  # noqa: S608 - names of the catalog
-    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past))
+    meter.write(remark(f"{table.quoted} of {meter.about}.", owned(past, table), past.database))
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
     for piece in _dumped(past, [*encoding, *_of(reader, table)], meter):
         meter.write(piece)
@@ -119,7 +121,7 @@ def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: 
     """
     ours = ["--no-owner", "--no-privileges", *_of(reader, table)]
     lines, about = dump.taken(past.server, table.number, meter.alive)
-    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past))
+    meter.write(remark(f"{table.quoted} of {meter.about}.", owned(past, table), past.database))
     for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty there
         meter.write(piece)
     rows = _copied(_restored(past, dump, lines, meter), meter)
@@ -153,17 +155,22 @@ def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
     return rows
 
 
-def remark(what: str, table: Table, past: Past) -> bytes:
+def remark(what: str, table: Table, database: str) -> bytes:
     """Return the head of a text that psql runs: what it is, and as whom it should be run."""
-    owner = table.owner if past.dump is None else past.dump.owner(table.schema, table.name) or "unknown"
-    return _head(what, past.database) + (
-        f"-- As its owner ({one_line(owner)}), no superuser: its checks and triggers run as who runs this.\n"
+    return _head(what, database) + (
+        f"-- As its owner ({one_line(table.owner)}), no superuser: its checks and triggers run as who runs this.\n"
     ).encode(errors="surrogateescape")
 
 
 def _head(what: str, database: str) -> bytes:
-    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", one_line(database), "-f"])
+    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", as_address(database), "-f"])
     return f"-- Made by dbguard: {one_line(what)}\n-- Run: {words} THIS\n".encode(errors="surrogateescape")
+
+
+def as_address(database: str) -> str:
+    """Return a name as psql takes it for that of a database: whoever made it may have called it "host=elsewhere"."""
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", database)
+    return database if plain else f"postgresql:///{quote(database, safe='', errors='surrogateescape')}"
 
 
 def one_line(name: str) -> str:

@@ -16,7 +16,7 @@ from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
 from dbguardd.engines.postgresql.physical.mode import Ended
-from dbguardd.engines.postgresql.physical.segments import open_segment
+from dbguardd.engines.postgresql.physical.segments import open_segment, recycled
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
 from dbguardd.flow import Sink
 
@@ -84,7 +84,7 @@ class Copy:
                     archive.directory(member.path)
                 elif member.path not in self._paged:
                     with member.opened() as file:
-                        if file is not None:
+                        if file is not None and not recycled(member.path, file):
                             self._add(archive, member.path, file, os.fstat(file).st_size)
             for name, content in configuration.contents(self._cluster.configuration):
                 if content is None:
@@ -109,6 +109,11 @@ class Copy:
             write = partial(self._segments, archive)
             write(ended.start, ended.next)
             yield write
+
+    def control(self) -> None:
+        """Write pg_control alone: of a cluster that rests the log is among the files."""
+        with self._sink.write(LOG) as out, writing(out) as archive:
+            archive.content(CONTROL, self._control)
 
     def last(self) -> None:
         """Read pg_control, while backup mode is on: the last of all files."""

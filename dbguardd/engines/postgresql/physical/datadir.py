@@ -1,8 +1,9 @@
-"""What lies in the data directory of a running cluster, and what of it belongs into a physical backup.
+"""What lies in the data directory of a cluster, and what of it belongs into a physical backup.
 
-The rules are those of pg_basebackup. No link is followed: tablespaces are where the server says they are, and whatever
-else is no file and no directory is named and left out; where no cluster is whole without it, it is refused. Every name
-is opened below the directory that was listed, never by a path that somebody could have changed meanwhile.
+Of one that runs, the rules are those of pg_basebackup; of one that rests, it is nearly all. No link is followed:
+tablespaces are where the server says they are, and whatever else is no file and no directory is named and left out;
+where no cluster is whole without it, it is refused. Every name is opened below the directory that was listed, never by
+a path that somebody could have changed meanwhile.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _LEFT_OUT = frozenset(
 )
 """What is at the top and are made anew by whoever restores or starts a cluster."""
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
+_LEFT_OUT_AT_REST = frozenset(("postmaster.pid", "postmaster.opts"))
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
 _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
 _NEEDED = re.compile(r"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)")
@@ -79,13 +81,17 @@ class Member:
 class DataDirectory:
     """The data directory of a cluster, opened. `tablespaces` are where the server says they are, by their number.
 
-    `left_out` are the paths that members() met and did not follow or know, at most so many.
+    `left_out` are the paths that members() met and did not follow or know, at most so many. Of a cluster that is
+    `resting` all belongs to it that its server finds again.
     """
 
     _TOLD = 50
 
-    def __init__(self, path: str, tablespaces: Mapping[str, str], version_directory: str) -> None:
+    def __init__(
+        self, path: str, tablespaces: Mapping[str, str], version_directory: str, *, resting: bool = False
+    ) -> None:
         self.path, self._tablespaces, self._version = path, tablespaces, version_directory
+        self._resting, self._empty = resting, frozenset[str]() if resting else _EMPTY
         self._within = frozenset(os.path.relpath(place, path) for place in tablespaces.values())
         self.left_out: list[str] = []
         self._walked = set[str]()
@@ -169,16 +175,16 @@ class DataDirectory:
     def _below(self, above: int, path: str) -> Iterator[Member]:
         with os.scandir(above) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-        unlogged = _unlogged(entries) if _WITH_RELATIONS.fullmatch(path) else frozenset()
+        unlogged = _unlogged(entries) if not self._resting and _WITH_RELATIONS.fullmatch(path) else frozenset()
         for entry in entries:
             inner = f"{path}/{entry.name}" if path else entry.name
-            if _skipped(path, entry.name, inner):
+            if inner in _LEFT_OUT_AT_REST if self._resting else _skipped(path, entry.name, inner):
                 continue
             if entry.is_symlink():
                 yield from self._link(above, entry.name, inner)
             elif entry.is_dir(follow_symlinks=False):
                 yield Member(inner, True, False, above, entry.name)
-                if inner not in _EMPTY and inner not in self._within:  # a tablespace in here is met by its link
+                if inner not in self._empty and inner not in self._within:  # a tablespace in here is met by its link
                     yield from self._inside(above, entry.name, inner)
             elif entry.is_file(follow_symlinks=False):
                 found = _RELATION.fullmatch(entry.name) if _WITH_RELATIONS.fullmatch(path) else None
@@ -211,6 +217,8 @@ class DataDirectory:
         """
         if path in _EMPTY:
             yield Member(path, True, False, above, name)
+            if path not in self._empty:
+                yield from self._led(above, name, path)
             return
         location = self._tablespaces.get(name) if os.path.dirname(path) == TABLESPACES else None
         try:
@@ -240,6 +248,17 @@ class DataDirectory:
             inner = f"{path}/{self._version}"  # another version's files may lie beside
             yield Member(inner, True, False, place, self._version)
             yield from self._inside(place, self._version, inner)
+        finally:
+            os.close(place)
+
+    def _led(self, above: int, name: str, path: str) -> Iterator[Member]:
+        """A directory that lies elsewhere, as the log does where initdb was told so."""
+        try:
+            place = os.open(name, _DIRECTORY, dir_fd=above)
+        except OSError as error:
+            raise denied(path, error) from error
+        try:
+            yield from self._below(place, path)
         finally:
             os.close(place)
 

@@ -22,6 +22,7 @@ from dbguardd.engines.postgresql.child import Alive, tool
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.segments import Log, place, shown
+from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Facts, Tree
@@ -110,13 +111,6 @@ class Files:
         first, last = (max(0, min(len(part), known - self.at)) for known in self._known)
         if os.pread(self._file, last - first, start + first) != part[first:last]:
             raise wrong(f"its log is another one: {self._name} differs", "the log that is in the backup says otherwise")
-
-
-def written(file: int, data: memoryview, at: int) -> None:
-    """Write all of it. Raises OSError."""
-    while data:
-        count = os.pwrite(file, data, at)
-        data, at = data[count:], at + count
 
 
 class Reading:

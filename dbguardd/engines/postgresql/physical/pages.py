@@ -78,7 +78,7 @@ class Pages:
         self._follows = str(settings.get("follows") or "")
         self._held: place.Placed | None = None
         self._untold = ""
-        self._restored: dict[Path, Facts] = {}
+        self.restored: dict[Path, Facts] = {}
 
     def probe(self) -> Probe:
         found = probe(self._address, "", ())
@@ -94,7 +94,7 @@ class Pages:
             findings.append(left)
         return replace(found, findings=tuple(findings))
 
-    def dump(self, sink: Sink, progress: Progress) -> Facts:
+    def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         def alive(step: str = "checkpoint") -> None:
             check_room()
             progress(step, 0, None)
@@ -128,7 +128,7 @@ class Pages:
             self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
             directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
-                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack)
+                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack) if compared else None
                 end = place.mark(keeper) if snapshots is None else snapshots.end
                 self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
                 write(ended.next, end)
@@ -313,20 +313,20 @@ class Pages:
         self._held, self._untold = None, ""
 
     def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
-        lost, self._restored[target] = rebuild(tree, target, progress)
+        lost, self.restored[target] = rebuild(tree, target, progress)
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
-        facts = self._restored.pop(target, None)
+        facts = self.restored.pop(target, None)
         if facts is None:
             raise SourceMissing(f"{target}: nothing was restored there by this job", detail="a cluster is proven once")
         return prove(target, facts, queries, self._address.get("dbname", ""), progress)
 
     def check_unused(self) -> None:
-        raise _not_in_place()
+        raise _restored_over()
 
     def replace(self, source: Path, progress: Progress) -> None:
-        raise _not_in_place()
+        raise _restored_over()
 
 
 def _log_place(cluster: Cluster, facts: Facts, end: int) -> Facts:
@@ -343,9 +343,5 @@ def _owner(directory: DataDirectory) -> dict[str, str | None]:
         return {"owner": None}
 
 
-def _not_in_place() -> Unsupported:
-    return Unsupported(
-        "a cluster is not restored over the one that is there",
-        detail="It is restored to a new directory; the server is then started on that one.",
-        hints=["dbguardctl restore NAME --to DIRECTORY"],
-    )
+def _restored_over() -> Unsupported:
+    return Unsupported("a cluster is restored over the one that is there: see PagesOver")

@@ -24,7 +24,8 @@ from dbguardd.engines.postgresql.physical.segments import place
 TRIES = 40
 _BACK = 1 << 20
 _COMMIT = re.compile(
-    rb"^rmgr: Transaction .*?\btx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+), .*?desc: COMMIT(?:_PREPARED (\d+))?\b"
+    rb"^rmgr: Transaction +len [^,]*, tx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+), prev [0-9A-F/]+, "
+    rb"desc: COMMIT(?:_PREPARED (\d+))?\b"
 )
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
 _MARK = (
@@ -102,11 +103,19 @@ def find(
             [Snapshot.parse(said) for said in snapshots.values()],
             after,
         )
-        if found is not None and found >= least:
+        if found is not None and found >= least and (found == after or _is_commit(found, commits(found, end))):
             return Placed(snapshots, found, end, moment, attempt, connections)
         for connection in connections.values():
             connection.execute(b"ROLLBACK", prepare=False)
     return None
+
+
+def _is_commit(at: int, said: bytes) -> bool:
+    """Say if there is a commit at a place from which on pg_waldump was asked: its first line tells of what is there.
+
+    Further ones may not be records: whoever prepares a transaction gives it a name, which may look like a line.
+    """
+    return [found for found, _ in commits_of(said.split(b"\n", 1)[0])] == [at]
 
 
 def mark(keeper: Connection) -> int:
@@ -133,8 +142,8 @@ def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], a
         seen = {snapshot.sees(xid) for snapshot in snapshots}
         if len(seen) > 1 or (found is not None and seen == {True}):
             return None
-        if found is None and seen == {False}:
-            found = min(at, after)
+        if seen == {False}:
+            found = min(at, after, after if found is None else found)
     return after if found is None else found
 
 

@@ -21,14 +21,14 @@ from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Q
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text
-from dbguardd.engines.postgresql.fresh import beside, sync
+from dbguardd.engines.postgresql.fresh import beside, durable
 from dbguardd.engines.postgresql.meaning import errors_in, outcome, refused
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.queries import ask_all
-from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, without_recovery
+from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, starting, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
@@ -66,6 +66,9 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     def alive(step: str = "recover") -> None:
         progress(step, 0, None)
 
+    if facts.get("resting") and "live" in facts:
+        said = "it lies there just as it was kept: its own server goes on from there, and none was started on it"
+        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(facts)})
     if facts["superuser"] is None:
         said = "no superuser of the cluster may log in, so nobody can look what is in it"
         return Examination([Finding(_RECOVERY, "inconclusive", said)], None)
@@ -74,8 +77,9 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     print_: Fingerprint | None = None
     with _configured_by_us(target) as ours:
         try:
-            with _served(target, tools, facts, alive, recovery=True, configuration=ours):
-                findings.append(_reached(target, facts))
+            if not facts.get("resting"):  # else it recovers as its own server would, when it is started
+                with _served(target, tools, facts, alive, recovery=True, configuration=ours):
+                    findings.append(_reached(target, facts))
             with _served(target, tools, facts, alive, configuration=ours) as server:
                 print_ = _comparable(
                     _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read")), facts, findings
@@ -90,13 +94,15 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     if not landlock():
         said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
         findings.append(Finding("the server was kept to its directory", "not configured", said))
-    _durable(target)
-    said = f"{target / MANUAL} has the command that starts a server on it"
+    durable([str(target), *facts.get("elsewhere", ())])
+    said = starting(facts) if "live" in facts else f"{target / MANUAL} has the command that starts a server on it"
     return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
 
 
 def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
     """Recover a cluster that nobody is given afterwards, and shut it down. Raises SourceDamaged if it does not go."""
+    if facts.get("resting"):
+        return  # it recovers when it is started to be asked
     try:
         with _served(target, tools, facts, alive, recovery=True):
             found = _reached(target, facts)
@@ -126,8 +132,11 @@ def _served(
     settings = settings_for(facts)
     if recovery:
         settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # nobody asks it
-    user, how = str(facts["superuser"]), {"recovery": recovery, "keep": True}
-    return throwaway(target, tools, alive, user=user, settings=settings, configuration=configuration, **how)
+    user, spaces = str(facts["superuser"]), [Path(place) for place in facts.get("elsewhere", ())]
+    how = {"recovery": recovery, "keep": True}
+    return throwaway(
+        target, tools, alive, user=user, settings=settings, configuration=configuration, spaces=spaces, **how
+    )
 
 
 def _locks(facts: Facts, transactions: int) -> int:
@@ -294,12 +303,3 @@ def _configured_by_us(target: Path) -> Iterator[Path]:
             if not (target / "recovery.signal").exists():
                 settings = (target / AUTO).read_bytes() if (target / AUTO).is_file() else b""
                 (target / AUTO).write_bytes(without_recovery(settings))
-
-
-def _durable(target: Path) -> None:
-    """Make the recovered cluster durable: its server did not."""
-    directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync(directory)
-    finally:
-        os.close(directory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
@@ -17,10 +18,11 @@ from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
+from dbguardd.engines.postgresql.physical.elsewhere import led_elsewhere, sweep
 from dbguardd.engines.postgresql.physical.forward import roll_forward
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.segments import shown
-from dbguardd.engines.postgresql.physical.tarred import unpack
+from dbguardd.engines.postgresql.physical.tarred import clear, unpack
 from dbguardd.errors import Damaged
 from dbguardd.flow import Facts, Tree
 
@@ -46,8 +48,19 @@ def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Fa
     return _lost(facts), facts
 
 
-def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> Facts:
-    """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable."""
+def fill(
+    tree: Tree,
+    work: Path,
+    target: Path,
+    progress: Progress,
+    *,
+    spaces: Mapping[str, Path] | None = None,
+    over: bool = False,
+) -> Facts:
+    """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable.
+
+    Its tablespaces lie below, or in `spaces`. With `over` another state of it is there, and what differs is written.
+    """
     done, facts = 0, tree.facts
     moment = facts.get("moment")
 
@@ -62,41 +75,52 @@ def fill(tree: Tree, work: Path, target: Path, progress: Progress) -> Facts:
     relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
     if len({*names}.intersection(archives)) != len(archives):
         raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
+    links = led_elsewhere(work, facts, spaces)
+    kept = {CONTROL, *relations, *links}
     for name in (FILES, *relations, LOG):
         if name in (FILES, LOG):
             with tree.read(name) as source:
-                for _path, size in unpack(source, work):
+                for path, size in unpack(source, work, links=links, over=over):
+                    kept.add(path)
                     tell(size)
         else:
-            tell(_relation(tree, name, work))
+            tell(_relation(tree, name, work, over=over))
+        if over and name == FILES:  # so there is room for what is larger now
+            sweep(work, kept, links, lambda: tell(0))
     if moment:
         facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
-    _finish(work, target, facts)
-    return facts
+    _finish(work, target, facts, {} if spaces is None else spaces)
+    return {**facts, "elsewhere": [os.path.realpath(work / link) for link in links]}
 
 
-def _relation(tree: Tree, name: str, work: Path) -> int:
+def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
     if not is_relation(name):
         raise Damaged(f"{name!r}: a backup has a stream that is no relation")
     (work / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # of a database that was dropped meanwhile
-    file = os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if over:
+        clear(work / name, directory=False)
+    anew = 0 if over else os.O_EXCL
+    file = os.open(work / name, os.O_RDWR | os.O_CREAT | anew | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        return tree.deliver(name, file)
+        return tree.deliver(name, file, over=over)
     finally:
         os.close(file)
 
 
-def _finish(work: Path, target: Path, facts: Facts) -> None:
+def _finish(work: Path, target: Path, facts: Facts, spaces: Mapping[str, Path]) -> None:
     """Let the cluster recover to the place of the backup, and nowhere else, when it is started.
 
-    Tablespaces get places below `target`, as links to there, since a server takes no directory for one. Their map would
-    make it replace them by links to those of the original: it goes.
+    Tablespaces get places below `target`, as links to there, since a server takes no directory for one; but for those
+    in `spaces`. Their map would make it replace them by links to those of the original: it goes.
     """
-    for name in ("PG_VERSION", CONTROL, "backup_label"):
+    label = () if facts.get("resting") else ("backup_label",)
+    for name in ("PG_VERSION", CONTROL, *label):
         if not (work / name).is_file():
             raise Damaged(f"{name}: is not in the backup: without it, a server would start with a mixture of states")
     for number in facts.get("tablespaces") or {}:
         link, place = work / TABLESPACES / number, work / _SPACES / number
+        if number in spaces:
+            continue
         if not number.isdigit() or not link.is_dir() or link.is_symlink():
             raise Damaged(f"tablespace {number!r}: is not in the backup")
         place.parent.mkdir(mode=0o700, exist_ok=True)
@@ -105,6 +129,8 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
     (work / "tablespace_map").unlink(missing_ok=True)
     text = manual(target, facts, options(target) if (work / DIRECTORY).is_dir() else "")
     (work / MANUAL).write_text(text, encoding="utf-8", errors="backslashreplace")
+    if facts.get("resting"):
+        return
     (work / "recovery.signal").touch(mode=0o600)
     lines = "".join(f"{name} = '{value}'\n" for name, value in recovery_settings(facts).items())
     with (work / AUTO).open("a", encoding="utf-8") as settings:
@@ -154,6 +180,13 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
     for number in facts.get("tablespaces") or {}:
         lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
     return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
+
+
+def starting(facts: Facts) -> str:
+    """Return the command that starts the server of a cluster that was restored in place."""
+    service = str(facts.get("service") or "")
+    control = f"/usr/lib/postgresql/{facts['major']}/bin/pg_ctl -D {shlex.quote(str(facts['live']))} start"
+    return f"systemctl start {shlex.quote(service)}" if service else f"start its server, such as by: {control}"
 
 
 def without_recovery(settings: bytes) -> bytes:

@@ -15,6 +15,7 @@ PAGE = 8192
 _HEAD = struct.Struct("=HHIQI4xQII")
 """Magic, flags, timeline, place, length of the rest of a record; system identifier, bytes of a file, of a page."""
 _FIRST_PAGE = 2
+_FILE = re.compile("[0-9A-F]{24}")
 
 
 def place(text: str) -> int:
@@ -76,6 +77,16 @@ def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> i
             return file
     os.close(file)
     raise LogBroken(f"{name}: is not the part of the log that its name says", detail=f"head {head.hex()}")
+
+
+def recycled(path: str, file: int) -> bool:
+    """Say if this is a file of the log with nothing of it: one that has been used, and waits to be written anew."""
+    name = path.removeprefix(f"{WAL}/")
+    head = os.pread(file, _HEAD.size, 0)
+    if name == path or not _FILE.fullmatch(name) or len(head) < _HEAD.size:
+        return False
+    _magic, _flags, timeline, at, _rest, system, segment, _page = _HEAD.unpack(head)
+    return not segment or Log(system, timeline, segment).name(at) != name
 
 
 def let_go(what: str, said: str = "") -> LogBroken:

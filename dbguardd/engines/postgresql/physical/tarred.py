@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -79,32 +81,60 @@ def writing(out: BinaryIO) -> Iterator[TarWriter]:
     archive.end()
 
 
-def unpack(source: BinaryIO, target: Path) -> Iterator[tuple[str, int]]:
+def unpack(
+    source: BinaryIO, target: Path, *, links: Collection[str] = (), over: bool = False
+) -> Iterator[tuple[str, int]]:
     """Put what an archive has below `target`; yield each path with its bytes.
 
-    `target` must be ours and empty of links. Raises Damaged for what dbguard does not write, and OSError.
+    `target` must be ours and empty of links, but for those at the paths `links`, which lead to the directories of these
+    names. With `over` it has another state of the same, and written is what differs. Raises Damaged for what dbguard
+    does not write, and OSError.
     """
     while (header := _taken(source, _BLOCK)) != bytes(_BLOCK):
         name, kind, size = _parsed(header)
         if kind == _MORE:
             name, kind, size = _with_more(source, size)
         name = _checked(name.removesuffix(b"/") if kind == _DIRECTORY else name)
-        path = target / os.fsdecode(name)
+        path, where = target / os.fsdecode(name), os.fsdecode(name)
+        if over and where not in links:
+            clear(path, directory=kind == _DIRECTORY)
         if kind == _DIRECTORY and size == 0:
-            path.mkdir(mode=0o700, exist_ok=path.is_dir() and not path.is_symlink())
+            if where not in links:
+                path.mkdir(mode=0o700, exist_ok=path.is_dir() and not path.is_symlink())
         elif kind == _FILE:
-            _place(source, path, size)
+            _place(source, path, size, over=over)
         else:
             raise Damaged(f"{name!r}: an archive of a backup has something that is no file", detail=repr(kind))
         yield os.fsdecode(name), size
 
 
-def _place(source: BinaryIO, path: Path, size: int) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file, "wb") as out:
+def clear(path: Path, *, directory: bool) -> None:
+    """Take away what is at a path and is no directory (or no file), a link above all: nothing is written through it."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if directory != stat.S_ISDIR(mode) or not (directory or stat.S_ISREG(mode)):
+        shutil.rmtree(path) if stat.S_ISDIR(mode) else path.unlink()
+
+
+def _place(source: BinaryIO, path: Path, size: int, *, over: bool) -> None:
+    anew = 0 if over else os.O_EXCL
+    file = os.open(path, os.O_RDWR | os.O_CREAT | anew | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file, "r+b", buffering=0) as out:
         for start in range(0, size, _PIECE):
-            out.write(_taken(source, min(_PIECE, size - start)))
+            data = memoryview(_taken(source, min(_PIECE, size - start)))
+            if not over or os.pread(file, len(data), start) != data:
+                written(file, data, start)
+        out.truncate(size)
     _taken(source, -size % _BLOCK)
+
+
+def written(file: int, data: memoryview, at: int) -> None:
+    """Write all of it. Raises OSError."""
+    while data:
+        count = os.pwrite(file, data, at)
+        data, at = data[count:], at + count
 
 
 def _header(name: bytes, kind: bytes, size: int) -> bytes:

@@ -1,0 +1,216 @@
+"""Restores a cluster over the one that is there: only what differs is written. Implements engines.base.Over.
+
+While that is done the directory has another name, so no server finds it, and whoever is killed leaves nothing that
+could be started as if it were whole. The next restore, or undo, goes on with what it finds under that name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from dbguardd.durable import sync_directory
+from dbguardd.engines.base import REPLACED, Present, Progress
+from dbguardd.engines.landing import outcome, outcomes
+from dbguardd.engines.postgresql.fresh import clear_left, durable
+from dbguardd.engines.postgresql.physical import resting
+from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
+from dbguardd.engines.postgresql.physical.datadir import CONTROL
+from dbguardd.engines.postgresql.physical.rebuild import MANUAL, fill
+from dbguardd.engines.postgresql.physical.resting import Resting, look_at
+from dbguardd.engines.postgresql.tools import find_tools
+from dbguardd.errors import GuardError, NoSpace, SourceMissing, SourceReplaced, TargetExists, TargetInUse, Unsupported
+from dbguardd.flow import Facts, Sink, Tree
+
+ASIDE = ".in-restore"
+"""What the directory's name has at its end while it is written."""
+
+_SPARE_BYTES = 64 << 20
+
+Adopt = Callable[[Path, Facts], None]
+"""Told where a cluster was restored, and the facts that its proof needs."""
+
+
+class PagesOver:
+    """Restores in place of a cluster; see engines.base.Over. The directory that a backup names may be a link."""
+
+    def __init__(self, adopt: Adopt) -> None:
+        self._adopt, self._kept = adopt, ""
+
+    def present(self, live: Path, facts: Facts) -> Present:
+        where, found = self._look(live, facts)
+        if found is None:
+            return Present(0, _free([str(where.parent)]), begun=False)
+        return Present(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
+
+    def check_unused(self, live: Path, facts: Facts) -> None:
+        where, found = self._look(live, facts)
+        if found is not None:
+            resting.refuse_users(found, where, str(facts.get("service") or ""))
+
+    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+        where, found = self._look(live, facts)
+        if found is None or where.name.endswith(ASIDE):
+            raise SourceMissing(f"{live}: there is nothing whole to keep")
+        with resting.held(found, where, str(facts.get("service") or "")):
+            made = resting.keep(found, sink, facts, progress)
+            self._kept = _digest(where)
+        return made
+
+    def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
+        facts = tree.facts
+        where, found = self._look(live, facts)
+        find_tools("postgres", int(facts["major"]), need="what is restored in place is proven before a server finds it")
+        spaces = {number: Path(told[1]) for number, told in (facts.get("tablespaces") or {}).items()}
+        spaces |= {number: Path(place) for number, place in (found.spaces if found else {}).items() if number in spaces}
+        begun = where.name.endswith(ASIDE)
+        if found is None and not begun:
+            _check_free(spaces)
+        _check_room(found, where, facts)
+        service = str(facts.get("service") or "")
+        with nullcontext() if found is None else resting.held(found, where, service):
+            if found is not None and self._kept not in ("", _digest(where)):
+                raise TargetInUse(
+                    f"{live}: a server has run there since it was kept", hints=["stop it, and restore again"]
+                )
+            aside = _set_aside(where, found)
+        with _begun(live, aside):
+            clear_left(aside.parent)
+            restored = fill(tree, aside, where, progress, spaces=spaces, over=begun or found is not None)
+            if found is not None:
+                shutil.rmtree(aside / DIRECTORY, ignore_errors=True)  # what configures it is where it was
+            durable([str(aside), *restored["elsewhere"]])
+        self._adopt(aside, {**restored, "live": str(live)})
+        return aside
+
+    def put(self, live: Path) -> str:
+        real = Path(os.path.realpath(live))
+        aside = _aside(real)
+        (aside / MANUAL).unlink(missing_ok=True)
+        if os.path.lexists(real):
+            raise TargetExists(f"{real}: something was made there meanwhile", hints=[f"ls -l {shlex.quote(str(real))}"])
+        with outcomes(real):
+            os.rename(aside, real)
+            sync_directory(real.parent)
+        return str(real)
+
+    def _look(self, live: Path, facts: Facts) -> tuple[Path, Resting | None]:
+        """Return where the cluster is, and what it is. Raises SourceReplaced if another one is there."""
+        real = Path(os.path.realpath(live))
+        aside = _aside(real)
+        where = aside if os.path.lexists(aside) else real
+        if where == aside and os.path.lexists(real):
+            raise TargetExists(
+                f"{real}: was made while {aside} is half of a restore",
+                detail="One of the two is the cluster; dbguard does not choose.",
+                hints=[f"ls -ld {shlex.quote(str(real))} {shlex.quote(str(aside))}"],
+            )
+        if not where.is_dir() or not any(where.iterdir()):
+            return where, None
+        if where == aside and not (where / CONTROL).exists():
+            return where, None  # nothing was there, and whoever began was killed: pg_control comes last
+        found = look_at(where)
+        if (str(found.system), found.major) != (str(facts["system"]), int(facts["major"])):
+            raise SourceReplaced(
+                f"{where}: is another cluster than the one that was backed up",
+                detail=f"Its system identifier is {found.system} (PostgreSQL {found.major}), that of the backup is "
+                f"{facts['system']} (PostgreSQL {facts['major']}). Nothing of it is overwritten.",
+                hints=["dbguardctl restore NAME --to DIRECTORY"],
+            )
+        return where, found
+
+
+def _aside(real: Path) -> Path:
+    return real.with_name(f"{real.name}{ASIDE}")
+
+
+def _set_aside(where: Path, found: Resting | None) -> Path:
+    """Give the directory the name under which no server finds it, durable; make it if there is none."""
+    aside = where if where.name.endswith(ASIDE) else _aside(where)
+    try:
+        if where != aside and os.path.lexists(where):
+            os.rename(where, aside)
+        elif found is None and not aside.exists():
+            aside.mkdir(mode=0o700)
+        sync_directory(aside.parent)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise outcome(where, error) from error
+        raise Unsupported(
+            f"{where}: is a file system of its own, and cannot be given another name while it is written",
+            detail="So a server could be started on half of it, if that was cut short. It was not touched.",
+            hints=["dbguardctl restore NAME --to DIRECTORY"],
+        ) from error
+    return aside
+
+
+@contextmanager
+def _begun(live: Path, aside: Path) -> Iterator[None]:
+    """Say of an error inside the block what is left: half of a restore, which the next one goes on with."""
+    try:
+        with outcomes(aside):
+            yield
+    except GuardError as error:
+        error.facts[REPLACED] = True
+        said = f"{live} is half written, and is {aside} until a restore in place, or its undo, comes to its end."
+        error.detail = f"{error.detail}\n{said}".lstrip()
+        raise
+
+
+def _check_free(spaces: Mapping[str, Path]) -> None:
+    """Raise TargetExists if a tablespace is in use whose cluster is gone: nobody can tell whether it is that one's."""
+    for place in spaces.values():
+        with outcomes(place), suppress(FileNotFoundError):
+            if any(place.iterdir()):
+                raise TargetExists(
+                    f"{place}: the tablespace that goes there is in use",
+                    detail="The data directory is gone, so it cannot be told whether it is a part of that cluster.",
+                    hints=[shlex.join(["mv", "-nT", str(place), f"{place}.before"]) + "  # and restore again"],
+                )
+
+
+def _check_room(found: Resting | None, where: Path, facts: Facts) -> None:
+    """Raise NoSpace before anything is changed: what is there makes room, as it is written over."""
+    places, there = ([str(where.parent)], 0) if found is None else (found.directories, _size(found))
+    moment = facts.get("moment")
+    log = moment["until"]["position"] - moment["since"]["position"] if moment else 0
+    free, needs = _free(places), int(facts["size_bytes"]) + log - there + _SPARE_BYTES
+    if needs > free:
+        raise NoSpace(
+            f"{where}: not enough space to restore in place",
+            detail=f"It would grow by {needs - _SPARE_BYTES} bytes; {free} bytes are free, and {_SPARE_BYTES} stay so.",
+            facts={"needed_bytes": needs, "free_bytes": free},
+        )
+
+
+def _size(found: Resting) -> int:
+    """Return how many bytes all of its files take up."""
+    places, total = sorted(found.directories), 0
+    inside = {place for place in places for other in places if place.startswith(f"{other}/")}
+    for place in places:
+        for above, _, names in os.walk(place) if place not in inside else ():
+            for name in names:
+                with suppress(OSError):
+                    total += os.lstat(os.path.join(above, name)).st_blocks * 512
+    return total
+
+
+def _free(places: Sequence[str]) -> int:
+    """Return how many bytes may be written there, on all of their disks."""
+    disks: dict[int, int] = {}
+    for place in places:
+        with suppress(OSError):
+            room = os.statvfs(place)
+            disks[os.stat(place).st_dev] = room.f_bavail * room.f_frsize
+    return sum(disks.values())
+
+
+def _digest(where: Path) -> str:
+    """Return what is another as soon as a server has run on a cluster."""
+    return hashlib.sha256((where / CONTROL).read_bytes()).hexdigest()

@@ -1,0 +1,177 @@
+"""A cluster whose server does not run: who is in its way, what it is, and a backup of it just as it lies there.
+
+Such a backup is what an undo puts back: all files, the log among them, as the server left them. No server is started on
+it; whether it was shut down in order or fell, its own will go on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.landing import describe, naming, outcome, users
+from dbguardd.engines.postgresql.physical.cluster import Cluster
+from dbguardd.engines.postgresql.physical.copy import Copy, now
+from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, DataDirectory
+from dbguardd.engines.postgresql.physical.segments import Log, shown
+from dbguardd.engines.postgresql.tools import find_tools
+from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
+from dbguardd.flow import Facts, Sink
+
+LOCK = "postmaster.pid"
+_CONTROL = struct.Struct("=QIII4xqQQIIB")
+"""pg_control of version 15 and later: system identifier, version, catalog, state, time, the last checkpoint, from where
+it recovers, timeline, the one before, and whether whole pages were written."""
+_SPACE = re.compile(r"\d+")
+_INHERITED = (
+    *("method", "name", "service", "server_version", "page_size", "checksums", "prepared", "locks", "superuser"),
+    *("segment_bytes", "fingerprint_form"),
+)
+"""What no file says, or not simply: as it was in the backup that is restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """What the files of a cluster say of it."""
+
+    data: Path
+    major: int
+    system: int
+    catalog: int
+    timeline: int
+    checkpoint: int
+    whole_pages: bool
+    spaces: Mapping[str, str]  # where its tablespaces are that are there, by their number
+
+    @property
+    def directories(self) -> list[str]:
+        """Where its files lie."""
+        log = os.path.realpath(self.data / "pg_wal")
+        return [str(self.data), *self.spaces.values(), *([log] if Path(log).parent != self.data else [])]
+
+
+def look_at(data: Path) -> Resting:
+    """Read what is there. Raises SourceInvalid for what is no cluster."""
+    try:
+        major = int((data / "PG_VERSION").read_bytes())
+        told = _CONTROL.unpack_from((data / CONTROL).read_bytes())
+        links = [link for link in (data / TABLESPACES).iterdir() if _SPACE.fullmatch(link.name) and link.is_symlink()]
+    except (OSError, ValueError, struct.error) as error:
+        raise SourceInvalid(
+            f"{data}: it cannot be told whose cluster is there",
+            detail=f"Nothing of it is overwritten. {error}",
+            hints=[shlex.join(["mv", "-nT", str(data), f"{data}.broken"]) + "  # and restore again"],
+        ) from error
+    spaces = {link.name: os.readlink(link) for link in links if link.is_dir()}
+    return Resting(data, major, told[0], told[2], told[7], told[5], bool(told[9]), spaces)
+
+
+def refuse_users(resting: Resting, live: Path, service: str) -> None:
+    """Raise TargetInUse, with the command that ends it, if a server or another process is in the directories."""
+    data = str(resting.data)
+    found = users(resting.directories, below=True)
+    server = _server(resting.data)
+    if server in found:
+        raise TargetInUse(
+            f"{live}: a server runs there ({describe(server)})",
+            hints=[f"systemctl stop {shlex.quote(service)}" if service else _stop(resting)],
+            facts={"pids": found},
+        )
+    if found:
+        named = ", ".join(describe(pid) for pid in found)
+        raise TargetInUse(f"{data}: in use by {named}", hints=[naming(found, data)], facts={"pids": found})
+
+
+def _server(data: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int((data / LOCK).read_text().split("\n", 1)[0])
+    return 0
+
+
+def _stop(resting: Resting) -> str:
+    try:
+        control = find_tools("pg_ctl", resting.major).path("pg_ctl")
+    except GuardError:
+        control = "pg_ctl"
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    return shlex.join(["runuser", "-u", owner, "--", control, "-D", str(resting.data), "-m", "fast", "stop"])
+
+
+@contextmanager
+def held(resting: Resting, live: Path, service: str) -> Iterator[None]:
+    """Keep every server from the directory for the length of a block, by the file by which they do so themselves.
+
+    Raises TargetInUse. If we are killed the next server finds that nobody of that number lives.
+    """
+    refuse_users(resting, live, service)
+    lock = resting.data / LOCK
+    try:
+        lock.unlink(missing_ok=True)  # of a server that fell: nobody is here
+        file = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.write(file, f"{os.getpid()}\n{resting.data}\n".encode())
+        os.close(file)
+    except FileExistsError:
+        raise TargetInUse(f"{live}: a server was started there just now") from None
+    except OSError as error:
+        raise outcome(resting.data, error) from error
+    try:
+        refuse_users(resting, live, service)
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+
+
+def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Facts:
+    """Back up all of it as it lies there; `facts` are those of a backup of the same cluster."""
+    log = Log(resting.system, resting.timeline, int(facts["segment_bytes"]))
+    names = {oid: str(told[0]) for oid, told in (facts.get("tablespaces") or {}).items()}
+    spaces = {oid: (names.get(oid, oid).encode(), place) for oid, place in resting.spaces.items()}
+    version_directory = f"PG_{resting.major}_{resting.catalog}"
+    with closing(DataDirectory(str(resting.data), resting.spaces, version_directory, resting=True)) as directory:
+        cluster = Cluster(
+            version=str(facts["server_version"]),
+            major=resting.major,
+            directory=directory.path,
+            page=int(facts["page_size"]),
+            checksums=bool(facts["checksums"]),
+            whole_pages=resting.whole_pages,
+            catalog=resting.catalog,
+            prepared=int(facts["prepared"]),
+            locks=int(facts.get("locks") or 0),
+            bounded=False,
+            log=log,
+            tablespaces=spaces,
+            configuration={},
+        )
+        copy = Copy(directory, cluster, sink, now(), lambda done: progress("copy", done, None))
+        copy.relations()
+        copy.files()
+        copy.last()
+        copy.control()
+        at = shown(resting.checkpoint)
+        return {
+            **{name: facts.get(name) for name in _INHERITED},
+            "resting": True,
+            "directory": str(facts["directory"]),
+            "owner": pwd.getpwuid(os.fstat(directory.file).st_uid).pw_name,
+            "major": resting.major,
+            "system": str(resting.system),
+            "timeline": resting.timeline,
+            **dict.fromkeys(("start_lsn", "stop_lsn", "recovery_lsn"), at),
+            "snapshots": {},
+            "snapshot_at": datetime.now(UTC).isoformat(),
+            "tablespaces": {oid: [names.get(oid, oid), place] for oid, place in resting.spaces.items()},
+            "left_out": directory.left_out,
+            "reused_files": copy.reused,
+            "size_bytes": copy.done,
+        }

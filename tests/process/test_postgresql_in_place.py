@@ -1,0 +1,87 @@
+"""A cluster is restored in place, killed on the way, and put back, as an administrator does it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.postgres_world import Cluster, alive_processes, cluster, owner
+from tests.process.house import House, until
+
+IN_PLACE = ("restore", "cluster", "--in-place", "--confirm", "cluster")
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Cluster]:
+    with cluster() as made:
+        far = made.place / "far"
+        far.mkdir()
+        os.chown(far, owner(), -1)
+        made.sql(f"CREATE TABLESPACE far LOCATION '{far}'")
+        made.sql("CREATE TABLE t TABLESPACE far AS SELECT generate_series(1, 20000) AS n")
+        yield made
+
+
+@pytest.fixture
+def served(house: House, live: Cluster, request: pytest.FixtureRequest) -> House:
+    if os.geteuid() == 0:
+        request.getfixturevalue("users")
+    settings = [f'url = "{live.url}"', 'method = "pages"', 'verify = "off"']
+    house.protects("\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, ""]))
+    house.start()
+    house.does("backup", "cluster")
+    return house
+
+
+def counted(live: Cluster) -> str:
+    return live.sql("SELECT count(*) FROM t")
+
+
+def test_in_place_and_back_and_killed_between(served: House, live: Cluster) -> None:
+    house = served
+    live.sql("DELETE FROM t WHERE n <= 5000; CREATE TABLE later AS SELECT 1 AS n")
+    house.idle()
+    plan = house.does("restore", "cluster", "--in-place", "--dry-run")["plan"]
+    assert (plan["to"], plan["in_place"]) == (str(live.data), True) and plan["free_bytes"] > plan["needs_bytes"]
+    assert "a server runs there" in plan["warnings"][-1] and "-m fast stop" in plan["warnings"][-1]
+    refused = house.fails("DBG-6003", 10, *IN_PLACE)
+    assert f"-D {live.data} -m fast stop" in refused["hints"][0]
+    live.stop(signal.SIGINT)
+    house.fails("DBG-6004", 10, "restore", "cluster", "--in-place")
+    rows = len(house.backups("cluster"))
+    assert rows == 1  # nothing was kept for nothing
+
+    done = house.does(*IN_PLACE)
+    assert done["target"] == str(live.data)
+    assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}, done
+    safety = next(row for row in house.backups("cluster") if row["id"] == done["safety_copy"])
+    assert safety["holds"] == ["restore undo"] and safety["kind"] == "incremental"
+    live.start()
+    assert counted(live) == "20000" and live.sql("SELECT to_regclass('later') IS NULL") == "t"
+    live.stop(signal.SIGQUIT)
+
+    aside = Path(f"{live.data}.in-restore")
+    job = house.submit("undo", "cluster", confirm="cluster")
+    until(aside.exists, lambda: house.job(job))
+    os.kill(house.workers()["engine"], signal.SIGKILL)
+    ended = house.ended(job)
+    if ended["state"] == "failed":  # else it was quicker
+        assert not live.data.exists() and "in-restore" in ended["problem"]["detail"]
+    undo = ("restore", "undo", "cluster", "--confirm", "cluster")
+    said = house.ctl(*undo)
+    assert said.status == 0, said
+    assert not aside.exists() and live.data.exists()
+    if ended["state"] == "failed":  # that brought back what was there before the undo; now that itself
+        live.start()
+        assert counted(live) == "20000"
+        live.stop(signal.SIGINT)
+        assert house.ctl(*undo).status == 0
+    live.start()
+    assert counted(live) == "15000" and live.sql("SELECT n FROM later") == "1"
+    until(lambda: alive_processes("worker", "engine") == [], house.jobs)
+    house.idle()
+    house.is_sound()

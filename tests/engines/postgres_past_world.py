@@ -105,6 +105,7 @@ CREATE TABLE "acc ount" (n int); INSERT INTO "acc ount" VALUES (1);
 CREATE TABLE session (n int); INSERT INTO session VALUES (1);
 CREATE FUNCTION total() RETURNS bigint LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN (SELECT sum(n) FROM account); END $$;
 CREATE FUNCTION sessions() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT sum(n) FROM session); END $$;
+CREATE FUNCTION seen() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT sum(n) FROM session';
 CREATE VIEW rich AS SELECT b.id FROM booking b JOIN account a ON a.id = b.account;
 CREATE MATERIALIZED VIEW sums AS SELECT sum(n) FROM account;
 """

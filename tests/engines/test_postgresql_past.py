@@ -292,14 +292,14 @@ def test_of_a_dump_only_what_a_question_is_about_is_loaded(made):
 def test_rows_that_the_policy_left_out_are_said_to_be(past):
     both, questions = {"of": ("one", "two")}, [
         ("query", "SELECT count(*) FROM session"), ("table", "session", "sql"), ("table", "session", "csv"),
-        ("query", "SELECT sessions()"), ("query", "SELECT * FROM sums"),
+        ("query", "SELECT sessions()"), ("query", "SELECT seen()"), ("query", "SELECT * FROM sums"),
         ("query", "SELECT last_value FROM account_id_seq"),
     ]  # fmt: skip
-    *left_out, function, view, sequence = past.several(*questions, database="books")
+    *left_out, function, definer, view, sequence = past.several(*questions, database="books")
     (table, (facts, told)) = past.several(("difference", "session"), ("difference", ""), database="books", **both)
     for found in (*left_out, table):
         assert isinstance(found, Unsupported) and "public.session are not in this backup" in found.message
-    assert isinstance(function, Usage)  # never a wrong answer
+    assert isinstance(function, Usage) and isinstance(definer, Usage)  # never a wrong answer
     assert "materialized view" in view.message and sequence[1].lines[1] == [9]
     whys = {line["table"]["table"]: line["table"]["why"] for line in told.lines if "table" in line}
     assert facts["not_compared"] == 1 and "the policy leaves them out" in whys["public.session"]

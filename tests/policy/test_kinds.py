@@ -91,3 +91,12 @@ def test_a_log_that_has_no_pages_does_not_become_coarser():
     text = 'version = 1\n[defaults]\nthin_log = { minute = "2d" }\n[database.pg]\nengine = "postgresql"\n'
     _, found = check_text({"policy.toml": f'{text}url = "postgresql:///"\ncontinuous = true\n'})
     assert any("the log of PostgreSQL has every moment or none" in mistake.message for mistake in found)
+
+
+@pytest.mark.parametrize(("engine", "said"), [("sqlite", "has no archiver"), ("postgresql", "")])
+def test_only_a_server_archives_its_log(engine, said):
+    where = 'path = "/srv/app.db"' if engine == "sqlite" else 'url = "postgresql:///"\nmethod = "pages"'
+    text = f'version = 1\n[database.app]\nengine = "{engine}"\n{where}\ncontinuous = "archive"\n'
+    _, found = check_text({"policy.toml": text})
+    wrong = [mistake.message for mistake in found if mistake.severity == "error"]
+    assert (len(wrong) == 1 and said in wrong[0]) if said else wrong == []

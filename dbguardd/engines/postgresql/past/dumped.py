@@ -129,24 +129,25 @@ class Dumped:
         """Load all rows that are in the dump."""
         sandbox = self._sandbox(server, alive)
         with sandbox.ordinary(self.part.database.name) as db:
-            left_out = (shown(one.quoted) in self.part.excluded for one in _found(db, _OF_USERS))
-            there = [one for one, out in zip(_found(db, _OF_USERS), left_out, strict=True) if not out]
-            self._load(sandbox, db, there, all_of_them=False)
+            there = [one for one in _found(db, _OF_USERS) if shown(one.quoted) not in self.part.excluded]
+            self._load(sandbox, db, there, some_may_fail=True)
 
-    def _load(self, sandbox: Sandbox, db: Connection, needed: Sequence[_Needed], *, all_of_them: bool = True) -> None:
+    def _load(
+        self, sandbox: Sandbox, db: Connection, needed: Sequence[_Needed], *, some_may_fail: bool = False
+    ) -> None:
         needed = [one for one in needed if one.quoted not in self.loaded]
         names, lines = [one.quoted for one in needed], self._rows(needed)
-        _each(db, b"GRANT SELECT, INSERT ON %s TO CURRENT_USER", names)
         if lines:
             look = _within(self.file.stat().st_size, sandbox.alive)
             said = bring_back(replace(sandbox, alive=look), self.file, self.part, lines, "--data-only")
             failed = set(_FAILED.findall(said.errors))
-            if said.status != 0 and (all_of_them or not failed):
+            if said.status != 0 and not (some_may_fail and failed):
                 raise Unsupported(
                     f"the rows of {some([shown(name) for name in names])} cannot be brought back on this host",
                     detail="; ".join(errors_of(said.errors)[:_SHOWN]),
                 )
             names = [one.quoted for one in needed if _listed_as(one.name) not in failed]
+        _each(db, b"GRANT SELECT ON %s TO CURRENT_USER", names)  # for views, and what runs as their owner
         self._let_read(db, names)
         self.loaded.update(names)
 
@@ -159,11 +160,11 @@ class Dumped:
             needed = self._needed(db, numbers)
             owned = [(bytes(schema), bytes(name)) for schema, name in rows(db, _SEQUENCES % numbers)]
             self._let_read(db, [one.quoted for one in needed])
-        wanted = [f"{_listed_as(schema)} SEQUENCE {_listed_as(name)} " for schema, name in owned]
-        for one in needed:
-            schema, name = _listed_as(one.schema), _listed_as(one.name)
-            wanted += [f"{schema} TABLE {name} ", f"{schema} COLUMN {name}."]
-        about = [line for tail, line in self.beside.items() if tail.startswith(tuple(wanted))]
+        parts = [(one.schema, b"TABLE", one.name) for one in needed]
+        parts += [(schema, b"SEQUENCE", name) for schema, name in owned]
+        whole = {f"{_listed_as(*part)} {owner}" for part in parts for owner in self.owners}
+        columns = tuple(f"{_listed_as(one.schema, b'COLUMN', one.name)}." for one in needed)
+        about = [line for tail, line in self.beside.items() if tail in whole or tail.startswith(columns)]
         return self._rows(needed), about
 
     def owner(self, schema: str, name: str) -> str:

@@ -376,6 +376,10 @@ class Over(Protocol):
         """Put what overwrite() has left into its place, in one step; return that."""
 
 
+Find = Callable[[Tree, str, Progress], int | None]
+"""Returns the last position in the log of a moment that bears a name; None if none does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One guarded database. A capability that an engine lacks is None, so the record is the documentation."""
@@ -387,6 +391,7 @@ class Engine:
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
     over: Over | None = None
+    find: Find | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

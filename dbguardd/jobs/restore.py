@@ -31,7 +31,7 @@ from dbguardd.flow import LOG
 from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.moment import Moment, opened, reach
+from dbguardd.jobs.moment import Moment, at_place, at_point, opened, reach
 from dbguardd.jobs.target import (
     check_directory,
     check_space,
@@ -55,9 +55,19 @@ def restore(run: Run, request: Restore) -> Result:
     """Restore one backup. A dry run returns the plan; otherwise what was restored where, compared with the snapshot."""
     if request.in_place and request.to:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
-    if request.backup and request.at:
-        raise Usage(f"{run.name}: give a backup id or --at, not both")
-    moment = reach(run, request.backup, request.at)
+    if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
+        raise Usage(f"{run.name}: give one of --id, --at, --lsn and --name")
+    if (request.lsn or request.name) and not served(run):
+        raise Unsupported(
+            f"{run.name}: only the log of a PostgreSQL cluster has places and restore points",
+            hints=[f"dbguardctl restore {run.name} --at TIME"],
+        )
+    if request.lsn:
+        moment = at_place(run, request.lsn)
+    elif request.name:
+        moment = at_point(run, request.name)
+    else:
+        moment = reach(run, request.backup, request.at)
     if request.in_place:
         check_way_in(run, moment.backup)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
@@ -314,7 +324,17 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
 
 def _which(moment: Moment) -> str:
     """Return the options that ask for the same moment again."""
-    return f"--id {moment.backup.id}" if moment.until is None else f"--at {moment.at.isoformat()}"
+    if moment.until is None:
+        return f"--id {moment.backup.id}"
+    asked = next(
+        (
+            shlex.join([f"--{name}", moment.until.target[name]])
+            for name in ("lsn", "name")
+            if name in moment.until.target
+        ),
+        None,
+    )
+    return asked or f"--at {moment.at.isoformat()}"
 
 
 def _in_the_way(run: Run, backup: Backup) -> list[str]:

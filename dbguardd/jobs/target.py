@@ -91,7 +91,10 @@ def _beside(run: Run, target: Path) -> Path:
 def _again(request: Restore, to: Path) -> str:
     """Return the command that asks for the same at another place: with less of it, it would do something else."""
     words = ["dbguardctl", "restore", request.database]
-    for option, value in (("--id", request.backup), ("--at", request.at), ("--to", str(to))):
+    for option, value in (
+        *(("--id", request.backup), ("--at", request.at), ("--lsn", request.lsn), ("--name", request.name)),
+        ("--to", str(to)),
+    ):
         words += [option, value] if value else []
     return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
 

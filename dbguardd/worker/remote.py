@@ -90,6 +90,11 @@ class RemoteEngine:
         """Let go of what keeps the log."""
         self.call("unfollow", {}, silent)
 
+    def find(self, tree: Tree, name: str, progress: Progress) -> int | None:
+        """Return the position in the log of a moment that bears a name."""
+        found = self.call("find", {"name": name}, progress, tree=tree)
+        return None if found is None else int(found)
+
     def call(
         self,
         name: str,

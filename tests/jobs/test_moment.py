@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.errors import GuardError, ProofFailed, Unreachable
+from dbguardd.errors import GuardError, ProofFailed, Unreachable, Unsupported, Usage
 from dbguardd.flow import Images, Segment
 from dbguardd.jobs.base import instant
 from tests.jobs.world import World
@@ -314,3 +314,12 @@ def test_a_log_that_became_coarser_says_so_when_a_moment_is_asked_for(world: Wor
     world.later(hours=1, minutes=1)
     world.do("expire", database="app")
     assert world.said("log.forgotten")
+
+
+def test_a_place_in_a_log_is_for_a_server_and_one_way_to_say_what(world: World) -> None:
+    world.backup(users=[1])
+    for way in ({"lsn": "0/1"}, {"name": "before it"}):
+        with pytest.raises(Unsupported, match="only the log of a PostgreSQL cluster"):
+            world.do("restore", database="app", dry_run=True, **way)
+        with pytest.raises(Usage, match="give one of"):
+            world.do("restore", database="app", at="2026-03-01T12:00:00Z", dry_run=True, **way)

@@ -19,6 +19,7 @@ from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothin
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
+from dbguardd.engines.postgresql.physical.forward import find_point
 from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
@@ -44,9 +45,8 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     log = PagesLog(address, str(settings["staging"]), pace)
     snapshots = Postgresql(settings)
-    return Engine(
-        "postgresql", snapshots, log, reviving=PostgresqlPast(settings), over=PagesOver(snapshots.restored_over)
-    )
+    over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)
+    return Engine("postgresql", snapshots, log, reviving=past, over=over, find=find_point)
 
 
 class Postgresql:

@@ -66,6 +66,7 @@ def request_options(
                     "to": "PATH",
                     "in_database": "DB",
                     "name": "POINT",
+                    "tablespace": "OLD=NEW",
                 }.get(field.name, "TEXT")
                 complete = complete_id if field.name == "backup" else None
                 kind = Given(empty=field.name == "note")  # no remark is a remark

@@ -29,6 +29,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("from", f"backup {plan.get('backup')}, {sure}"),
         *([("and", f"{count(plan['segments'], 'segment')} of its log{_log(plan)}")] if plan.get("segments") else []),
         ("to", f"{place}   {untouched}"),
+        *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
         ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
         ("do it", Cell(command(row, plan), "try")),
@@ -58,8 +59,8 @@ def command(row: Json, plan: Json) -> str:
     for place in ("lsn", "name"):
         which = [f"--{place}", _quoted(str(plan[place]))] if plan.get(place) else which
     words = ["dbguardctl", "restore", str(row["database"]), *which]
-    if asked.get("to"):
-        words += ["--to", _quoted(str(asked["to"]))]
+    for option in ("to", "tablespace"):
+        words += [f"--{option}", _quoted(str(asked[option]))] if asked.get(option) else []
     return " ".join(words + (["--in-place", "--confirm", str(row["database"])] if asked.get("in_place") else []))
 
 

@@ -238,7 +238,8 @@ class EngineHalf:
             case "fingerprint":
                 return _fitting(snapshots.fingerprint(progress))
             case "restore":
-                return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
+                more = [args["places"]] if args["places"] else []
+                return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress, *more)
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
                 found = snapshots.examine(Path(args["target"]), queries, progress)

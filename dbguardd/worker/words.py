@@ -148,6 +148,8 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
         yield f"  and    {count(plan['segments'], 'segment')} of its log{much}{end}"
     yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
+    for one in plan["tablespaces"]:
+        yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
     yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}'}"
     yield "Nothing was done."

@@ -76,9 +76,11 @@ class Postgresql:
         for way in self._ways.values():
             way.release()
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         self._restored = self._ways[str(tree.facts.get("method", "dump"))]
-        return self._restored.restore(tree, target, progress)
+        return self._restored.restore(tree, target, progress, places)
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
@@ -154,7 +156,9 @@ class PostgresqlDumps:
     def release(self) -> None:
         self._taken = None
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         write_files(tree, target, progress)
         return []
 

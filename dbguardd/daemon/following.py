@@ -128,7 +128,7 @@ class Following:
     async def _in_use(self, spec: Facts) -> bool:
         """Say if a restore in place would be refused: then its log need not be let go of for that."""
         request = {**to_json(REQUESTS["restore"](spec["database"]["name"])), "in_place": True, "dry_run": True}  # type: ignore[call-arg]
-        asked = {name: spec["request"][name] for name in ("backup", "at") if spec["request"].get(name)}
+        asked = {name: spec["request"][name] for name in ("backup", "at", "lsn", "name") if spec["request"].get(name)}
         trial = {**spec, "verb": "restore", "request": {**request, **asked}}
         try:
             found = await self._around.run_worker(trial, _unheard, asyncio.Event(), stall_timeout=_STALL_SECONDS)

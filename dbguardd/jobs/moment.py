@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from itertools import groupby, takewhile
 from typing import Any
 
-from dbguardd.errors import Damaged, NotFound, ObjectMissing
+from dbguardd.errors import Damaged, NotFound, ObjectMissing, Usage
 from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, excluded, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
@@ -17,6 +17,7 @@ from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Piece, Until
 from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
+_RECORD_BYTES = 256  # that of a restore point ends within, heads of pages included
 _DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
 
 
@@ -35,7 +36,16 @@ class Moment:
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
+        log = self.size - self.backup.source_bytes if self.until is not None and self.until.form == BYTES else None
+        target = {} if self.until is None else {name: self.until.target.get(name) for name in ("lsn", "name")}
+        return {
+            "backup": self.backup.id,
+            "created_at": instant(self.shown),
+            "segments": segments,
+            "log_bytes": log,
+            "lsn": target.get("lsn"),
+            "name": target.get("name"),
+        }
 
     @property
     def grain(self) -> int:
@@ -112,6 +122,58 @@ def _left_out(backup: Backup) -> Iterator[str]:
     names, tables = excluded(backup)
     if tables:
         yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"
+
+
+def at_place(run: Run, lsn: str) -> Moment:
+    """Return the moment that is a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
+    try:
+        high, low = (int(part, 16) for part in lsn.split("/"))
+        position = high << 32 | low
+    except ValueError:
+        raise Usage(f"{lsn!r} is no place in a log", detail="Write it as PostgreSQL does: 16/B374D848.") from None
+    for log, chain in _cluster_log(run):
+        for backup in _bases(run, chain, None):
+            if backup.facts["log_place"]["position"] < position:
+                for link in _links(log, chain, backup.facts["log"]["after"] + 1):
+                    if link.until["position"] >= position:
+                        return _moment(backup, chain, link, {"position": position, "lsn": lsn}, link.at)
+                break  # no older one goes on further
+    raise _not_covered(run, f"{lsn} is not covered by the log of a backup")
+
+
+def at_point(run: Run, name: str) -> Moment:
+    """Return the moment of the last restore point of that name; of the newest log first. Raises as at_place()."""
+    for log, chain in _cluster_log(run):
+        last = chain.last
+        for backup in _bases(run, chain, None):
+            after = backup.facts["log"]["after"]
+            if after >= last or run.find is None:
+                continue
+            until = Until(chain, after, last, BYTES)
+            with run.repository.with_log(backup, until, reading(run, backup)) as tree:
+                position = run.find(tree, name, run.progress)
+            if position is not None and position >= backup.facts["log_place"]["position"]:
+                links = _links(log, chain, after + 1)
+                link = next((one for one in links if one.until["position"] >= position + _RECORD_BYTES), None)
+                if link is None:
+                    (link,) = log.links(chain, chain.last, chain.last)
+                return _moment(backup, chain, link, {"position": position, "name": name}, link.at)
+            last = min(last, after + 1)  # one more: it may lie across the two
+    raise _not_covered(run, f"no log of a backup has a restore point {name!r}")
+
+
+def _cluster_log(run: Run) -> Iterator[tuple[Log, Chain]]:
+    """Yield the chains of the log of a cluster, the newest first."""
+    if (log := run.repository.log(run.name)) is not None:
+        yield from ((log, chain) for chain in reversed(log.chains()))
+
+
+def _not_covered(run: Run, what: str) -> NotFound:
+    return NotFound(
+        f"{run.name}: {what}",
+        detail="A place is covered from the first backup on that was made while the log was followed.",
+        hints=[f"dbguardctl list {run.name}"],
+    )
 
 
 def drawn(run: Run) -> Moment | None:

@@ -60,9 +60,12 @@ class RemoteEngine:
         else:
             self.call("release", {}, silent)
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> list[str]:
         """Rebuild the database at `target`; return which rights it could not be given."""
-        return [str(lost) for lost in self.call("restore", {"target": str(target)}, progress, tree=tree)]
+        args = {"target": str(target), "places": dict(places or {})}
+        return [str(lost) for lost in self.call("restore", args, progress, tree=tree)]
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         """Open a restored database and say what is found."""
@@ -89,6 +92,11 @@ class RemoteEngine:
     def unfollow(self) -> None:
         """Let go of what keeps the log."""
         self.call("unfollow", {}, silent)
+
+    def find(self, tree: Tree, name: str, progress: Progress) -> int | None:
+        """Return the position in the log of a moment that bears a name."""
+        found = self.call("find", {"name": name}, progress, tree=tree)
+        return None if found is None else int(found)
 
     def call(
         self,

@@ -29,6 +29,7 @@ from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
+from dbguardd.engines.postgresql.physical.forward import find_point
 from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
@@ -55,9 +56,8 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
-    return Engine(
-        "postgresql", snapshots, log, reviving=PostgresqlPast(settings), over=PagesOver(snapshots.restored_over)
-    )
+    over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)
+    return Engine("postgresql", snapshots, log, reviving=past, over=over, find=find_point)
 
 
 class Postgresql:
@@ -87,9 +87,11 @@ class Postgresql:
         for way in self._ways.values():
             way.release()
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         self._restored = self._ways[str(tree.facts.get("method", "dump"))]
-        return self._restored.restore(tree, target, progress)
+        return self._restored.restore(tree, target, progress, places)
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
@@ -165,7 +167,9 @@ class PostgresqlDumps:
     def release(self) -> None:
         self._taken = None
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         write_files(tree, target, progress)
         return []
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.child import Alive, tool
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
-from dbguardd.engines.postgresql.physical.segments import Log, place, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, Log, place, shown
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Damaged, Unsupported
@@ -33,6 +35,10 @@ _LINE = re.compile(
 )
 _TIME = re.compile(rb"(\d{4,}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC")
 _UNREAL = 8  # lines in a row are not all names of transactions: such a name has 200 bytes at most
+_HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, and of the first of a file
+_POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48.{8}"
+"""How the record of a restore point begins: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
+_POINT_BYTES = 97
 _ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
 
 
@@ -153,9 +159,27 @@ class Reading:
 
     def _real(self, end: End) -> bool:
         """Say if there is such a record: whoever prepares a transaction gives it a name, which may look like a line."""
+        return not self._doubtful or self.line(end.at) == end.line
+
+    def line(self, at: int) -> bytes:
+        """Return what it says of the record at a place; nothing if none is there."""
         with suppress(Damaged):
-            return not self._doubtful or next(self.lines(end.at, "--limit=1"), b"") == end.line
-        return False
+            return next(self.lines(at, "--limit=1"), b"")
+        return b""
+
+    def last_before(self, at: int, base: int, log: Log) -> End | None:
+        """Return the last record behind `base` that ends at a place or before; None if there is none.
+
+        It begins in the file of the log in which the place lies; or in an earlier one, and is so long.
+        """
+        for start in range((at - 1) // log.segment * log.segment, base - log.segment, -log.segment):
+            told = deque[bytes](maxlen=_UNREAL)
+            with suppress(Damaged):  # it says so where it found no record
+                told.extend(self.lines(max(start, base), f"--end={shown(at)}"))
+            for line in reversed(told):
+                if (match := _LINE.match(line)) and self.line(place(match[3].decode())) == line:
+                    return End(place(match[3].decode()), int(match[2]), None, line)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +204,8 @@ def _target(facts: Facts, reading: Reading) -> Facts:
         told = {name: later[name] for name in ("recovery_lsn", "snapshots", "snapshot_at")}
         _check_spaces(read.space, place(str(later["recovery_lsn"])))
         return told
+    if "position" in target:
+        return _place(target, facts, reading)
     by = datetime.fromisoformat(target["at"]) if "at" in target else None
     read = reading.last_end(start, base, by)
     if read.end is None:  # nothing has ended since: the moment is that of the backup
@@ -192,6 +218,51 @@ def _target(facts: Facts, reading: Reading) -> Facts:
         "snapshots": {},
         "snapshot_at": facts["snapshot_at"] if at is None else at.isoformat(),
     }
+
+
+def _place(target: Facts, facts: Facts, reading: Reading) -> Facts:
+    """Return what a recovery has to be told to end at a place: behind the last record before, or a restore point."""
+    start, base, at = place(str(facts["start_lsn"])), place(str(facts["recovery_lsn"])), int(target["position"])
+    log = Log(int(facts["system"]), int(facts["timeline"]), int(facts["segment_bytes"]))
+    read = reading.last_end(start, base, None)  # all of it, to the end of what is stored
+    if name := str(target.get("name") or ""):
+        end = _LINE.match(line := reading.line(at))
+        if end is None or end[4] != b"RESTORE_POINT" or not line.endswith(b" " + os.fsencode(name)):
+            raise wrong(f"at {shown(at)} in its log is no restore point {name!r}", line.decode(errors="replace")[:200])
+        found: End | None = End(at, int(end[2]), None, line)
+    else:
+        found = reading.last_before(at, start, log)
+    if found is None or found.at < base:
+        return {"snapshots": {}}
+    _check_spaces(read.space, found.at)
+    return {
+        "recovery_lsn": shown(found.at),
+        "recovery_record_bytes": found.size,
+        "snapshots": {},
+        "snapshot_at": f"the restore point {name!r}" if name else f"{shown(at)} in its log",
+    }
+
+
+def find_point(tree: Tree, name: str, progress: Progress) -> int | None:
+    """Return the last place in the log of a moment at which there is a restore point of that name; None if none is.
+
+    The record is looked for as the server writes it; whether it is one is known when the log is read (_place).
+    """
+    moment, segment, found = tree.facts["moment"], int(tree.facts["segment_bytes"]), None
+    pattern = re.compile(_POINT + re.escape(os.fsencode(name) + b"\0"), re.DOTALL)
+    at, tail, tail_at = int(moment["since"]["position"]), b"", 0
+    with tree.read(moment["stream"]) as source:
+        while data := source.read(PAGE - at % PAGE):
+            head = max(0, (_HEAD if (at - at % PAGE) % segment else _FIRST_HEAD) - at % PAGE)
+            both, body_at = tail + data[head:], at + head
+            for match in pattern.finditer(both):
+                begun = match.start() - len(tail)
+                found = body_at + begun if begun >= 0 else tail_at + match.start()
+            tail = both[-_POINT_BYTES:]
+            at += len(data)
+            tail_at = at - len(tail)
+            progress("search", at - int(moment["since"]["position"]), None)
+    return found
 
 
 def _check_spaces(space: int | None, end: int) -> None:

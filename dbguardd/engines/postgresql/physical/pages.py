@@ -312,8 +312,10 @@ class Pages:
             self._held.close()
         self._held, self._untold = None, ""
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
-        lost, self.restored[target] = rebuild(tree, target, progress)
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
+        lost, self.restored[target] = rebuild(tree, target, places or {}, progress)
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:

@@ -18,6 +18,7 @@ from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
 _RECORD_BYTES = 256  # that of a restore point ends within, heads of pages included
+_BURST = timedelta(minutes=1)  # in which much is stored that has one moment
 _DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
 
 
@@ -332,13 +333,15 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
 def _shown_again(run: Run, until: Until, wanted: datetime) -> bool:
     """Say if the clock came to a moment once more, behind the end of what is restored: it had been set back.
 
-    Then objects in a row have the same moment in their names: the one that was reached before.
+    Then objects in a row have the same moment in their names: the one that was reached before. So have those of a
+    burst, which are not read: they were stored one after the other, and soon.
     """
     log = run.repository.log(run.name)
     rest = [piece for piece in until.chain.pieces if log is not None and piece.last >= until.last]
     for number, (reached, row) in enumerate(groupby(rest, key=lambda piece: piece.until)):
         same = list(row)
-        if log is None or (number and len(same) == 1) or log.open(same[-1])[-1].at >= reached:
+        burst = timedelta() <= same[-1].stored_at - same[0].stored_at < _BURST
+        if log is None or (number and burst) or log.open(same[-1])[-1].at >= reached:
             continue
         behind = (link for piece in same for link in log.open(piece) if link.number > until.last)
         if any(link.at < reached and link.at <= wanted for link in behind):

@@ -6,9 +6,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Untold
-from dbguardd.errors import SourceReplaced, Usage
+from dbguardd.errors import Usage
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
+from dbguardd.jobs.history import check_same
 from dbguardd.jobs.moment import tip
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
@@ -47,8 +48,10 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             facts = {**run.snapshots.dump(saving, run.progress), "log": log}
-            if not successor:
-                _check_same(run, facts)
+            if successor:
+                facts["successor"] = True
+            else:
+                check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
@@ -73,26 +76,6 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
         "backup.done", backup=made.id, created_at=instant(made.created_at), seconds=round(run.monotonic() - started, 3)
     )
     return made
-
-
-def _check_same(run: Run, facts: Facts) -> None:
-    """Raise SourceReplaced if a server is another cluster than the one that was backed up before.
-
-    An empty server where a lost one was would take its place in all that is restored, and its backups would expire.
-    Only a person knows that it is right so, after pg_upgrade or a new initdb.
-    """
-    before = next(
-        (backup.facts["system"] for backup in run.repository.backups(run.name) if "system" in backup.facts), None
-    )
-    if before is not None and facts.get("system", before) != before:
-        raise SourceReplaced(
-            f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
-            "would in time make room for its own. If that one was lost, restore it first. If this is another server, "
-            "end this protection and protect it under another name. Only if this is what has become of that one, by "
-            f"pg_upgrade or initdb: dbguardctl backup {run.name} --successor",
-            hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
-        )
 
 
 def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:

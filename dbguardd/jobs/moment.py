@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing
-from dbguardd.flow import Facts, Tree
+from dbguardd.flow import TURNS, Facts, Tree
 from dbguardd.jobs.base import Run, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Until
@@ -151,28 +151,30 @@ def between(run: Run, backup: Backup) -> Moment | None:
     if log is None:
         return None
     for chain in reversed([chain for chain in log.chains() if chain.id == mine.get("chain")]):
-        base = next((b for b in _bases(run, chain, None) if b.created_at < backup.created_at), None)
-        if base is None:
+        bases = [b for b in _bases(run, chain, None) if b.created_at < backup.created_at]
+        if not bases:
             continue
         if chain.last < mine["after"]:
             what = f"the log {chain.id} lacks its segment {chain.last + 1}"
-            raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
+            raise ObjectMissing(what, detail=f"of {bases[0].facts['log']['after'] + 1} to {mine['after']}")
         if "end" in (backup.facts.get("log_place") or {}):
-            return _at_backup(log, chain, base, backup)
-        link = _last(log, chain, base, None, mine["after"])
-        return None if link is None else _moment(base, chain, link)
+            return _at_backup(log, chain, bases, backup)
+        link = _last(log, chain, bases[0], None, mine["after"])
+        return None if link is None else _moment(bases[0], chain, link)
     return None
 
 
-def _at_backup(log: Log, chain: Chain, base: Backup, backup: Backup) -> Moment | None:
-    """Return the moment that a backup is of, reached by its engine from the one before; None if the log ends earlier.
+def _at_backup(log: Log, chain: Chain, bases: Sequence[Backup], backup: Backup) -> Moment | None:
+    """Return the moment that a backup is of, reached by its engine from one before; None if the log ends earlier.
 
-    Its place is known exactly, so it comes to what the backup is, or the log is wrong. The log has to go on behind that
-    place, to its `end`: so a recovery knows that nothing lies between.
+    That is the newest of `bases` which the log leads on from. The place of the backup is known exactly, so the log
+    comes to what that is, or is wrong. It has to go on behind that place, to its `end`: so a recovery knows that
+    nothing lies between.
     """
     far = {**backup.facts["log_place"], "position": backup.facts["log_place"]["end"]}
     link = next((one for one in _links(log, chain, backup.facts["log"]["after"]) if holds(one, far, one.at)), None)
-    if link is None:
+    base = None if link is None else next((b for b in bases if leads(b.facts.get("log_place"), link.until)), None)
+    if link is None or base is None:
         return None
     moment = _moment(base, chain, link, {"backup": dict(backup.facts)}, backup.created_at)
     return replace(moment, place=backup.facts["log_place"])
@@ -210,6 +212,8 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
             continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
+            if link is not None and not leads(backup.facts.get("log_place"), link.until):
+                continue  # from an older one, the log leads there
             if link is not None and link.form == BYTES and wanted is not None:
                 # Also of the last one: what it has was committed by then, and more, perhaps.
                 yield _moment(backup, chain, link, {"at": wanted.isoformat()}, min(link.at, wanted))
@@ -250,8 +254,14 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
             if least <= link.number <= most and link.size:
                 if wanted is None or link.at <= wanted:
                     return later or link
-                later = link if link.form == BYTES else None
+                later = link if link.form == BYTES and not _turns_after(link, wanted) else None
     return later
+
+
+def _turns_after(link: Link, wanted: datetime) -> bool:
+    """Say if a segment leaves a round later than a moment: then that is of this round, with all that was stored."""
+    turns: Sequence[Any] = link.until.get(TURNS) or ()
+    return len(turns) > len(link.since.get(TURNS) or ()) and datetime.fromisoformat(turns[-1][3]) > wanted
 
 
 def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
@@ -272,6 +282,17 @@ def holds(link: Link, place: Any, at: datetime) -> bool:
     if not place["position"] and link.at >= at:
         return True
     return bool(until["round"] == place.get("round") and until["position"] >= place["position"])
+
+
+def leads(base: Any, until: Facts) -> bool:
+    """Say if the log that ends at a place goes on from the one that a backup is of, and has not left its round before.
+
+    What was stored of a round behind the position where it was left is no part of what follows; see flow.Segment.
+    """
+    if not isinstance(base, dict) or base.get("round") == until["round"] or not until.get(TURNS):
+        return True
+    left = next((position for round, position, *_ in until[TURNS] if round == base.get("round")), None)
+    return left is not None and base["position"] <= left
 
 
 def tip(run: Run) -> dict[str, Any] | None:

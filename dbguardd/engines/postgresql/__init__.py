@@ -8,6 +8,7 @@ child and confine (PostgreSQL's programs), dump, fresh and place (a restore), se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
+from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
@@ -97,7 +99,8 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        return probe(address, only, self._exclude)
+        found = probe(meant(address), only, self._exclude)
+        return replace(found, findings=(*found.findings, *filter(None, [servers(address)])))
 
     def _where(self) -> tuple[dict[str, str], str]:
         """Return the address of the server, and the database that the url names; empty: all."""
@@ -111,7 +114,8 @@ class PostgresqlDumps:
         So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
         """
         self.release()
-        address, only = self._where()
+        several, only = self._where()
+        address = meant(several)
         progress("connect", 0, None)
         with connected(address) as connection:
             version, major = version_of(connection), major_of(connection)

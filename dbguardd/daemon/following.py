@@ -240,6 +240,8 @@ class Following:
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
             follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
+        if event == "log.turned":  # its first backup on the new server shows that the log leads there
+            self._bases.add(name)
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])

@@ -9,6 +9,7 @@ questions to backups are in past.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
+from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
@@ -120,7 +122,8 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        return probe(address, only, self._exclude)
+        found = probe(meant(address), only, self._exclude)
+        return replace(found, findings=(*found.findings, *filter(None, [servers(address)])))
 
     def _where(self) -> tuple[dict[str, str], str]:
         """Return the address of the server, and the database that the url names; empty: all."""
@@ -134,7 +137,8 @@ class PostgresqlDumps:
         So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
         """
         self.release()
-        address, only = self._where()
+        several, only = self._where()
+        address = meant(several)
         progress("connect", 0, None)
         with connected(address) as connection:
             version, major, plain = version_of(connection), major_of(connection), is_plain(connection)

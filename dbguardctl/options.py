@@ -59,9 +59,15 @@ def request_options(
             elif isinstance(field.default, bool):
                 option = click.option(f"--{name}", field.name, is_flag=True, default=False, help=help)
             else:
-                metavar = {"at": "TIME", "backup": "ID", "confirm": "NAME", "to": "PATH", "in_database": "DB"}.get(
-                    field.name, "TEXT"
-                )
+                metavar = {
+                    "at": "TIME",
+                    "backup": "ID",
+                    "confirm": "NAME",
+                    "to": "PATH",
+                    "in_database": "DB",
+                    "name": "POINT",
+                    "tablespace": "OLD=NEW",
+                }.get(field.name, "TEXT")
                 complete = complete_id if field.name == "backup" else None
                 kind = Given(empty=field.name == "note")  # no remark is a remark
                 option = text_option(

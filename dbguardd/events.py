@@ -299,6 +299,15 @@ KINDS: tuple[Kind, ...] = (
                 "See what is damaged:  dbguardctl check {database} --data"),
     ),
     Kind(
+        "log.turned", "warning", "another server took over: its log goes on without a gap[, {lost_bytes} of it lost]",
+        "The log of a database goes on along the history of the server that has taken over.",
+        title="Another server has taken over",
+        meaning="The log of {database} goes on along the timeline of a server that was promoted. What is named as lost "
+                "was stored, and that server did not have it: a restore of a moment before has it, and none of a later "
+                "moment. A backup is made at once.",
+        advice=("See what can be restored:  dbguardctl list {database}",),
+    ),
+    Kind(
         "log.unreadable", "warning", "the end of its log in the storage cannot be read: {problem}",
         "The end of a log in the storage cannot be read; it is begun anew.",
     ),

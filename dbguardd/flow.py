@@ -25,6 +25,10 @@ LOG = "log"
 """The fact of an error that is about a log, not about the backup that it goes on from."""
 
 
+TURNS = "turns"
+"""What a place in a log has if the log has left rounds on its way there; see Segment."""
+
+
 class Sink(Protocol):
     """Where an engine writes one backup."""
 
@@ -130,9 +134,14 @@ class Segment:
     and a `position` (a number): in one round of the log, what was committed later has the higher one. Every commit that
     had returned before `at` (UTC) is in this segment or one before.
 
-    Bytes are those of the log from `since` to `until`: both are of one round, and positions count bytes. They may end
-    anywhere; the engine that reads them makes a moment of them (see repository.moment). `stream` is then the name under
-    which it reads them.
+    Bytes are those of the log from `since` to `until`, and positions count bytes. They may end anywhere; the engine
+    that reads them makes a moment of them (see repository.moment). `stream` is then the name under which it reads them.
+
+    Both places are of one round; or the log has left that of `since` for another one, by one turn. Then the bytes are
+    those of the new round, from where the old one was left. All turns that led to a place stand in it, oldest first
+    (TURNS): [the round, the position where it was left, that up to which it had been stored, when it was left (RFC
+    3339)]. What was stored behind the position where a round was left is no part of what follows, and is all that there
+    is of a moment before.
     """
 
     stream: str

@@ -58,7 +58,12 @@ class Restore(Request):
     database: str
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the moment to go back to: '2026-09-12 08:59', 'yesterday 09:00', '5 min ago'")
+    lsn: str = option("the place in the log of a PostgreSQL cluster to go back to: 16/B374D848")
+    name: str = option("the restore point of a PostgreSQL cluster to go back to, by its pg_create_restore_point()")
     to: str = option("path of the restored database, which must not exist; if not given, beside the live one")
+    tablespace: str = option(
+        "where tablespaces of a PostgreSQL cluster go: OLD=NEW, several with commas; else below it"
+    )
     in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
     confirm: str = option("the name of the database, typed in full: needed for --in-place")
     dry_run: bool = option("print what would be done, and do nothing", False)

@@ -47,8 +47,8 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
                 hints=[f"dbguardctl list {database} --why"],
             )
         return _undo(session, database, fields["confirm"], no_wait, timeout)
-    if fields["at"] and fields["backup"]:
-        raise Usage("restore: --at and --id are two ways to say what to restore; give one")
+    if sum(bool(fields[way]) for way in ("at", "backup", "lsn", "name")) > 1:
+        raise Usage("restore: --at, --id, --lsn and --name are ways to say what to restore; give one")
     if fields["in_place"] and fields["to"]:
         raise Usage("restore: --to is a new place and --in-place the live one; give one")
     if fields["to"]:

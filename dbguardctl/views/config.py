@@ -101,7 +101,8 @@ def differing(answer: Json, now: datetime, zone: tzinfo | None, *, accepted: boo
     if not doomed:
         apply = Cell("dbguardctl reload", "try")
         return [*blocks, text("No backup would be deleted.  ", Cell("apply it  ", "dim"), apply)]
-    ids = shorten([str(row["id"]) for row in doomed])
+    backups = [str(row["id"]) for row in doomed if row["id"] != "log"]  # that may stand in the place of an id
+    ids = {**shorten(backups), "log": "log"}
     rows = [
         (
             Cell(ids[str(row["id"])], "strong"),
@@ -111,7 +112,8 @@ def differing(answer: Json, now: datetime, zone: tzinfo | None, *, accepted: boo
         )
         for row in doomed
     ]
-    number = f"{len(doomed)} backup{'' if len(doomed) == 1 else 's'}"
+    parts = [f"{len(backups)} backup{'' if len(backups) == 1 else 's'}"] if backups else []
+    number = " and ".join(parts + ["a part of a log, for good"] * (len(backups) < len(doomed)))
     what = f"The next expiry deletes {number}:" if accepted else f"This would delete {number}:"
     lead, command = (
         ("keep one  ", "dbguardctl hold ID --reason TEXT") if accepted else ("accept it  ", "dbguardctl config accept")

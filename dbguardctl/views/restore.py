@@ -27,8 +27,9 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     free = f", {size(plan['free_bytes'])} are free" if plan.get("free_bytes") is not None else ""
     rows: list[tuple[Cell | str, ...]] = [
         ("from", f"backup {plan.get('backup')}, {sure}"),
-        *([("and", f"{count(plan['segments'], 'segment')} of its log")] if plan.get("segments") else []),
+        *([("and", f"{count(plan['segments'], 'segment')} of its log{_log(plan)}")] if plan.get("segments") else []),
         ("to", f"{place}   {untouched}"),
+        *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
         ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
         ("do it", Cell(command(row, plan), "try")),
@@ -40,6 +41,13 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     return [text("Would restore  ", Cell(name, "strong"), lead), Table((), rows, indent=2), *_warnings(plan)]
 
 
+def _log(plan: Json) -> str:
+    """Say how much log that is, and what is its end if it is no time."""
+    much = f", {size(plan['log_bytes'])}" if plan.get("log_bytes") is not None else ""
+    place = f", to {plan['lsn']}" if plan.get("lsn") else ""
+    return f"{much}{place}" + (f", to the restore point {plan['name']!r}" if plan.get("name") else "")
+
+
 def _warnings(plan: Json) -> list[Block]:
     return [text(Cell("note  ", "warn"), str(line), indent=2) for line in plan.get("warnings") or ()]
 
@@ -48,9 +56,11 @@ def command(row: Json, plan: Json) -> str:
     """Return the command that does what a dry run has planned: the very backup, or the very moment."""
     asked = row["request"]
     which = ["--at", str(plan["created_at"])] if plan.get("segments") else ["--id", str(plan.get("backup") or "")]
+    for place in ("lsn", "name"):
+        which = [f"--{place}", _quoted(str(plan[place]))] if plan.get(place) else which
     words = ["dbguardctl", "restore", str(row["database"]), *which]
-    if asked.get("to"):
-        words += ["--to", _quoted(str(asked["to"]))]
+    for option in ("to", "tablespace"):
+        words += [f"--{option}", _quoted(str(asked[option]))] if asked.get(option) else []
     return " ".join(words + (["--in-place", "--confirm", str(row["database"])] if asked.get("in_place") else []))
 
 

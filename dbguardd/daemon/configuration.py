@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dbguardd.catalog import Catalog, to_text
-from dbguardd.daemon.inforce import InForce
+from dbguardd.catalog import Catalog, coverage, to_text
+from dbguardd.daemon.inforce import LOG, InForce
 from dbguardd.policy import reference
 from dbguardd.policy.load import Host, check
 
@@ -44,9 +44,10 @@ def difference(inforce: InForce, catalog: Catalog) -> Json:
     loaded = inforce.read()
     deletes = []
     for name, ids in inforce.going(loaded.policy).items():
-        rows = {row.id: row for row in catalog.backups.of(name)}
+        made = {row.id: row.created_at for row in catalog.backups.of(name)}
+        made[LOG] = min((row.since_at for row in coverage.read(catalog.settings, name)), default="")
         deletes += [
-            {"id": id, "database": name, "created_at": rows[id].created_at, "reasons": list(reasons)}
+            {"id": id, "database": name, "created_at": made[id], "reasons": list(reasons)}
             for id, reasons in ids.items()
         ]
     changes = [change.to_json() for change in reference.diff(inforce.policy, loaded.policy)]

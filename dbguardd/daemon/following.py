@@ -128,7 +128,7 @@ class Following:
     async def _in_use(self, spec: Facts) -> bool:
         """Say if a restore in place would be refused: then its log need not be let go of for that."""
         request = {**to_json(REQUESTS["restore"](spec["database"]["name"])), "in_place": True, "dry_run": True}  # type: ignore[call-arg]
-        asked = {name: spec["request"][name] for name in ("backup", "at") if spec["request"].get(name)}
+        asked = {name: spec["request"][name] for name in ("backup", "at", "lsn", "name") if spec["request"].get(name)}
         trial = {**spec, "verb": "restore", "request": {**request, **asked}}
         try:
             found = await self._around.run_worker(trial, _unheard, asyncio.Event(), stall_timeout=_STALL_SECONDS)
@@ -240,6 +240,8 @@ class Following:
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
             follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
+        if event == "log.turned":  # its first backup on the new server shows that the log leads there
+            self._bases.add(name)
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])

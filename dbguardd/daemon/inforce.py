@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.catalog import Catalog, to_moment
+from dbguardd.catalog import Catalog, coverage, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
 from dbguardd.durable import sync_directory
 from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
@@ -34,6 +35,8 @@ from dbguardd.wire import NOWHERE, QUESTION_VERBS, BackupRow
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
 """By database: the ids of the backups that would go, with the reasons."""
+LOG = "log"
+"""What stands there in the place of an id where a part of the log would go: it has no grace, and no recall."""
 
 _OF_ORPHANS = frozenset(("verify", "restore", "check", "expire", *QUESTION_VERBS))
 
@@ -103,8 +106,11 @@ class InForce:
         """Load the files without taking them over. Raises PolicyInvalid, PolicyUnsafe."""
         return load(self.path, os.geteuid(), self._host)
 
-    def going(self, policy: Policy) -> Going:
-        """What `policy` would delete at once that what was accepted last would keep."""
+    def going(self, policy: Policy, adopted: str = "") -> Going:
+        """What `policy` would delete at once that what was accepted last would keep.
+
+        Of one that is `adopted` nobody may have accepted anything: all of its log was kept.
+        """
         accepted = self._accepted()
         now = self._now()
         found: dict[str, Mapping[str, tuple[str, ...]]] = {}
@@ -116,11 +122,21 @@ class InForce:
                 old = retention.Keep()
             else:
                 old = retention.Keep.from_spec(was)
-            if old != new:
-                gone = retention.shrinks(dated(self._catalog.backups.of(name)), old, new, now)
-                if gone:
-                    found[name] = gone
+            gone = dict(retention.shrinks(dated(self._catalog.backups.of(name)), old, new, now) if old != new else {})
+            known = {} if name == adopted else was
+            if known is not None and (begins := self._log_before(name, now - guarded.keep_log)):
+                kept = math.inf if known.get("expire") == "off" else known.get("keep_log_seconds", math.inf)
+                if guarded.keep_log.total_seconds() < kept:
+                    gone[LOG] = (f"what there is of it since {begins}, and is older than keep_log",)
+            if gone:
+                found[name] = gone
         return found
+
+    def _log_before(self, name: str, moment: datetime) -> str:
+        """Return since when the log of a database is stored, if that is before a moment; else nothing."""
+        rows = coverage.read(self._catalog.settings, name)
+        begins = min((row.since_at for row in rows), default="")
+        return begins if begins and to_moment(begins) < moment else ""
 
     def terms(self, order: Order) -> Terms:
         """What the policy says of a job. Raises NotFound, PolicyInvalid (run_as names nobody), PolicyShrinks."""
@@ -298,9 +314,12 @@ def opener(keyring: Mapping[str, list[str]], storage: str) -> str:
 
 def shrinks(going: Going) -> PolicyShrinks:
     """The refusal of a policy that deletes."""
-    counts = {name: len(ids) for name, ids in going.items()}
+    counts = {name: len({*ids} - {LOG}) for name, ids in going.items()}
+    said = [f"{n} of {name}" for name, n in counts.items() if n]
+    logs = [name for name, ids in going.items() if LOG in ids]
+    what = [*(["backups that exist: " + ", ".join(said)] if said else ()), *(f"log of {name}" for name in logs)]
     return PolicyShrinks(
-        "the policy would delete backups that exist: " + ", ".join(f"{n} of {name}" for name, n in counts.items()),
+        f"the policy would delete {', and '.join(what)}",
         detail="\n".join(
             f"{name} {id}: {', '.join(reasons)}" for name, ids in going.items() for id, reasons in ids.items()
         ),

@@ -16,7 +16,7 @@ from typing import Any
 
 from dbguardd.catalog.backups import Backups
 from dbguardd.daemon.around import Look
-from dbguardd.daemon.inforce import InForce
+from dbguardd.daemon.inforce import LOG, InForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
@@ -209,8 +209,9 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, backups: Backups, now: 
     settings: dict[str, str | bool | Mapping[str, str]] = {"engine": found.engine, KINDS[found.engine].where: real}
     settings |= {"method": found.method} if found.method not in ("", KINDS[found.engine].methods[0]) else {}
     settings |= {"continuous": True} if wanted.continuous else {}
-    spared = _goes_with(chosen, settings, inforce) if wanted.adopt else 0
+    spared, logged = _goes_with(chosen, settings, inforce) if wanted.adopt else (0, False)
     settings |= {"keep": {"within": _ALL}} if spared else {}
+    settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
     return Plan(chosen, found.engine, real, found.what, file, text, spared)
 
@@ -240,10 +241,14 @@ def _check_left(name: str, found: Found, adopt: str, backups: Backups, asked: st
         )
 
 
-def _goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> int:
-    """Return how many backups would be deleted at once if a database came back into the policy like that."""
+def _goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> tuple[int, bool]:
+    """Return how many backups would be deleted at once if a database came back into the policy like that, and if log.
+
+    Nobody knows how long that was kept, by a policy that is lost.
+    """
     new = Policy.model_validate({"version": 1, "database": {name: settings}}).database[name]
-    return len(inforce.going(inforce.policy.with_only(name, new)).get(name, {}))
+    going = inforce.going(inforce.policy.with_only(name, new), adopted=name).get(name, {})
+    return len(going.keys() - {LOG}), LOG in going
 
 
 def _not_followed(found: Found) -> Unsupported:

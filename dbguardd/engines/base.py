@@ -20,6 +20,7 @@ from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 from dbguardd.wire import to_json
 
 Progress = Callable[[str, int, int | None], None]
+Find = Callable[[Tree, str, Progress], int | None]
 Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
 
 _PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
@@ -191,11 +192,14 @@ class Snapshots(Protocol):
     def release(self) -> None:
         """Let go of the snapshot of the last dump(), with all its temporary files. Safe to call at any time."""
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         """Rebuild the database at `target`, which must not exist; durable on return.
 
-        Returns, in words, which rights of the original (owner, access list ...) the copy could not be given. On
-        failure nothing is left at `target`. Never touches the live database.
+        Parts that lay elsewhere go to `places`, by their name or where they were, of an engine that has such. Returns,
+        in words, which rights of the original (owner, access list ...) the copy could not be given. On failure nothing
+        is left there. Never touches the live database.
         """
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
@@ -388,6 +392,7 @@ class Engine:
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
     over: Over | None = None
+    find: Find | None = None  # the last position in the log of a moment that bears a name, if there is one
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from dbguardd.engines.base import Progress, Untold
-from dbguardd.errors import GuardError, SourceReplaced, Usage
+from dbguardd.errors import GuardError, Usage
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row
-from dbguardd.jobs.moment import going_on, tip
+from dbguardd.jobs.history import check_same, going_on, tip
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
 from dbguardd.states import Grade
@@ -64,8 +64,10 @@ def take(
             told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
             facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
             facts |= {"no_fingerprint": spared} if spared else {}
-            if not successor:
-                _check_same(run, facts)
+            if successor:
+                facts["successor"] = True
+            else:
+                check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
@@ -103,26 +105,6 @@ def _spared(run: Run) -> str:
                 if run.repository.fingerprint(backup.id) is not None:
                     return f"fingerprint_every asks for none yet, backup {backup.id} has one"
     return ""
-
-
-def _check_same(run: Run, facts: Facts) -> None:
-    """Raise SourceReplaced if a server is another cluster than the one that was backed up before.
-
-    An empty server where a lost one was would take its place in all that is restored, and its backups would expire.
-    Only a person knows that it is right so, after pg_upgrade or a new initdb.
-    """
-    before = next(
-        (backup.facts["system"] for backup in run.repository.backups(run.name) if "system" in backup.facts), None
-    )
-    if before is not None and facts.get("system", before) != before:
-        raise SourceReplaced(
-            f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
-            "would in time make room for its own. If that one was lost, restore it first. If this is another server, "
-            "end this protection and protect it under another name. Only if this is what has become of that one, by "
-            f"pg_upgrade or initdb: dbguardctl backup {run.name} --successor",
-            hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
-        )
 
 
 def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:

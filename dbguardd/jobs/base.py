@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Finding, Log, Over, Progress, Revived, Reviving, Snapshots, Standby
+from dbguardd.engines.base import Find, Finding, Log, Over, Progress, Revived, Reviving, Snapshots, Standby
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.storage.base import Storage
@@ -53,6 +53,7 @@ class Run:
     past: Reviving[Pages | Revived] | None = None
     standby: Standby | None = None
     over: Over | None = None
+    find: Find | None = None
 
     @property
     def database(self) -> Mapping[str, Any]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, WorkerDied
-from dbguardd.flow import Facts, Images, Segment
+from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, SourceReplaced, WorkerDied
+from dbguardd.flow import TURNS, Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.jobs.history import successor
 from dbguardd.repository import Chain, Log
 from dbguardd.wire import Request
 
@@ -36,7 +37,11 @@ def follow(run: Run, request: Follow) -> Result:
     if log is None:
         raise Internal(f"{run.name}: no place for its log was made")
     shipping = Shipping(run, log)
-    run.log.follow(shipping, shipping.resume())
+    try:
+        run.log.follow(shipping, shipping.resume())
+    except SourceReplaced as error:
+        error.hints = error.hints or (successor(run),)
+        raise
     raise Internal(f"{run.name}: following its log came to an end")
 
 
@@ -55,7 +60,7 @@ class Shipping:
 
     def resume(self) -> Facts | None:
         """Return the place in the log of the database up to which it is stored; None if that cannot be told."""
-        if self._chain is None:
+        if self._chain is None or _succeeded(self._run, self._chain):
             return None
         try:
             last = self._log.open(self._chain.pieces[-1])[-1]
@@ -103,7 +108,19 @@ class Shipping:
             raise Internal("a segment came before the log was begun")
         segment = replace(segment, at=min(segment.at, self._run.now()))  # nobody can have stored what is yet to come
         self._chain = self._patiently(self._chain, segment)
+        if segment.until.get(TURNS, []) != segment.since.get(TURNS, []):
+            self._turned(segment)
         self._bytes += len(segment.body.pages if isinstance(segment.body, Images) else segment.body)
+
+    def _turned(self, segment: Segment) -> None:
+        """Tell that the log goes on along another round, and how much of the one before is no part of that."""
+        _round, left, stored, _at = segment.until[TURNS][-1]
+        facts = {
+            "round": segment.until["round"],
+            "left_round": segment.since["round"],
+            "lost_bytes": stored - left or None,
+        }
+        self._run.report("log.turned", database=self._run.name, at=instant(self._run.now()), **facts)
 
     def _patiently(self, chain: Chain, segment: Segment) -> Chain:
         """Store a segment, again and again for a while: as long as we wait, nothing of the log is lost; it grows."""
@@ -125,6 +142,12 @@ class Shipping:
             self._told = now
             until = min(at, run.now())
             run.report("reached", chain=self._chain.id, segment=self._chain.last, until_at=instant(until))
+
+
+def _succeeded(run: Run, chain: Chain) -> bool:
+    """Say if somebody has said since that another database is the successor: no log goes on to that."""
+    facts = (backup.facts for backup in run.repository.backups(run.name))
+    return any(one.get("successor") and (one.get("log") or {}).get("chain") == chain.id for one in facts)
 
 
 FOLLOW = Job("follow", Follow, follow)

@@ -9,14 +9,17 @@ from datetime import datetime, timedelta
 from itertools import groupby, takewhile
 from typing import Any
 
-from dbguardd.errors import Damaged, NotFound, ObjectMissing
-from dbguardd.flow import Facts, Tree
+from dbguardd.errors import NotFound, ObjectMissing, Usage
+from dbguardd.flow import TURNS, Facts, Tree
 from dbguardd.jobs.base import Run, excluded, instant, reading
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
+from dbguardd.jobs.history import holds, leads
 from dbguardd.repository import BYTES, Backup, Chain, Link, Log, Piece, Until
 from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
+_RECORD_BYTES = 256  # that of a restore point ends within, heads of pages included
+_BURST = timedelta(minutes=1)  # in which much is stored that has one moment
 _DAY, _DRAWS = timedelta(days=1), 8  # of which a proof takes a moment, and how often it draws to hit one
 
 
@@ -35,7 +38,16 @@ class Moment:
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        return {"backup": self.backup.id, "created_at": instant(self.shown), "segments": segments}
+        log = self.size - self.backup.source_bytes if self.until is not None and self.until.form == BYTES else None
+        target = {} if self.until is None else {name: self.until.target.get(name) for name in ("lsn", "name")}
+        return {
+            "backup": self.backup.id,
+            "created_at": instant(self.shown),
+            "segments": segments,
+            "log_bytes": log,
+            "lsn": target.get("lsn"),
+            "name": target.get("name"),
+        }
 
     @property
     def grain(self) -> int:
@@ -114,6 +126,73 @@ def _left_out(backup: Backup) -> Iterator[str]:
         yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"
 
 
+def at_place(run: Run, lsn: str) -> Moment:
+    """Return the moment that is a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
+    try:
+        high, low = (int(part, 16) for part in lsn.split("/"))
+        position = high << 32 | low
+    except ValueError:
+        raise Usage(f"{lsn!r} is no place in a log", detail="Write it as PostgreSQL does: 16/B374D848.") from None
+    for log, chain in _cluster_log(run):
+        for backup in _bases(run, chain, None):
+            if backup.facts["log_place"]["position"] < position:
+                link = _reaching(log, chain, backup, position)
+                if link is None:
+                    break  # no older one goes on further
+                if leads(backup.facts["log_place"], link.until):
+                    return _moment(backup, chain, link, {"position": position, "lsn": lsn}, link.at)
+    raise _not_covered(run, f"{lsn} is not covered by the log of a backup")
+
+
+def at_point(run: Run, name: str) -> Moment:
+    """Return the moment of the last restore point of that name; of the newest log first. Raises as at_place()."""
+    for log, chain in _cluster_log(run):
+        last = chain.last
+        for backup in _bases(run, chain, None):
+            after = backup.facts["log"]["after"]
+            if after >= last or run.find is None:
+                continue
+            until = Until(chain, after, last, BYTES)
+            with run.repository.with_log(backup, until, reading(run, backup)) as tree:
+                position = run.find(tree, name, run.progress)
+            if position is not None and position >= backup.facts["log_place"]["position"]:
+                link = _reaching(log, chain, backup, position + _RECORD_BYTES) or _end(log, chain)
+                if leads(backup.facts["log_place"], link.until):
+                    return _moment(backup, chain, link, {"position": position, "name": name}, link.at)
+            last = min(last, after + 1)  # one more: it may lie across the two
+    raise _not_covered(run, f"no log of a backup has a restore point {name!r}")
+
+
+def _reaching(log: Log, chain: Chain, backup: Backup, position: int) -> Link | None:
+    """Return the segment that comes to a place on the way to the end of the log, along the timelines that lead there.
+
+    What is stored of a timeline behind the place where it was left is on no such way.
+    """
+    left = {round: at for round, at, *_ in _end(log, chain).until.get(TURNS) or ()}
+    for link in _links(log, chain, backup.facts["log"]["after"] + 1):
+        if link.until["position"] >= position and left.get(link.until["round"], position) >= position:
+            return link
+    return None
+
+
+def _end(log: Log, chain: Chain) -> Link:
+    return log.open(chain.pieces[-1])[-1]
+
+
+def _cluster_log(run: Run) -> Iterator[tuple[Log, Chain]]:
+    """Yield the chains of the log of a cluster, the newest first."""
+    if (log := run.repository.log(run.name)) is not None:
+        yield from ((log, chain) for chain in reversed(log.chains()))
+
+
+def _not_covered(run: Run, what: str) -> NotFound:
+    return NotFound(
+        f"{run.name}: {what}",
+        detail="A place is covered from the first backup on that was made while the log was followed.",
+        hints=[f"dbguardctl list {run.name}"],
+    )
+
+
 def drawn(run: Run) -> Moment | None:
     """Return a random moment of the last day that the log is needed for, rather one with a sum, or None.
 
@@ -162,28 +241,30 @@ def between(run: Run, backup: Backup) -> Moment | None:
     if log is None:
         return None
     for chain in reversed([chain for chain in log.chains() if chain.id == mine.get("chain")]):
-        base = next((b for b in _bases(run, chain, None) if b.created_at < backup.created_at), None)
-        if base is None:
+        bases = [b for b in _bases(run, chain, None) if b.created_at < backup.created_at]
+        if not bases:
             continue
         if chain.last < mine["after"]:
             what = f"the log {chain.id} lacks its segment {chain.last + 1}"
-            raise ObjectMissing(what, detail=f"of {base.facts['log']['after'] + 1} to {mine['after']}")
+            raise ObjectMissing(what, detail=f"of {bases[0].facts['log']['after'] + 1} to {mine['after']}")
         if "end" in (backup.facts.get("log_place") or {}):
-            return _at_backup(log, chain, base, backup)
-        link = _last(log, chain, base, None, mine["after"])
-        return None if link is None else _moment(base, chain, link)
+            return _at_backup(log, chain, bases, backup)
+        link = _last(log, chain, bases[0], None, mine["after"])
+        return None if link is None else _moment(bases[0], chain, link)
     return None
 
 
-def _at_backup(log: Log, chain: Chain, base: Backup, backup: Backup) -> Moment | None:
-    """Return the moment that a backup is of, reached by its engine from the one before; None if the log ends earlier.
+def _at_backup(log: Log, chain: Chain, bases: Sequence[Backup], backup: Backup) -> Moment | None:
+    """Return the moment that a backup is of, reached by its engine from one before; None if the log ends earlier.
 
-    Its place is known exactly, so it comes to what the backup is, or the log is wrong. The log has to go on behind that
-    place, to its `end`: so a recovery knows that nothing lies between.
+    That is the newest of `bases` which the log leads on from. The place of the backup is known exactly, so the log
+    comes to what that is, or is wrong. It has to go on behind that place, to its `end`: so a recovery knows that
+    nothing lies between.
     """
     far = {**backup.facts["log_place"], "position": backup.facts["log_place"]["end"]}
     link = next((one for one in _links(log, chain, backup.facts["log"]["after"]) if holds(one, far, one.at)), None)
-    if link is None:
+    base = None if link is None else next((b for b in bases if leads(b.facts.get("log_place"), link.until)), None)
+    if link is None or base is None:
         return None
     moment = _moment(base, chain, link, {"backup": dict(backup.facts)}, backup.created_at)
     return replace(moment, place=backup.facts["log_place"])
@@ -221,6 +302,8 @@ def _moments(run: Run, wanted: datetime | None, newest: Backup) -> Iterator[Mome
             continue
         for backup in _bases(run, chain, wanted):
             link = _last(log, chain, backup, wanted) if log is not None else None
+            if link is not None and not leads(backup.facts.get("log_place"), link.until):
+                continue  # from an older one, the log leads there
             if link is not None and link.form == BYTES and wanted is not None:
                 # Also of the last one: what it has was committed by then, and more, perhaps.
                 yield _moment(backup, chain, link, {"at": wanted.isoformat()}, min(link.at, wanted))
@@ -262,7 +345,7 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
     for piece in pieces[past:]:  # one, unless the clock was set back: names do not go back with it
         for link in ends(piece):
             if wanted is not None and link.at > wanted:
-                return link if link.form == BYTES else found
+                return link if link.form == BYTES and not _turns_after(link, wanted) else found
             found = link
     return found
 
@@ -270,13 +353,15 @@ def _last(log: Log, chain: Chain, backup: Backup, wanted: datetime | None, most:
 def _shown_again(run: Run, until: Until, wanted: datetime) -> bool:
     """Say if the clock came to a moment once more, behind the end of what is restored: it had been set back.
 
-    Then objects in a row have the same moment in their names: the one that was reached before.
+    Then objects in a row have the same moment in their names: the one that was reached before. So have those of a
+    burst, which are not read: they were stored one after the other, and soon.
     """
     log = run.repository.log(run.name)
     rest = [piece for piece in until.chain.pieces if log is not None and piece.last >= until.last]
     for number, (reached, row) in enumerate(groupby(rest, key=lambda piece: piece.until)):
         same = list(row)
-        if log is None or (number and len(same) == 1) or log.open(same[-1])[-1].at >= reached:
+        burst = timedelta() <= same[-1].stored_at - same[0].stored_at < _BURST
+        if log is None or (number and burst) or log.open(same[-1])[-1].at >= reached:
             continue
         behind = (link for piece in same for link in log.open(piece) if link.number > until.last)
         if any(link.at < reached and link.at <= wanted for link in behind):
@@ -284,43 +369,13 @@ def _shown_again(run: Run, until: Until, wanted: datetime) -> bool:
     return False
 
 
+def _turns_after(link: Link, wanted: datetime) -> bool:
+    """Say if a segment leaves a round later than a moment: then that is of this round, with all that was stored."""
+    turns: Sequence[Any] = link.until.get(TURNS) or ()
+    return len(turns) > len(link.since.get(TURNS) or ()) and datetime.fromisoformat(turns[-1][3]) > wanted
+
+
 def _links(log: Log, chain: Chain, first: int) -> Iterator[Link]:
     for piece in chain.pieces:
         if piece.last >= first:
             yield from (link for link in log.open(piece) if link.number >= first)
-
-
-def holds(link: Link, place: Any, at: datetime) -> bool:
-    """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
-
-    A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment
-    was committed by a moment not before that of the backup.
-    """
-    until = link.until
-    if not isinstance(place, dict) or not isinstance(place.get("position"), int):
-        return False  # none is known; what is there is the engine half's word
-    if not place["position"] and link.at >= at:
-        return True
-    return bool(until["round"] == place.get("round") and until["position"] >= place["position"])
-
-
-def tip(run: Run) -> dict[str, Any] | None:
-    """Return where the stored log of the database ends now: a backup that is made from now on contains all of that."""
-    log = run.repository.log(run.name)
-    chains: Sequence[Chain] = log.chains() if log is not None else ()
-    return {"chain": chains[-1].id, "after": chains[-1].last} if chains else None
-
-
-def going_on(run: Run, before: dict[str, Any] | None, place: Any) -> dict[str, Any] | None:
-    """Return where the log goes on from a backup of a place in it: at its end `before` that, or where it began since.
-
-    Only if that beginning is not behind the place: then nothing lies between.
-    """
-    log = run.repository.log(run.name)
-    if log is not None and (chains := log.chains()) and chains[-1].id != (before or {}).get("chain"):
-        with suppress(Damaged, ObjectMissing):
-            begin, at = log.open(chains[-1].pieces[0])[0], place if isinstance(place, dict) else {}
-            known = begin.number == 0 and begin.until["round"] == at.get("round") and "position" in at
-            if known and begin.until["position"] <= at["position"]:
-                return {"chain": chains[-1].id, "after": 0}
-    return before

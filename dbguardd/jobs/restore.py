@@ -9,29 +9,26 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import REPLACED, Examination, Finding, Over
+from dbguardd.engines.base import REPLACED, Finding
 from dbguardd.errors import (
     Cancelled,
     ConfirmMissing,
     GuardError,
     NotFound,
-    PlaceDenied,
-    ProofFailed,
     SourceDamaged,
     SourceEncrypted,
     SourceInvalid,
     SourceMissing,
     TargetInUse,
-    ToolMissing,
     Unsupported,
     Usage,
     WorkerDied,
 )
-from dbguardd.flow import LOG
 from dbguardd.jobs.backup import Dump, take
-from dbguardd.jobs.base import Job, Result, Run, brief, instant
+from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.moment import Moment, opened, reach
+from dbguardd.jobs.compared import restore_and_compare, way_over
+from dbguardd.jobs.moment import Moment, at_place, at_point, reach
 from dbguardd.jobs.target import (
     check_directory,
     check_space,
@@ -39,12 +36,12 @@ from dbguardd.jobs.target import (
     check_way_in,
     free_bytes,
     live,
-    making,
     new_place,
     owner_of,
+    places,
     served,
+    spaces,
 )
-from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Hold
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade
@@ -55,15 +52,27 @@ def restore(run: Run, request: Restore) -> Result:
     """Restore one backup. A dry run returns the plan; otherwise what was restored where, compared with the snapshot."""
     if request.in_place and request.to:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
-    if request.backup and request.at:
-        raise Usage(f"{run.name}: give a backup id or --at, not both")
-    moment = reach(run, request.backup, request.at)
+    if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
+        raise Usage(f"{run.name}: give one of --id, --at, --lsn and --name")
+    if (request.lsn or request.name) and not served(run):
+        raise Unsupported(
+            f"{run.name}: only the log of a PostgreSQL cluster has places and restore points",
+            hints=[f"dbguardctl restore {run.name} --at TIME"],
+        )
+    if request.lsn:
+        moment = at_place(run, request.lsn)
+    elif request.name:
+        moment = at_point(run, request.name)
+    else:
+        moment = reach(run, request.backup, request.at)
     if request.in_place:
         check_way_in(run, moment.backup)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request)
     check_directory(moment.backup, target)
+    others = places(run, moment.backup, request)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
+    plan["tablespaces"] = spaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
         return {"plan": {**plan, "warnings": [*moment.warnings, *users], "in_use": bool(users)}}
@@ -77,7 +86,8 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place:
         return _in_place(run, moment, plan)
     started = run.monotonic()
-    findings, lost = _restore_and_compare(run, moment, target, (f"the copy was left at {target} for inspection",))
+    left = (f"the copy was left at {target} for inspection",)
+    findings, lost = restore_and_compare(run, moment, target, left, others)
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
     found = [*to_json(findings), *([] if served(run) else [_rights(moment.backup, target, lost)])]
@@ -107,7 +117,7 @@ def undo(run: Run, request: Undo) -> Result:
 
 def _is_half(run: Run, backup: Backup) -> bool:
     """Say if a restore in place was cut short that the next one has to go on with."""
-    return served(run) and _way_over(run).present(live(run), backup.facts).begun
+    return served(run) and way_over(run).present(live(run), backup.facts).begun
 
 
 def _held(run: Run) -> list[Backup]:
@@ -157,7 +167,7 @@ def _swapped(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Fi
     """
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
-    findings, _ = _restore_and_compare(
+    findings, _ = restore_and_compare(
         run, moment, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
     )
     _check_unused(run, moment.backup)  # before a whole copy is stored for nothing
@@ -173,13 +183,13 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     Until it is known to be right, it is not where its users look for it. The safety copy takes the state before: it is
     the one that a restore began with which was cut short, if one was.
     """
-    place, over, facts = live(run), _way_over(run), moment.backup.facts
+    place, over, facts = live(run), way_over(run), moment.backup.facts
     safety = _safety_copy(run, lambda sink, progress: over.keep(place, facts, sink, progress))
     if safety is None and _is_half(run, moment.backup):
         safety = next((backup.id for backup in _held(run)), None)
     way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety):
-        findings, _ = _restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True)
+        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True)
         over.put(place)
     return findings, safety
 
@@ -199,16 +209,10 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None) -> Iterato
         raise
 
 
-def _way_over(run: Run) -> Over:
-    if run.over is None:
-        raise Unsupported(f"{run.name}: is not restored in place")
-    return run.over
-
-
 def _check_unused(run: Run, backup: Backup) -> None:
     """Raise TargetInUse if somebody uses the live database."""
     if served(run):
-        _way_over(run).check_unused(live(run), backup.facts)
+        way_over(run).check_unused(live(run), backup.facts)
     else:
         run.snapshots.check_unused()
 
@@ -238,83 +242,19 @@ def _nothing_to_undo(run: Run, safety: str | None) -> None:
         run.report("backup.released", id=safety, reason=UNDO_REASON, reasons=[UNDO_REASON])
 
 
-def _restore_and_compare(
-    run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_staging: bool = False, over: bool = False
-) -> tuple[list[Finding], Sequence[str]]:
-    """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
-
-    Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
-    fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over.
-    """
-    target, lost = _write(run, moment, target, in_staging=in_staging, over=over)
-    examined, compared = _compare(run, moment, target, in_staging=in_staging)
-    then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
-    findings = brief([*examined.findings, compared, *then])
-    failed = [finding for finding in findings if finding.outcome == "failed"]
-    if failed:
-        compares = run.repository.fingerprint(moment.backup.id) is not None
-        what = "is not what was backed up" if compares else "is as it was backed up, and was damaged already then"
-        raise ProofFailed(
-            f"{run.name}: the restored copy of {moment.backup.id} {what}",
-            detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
-            hints=[f"dbguardctl list {run.name}", *hints],
-            facts={REPLACED: True} if over else {},
-        )
-    return findings, lost
-
-
-def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool, over: bool) -> tuple[Path, Sequence[str]]:
-    """Write the copy, durable; return where it is, and which rights of the original it lacks."""
-    started, backup = run.monotonic(), moment.backup
-    try:
-        with opened(run, moment) as tree:
-            lost: Sequence[str] = ()
-            if over:
-                target = _way_over(run).overwrite(tree, target, run.progress)
-            else:
-                lost = run.snapshots.restore(tree, target, run.progress)
-    except DAMAGE as error:
-        if LOG in error.facts:
-            error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
-            raise
-        condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
-        error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
-        raise
-    except PlaceDenied as error:
-        if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
-            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a place in there",)
-        raise
-    seconds = round(run.monotonic() - started, 3)
-    run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
-    return target, lost
-
-
-def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tuple[Examination, Finding]:
-    """Read the copy through the engine; return what that found, and whether it is what was backed up."""
-
-    def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
-        # Who cannot wait may begin with a file; in a directory a server of ours is at work until this is over.
-        there = step if in_staging or served(run) else f"written to {target}, compare"
-        run.progress(there, done_bytes, total_bytes)
-
-    try:
-        examined = run.snapshots.examine(target, (), comparing)
-    except (ToolMissing, Unsupported) as error:  # a new machine lacks what reads it: what was written is whole
-        if in_staging:
-            raise
-        examined = _unread(run, target, error)
-    if moment.until is not None:
-        return examined, Finding("log since the backup", "ok", moment.said())
-    expected = run.repository.fingerprint(moment.backup.id)
-    compared = same_content(examined, expected, moment.backup)
-    if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
-        compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
-    return examined, compared
-
-
 def _which(moment: Moment) -> str:
     """Return the options that ask for the same moment again."""
-    return f"--id {moment.backup.id}" if moment.until is None else f"--at {moment.at.isoformat()}"
+    if moment.until is None:
+        return f"--id {moment.backup.id}"
+    asked = next(
+        (
+            shlex.join([f"--{name}", moment.until.target[name]])
+            for name in ("lsn", "name")
+            if name in moment.until.target
+        ),
+        None,
+    )
+    return asked or f"--at {moment.at.isoformat()}"
 
 
 def _in_the_way(run: Run, backup: Backup) -> list[str]:
@@ -327,19 +267,12 @@ def _in_the_way(run: Run, backup: Backup) -> list[str]:
     return []
 
 
-def _unread(run: Run, target: Path, error: GuardError) -> Examination:
-    """Return what is said of a restored database that nothing on this machine can read."""
-    lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
-    then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
-    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if served(run) else {})
-
-
 def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, Any]:
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
     if in_place and served(run):  # what is there is written over
-        there = _way_over(run).present(target, backup.facts)
+        there = way_over(run).present(target, backup.facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
     elif in_place:
         free = free_bytes(Path(run.staging).parent)

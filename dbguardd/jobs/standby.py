@@ -28,7 +28,8 @@ from dbguardd.errors import (
     WorkerDied,
 )
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
-from dbguardd.jobs.moment import Moment, holds, opened, reach
+from dbguardd.jobs.history import holds
+from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live
 from dbguardd.repository import Chain, Link, Log, StretchTree, Until
 from dbguardd.verbs import Promote

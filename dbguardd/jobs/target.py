@@ -40,6 +40,34 @@ def check_way_in(run: Run, backup: Backup) -> None:
         raise _no_way_in(run)
 
 
+def places(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
+    """Return where tablespaces of the backup are to go, by what the request calls them. Raises Usage, Unsupported."""
+    found = dict[str, str]()
+    for pair in filter(None, request.tablespace.split(",")):
+        old, _, new = pair.rpartition("=")
+        if not old or not new.startswith("/"):
+            raise Usage(f"{run.name}: --tablespace {pair}: write OLD=NEW, and NEW as an absolute path")
+        found[old] = new
+    if found and (request.in_place or backup.method != "pages" or not served(run)):
+        why = "in place they stay where they are" if request.in_place else "this backup has none"
+        raise Unsupported(f"{run.name}: --tablespace is for a PostgreSQL cluster that goes to a new place: {why}")
+    told = backup.facts.get("tablespaces") or {}
+    for old in found:
+        if not any(old in names for names in told.values()):
+            known = ", ".join(f"{name} ({place})" for name, place in told.values()) or "none"
+            raise Usage(f"{run.name}: the backup has no tablespace {old}", detail=f"Its tablespaces: {known}.")
+    return found
+
+
+def spaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_place: bool) -> list[dict[str, str]]:
+    """Return where each tablespace of a backup was, and where it goes."""
+    found = []
+    for number, (name, place) in (backup.facts.get("tablespaces") or {}).items():
+        below = place if in_place else str(target / "tablespaces" / number)
+        found.append({"name": name, "from": place, "to": others.get(name, others.get(place, below))})
+    return found
+
+
 def _no_way_in(run: Run) -> Unsupported:
     return Unsupported(
         f"{run.name}: the databases of a live server are not replaced by a dump",
@@ -91,7 +119,10 @@ def _beside(run: Run, target: Path) -> Path:
 def _again(request: Restore, to: Path) -> str:
     """Return the command that asks for the same at another place: with less of it, it would do something else."""
     words = ["dbguardctl", "restore", request.database]
-    for option, value in (("--id", request.backup), ("--at", request.at), ("--to", str(to))):
+    for option, value in (
+        *(("--id", request.backup), ("--at", request.at), ("--lsn", request.lsn), ("--name", request.name)),
+        *(("--to", str(to)), ("--tablespace", request.tablespace)),
+    ):
         words += [option, value] if value else []
     return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from dbguardd.places import POSTGRESQL_SOCKETS, SERVERS
 from dbguardd.policy.units import refuse
 
+_SERVER = re.compile(r"(\[[^]]*\]|[^:]*)(?::(\d*))?")
 _URL = re.compile(r"postgres(ql)?://\S*|service=[A-Za-z0-9_.-]+")
 _PORT = "5432"
 
@@ -55,12 +56,22 @@ def wrong_with(url: str) -> str:
     try:
         parts = urlsplit(url)
         secret = parts.password is not None or any("password" in name.lower() for name in parse_qs(parts.query))
-        port = parts.port
+        ports = [int(port) for _, port in _servers(parts) if port]
     except ValueError:
         return "must be the address of a server, and its port a number"
     if secret:
         return "must not have a password in it: put that into ~/.pgpass of the user in run_as"
-    return "has no port that a server can have" if port == 0 else ""
+    return "has no port that a server can have" if 0 in ports else ""
+
+
+def _servers(parts: SplitResult) -> list[tuple[str, str]]:
+    """Return host and port of each server that an address names, as it has them. Raises ValueError for what is none."""
+    found = []
+    for named in parts.netloc.rpartition("@")[2].split(","):
+        if (match := _SERVER.fullmatch(named)) is None or int(match[2] or 0) >= 1 << 16:
+            raise ValueError(named)
+        found.append((unquote(match[1].strip("[]")), match[2] or ""))  # hostname would be in small letters
+    return found
 
 
 def engine_of(place: str) -> str | None:
@@ -82,15 +93,21 @@ def named_in(url: str) -> str:
 
 
 def socket_of(url: str) -> str | None:
-    """Return the path of the socket that an address leads to; None if it leads over the network, or to a service."""
+    """Return the path of the socket that an address leads to; None if it leads over the network, or to a service.
+
+    Of several servers it is the first of this host.
+    """
     if url.startswith("service="):
         return None
     parts = urlsplit(url)
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if {"service", "hostaddr"} & set(asked):
         return None
-    named = parts.netloc.rpartition("@")[2].removesuffix(f":{parts.port}")  # hostname would be in small letters
-    host = asked.get("host") or unquote(named) or POSTGRESQL_SOCKETS
-    if not host.startswith("/"):
-        return None
-    return f"{host.rstrip('/')}/.s.PGSQL.{asked.get('port') or parts.port or _PORT}"
+    named = _servers(parts)
+    hosts = asked["host"].split(",") if "host" in asked else [host or POSTGRESQL_SOCKETS for host, _ in named]
+    ports = asked["port"].split(",") if "port" in asked else [port for _, port in named]
+    for number, host in enumerate(hosts):
+        if host.startswith("/"):
+            port = ports[number] if number < len(ports) else ports[0]  # one is that of all
+            return f"{host.rstrip('/')}/.s.PGSQL.{port or _PORT}"
+    return None

@@ -432,30 +432,75 @@ def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, t
     facts = backup["facts"]
     if not facts.get("log"):
         raise Unusable("no log goes on from this backup; take another one, or leave --until away")
-    size, each, reached = facts["segment_bytes"], (1 << 32) // facts["segment_bytes"], ""
+    reached, round = "", ""
     (target / "log").mkdir(mode=0o700)
-    high, low = facts["start_lsn"].split("/")
-    oldest = ((int(high, 16) << 32) + int(low, 16)) // size
     for head, body in segments(storage, key, facts["log"]["chain"], facts["log"]["after"] + 1):
         data, at = memoryview(zstandard.ZstdDecompressor().decompress(body)), head["since"]["position"]
-        if head["until"]["round"] != facts["log_place"]["round"] or len(data) != head["size"]:
+        turns = head["until"].get("turns", [])
+        if len(turns) > len(head["since"].get("turns", [])):  # another server took over
+            left_round, at, _stored, left_at = turns[-1]
+            if datetime.fromisoformat(left_at) > until:
+                break  # up to then it was the one before
+            if (
+                round
+                and left_round == round
+                and (round != facts["log_place"]["round"] or facts["log_place"]["position"] <= at)
+            ):
+                round = turned(target, facts, round, head["until"]["round"], at)
+        round = round or (head["until"]["round"] if head["until"]["round"] == facts["log_place"]["round"] else "")
+        if not round:
+            continue  # of before the backup, which another server made
+        if head["until"]["round"] != round or len(data) != head["size"]:
             raise Unusable(f"segment {head['number']}: is not of the log that goes on from the backup")
-        while data:
-            number, start = divmod(at, size)
-            part, data, at = data[: size - start], data[size - start :], at + len(data[: size - start])
-            path = target / "log" / f"{int(facts['timeline']):08X}{number // each:08X}{number % each:08X}"
-            if number >= oldest and not path.exists():
-                path.write_bytes(member(target / "log.tar", f"pg_wal/{path.name}") or bytes(size))
-            if number >= oldest:
-                with path.open("r+b") as file:
-                    file.seek(start)
-                    file.write(part)
+        lay(target, facts, timeline_of(round), at, data)
         reached = head["at"]
         if datetime.fromisoformat(reached) > until:
             break
     if not reached:
         raise Unusable("the log has nothing after this backup; leave --until away")
     return str(reached)
+
+
+def lay(target: Path, facts: dict[str, Any], timeline: int, at: int, data: memoryview) -> None:
+    """Write bytes of the log into its files, from a place on; what is older than the backup needs is of no use."""
+    size = facts["segment_bytes"]
+    high, low = facts["start_lsn"].split("/")
+    oldest = ((int(high, 16) << 32) + int(low, 16)) // size
+    while data:
+        start = at % size
+        part, data = data[: size - start], data[size - start :]
+        path = target / "log" / log_name(facts, timeline, at)
+        if at // size >= oldest:
+            if not path.exists():
+                path.write_bytes(member(target / "log.tar", f"pg_wal/{path.name}") or bytes(size))
+            with path.open("r+b") as file:
+                file.seek(start)
+                file.write(part)
+        at += len(part)
+
+
+def turned(target: Path, facts: dict[str, Any], before: str, after: str, at: int) -> str:
+    """Go on along the timeline of another server, whose first file has what lies before; return its round."""
+    size, old, new = facts["segment_bytes"], timeline_of(before), timeline_of(after)
+    path = target / "log" / log_name(facts, old, at)
+    whole = path.read_bytes() if path.exists() else member(target / "log.tar", f"pg_wal/{path.name}")
+    path.with_name(log_name(facts, new, at)).write_bytes(whole[: at % size] + bytes(size - at % size))
+    history = target / "log" / f"{old:08X}.history"
+    told = history.read_bytes() if history.exists() else member(target / "log.tar", f"pg_wal/{history.name}")
+    line = f"{old}\t{at >> 32:X}/{at & 0xFFFFFFFF:X}\tanother server took over\n"
+    history.with_name(f"{new:08X}.history").write_bytes(told + line.encode())
+    return after
+
+
+def log_name(facts: dict[str, Any], timeline: int, at: int) -> str:
+    """Return the name that a server gives the file in which a place of its log lies."""
+    number, each = at // facts["segment_bytes"], (1 << 32) // facts["segment_bytes"]
+    return f"{timeline:08X}{number // each:08X}{number % each:08X}"
+
+
+def timeline_of(round: str) -> int:
+    """Return the timeline of a round, "cluster/timeline"."""
+    return int(round.split("/")[1])
 
 
 def member(archive: Path, name: str) -> bytes:

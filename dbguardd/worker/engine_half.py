@@ -238,7 +238,8 @@ class EngineHalf:
             case "fingerprint":
                 return _fitting(snapshots.fingerprint(progress))
             case "restore":
-                return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress)
+                more = [args["places"]] if args["places"] else []
+                return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress, *more)
             case "examine":
                 queries = [Query(**query) for query in args["queries"]]
                 found = snapshots.examine(Path(args["target"]), queries, progress)
@@ -247,8 +248,13 @@ class EngineHalf:
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
                 return log.follow(SeamShip(self._channel), args["resume"]) if name == "follow" else log.unfollow()
-        ways = {"over": self._over, "standby": self._keep}
+        ways = {"over": self._over, "standby": self._keep, "find": self._find}
         return ways.get(name.partition(".")[0], self._ask)(name, args)
+
+    def _find(self, name: str, args: Mapping[str, Any]) -> Any:
+        if self._engine.find is None:
+            raise Unsupported(f"in the log of this kind of database nothing has a name: {name}")
+        return self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
 
     def _over(self, name: str, args: Mapping[str, Any]) -> Any:
         over, progress, live = self._engine.over, self._progress, Path(args["live"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
-from dbguardd.flow import Facts, Images, Segment, Ship, Sink, Tree
+from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
 from dbguardd.wire import to_json
 from dbguardd.worker.channel import DATA_BYTES, NAMES, Channel, Object, problem_of
 
@@ -60,9 +60,12 @@ class RemoteEngine:
         else:
             self.call("release", {}, silent)
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> list[str]:
         """Rebuild the database at `target`; return which rights it could not be given."""
-        return [str(lost) for lost in self.call("restore", {"target": str(target)}, progress, tree=tree)]
+        args = {"target": str(target), "places": dict(places or {})}
+        return [str(lost) for lost in self.call("restore", args, progress, tree=tree)]
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         """Open a restored database and say what is found."""
@@ -89,6 +92,11 @@ class RemoteEngine:
     def unfollow(self) -> None:
         """Let go of what keeps the log."""
         self.call("unfollow", {}, silent)
+
+    def find(self, tree: Tree, name: str, progress: Progress) -> int | None:
+        """Return the position in the log of a moment that bears a name."""
+        found = self.call("find", {"name": name}, progress, tree=tree)
+        return None if found is None else int(found)
 
     def call(
         self,
@@ -171,8 +179,15 @@ class RemoteEngine:
         return Images(page_size, size, numbers, self._body(len(numbers) * page_size), total)
 
     def _bytes(self, message: Object, since: Facts, until: Facts) -> bytes:
-        count = int(message["bytes"])
-        if count < 1 or since["round"] != until["round"] or until["position"] - since["position"] != count:
+        count, start = int(message["bytes"]), since["position"]
+        turns, before = until.get(TURNS, []), since.get(TURNS, [])
+        if len(turns) == len(before) + 1:  # it says where the bytes begin
+            start = turns[-1][1]
+            turned = turns[:-1] == before and turns[-1][:3] == [since["round"], start, since["position"]]
+            turned = turned and start <= since["position"]
+        else:
+            turned = turns == before and since["round"] == until["round"]
+        if not turned or count < 1 or until["position"] - start != count:
             raise _no_segment()
         return self._body(count)
 
@@ -303,10 +318,19 @@ def _tell(message: Object, progress: Progress) -> None:
 def _place(value: Any) -> Facts:
     """Return a place in a log, see flow.Segment. Raises WorkerDied for what no reader could compare with another."""
     told = isinstance(value, dict) and isinstance(value.get("round"), str) and isinstance(value.get("position"), int)
+    told = told and isinstance(value.get(TURNS, []), list) and all(map(_is_turn, value.get(TURNS, [])))
     if not told or len(json.dumps(value)) > _PLACE_BYTES:
         raise WorkerDied("the engine half named a place that is none")
     place: Facts = value
     return place
+
+
+def _is_turn(value: Any) -> bool:
+    match value:
+        case [str(), int(), int(), str() as at]:
+            with suppress(ValueError):
+                return datetime.fromisoformat(at).tzinfo is not None
+    return False
 
 
 def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:

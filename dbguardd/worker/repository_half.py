@@ -97,6 +97,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 past=RemotePast(channel, engine),
                 standby=RemoteStandby(engine),
                 over=RemoteOver(engine),
+                find=engine.find,
             ),
             job.request(**spec["request"]),
         )

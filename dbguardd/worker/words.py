@@ -143,9 +143,13 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
     yield f"Would restore {name} as it was at {plan['created_at']}"
     yield f"  from   backup {plan['backup']}, {'FAILED' if plan['failure'] else plan['grade']}"
     if plan["segments"]:
-        yield f"  and    {count(plan['segments'], 'segment')} of its log"
+        much = f", {size(plan['log_bytes'])}" if plan["log_bytes"] is not None else ""
+        end = "".join(f", to {plan[place]}" for place in ("lsn", "name") if plan[place])
+        yield f"  and    {count(plan['segments'], 'segment')} of its log{much}{end}"
     yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
+    for one in plan["tablespaces"]:
+        yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
     yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}'}"
     yield "Nothing was done."

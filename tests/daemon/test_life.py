@@ -11,6 +11,7 @@ import pytest
 from dbguardd.catalog import Catalog, to_text
 from dbguardd.daemon import Clock, Setup, run
 from dbguardd.daemon.gauge import Level
+from dbguardd.daemon.protect import Found, Wanted, plan
 from dbguardd.daemon.service import Service
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
 from dbguardd.states import Health, JobState
@@ -162,6 +163,32 @@ def test_a_policy_that_deletes_is_refused_until_it_is_accepted(place: Place) -> 
             assert service.status().policy_problem is None
             assert service.backups("app")[-1].kept_because == []
             await service.reload(Caller())
+
+    asyncio.run(main())
+
+
+def test_a_policy_that_deletes_log_is_refused_until_it_is_accepted(place: Place) -> None:
+    """It has no grace: what `keep_log` no longer asks for is gone with the next expiry."""
+    place.guard(keep_log='"90d"', expire='"every 1d"', keep='{ within = "400d" }')
+
+    async def main() -> None:
+        async with place.daemon() as (service, worker):
+            worker.acts = [reporting(*reports())]
+            await done(service, service.submit("backup", {"database": "app"}, Caller(), None))
+            row = {"chain": "B", "since_at": "2026-07-01T00:00:00.000Z", "until_at": "2026-09-12T00:00:00.000Z"}
+            service._do.tell("log.known", "app", {"database": "app", "chains": [row]})
+            place.write(place.policy.read_text().replace('"90d"', '"9d"'))
+            (going,) = service.config_diff()["deletes"]
+            assert (going["id"], going["created_at"]) == ("log", row["since_at"])
+            with pytest.raises(PolicyShrinks, match="log of app"):
+                await service.reload(Caller())
+            await service.config_accept(Caller())
+            await service.reload(Caller())
+            place.write(POLICY)
+            await service.reload(Caller())
+            views, found = service._do.views, Found(str(place.path / "app.db"), "SQLite database", wal=True)
+            planned = plan(found, Wanted(adopt="app"), views.inforce, views.catalog.backups, place.wall)
+            assert 'keep_log = "36500d"' in planned.text  # nobody knows how long it was kept
 
     asyncio.run(main())
 

@@ -12,7 +12,8 @@ from postgres_world import as_owner, owner, until
 
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.slot import name_of
-from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, Unsupported
+from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceReplaced, Unsupported
+from dbguardd.flow import TURNS
 
 SLOT = name_of(STAGING)
 
@@ -173,8 +174,6 @@ def test_a_slot_that_holds_too_much_is_a_gap(live, follower):
 @pytest.mark.parametrize(
     ("wrong", "because"),
     [
-        ({"round": "7/1"}, "another cluster"),
-        ({"round": "{system}/9"}, "timeline 9 was followed"),
         ({"round": "{system}/1/0123"}, "tablespace"),
         ({"check": "0" * 64}, "another log"),
         ({"position": 1 << 50}, "less of its log"),
@@ -190,6 +189,18 @@ def test_a_log_goes_on_where_the_very_same_lies_before_it_only(live, follower, w
     follower.start(resume={**follower.resume(), **told})
     follower.catches_up()
     assert because in follower.events("begin")[-1][3] and not follower.events("begin")[-1][2]
+
+
+@pytest.mark.parametrize(("round", "because"), [("7/1", "another cluster"), ("{system}/9", "left behind")])
+def test_another_cluster_and_a_server_of_the_past_are_never_followed(live, follower, round, because):
+    follower.start()
+    follower.catches_up()
+    follower.kill()
+    system = follower.resume()["round"].split("/")[0]
+    follower.start(resume={**follower.resume(), "round": round.format(system=system)})
+    refused = follower.ended()
+    assert isinstance(refused, SourceReplaced) and because in refused.message
+    assert len(follower.events("begin")) == 1 and not slots(live)
 
 
 def test_a_slot_without_a_bound_is_refused_and_none_is_left(live, follower):
@@ -274,11 +285,12 @@ def test_who_follows_no_more_leaves_nothing_behind(live, follower):
     as_owner(opened(live).log.unfollow)
 
 
-def test_a_promoted_server_has_another_log(follower, live):
+def test_a_server_that_was_a_standby_meanwhile_is_followed_on_along_its_new_timeline(follower, live):
     """Last in this file: the server stays on its new timeline."""
     follower.start()
     commits(live)
     follower.catches_up()
+    backup = as_owner(base, live)
     live.stop(signal.SIGINT)
     assert isinstance(follower.ended(), GuardError)
     signal_file = Path(live.data) / "standby.signal"
@@ -289,14 +301,16 @@ def test_a_promoted_server_has_another_log(follower, live):
     assert "standby" in follower.ended().message
     assert live.sql("SELECT pg_promote()") == "t"
     follower.start()
-    follower.catches_up()
-    assert "on timeline 2, and timeline 1 was" in follower.events("begin")[-1][3]
-    backup = as_owner(base, live)
     commits(live)
     follower.catches_up()
-    body, since, end = follower.body()
-    assert body == written(live, since, end)
+    assert [begun[2] for begun in follower.events("begin")] == [False, True]
+    segments = follower.chains()[-1]
+    ((_, left, stored, _),) = segments[-1].until[TURNS]
+    new = b"".join(one.body for one in segments if TURNS in one.until)
+    assert left == stored and new == written(live, {**segments[-1].until, "position": left}, segments[-1].until)
+    body = b"".join(one.body for one in segments)
     with own_place() as place:
-        as_owner(restored, live, moment(backup, body, since, end), place / "restored")
+        tree = moment(backup, body, segments[0].since, segments[-1].until)
+        as_owner(restored, live, tree, place / "restored")
         question = "SELECT count(*) FROM ledger"
         assert asked(live, place / "restored", question) == [live.sql(question)]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from engine_memory import no_progress
 from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
 from dbguardd.engines.base import Untold
+from dbguardd.engines.postgresql.physical.forward import find_point
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
@@ -46,7 +48,13 @@ class Kept:
         self._commit(200)
         self.before_drop = now()
         live.sql("DROP DATABASE doomed")
-        self._commit(100)
+        self._commit(40)
+        self.lsn = live.sql("SELECT pg_current_wal_flush_lsn()")
+        points = "SELECT n, pg_create_restore_point('p ' || n) FROM generate_series(1, 300) n"
+        self.points = {
+            f"p {n}": place_of(end) for n, end in (line.split("|") for line in live.sql(points).splitlines())
+        }
+        self._commit(60)
         self._db.execute("BEGIN")
         self._db.execute("INSERT INTO ledger VALUES (-1, 'prepared')")
         self._db.execute("PREPARE TRANSACTION 'mine'")
@@ -129,6 +137,28 @@ def test_a_database_is_there_the_moment_before_it_was_dropped(live, kept, place)
     as_owner(restored, live, moment(kept.first, *kept.plain, at(kept.before_drop)), place / "restored")
     (count,) = asked(live, place / "restored", ("doomed", "SELECT count(*) FROM t"))
     assert count == "100"
+
+
+def test_a_place_and_a_restore_point_are_moments(live, kept, place):
+    tree, ends = moment(kept.first, *kept.plain), kept.points
+    across = [
+        f"p {n}" for n in range(2, 301) if ends[f"p {n}"] - ends[f"p {n - 1}"] > 104
+    ]  # the head of a page is in it
+    found = as_owner(
+        lambda: {name: find_point(tree, name, no_progress) for name in (*across, "p 1", "p 300", "p", "p0")}
+    )
+    assert len(across) > 2 and found.pop("p") is None and found.pop("p0") is None
+    assert all(98 <= ends[name] - at <= 98 + 7 + 40 for name, at in found.items()), (found, ends)
+    target = {"position": place_of(kept.lsn), "lsn": kept.lsn}
+    examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "lsn")
+    assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
+    assert asked(live, place / "lsn", "SELECT count(*) FROM ledger") == ["240"]
+    target = {"position": found["p 300"], "name": "p 300"}
+    examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "point")
+    assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
+    assert asked(live, place / "point", "SELECT count(*) FROM ledger") == ["240"]
+    with pytest.raises(Damaged, match="no restore point"):
+        as_owner(restored, live, moment(kept.first, *kept.plain, {**target, "name": "p 299"}), place / "wrong")
 
 
 def test_the_newest_has_all_and_what_was_prepared(live, kept, place):

@@ -9,7 +9,7 @@ import time
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_pages_world import failed, proven, shop, tree
-from postgres_world import alive_processes, as_owner, identity, until
+from postgres_world import alive_processes, as_owner, identity, owner, until
 
 from dbguardd.engines.base import REPLACED
 from dbguardd.engines.postgresql import open_postgresql
@@ -20,6 +20,7 @@ from dbguardd.errors import (
     SourceReplaced,
     TargetExists,
     TargetInUse,
+    Usage,
 )
 
 
@@ -231,20 +232,57 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
     assert live.sql("SELECT count(*) FROM afar", "shop") == "500"
 
 
-def test_a_log_that_lies_elsewhere_stays_there(live, kept):
+def test_what_lies_elsewhere_stays_there_and_what_lies_within_is_within(live, kept):
+    """The log may lie elsewhere, and the tablespaces of a cluster that was restored before lie below it."""
     streams, facts, taken = kept
     live.stop(signal.SIGINT)
-    elsewhere = live.place / "log-of-it"
+    elsewhere, within = live.place / "log-of-it", live.data / "tablespaces"
     (live.data / "pg_wal").rename(elsewhere)
     (live.data / "pg_wal").symlink_to(elsewhere)
+    link = next((live.data / "pg_tblspc").iterdir())
+    within.mkdir(0o700)
+    os.chown(within, owner(), -1)
+    shutil.copytree(live.place / "far", within / link.name)
+    for path in (within / link.name, *within.rglob("*")):
+        os.chown(path, owner(), -1)
+    link.unlink()
+    link.symlink_to(within / link.name)
+    far = {path: path.read_bytes() for path in (live.place / "far").rglob("*") if path.is_file()}
     safe = as_owner(keep, live, facts)
     before = {path.name for path in elsewhere.iterdir()}
     found = as_owner(overwritten, live, streams, facts)
     assert found.ok and found.fingerprint == taken
     assert os.readlink(live.data / "pg_wal") == str(elsewhere) and (elsewhere / "00000002.history").exists()
+    assert os.readlink(link) == str(within / link.name)
     as_owner(overwritten, live, *safe)
-    assert {path.name for path in elsewhere.iterdir()} <= before
+    assert {path.name for path in elsewhere.iterdir()} <= before and os.readlink(link) == str(within / link.name)
+    assert {path: path.read_bytes() for path in far} == far
     (live.data / "pg_wal").unlink()
     elsewhere.rename(live.data / "pg_wal")
     live.start()
-    assert live.sql("SELECT count(*) FROM big", "shop") == "12000"
+    assert live.sql("SELECT count(*), (SELECT count(*) FROM afar) FROM big", "shop") == "12000|500"
+
+
+def test_a_tablespace_goes_where_it_is_told_to_and_never_over_anything(live, kept):
+    streams, facts, taken = kept
+    target, new = live.place / "moved", live.place / "new"
+
+    def to(places):
+        engine = opened(live).snapshots
+        engine.restore(tree(streams, facts), target, no_progress, places)
+        return engine.examine(target, (), no_progress)
+
+    ((_, far),) = facts["tablespaces"].values()
+    taken_already = live.place / "there"
+    taken_already.mkdir()
+    for wrong, error in (({"far": str(taken_already)}, TargetExists), ({"near": str(new)}, Usage)):
+        with pytest.raises(error):
+            as_owner(to, wrong)
+        assert not target.exists() and not new.exists() and list(live.place.glob(".*.dbguard")) == []
+    found = as_owner(to, {far: str(new)})
+    assert found.ok and found.fingerprint == taken
+    (number,) = facts["tablespaces"]
+    assert os.readlink(target / "pg_tblspc" / number) == str(new)
+    assert not [path for path in target.glob("tablespaces/**/*") if path.is_file()]
+    assert [path.name[:3] for path in new.iterdir()] == ["PG_"]
+    assert f"tablespaces/{number}" not in (target / "RESTORE.txt").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dbguardd.errors import GuardError, ProofFailed, Unreachable
+from dbguardd.errors import GuardError, ProofFailed, Unreachable, Unsupported, Usage
 from dbguardd.flow import Images, Segment
 from dbguardd.jobs.base import instant
 from tests.jobs.world import World
@@ -421,3 +421,12 @@ def test_the_log_that_was_written_while_a_backup_was_made_stays_as_long_as_what_
     world.later(hours=3)
     world.do("expire", database="app")
     assert world.said("log.forgotten")
+
+
+def test_a_place_in_a_log_is_for_a_server_and_one_way_to_say_what(world: World) -> None:
+    world.backup(users=[1])
+    for way in ({"lsn": "0/1"}, {"name": "before it"}):
+        with pytest.raises(Unsupported, match="only the log of a PostgreSQL cluster"):
+            world.do("restore", database="app", dry_run=True, **way)
+        with pytest.raises(Usage, match="give one of"):
+            world.do("restore", database="app", at="2026-03-01T12:00:00Z", dry_run=True, **way)

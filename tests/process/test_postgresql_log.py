@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,12 +113,12 @@ def numbers(live: Cluster, data: Path) -> list[int]:
     return [int(line) for line in asked.stdout.split()]
 
 
-def restored(house: House, at: str, name: str) -> tuple[Path, Any]:
-    """Restore a moment (or the newest, if empty) to a new place."""
+def restored(house: House, at: str, name: str, *way: str) -> tuple[Path, Any]:
+    """Restore a moment (or the newest, if empty; or what is said in another way) to a new place."""
     folder = house.place / f"back-{name}"
     folder.mkdir()
     os.chown(folder, owner(), -1)
-    answer = house.does("restore", "cluster", *(("--at", at) if at else ()), "--to", str(folder / "data"))
+    answer = house.does("restore", "cluster", *(("--at", at) if at else way), "--to", str(folder / "data"))
     return folder / "data", answer
 
 
@@ -152,10 +153,25 @@ def test_any_second_comes_back_whatever_was_killed(served: House, live: Cluster)
         os.kill(until(lambda: house.workers().get("engine"), "the follower"), signal.SIGKILL)
         books.more(200)
         moment = datetime.now(UTC)
+        acknowledged = books.count()
+        lsn = live.sql("SELECT pg_create_restore_point('before it')")
         house.kill()
         books.more(200)
         house.start()
         followed(house)
+    look = ("--to", str(house.place / "look"), "--dry-run")
+    for way in (("--lsn", lsn), ("--name", "before it")):
+        plan = house.does("restore", "cluster", *way, *look)["plan"]
+        assert plan[way[0].strip("-")] == way[1] and plan["log_bytes"] > 0 and plan["needs_bytes"] > plan["log_bytes"]
+        said = house.ctl("restore", "cluster", *way, *look).out
+        assert f"restore cluster {shlex.join(way)}" in said and " of its log, " in said
+    target, answer = restored(house, "", "point", "--name", "before it")
+    assert {row["outcome"] for row in answer["findings"]} <= {"ok", "not configured"}, answer
+    assert acknowledged <= len(numbers(live, target)) <= acknowledged + 20
+    house.fails("DBG-0004", 8, "restore", "cluster", "--name", "before", *look)
+    house.fails("DBG-0004", 8, "restore", "cluster", "--lsn", "FFFF/0", *look)
+    house.fails("DBG-0001", 2, "restore", "cluster", "--lsn", "here", *look)
+    house.fails("DBG-0001", 2, "restore", "cluster", "--lsn", lsn, "--at", moment.isoformat())
     assert [event["continued"] for event in begun(house)][1:] == [True] * (len(begun(house)) - 1)
     target, answer = restored(house, moment.isoformat(), "moment")
     assert {row["outcome"] for row in answer["findings"]} <= {"ok", "not configured"}, answer

@@ -87,6 +87,8 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("log.thinned", outcome="ok", chain="01K4CHAIN", grain_seconds=3600, until_at="2026-09-12T03:00:00Z",
        bytes=310_000, freed_bytes=6_200_000),
     of("log.thinned", outcome="failed", problem="log/…: its bytes are not those it is named after", code="DBG-4001"),
+    of("log.turned", round="7301234567890123456/2", left_round="7301234567890123456/1", lost_bytes=None),
+    of("log.turned", round="7301234567890123456/3", left_round="7301234567890123456/2", lost_bytes=8192),
     of("log.tried", outcome="ok", moment_at="2026-09-12T03:14:07.250Z",
        detail="34 segments without a gap, the sum of its pages is that of the database"),
     of("log.tried", outcome="inconclusive", moment_at="2026-09-12T03:14:07.250Z",

@@ -132,6 +132,28 @@ BYTES = {
 }
 
 
+AT = "2026-03-01T12:00:00+00:00"
+NO_TURNS = (
+    7,
+    [7],
+    [["r", 1, 1]],
+    [["r", 1, 1, "then"]],
+    [["r", 1, 1, "2026-03-01T12:00:00"]],
+    [["q", 1, 1, AT]],  # from a round that it was not in
+    [["r", 2, 1, AT]],  # left behind what was stored
+    [["r", 1, 2, AT]],
+    [["q", 1, 1, AT], ["r", 1, 1, AT]],  # two at once
+    [["r", 0, 1, AT]],  # and so many bytes too few
+)
+
+
+def test_bytes_of_a_log_that_turns_cross_with_the_turn():
+    turns = [["q", 3, 5, AT], ["r", 7, 9, AT]]
+    since, until = {"round": "r", "position": 9, "turns": turns[:1]}, {"round": "s", "position": 1007, "turns": turns}
+    (segment,), _ = said({**BYTES, "since": since, "until": until}, b"w" * 1000)
+    assert (segment.until, segment.body) == (until, b"w" * 1000)
+
+
 def test_bytes_of_a_log_cross():
     (segment,), _ = said(BYTES, b"w" * 1000)
     assert (segment.body, segment.until["position"]) == (b"w" * 1000, 1001)
@@ -141,6 +163,9 @@ def test_bytes_of_a_log_cross():
     "wrong",
     [
         {"bytes": 0, "until": PLACE},
+        {"until": {**BYTES["until"], "round": "s"}},
+        {"until": {**BYTES["until"], "turns": [["r", 1, 1, AT]]}, "since": {**PLACE, "turns": [["q", 1, 1, AT]]}},
+        *({"until": {"round": "s", "position": 1001, "turns": turns}} for turns in NO_TURNS),
         {"bytes": -1, "until": {"round": "r", "position": 0}},
         {"bytes": 999},
         {"until": {"round": "other", "position": 1001}},

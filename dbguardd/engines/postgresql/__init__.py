@@ -9,6 +9,7 @@ questions to backups are in past.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
+from dbguardd.engines.postgresql.physical.forward import find_point
 from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
+from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
@@ -55,9 +58,8 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
-    return Engine(
-        "postgresql", snapshots, log, reviving=PostgresqlPast(settings), over=PagesOver(snapshots.restored_over)
-    )
+    over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)
+    return Engine("postgresql", snapshots, log, reviving=past, over=over, find=find_point)
 
 
 class Postgresql:
@@ -87,9 +89,11 @@ class Postgresql:
         for way in self._ways.values():
             way.release()
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         self._restored = self._ways[str(tree.facts.get("method", "dump"))]
-        return self._restored.restore(tree, target, progress)
+        return self._restored.restore(tree, target, progress, places)
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
@@ -118,7 +122,8 @@ class PostgresqlDumps:
 
     def probe(self) -> Probe:
         address, only = self._where()
-        return probe(address, only, self._exclude)
+        found = probe(meant(address), only, self._exclude)
+        return replace(found, findings=(*found.findings, *filter(None, [servers(address)])))
 
     def _where(self) -> tuple[dict[str, str], str]:
         """Return the address of the server, and the database that the url names; empty: all."""
@@ -132,7 +137,8 @@ class PostgresqlDumps:
         So the fingerprint is at hand when all are dumped. What kept it from being taken is told by fingerprint().
         """
         self.release()
-        address, only = self._where()
+        several, only = self._where()
+        address = meant(several)
         progress("connect", 0, None)
         with connected(address) as connection:
             version, major, plain = version_of(connection), major_of(connection), is_plain(connection)
@@ -165,7 +171,9 @@ class PostgresqlDumps:
     def release(self) -> None:
         self._taken = None
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         write_files(tree, target, progress)
         return []
 

@@ -186,7 +186,9 @@ class Sqlite:
     def release(self) -> None:
         snapshot.wipe(self._staging)
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> list[str]:
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> list[str]:
         def tick(done: int) -> None:
             progress("restore", done, None)
 

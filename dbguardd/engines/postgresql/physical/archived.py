@@ -32,11 +32,13 @@ from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, Place, Server, round_of
+from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
+from dbguardd.engines.postgresql.physical.history import Place, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
+from dbguardd.engines.postgresql.roles import meant
 from dbguardd.errors import GuardError, LogBroken
 from dbguardd.flow import Facts, Segment, Ship
 from dbguardd.places import PUSH_SOCKET
@@ -60,7 +62,8 @@ class ArchivedLog:
         self._about, self._staging = place_of(address), staging
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
-        with connected(self._address, about=self._about) as keeper, ExitStack() as stack:
+        address = meant(self._address, self._about)
+        with connected(address, about=self._about) as keeper, ExitStack() as stack:
             cluster = look(keeper, self._about)
             directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
             stack.callback(directory.close)
@@ -68,7 +71,10 @@ class ArchivedLog:
             mode.hold(directory)  # by this it is seen that the directory is that of the server
             mode.let_go()
             slot = Slot(keeper, name_of(self._staging))
-            taking = Taking(Server(self._about, keeper, cluster, slot, directory), ship, self._pace)
+            server = Server(address, self._about, keeper, cluster, slot, directory)
+            taking = Taking(server, ship, self._pace)
+            if resume is not None:
+                server.check_not_left_behind(Place.read(resume))
             because = "the log was not followed before" if resume is None else taking.lacks(resume)
             taking.begin(resume if not because else None, because)
             taking.look()
@@ -77,8 +83,7 @@ class ArchivedLog:
                 taking.run(door)
 
     def unfollow(self) -> None:
-        with connected(self._address, about=self._about) as keeper:
-            Slot(keeper, name_of(self._staging)).drop()
+        PagesLog(self._address, self._staging, self._pace).unfollow()
 
 
 class Taking:
@@ -97,8 +102,12 @@ class Taking:
         """Say why the log cannot go on where the stored one ends; nothing if it can."""
         since = Place.read(resume)
         _, flushed = self._server.ends()
-        if because := self._server.differs(since, self._place.round):
-            return because
+        if across(since.round) != across(self._place.round):
+            return "a tablespace was made or dropped"
+        if since.timeline != self._log.timeline:
+            return f"the server is on timeline {self._log.timeline}, and timeline {since.timeline} was followed"
+        if flushed < since.position:
+            return "the server has less of its log than was stored of it"
         for name, known in dict(resume.get(FILES) or {}).items():
             if self._digest(name)[:_DIGEST] not in ("", known):
                 return "the server has another log than was stored of it"

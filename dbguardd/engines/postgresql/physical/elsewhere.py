@@ -10,39 +10,62 @@ from pathlib import Path
 
 from dbguardd.engines.landing import outcomes
 from dbguardd.engines.postgresql.physical.datadir import TABLESPACES, WAL
-from dbguardd.errors import Damaged
+from dbguardd.errors import Damaged, Usage
 from dbguardd.flow import Facts
 
 
-def led_elsewhere(work: Path, facts: Facts, spaces: Mapping[str, Path] | None) -> list[str]:
-    """Make the tablespaces of a backup links to their `spaces`; return the paths in `work` that are links.
+def led_elsewhere(work: Path, facts: Facts, spaces: Mapping[str, Path]) -> list[str]:
+    """Make tablespaces of a backup links that have a place in `spaces`; return the paths in `work` that are links.
 
     A log that lay elsewhere stays there.
     """
     found = [WAL] if (work / WAL).is_symlink() and (work / WAL).is_dir() else []
-    for number in facts.get("tablespaces") or {} if spaces is not None else ():
-        link = work / TABLESPACES / number
-        if not number.isdigit() or number not in (spaces or {}):
-            raise Damaged(f"tablespace {number!r}: nobody says where it goes")
-        place = (spaces or {})[number]
-        with outcomes(place):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            link.parent.mkdir(mode=0o700, exist_ok=True)
-            if not link.is_symlink() or os.readlink(link) != str(place):
-                with suppress(FileNotFoundError):
-                    shutil.rmtree(link) if link.is_dir() and not link.is_symlink() else link.unlink()
-                link.symlink_to(place)
-        found.append(f"{TABLESPACES}/{number}")
+    for number in facts.get("tablespaces") or {}:
+        if not number.isdigit():
+            raise Damaged(f"tablespace {number!r}: has no number")
+        if number in spaces:
+            with outcomes(spaces[number]):
+                spaces[number].mkdir(mode=0o700, parents=True, exist_ok=True)
+                (work / TABLESPACES).mkdir(mode=0o700, exist_ok=True)
+                lead(work, number, spaces[number])
+            found.append(f"{TABLESPACES}/{number}")
+    return found
+
+
+def lead(work: Path, number: str, place: Path) -> None:
+    """Have a tablespace lead to a place. OSError passes."""
+    link = work / TABLESPACES / number
+    if not link.is_symlink() or os.readlink(link) != str(place):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(link) if link.is_dir() and not link.is_symlink() else link.unlink()
+        link.symlink_to(place)
+
+
+def where_to(facts: Facts, places: Mapping[str, str]) -> dict[str, Path]:
+    """Return where tablespaces go that are named in `places`, by their name or where they were; by their number.
+
+    Raises Usage for one that the backup does not have.
+    """
+    told, found = facts.get("tablespaces") or {}, dict[str, Path]()
+    for old, new in places.items():
+        number = next((number for number, names in told.items() if old in names), None)
+        if number is None or not os.path.isabs(new):
+            known = ", ".join(f"{name} ({place})" for name, place in told.values()) or "none"
+            what = f"the backup has no tablespace {old}" if number is None else f"{new}: is no absolute path"
+            raise Usage(what, detail=f"Its tablespaces: {known}.")
+        found[number] = Path(new)
     return found
 
 
 def sweep(work: Path, kept: Collection[str], links: Collection[str], alive: Callable[[], None]) -> None:
     """Take away what is in a cluster and not in its backup. No link is followed but `links`.
 
-    In a tablespace only what is below a directory of `kept` is looked at: beside it others may have theirs.
+    A tablespace that lies in the cluster itself is met by its link. In one that lies elsewhere only what is below a
+    directory of `kept` is looked at: beside it others may have theirs.
     """
-    needed = {*kept}
-    for path in kept:
+    inside = {os.path.relpath(os.path.realpath(work / link), os.path.realpath(work)) for link in links}
+    needed = {*kept, *inside}
+    for path in [*needed]:
         while path := path.rpartition("/")[0]:
             needed.add(path)
     waiting = [""]
@@ -57,5 +80,5 @@ def sweep(work: Path, kept: Collection[str], links: Collection[str], alive: Call
                 if not shared:
                     shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
                     alive()
-            elif path in links or entry.is_dir(follow_symlinks=False):
+            elif path in links or (path not in inside and entry.is_dir(follow_symlinks=False)):
                 waiting.append(path)

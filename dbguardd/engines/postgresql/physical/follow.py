@@ -5,16 +5,19 @@ takes it. So a follower that ends, for whatever reason, loses nothing: the next 
 stored log ends. Nothing is written into the cluster: whether all that had committed by now was received, the server
 says, by the places up to which its log is written, and on disk.
 
-A log goes on only where the same cluster, on the same timeline, has the very bytes before that place which were stored
-(`check`): a server that came back with less of its log than it had sent, and went on from there, is noticed. In all
-other cases the log begins anew, and says why.
+A log goes on only where the same cluster has the very bytes before that place which were stored (`check`): a server
+that came back with less of its log than it had sent, and went on from there, is noticed. Where another server has taken
+over, its history says where it left the timeline that was followed: the log goes on along that up to there, and then
+along the next one (see history). In all other cases the log begins anew, and says why; but not by another cluster, nor
+by a server that was left behind, which nobody may take for the one that was followed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -23,12 +26,14 @@ from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.datadir import DataDirectory
-from dbguardd.engines.postgresql.physical.segments import PAGE
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
+from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, streaming
-from dbguardd.errors import LogBroken, NoSpace, SourceInvalid, Unsupported
+from dbguardd.engines.postgresql.roles import each, left_behind, meant, other_cluster
+from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.flow import Facts, Segment, Ship
 
 STREAM = "log"
@@ -52,35 +57,6 @@ class Pace:
     watch_seconds: float = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the log of a cluster (`round`: see round_of), and a digest of the bytes right before it."""
-
-    round: str
-    position: int
-    check: str
-
-    def facts(self) -> Facts:
-        """Return it as it is stored."""
-        return {"round": self.round, "position": self.position, "check": self.check}
-
-    @classmethod
-    def read(cls, facts: Facts) -> Place:
-        """Read what facts() returned. What another engine has stored under the same name is a place of no cluster."""
-        return cls(str(facts["round"]), int(facts["position"]), str(facts.get("check")))
-
-
-def round_of(cluster: Cluster) -> str:
-    """Return within what places of a log are in order, and a backup goes on by it: "cluster/timeline".
-
-    And, if there are tablespaces, a digest of which: the making of one empties a directory of this host where it is
-    replayed, so no log goes past that.
-    """
-    spaces = sorted((oid, place) for oid, (_name, place) in cluster.tablespaces.items())
-    digest = f"/{hashlib.sha256(repr(spaces).encode()).hexdigest()[:16]}" if spaces else ""
-    return f"{cluster.log.system}/{cluster.log.timeline}{digest}"
-
-
 class PagesLog:
     """The log of a cluster whose pages are backed up. Implements engines.base.Log."""
 
@@ -89,21 +65,33 @@ class PagesLog:
         self._about, self._slot = place_of(address), name_of(staging)
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
-        with connected(self._address, about=self._about) as keeper, ExitStack() as stack:
+        address = meant(self._address, self._about)
+        with connected(address, about=self._about) as keeper, ExitStack() as stack:
             keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
             cluster = look(keeper, self._about)
             directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
             stack.callback(directory.close)
             slot = Slot(keeper, self._slot)
             try:
+                server = Server(address, self._about, keeper, cluster, slot, directory)
+                if resume is not None:
+                    server.check_not_left_behind(Place.read(resume))
                 check_bound(keeper, directory.free_for_log(), slot, self._about)
-                with streaming(self._address, self._about):
+                with streaming(address, self._about):
                     became = slot.take()  # not for who may not read from it
                 check_own(directory, slot.name, cluster.log.system)
-                self._follow(Server(self._about, keeper, cluster, slot, directory), became, ship, resume)
-            except (NoSpace, SourceInvalid, Unsupported):
+                self._let_others_go(address)
+                self._follow(server, became, ship, resume)
+            except (NoSpace, SourceInvalid, SourceReplaced, Unsupported):
                 slot.drop()
                 raise
+
+    def _let_others_go(self, meant: Address) -> None:
+        """Have the other servers of the url keep no log for us: the one that was followed before does."""
+        for other in each(self._address):
+            if other != meant:
+                with suppress(GuardError), connected(other, about=self._about) as keeper:
+                    Slot(keeper, self._slot).drop()
 
     def _follow(self, server: Server, became: str, ship: Ship, resume: Facts | None) -> NoReturn:
         """Go on where the stored log ends, if the server has all since then; else begin anew, here and now."""
@@ -111,33 +99,82 @@ class PagesLog:
         if resume is not None and FILES in resume:
             because = "its files were archived before, and nothing has held it since"
         elif resume is not None:
-            since = Place.read(resume)
-            with streaming(self._address, self._about) as stream:
-                follower = Follower(stream, server, ship, self._pace)
-                if not (because := follower.lacks(since)):
-                    ship.begin(since.facts(), continued=True, because="")
-                    follower.run(datetime.fromisoformat(str(resume["at"])))
-            because += f" ({became})" if became else ""
-        with streaming(self._address, self._about) as stream:
+            because = self._go_on(server, ship, Place.read(resume), datetime.fromisoformat(str(resume["at"])))
+        if resume is not None and became:
+            because += f" ({became})"
+        with streaming(server.address, self._about) as stream:
             at = datetime.now(UTC)
             follower = Follower(stream, server, ship, self._pace)
             ship.begin(follower.start(server.ends()[1]).facts(), continued=False, because=because)
             follower.run(at)
+        raise LogBroken(f"{self._about}: its log has ended")
+
+    def _go_on(self, server: Server, ship: Ship, since: Place, at: datetime) -> str:
+        """Go on from a place, along one timeline after the other, for ever; else say why that cannot be."""
+        begun = False
+        while True:
+            with streaming(server.address, self._about) as stream:
+                follower = Follower(stream, server, ship, self._pace)
+                if because := follower.lacks(since):
+                    if begun:
+                        raise LogBroken(f"{self._about}: its log does not go on", detail=because)
+                    return because
+                if not begun:
+                    ship.begin(since.facts(), continued=True, because="")
+                begun = True
+                since = follower.run(at)
 
     def unfollow(self) -> None:
-        with connected(self._address, about=self._about) as keeper:
-            Slot(keeper, self._slot).drop()
+        lost = list[GuardError]()
+        for address in each(self._address):
+            try:
+                with connected(address, about=place_of(address)) as keeper:
+                    Slot(keeper, self._slot).drop()
+            except GuardError as error:
+                lost.append(error)
+        if lost:
+            raise lost[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """The server whose log is followed, by a connection that asks it what no stream tells."""
 
+    address: Address
     about: str
     keeper: Connection
     cluster: Cluster
     slot: Slot
     directory: DataDirectory
+
+    def left(self, timeline: int) -> int | None:
+        """Return where the history of the server leaves a timeline; None for its own."""
+        return dict(self._turns()).get(timeline)
+
+    def after(self, timeline: int) -> int:
+        """Return the timeline that the history of the server goes on along from another one."""
+        later = [one for one, _ in self._turns() if one > timeline]
+        return min(later, default=self.cluster.log.timeline)
+
+    def _turns(self) -> list[tuple[int, int]]:
+        history = self.cluster.log.history
+        return turns_of(self.directory.read(f"{WAL}/{history}").decode(errors="replace")) if history else []
+
+    def turned_at(self, timeline: int) -> str:
+        """Return when a timeline was begun: when its history was written."""
+        path = f"{WAL}/{self.cluster.log.on(timeline).history}"
+        with suppress(OSError):
+            written = os.stat(path, dir_fd=self.directory.file, follow_symlinks=False).st_mtime
+            return datetime.fromtimestamp(written, UTC).isoformat()
+        return datetime.now(UTC).isoformat()
+
+    def check_not_left_behind(self, since: Place) -> None:
+        """Raise SourceReplaced if the log of a server is of another cluster than what is stored, or of its past."""
+        system, timeline = since.round.split("/")[0], self.cluster.log.timeline
+        if system != str(self.cluster.log.system):
+            raise other_cluster(self.about, str(self.cluster.log.system), system)
+        if timeline < since.timeline:
+            raise left_behind(self.about, timeline, since.timeline)
 
     def ends(self) -> tuple[int, int]:
         """Return up to where its log is written, and up to where it is on disk, and so is sent.
@@ -146,17 +183,6 @@ class Server:
         """
         ((written, flushed),) = rows(self.keeper, _ENDS)
         return place_in(text(written)), place_in(text(flushed))
-
-    def differs(self, since: Place, round: str) -> str:
-        """Say why the log of the server does not go on from a place; nothing if it may."""
-        log, (system, timeline, *_) = self.cluster.log, (*since.round.split("/"), "")
-        if system != str(log.system):
-            return f"it is another cluster: {log.system}, and {system} was followed"
-        if timeline != str(log.timeline):
-            return f"the server is on timeline {log.timeline}, and timeline {timeline} was followed"
-        if since.round != round:
-            return "a tablespace was made or dropped"
-        return "the server has less of its log than was stored of it" if self.ends()[1] < since.position else ""
 
     def delay(self) -> float:
         """Return after how many seconds a commit is on disk that did not wait for that (synchronous_commit = off)."""
@@ -172,30 +198,54 @@ class Server:
 
 
 class Follower:
-    """One stream of the log on its way into the repository."""
+    """One stream of the log, along one timeline, on its way into the repository."""
 
     def __init__(self, stream: Stream, server: Server, ship: Ship, pace: Pace) -> None:
         self._stream, self._server, self._ship, self._pace = stream, server, ship, pace
         self._place = Place(round_of(server.cluster), 0, "")
+        self._end: int | None = None  # where the server has left the timeline; None: it is on it
+        self._turned: Place | None = None  # where what is stored ends, if that is on the timeline before
         self._tail = b""  # what lies before the place
         self._waits = bytearray()  # what lies behind it, and was received
         self._at = datetime.now(UTC)  # all that had committed by then was stored
         self._rest = 0  # up to where the log was written when it did not come in time: no commit lies there
 
     def lacks(self, since: Place) -> str:
-        """Start at the place where the stored log ends; say why that cannot be, nothing if it can."""
-        if because := self._server.differs(since, self._place.round):
-            return because
+        """Start at the place where the stored log ends; say why that cannot be, nothing if it can.
+
+        Where the server has left the timeline of that place before it, or just there, start along the next one.
+        """
+        server, log = self._server, self._server.cluster.log
+        if across(since.round) != across(self._place.round):
+            return "a tablespace was made or dropped"
+        left = server.left(since.timeline)
+        if left is None and since.timeline != log.timeline:
+            return f"the server is on timeline {log.timeline}, which does not come of timeline {since.timeline}"
+        if len(since.turns) >= MOST_TURNS:
+            return f"other servers have taken over {MOST_TURNS} times"
         try:
+            if left is not None and left <= since.position:
+                return self._turn(since, left)
+            self._place, self._end = replace(since, position=0), left
+            if left is None and server.ends()[1] < since.position:
+                return "the server has less of its log than was stored of it"
             return "" if self.start(since.position) == since else "the server has another log than was stored of it"
         except errors.UndefinedFile:
             return "the server has removed a part of its log before it was stored"
 
+    def _turn(self, since: Place, left: int) -> str:
+        """Start along the timeline that follows that of a place, from where that one was left."""
+        timeline = self._server.after(since.timeline)
+        turns = (*since.turns, Turn(since.round, left, since.position, self._server.turned_at(timeline)))
+        self._place = Place(round_of(self._server.cluster, timeline), 0, "", turns)
+        self._end, self._turned = self._server.left(timeline), since
+        self.start(left)
+        return ""
+
     def start(self, at: int) -> Place:
         """Have the log sent from a place on; return that place, with what lies before it there."""
-        log = self._server.cluster.log
         first = self._first(at)
-        self._stream.start(self._server.slot.name, log.timeline, first)
+        self._stream.start(self._server.slot.name, self._place.timeline, first)
         while self._stream.at < at:
             self._waits += self._stream.receive(_WAIT_SECONDS)
             self._ship.reached(None)
@@ -217,9 +267,17 @@ class Follower:
         self._place = replace(self._place, position=position, check=check)
         return part
 
-    def run(self, at: datetime) -> NoReturn:
-        """Store what comes, for ever. All that had committed by `at` lies before the place where it starts."""
+    def run(self, at: datetime) -> Place:
+        """Store what comes: up to the end of a timeline that the server has left, and return that place; else for ever.
+
+        All that had committed by `at` lies before the place where it starts.
+        """
         self._at, watched = at, 0.0
+        while self._end is not None and self._stream.at < self._end:
+            self._take(_WAIT_SECONDS)
+        if self._end is not None:
+            self._store(self._at)
+            return self._place
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
             if began - watched >= self._pace.watch_seconds:
@@ -255,7 +313,8 @@ class Follower:
     def _store(self, at: datetime) -> None:
         """Store all that was received, and let the server remove it. Only the last segment has all of `at`."""
         while self._waits:
-            since, part = self._place, self._moved(min(len(self._waits), self._pace.segment_bytes))
+            since, self._turned = self._turned or self._place, None
+            part = self._moved(min(len(self._waits), self._pace.segment_bytes))
             all_of = self._at if self._waits else at
             self._ship.ship(Segment(STREAM, since.facts(), self._place.facts(), all_of, part))
             # The file with the last byte of it stays: the next follower compares that.

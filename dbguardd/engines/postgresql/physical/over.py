@@ -21,7 +21,8 @@ from dbguardd.engines.landing import outcome, outcomes
 from dbguardd.engines.postgresql.fresh import clear_left, durable
 from dbguardd.engines.postgresql.physical import resting
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
-from dbguardd.engines.postgresql.physical.datadir import CONTROL
+from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES
+from dbguardd.engines.postgresql.physical.elsewhere import lead
 from dbguardd.engines.postgresql.physical.rebuild import MANUAL, fill
 from dbguardd.engines.postgresql.physical.resting import Resting, look_at
 from dbguardd.engines.postgresql.tools import find_tools
@@ -67,11 +68,9 @@ class PagesOver:
         facts = tree.facts
         where, found = self._look(live, facts)
         find_tools("postgres", int(facts["major"]), need="what is restored in place is proven before a server finds it")
-        spaces = {number: Path(told[1]) for number, told in (facts.get("tablespaces") or {}).items()}
-        spaces |= {number: Path(place) for number, place in (found.spaces if found else {}).items() if number in spaces}
-        begun = where.name.endswith(ASIDE)
-        if found is None and not begun:
-            _check_free(spaces)
+        begun, spaces = where.name.endswith(ASIDE), _spaces(found, live, facts)
+        if not begun:
+            _check_free({number: place for number, place in spaces.items() if not found or number not in found.spaces})
         _check_room(found, where, facts)
         service = str(facts.get("service") or "")
         with nullcontext() if found is None else resting.held(found, where, service):
@@ -93,6 +92,9 @@ class PagesOver:
         real = Path(os.path.realpath(live))
         aside = _aside(real)
         (aside / MANUAL).unlink(missing_ok=True)
+        for link in (aside / TABLESPACES).iterdir():
+            if (place := Path(os.readlink(link))).is_relative_to(aside):
+                lead(aside, link.name, real / place.relative_to(aside))
         if os.path.lexists(real):
             raise TargetExists(f"{real}: something was made there meanwhile", hints=[f"ls -l {shlex.quote(str(real))}"])
         with outcomes(real):
@@ -128,6 +130,21 @@ class PagesOver:
 
 def _aside(real: Path) -> Path:
     return real.with_name(f"{real.name}{ASIDE}")
+
+
+def _spaces(found: Resting | None, live: Path, facts: Facts) -> dict[str, Path]:
+    """Return where the tablespaces of a backup are to be written: where they are now, or were then.
+
+    What lies in the data directory itself is there under that one's other name.
+    """
+    spaces = {number: Path(told[1]) for number, told in (facts.get("tablespaces") or {}).items()}
+    spaces |= {number: Path(place) for number, place in (found.spaces if found else {}).items() if number in spaces}
+    real = Path(os.path.realpath(live))
+    for number, place in spaces.items():
+        for above in (live, real):
+            if place.is_relative_to(above):
+                spaces[number] = _aside(real) / place.relative_to(above)
+    return spaces
 
 
 def _set_aside(where: Path, found: Resting | None) -> Path:

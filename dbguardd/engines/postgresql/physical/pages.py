@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import (
+    Address,
     Connection,
     address_of,
     connect,
@@ -31,7 +32,7 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespa
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.follow import round_of
+from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
 from dbguardd.engines.postgresql.physical.names import seen
@@ -39,8 +40,18 @@ from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
+from dbguardd.engines.postgresql.roles import each, meant, servers
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Cancelled, Degraded, GuardError, SourceChanged, SourceDamaged, SourceMissing, Unsupported
+from dbguardd.errors import (
+    Cancelled,
+    Degraded,
+    GuardError,
+    ServerUnreachable,
+    SourceChanged,
+    SourceDamaged,
+    SourceMissing,
+    Unsupported,
+)
 from dbguardd.flow import Facts, Sink, Tree
 
 Dumped = Callable[[Sequence[str], tuple[int, int]], bytes]
@@ -73,6 +84,7 @@ class Pages:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._address = address_of(str(settings.get("url") or ""))
+        self._server: Address = self._address  # that of the url which a backup is made of, while it is
         self._about = place_of(self._address)
         self._continuous = settings.get("continuous") or False
         self._follows = str(settings.get("follows") or "")
@@ -81,7 +93,8 @@ class Pages:
         self.restored: dict[Path, Facts] = {}
 
     def probe(self) -> Probe:
-        found = probe(self._address, "", ())
+        address = meant(self._address, self._about)
+        found = probe(address, "", ())
         needed = (BY_PAGES, FOLLOWED) if self._continuous else (BY_PAGES,)
         findings = [
             replace(one, outcome="failed") if one.name in needed and one.outcome != "ok" else one
@@ -89,10 +102,12 @@ class Pages:
         ]
         if self._continuous == "archive":
             findings = [one for one in findings if one.name != FOLLOWED]
-            findings.append(archived(self._address, self._follows))
-        if not self._continuous and (left := left_over(self._address)) is not None:
-            findings.append(left)
-        return replace(found, findings=tuple(findings))
+            findings.append(archived(address, self._follows))
+        for server in each(self._address):
+            if server != address or not self._continuous:  # that which is followed has a slot of ours
+                with suppress(ServerUnreachable):
+                    findings += filter(None, [left_over(server)])
+        return replace(found, findings=(*findings, *filter(None, [servers(self._address)])))
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         def alive(step: str = "checkpoint") -> None:
@@ -107,6 +122,7 @@ class Pages:
             progress("copy", done, None)
 
         self.release()
+        self._server = meant(self._address, self._about)
         with ExitStack() as stack:
             keeper, cluster = self._look(stack)
             tools = find_tools(
@@ -146,7 +162,7 @@ class Pages:
 
     def _session(self, stack: ExitStack) -> Connection:
         """Return a connection that may be idle for as long as the backup takes."""
-        session = connect(self._address, about=self._about)
+        session = connect(self._server, about=self._about)
         stack.callback(session.close)
         session.execute(b"SET idle_session_timeout = 0", prepare=False)
         return session
@@ -191,7 +207,7 @@ class Pages:
             return None
         connections = {}
         for name in names:
-            connections[name] = connect(self._address, os.fsdecode(name), about=self._about)
+            connections[name] = connect(self._server, os.fsdecode(name), about=self._about)
             opened.callback(connections[name].close)
 
         def commits(start: int, end: int) -> bytes:
@@ -303,7 +319,7 @@ class Pages:
         before = seen(connection)
         if not before.names:
             return
-        with connected(self._address, os.fsdecode(name), about=self._about) as now:
+        with connected(self._server, os.fsdecode(name), about=self._about) as now:
             if what := before.changed(now):
                 raise SourceChanged(f"database {shown(name)}: {what} was changed while values that name it were read")
 
@@ -312,8 +328,10 @@ class Pages:
             self._held.close()
         self._held, self._untold = None, ""
 
-    def restore(self, tree: Tree, target: Path, progress: Progress) -> Sequence[str]:
-        lost, self.restored[target] = rebuild(tree, target, progress)
+    def restore(
+        self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
+        lost, self.restored[target] = rebuild(tree, target, places or {}, progress)
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:

@@ -29,7 +29,8 @@ from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.queries import ask_all
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, starting, without_recovery
-from dbguardd.engines.postgresql.physical.segments import place
+from dbguardd.engines.postgresql.physical.segments import place, turns_of
+from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked
@@ -50,7 +51,6 @@ _PREPARED = 1000  # transactions, at least: the log of a moment may be of a serv
 _MORE_CONNECTIONS = 10  # than one for each database
 _LOCKS, _MOST_LOCKS = 64, 1 << 20  # of each transaction, as usual; of all that were in the original: 300 MB
 _RECOVERY = "recovery to its place in the log"
-_HISTORY = re.compile(r"^(\d+)\t([0-9A-F]+/[0-9A-F]+)\t", re.MULTILINE)
 _COMMITTED = b"""
 SELECT xid FROM (
   SELECT unnest(string_to_array(%s, ','))::xid8 AS xid
@@ -151,8 +151,8 @@ def _reached(target: Path, facts: Facts) -> Finding:
     """Compare where the recovery ended with the place of the backup: the history of the new timeline tells."""
     timeline, wanted = int(facts["timeline"]), place(str(facts["recovery_lsn"]))
     path = target / "pg_wal" / f"{timeline + 1:08X}.history"
-    told = _HISTORY.findall(path.read_text(errors="replace") if path.exists() else "")
-    reached = place(told[-1][1]) if told and int(told[-1][0]) == timeline else 0
+    told = turns_of(path.read_text(errors="replace") if path.exists() else "")
+    reached = told[-1][1] if told and told[-1][0] == timeline else 0
     if "recovery_record_bytes" in facts:  # the place is a record that is in it: that ends within its size, and heads
         size = int(facts["recovery_record_bytes"])
         right = wanted < reached <= wanted + size + _HEADS * (1 + size // _PAGE_BYTES)
@@ -160,7 +160,9 @@ def _reached(target: Path, facts: Facts) -> Finding:
         right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
     if right:
         return Finding(_RECOVERY, "ok", f"{facts['recovery_lsn']} in its log")
-    return Finding(_RECOVERY, "failed", f"{told[-1][1] if told else 'nowhere'}, wanted {facts['recovery_lsn']}")
+    return Finding(
+        _RECOVERY, "failed", f"{shown_place(told[-1][1]) if told else 'nowhere'}, wanted {facts['recovery_lsn']}"
+    )
 
 
 def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding], alive: Alive) -> Fingerprint | None:

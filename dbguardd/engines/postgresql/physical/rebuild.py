@@ -11,14 +11,16 @@ import os
 import pwd
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, options
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
-from dbguardd.engines.postgresql.physical.elsewhere import led_elsewhere, sweep
+from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
 from dbguardd.engines.postgresql.physical.forward import roll_forward
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.engines.postgresql.physical.segments import shown
@@ -38,14 +40,18 @@ _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it 
 _END = "# dbguard: end\n"
 
 
-def rebuild(tree: Tree, target: Path, progress: Progress) -> tuple[list[str], Facts]:
+def rebuild(tree: Tree, target: Path, places: Mapping[str, str], progress: Progress) -> tuple[list[str], Facts]:
     """Write the cluster of a backup, or of a moment after it, to `target`, which must not exist.
 
-    Return which rights it could not be given, and the facts that its proof needs.
+    Nor may the `places` of its tablespaces. Return which rights it could not be given, and the facts for its proof.
     """
-    with fresh(target) as work:
-        facts = fill(tree, work, target, progress)
-    return _lost(facts), facts
+    spaces = where_to(tree.facts, places)
+    with fresh(target) as work, ExitStack() as made:
+        meanwhile = {number: made.enter_context(fresh(place)) for number, place in spaces.items()}
+        facts = fill(tree, work, target, progress, spaces=meanwhile)
+        for number, place in spaces.items():
+            lead(work, number, place)
+    return _lost(facts), {**facts, "elsewhere": [str(place) for place in spaces.values()]}
 
 
 def fill(
@@ -54,12 +60,13 @@ def fill(
     target: Path,
     progress: Progress,
     *,
-    spaces: Mapping[str, Path] | None = None,
+    spaces: Mapping[str, Path] = MappingProxyType({}),
     over: bool = False,
 ) -> Facts:
     """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable.
 
-    Its tablespaces lie below, or in `spaces`. With `over` another state of it is there, and what differs is written.
+    Its tablespaces lie below, but for those in `spaces`. With `over` another state of it is there, and what differs is
+    written.
     """
     done, facts = 0, tree.facts
     moment = facts.get("moment")
@@ -89,7 +96,7 @@ def fill(
             sweep(work, kept, links, lambda: tell(0))
     if moment:
         facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
-    _finish(work, target, facts, {} if spaces is None else spaces)
+    _finish(work, target, {**facts, "placed": list(spaces)})
     return {**facts, "elsewhere": [os.path.realpath(work / link) for link in links]}
 
 
@@ -107,11 +114,11 @@ def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
         os.close(file)
 
 
-def _finish(work: Path, target: Path, facts: Facts, spaces: Mapping[str, Path]) -> None:
+def _finish(work: Path, target: Path, facts: Facts) -> None:
     """Let the cluster recover to the place of the backup, and nowhere else, when it is started.
 
     Tablespaces get places below `target`, as links to there, since a server takes no directory for one; but for those
-    in `spaces`. Their map would make it replace them by links to those of the original: it goes.
+    that were `placed`. Their map would make it replace them by links to those of the original: it goes.
     """
     label = () if facts.get("resting") else ("backup_label",)
     for name in ("PG_VERSION", CONTROL, *label):
@@ -119,9 +126,9 @@ def _finish(work: Path, target: Path, facts: Facts, spaces: Mapping[str, Path]) 
             raise Damaged(f"{name}: is not in the backup: without it, a server would start with a mixture of states")
     for number in facts.get("tablespaces") or {}:
         link, place = work / TABLESPACES / number, work / _SPACES / number
-        if number in spaces:
+        if number in facts["placed"]:
             continue
-        if not number.isdigit() or not link.is_dir() or link.is_symlink():
+        if not link.is_dir() or link.is_symlink():
             raise Damaged(f"tablespace {number!r}: is not in the backup")
         place.parent.mkdir(mode=0o700, exist_ok=True)
         link.rename(place)
@@ -177,7 +184,7 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
         f"if test -e {new}; then mv -nT {new} {old}; fi",
         f"mv -nT {shlex.quote(str(target))} {new}",
     ]
-    for number in facts.get("tablespaces") or {}:
+    for number in sorted({*(facts.get("tablespaces") or {})}.difference(facts.get("placed", ()))):
         lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
     return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
 

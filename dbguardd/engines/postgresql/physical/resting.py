@@ -50,7 +50,7 @@ class Resting:
     timeline: int
     checkpoint: int
     whole_pages: bool
-    spaces: Mapping[str, str]  # where its tablespaces are that are there, by their number
+    spaces: Mapping[str, str]  # where its tablespaces are, by their number
 
     @property
     def directories(self) -> list[str]:
@@ -71,7 +71,7 @@ def look_at(data: Path) -> Resting:
             detail=f"Nothing of it is overwritten. {error}",
             hints=[shlex.join(["mv", "-nT", str(data), f"{data}.broken"]) + "  # and restore again"],
         ) from error
-    spaces = {link.name: os.readlink(link) for link in links if link.is_dir()}
+    spaces = {link.name: os.readlink(link) for link in links}
     return Resting(data, major, told[0], told[2], told[7], told[5], bool(told[9]), spaces)
 
 

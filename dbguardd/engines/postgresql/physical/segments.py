@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory, denied
 from dbguardd.errors import LogBroken
@@ -16,6 +16,7 @@ _HEAD = struct.Struct("=HHIQI4xQII")
 """Magic, flags, timeline, place, length of the rest of a record; system identifier, bytes of a file, of a page."""
 _FIRST_PAGE = 2
 _FILE = re.compile("[0-9A-F]{24}")
+_TURN = re.compile(r"^[ \t]*(\d+)[ \t]+([0-9A-F]+/[0-9A-F]+)", re.MULTILINE)
 
 
 def place(text: str) -> int:
@@ -46,6 +47,10 @@ class Log:
     def history(self) -> str:
         """The name of the file that says how the timeline came to be; nothing for the first."""
         return f"{self.timeline:08X}.history" if self.timeline > 1 else ""
+
+    def on(self, timeline: int) -> Log:
+        """Return the log of the same cluster on another timeline."""
+        return replace(self, timeline=timeline)
 
     def name(self, at: int) -> str:
         """Return the name of the file in which a place lies."""
@@ -97,6 +102,11 @@ def let_go(what: str, said: str = "") -> LogBroken:
         detail=f"{why} {said}".strip(),
         hints=["raise max_slot_wal_keep_size, or back up when less is written"],
     )
+
+
+def turns_of(history: str) -> list[tuple[int, int]]:
+    """Return the timelines that a history file names, oldest first, each with the place where it was left."""
+    return [(int(timeline), place(at)) for timeline, at in _TURN.findall(history)]
 
 
 def label_start(label: bytes) -> tuple[int, int]:

@@ -1,0 +1,160 @@
+"""Which of several servers is meant: the hosts of a url are the servers of one cluster, and their roles change.
+
+libpq takes the first that answers and has the role that is asked for. Here all are asked, and all that a job does it
+does with the one that was chosen: two connections that reach two servers would make a backup of neither. And one look
+at all of them shows what is no cluster: servers of two, or two that take writes, of which one was left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dbguardd.engines.base import Finding
+from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows, text
+from dbguardd.errors import GuardError, ServerUnreachable, SourceReplaced
+from dbguardd.words import size
+
+ROLE = "target_session_attrs"
+"""The word of libpq for the role that is asked for: any, primary, standby, prefer-standby, read-write, read-only."""
+
+STANDBYS = ("any", "standby", "prefer-standby", "read-only")
+"""With these a standby may be meant."""
+
+_TOGETHER = ("host", "hostaddr", "port")  # each may be a list
+_ABOUT = b"""
+SELECT system_identifier::text, pg_is_in_recovery(), pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery()
+  THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_flush_lsn() END, '0/0')::int8
+FROM pg_control_system()
+"""
+_LAG_BYTES = 16 << 20
+"""A standby that has replayed so much less of the log than another server is said to lag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A server that answered, and what it is."""
+
+    address: Address
+    about: str
+    system: str
+    standby: bool
+    at: int  # up to where its log goes: what it has written, or replayed
+
+    @property
+    def role(self) -> str:
+        """What it is, in a word."""
+        return "standby" if self.standby else "primary"
+
+
+def each(address: Address) -> list[Address]:
+    """Return an address of each server that an address names: one for itself, of which none is asked for by its role.
+
+    An address of one server, or of a service, is what it is.
+    """
+    told = {name: address[name].split(",") for name in _TOGETHER if name in address}
+    count = max((len(found) for found in told.values()), default=1)
+    if count == 1:
+        return [address]
+    alone = {name: value for name, value in address.items() if name not in (*_TOGETHER, ROLE, "load_balance_hosts")}
+    # libpq: one port is that of all hosts; nothing in its place in the list is the usual one
+    values = {name: found * count if len(found) == 1 else found for name, found in told.items()}
+    return [{**alone, **{name: found[n] for name, found in values.items() if found[n]}} for n in range(count)]
+
+
+def meant(address: Address, about: str = "") -> Address:
+    """Return the address of the one server that is meant: the primary, unless the role says otherwise.
+
+    Raises ServerUnreachable if none has that role, SourceReplaced if they are no cluster.
+    """
+    if len(several := each(address)) == 1:
+        return address
+    about, role = about or place_of(address), address.get(ROLE, "primary")
+    seen, lost = look_at(several)
+    check_one(seen, about)
+    standbys, primaries = ([one for one in seen if one.standby is standby] for standby in (True, False))
+    wanted = {
+        "any": seen,
+        "standby": standbys,
+        "read-only": standbys,
+        "prefer-standby": [*standbys, *primaries],
+    }.get(role, primaries)
+    if not wanted:
+        said = [f"{one.about}: is a {one.role}" for one in seen]
+        raise ServerUnreachable(
+            f"{about}: no server of the url is a {'standby' if role in STANDBYS else 'primary'} now",
+            detail="; ".join([*said, *(f"{error.message}. {error.detail}" for error in lost)]),
+        )
+    return wanted[0].address
+
+
+def look_at(several: Sequence[Address]) -> tuple[list[Seen], list[GuardError]]:
+    """Ask each server what it is; return those that answered, and why the others did not."""
+    seen, lost = list[Seen](), list[GuardError]()
+    for address in several:
+        try:
+            with connected(address, about=_named(address)) as connection:
+                ((system, standby, at),) = rows(connection, _ABOUT)
+            seen.append(Seen(address, _named(address), text(system), bool(standby), at))
+        except GuardError as error:
+            lost.append(error)
+    return seen, lost
+
+
+def check_one(seen: Sequence[Seen], about: str) -> None:
+    """Raise SourceReplaced if servers are not those of one cluster, with one primary at most."""
+    if len({one.system for one in seen}) > 1:
+        raise SourceReplaced(
+            f"{about}: the servers of the url are of different clusters",
+            detail="; ".join(f"{one.about}: system identifier {one.system}" for one in seen),
+        )
+    if len(primaries := [one.about for one in seen if not one.standby]) > 1:
+        raise SourceReplaced(
+            f"{' and '.join(primaries)}: both take writes, as servers of one cluster",
+            detail="One of them was left behind when another took over, and what is written there is in no other. "
+            "dbguard goes on with neither, so that two histories are never mixed. Stop the one that is not to be "
+            "the primary, and make it anew as a standby (pg_rewind, pg_basebackup).",
+        )
+
+
+def servers(address: Address) -> Finding | None:
+    """Say what the servers of a url are, and which lags or does not answer; None for one server."""
+    if len(several := each(address)) == 1:
+        return None
+    seen, lost = look_at(several)
+    most = max((one.at for one in seen), default=0)
+    lagging = [f"{one.about} lags by {size(most - one.at)} of log" for one in seen if most - one.at > _LAG_BYTES]
+    said = ", ".join([*(f"{one.about}: {one.role}" for one in seen), *lagging, *(error.message for error in lost)])
+    if lagging:
+        said += (
+            ". See, there: SELECT status, latest_end_lsn FROM pg_stat_wal_receiver; SELECT pg_is_wal_replay_paused()"
+        )
+    return Finding("servers of the url", "inconclusive" if lagging or lost else "ok", said)
+
+
+def other_cluster(about: str, system: str, before: str) -> SourceReplaced:
+    """Return an error: a server is of another cluster than the one whose backups there are."""
+    return SourceReplaced(
+        f"{about}: is another cluster than the one whose backups there are",
+        detail=f"Its system identifier is {system}, and {before} is what was stored.",
+    )
+
+
+def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
+    """Return an error: a server is on an older timeline than what is stored, so another one has taken over from it."""
+    return SourceReplaced(
+        f"{about}: was left behind when another server took over",
+        detail=f"It is on timeline {timeline}, and timeline {before} is stored: what is written there since then is in "
+        "no history that goes on. It is to be stopped, and made anew as a standby (pg_rewind, pg_basebackup).",
+    )
+
+
+def _named(address: Address) -> str:
+    """Return which server it is, among others of the same host."""
+    return ", ".join(_parts(address))
+
+
+def _parts(address: Address) -> Iterator[str]:
+    yield address.get("host") or address.get("hostaddr", "")
+    if "port" in address:
+        yield f"port {address['port']}"

@@ -1,0 +1,112 @@
+"""Writes a backup, or a moment, to a place, and reads it through its engine: it has to be what was backed up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dbguardd.engines.base import REPLACED, Examination, Finding, Over
+from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, Unsupported
+from dbguardd.flow import LOG
+from dbguardd.jobs.base import Run, brief
+from dbguardd.jobs.moment import Moment, opened
+from dbguardd.jobs.target import making, owner_of, served
+from dbguardd.jobs.verify import DAMAGE, condemn, same_content
+from dbguardd.rules.reliance import SAFETY_NOTE
+
+
+def way_over(run: Run) -> Over:
+    """Return how the live database is written over. Raises Unsupported."""
+    if run.over is None:
+        raise Unsupported(f"{run.name}: is not restored in place")
+    return run.over
+
+
+def restore_and_compare(
+    run: Run,
+    moment: Moment,
+    target: Path,
+    hints: Sequence[str],
+    others: Mapping[str, str] | None = None,
+    *,
+    in_staging: bool = False,
+    over: bool = False,
+) -> tuple[list[Finding], Sequence[str]]:
+    """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
+
+    Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
+    fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over.
+    """
+    target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over)
+    examined, compared = _compare(run, moment, target, in_staging=in_staging)
+    then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
+    findings = brief([*examined.findings, compared, *then])
+    failed = [finding for finding in findings if finding.outcome == "failed"]
+    if failed:
+        compares = run.repository.fingerprint(moment.backup.id) is not None
+        what = "is not what was backed up" if compares else "is as it was backed up, and was damaged already then"
+        raise ProofFailed(
+            f"{run.name}: the restored copy of {moment.backup.id} {what}",
+            detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
+            hints=[f"dbguardctl list {run.name}", *hints],
+            facts={REPLACED: True} if over else {},
+        )
+    return findings, lost
+
+
+def _write(
+    run: Run, moment: Moment, target: Path, others: Mapping[str, str] | None, *, in_staging: bool, over: bool
+) -> tuple[Path, Sequence[str]]:
+    """Write the copy, durable; return where it is, and which rights of the original it lacks."""
+    started, backup = run.monotonic(), moment.backup
+    try:
+        with opened(run, moment) as tree:
+            lost: Sequence[str] = ()
+            if over:
+                target = way_over(run).overwrite(tree, target, run.progress)
+            else:
+                lost = run.snapshots.restore(tree, target, run.progress, *([others] if others else []))
+    except DAMAGE as error:
+        if LOG in error.facts:
+            error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
+            raise
+        condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
+        raise
+    except PlaceDenied as error:
+        if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
+            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a place in there",)
+        raise
+    seconds = round(run.monotonic() - started, 3)
+    run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
+    return target, lost
+
+
+def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tuple[Examination, Finding]:
+    """Read the copy through the engine; return what that found, and whether it is what was backed up."""
+
+    def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
+        # Who cannot wait may begin with a file; in a directory a server of ours is at work until this is over.
+        there = step if in_staging or served(run) else f"written to {target}, compare"
+        run.progress(there, done_bytes, total_bytes)
+
+    try:
+        examined = run.snapshots.examine(target, (), comparing)
+    except (ToolMissing, Unsupported) as error:  # a new machine lacks what reads it: what was written is whole
+        if in_staging:
+            raise
+        examined = _unread(run, target, error)
+    if moment.until is not None:
+        return examined, Finding("log since the backup", "ok", moment.said())
+    expected = run.repository.fingerprint(moment.backup.id)
+    compared = same_content(examined, expected, moment.backup)
+    if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
+        compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
+    return examined, compared
+
+
+def _unread(run: Run, target: Path, error: GuardError) -> Examination:
+    """Return what is said of a restored database that nothing on this machine can read."""
+    lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
+    then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
+    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if served(run) else {})

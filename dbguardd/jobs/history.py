@@ -1,0 +1,105 @@
+"""Whether a backup and a stored log belong together, and a server is the one whose backups there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
+from dbguardd.flow import TURNS, Facts
+from dbguardd.jobs.base import Run
+from dbguardd.repository import Chain, Link
+
+
+def check_same(run: Run, facts: Facts) -> None:
+    """Raise SourceReplaced if a backup is of another cluster than those before, or of a past that nothing goes on from.
+
+    An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
+    would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
+    a new initdb.
+    """
+    before = next((backup.facts for backup in run.repository.backups(run.name) if "system" in backup.facts), None)
+    if before is not None and facts.get("system", before["system"]) != before["system"]:
+        raise SourceReplaced(
+            f"{run.name}: is another cluster than the one whose backups there are",
+            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before['system']}. "
+            "Those backups would in time make room for its own. If that one was lost, restore it first. If this is "
+            "another server, end this protection and protect it under another name. Only if this is what has become of "
+            f"that one, by pg_upgrade or initdb: {successor(run)}",
+            hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
+        )
+    timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
+    if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
+        raise SourceReplaced(
+            f"{run.name}: its server was left behind when another one took over",
+            detail="What is stored goes on along the history of that other server, and this one is on an older "
+            "timeline: what is written here is in no history that goes on. Make it anew as a standby (pg_rewind, "
+            "pg_basebackup). Only if it is to be the primary again, whatever was written to the other: "
+            f"{successor(run)}",
+            hints=[successor(run)],
+        )
+
+
+def _goes_on(run: Run, facts: Facts) -> bool:
+    """Say if the log that is stored has not left the round of a backup before the place of it."""
+    log = run.repository.log(run.name) if "timeline" in facts else None
+    chains = [] if log is None else log.chains()
+    if log is None or not chains:
+        return True
+    with suppress(Damaged, ObjectMissing):
+        return leads(facts.get("log_place"), log.open(chains[-1].pieces[-1])[-1].until)
+    return True
+
+
+def successor(run: Run) -> str:
+    """Return the command that says: this is what has become of the database that was backed up before."""
+    return f"dbguardctl backup {run.name} --successor"
+
+
+def holds(link: Link, place: Any, at: datetime) -> bool:
+    """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
+
+    A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment
+    was committed by a moment not before that of the backup.
+    """
+    until = link.until
+    if not isinstance(place, dict) or not isinstance(place.get("position"), int):
+        return False  # none is known; what is there is the engine half's word
+    if not place["position"] and link.at >= at:
+        return True
+    return bool(until["round"] == place.get("round") and until["position"] >= place["position"])
+
+
+def leads(base: Any, until: Facts) -> bool:
+    """Say if the log that ends at a place goes on from the one that a backup is of, and has not left its round before.
+
+    What was stored of a round behind the position where it was left is no part of what follows; see flow.Segment.
+    """
+    if not isinstance(base, dict) or base.get("round") == until["round"] or not until.get(TURNS):
+        return True
+    left = next((position for round, position, *_ in until[TURNS] if round == base.get("round")), None)
+    return left is not None and base["position"] <= left
+
+
+def tip(run: Run) -> dict[str, Any] | None:
+    """Return where the stored log of the database ends now: a backup that is made from now on contains all of that."""
+    log = run.repository.log(run.name)
+    chains: Sequence[Chain] = log.chains() if log is not None else ()
+    return {"chain": chains[-1].id, "after": chains[-1].last} if chains else None
+
+
+def going_on(run: Run, before: dict[str, Any] | None, place: Any) -> dict[str, Any] | None:
+    """Return where the log goes on from a backup of a place in it: at its end `before` that, or where it began since.
+
+    Only if that beginning is not behind the place: then nothing lies between.
+    """
+    log = run.repository.log(run.name)
+    if log is not None and (chains := log.chains()) and chains[-1].id != (before or {}).get("chain"):
+        with suppress(Damaged, ObjectMissing):
+            begin, at = log.open(chains[-1].pieces[0])[0], place if isinstance(place, dict) else {}
+            known = begin.number == 0 and begin.until["round"] == at.get("round") and "position" in at
+            if known and begin.until["position"] <= at["position"]:
+                return {"chain": chains[-1].id, "after": 0}
+    return before

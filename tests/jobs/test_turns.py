@@ -1,0 +1,97 @@
+"""A log that goes on along another history: each moment is of that which counted then."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dbguardd.errors import GuardError, SourceReplaced
+from dbguardd.flow import Segment
+from dbguardd.jobs.base import instant
+from tests.jobs.world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    made.spec["database"] |= {"continuous": True}
+    made.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
+    made.engine.rights = {"system": "7", "timeline": 1}
+    made.backup(users=[1])
+    return made
+
+
+def place(position: int, turns: list[Any] | None = None) -> dict[str, Any]:
+    return {"round": "7/2", "position": position, "turns": turns} if turns else {"round": "7/1", "position": position}
+
+
+def follow(world: World, *places: dict[str, Any]) -> None:
+    """Store a segment between each two places, a second apart."""
+
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin(places[0], continued=resume is not None, because="new")
+        for since, until in zip(places, places[1:], strict=False):
+            world.later(seconds=1)
+            begin = since["position"] if since["round"] == until["round"] else until["turns"][-1][1]
+            ship.ship(Segment("log", since, until, world.now, b"w" * (until["position"] - begin)))
+
+    world.engine.follow = story  # type: ignore[attr-defined]
+    with pytest.raises(GuardError):
+        world.do("follow")
+
+
+def base(world: World, position: int, timeline: int = 1) -> str:
+    at = {"round": f"7/{timeline}", "position": position, "end": position + 1}
+    world.engine.rights = {"log_place": at, "system": "7", "timeline": timeline}
+    return world.backup(users=[position])
+
+
+def plan(world: World, at: datetime) -> tuple[str, int]:
+    to = str(world.place / "copy")
+    found = world.do("restore", database="app", dry_run=True, at=at.isoformat(), to=to)["plan"]
+    return found["backup"], found["segments"]
+
+
+def test_what_was_lost_is_in_the_moments_before_and_in_none_after(world: World) -> None:
+    follow(world, *map(place, (0, 1, 2, 3)))
+    sound = base(world, 3)
+    follow(world, *map(place, (3, 4, 5, 6)))
+    lost = base(world, 6)
+    follow(world, *map(place, (6, 7, 8)))
+    before = world.now
+    world.later(seconds=10)
+    turns = [["7/1", 4, 8, instant(world.now)]]
+    follow(world, place(8), place(6, turns), place(7, turns))
+    (told,) = world.said("log.turned")
+    assert told["lost_bytes"] == 4
+    assert plan(world, before + timedelta(seconds=5)) == (lost, 2)
+    assert plan(world, before + timedelta(seconds=10.5)) == (sound, 6)
+    assert plan(world, world.now) == (sound, 7)
+    new = base(world, 7, timeline=2)
+    follow(world, place(7, turns), place(9, turns))
+    assert plan(world, world.now)[0] == new
+
+
+def test_a_server_that_was_left_behind_makes_no_backup_unless_somebody_says_so(world: World) -> None:
+    follow(world, *map(place, (0, 1, 2, 3)))
+    base(world, 3)
+    turns = [["7/1", 3, 3, instant(world.now)]]
+    follow(world, place(3), place(5, turns))
+    for position in (4, 9):
+        with pytest.raises(SourceReplaced, match="left behind") as caught:
+            base(world, position)
+        assert caught.value.hints == ("dbguardctl backup app --successor",)
+    base(world, 5, timeline=2)
+    with pytest.raises(SourceReplaced, match="left behind"):
+        base(world, 2)
+    told: list[Any] = []
+    world.engine.follow = lambda ship, resume: told.append(resume)  # type: ignore[attr-defined]
+    for _ in range(2):
+        with pytest.raises(GuardError):
+            world.do("follow")
+        world.engine.rights = {"system": "7", "timeline": 1, "log_place": {**place(9), "end": 9}}
+        world.do("backup", database="app", successor=True)
+    assert told[0]["round"] == "7/2" and told[1] is None

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -43,7 +44,7 @@ from dbguardd.errors import GuardError, LogBroken
 from dbguardd.flow import Facts, Segment, Ship
 from dbguardd.places import PUSH_SOCKET
 
-_KEPT = 32
+_KEPT = 16
 _HEAD_BYTES = 40  # of a file: no record is in there
 _DIGEST = 32  # of its hexadecimal digits so many are kept
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
@@ -216,7 +217,7 @@ class Taking:
         self._ship.ship(Segment(STREAM, since, self._facts, self._at, part))
 
     def _move(self, position: int, check: str) -> None:
-        self._place = Place(self._place.round, position, check)
+        self._place = replace(self._place, position=position, check=check)  # with the turns of who streamed before
         self._facts = {**self._place.facts(), FILES: dict(self._files)}
 
     # ------------------------------------------------------------------------------------------ who asks

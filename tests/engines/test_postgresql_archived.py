@@ -131,7 +131,7 @@ def test_a_log_that_does_not_go_on_begins_anew_and_says_why(taken):
         "another log": {"files": {**resume["files"], name: "0" * 32}},
         "removed a part": {"position": SEGMENT, "files": {}},
         "less of its log": {"position": 1 << 50},
-        "timeline": {"round": resume["round"].replace("/1", "/7")},
+        "timeline": {"round": resume["round"].replace("/1", "/0")},
     }
     for why, said in wrong.items():
         taken.start(resume={**resume, **said})

@@ -378,7 +378,7 @@ def test_a_log_that_begins_anew_while_a_backup_is_made_goes_on_from_that_backup(
     bytes_follow(world, 1, 3)
     dump = world.engine.dump
 
-    def slowly(sink: Any, progress: Any) -> Any:
+    def slowly(sink: Any, progress: Any, **how: Any) -> Any:
         log = world.repository.log("app")
         assert log is not None
         world.later(hours=1)
@@ -386,7 +386,7 @@ def test_a_log_that_begins_anew_while_a_backup_is_made_goes_on_from_that_backup(
         world.later(hours=1)
         log.append(chain, Segment("main", place(7), place(9), world.now, b"ww"))
         world.engine.snapshot_at = world.now.isoformat()
-        return dump(sink, progress)
+        return dump(sink, progress, **how)
 
     world.engine.dump = slowly  # type: ignore[method-assign]
     world.engine.rights = {"log_place": {**place(9), "end": 10}}
@@ -401,11 +401,11 @@ def test_the_log_that_was_written_while_a_backup_was_made_stays_as_long_as_what_
     bytes_follow(world, 1, 3)
     dump = world.engine.dump
 
-    def slowly(sink: Any, progress: Any) -> Any:
+    def slowly(sink: Any, progress: Any, **how: Any) -> Any:
         bytes_follow(world, 4, 40)
         world.later(hours=2)
         world.engine.snapshot_at = world.now.isoformat()
-        return dump(sink, progress)
+        return dump(sink, progress, **how)
 
     world.engine.dump = slowly  # type: ignore[method-assign]
     world.engine.rights = {"log_place": {**place(40), "end": 41}}

@@ -126,7 +126,7 @@ def test_a_log_that_does_not_go_on_begins_anew_and_says_why(taken):
     assert taken.ask(name).startswith("ok")
     taken.follower.kill()
     resume = taken.follower.resume()
-    assert list(resume["files"]) == [*resume["files"]][-16:] and name in resume["files"]
+    assert name in resume["files"] and len(resume["files"]) <= 16
     wrong = {
         "another log": {"files": {**resume["files"], name: "0" * 32}},
         "removed a part": {"position": SEGMENT, "files": {}},

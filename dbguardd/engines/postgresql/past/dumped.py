@@ -1,4 +1,4 @@
-"""A database of the past out of a dump: its definitions are there at once, the rows of a table when they are asked for.
+"""A database of the past out of a dump: its definitions are there at once, rows when they are asked for.
 
 A dump is made anew by a role without rights (see sandbox), which owns all of it then. Its definitions take a moment;
 of its rows only those are loaded that a question is about, so that one table of a large dump does not cost all others.

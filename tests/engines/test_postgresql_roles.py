@@ -4,13 +4,15 @@ import signal
 from datetime import UTC, datetime
 
 import pytest
+from engine_memory import no_progress
 from postgres_follow_world import STAGING, Follower, asked, base, moment, proven, restored
 from postgres_pages_world import failed, own_place
 from postgres_pair_world import demote, lose, pair, promote, replayed
 from postgres_world import as_owner
 
+from dbguardd.engines.postgresql.physical.forward import find_point
 from dbguardd.engines.postgresql.physical.history import timeline_in
-from dbguardd.engines.postgresql.physical.segments import turns_of
+from dbguardd.engines.postgresql.physical.segments import place, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.errors import Damaged, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
@@ -56,6 +58,7 @@ class Life:
         demote(one, two)
         replayed(two, one)
         one.stop(signal.SIGINT)
+        two.sql("SELECT pg_create_restore_point('lost')")
         self.note(two)  # what comes to nothing
         self.dead = as_owner(base, both)
         self.note(two)
@@ -66,6 +69,8 @@ class Life:
             conf.write("primary_conninfo = ''\n")
         one.start()
         promote(one)
+        self.note(one)
+        self.kept = one.sql("SELECT pg_create_restore_point('kept')"), one.sql(SUM)
         self.note(one)
         self.follower.start()
         self.follower.catches_up()
@@ -121,6 +126,18 @@ def test_any_moment_comes_back_as_it_was_across_timelines(life):
             when, what = life.known[number]
             as_owner(restored, life.both, life.to(when, backup), place / name)
             assert asked(life.both, place / name, SUM) == [what], name
+
+
+def test_a_restore_point_is_found_where_the_cluster_went(life):
+    """And none in what was lost, though its bytes are there."""
+    tree = life.to(backup=life.second)
+    found = as_owner(lambda: {name: find_point(tree, name, no_progress) for name in ("lost", "kept")})
+    lsn, what = life.kept
+    assert found["lost"] is None and place(lsn) - 512 < found["kept"] < place(lsn)
+    tree.facts["moment"]["target"] = {"position": found["kept"], "name": "kept"}
+    with own_place() as target:
+        as_owner(restored, life.both, tree, target / "restored")
+        assert asked(life.both, target / "restored", SUM) == [what]
 
 
 def test_the_log_is_proven_by_the_backup_after_a_switch(life):

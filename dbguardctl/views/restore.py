@@ -24,6 +24,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     place = str(plan.get("to"))
     untouched = "(replaces the live database)" if plan.get("in_place") else f"({name} itself is not touched)"
     takes = plan.get("takes_seconds")
+    then = ", and the recovery along its log" if plan.get("log_bytes") else ""
     free = f", {size(plan['free_bytes'])} are free" if plan.get("free_bytes") is not None else ""
     rows: list[tuple[Cell | str, ...]] = [
         ("from", f"backup {plan.get('backup')}, {sure}"),
@@ -31,7 +32,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("to", f"{place}   {untouched}"),
         *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
-        ("takes", f"about {span(takes)}" if takes is not None else "unknown: no restore of it was measured"),
+        ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore of it was measured"),
         ("do it", Cell(command(row, plan), "try")),
     ]
     if not plan.get("in_place") and plan.get("replaceable", True):

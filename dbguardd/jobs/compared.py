@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from dbguardd.engines.base import REPLACED, Examination, Finding, Over
@@ -22,6 +23,16 @@ def way_over(run: Run) -> Over:
     return run.over
 
 
+@contextmanager
+def replaced() -> Iterator[None]:
+    """Say of every error inside the block that the live database was changed before."""
+    try:
+        yield
+    except GuardError as error:
+        error.facts[REPLACED] = True
+        raise
+
+
 def restore_and_compare(
     run: Run,
     moment: Moment,
@@ -38,7 +49,8 @@ def restore_and_compare(
     fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over.
     """
     target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over)
-    examined, compared = _compare(run, moment, target, in_staging=in_staging)
+    with replaced() if over else nullcontext():
+        examined, compared = _compare(run, moment, target, in_staging=in_staging)
     then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
     findings = brief([*examined.findings, compared, *then])
     failed = [finding for finding in findings if finding.outcome == "failed"]

@@ -27,7 +27,7 @@ from dbguardd.errors import (
 from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.compared import restore_and_compare, way_over
+from dbguardd.jobs.compared import replaced, restore_and_compare, way_over
 from dbguardd.jobs.moment import Moment, at_place, at_point, reach
 from dbguardd.jobs.target import (
     check_directory,
@@ -190,7 +190,8 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety):
         findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True)
-        over.put(place)
+        with replaced():
+            over.put(place)
     return findings, safety
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, local
 from typing import Protocol, TypeVar
 
 from blake3 import blake3
@@ -104,7 +104,7 @@ def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
 
 def mend(source: Mending, file: int, progress: Callable[[int], None]) -> int:
     """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver()."""
-    digest, one_writer = source.hash(), Lock()
+    digest, one_writer, own = source.hash(), Lock(), local()
     try:
         os.ftruncate(file, source.size)
     except OSError as error:
@@ -112,7 +112,7 @@ def mend(source: Mending, file: int, progress: Callable[[int], None]) -> int:
 
     def write(numbers: range) -> tuple[int, bytes]:
         start, length = source.span(numbers)
-        pieces, digests = source.differing(numbers, _there(source, file, start, length))
+        pieces, digests = source.differing(numbers, _there(source, file, start, length, own))
         with one_writer:
             for at, piece in pieces:
                 _pwrite(source, file, [piece], at)
@@ -125,8 +125,11 @@ def mend(source: Mending, file: int, progress: Callable[[int], None]) -> int:
     return source.size
 
 
-def _there(source: Source, file: int, start: int, length: int) -> memoryview:
-    view = memoryview(bytearray(length))
+def _there(source: Source, file: int, start: int, length: int, own: local) -> memoryview:
+    """Read what is there, into the buffer of this thread: new memory for each batch would cost more than reading."""
+    if len(getattr(own, "buffer", b"")) < length:
+        own.buffer = memoryview(bytearray(length))
+    view: memoryview = own.buffer[:length]
     done = 0
     try:
         while done < length and (count := os.preadv(file, [view[done:]], start + done)):

@@ -53,18 +53,18 @@ class PagesReader:
 
         An extent that has its digest in `old` is not fetched.
         """
-        places = [self._map.locate(extent) for extent in numbers]
-        digests = b"".join([leaves.digests[DIGEST * at : DIGEST * at + DIGEST] for leaves, at in places])
-        found = self._map.reader.digests.parts(old)
-        wanted = [
-            number
+        digests, found = self._map.digests(numbers.start, numbers.stop), self._map.reader.digests.parts(old)
+        if found == digests:
+            return [], digests
+        places = {
+            number: self._map.locate(numbers[number])
             for number in range(len(numbers))
             if found[DIGEST * number : DIGEST * number + DIGEST] != digests[DIGEST * number : DIGEST * number + DIGEST]
-        ]
-        frames = self._frames([places[number] for number in wanted])
+        }
+        frames = self._frames([*places.values()])
         pieces: list[tuple[int, Piece]] = []
-        for number in wanted:
-            piece = self._extent(numbers[number], *places[number], frames)
+        for number, place in places.items():
+            piece = self._extent(numbers[number], *place, frames)
             new = memoryview(bytes(piece) if isinstance(piece, int) else piece)
             for start, end in _runs(new, old[number * EXTENT : number * EXTENT + EXTENT], self._unit):
                 pieces.append((numbers[number] * EXTENT + start, new[start:end]))

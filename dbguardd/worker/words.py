@@ -139,7 +139,7 @@ def _proven(name: str, made: Json, took: str) -> Iterator[str]:
 
 
 def _plan(name: str, plan: Json) -> Iterator[str]:
-    takes = plan["takes_seconds"]
+    takes, more = plan["takes_seconds"], ", and the recovery along its log" if plan["log_bytes"] else ""
     yield f"Would restore {name} as it was at {plan['created_at']}"
     yield f"  from   backup {plan['backup']}, {'FAILED' if plan['failure'] else plan['grade']}"
     if plan["segments"]:
@@ -151,7 +151,7 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
     for one in plan["tablespaces"]:
         yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"
-    yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}'}"
+    yield f"  takes  {'unknown: no restore of it was measured' if takes is None else f'about {span(takes)}{more}'}"
     yield "Nothing was done."
 
 

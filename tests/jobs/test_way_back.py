@@ -3,8 +3,8 @@
 import pytest
 
 from dbguardd.engines.base import REPLACED, Examination, Finding
-from dbguardd.errors import NotFound, ProofFailed
-from tests.jobs.world import World
+from dbguardd.errors import Degraded, NotFound, ProofFailed
+from tests.jobs.world import ToyOver, World
 
 
 @pytest.fixture
@@ -89,3 +89,38 @@ def test_where_only_safety_copies_are_left_nothing_is_chosen(world):
     with pytest.raises(NotFound, match="no backup to rely on") as caught:
         world.do("restore", database="app", dry_run=True)
     assert "safety copy" in caught.value.detail
+
+
+def test_what_is_written_over_keeps_its_way_back_until_it_is_known_to_be_right(world):
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path)}
+    first = world.backup(users=[1])
+    world.write(users=[2])
+    request = {"database": "app", "backup": first, "in_place": True, "confirm": "app"}
+    world.engine.refuse_examine = Degraded("no server could be started")
+    with pytest.raises(Degraded):
+        world.do("restore", **request)
+    assert not world.path.exists() and not world.said("restore.kept")
+    (safety,) = [id for id, holds in world.repository.holds().items() if holds]
+    world.engine.refuse_examine = None
+    done = world.do("restore", **request)  # it goes on, and nothing new is kept of what is half written
+    assert world.live() == {"users": [1]} and done["safety_copy"] == safety
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [2]}
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [1]}
+
+
+def test_half_of_a_restore_is_undone_once(world):
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path)}
+    first = world.backup(users=[1])
+    world.write(users=[2])
+    world.engine.refuse_examine = Degraded("no server could be started")
+    with pytest.raises(Degraded):
+        world.do("restore", database="app", backup=first, in_place=True, confirm="app")
+    world.engine.refuse_examine = None
+    undone = world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [2]} and undone["undo"] is None
+    with pytest.raises(NotFound, match="no restore to undo"):
+        world.do("undo", database="app", confirm="app")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, TablePrint
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Present, Probe, TablePrint
 from dbguardd.errors import Cancelled, SourceMissing, TargetInUse
 from dbguardd.jobs import JOBS
 from dbguardd.jobs.base import Run
@@ -88,6 +88,34 @@ class ToyEngine:
         self.path.write_bytes(source.read_bytes())
 
 
+class ToyOver:
+    """Restores a toy over the live one: until put() it has another name."""
+
+    def __init__(self, engine: ToyEngine) -> None:
+        self.engine = engine
+        self.aside = engine.path.with_name("aside.json")
+
+    def present(self, live, facts):
+        return Present(1, 1 << 40, begun=self.aside.exists())
+
+    def check_unused(self, live, facts):
+        self.engine.check_unused()
+
+    def keep(self, live, facts, sink, progress):
+        return {**self.engine.dump(sink, progress), "directory": str(live)}
+
+    def overwrite(self, tree, live, progress):
+        if live.exists():
+            live.rename(self.aside)
+        self.aside.unlink()
+        self.engine.restore(tree, self.aside, progress)
+        return self.aside
+
+    def put(self, live):
+        self.aside.rename(live)
+        return str(live)
+
+
 def _print(data: bytes | None) -> Fingerprint:
     assert data is not None
     tables = {name: TablePrint(len(rows), json.dumps(rows)) for name, rows in json.loads(data).items()}
@@ -107,6 +135,7 @@ class World:
         self.engine = ToyEngine(self.path, place / "staging")
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.cancelled = False
+        self.over: ToyOver | None = None
         self.chances = [0.5]  # what is drawn by chance, the last one for ever
         self.spec: dict[str, Any] = {
             "database": {
@@ -159,6 +188,7 @@ class World:
             report=lambda event, /, **facts: self.events.append((event, facts)),
             progress=self._progress,
             cancelled=lambda: self.cancelled,
+            over=self.over,
             chance=lambda: self.chances.pop(0) if len(self.chances) > 1 else self.chances[0],
         )
         return job.run(run, job.request(**request))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.postgres_world import Cluster, alive_processes, cluster, owner
+from tests.engines.postgres_world import Cluster, cluster, owner
 from tests.process.house import House, until
 
 IN_PLACE = ("restore", "cluster", "--in-place", "--confirm", "cluster")
@@ -82,6 +82,5 @@ def test_in_place_and_back_and_killed_between(served: House, live: Cluster) -> N
         assert house.ctl(*undo).status == 0
     live.start()
     assert counted(live) == "15000" and live.sql("SELECT n FROM later") == "1"
-    until(lambda: alive_processes("worker", "engine") == [], house.jobs)
     house.idle()
     house.is_sound()

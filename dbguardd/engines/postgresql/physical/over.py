@@ -60,7 +60,7 @@ class PagesOver:
         if found is None or where.name.endswith(ASIDE):
             raise SourceMissing(f"{live}: there is nothing whole to keep")
         with resting.held(found, where, str(facts.get("service") or "")):
-            made = resting.keep(found, sink, facts, progress)
+            made = {**resting.keep(found, sink, facts, progress), "directory": str(live)}
             self._kept = _digest(where)
         return made
 

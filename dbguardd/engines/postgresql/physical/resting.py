@@ -162,7 +162,6 @@ def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Fact
         return {
             **{name: facts.get(name) for name in _INHERITED},
             "resting": True,
-            "directory": str(facts["directory"]),
             "owner": pwd.getpwuid(os.fstat(directory.file).st_uid).pw_name,
             "major": resting.major,
             "system": str(resting.system),

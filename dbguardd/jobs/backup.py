@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Untold
 from dbguardd.errors import SourceReplaced, Usage
 from dbguardd.flow import Facts
-from dbguardd.jobs.base import Job, Result, Run, instant, row
+from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
 from dbguardd.jobs.moment import tip
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
@@ -58,7 +59,7 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
             blocked_seconds=facts.get("blocked_seconds"),
-            directory=facts.get("directory"),
+            **seen(made),
         )
         if fingerprint:
             content = run.snapshots.fingerprint(run.progress)
@@ -66,7 +67,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
                 run.report("snapshot.untold", backup=made.id, reason=content.why)
             else:
                 run.repository.attest(made.id, to_json(content), run.now())
-                run.report("snapshot.fingerprinted", backup=made.id, tables=content.count, rows=content.rows)
+                facts = {"database": run.name, "tables": content.count, "rows": content.rows}
+                run.report("snapshot.fingerprinted", backup=made.id, **facts)
     finally:
         run.snapshots.release()
     run.report(
@@ -85,13 +87,17 @@ def _check_same(run: Run, facts: Facts) -> None:
         (backup.facts["system"] for backup in run.repository.backups(run.name) if "system" in backup.facts), None
     )
     if before is not None and facts.get("system", before) != before:
+        url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Those backups "
-            "would in time make room for its own. If that one was lost, restore it first. If this is another server, "
-            "end this protection and protect it under another name. Only if this is what has become of that one, by "
-            f"pg_upgrade or initdb: dbguardctl backup {run.name} --successor",
-            hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
+            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before}. Nothing was "
+            "stored: the backups of that one would in time make room for its own. Which of these is it?",
+            hints=[
+                f"dbguardctl restore {run.name}  # that one was lost; RESTORE.txt says how it takes its place",
+                f"dbguardctl unprotect {run.name}  # this is another one; then the next line",
+                f"{shlex.join(['dbguardctl', 'protect', url])} --name {run.name}-2",
+                f"dbguardctl backup {run.name} --successor  # this is what has become of that one: pg_upgrade, initdb",
+            ],
         )
 
 

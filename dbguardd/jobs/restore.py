@@ -37,7 +37,7 @@ from dbguardd.jobs.target import (
     check_target,
     free_bytes,
     live,
-    making,
+    making_another,
     new_place,
     owner_of,
     served,
@@ -63,7 +63,7 @@ def restore(run: Run, request: Restore) -> Result:
         )
     moment = reach(run, request.backup, request.at)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
-    check_target(run, target, request)
+    check_target(run, target, request, moment)
     check_directory(moment.backup, target)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
     if request.dry_run:
@@ -221,7 +221,7 @@ def _write(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> Seque
         raise
     except PlaceDenied as error:
         if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
-            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a place in there",)
+            error.hints = (making_another(backup, target),)
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)

@@ -112,7 +112,7 @@ class Twice:
 
         def asking():
             with ExitStack() as stack:
-                pasts, revival = [], Revival("")
+                pasts, revival = [], Revival({})
                 for name in names:
                     revived = revival.revive(
                         tree(*self.backups[name]), self.place / f"all{name}", database, no_progress

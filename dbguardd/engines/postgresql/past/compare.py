@@ -289,7 +289,8 @@ def _listed(columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Fac
 
 def _script(side: Side, table: Table, columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Facts:
     """Write the rows as statements. What is there by now, under the same key, stays as it is."""
-    meter.write(remark(f"rows of {table.quoted} that are missing, {meter.about}.", table, side.past.database))
+    run = side.past.running(table.owner)
+    meter.write(remark(f"rows of {table.quoted} that are missing, {meter.about}.", table, run))
     meter.write(b"-- What is there under the same key stays.\n")
     settings = ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "lc_monetary = 'C'", "xmloption = 'content'")
     always = (f"client_encoding = '{side.reader.encoding}'", "standard_conforming_strings = on")

@@ -8,6 +8,7 @@ ends as that role. The superuser only makes it, from the server's own template, 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from dbguardd.engines.postgresql.physical.queries import READS, make_reader
 from dbguardd.engines.postgresql.physical.rebuild import fill
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
 from dbguardd.flow import Facts, Tree
 
@@ -38,10 +40,16 @@ class Past:
     server: Server
     role: str
     database: str
+    live: Address  # of the live server, where the policy says it
+    superuser: str
 
     def address(self) -> Address:
         """Return where it is and as whom it is asked, for libpq."""
         return {**self.server.address(self.role), "dbname": self.database, "options": READS}
+
+    def running(self, owner: str) -> str:
+        """Return the command that has the live server run a text that is taken out, up to the text."""
+        return running(self.live, self.superuser, owner, self.database)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -54,10 +62,10 @@ class Past:
 
 
 class Revival:
-    """Clusters of the past that this job has brought back. `named` is the database that the policy's url names."""
+    """Clusters of the past that this job has brought back. `live` is what the policy's url says, if there is one."""
 
-    def __init__(self, named: str) -> None:
-        self._named = named
+    def __init__(self, live: Address) -> None:
+        self._live, self._named = live, live.get("dbname", "")
         self._facts: dict[Path, Facts] = {}
 
     def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
@@ -88,11 +96,11 @@ class Revival:
         settings = {**settings_for(facts), "temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB"}
         try:
             with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
-                yield self._let_in(server, revived.database, about)
+                yield self._let_in(server, revived.database, str(facts["superuser"]), about)
         finally:
             shutil.rmtree(revived.place, ignore_errors=True)
 
-    def _let_in(self, server: Server, database: str, about: str) -> Past:
+    def _let_in(self, server: Server, database: str, user: str, about: str) -> Past:
         """Make the role that asks. Raises Usage if it is not clear which database is meant."""
         address = {**server.address(), "options": _SETTINGS}
         with connected(address, "template1", about="throw-away server") as superuser:
@@ -105,7 +113,7 @@ class Revival:
                 b"ALTER ROLE ALL RESET session_preload_libraries",  # neither may the role set it, nor be without it
             ):
                 superuser.execute(statement, prepare=False)
-        return Past(server, role, named)
+        return Past(server, role, named, self._live, user)
 
     def _meant(self, database: str, names: Sequence[str], about: str) -> str:
         """Return the database that is meant: that is named, in the url else, or the only one of users. Raises Usage."""
@@ -120,7 +128,7 @@ class Revival:
         raise Usage(
             f"{about}: {what}".removeprefix(": "),
             detail=f"Its databases: {listed}.",
-            hints=["--database NAME, one of these"],
+            hints=[shlex.join(["--database", (others or names)[0]]) + "  # or another of these"],
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.child import tool
@@ -49,7 +47,7 @@ def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     tools = find_tools("pg_dump", past.server.tools.major, need="a table is written by it")
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
     words = [tools.path("pg_dump"), "--no-password", f"--dbname={make_conninfo('', **past.address())}", *encoding]
-    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past.database))
+    meter.write(remark(f"{table.quoted} of {meter.about}.", table, past.running(table.owner)))
     with tool([*words, *(f"--table={one}" for one in wanted)], keep=(past.server.place,)) as dump:
         while piece := dump.read(meter.alive):
             meter.write(piece)
@@ -61,13 +59,13 @@ def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     return {"rows": int(rows or 0), "triggers": 0}
 
 
-def remark(what: str, table: Table, database: str) -> bytes:
+def remark(what: str, table: Table, run: str) -> bytes:
     """Return the head of a text that psql runs: what it is, and as whom it should be run."""
-    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", one_line(database), "-f"])
     return (
         f"-- Made by dbguard: {one_line(what)}\n"
-        f"-- Run: {words} THIS\n"
-        f"-- As its owner ({one_line(table.owner)}), no superuser: its checks and triggers run as who runs this.\n"
+        f"-- Read it, then run it: {run} <THIS\n"
+        f"-- As its owner ({one_line(table.owner)}): its checks and triggers run as who runs this. A hostile one can\n"
+        "-- undo a SET ROLE: if that is to be feared, log in as the owner, by his password.\n"
     ).encode(errors="surrogateescape")
 
 

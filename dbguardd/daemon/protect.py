@@ -205,6 +205,8 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
     if wanted.continuous and not found.wal:
         raise _not_followed(found)
+    if wanted.confirm not in ("", wanted.adopt):
+        raise Usage(f"{real}: what is confirmed is the name that is adopted, not {wanted.confirm!r}")
     if wanted.name and wanted.adopt:
         raise Usage(f"{real}: what is adopted keeps its name, {wanted.adopt}")
     chosen = choose_name(wanted.adopt or wanted.name, real, policy)

@@ -150,7 +150,8 @@ class Twice:
             past = self.past(**settings)
             revived = [past.revive(tree(*self.backups[name]), place, database, no_progress) for name, place in places]
             asked = (revived,) if verb == "missing" else revived
-            facts = getattr(past, verb)(*asked, *words, bounds, told)
+            facts = dict(getattr(past, verb)(*asked, *words, bounds, told))
+            assert facts.pop("in_database") == (database or "shop")
             return facts, told
 
         return as_owner(asking)

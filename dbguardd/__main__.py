@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
                 kind: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": _given}
                 if type(field.default) is int:
                     kind = {"type": int, "default": field.default}
-                verb.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **kind)
+                flag = "database" if field.name == "in_database" else field.name.replace("_", "-")
+                verb.add_argument(f"--{flag}", dest=field.name, help=field.metadata["help"], **kind)
     return parser
 
 

@@ -353,9 +353,6 @@ class ToolMissing(GuardError):
     advice = "Install the programs of the server's version, such as apt-get install postgresql-client-15."
 
 
-# ------------------------------------------------------------------------------------------------ 3: storage
-
-
 class SourceReplaced(GuardError):
     """A server is another one than that whose backups there are."""
 
@@ -363,6 +360,9 @@ class SourceReplaced(GuardError):
     http_status = 502
     meaning = "No backup was made. Earlier backups are untouched, and nothing takes their place."
     advice = "If what was backed up was lost, restore it first; else say which of the two it is, as shown."
+
+
+# ------------------------------------------------------------------------------------------------ 3: storage
 
 
 class Unreachable(GuardError):

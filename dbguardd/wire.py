@@ -331,6 +331,7 @@ class StorageStatus:
     stored_bytes: int | None  # null: the repository there was not read yet
     problem: dict[str, Any] | None
     beside: list[str] = field(default_factory=list)  # the databases on the same file system, as far as that can be seen
+    reading_job: str | None = None  # the job that reads what is in it
 
 
 @dataclass(slots=True)

@@ -19,7 +19,9 @@ OVERWRITING = (
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SECRETS = re.compile(r"AGE-SECRET-KEY-[0-9A-Z]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.I | re.S)
-_COMMAND = re.compile(r"(sudo )?(\S*dbguardctl|\S*dbguardd|systemctl|chmod|chown|mkdir|groupadd|sqlite3) ")
+_COMMAND = re.compile(
+    r"(sudo )?(\S*dbguardctl|\S*dbguardd|systemctl|chmod|chown|mkdir|install|groupadd|sqlite3|runuser) "
+)
 _LOOK = re.compile(
     r"(sudo )?\S*(systemctl (status|cat)\b|dbguard(ctl|d)\b(.* --(help|version|dry-run|check-config)\b"
     r"| (status|list|show|log|check|schedule|config (check|diff|show|explain)"

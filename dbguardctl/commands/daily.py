@@ -31,7 +31,8 @@ def status(session: Session, database: str | None = None) -> int:
     rows = [row for row in answer["databases"] if row["name"] == database]
     if not rows:
         names = [row["name"] for row in answer["databases"]]
-        raise NotFound(f"{database}: there is no such database", detail=did_you_mean(database, names))
+        why = did_you_mean(database, names)
+        raise NotFound(f"{database}: there is no such database", detail=why, hints=["dbguardctl status"])
     if session.json:
         session.print_json({**answer, "databases": rows})
     else:
@@ -101,8 +102,9 @@ def show(session: Session, id: str) -> None:
 def hold(session: Session, id: str, reason: str) -> None:
     """Keep a backup whatever the policy says, until `release`."""
     answer = session.daemon.post("backups", id, "hold", body={"reason": reason})
-    undo = Cell(f"dbguardctl release {id}", "try")
-    session.answer(answer, [text(Cell("ok", "good"), f"  backup {id} is held: {reason}   end it: ", undo)])
+    held = str(answer["backup"])  # which may be more than was typed
+    undo = Cell(f"dbguardctl release {held}", "try")
+    session.answer(answer, [text(Cell("ok", "good"), f"  backup {held} is held: {reason}   end it: ", undo)])
 
 
 @click.command(cls=Command)
@@ -111,7 +113,7 @@ def hold(session: Session, id: str, reason: str) -> None:
 def release(session: Session, id: str) -> None:
     """End the holds of a backup: from now on the policy decides again."""
     answer = session.daemon.post("backups", id, "release")
-    session.answer(answer, [text(Cell("ok", "good"), f"  backup {id} is no longer held")])
+    session.answer(answer, [text(Cell("ok", "good"), f"  backup {answer['backup']} is no longer held")])
 
 
 @click.command(cls=Command)

@@ -88,7 +88,8 @@ def must_be_known(session: Session, database: str | None) -> None:
         return
     names = [str(row["name"]) for row in session.daemon.get("status")["databases"]]
     if database not in names:
-        raise NotFound(f"{database}: there is no such database", detail=did_you_mean(database, names))
+        why = did_you_mean(database, names)
+        raise NotFound(f"{database}: there is no such database", detail=why, hints=["dbguardctl status"])
 
 
 @click.command(cls=Command)

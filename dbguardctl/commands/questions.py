@@ -8,12 +8,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from shlex import join
 from typing import Any
 
 import click
 
 from dbguardctl import watch
-from dbguardctl.app import Command, pass_session
+from dbguardctl.app import PROGRAM, Command, pass_session
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import complete_id, database_argument, request_options, text_option
 from dbguardctl.screen import Cell, text
@@ -80,7 +81,7 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
     if session.json:
         session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
                             "to": os.path.abspath(to)})  # fmt: skip
-    _conclude(session, [view.taken_out(result, to)], to)
+    _conclude(session, view.taken_out(result, to), to)
 
 
 def _text(session: Session, verb: str, fields: Mapping[str, Any], to: str) -> Json:
@@ -248,12 +249,18 @@ def ask(session: Session, verb: str, fields: Mapping[str, Any]) -> Json:
         wanted["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
     job = watch.wait(session, watch.start(session, verb, wanted, quiet=True))
     if error := watch.failure(job):
+        error.hints = tuple(_whole(session, hint) for hint in error.hints)
         raise error
     told = [job["result"][name] for name in ("older", "newer")] if "older" in job["result"] else [job["result"]]
     for result in told:
-        for cells in view.said_of(result, session.zone):
+        for cells in view.said_of(result, job["result"].get("in_database") or "", session.zone):
             session.say(*cells)
     return job
+
+
+def _whole(session: Session, hint: str) -> str:
+    """Return a hint that is an option as the command that was typed, with it."""
+    return f"{join([PROGRAM, *session.arguments])} {hint}" if hint.startswith("--") else hint
 
 
 def answer_of(session: Session, job: Json) -> Iterator[Any]:

@@ -115,6 +115,7 @@ def reload(session: Session) -> None:
 @text_option("--name", metavar="NAME", help="Name of the database; otherwise made from the path.")
 @click.option("--continuous", is_flag=True, help="Follow its log as well: any second can be restored.")
 @text_option("--adopt", metavar="NAME", help="It is NAME, of which only backups are left: go on with those.")
+@text_option("--confirm", metavar="NAME", help="With --adopt: it is that one, although it does not look like it.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @pass_session
 def protect(session: Session, path: str, dry_run: bool, **asked: Any) -> int:

@@ -118,6 +118,8 @@ def prune(session: Session, database: str | None, no_wait: bool, timeout: str, *
     limit = seconds(timeout)
     if fields["confirm"] and not database:
         raise Usage("prune: --confirm is for one database", hints=["dbguardctl prune NAME --confirm NAME"])
+    if fields["confirm"] and fields["confirm"] != database:
+        raise Usage(f"prune: --confirm says {fields['confirm']!r}, and the database is {database}")
     session.wanted_database = database or ""
     names = [database] if database else names_of(session)
     requests = [{"database": name, **fields} for name in names]

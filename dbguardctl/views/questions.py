@@ -21,10 +21,12 @@ _SIGNS = {"added": ("+", "good"), "removed": ("-", "bad"), "changed": ("~", "war
 _HEAD = ("TABLE", "ADDED", "REMOVED", "CHANGED", "KEY", "NOTE")
 
 
-def said_of(result: Json, zone: tzinfo | None) -> Iterator[Sequence[Cell | str]]:
-    """Yield lines that say which backup an answer is from, and what that is worth."""
+def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[Cell | str]]:
+    """Yield lines that say which backup an answer is from, of which database of a server, and what that is worth."""
     grade = Cell("FAILED", "bad") if result["failure"] else Cell(result["grade"], _GRADES.get(result["grade"], ""))
-    yield "as it was at ", Cell(absolute(result["created_at"], zone), "strong"), f": backup {result['backup']}, ", grade
+    of = f" of database {asked}" if asked else ""
+    at = Cell(absolute(result["created_at"], zone), "strong")
+    yield "as it was at ", at, f": backup {result['backup']}{of}, ", grade
     if log := result.get("segments"):
         yield f"with {count(log, 'segment')} of its log; the sum of all pages, which a restore compares, was not"
     for warning in result["warnings"]:
@@ -73,11 +75,20 @@ def _plain(item: Any) -> str:
             return str(item)
 
 
-def taken_out(result: Json, to: str) -> Sequence[Cell | str]:
-    """Return the line that says what of a table is where."""
+def taken_out(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
+    """Yield lines that say what of a table is where, and how it comes into a database."""
     where = f" is at {to}" if to else ""
     left = f" \N{MIDDLE DOT} without {count(result['triggers'], 'trigger')}" if result["triggers"] else ""
-    return Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
+    yield Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
+    yield from _run(result, to)
+
+
+def _run(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
+    """Yield the line that says where it stands how a server runs what was written."""
+    if to and result.get("in_database"):
+        from shlex import quote  # noqa: PLC0415 - only here
+
+        yield Cell("then  ", "dim"), Cell(f"head -4 {quote(to)}", "try"), "  # says how the live server runs it"
 
 
 def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Cell | str]]:
@@ -90,6 +101,8 @@ def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Ce
 
         command = join(["dbguardctl", *(word for word in typed if word not in ("--sql", "--json")), "--to", "FILE"])
         yield Cell("try  ", "dim"), Cell(command, "try")
+    if result["rows"]:
+        yield from _run(result, to)
 
 
 def difference(found: Mapping[str, list[Json]], *, summary: bool) -> list[Block]:

@@ -60,7 +60,8 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
         blocks += [Line(), text("No database is protected yet.  ", Cell("fix  ", "dim"), protect)]
     wrong = _wrong(answer, rows, screen, now, zone)
     blocks += [Line(), *wrong] if wrong else []
-    return [*blocks, Line(), *_storages(answer["storages"], screen), *_keys(answer["keys"], screen, now, zone)]
+    blocks += [Line(), *_storages(answer["storages"], screen, now, zone)]
+    return [*blocks, *_keys(answer["keys"], screen, now, zone)]
 
 
 def is_bare(key: Json) -> bool:
@@ -192,15 +193,23 @@ def _problem(name: str, problem: Json, screen: Screen, style: str) -> list[Block
     return blocks + [text(Cell("try  ", "dim"), Cell(str(hint), "try"), indent=4) for hint in hints]
 
 
-def _storages(rows: list[Json], screen: Screen) -> list[Block]:
+def _storages(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
     blocks: list[Block] = []
     for row in rows:
         if not row["ok"]:
             problem = row["problem"] or {"message": "not reachable", "code": "DBG-3001"}
+            if again := problem.get("next_try_at"):
+                waits = f"What is in it is not known; reading it is tried again {when(again, now, zone, seconds=True)}."
+                problem = {**problem, "detail": f"{problem.get('detail') or ''}\n{waits}".strip()}
             blocks += _problem(f"storage {row['name']}", problem, screen, "bad")
             continue
         unread = row["stored_bytes"] is None
-        if unread:
+        if unread and row.get("reading_job"):
+            words = f" storage {row['name']}: the backups in {row['url']} are just being read."
+            blocks.append(text(screen.mark("warn"), words))
+            watch = Cell(f"dbguardctl job watch {row['reading_job']}", "try")
+            blocks.append(text(Cell("try  ", "dim"), watch, indent=4))
+        elif unread:
             blocks.append(text(screen.mark("warn"), f" storage {row['name']}: the backups in {row['url']} are not read"
                                " yet, so that nothing of them is shown."))  # fmt: skip
             blocks.append(text(Cell("try  ", "dim"), Cell("dbguardctl reload", "try"), indent=4))

@@ -74,6 +74,7 @@ class Protect:
     dry_run: bool = field(default=False, metadata={"help": "say what would be written, and write nothing"})
     continuous: bool = field(default=False, metadata={"help": "follow its log, so that any second can be restored"})
     adopt: str = field(default="", metadata={"help": "the database without a policy that it is, and has backups of"})
+    confirm: str = field(default="", metadata={"help": "the same again, although it does not look like that one"})
 
 
 @dataclass(frozen=True, slots=True)

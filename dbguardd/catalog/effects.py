@@ -52,8 +52,8 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"repository:{facts['storage']}", str(facts["id"]))
             if event == "repository.created":
                 settings.put(f"indexed:{facts['storage']}", at)  # there was nothing in it
-        case "backup.stored" if facts.get("directory"):
-            settings.put(f"directory:{facts['database']}", str(facts["directory"]))
+        case "backup.stored" | "snapshot.fingerprinted" if "database" in facts:
+            _remember_content(settings, facts)
         case "restore.replacing" | "restore.kept" | "restore.done" if "database" in facts:
             settings.put(f"replacing:{facts['database']}", at if event == "restore.replacing" else "")
             if event == "restore.done":
@@ -62,6 +62,17 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             _remember_log(settings, event, facts, at)
         case "recovery.tested" | "recovery.used" | "recovery.added" | "recovery.dropped" | "recovery.known":
             _remember_key(settings, event, facts, at)
+
+
+def _remember_content(settings: Settings, facts: Facts) -> None:
+    """Keep what tells a database from another one, of its newest backup."""
+    database = str(facts["database"])
+    if facts.get("directory"):
+        settings.put(f"directory:{database}", str(facts["directory"]))
+    if facts.get("system"):
+        settings.put(f"server:{database}", json.dumps({name: facts.get(name) for name in ("system", "position")}))
+    if facts.get("rows") is not None:
+        settings.put(f"rows:{database}", str(int(facts["rows"])))
 
 
 def _remember_key(settings: Settings, event: str, facts: Facts, at: str) -> None:

@@ -98,7 +98,7 @@ def _lock(lock: int, state: Path) -> None:
         raise SecondInstance(
             f"{state}: another dbguardd owns this state directory",
             detail=f"Its process id is {pid}." if pid else "",
-            hints=["systemctl status dbguardd"],
+            hints=[*([f"ps -fp {pid}"] if pid else []), "systemctl status dbguardd"],
         ) from None
     try:
         os.ftruncate(lock, 0)

@@ -253,7 +253,7 @@ class InForce:
             raise Usage(
                 f"{name}: is not in the policy any more, so nobody knows where it was",
                 detail="Say where it is to go.",
-                hints=[f"dbguardctl restore {name} --to PLACE"],
+                hints=[" ".join(["dbguardctl restore", name, *_asked(order.request), "--to PLACE"])],
             )
         guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)
         guarded._name = name
@@ -305,6 +305,12 @@ def _may_hold(storage: str) -> bool:
         return False
     except OSError:  # EACCES, EIO, ESTALE: whoever reads it says so
         return True
+
+
+def _asked(request: Mapping[str, Any]) -> list[str]:
+    """Return the options by which that was asked for: without them, the same command would do something else."""
+    said = [f"{option} {request[name]}" for option, name in (("--id", "backup"), ("--at", "at")) if request.get(name)]
+    return said + ["--dry-run"] * bool(request.get("dry_run"))
 
 
 def opener(keyring: Mapping[str, list[str]], storage: str) -> str:

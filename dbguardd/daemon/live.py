@@ -126,8 +126,12 @@ class Live:
         self.row.total_bytes = None if total is None else int(total)
 
     def awaited_by(self, order: Order) -> bool:
-        """True if a person asks for just this, and it waits for its next try: whatever was wrong may be mended."""
-        return self.row.problem is not None and order.who.uid is not None and order.request == self.order.request
+        """True if it waits for its next try and just this is asked for by a person, who may have mended what was wrong.
+
+        A scan is asked for when there is a reason to look: who asks for anything in a storage waits for it.
+        """
+        meant = order.verb == "scan" or order.who.uid is not None
+        return self.row.problem is not None and meant and order.request == self.order.request
 
     def in_the_way(self, of: str) -> Busy:
         """The refusal of the same once more."""

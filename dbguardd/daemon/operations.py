@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
@@ -26,6 +26,7 @@ from dbguardd.states import Grade, JobState
 from dbguardd.wire import REQUESTS, to_json
 
 SCHEDULE = Who("schedule")
+LOOK_AGAIN = timedelta(seconds=30)  # who asks again and again has a storage that cannot be read tried so often at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class Operations:
         self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
         self.runner.wake()
         for name in self.inforce.storages():
-            if at_start or self.catalog.settings.get(f"repository:{name}") is None:
+            new = self.catalog.settings.get(f"repository:{name}") is None
+            if at_start or new or self.views.storages.is_unread(name):
                 self.index(name)
         if at_start:
             self._go_on()
@@ -141,6 +143,22 @@ class Operations:
         except GuardError as error:
             self.unread.add(name)
             self.runner.diary.note("scan.refused", None, {"storage": name, "problem": error.problem()})
+
+    def look_again(self) -> None:
+        """Have a storage read at once that could not be, and seems to be there now: who looks may have mended it."""
+        for name in self.inforce.storages():
+            storages = self.views.storages
+            if storages.is_unread(name) and storages.is_there(name) and self._may_be_mended(name):
+                self.index(name)
+
+    def _may_be_mended(self, storage: str) -> bool:
+        """Say if reading a storage failed, of what may be over, and is not being tried just now."""
+        waits, ended = self.runner.active(f"storage:{storage}"), self.catalog.runs.get(f"storage:{storage}", "scan")
+        if waits is not None:
+            return waits.problem is not None
+        if ended is None or ended.problem is None or ended.finished_at is None or not ended.problem.get("retryable"):
+            return False
+        return self.now() - to_moment(ended.finished_at) > LOOK_AGAIN
 
     @contextmanager
     def audited(self, who: Who, action: str, object: str, facts: Mapping[str, Any]) -> Iterator[None]:

@@ -7,20 +7,20 @@ import pwd
 import re
 import tomllib
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.catalog.backups import Backups
+from dbguardd.catalog import Catalog
+from dbguardd.daemon import adopting
 from dbguardd.daemon.around import Look
-from dbguardd.daemon.inforce import LOG, InForce
+from dbguardd.daemon.inforce import InForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (
     PolicyInvalid,
-    PolicyShrinks,
     SourceDenied,
     SourceEncrypted,
     SourceInvalid,
@@ -33,7 +33,6 @@ from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.render import render_database
-from dbguardd.words import count as counted
 
 _MAGIC = b"SQLite format 3\0"
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
@@ -60,18 +59,22 @@ class Found:
     engine: str = "sqlite"
     method: str = ""  # if it is another one than the usual
     lacks: str = ""  # what keeps its log from being followed
+    mends: Sequence[str] = ()  # and what is done about that
+    closely: Mapping[str, Any] = field(default_factory=dict)  # what was seen of its content
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is asked for: a name (empty: made from the path), and whether its log is to be followed.
 
-    `adopt` is the name of a database of which only backups are left, and which this one is said to be.
+    `adopt` is the name of a database of which only backups are left, and which this one is said to be; `confirm` is
+    the same again, although it does not look like it.
     """
 
     name: str = ""
     continuous: bool = False
     adopt: str = ""
+    confirm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Plan:
     file: Path
     text: str
     spared: int = 0  # backups that the usual `keep` would delete at once: it gets one that keeps all
+    successor: bool = False  # another cluster goes on with them
 
 
 async def detect(path: str, look: Look, state: Path) -> Found:
@@ -133,7 +137,8 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
     if not head:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
-    return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2")
+    closely = {"empty": seen.get("empty")}
+    return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2", closely=closely)
 
 
 def _unseen(path: str, error: OSError) -> SourceDenied:
@@ -167,7 +172,9 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     what = f"{server}, {many}, {size}, opened as {_user(seen['uid'])}"
     method, wal = str(probe["facts"].get("method", "")), bool(probe["facts"].get("followed"))
     lacks = next((found["detail"] for found in probe["findings"] if found["name"] == "following its log"), "")
-    return Found(url, what, wal, engine, method, lacks or "a log goes on from backups by pages, and there can be none")
+    lacks = lacks or "a log goes on from backups by pages, and there can be none"
+    closely = {name: probe["facts"].get(name) for name in ("empty", "system", "position")}
+    return Found(url, what, wal, engine, method, lacks, probe["facts"].get("mends", ()), closely)
 
 
 def _refuse_side_file(path: str) -> None:
@@ -189,8 +196,8 @@ def _readable(head: bytes) -> bool:
     return False
 
 
-def plan(found: Found, wanted: Wanted, inforce: InForce, backups: Backups, now: datetime) -> Plan:
-    """Plan the drop-in for what was found. Raises Usage if it is guarded already, PolicyShrinks; see _check_left."""
+def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: datetime) -> Plan:
+    """Plan the drop-in for what was found. Raises Usage if it is guarded already, and what adopting.py raises."""
     real, policy = found.path, inforce.policy
     for other in policy.names():
         theirs = policy.guarded(other)
@@ -198,64 +205,37 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, backups: Backups, now: 
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
     if wanted.continuous and not found.wal:
         raise _not_followed(found)
+    if wanted.confirm not in ("", wanted.adopt):
+        raise Usage(f"{real}: what is confirmed is the name that is adopted, not {wanted.confirm!r}")
     if wanted.name and wanted.adopt:
         raise Usage(f"{real}: what is adopted keeps its name, {wanted.adopt}")
     chosen = choose_name(wanted.adopt or wanted.name, real, policy)
     asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
-    _check_left(chosen, found, wanted.adopt, backups, asked)
+    seen = adopting.Seen(real, found.engine, **found.closely)
+    ways = adopting.Ways(asked, _numbered(chosen, [*policy.names(), *catalog.backups.databases()]))
+    adopting.check_left(chosen, seen, wanted.adopt, catalog, ways)
+    if wanted.adopt and wanted.confirm != wanted.adopt:
+        adopting.check_same(chosen, seen, catalog, ways)
     file = inforce.path.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
         raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
     settings: dict[str, str | bool | Mapping[str, str]] = {"engine": found.engine, KINDS[found.engine].where: real}
     settings |= {"method": found.method} if found.method not in ("", KINDS[found.engine].methods[0]) else {}
     settings |= {"continuous": True} if wanted.continuous else {}
-    spared, logged = _goes_with(chosen, settings, inforce) if wanted.adopt else (0, False)
+    spared, logged = adopting.goes_with(chosen, settings, inforce) if wanted.adopt else (0, False)
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
-    return Plan(chosen, found.engine, real, found.what, file, text, spared)
-
-
-def _check_left(name: str, found: Found, adopt: str, backups: Backups, asked: str) -> None:
-    """Refuse to go on with the backups of a database that is not in the policy, unless this is said to be that one.
-
-    Else those of a lost database would expire one by one as the new one gets its own, and the empty server of a new
-    machine would be what a restore brings back. Raises PolicyShrinks, and Usage for an adoption that cannot be.
-    """
-    kept = backups.databases()
-    engine, count = kept.get(name, ""), backups.summary(name).count
-    if adopt and engine != found.engine:
-        raise Usage(
-            f"{adopt}: there are no backups of a {KINDS[found.engine].title} database of that name to go on with",
-            hints=["dbguardctl status", asked],
-        )
-    if engine and not adopt:
-        raise PolicyShrinks(
-            f"{name}: there {'is' if count == 1 else 'are'} {counted(count, 'backup')} of a database of that name, "
-            "which is not in the policy",
-            detail=f"Nobody knows if {found.path} is that one. If not, its backups would in time take their place.",
-            hints=[
-                *([f"{asked} --adopt {name}  # it is that one, restored or moved"] if engine == found.engine else []),
-                f"{asked} --name {_numbered(name, [*kept])}  # it is another one",
-            ],
-        )
-
-
-def _goes_with(name: str, settings: Mapping[str, Any], inforce: InForce) -> tuple[int, bool]:
-    """Return how many backups would be deleted at once if a database came back into the policy like that, and if log.
-
-    Nobody knows how long that was kept, by a policy that is lost.
-    """
-    new = Policy.model_validate({"version": 1, "database": {name: settings}}).database[name]
-    going = inforce.going(inforce.policy.with_only(name, new), adopted=name).get(name, {})
-    return len(going.keys() - {LOG}), LOG in going
+    successor = bool(wanted.adopt) and adopting.is_another(chosen, seen, catalog)
+    return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 
 def _not_followed(found: Found) -> Unsupported:
     """Return why a log is not followed, and what helps."""
     without = f"dbguardctl protect {_shown(found.path)}"
     if found.engine != "sqlite":
-        return Unsupported(f"{found.path}: its log cannot be followed", detail=found.lacks, hints=[without])
+        said = found.lacks.partition(" Fix: ")[0] if len(found.mends) == 1 else found.lacks  # it comes as a hint
+        return Unsupported(f"{found.path}: its log cannot be followed", detail=said, hints=[*found.mends, without])
     return Unsupported(
         f"{found.path}: it has no log to follow (journal mode is not WAL)",
         detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us. "

@@ -112,9 +112,10 @@ class Runner:
         """The newest jobs first, as they are now."""
         return [self._as_it_is(row) for row in self._catalog.jobs.find(database, state, limit)]
 
-    def active(self, database: str) -> JobRow | None:
-        """The job that runs for a database, or else the first that waits for it."""
-        jobs = [live for live in self._live() if live.row.database == database]
+    def active(self, target: str) -> JobRow | None:
+        """The job that runs for a database, or reads `storage:NAME`, or else the first that waits for it."""
+        verb = "scan" if target.startswith("storage:") else ""
+        jobs = [live for live in self._live() if live.target == target and verb in ("", live.row.verb)]
         return replace(jobs[0].row) if jobs else None
 
     async def wait(self, id: str, seconds: float) -> JobRow:

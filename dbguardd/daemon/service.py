@@ -61,6 +61,7 @@ class Service:
     async def look(self) -> None:
         """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
         await self._do.views.storages.gauge.glance(self._do.views.storages.places())
+        self._do.look_again()
 
     def status(self) -> Status:
         """One screen."""
@@ -248,8 +249,9 @@ class Service:
         path, name = str(fields.get("path") or ""), str(fields.get("name") or "")
         found = await protect.detect(path, self._do.look, inforce.state)
         self._do.views.storages.check_read(inforce.policy.defaults.storage[0])
-        wanted = protect.Wanted(name, bool(fields.get("continuous")), str(fields.get("adopt") or ""))
-        plan = protect.plan(found, wanted, inforce, self._catalog.backups, self._do.now())
+        adopt, confirm = str(fields.get("adopt") or ""), str(fields.get("confirm") or "")
+        wanted = protect.Wanted(name, bool(fields.get("continuous")), adopt, confirm)
+        plan = protect.plan(found, wanted, inforce, self._catalog, self._do.now())
         about = {name: getattr(plan, name) for name in ("database", "engine", "path", "found", "spared")}
         if fields.get("dry_run"):
             return {**about, "wrote": None, "would_write": str(plan.file), "text": plan.text, "job": None}
@@ -262,7 +264,7 @@ class Service:
                 protect.undo(plan)
                 inforce.problem = was  # what was refused is not on the disk any more
                 raise
-        request = {"database": plan.database, "verify": True}
+        request = {"database": plan.database, "verify": True, "successor": plan.successor}
         order = Order("backup", _request("backup", request), self._who(actor), plan.database, once=True)
         job = self._do.runner.submit(order)
         self._note(actor, f"job.{order.verb}", plan.database, "asked", {"job": job.id, "request": request})

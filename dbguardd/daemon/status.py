@@ -33,7 +33,7 @@ from dbguardd.rules.coverage import Stretch, coverage
 from dbguardd.rules.objectives import Facts, judge
 from dbguardd.rules.reliance import UNDO_DAYS
 from dbguardd.states import JobState
-from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status
+from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
 from dbguardd.words import size
 
 Lost = Callable[[str], GuardError | None]
@@ -70,9 +70,22 @@ class Views:
             timezone=str(self.inforce.policy.defaults.timezone),
             attention=list(self._attention()),
             databases=self.databases(now, keys),
-            storages=[self.storages.storage(name) for name in self.inforce.storages()],
+            storages=[self._storage(name) for name in self.inforce.storages()],
             keys=keys,
         )
+
+    def _storage(self, name: str) -> StorageStatus:
+        """One storage; if it waits to be read, for what."""
+        row, scan = self.storages.storage(name), self.runner.active(f"storage:{name}")
+        if row.stored_bytes is not None:
+            return row
+        if scan is not None and scan.problem is None:
+            return replace(row, reading_job=scan.id)
+        problem = row.problem if scan is None else scan.problem
+        if problem is None or not problem["retryable"]:
+            return row
+        hints = [*problem["hints"], "dbguardctl reload  # when that is mended: it is read at once"]
+        return replace(row, ok=False, problem={**problem, "hints": hints})
 
     def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
         """Every database of the policy in its order, then those that only have backups."""

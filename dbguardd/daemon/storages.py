@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 
 from dbguardd.catalog import Catalog
@@ -46,7 +47,7 @@ class Storages:
             problem = NoSpace(
                 f"storage {name} is full",
                 detail=f"{level.free_bytes} bytes are free, the policy keeps {floor} bytes free.",
-                hints=["dbguardctl prune --dry-run"],
+                hints=[f"df -h {shlex.quote(storage.path)}", *self._ways_to_room(name)],
             )
         return StorageStatus(
             name=name,
@@ -59,6 +60,11 @@ class Storages:
             problem=None if problem is None else problem.problem(),
             beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
         )
+
+    def _ways_to_room(self, name: str) -> list[str]:
+        """Return what makes room in a storage: a prune only where something has expired and is not deleted yet."""
+        expired = any(map(self.catalog.backups.expired, self.catalog.backups.databases()))
+        return ["dbguardctl prune --dry-run"] if expired else [f"dbguardctl config explain storage.{name}.keep_free"]
 
     def keys(self) -> list[KeyStatus]:
         """Every key, and who could open the backups without this machine."""
@@ -130,6 +136,11 @@ class Storages:
         level = self.gauge.level(self.inforce.storage(name).path)
         may_hold = level.repository or (level.error and not level.missing)
         return bool(may_hold) and self.catalog.settings.get(f"indexed:{name}") is None
+
+    def is_there(self, name: str) -> bool:
+        """Say if a repository lies in a storage and nothing kept us from seeing it when it was measured last."""
+        level = self.gauge.level(self.inforce.storage(name).path)
+        return bool(level.repository) and not level.error
 
     def _kept_in(self, storage: str) -> list[str]:
         policy = self.inforce.policy

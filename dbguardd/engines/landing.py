@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import shlex
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
 
 WORK = ".dbguard"
+ELSEWHERE = Path("/srv/restored")
 _WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(WORK)}", re.DOTALL)
 _NAME_LETTERS = 200  # of the target's name: more would leave no room for the rest
 _YOUNG_SECONDS = 1.0  # between its creation and its lock, work is nobody's
@@ -99,12 +101,17 @@ def outcome(target: Path, error: OSError) -> GuardError:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return NoSpace(f"{target}: no room for what is restored", detail=detail)
         case errno.ENOENT | errno.ENOTDIR:
-            return Usage(f"{target}: there is no directory {target.parent}", hints=[_make(target.parent)])
+            return Usage(
+                f"{target}: there is no directory {target.parent}",
+                hints=[_make(target.parent)],
+            )
         case errno.EACCES | errno.EPERM:
             return PlaceDenied(
                 f"{target}: cannot be written",
                 detail=f"{detail}: the job acts as {_user()}, who may not write in {target.parent}",
-                hints=[f"{_make(target.parent / 'restored')}  # and restore to a place in there"],
+                hints=[
+                    f"{_make(reachable(target.parent / 'restored', os.geteuid()))}  # and restore to a place in there"
+                ],
             )
         case errno.EROFS:
             return PlaceDenied(f"{target}: cannot be written", detail=detail)
@@ -118,6 +125,16 @@ def _user() -> str:
     with suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
     return str(os.geteuid())
+
+
+def reachable(directory: Path, user: int) -> Path:
+    """Return a directory that may be made for a user: one in a home of root would be behind a closed door."""
+    try:
+        found = [above.stat() for above in directory.parents if above.exists()]
+    except OSError:  # closed for us, too
+        return ELSEWHERE
+    is_open = all(one.st_mode & (stat.S_IXUSR if one.st_uid == user else stat.S_IXOTH) for one in found)
+    return directory if is_open else ELSEWHERE
 
 
 def _make(directory: Path) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from dbguardd.engines.base import Progress, Untold
 from dbguardd.errors import GuardError, Usage
 from dbguardd.flow import Facts, Sink
-from dbguardd.jobs.base import Job, Result, Run, instant, row
+from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
 from dbguardd.jobs.history import check_same, going_on, tip
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
@@ -77,7 +77,7 @@ def take(
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
             blocked_seconds=facts.get("blocked_seconds"),
-            directory=facts.get("directory"),
+            **seen(made),
         )
         if compared:
             content = run.snapshots.fingerprint(run.progress)
@@ -85,7 +85,8 @@ def take(
                 run.report("snapshot.untold", backup=made.id, reason=content.why)
             else:
                 run.repository.attest(made.id, to_json(content), run.now())
-                run.report("snapshot.fingerprinted", backup=made.id, tables=content.count, rows=content.rows)
+                facts = {"database": run.name, "tables": content.count, "rows": content.rows}
+                run.report("snapshot.fingerprinted", backup=made.id, **facts)
     finally:
         run.snapshots.release()
     run.report(

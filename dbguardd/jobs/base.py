@@ -101,6 +101,14 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
     }
 
 
+def seen(backup: Backup) -> dict[str, Any]:
+    """Return what is remembered of the server that a backup is of: where it lies, which it is, how far its log was."""
+    facts, place = backup.facts, backup.facts.get("log_place") or {}
+    system = facts.get("system")
+    position = place.get("position") if system else None
+    return {"directory": facts.get("directory"), "system": system, "position": position}
+
+
 def reading(run: Run, backup: Backup) -> Callable[[int], None]:
     """Return the progress of reading one backup: it shows life, and ends the reading when the job is cancelled."""
     return lambda done_bytes: run.progress("restore", done_bytes, backup.source_bytes)

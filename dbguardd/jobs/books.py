@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dbguardd.errors import ConfirmMissing, Held, KeyMissing, NoSpace, NotFound
-from dbguardd.jobs.base import Job, Result, Run, grace, instant, row
+from dbguardd.errors import ConfirmMissing, Damaged, Held, KeyMissing, NoSpace, NotFound
+from dbguardd.jobs.base import Job, Result, Run, grace, instant, row, seen
 from dbguardd.jobs.verify import condemn, graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
-from dbguardd.repository import Chain, Repository, recallable_until
+from dbguardd.repository import Backup, Chain, Repository, recallable_until
 from dbguardd.states import Grade
 from dbguardd.wire import Request
 
@@ -73,8 +73,10 @@ def scan(run: Run, request: Scan) -> Result:
     """Report what the repository holds. What lacks a pack, as a copy made while a backup ran does, is condemned."""
     storage = run.spec["storage"]["name"]
     backups, gone = run.repository.backups(expired=True), run.repository.expired()
-    for backup in backups:
-        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, directory=backup.facts.get("directory"))
+    newest = {backup.id for backup in {backup.database: backup for backup in reversed(backups)}.values()}
+    for backup in reversed(backups):  # what is remembered of a server is of its newest
+        rows = _rows(run, backup) if backup.id in newest else None
+        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, **seen(backup), rows=rows)
     known = {backup.id for backup in backups}
     for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at):
         if proof.backup in known:
@@ -96,6 +98,14 @@ def scan(run: Run, request: Scan) -> Result:
     if recipients:
         run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])
     return {"backups": len(known - {given_up.backup for given_up in gone})}
+
+
+def _rows(run: Run, backup: Backup) -> int | None:
+    """Return how many rows a backup has; None if nobody knows."""
+    with suppress(Damaged):  # a check says so
+        tables = (run.repository.fingerprint(backup.id) or {}).get("tables", {})
+        return sum(int(table["rows"]) for table in tables.values()) if tables else None
+    return None
 
 
 def _covered(chain: Chain) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, U
 from dbguardd.flow import LOG
 from dbguardd.jobs.base import Run, brief
 from dbguardd.jobs.moment import Moment, opened
-from dbguardd.jobs.target import making, owner_of, served
+from dbguardd.jobs.target import making_another, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.rules.reliance import SAFETY_NOTE
 
@@ -87,7 +87,7 @@ def _write(
         raise
     except PlaceDenied as error:
         if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
-            error.hints = (f"{making(backup, target.parent / 'restored')}  # and restore to a place in there",)
+            error.hints = (making_another(backup, target),)
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)

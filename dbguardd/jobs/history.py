@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -22,13 +23,17 @@ def check_same(run: Run, facts: Facts) -> None:
     """
     before = next((backup.facts for backup in run.repository.backups(run.name) if "system" in backup.facts), None)
     if before is not None and facts.get("system", before["system"]) != before["system"]:
+        url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
             detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before['system']}. "
-            "Those backups would in time make room for its own. If that one was lost, restore it first. If this is "
-            "another server, end this protection and protect it under another name. Only if this is what has become of "
-            f"that one, by pg_upgrade or initdb: {successor(run)}",
-            hints=[f"dbguardctl restore {run.name}", f"dbguardctl unprotect {run.name}"],
+            "Nothing was stored: the backups of that one would in time make room for its own. Which of these is it?",
+            hints=[
+                f"dbguardctl restore {run.name}  # that one was lost; RESTORE.txt says how it takes its place",
+                f"dbguardctl unprotect {run.name}  # this is another one; then the next line",
+                f"{shlex.join(['dbguardctl', 'protect', url])} --name {run.name}-2",
+                f"{successor(run)}  # this is what has become of that one: pg_upgrade, initdb",
+            ],
         )
     timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
     if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):

@@ -196,7 +196,7 @@ def _revives(run: Run) -> bool:
 def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequence[Pages | Revived]]:
     """Make moments ready to be asked, in this order."""
     if database and not _revives(run):
-        raise Usage(f"{run.name}: is one database, so there is none in it to name", hints=["leave out --database"])
+        raise Usage(f"{run.name}: is one database, so --database names none in it")
     with ExitStack() as stack:
         if _revives(run):
             yield _brought_back(run, moments, database)

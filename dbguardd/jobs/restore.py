@@ -68,7 +68,7 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place:
         check_way_in(run, moment.backup)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
-    check_target(run, target, request)
+    check_target(run, target, request, moment)
     check_directory(moment.backup, target)
     others = places(run, moment.backup, request)
     plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}

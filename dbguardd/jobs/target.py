@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dbguardd.engines.landing import reachable
 from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
@@ -95,7 +97,7 @@ def _home(run: Run) -> Path:
         raise Usage(f"{run.name}: say where it is to go", hints=[f"dbguardctl restore {run.name} --to PLACE"]) from None
 
 
-def check_target(run: Run, target: Path, request: Restore) -> None:
+def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> None:
     """Refuse a place that is taken, missing or the live database itself."""
     if not target.is_absolute():
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
@@ -106,14 +108,28 @@ def check_target(run: Run, target: Path, request: Restore) -> None:
             raise TargetExists(
                 f"{run.name}: {path} exists",
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[_again(request, _beside(run, target))],
+                hints=[_again(request, _beside(run, target, moment))],
             )
 
 
-def _beside(run: Run, target: Path) -> Path:
-    """Return the place that was probably meant: in a directory, or beside a file."""
-    inside = target.is_dir() and not served(run)
-    return target / live(run).name if inside else target.with_name(f"{target.name}.restored")
+def _beside(run: Run, target: Path, moment: Moment) -> Path:
+    """Return the place that was probably meant: in a directory, or beside what is there, where its owner may write."""
+    user = int(run.spec.get("run_as", os.geteuid()))
+    name = run.name if served(run) or left_policy(run) else live(run).name
+    for place in (target / name, target.with_name(f"{target.name}.restored")):
+        if _may_write(place.parent, user) and not _exists(place):
+            return place
+    return target.with_name(f"{target.name}.restored") if left_policy(run) else Path(new_place(run, moment))
+
+
+def _may_write(directory: Path, user: int) -> bool:
+    """Say if a user may make files in a directory, as far as its owner and mode tell."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return False
+    writes = stat.S_IWOTH | (stat.S_IWUSR if found.st_uid == user else 0)
+    return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & writes or not user)
 
 
 def _again(request: Restore, to: Path) -> str:
@@ -142,6 +158,12 @@ def check_directory(backup: Backup, target: Path) -> None:
 def making(backup: Backup, directory: Path) -> str:
     """Return the command by which root makes a directory for the owner of the original."""
     return shlex.join(["install", "-d", "-o", owner_of(backup), "-m", "0700", str(directory)])
+
+
+def making_another(backup: Backup, target: Path) -> str:
+    """Return the command by which root makes a directory for the owner of the original that he can come to."""
+    place = reachable(target.parent / "restored", pwd.getpwnam(owner_of(backup)).pw_uid)
+    return f"{making(backup, place)}  # and restore to a place in there"
 
 
 def owner_of(backup: Backup) -> str:

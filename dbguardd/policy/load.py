@@ -237,8 +237,9 @@ def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> Non
     if status.st_uid not in (0, owner):
         raise PolicyUnsafe(
             f"{file}: belongs to somebody else",
-            detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, who reads it.",
-            hints=[f"if it is to be trusted: chown root {name}", "by hand: run this as root or as its owner"],
+            detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, who reads it. "
+            "By hand: run this as root or as its owner.",
+            hints=[f"chown {'root' if regular else owner} {name}  # if what is in it is to be trusted"],
         )
 
 

@@ -65,8 +65,9 @@ class Policy(Table):
         try:
             own = self.database[name]
         except KeyError:
-            known = ", ".join(self.database) or "none"
-            raise NotFound(f"{name}: no such database in the policy", detail=f"Databases: {known}.") from None
+            known, first = ", ".join(self.database) or "none", [] if self.database else ["dbguardctl protect PATH"]
+            what = f"{name}: no such database in the policy"
+            raise NotFound(what, detail=f"Databases: {known}.", hints=first) from None
         layers = [self.defaults, *([self.class_[own.class_]] if own.class_ in self.class_ else []), own]
         values: Json = {}
         for layer in layers:

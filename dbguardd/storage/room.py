@@ -59,7 +59,7 @@ class Room:
         if free - size < keep:
             raise NoSpace(
                 f"{what}: the file system is too full",
-                detail=f"{size} bytes needed, {free} free, of which {keep} must stay free (keep_free)",
+                detail=f"{size} bytes needed, {free} bytes free, of which {keep} bytes must stay free (keep_free)",
                 facts=facts,
             )
         limit = self.limits.max_bytes
@@ -68,7 +68,7 @@ class Room:
         if (used := self._sum(count, again=True)) + size > limit:
             raise NoSpace(
                 f"{what}: the storage has reached its limit",
-                detail=f"{size} bytes needed, {used} of {limit} (max_bytes) used",
+                detail=f"{size} bytes needed, {used} bytes of {limit} bytes (max_bytes) used",
                 facts={**facts, "used_bytes": used, "max_bytes": limit},
             )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines import ENGINES
+from dbguardd.engines.sqlite.still import is_empty
 from dbguardd.errors import GuardError, Stalled, WorkerDied, from_problem
 from dbguardd.policy.kinds import engine_of, socket_of
 from dbguardd.wire import NOWHERE, to_json
@@ -31,11 +32,12 @@ _SECONDS = 30.0
 
 
 async def look(place: str) -> Mapping[str, Any]:
-    """Return what lies at an absolute path: its real `path`, `regular`, `size_bytes`, `uid` and `head` (hex).
+    """Return what lies at an absolute path: its real `path`, `regular`, `size_bytes`, `uid`, `head` (hex), `empty`.
 
-    `head` is empty if its owner may not read it. Of the address of a server: the `probe` of its engine, and the `uid`
-    that asked. Raises OSError as stat(2) does for the one who looks, SourceDenied, Stalled (a file system or a server
-    that does not answer), WorkerDied, and what the engine raises.
+    `head` is empty if its owner may not read it; `empty` says if no table has a row, None if nobody can tell. Of the
+    address of a server: the `probe` of its engine, and the `uid` that asked. Raises OSError as stat(2) does for the one
+    who looks, SourceDenied, Stalled (a file system or a server that does not answer), WorkerDied, and what the engine
+    raises.
     """
     engine = engine_of(place)
     if engine is not None:
@@ -100,7 +102,9 @@ def seen(path: str) -> dict[str, Any]:
         with suppress(OSError):  # it may be looked at and not be read: the first backup will tell
             file = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             head = os.pread(file, HEAD_BYTES, 0)  # the process ends at once, and with it the descriptor
-    return {"path": real, "regular": regular, "size_bytes": status.st_size, "uid": status.st_uid, "head": head.hex()}
+    empty = is_empty(Path(real)) if head.startswith(b"SQLite format 3\0") else None
+    found = {"path": real, "regular": regular, "size_bytes": status.st_size, "uid": status.st_uid, "head": head.hex()}
+    return {**found, "empty": empty}
 
 
 if __name__ == "__main__":

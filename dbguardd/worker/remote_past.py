@@ -30,27 +30,30 @@ class RemotePast:
     def __init__(self, channel: Channel, engine: RemoteEngine) -> None:
         self._channel, self._engine = channel, engine
         self._failed: GuardError | None = None
+        self._names = set[str]()
 
     def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
         """Bring back what questions to a database need."""
         self._engine.call("revive", {"place": str(place), "database": database}, progress, tree=tree)
+        self._names |= {database, *(tree.facts.get("snapshots") or ())} - {""}
         return Revived(place, database)
 
     def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT."""
         found = self._ask("query", {"sql": sql}, (asked,), bounds, answer)
         more = found.get("more")
-        return {"rows": _count(found, "rows"), "more": more if more in ("rows", "bytes") else None}
+        more = more if more in ("rows", "bytes") else None
+        return {"rows": _count(found, "rows"), "more": more, **self._asked(found)}
 
     def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table."""
         found = self._ask("table", {"name": name, "form": form}, (asked,), bounds, answer)
-        return {"rows": _count(found, "rows"), "triggers": _count(found, "triggers")}
+        return {"rows": _count(found, "rows"), "triggers": _count(found, "triggers"), **self._asked(found)}
 
     def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
         """Compare two backups."""
         found = self._ask("difference", {"table": table}, (older, newer), bounds, answer)
-        return {name: _count(found, name) for name in _COUNTS}
+        return {**{name: _count(found, name) for name in _COUNTS}, **self._asked(found)}
 
     def missing(
         self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
@@ -58,7 +61,12 @@ class RemotePast:
         """Find the rows that the second backup has no more."""
         args = {"table": search[0], "where": search[1], "form": form}
         found = self._ask("missing", args, both, bounds, answer)
-        return {"rows": _count(found, "rows"), "listed": _count(found, "listed")}
+        return {"rows": _count(found, "rows"), "listed": _count(found, "listed"), **self._asked(found)}
+
+    def _asked(self, found: Object) -> Facts:
+        """Return which database of a server was asked, of those that the backup says that it has."""
+        name = found.get("in_database")
+        return {"in_database": name} if isinstance(name, str) and name in self._names else {}
 
     def _ask(
         self, name: str, args: Mapping[str, Any], asked: Sequence[Asked], bounds: Bounds, answer: Answer

@@ -196,14 +196,14 @@ def _expired(name: str, made: Json, *, dry: bool, took: str) -> Iterator[str]:
 def _answered(made: Json) -> Iterator[str]:
     yield from _warnings(made)
     more = f"; there are more: the answer is full ({made['more']})" if made.get("more") else ""
-    yield f"ok  {count(made['rows'], 'row')} from {_of(made)}{more}"
+    yield f"ok  {count(made['rows'], 'row')} from {_of(made)}{_asked(made)}{more}"
 
 
 def _compared(made: Json) -> Iterator[str]:
     yield from _warnings(made["older"])
     yield from _warnings(made["newer"])
     yield f"  from  {_of(made['older'])}"
-    yield f"  to    {_of(made['newer'])}"
+    yield f"  to    {_of(made['newer'])}{_asked(made)}"
     counts = ", ".join(f"{count(made[change], 'row')} {change}" for change in ("added", "removed", "changed"))
     unknown = f", {count(made['not_compared'], 'table')} not compared" if made["not_compared"] else ""
     yield f"ok  {made['differing']} of {count(made['tables'], 'table')} differ: {counts}{unknown}"
@@ -212,8 +212,12 @@ def _compared(made: Json) -> Iterator[str]:
 def _missing(made: Json) -> Iterator[str]:
     yield from _warnings(made["older"])
     yield f"  in    {_of(made['older'])}"
-    yield f"  not in  {_of(made['newer'])}"
+    yield f"  not in  {_of(made['newer'])}{_asked(made)}"
     yield f"ok  {count(made['rows'], 'row')} of {made['table']} missing; nothing was put back"
+
+
+def _asked(made: Json) -> str:
+    return f", database {made['in_database']}" if made.get("in_database") else ""
 
 
 def _of(made: Json) -> str:

@@ -131,7 +131,7 @@ class Twice:
 
         def asking():
             with ExitStack() as stack:
-                pasts, revival = [], Revival("")
+                pasts, revival = [], Revival({})
                 for name in names:
                     revived = revival.revive(
                         tree(*self.backups[name]), self.place / f"all{name}", database, no_progress
@@ -169,7 +169,8 @@ class Twice:
             past = self.past(**settings)
             revived = [past.revive(tree(*self.backups[name]), place, database, no_progress) for name, place in places]
             asked = (revived,) if verb == "missing" else revived
-            facts = getattr(past, verb)(*asked, *words, bounds, told)
+            facts = dict(getattr(past, verb)(*asked, *words, bounds, told))
+            assert facts.pop("in_database") == (database or "shop")
             return facts, told
 
         return as_owner(asking)

@@ -1,6 +1,7 @@
 """Each verb on a world in memory: what it promises, what it refuses, what it records."""
 
 import json
+import os
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dbguardd.engines.base import Examination, Finding
+from dbguardd.engines.landing import ELSEWHERE, reachable
 from dbguardd.errors import (
     Breaker,
     Cancelled,
@@ -204,7 +206,11 @@ def test_who_owned_the_original_gets_the_place_and_the_copy(world, tmp_path):
     target = tmp_path / "live" / "copy.json"
     with pytest.raises(PlaceDenied) as denied:
         world.do("restore", database="app", to=str(target))
-    assert denied.value.hints[0].startswith(f"install -d -o nobody -m 0700 {target.parent}/restored ")
+    assert (
+        denied.value.hints[0].startswith("install -d -o nobody -m 0700 /") and "/restored  #" in denied.value.hints[0]
+    )
+    places = [reachable(target, user) for user in (os.geteuid(), 12345)]  # to whom the directories of a test are closed
+    assert places == [target, ELSEWHERE]
     world.engine.refuse_restore = None
     world.engine.lost = ["owner nobody: Operation not permitted"]
     done = world.do("restore", database="app", to=str(target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import socket
@@ -246,6 +247,13 @@ class House:
 
 
 # ------------------------------------------------------------------------------------------------ around it
+
+
+def typed(command: str, stdin: str = "") -> str:
+    """Run what a person is told to type as root, who becomes somebody by it; everybody else is that one already."""
+    words = shlex.split(command, comments=True)
+    words = words if os.geteuid() == 0 else words[words.index("--") + 1 :]
+    return subprocess.run(words, check=True, cwd="/", capture_output=True, text=True, input=stdin).stdout
 
 
 def far(hours: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.postgres_world import Cluster, alive_processes, cluster, ended
-from tests.process.house import House, until
+from tests.process.house import House, typed, until
 
 SHOP = """
 CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL);
@@ -73,13 +73,13 @@ def test_a_lost_table_and_lost_rows_come_back_without_a_restore(guarded: House, 
     ]  # fmt: skip
     table, rows = guarded.place / "purchase.sql", guarded.place / "rows.sql"
     taken = guarded.does("get", "cluster", "--table", "purchase", *named, "--to", str(table))
-    assert (taken["backup"], taken["rows"]) == (second, 998)
+    assert (taken["backup"], taken["rows"], taken["in_database"]) == (second, 998, "shop")
     lost = ["undelete", "cluster", "--id", first, "--table", "purchase", "--where", "id < 100", *named]
     shown = guarded.ctl(*lost)
     assert "2 rows of purchase missing" in shown.out + shown.err
     assert guarded.does(*lost, "--to", str(rows))["missing"] == 2
-    for text in (table, rows):
-        live.sql(text.read_text(), "shop")
+    for text in (table, rows):  # as it says itself
+        typed(text.read_text().splitlines()[1].partition("run it: ")[2].removesuffix(" <THIS"), text.read_text())
     assert live.sql("SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500491"
     asked = guarded.events("question.restoring")
     assert asked[0]["backup"] == first and asked[0]["needs_bytes"] > 1 << 20
@@ -164,4 +164,4 @@ def test_a_database_of_one_file_has_none_in_it_to_name(house: House) -> None:
     house.protects(house.table("app"))
     house.start()
     house.does("backup", "app")
-    assert "leave out --database" in house.fails("DBG-0001", 2, "query", "app", "--database", "x", "select 1")["hints"]
+    assert "--database" in house.fails("DBG-0001", 2, "query", "app", "--database", "x", "select 1")["message"]

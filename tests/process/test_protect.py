@@ -62,6 +62,62 @@ def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: Hous
     house.is_sound()
 
 
+def test_what_does_not_look_like_what_was_backed_up_is_not_adopted_unless_that_is_confirmed(house: House) -> None:
+    path = house.database("app")
+    house.protects()
+    house.start()
+    first = house.does("protect", str(path))["backup"]["id"]
+    house.does("unprotect", "app", "--confirm", "app")
+    path.unlink()
+    house.database("app", rows=0)
+    house.idle()
+    house.stop()
+    for file in house.state.glob("catalog.db*"):  # as on another machine: it is known from the storage
+        file.unlink()
+    house.start()
+    house.idle()
+    refused = house.fails("DBG-6004", 10, "protect", str(path), "--adopt", "app")
+    assert "No table of it has a row" in refused["detail"] and "50 rows" in refused["detail"]
+    ways = [hint.partition("  #")[0] for hint in refused["hints"]]
+    asked = f"dbguardctl protect {path}"
+    assert ways == ["dbguardctl restore app --to PLACE", f"{asked} --name app-2", f"{asked} --adopt app --confirm app"]
+    assert not (house.place / "conf.d").exists() or not list((house.place / "conf.d").iterdir())
+    house.does(*ways[0].replace("PLACE", str(house.place / "back.db")).split()[1:])
+    found = house.does("protect", str(house.place / "back.db"), "--adopt", "app")  # what came of it is no question
+    assert found["backup"]["kind"] == "incremental"
+    house.does("unprotect", "app", "--confirm", "app")
+    house.does(*ways[2].split()[1:])
+    assert house.backups("app")[-1]["id"] == first
+    house.idle()
+    house.is_sound()
+
+
+def test_a_storage_that_could_not_be_read_says_what_it_waits_for_and_is_read_when_somebody_looks(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app"))
+    house.start()
+    house.does("backup", "app")
+    house.idle()
+    house.stop()
+    for file in house.state.glob("catalog.db*"):
+        file.unlink()
+    house.policy.write_text(house.policy.read_text().replace("retry = { times = 0 }", 'retry = { wait = "1h" }'))
+    records, aside = house.store / "records", house.store / "aside"
+    records.rename(aside)
+    records.symlink_to(path)
+    house.start()
+    (scan,) = until(lambda: [job for job in house.jobs() if job["problem"]], house.jobs)
+    (storage,) = house.api.get("status")["storages"]
+    assert (storage["ok"], storage["stored_bytes"]) == (False, None)
+    assert storage["problem"]["next_try_at"] == scan["problem"]["next_try_at"]
+    assert storage["problem"]["hints"][-1].startswith("dbguardctl reload ")
+    assert "reading it is tried again" in house.ctl("status").out
+    records.unlink()
+    aside.rename(records)
+    until(lambda: house.status("app")["state"] == "safe", house.jobs)  # in an hour, if nobody looked
+    house.is_sound()
+
+
 def test_a_table_that_stands_with_others_is_not_touched_and_a_bad_policy_keeps_the_drop_in(house: House) -> None:
     path = house.database("app")
     house.database("hand")

@@ -123,7 +123,7 @@ def test_manuals_are_right(page: Path, program: Callable[[str], str]) -> None:
 
 def parse(line: str) -> None:
     """Read a command line as dbguardctl would, without doing anything. Raises click.UsageError or GuardError."""
-    words = shlex.split(line)[1:]
+    words = shlex.split(line, comments=True)[1:]  # as a shell reads it
     context = app.make_context("dbguardctl", words)
     command: click.Command = app
     while isinstance(command, click.Group):

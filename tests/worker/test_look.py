@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -22,7 +23,11 @@ def test_a_database_is_described(tmp_path):
     found = looked(tmp_path / "link.db")
     assert bytes.fromhex(found.pop("head")).startswith(b"SQLite format 3\0")
     size = path.stat().st_size
-    assert found == {"path": str(path.resolve()), "regular": True, "size_bytes": size, "uid": os.geteuid()}
+    known = {"path": str(path.resolve()), "regular": True, "size_bytes": size, "uid": os.geteuid()}
+    assert found == {**known, "empty": True}
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("insert into t values (1)")
+    assert looked(path)["empty"] is False
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):

@@ -16,13 +16,21 @@ from dbguardd.engines.postgresql.child import run
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
 from dbguardd.engines.postgresql.content import Stored, stored_tables
 from dbguardd.engines.postgresql.dump import fits_nothing, left_out
-from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, by_pages, followed
+from dbguardd.engines.postgresql.physical.local import BY_PAGES, by_pages, followed, lacking
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
 from dbguardd.words import some
 
 _SHOWN = 5
+_CLUSTER = b"""
+SELECT (SELECT system_identifier FROM pg_control_system()), pg_wal_lsn_diff(
+  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, '0/0')::int8
+"""
+_STORED = b"""
+SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+"""
 
 
 def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
@@ -37,8 +45,8 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
         )
     role = shown(bytes(role))
     physical = [] if only else [by_pages(address)]
-    if any(found.outcome == "ok" for found in physical):
-        physical.append(followed(address))
+    lacks = lacking(address) if any(found.outcome == "ok" for found in physical) else None
+    physical += [] if lacks is None else [followed(lacks)]
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
@@ -54,7 +62,9 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
         "superuser": bool(superuser),
         "checksums": text(checksums) == "on",
         "method": "pages" if any(found.name == BY_PAGES and found.outcome == "ok" for found in physical) else "dump",
-        "followed": next((found.outcome == "ok" for found in physical if found.name == FOLLOWED), False),
+        "followed": lacks == [],
+        "mends": [one.mend for one in lacks or () if one.mend],
+        **_content(address, databases),
     }
     warnings = []
     if text(checksums) != "on":
@@ -64,6 +74,19 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
         )
     size = sum(database.size_bytes for database in databases)
     return Probe(version, size, facts, tuple(warnings), tuple(findings))
+
+
+def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
+    """Return what tells it from another: which cluster it is, up to where its log is, whether no table has a row."""
+    with connected(address) as connection:
+        ((system, position),) = rows(connection, _CLUSTER)
+    empty = True
+    for database in databases:
+        if empty:
+            with connected(address, database.name, about=f"database {database.name}") as connection:
+                ((size,),) = rows(connection, _STORED)
+            empty = not size
+    return {"empty": empty, "system": str(system), "position": int(position)}
 
 
 def _privileges(

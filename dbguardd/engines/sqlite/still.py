@@ -41,6 +41,17 @@ def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Co
         yield connection
 
 
+def is_empty(path: Path) -> bool | None:
+    """Say if no table of a database has a row; None if that cannot be told. One that is in use may be looked at."""
+    tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' AND rootpage > 0"
+    try:
+        with open_still(path) as connection:
+            names = [str(name).replace('"', '""') for (name,) in connection.execute(tables)]
+            return not any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchall() for name in names)  # noqa: S608
+    except sqlite3.Error:
+        return None
+
+
 def read_fingerprint(path: Path, progress: Progress, step: str) -> Fingerprint:
     """Return the content of a database at rest. Raises sqlite3.Error for damage."""
     total = path.stat().st_size

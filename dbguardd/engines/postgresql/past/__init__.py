@@ -26,7 +26,7 @@ class PostgresqlPast:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         url = str(settings.get("url") or "")
-        self._revival = Revival(address_of(url).get("dbname", "") if url else "")
+        self._revival = Revival(address_of(url) if url else {})
 
     def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
         return self._revival.revive(tree, place, database, progress)
@@ -34,24 +34,24 @@ class PostgresqlPast:
     def query(self, asked: Revived, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.place)
         with self._revival.asked(asked, meter.about, meter.alive) as past:
-            return query(past, sql, meter)
+            return {**query(past, sql, meter), "in_database": past.database}
 
     def table(self, asked: Revived, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.place)
         with self._revival.asked(asked, meter.about, meter.alive) as past, past.reading() as connection:
-            return table(past, Reader(connection, meter), name, form, meter)
+            return {**table(past, Reader(connection, meter), name, form, meter), "in_database": past.database}
 
     def difference(self, older: Revived, newer: Revived, name: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, older.place)
         with self._both((older, newer), meter) as (before, after):
-            return difference(before, after, name, meter)
+            return {**difference(before, after, name, meter), "in_database": after.past.database}
 
     def missing(
         self, both: tuple[Revived, Revived], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
         meter = Meter(bounds, answer, both[0].place)
         with self._both(both, meter) as (before, after):
-            return missing(before, after, search, form, meter)
+            return {**missing(before, after, search, form, meter), "in_database": after.past.database}
 
     @contextmanager
     def _both(self, both: Sequence[Revived], meter: Meter) -> Iterator[Sequence[Side]]:

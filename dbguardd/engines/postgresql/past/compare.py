@@ -299,8 +299,9 @@ def _listed(columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Fac
 
 def _script(side: Side, table: Table, columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Facts:
     """Write the rows as statements. What is there by now, under the same key, stays as it is."""
+    mine = owned(side.past, table)
     what = f"rows of {table.quoted} that are missing, {meter.about}."
-    meter.write(remark(what, owned(side.past, table), side.past.database))
+    meter.write(remark(what, mine, side.past.running(mine.owner)))
     meter.write(b"-- What is there under the same key stays.\n")
     settings = ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "lc_monetary = 'C'", "xmloption = 'content'")
     always = (f"client_encoding = '{side.reader.encoding}'", "standard_conforming_strings = on")

@@ -9,6 +9,8 @@ server's own template, where no user has put anything.
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from dbguardd.engines.postgresql.physical.queries import READS, make_reader
 from dbguardd.engines.postgresql.physical.rebuild import fill
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
 from dbguardd.flow import Facts, Tree
 
@@ -44,6 +47,8 @@ class Past:
     server: Server
     role: str
     database: str
+    live: Address  # of the live server, where the policy says it
+    superuser: str  # a role of that
     dump: Dumped | None = None
 
     def address(self) -> Address:
@@ -54,6 +59,10 @@ class Past:
         """Say what of its definitions could not be made anew on this host; nothing if all is there."""
         lacking = () if self.dump is None else self.dump.lacking
         return f"Not all of the dump could be made on this host: {'; '.join(lacking[:_TOLD])}" if lacking else ""
+
+    def running(self, owner: str = "") -> str:
+        """Return the command that has the live server run a text that is taken out, up to the text; as its owner."""
+        return running(self.live, self.superuser, owner, self.database)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -66,10 +75,10 @@ class Past:
 
 
 class Revival:
-    """Clusters of the past that this job has brought back. `named` is the database that the policy's url names."""
+    """Clusters of the past that this job has brought back. `live` is what the policy's url says, if there is one."""
 
-    def __init__(self, named: str) -> None:
-        self._named = named
+    def __init__(self, live: Address) -> None:
+        self._live, self._named = live, live.get("dbname", "")
         self._facts: dict[Path, Facts] = {}
         self._dumps: dict[Path, Dumped] = {}
 
@@ -103,16 +112,17 @@ class Revival:
             if (dump := self._dumps.pop(revived.place, None)) is not None:
                 user = dump.superuser
                 with throwaway(dump.cluster, dump.tools, alive, user=user, settings=bounded) as server:
-                    yield Past(server, dump.reader, dump.part.database.name, dump)
+                    ours = pwd.getpwuid(os.geteuid()).pw_name  # a dump does not say who is one
+                    yield Past(server, dump.reader, dump.part.database.name, self._live, ours, dump)
                 return
             facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
             settings = {**settings_for(facts), **bounded}
             with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
-                yield self._let_in(server, revived.database, about)
+                yield self._let_in(server, revived.database, str(facts["superuser"]), about)
         finally:
             shutil.rmtree(revived.place, ignore_errors=True)
 
-    def _let_in(self, server: Server, database: str, about: str) -> Past:
+    def _let_in(self, server: Server, database: str, user: str, about: str) -> Past:
         """Make the role that asks. Raises Usage if it is not clear which database is meant."""
         address = {**server.address(), "options": _SETTINGS}
         with connected(address, "template1", about="throw-away server") as superuser:
@@ -125,7 +135,7 @@ class Revival:
                 b"ALTER ROLE ALL RESET session_preload_libraries",  # neither may the role set it, nor be without it
             ):
                 superuser.execute(statement, prepare=False)
-        return Past(server, role, named)
+        return Past(server, role, named, self._live, user)
 
     def _meant(self, database: str, names: Sequence[str], *, about: str) -> str:
         """Return the database that is meant: that is named, in the url else, or the only one of users. Raises Usage."""
@@ -140,7 +150,7 @@ class Revival:
         raise Usage(
             f"{about}: {what}".removeprefix(": "),
             detail=f"Its databases: {listed}.",
-            hints=["--database NAME, one of these"],
+            hints=[shlex.join(["--database", (others or names)[0]]) + "  # or another of these"],
         )
 
 

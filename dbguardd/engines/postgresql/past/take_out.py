@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from urllib.parse import quote
 
 from psycopg.conninfo import make_conninfo
 
@@ -53,7 +50,7 @@ def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> F
     if name not in names or form != "sql":
         what = f"no such schema: {name}" if name not in names else "a schema comes as sql only"
         raise Usage(f"{meter.about}: {what}", detail=f"Its schemas: {some(names, most=_SHOWN)}.")
-    meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.database))
+    meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.running()))
     if past.dump is None:
         quoted = '"' + name.replace('"', '""') + '"'
         return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter), "triggers": 0}
@@ -82,7 +79,8 @@ def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
 def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     """Write all that the table is: it is alone when its rows come, so its triggers may be there afterwards."""
     ((rows,),) = reader.rows(f"SELECT count(*) FROM {table.rows}")  # noqa: S608 - names of the catalog
-    meter.write(remark(f"{table.quoted} of {meter.about}.", owned(past, table), past.database))
+    mine = owned(past, table)
+    meter.write(remark(f"{table.quoted} of {meter.about}.", mine, past.running(mine.owner)))
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
     for piece in _dumped(past, [*encoding, *_of(reader, table)], meter):
         meter.write(piece)
@@ -121,7 +119,8 @@ def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: 
     """
     ours = ["--no-owner", "--no-privileges", *_of(reader, table)]
     lines, about = dump.taken(past.server, table.number, meter.alive)
-    meter.write(remark(f"{table.quoted} of {meter.about}.", owned(past, table), past.database))
+    mine = owned(past, table)
+    meter.write(remark(f"{table.quoted} of {meter.about}.", mine, past.running(mine.owner)))
     for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty there
         meter.write(piece)
     rows = _copied(_restored(past, dump, lines, meter), meter)
@@ -155,22 +154,18 @@ def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
     return rows
 
 
-def remark(what: str, table: Table, database: str) -> bytes:
+def remark(what: str, table: Table, run: str) -> bytes:
     """Return the head of a text that psql runs: what it is, and as whom it should be run."""
-    return _head(what, database) + (
-        f"-- As its owner ({one_line(table.owner)}), no superuser: its checks and triggers run as who runs this.\n"
+    return _head(what, run) + (
+        f"-- As its owner ({one_line(table.owner)}): its checks and triggers run as who runs this. A hostile one can\n"
+        "-- undo a SET ROLE: if that is to be feared, log in as the owner, by his password.\n"
     ).encode(errors="surrogateescape")
 
 
-def _head(what: str, database: str) -> bytes:
-    words = shlex.join(["psql", "-X", "-1", "-v", "ON_ERROR_STOP=1", "-d", as_address(database), "-f"])
-    return f"-- Made by dbguard: {one_line(what)}\n-- Run: {words} THIS\n".encode(errors="surrogateescape")
-
-
-def as_address(database: str) -> str:
-    """Return a name as psql takes it for that of a database: whoever made it may have called it "host=elsewhere"."""
-    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", database)
-    return database if plain else f"postgresql:///{quote(database, safe='', errors='surrogateescape')}"
+def _head(what: str, run: str) -> bytes:
+    return f"-- Made by dbguard: {one_line(what)}\n-- Read it, then run it: {run} <THIS\n".encode(
+        errors="surrogateescape"
+    )
 
 
 def one_line(name: str) -> str:

@@ -5,7 +5,8 @@ Tried as who asks, with a slot that holds the log for a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
@@ -15,6 +16,7 @@ from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
 from dbguardd.engines.postgresql.physical.stream import streaming
 from dbguardd.engines.postgresql.tools import find_tools
+from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import GuardError, SourceDenied, Unsupported
 
 BY_PAGES = "backups by pages"
@@ -42,19 +44,32 @@ def by_pages(address: Address) -> Finding:
         return Finding(BY_PAGES, "not configured", f"{error.message}. {error.detail}".strip())
 
 
-def followed(address: Address) -> Finding:
-    """Say whether the log of the cluster could be followed; if not, what is lacking, each with what mends it."""
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What keeps the log of a cluster from being followed, and what mends it: a command, or what to do."""
+
+    what: str
+    mend: str
+
+
+def lacking(address: Address) -> list[Lack]:
+    """Return what keeps the log of the cluster from being followed."""
     try:
         with connected(address) as connection:
-            lacking = [*_lacking(connection, address)]
+            return [*_lacking(connection, address)]
     except GuardError as error:
-        return Finding(FOLLOWED, "not configured", f"{error.message}. {error.detail}".strip())
-    if lacking:
-        return Finding(FOLLOWED, "not configured", "; ".join(lacking))
+        return [Lack(f"{error.message}. {error.detail}".strip(), next(iter(error.hints), ""))]
+
+
+def followed(lacks: Sequence[Lack]) -> Finding:
+    """Say whether the log of a cluster that lacks this could be followed."""
+    if lacks:
+        said = (f"{one.what} Fix: {one.mend}" if one.mend else one.what for one in lacks)
+        return Finding(FOLLOWED, "not configured", "; ".join(said))
     return Finding(FOLLOWED, "ok", "continuous = true stores what is committed within a second")
 
 
-def _lacking(connection: Connection, address: Address) -> Iterator[str]:
+def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
     about = place_of(address)
     cluster = look(connection, about)
     directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
@@ -62,23 +77,22 @@ def _lacking(connection: Connection, address: Address) -> Iterator[str]:
     try:
         check_bound(connection, directory.free_for_log() + held, None, about)
     except Unsupported as error:
-        yield f"{error.detail} Fix: {error.hints[0]}"
+        yield Lack(error.detail, error.hints[0])
     finally:
         directory.close()
     for name, free in (("max_replication_slots", slots), ("max_wal_senders", senders)):
         if free < 1:
-            yield f"all of {name} are in use. Fix: ALTER SYSTEM SET {name} = 10;  -- then restart the server"
+            mend = statements(connection, f"ALTER SYSTEM SET {name} = 10")
+            yield Lack(f"all of {name} are in use.", f"{mend}  # then restart the server")
     if standbys:
-        yield (
-            "synchronous_standby_names has *, so commits would wait for dbguard. Fix: name the standbys in "
-            "synchronous_standby_names"
-        )
+        what = "synchronous_standby_names has *, so commits would wait for dbguard."
+        yield Lack(what, "name the standbys in synchronous_standby_names")
     try:
         with streaming(address, about):
             pass
     except GuardError as error:
         mend = "in pg_hba.conf: local replication postgres peer  -- then SELECT pg_reload_conf()"
-        yield f"it takes no connection for replication: {error.detail or error.message}. Fix: {mend}"
+        yield Lack(f"it takes no connection for replication: {error.detail or error.message}.", mend)
 
 
 def left_over(address: Address) -> Finding | None:

@@ -16,10 +16,11 @@ from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Connection, rows
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import NoSpace, SourceInvalid, Unsupported
 
 PREFIX = "dbguard_"
-BOUND = "ALTER SYSTEM SET max_slot_wal_keep_size = '{size}'; SELECT pg_reload_conf();"
+RELOAD = "SELECT pg_reload_conf()"
 
 _HELD = b"""
 SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
@@ -96,7 +97,7 @@ def check_bound(keeper: Connection, room: int, slot: Slot | None, about: str) ->
         f"{about}: a slot that nobody reads could fill the disk of its log",
         detail=f"max_slot_wal_keep_size lets a slot hold {size}. While dbguard is stopped nothing takes that away, and "
         "a server without room for its log stops.",
-        hints=[BOUND.format(size=f"{fit}MB") + "  -- no restart"],
+        hints=[statements(keeper, f"ALTER SYSTEM SET max_slot_wal_keep_size = '{fit}MB'", RELOAD) + "  # no restart"],
     )
 
 

@@ -1,0 +1,68 @@
+"""What a person types to have a live server do something: as root on its host, where that is by its socket.
+
+Who may do it there is a user of the host that has the same name: root is not, and the owner of a table hardly ever.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from psycopg.conninfo import make_conninfo
+
+from dbguardd.engines.postgresql.connect import Address, Connection
+from dbguardd.places import POSTGRESQL_SOCKETS
+
+_PSQL = ("psql", "-X")
+_ELSEWHERE = ("host", "hostaddr", "port", "service")
+
+
+def statements(connection: Connection, *sql: str) -> str:
+    """Return the command that runs statements as who has this connection, each by itself."""
+    info = connection.info
+    address = {"host": info.host, "port": str(info.port)}
+    return _line([*_asking(address, info.user, _PSQL, info.dbname), *(word for one in sql for word in ("-c", one))])
+
+
+def running(live: Address, superuser: str, owner: str, database: str) -> str:
+    """Return the command that runs a text, up to the text, as the owner of what is in it, or else as a superuser."""
+    whole = (*_PSQL, "-1", "-v", "ON_ERROR_STOP=1")
+    if _is_elsewhere(live):
+        return _line([*_asking(live, owner or superuser, whole, database), "-f", "-"])
+    quoted = owner.replace('"', '""')
+    turning = ["-c", f'SET ROLE "{quoted}"'] if owner else []
+    return _line([*_asking(live, superuser, whole, database), *turning, "-f", "-"])
+
+
+def _asking(address: Address, role: str, psql: Sequence[str], database: str) -> list[str]:
+    if _is_elsewhere(address):
+        reach = {name: address[name] for name in _ELSEWHERE if name in address}
+        return [*psql, "-d", make_conninfo("", **reach, user=role, dbname=database)]
+    user, host, port = pwd.getpwuid(os.geteuid()).pw_name, address.get("host"), address.get("port", "5432")
+    words = ["runuser", "-u", user, "--", *psql]
+    words += ["-h", host] if host and os.path.realpath(host) != os.path.realpath(POSTGRESQL_SOCKETS) else []
+    words += ["-p", port] if port != "5432" else []
+    return [*words, *(["-U", role] if role != user else []), "-d", as_address(database)]
+
+
+def as_address(database: str) -> str:
+    """Return a name as psql takes it for that of a database: whoever made it may have called it "host=elsewhere"."""
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", database)
+    return database if plain else f"postgresql:///{quote(database, safe='', errors='surrogateescape')}"
+
+
+def _is_elsewhere(address: Address) -> bool:
+    return not address.get("host", "/").startswith("/") or bool(address.keys() & {"hostaddr", "service"})
+
+
+def _line(words: Sequence[str]) -> str:
+    return " ".join(" ".join(map(_quoted, words)).split())  # one, whatever is in a name
+
+
+def _quoted(word: str) -> str:
+    """Return a word for a shell; SQL has its strings between single quotes, which are easier to read in double ones."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)

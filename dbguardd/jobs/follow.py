@@ -13,6 +13,7 @@ from datetime import datetime
 from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, WorkerDied
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
+from dbguardd.lean import hold_on
 from dbguardd.repository import Chain, Log
 from dbguardd.wire import Request
 
@@ -32,6 +33,7 @@ def follow(run: Run, request: Follow) -> Result:
     if request.end:
         run.log.unfollow()
         return {}
+    hold_on()
     log = run.repository.log(run.name, run.now())
     if log is None:
         raise Internal(f"{run.name}: no place for its log was made")

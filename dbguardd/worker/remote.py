@@ -170,26 +170,18 @@ class RemoteEngine:
             raise _no_segment()
         return Images(page_size, size, numbers, self._body(len(numbers) * page_size), total)
 
-    def _bytes(self, message: Object, since: Facts, until: Facts) -> bytes:
+    def _bytes(self, message: Object, since: Facts, until: Facts) -> bytearray:
         count = int(message["bytes"])
         if count < 1 or since["round"] != until["round"] or until["position"] - since["position"] != count:
             raise _no_segment()
         return self._body(count)
 
-    def _body(self, wanted: int) -> bytes:
-        body = bytearray()
+    def _body(self, wanted: int) -> bytearray:
         if wanted > _SEGMENT_BYTES:
             raise _no_segment()
-        while len(body) < wanted:
-            part, stray = self._channel.receive()
-            if stray is not None:
-                os.close(stray)
-            if not isinstance(part, bytes):
-                raise WorkerDied("the engine half sent something else than a segment")
-            body += part
-        if len(body) != wanted:
-            raise _no_segment()
-        return bytes(body)
+        body = bytearray(wanted)
+        self._channel.receive_into(memoryview(body))
+        return body
 
     def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:
         name, stamp = str(message["name"]), str(message["stamp"])

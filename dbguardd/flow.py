@@ -122,7 +122,7 @@ class Images:
     page_size: int
     size: int
     numbers: Sequence[int] = field(repr=False)
-    pages: bytes = field(repr=False)
+    pages: bytes | bytearray = field(repr=False)
     sum: str = ""
 
 
@@ -148,7 +148,7 @@ class Segment:
     since: Facts
     until: Facts
     at: datetime
-    body: Images | bytes = field(repr=False)
+    body: Images | bytes | bytearray = field(repr=False)
 
 
 class Ship(Protocol):

@@ -8,7 +8,6 @@ it raises Cancelled when the job is to end, so an engine only has to clean up on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +102,8 @@ def _folded(tables: Mapping[str, TablePrint], group: re.Pattern[str]) -> dict[st
 
 
 def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
+    import hashlib  # noqa: PLC0415 - 3 MiB that only a database of very many tables needs
+
     told = json.dumps([[name, tables[name].rows, tables[name].digest] for name in names])
     rows = sum(tables[name].rows for name in names)
     return TablePrint(rows, f"{len(names)}:{hashlib.sha256(told.encode()).hexdigest()}")

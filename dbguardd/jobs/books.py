@@ -202,13 +202,11 @@ def recover(run: Run, request: Recover) -> Result:
     return {"recipient": used, "repository": run.repository.id, "mark": mark, "backups": len(run.repository.backups())}
 
 
-BOOKS = (
-    Job("scan", Scan, scan),
-    Job("hold", Hold, hold),
-    Job("release", Release, release),
-    Job("recall", Recall, recall),
-    Job("recovery-sheet", RecoverySheet, recovery_sheet),
-    Job("recovery-test", RecoveryTest, recovery_test),
-    Job("recovery-drop", RecoveryDrop, recovery_drop),
-    Job("recover", Recover, recover),
-)
+SCAN = Job("scan", Scan, scan)
+HOLD = Job("hold", Hold, hold)
+RELEASE = Job("release", Release, release)
+RECALL = Job("recall", Recall, recall)
+RECOVERY_SHEET = Job("recovery-sheet", RecoverySheet, recovery_sheet)
+RECOVERY_TEST = Job("recovery-test", RecoveryTest, recovery_test)
+RECOVERY_DROP = Job("recovery-drop", RecoveryDrop, recovery_drop)
+RECOVER = Job("recover", Recover, recover)

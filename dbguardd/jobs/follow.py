@@ -14,6 +14,7 @@ from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, Source
 from dbguardd.flow import TURNS, Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.history import successor
+from dbguardd.lean import hold_on
 from dbguardd.repository import Chain, Log
 from dbguardd.wire import Request
 
@@ -33,6 +34,7 @@ def follow(run: Run, request: Follow) -> Result:
     if request.end:
         run.log.unfollow()
         return {}
+    hold_on()
     log = run.repository.log(run.name, run.now())
     if log is None:
         raise Internal(f"{run.name}: no place for its log was made")

@@ -99,7 +99,7 @@ def compress(kind: int, data: Buffer, parts: bytes, digests: Digests, squeezer: 
     return Frame(kind, smaller, length, digests.frame(parts, length), body if smaller else bytes(data))
 
 
-def decompress(body: bytes, length: int, name: str, unpacker: zstandard.ZstdDecompressor) -> bytes:
+def decompress(body: Buffer, length: int, name: str, unpacker: zstandard.ZstdDecompressor) -> bytes:
     """Return the plaintext of a compressed frame, never more than `length` bytes. Raises Damaged."""
     try:
         stated = zstandard.frame_content_size(body)  # max_output_size alone would be ignored where this is larger

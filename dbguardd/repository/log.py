@@ -120,7 +120,7 @@ class Link:
     size: int
     count: int
     because: str
-    body: bytes = field(repr=False)
+    body: bytes | memoryview = field(repr=False)
     sum: str = ""  # of all pages of the stream afterwards; the first logs did not say it
     form: str = ""  # BYTES, or images of pages
     merged: int = 0  # so many segments before this number are in it as well (thin.py)
@@ -375,15 +375,15 @@ def _head(link: Link) -> dict[str, Any]:
     return {**plain, "at": rfc3339(link.at), "since": dict(link.since), "until": dict(link.until)}
 
 
-def _join(head: Mapping[str, Any], body: bytes) -> bytes:
+def _join(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
     raw = encode(head)
     return b"".join((_LENGTH.pack(len(raw)), raw, _LENGTH.pack(len(body)), body))
 
 
-def _split(plain: bytes) -> Iterator[Link]:
-    at = 0
+def _split(data: bytes) -> Iterator[Link]:
+    plain, at = memoryview(data), 0
 
-    def taken() -> bytes:
+    def taken() -> memoryview:
         nonlocal at
         (length,) = _LENGTH.unpack_from(plain, at)
         at += 4 + length
@@ -392,5 +392,5 @@ def _split(plain: bytes) -> Iterator[Link]:
         return plain[at - length : at]
 
     while at < len(plain):
-        head, body = json.loads(taken()), taken()
+        head, body = json.loads(bytes(taken())), taken()
         yield Link(**{**head, "at": moment(head["at"])}, body=body)

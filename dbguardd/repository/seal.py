@@ -92,7 +92,7 @@ def unseal(keyring: Keyring, kind: str, slot: str, data: bytes, name: str) -> tu
 
     Raises Damaged (altered, moved, renamed or foreign), ObjectMissing (its domain is not there any more), KeyRefused.
     """
-    header, body = data[:HEADER], data[HEADER:]
+    header, body = data[:HEADER], memoryview(data)[HEADER:]
     if len(data) < HEADER + TAG or header[:8] != MAGIC:
         raise Damaged(f"{name}: not a sealed object", detail=f"{len(data)} bytes, they start with {data[:8].hex()}")
     if header[8:24] != keyring.root.repo_id:

@@ -56,7 +56,7 @@ class Channel:
         if select.select([], [self._end], [], 0)[1]:
             self.send(message)
 
-    def send_data(self, data: bytes | memoryview, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def send_data(self, data: bytes | bytearray | memoryview, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Send stream data in as many messages as it takes. `meanwhile` is called before each, and while it waits.
 
         It has to take what the other half says of its own accord, or both could wait for ever for the other to listen.
@@ -93,17 +93,33 @@ class Channel:
             raise WorkerDied("the process that opens the database sent nonsense")
         return message, file
 
+    def receive_into(self, place: memoryview) -> None:
+        """Fill a place with stream data, in as many messages as it takes. Raises WorkerDied if anything else comes."""
+        kind = bytearray(1)
+        while place:
+            buffers, room = [kind, place[:DATA_BYTES]], socket.CMSG_SPACE(16)
+            count, more, flags, _ = self._patiently(lambda b=buffers, r=room: self._end.recvmsg_into(b, r))  # type: ignore[misc]
+            file = self._descriptor(count, more, flags)
+            if kind != b"D" or file is not None or count == 1:
+                _drop(file)
+                raise WorkerDied("the process that opens the database sent something else than data")
+            place = place[count - 1 :]
+
     def _receive_raw(self) -> tuple[bytes, int | None]:
         raw, ancillary, flags, _ = self._patiently(lambda: self._end.recvmsg(DATA_BYTES + 1, socket.CMSG_SPACE(16)))
+        return raw, self._descriptor(len(raw), ancillary, flags)
+
+    def _descriptor(self, count: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> int | None:
+        """Return the descriptor that came with a message of so many bytes, if one did."""
         files = _descriptors(ancillary)
-        if not raw or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(files) > 1:
+        if not count or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(files) > 1:
             for file in files:
                 os.close(file)
             if self._cancelled():  # it was told so, as the answer to something, and may have ended first
                 raise Cancelled("the job was cancelled")
-            detail = "It sent nonsense." if raw else "It closed the seam."
+            detail = "It sent nonsense." if count else "It closed the seam."
             raise WorkerDied("the process that opens the database ended early", detail=detail)
-        return raw, files[0] if files else None
+        return files[0] if files else None
 
     def receive_object(self) -> Object:
         """Return the next message, which must be an object without a descriptor."""

@@ -178,7 +178,7 @@ class RemoteEngine:
             raise _no_segment()
         return Images(page_size, size, numbers, self._body(len(numbers) * page_size), total)
 
-    def _bytes(self, message: Object, since: Facts, until: Facts) -> bytes:
+    def _bytes(self, message: Object, since: Facts, until: Facts) -> bytearray:
         count, start = int(message["bytes"]), since["position"]
         turns, before = until.get(TURNS, []), since.get(TURNS, [])
         if len(turns) == len(before) + 1:  # it says where the bytes begin
@@ -191,20 +191,12 @@ class RemoteEngine:
             raise _no_segment()
         return self._body(count)
 
-    def _body(self, wanted: int) -> bytes:
-        body = bytearray()
+    def _body(self, wanted: int) -> bytearray:
         if wanted > _SEGMENT_BYTES:
             raise _no_segment()
-        while len(body) < wanted:
-            part, stray = self._channel.receive()
-            if stray is not None:
-                os.close(stray)
-            if not isinstance(part, bytes):
-                raise WorkerDied("the engine half sent something else than a segment")
-            body += part
-        if len(body) != wanted:
-            raise _no_segment()
-        return bytes(body)
+        body = bytearray(wanted)
+        self._channel.receive_into(memoryview(body))
+        return body
 
     def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:
         name, stamp = str(message["name"]), str(message["stamp"])

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, KeyMissing, NotARepository, NotFound
-from dbguardd.jobs import JOBS
+from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
 from dbguardd.repository import Repository
@@ -75,9 +75,9 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
     voice = Voice(1, cancelled)
     try:
         storage, repository = open_repository(spec, voice, datetime.now(UTC))
-        job = JOBS.get(spec["verb"])
-        if job is None:
+        if spec["verb"] not in JOBS:
             raise NotFound(f"there is no job {spec['verb']}")
+        job = job_of(spec["verb"])
         engine = RemoteEngine(channel)
         result = job.run(
             Run(

@@ -30,6 +30,7 @@ def loaded(module):
     [
         ("dbguardd.worker.repository_half", HEAVY | {"asyncio", "click", "http.client"}),
         ("dbguardd.worker.engine_half", HEAVY | {"asyncio", "click", "cryptography", "zstandard", "http.client"}),
+        ("dbguardd.engines.sqlite", HEAVY | {"asyncio", "logging", "_hashlib", "apsw"}),
         ("dbguardctl.app", HEAVY | {"asyncio", "sqlite3", "cryptography", "zstandard", "blake3"}),
         ("dbguardd.rules", HEAVY - {"cronsim"} | {"asyncio", "sqlite3", "socket", "subprocess"}),
         ("dbguardd.errors", HEAVY | {"asyncio", "socket", "sqlite3"}),

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import daemon_rows, following, postgresql, writer
+from tests.bench import daemon_rows, following, postgresql, questions, writer
 from tests.bench.data import change, make
 from tests.bench.measure import Figures, run, size_of
 from tests.bench.ours import Ours
@@ -42,8 +42,10 @@ def main() -> None:
     """Make the data, run every tool in turn, print the table."""
     asked = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     asked.add_argument("--size-mib", type=int, default=1024, help="size of the database (1024)")
+    asked.add_argument("--asked-mib", type=int, default=4096, help="size of the database that is asked (4096)")
     asked.add_argument("--rounds", type=int, default=3, help="rounds of every tool (3)")
-    asked.add_argument("--rows", default="files,writer,following,daemon,postgresql", help="which groups of rows (all)")
+    groups = "files,writer,following,questions,daemon,postgresql"
+    asked.add_argument("--rows", default=groups, help="which groups of rows (all)")
     asked.add_argument("--peers", default="", help="only these peers, by comma")
     asked.add_argument("--dir", type=Path, help="where to work (a temporary directory)")
     asked.add_argument("--out", type=Path, default=Path(".bench/result.json"), help="where the JSON goes")
@@ -64,6 +66,8 @@ def main() -> None:
             result["writer"] = writer.rows(place, base)
         if "following" in options.rows:
             result["following"] = following.rows(place, base)
+        if "questions" in options.rows:
+            result["questions"] = questions.rows(place, options.asked_mib)
         if "postgresql" in options.rows:
             result["postgresql"] = postgresql.rows(place, options.size_mib, options.rounds)
         if "daemon" in options.rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.bench.measure import resident
 from tests.bench.ours import Ours
+from tests.bench.writer import LOADS
 
 SECONDS = 20.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -19,18 +20,21 @@ _UNTIL = 3  # in the name of an object of a log: the moment that it reaches, in 
 
 
 def rows(place: Path, base: Path) -> list[dict[str, object]]:
-    """Measure the writer alone, then while its log is followed; then the follower beside an idle database."""
-    work = place / "following"
+    """Measure two kinds of writers alone, then while their log is followed; then the follower beside a quiet one."""
+    return [row for load in LOADS for row in _rows(place / f"following-{load}", base, load)]
+
+
+def _rows(work: Path, base: Path, load: str) -> list[dict[str, object]]:
     (work / "src").mkdir(parents=True)
     live = work / "src" / "db"
     shutil.copy(base, live)
     os.sync()  # or the kernel writes all that back while the writer is measured alone
     stop, log = work / "stop", work / "log"
-    argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log)]
+    argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log), load]
     writer = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     try:
-        writer.stdout.readline()
+        pages = float(writer.stdout.readline().split()[1])
         alone = _span(SECONDS)
         with Ours(work, "continuous = true") as ours:
             ours.backup()
@@ -54,16 +58,18 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
         writer.stdout.close()
     lags = seen.lags()
     before, after = _latencies(log, alone), _latencies(log, followed)
-    p99 = int(len(lags) * 0.99)
-    return [
-        _row("lag from commit to durable, p99, seconds", lags[p99], 1.0),
-        _row("writer rate kept, lost share", 1 - (len(after) / SECONDS) / (len(before) / SECONDS), 0.03),
-        _row("writer p99, ratio to alone", after[int(len(after) * 0.99)] / before[int(len(before) * 0.99)], 1.2),
-        _row("writer p99.9, ratio to alone", after[int(len(after) * 0.999)] / before[int(len(before) * 0.999)], 3.0),
-        _row("follower, share of one core", used, 0.05),
-        _row("follower beside an idle database, share of one core", idle, 0.005),
-        _row("follower, resident bytes of all its processes", sum(memory), 60 << 20),
+    p99, what = int(len(lags) * 0.99), f"{load}, {pages:.0f} pages a commit"
+    print(f"following: {what}, {pages * len(after) / SECONDS:,.0f} pages a second", flush=True)
+    found = [
+        ("lag from commit to durable, p99, seconds", lags[p99], 1.0),
+        ("writer rate kept, lost share", 1 - (len(after) / SECONDS) / (len(before) / SECONDS), 0.03),
+        ("writer p99, ratio to alone", after[int(len(after) * 0.99)] / before[int(len(before) * 0.99)], 1.2),
+        ("writer p99.9, ratio to alone", after[int(len(after) * 0.999)] / before[int(len(before) * 0.999)], 3.0),
+        ("follower, share of one core", used, 0.05),
+        ("follower beside an idle database, share of one core", idle, 0.005),
+        ("follower, resident bytes of all its processes", sum(memory), 60 << 20),
     ]
+    return [_row(f"{what}: {name}", value, goal) for name, value, goal in found]
 
 
 def _span(seconds: float) -> tuple[float, float]:
@@ -99,6 +105,8 @@ class _Objects:
     def __init__(self, place: Path) -> None:
         self._place = place
         self._found: dict[str, tuple[float, float]] = {}
+        self.look()
+        self._before = set(self._found)  # nobody saw when they came
 
     def look(self) -> None:
         """Note the new ones: the moment that each reaches, and when it was there."""
@@ -109,7 +117,8 @@ class _Objects:
     def lags(self) -> list[float]:
         """Return how long commits that came at even distances waited to be durable, sorted, in seconds."""
         single: dict[float, float] = {}
-        for until, there in self._found.values():  # several objects reach one moment: the last of them counts
+        seen = (found for name, found in self._found.items() if name not in self._before)
+        for until, there in seen:  # several objects reach one moment: the last of them counts
             single[until] = max(there, single.get(until, 0.0))
         order, found = sorted(single), list[float]()
         for before, until in zip(order, order[1:], strict=False):

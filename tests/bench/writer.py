@@ -10,14 +10,17 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.bench import data
 from tests.bench.ours import Ours
 
 RATE = 1000
 ALONE_SECONDS = 8.0
 P999_GOAL = 3.0
 RATE_GOAL = 0.99
+_TRIED = 200
 
 
 def rows(place: Path, base: Path) -> list[dict[str, object]]:
@@ -27,7 +30,7 @@ def rows(place: Path, base: Path) -> list[dict[str, object]]:
     live = work / "src" / "db"
     shutil.copy(base, live)
     stop, log = work / "stop", work / "log"
-    argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log)]
+    argv = [sys.executable, "-m", "tests.bench.writer", str(live), str(stop), str(log), "wide"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
@@ -81,30 +84,56 @@ def _judge(marks: list[tuple[str, float, float, int]], log: Path) -> list[dict[s
     return found
 
 
-def write(path: str, stop: Path, log: Path) -> None:
+def write(path: str, stop: Path, log: Path, load: str) -> None:
     """Run transactions at RATE until `stop` exists; latency counts from when each one was due."""
     db = sqlite3.connect(path, isolation_level=None, timeout=60)
     db.execute("pragma synchronous = normal")
-    last = {
-        table: db.execute(f"select max(id) from {table}").fetchone()[0] for table in ("events", "orders", "documents")
-    }
-    dice, out = random.Random(1), array.array("d")
+    last = {table: db.execute(f"select max(id) from {table}").fetchone()[0] for table in data.UPDATES}
+    dice, out, transact = random.Random(1), array.array("d"), LOADS[load]
+    print(f"writing {_pages_a_commit(db, lambda: transact(db, dice, last)):.1f}", flush=True)
     due = time.perf_counter()
-    print("writing", flush=True)
     while not (len(out) % 400 == 0 and stop.exists()):
         due += 1 / RATE
         if (wait := due - time.perf_counter()) > 0:
             time.sleep(wait)
-        db.execute("begin immediate")
-        for _ in range(3):
-            db.execute("update events set seen = seen + 1 where id = ?", (dice.randint(1, last["events"]),))
-        db.execute("update orders set counter = counter + 1 where id = ?", (dice.randint(1, last["orders"]),))
-        db.execute("update documents set rev = rev + 1 where id = ?", (dice.randint(1, last["documents"]),))
-        db.execute("insert into events values (null, 1, 1, 'click', '{\"ok\": true}', 0)")
-        db.execute("commit")
+        transact(db, dice, last)
         out.extend((due, time.perf_counter() - due))
     log.write_bytes(out.tobytes())
 
 
+def _pages_a_commit(db: sqlite3.Connection, transact: Callable[[], None]) -> float:
+    """Return how many pages a transaction writes into the log, on average."""
+    db.execute("pragma wal_autocheckpoint = 0")
+    db.execute("pragma wal_checkpoint(truncate)").fetchall()
+    for _ in range(_TRIED):
+        transact()
+    _, frames, _ = db.execute("pragma wal_checkpoint(passive)").fetchone()
+    db.execute("pragma wal_autocheckpoint = 1000")
+    return float(frames) / _TRIED
+
+
+def _wide(db: sqlite3.Connection, dice: random.Random, last: Mapping[str, int]) -> None:
+    """Change rows that are anywhere: about 12 pages, nearly all of them others than before."""
+    db.execute("begin immediate")
+    for _ in range(3):
+        db.execute("update events set seen = seen + 1 where id = ?", (dice.randint(1, last["events"]),))
+    db.execute("update orders set counter = counter + 1 where id = ?", (dice.randint(1, last["orders"]),))
+    db.execute("update documents set rev = rev + 1 where id = ?", (dice.randint(1, last["documents"]),))
+    db.execute("insert into events values (null, 1, 1, 'click', '{\"ok\": true}', 0)")
+    db.execute("commit")
+
+
+def _narrow(db: sqlite3.Connection, dice: random.Random, last: Mapping[str, int]) -> None:
+    """Change one of the newest orders and note that: about 3 pages, of which some come again and again."""
+    db.execute("begin immediate")
+    order, user = last["orders"] - dice.randint(0, 2000), dice.randint(1, last["users"])
+    db.execute("update orders set counter = counter + 1, status = 'paid' where id = ?", (order,))
+    db.execute("insert into events values (null, ?, 1, 'purchase', '{\"ok\": true}', 0)", (user,))
+    db.execute("commit")
+
+
+LOADS = {"wide": _wide, "narrow": _narrow}
+
+
 if __name__ == "__main__":
-    write(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    write(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -10,7 +10,7 @@ from typing import Any
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Present, Probe, TablePrint
 from dbguardd.errors import Cancelled, SourceMissing, TargetInUse
-from dbguardd.jobs import JOBS
+from dbguardd.jobs import job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import MachineKey
 from dbguardd.repository import Repository
@@ -172,7 +172,7 @@ class World:
 
     def do(self, verb: str, **request: Any) -> dict[str, Any]:
         """Run one job."""
-        job = JOBS[verb]
+        job = job_of(verb)
         shutil.rmtree(self.engine.staging, ignore_errors=True)
         run = Run(
             id="J",

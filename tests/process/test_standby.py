@@ -40,8 +40,8 @@ print(seen)
 class Far:
     """A directory with a policy of its own, and no daemon, that has the storage and the key."""
 
-    def __init__(self, house: House) -> None:
-        self.house, self.place = house, house.place / "far"
+    def __init__(self, house: House, name: str = "far") -> None:
+        self.house, self.place = house, house.place / name
         self.place.mkdir()
         self.copy, self.said = self.place / "app_standby.db", self.place / "said"
         self.policy = self.place / "policy.toml"
@@ -160,6 +160,54 @@ def test_a_gap_is_told_and_gone_past(house: House, far: Far) -> None:
     (gap,) = far.told("rebased")
     assert "began anew" in gap["because"]
     assert gap["from_at"] < gap["until_at"]
+
+
+def test_it_goes_on_over_a_log_that_was_made_coarser(house: House) -> None:
+    """One stands in the middle of what becomes one segment, one is kept meanwhile, and one is made over what is left.
+
+    A segment ends where the database became shorter, so no minute has to pass.
+    """
+    path = house.database("app", rows=3, wal=True)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("create table ballast as select randomblob(2000000) as body")
+    house.protects(house.table("app", "continuous = true", 'thin_log = { minute = "1min" }'))
+    house.start()
+    house.does("backup", "app", "--verify")
+    followed(house)
+    left, kept, made = (Far(house, name) for name in ("left", "kept", "made"))
+    with kept.following():
+        with writing(house):
+            more(house, 100)
+            with left.following():
+                left.reaches(committed(house))
+            more(house, 100)
+        followed(house)
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as db:
+            db.execute("drop table ballast")
+            db.execute("vacuum")
+        followed(house)
+        with writing(house):
+            more(house, 100)
+        followed(house)
+        kept.reaches(committed(house))
+        for piece in (path for path in (house.store / "log").rglob("*") if path.is_file()):
+            os.utime(piece, (piece.stat().st_mtime - 3600,) * 2)
+        house.does("prune", "app")
+        coarse = [piece.name.split("-") for piece in (house.store / "log").rglob("*-00060-*")]
+        stands = int(left.told("reached")[-1]["segment"])
+        assert any(int(first) <= stands < int(last) for _, first, last, *_ in coarse), (stands, coarse)
+        with made.following(), writing(house):
+            more(house, 50)
+            made.reaches(committed(house))
+            kept.reaches(committed(house))
+            with left.following():
+                left.reaches(committed(house))
+    followed(house)
+    for one in (left, kept, made):
+        status, said = one.run("promote", "app")
+        assert (status, said.get("warnings")) == (0, []), said
+        assert numbers(one.copy) == numbers(path)
+        assert not one.told("rebased")
 
 
 def test_damage_ends_it_and_a_newer_backup_leads_past_it(house: House, far: Far) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query, judge
@@ -30,6 +29,8 @@ _READING = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE
 
 def examine(target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
     """Open `target` and check everything that can be checked without the backup. Raises only what progress raises."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - half a MiB that who copies or follows keeps
+
     findings: list[Finding] = []
     found: Fingerprint | None = None
     facts: dict[str, object] = {}

@@ -19,7 +19,6 @@ was taken (`resume`) nothing protects before it was read once: a log that begins
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from struct import Struct
 from typing import Any
+
+from blake3 import blake3
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
@@ -87,6 +88,11 @@ class Place:
             return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
         except (KeyError, ValueError):
             return None
+
+
+def _frames(page_size: int) -> Struct:
+    """Return what reads the head of one frame after the other."""
+    return Struct(f"{_FRAME.format}{page_size}x")
 
 
 def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
@@ -231,7 +237,7 @@ class Follower:
         mark = self._live.mark()
         if abs(time.time() - mark.modified / 1e9) < _SETTLED_SECONDS:
             return b""
-        return hashlib.blake2b(repr(mark).encode(), digest_size=8).digest()
+        return blake3(repr(mark).encode()).digest(8)
 
     def _look(self) -> bool:
         """Ship what was committed since the last look; say if a newer mark is of use. Raises LogBroken.
@@ -277,7 +283,7 @@ class Follower:
         first = self._place.frames
         count = min(most, index.frames - first)
         raw = os.pread(self._log, count * frame, self._start(first, index.page_size))
-        heads = [_FRAME.unpack_from(raw, at) for at in range(0, len(raw) // frame * frame, frame)]
+        heads = list(_frames(index.page_size).iter_unpack(memoryview(raw)[: len(raw) // frame * frame]))
         ours = next((n for n, (_, _, salts, _) in enumerate(heads) if salts != self._place.salts), len(heads))
         taken = next((n + 1 for n in range(ours - 1, -1, -1) if heads[n][1]), ours if ours == most else 0)
         if not taken or self._index().salts != index.salts:

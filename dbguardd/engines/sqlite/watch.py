@@ -18,12 +18,11 @@ import tempfile
 import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from struct import Struct
 
 from dbguardd.engines.sqlite.live import Live
 from dbguardd.sums import added, as_text, page_hash
 
-_HASH = Struct("=Q")
+_HASH_BYTES = 8
 _LEAST_BYTES = 1 << 16
 _ALONE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _NAMED = 10  # of the pages that are wrong
@@ -37,7 +36,7 @@ class Watch:
         with tempfile.TemporaryFile(dir=staging or None) as file:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
-        self._table = mmap.mmap(-1, _LEAST_BYTES, flags=_ALONE)
+        self._hashes = memoryview(b"").cast("Q")
         self._enlarge(_LEAST_BYTES)
         self._page_size, self._pages, self._low, self._total = 0, 0, 0, 0
         self._end = 0  # pages that the main file had before what is taken next: what lies there may be of long ago
@@ -66,8 +65,14 @@ class Watch:
 
     def saw(self, images: Mapping[int, memoryview]) -> None:
         """Take in what the log had before it was followed."""
+        self._reach(max(images, default=0))
+        hashes, change = self._hashes, 0
         for number, image in images.items():
-            self._set(number, page_hash(number, image))
+            found = page_hash(number, image)
+            change += found - hashes[number]
+            hashes[number] = found
+        if self._known:
+            self._total = added(self._total, change)
         self._round.update(images)
 
     def new_round(self) -> None:
@@ -112,8 +117,7 @@ class Watch:
         if self._next:
             return ""
         if not self._known:
-            with memoryview(self._table) as view, view.cast("Q") as hashes:
-                self._total = added(0, sum(hashes))  # also of pages that an open transaction is just getting
+            self._total = added(0, sum(self._hashes))  # also of pages that an open transaction is just getting
             self._known, self._due = True, time.monotonic() + self._seconds
             if expected and self.sum and expected != self.sum:
                 return "it is not what it was when its log was followed last, and its log says nothing of that"
@@ -169,24 +173,25 @@ class Watch:
     # ------------------------------------------------------------------------------------------ the table
 
     def _get(self, number: int) -> int:
-        at = number * _HASH.size
-        return int(_HASH.unpack_from(self._table, at)[0]) if at < len(self._table) else 0
+        return self._hashes[number] if number < len(self._hashes) else 0
+
+    def _set(self, number: int, found: int) -> None:
+        self._reach(number)
+        if self._known:
+            self._total = added(self._total, found, self._hashes[number])
+        self._hashes[number] = found
+
+    def _reach(self, number: int) -> None:
+        """Make room for the hash of a page."""
+        if number >= len(self._hashes):
+            self._enlarge(max(2 * self._hashes.nbytes, number * _HASH_BYTES + _LEAST_BYTES))
 
     def _enlarge(self, size: int) -> None:
         """Make room, in the file if its disk has that: else to touch a page of it would end this process."""
-        old = self._table
         try:
             os.posix_fallocate(self._file, 0, size)
-            self._table = mmap.mmap(self._file, size)
+            table = mmap.mmap(self._file, size)
         except OSError:
-            self._table = mmap.mmap(-1, size, flags=_ALONE)
-        self._table[: len(old)] = old[:]
-        old.close()
-
-    def _set(self, number: int, found: int) -> None:
-        at = number * _HASH.size
-        if at >= len(self._table):
-            self._enlarge(max(2 * len(self._table), at + _LEAST_BYTES) // _HASH.size * _HASH.size)
-        if self._known:
-            self._total = added(self._total, found, self._get(number))
-        _HASH.pack_into(self._table, at, found)
+            table = mmap.mmap(-1, size, flags=_ALONE)
+        table[: self._hashes.nbytes] = self._hashes.cast("B")
+        self._hashes = memoryview(table).cast("Q")

@@ -10,7 +10,7 @@ from dbguardd.errors import Usage
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, instant, row
 from dbguardd.jobs.history import check_same
-from dbguardd.jobs.moment import tip
+from dbguardd.jobs.moment import tip, tip_at
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
 from dbguardd.states import Grade
@@ -48,6 +48,8 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             facts = {**run.snapshots.dump(saving, run.progress), "log": log}
+            if log and facts.get("standby"):
+                facts["log"] = tip_at(run, facts["log_place"])
             if successor:
                 facts["successor"] = True
             else:
@@ -79,10 +81,10 @@ def take(run: Run, *, full: bool = False, note: str = "", fingerprint: bool = Tr
 
 
 def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:
-    """Return the moment that a backup is of: what the engine says, if it lies within the job."""
+    """Return the moment that a backup is of: what the engine says, if it lies within the job, or a standby lags."""
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         at = datetime.fromisoformat(facts["snapshot_at"]).astimezone(UTC)
-        if began <= at <= ended:
+        if (began <= at or facts.get("standby") is True) and at <= ended:
             return at
     return began
 

@@ -300,3 +300,14 @@ def tip(run: Run) -> dict[str, Any] | None:
     log = run.repository.log(run.name)
     chains: Sequence[Chain] = log.chains() if log is not None else ()
     return {"chain": chains[-1].id, "after": chains[-1].last} if chains else None
+
+
+def tip_at(run: Run, place: Facts) -> dict[str, Any] | None:
+    """Return the last segment of the stored log that a backup has, which was made of what lags; None if it has none."""
+    log = run.repository.log(run.name)
+    chains: Sequence[Chain] = log.chains() if log is not None else ()
+    for piece in reversed(chains[-1].pieces if chains else ()):
+        for link in reversed(log.open(piece) if log is not None else ()):
+            if link.until["round"] == place["round"] and link.until["position"] <= place["end"]:
+                return {"chain": piece.chain, "after": link.number}
+    return None

@@ -24,8 +24,8 @@ from dbguardd.errors import GuardError, ToolMissing
 _SHOWN = 5
 
 
-def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
-    """Return what is there. Raises what connecting and listing raise."""
+def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Address | None = None) -> Probe:
+    """Return what is there. Raises what connecting and listing raise. `writing`: where its log is, if elsewhere."""
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000
         databases = list_databases(connection, only)
@@ -37,7 +37,7 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
     role = shown(bytes(role))
     physical = [] if only else [by_pages(address)]
     if any(found.outcome == "ok" for found in physical):
-        physical.append(followed(address))
+        physical.append(followed(writing or address))
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),

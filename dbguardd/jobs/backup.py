@@ -11,7 +11,7 @@ from dbguardd.engines.base import Progress, Untold
 from dbguardd.errors import GuardError, Usage
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.history import check_same, going_on, tip
+from dbguardd.jobs.history import check_same, going_on, tip, tip_at
 from dbguardd.jobs.target import served
 from dbguardd.repository import Backup
 from dbguardd.states import Grade
@@ -64,6 +64,8 @@ def take(
             told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
             facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
             facts |= {"no_fingerprint": spared} if spared else {}
+            if log and facts.get("standby"):
+                facts["log"] = tip_at(run, facts["log_place"])
             if successor:
                 facts["successor"] = True
             else:
@@ -109,10 +111,10 @@ def _spared(run: Run) -> str:
 
 
 def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:
-    """Return the moment that a backup is of: what the engine says, if it lies within the job."""
+    """Return the moment that a backup is of: what the engine says, if it lies within the job, or a standby lags."""
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         at = datetime.fromisoformat(facts["snapshot_at"]).astimezone(UTC)
-        if began <= at <= ended:
+        if (began <= at or facts.get("standby") is True) and at <= ended:
             return at
     return began
 

@@ -108,3 +108,14 @@ def going_on(run: Run, before: dict[str, Any] | None, place: Any) -> dict[str, A
             if known and begin.until["position"] <= at["position"]:
                 return {"chain": chains[-1].id, "after": 0}
     return before
+
+
+def tip_at(run: Run, place: Facts) -> dict[str, Any] | None:
+    """Return the last segment of the stored log that a backup has, which was made of what lags; None if it has none."""
+    log = run.repository.log(run.name)
+    chains: Sequence[Chain] = log.chains() if log is not None else ()
+    for piece in reversed(chains[-1].pieces if chains else ()):
+        for link in reversed(log.open(piece) if log is not None else ()):
+            if link.until["round"] == place["round"] and link.until["position"] <= place["end"]:
+                return {"chain": piece.chain, "after": link.number}
+    return None

@@ -95,3 +95,15 @@ def test_a_server_that_was_left_behind_makes_no_backup_unless_somebody_says_so(w
         world.engine.rights = {"system": "7", "timeline": 1, "log_place": {**place(9), "end": 9}}
         world.do("backup", database="app", successor=True)
     assert told[0]["round"] == "7/2" and told[1] is None
+
+
+def test_a_backup_of_a_standby_is_of_its_moment_and_the_log_goes_on_from_what_it_has(world: World) -> None:
+    follow(world, *map(place, (0, 1, 2, 3, 4)))
+    lagging = world.now - timedelta(minutes=5)
+    at = {"round": "7/1", "position": 2, "end": 2}
+    standby = {"standby": True, "snapshot_at": lagging.isoformat()}
+    world.engine.rights = {"log_place": at, "system": "7", "timeline": 1, **standby}
+    id = world.backup(users=[1])
+    (made,) = [one for one in world.repository.backups("app") if one.id == id]
+    assert made.created_at == lagging and made.facts["log"]["after"] == 2
+    assert plan(world, world.now) == (id, 2)

@@ -33,8 +33,8 @@ WHERE c.relkind IN ('r', 'm') AND n.nspname <> 'information_schema' AND n.nspnam
 """
 
 
-def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
-    """Return what is there. Raises what connecting and listing raise."""
+def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Address | None = None) -> Probe:
+    """Return what is there. Raises what connecting and listing raise. `writing`: where its log is, if elsewhere."""
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000
         databases = list_databases(connection, only)
@@ -45,7 +45,7 @@ def probe(address: Address, only: str, exclude: Sequence[str] = ()) -> Probe:
         )
     role = shown(bytes(role))
     physical = [] if only else [by_pages(address)]
-    lacks = lacking(address) if any(found.outcome == "ok" for found in physical) else None
+    lacks = lacking(writing or address) if any(found.outcome == "ok" for found in physical) else None
     physical += [] if lacks is None else [followed(lacks)]
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),

@@ -85,7 +85,17 @@ def meant(address: Address, about: str = "") -> Address:
             f"{about}: no server of the url is a {'standby' if role in STANDBYS else 'primary'} now",
             detail="; ".join([*said, *(f"{error.message}. {error.detail}" for error in lost)]),
         )
-    return wanted[0].address
+    return {**wanted[0].address, ROLE: "standby"} if wanted[0].standby else wanted[0].address
+
+
+def writing(address: Address, about: str) -> Address:
+    """Return the address of the primary, whatever role is asked for: there the log is followed."""
+    return meant({**address, ROLE: "primary"}, about) if len(each(address)) > 1 else address
+
+
+def alone(address: Address) -> Address:
+    """Return an address without the role that is asked for."""
+    return {name: value for name, value in address.items() if name != ROLE}
 
 
 def look_at(several: Sequence[Address]) -> tuple[list[Seen], list[GuardError]]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.engines.postgresql.physical.segments import Log, timeline_of
+from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.errors import SourceDenied, Unsupported
 
 OLDEST = 15
@@ -25,7 +25,8 @@ SELECT current_setting('data_directory'), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('wal_level'),
        current_setting('data_checksums') = 'on', current_setting('full_page_writes') = 'on',
        pg_is_in_recovery(), system_identifier, catalog_version_no,
-       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
+       CASE WHEN NOT pg_is_in_recovery() THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8
+         ELSE coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (pg_control_checkpoint()).timeline_id) END,
        current_setting('max_prepared_transactions')::int,
        current_setting('max_locks_per_transaction')::int8 * (
          SELECT sum(setting::int8) FROM pg_settings WHERE name IN ('max_connections', 'max_prepared_transactions',
@@ -38,9 +39,10 @@ _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A running primary. `tablespaces` lie outside of the data directory: their names and places by their number.
+    """A running server: a primary, or (where the url says so) a `standby`.
 
-    So may its `configuration`: files by their name in a backup.
+    `tablespaces` lie outside of the data directory: their names and places by their number. So may its
+    `configuration`: files by their name in a backup.
     """
 
     version: str
@@ -53,6 +55,7 @@ class Cluster:
     prepared: int
     locks: int  # that there is room for: prepared transactions may hold all of them
     bounded: bool  # what a slot may hold of the log
+    standby: bool
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
     configuration: Mapping[str, str]
@@ -63,8 +66,8 @@ class Cluster:
         return f"PG_{self.major}_{self.catalog}"
 
 
-def look(connection: Connection, about: str) -> Cluster:
-    """Ask the server. Raises Unsupported for a server that no physical backup can be made of, SourceDenied."""
+def look(connection: Connection, about: str, *, standby: bool = False) -> Cluster:
+    """Ask the server. Raises SourceDenied, and Unsupported for one that no physical backup can be made of."""
     major = major_of(connection)
     if major < OLDEST:
         raise Unsupported(
@@ -73,11 +76,14 @@ def look(connection: Connection, about: str) -> Cluster:
             hints=['set method = "dump"'],
         )
     (told,) = rows(connection, _ABOUT)
-    directory, page, segment, level, checksums, whole, standby, system, catalog, name, prepared, locks, bounded = told
-    if standby:
+    directory, page, segment, level, checksums, whole, follows, system, catalog, timeline, prepared, locks, bounded = (
+        told
+    )
+    if follows and not standby:
         raise Unsupported(
             f"{about}: the server is a standby",
-            detail="Physical backups are made of the primary: the place of a snapshot in the log can be known there.",
+            detail="Its log is followed at the primary, and backups are made of a standby only where the url says so: "
+            "target_session_attrs=standby, or prefer-standby.",
         )
     if text(level) == "minimal":
         raise Unsupported(
@@ -98,7 +104,8 @@ def look(connection: Connection, about: str) -> Cluster:
         prepared,
         locks,
         bounded,
-        Log(system, timeline_of(text(name)), segment),
+        follows,
+        Log(system, timeline, segment),
         tablespaces(connection),
         configuration.outside(connection, os.fsdecode(directory)),
     )

@@ -69,8 +69,8 @@ class Copy:
         and only such pages make these good. See decision 0037.
         """
         found = os.fstat(file)
-        if now() < self._begun or not self._cluster.whole_pages:
-            return ""
+        if now() < self._begun or not self._cluster.whole_pages or self._cluster.standby:
+            return ""  # a standby has no checkpoint of its own that waits
         if max(found.st_mtime_ns, found.st_ctime_ns) >= self._sure or found.st_mtime_ns % _SECOND == 0:
             return ""
         times = f"{found.st_mtime_ns}:{found.st_ctime_ns}"

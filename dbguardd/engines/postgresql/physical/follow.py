@@ -32,7 +32,7 @@ from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, streaming
-from dbguardd.engines.postgresql.roles import each, left_behind, meant, other_cluster
+from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.flow import Facts, Segment, Ship
 
@@ -65,7 +65,7 @@ class PagesLog:
         self._about, self._slot = place_of(address), name_of(staging)
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
-        address = meant(self._address, self._about)
+        address = writing(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
             keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
             cluster = look(keeper, self._about)

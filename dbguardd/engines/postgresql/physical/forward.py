@@ -83,6 +83,8 @@ def roll_forward(tree: Tree, work: Path, tell: Tell, alive: Alive) -> Facts:
         start = max(known[0], new // log.segment * log.segment)
         readings.append(Reading(tools, work / WAL, log.on(part.timeline), (start, new, part.until), alive))
     reached, target = _target(facts, readings)
+    if "recovery_lsn" in target:  # else it is that of the backup, and so is what is told of the record there
+        facts = {name: value for name, value in facts.items() if name != "recovery_record_bytes"}
     for part in path[reached + 1 :]:  # the history of the restored cluster does not go there
         for name in (work / WAL).glob(f"{part.timeline:08X}*"):
             name.unlink()
@@ -291,7 +293,8 @@ def _target(facts: Facts, readings: Sequence[Reading]) -> tuple[int, Facts]:
         if read.later:
             break
     if later:
-        told = {name: later[name] for name in ("recovery_lsn", "snapshots", "snapshot_at")}
+        names = ("recovery_lsn", "recovery_record_bytes", "snapshots", "snapshot_at")
+        told = {name: later[name] for name in names if name in later}
         _check_spaces(space, place(str(later["recovery_lsn"])))
         return len(readings) - 1, told
     if found is None:  # nothing has ended since: the moment is that of the backup

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
 from dbguardd.engines.postgresql.physical.stream import streaming
+from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import GuardError, SourceDenied, Unsupported
+from dbguardd.words import span
 
 BY_PAGES = "backups by pages"
 """The name of the finding."""
@@ -25,6 +29,7 @@ BY_PAGES = "backups by pages"
 FOLLOWED = "following its log"
 """The name of the finding."""
 
+_LAG_SECONDS = 120.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
 _MAY = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 _LIMITS = b"""
 SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
@@ -106,6 +111,21 @@ def left_over(address: Address) -> Finding | None:
     return Finding("replication slots", "inconclusive", said)
 
 
+def lagging(address: Address, most_seconds: float = _LAG_SECONDS) -> Finding | None:
+    """Say how far a standby is behind; None for a primary."""
+    with connected(address) as connection:
+        if rows(connection, b"SELECT pg_is_in_recovery()") != [(True,)]:
+            return None
+        seconds = (datetime.now(UTC) - replayed_at(connection)).total_seconds()
+    said = f"it has all that had committed {span(seconds)} ago, and so have backups that are made of it"
+    if seconds <= most_seconds:
+        return Finding("the standby", "ok", said)
+    mend = (
+        "SELECT status, latest_end_lsn, last_msg_send_time FROM pg_stat_wal_receiver; SELECT pg_is_wal_replay_paused()"
+    )
+    return Finding("the standby", "inconclusive", f"{said}, at least. See, there: {mend}")
+
+
 def _directory(address: Address) -> str:
     with connected(address) as connection:
         about = place_of(address)
@@ -115,7 +135,7 @@ def _directory(address: Address) -> str:
                 f"{about}: who asks is no superuser",
                 detail="A physical backup asks and reads as the server's own user does.",
             )
-        cluster = look(connection, about)
+        cluster = look(connection, about, standby=address.get(ROLE) in STANDBYS)
         directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
         try:
             BackupMode(connection, cluster.log).hold(directory)  # its slot goes with the connection

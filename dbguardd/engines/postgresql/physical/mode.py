@@ -17,6 +17,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
+from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
 from dbguardd.engines.postgresql.physical.slot import check_own, check_room
 from dbguardd.errors import GuardError, SourceChanged
@@ -97,7 +98,8 @@ def hang_up(connection: Connection) -> None:
 class Ended:
     """What the server said when backup mode ended: where a recovery is consistent, and the files that it needs.
 
-    What had committed at the time `at` lies before the end. The log goes on in a file of its own, at `next`.
+    What had committed at the time `at` lies before the end. The log goes on in a file of its own, at `next`; that of a
+    standby goes on in the file with the end, which begins there.
     """
 
     start: int
@@ -112,8 +114,8 @@ class Ended:
 class BackupMode:
     """One backup. The slot holds the log from its making on; it is temporary, so the server drops it with us."""
 
-    def __init__(self, keeper: Connection, log: Log) -> None:
-        self._keeper, self._log = keeper, log
+    def __init__(self, keeper: Connection, log: Log, *, standby: bool = False) -> None:
+        self._keeper, self._log, self._standby = keeper, log, standby
         self._slot = ""
 
     def hold(self, directory: DataDirectory) -> str:
@@ -133,7 +135,7 @@ class BackupMode:
 
     def end(self, alive: Alive) -> Ended:
         """End backup mode. Raises SourceChanged if the server has ended it before: it was restarted."""
-        at = clock(self._keeper)
+        at = replayed_at(self._keeper) if self._standby else clock(self._keeper)
         ((stop, label, spaces),) = waited(
             self._keeper,
             alive,
@@ -142,11 +144,16 @@ class BackupMode:
         if not label:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
         start, timeline = label_start(bytes(label))
-        end = place(text(stop))
+        if timeline != self._log.timeline:
+            raise SourceChanged(
+                "PostgreSQL: the standby has had no checkpoint yet since another server took over",
+                hints=["CHECKPOINT;  -- on the primary, and back up again"],
+            )
+        end, size = place(text(stop)), self._log.segment
         return Ended(
             start,
             end,
-            -(-end // self._log.segment) * self._log.segment,
+            end // size * size if self._standby else -(-end // size) * size,
             at,
             timeline,
             bytes(label),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,15 @@ from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import round_of
-from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, left_over
+from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
 from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.replayed import Dumped, catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
-from dbguardd.engines.postgresql.roles import each, meant, servers
+from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import (
     Cancelled,
@@ -53,9 +55,6 @@ from dbguardd.errors import (
     Unsupported,
 )
 from dbguardd.flow import Facts, Sink, Tree
-
-Dumped = Callable[[Sequence[str], tuple[int, int]], bytes]
-"""What pg_waldump says of the records of some kinds between two places."""
 
 MOST_DATABASES = 64
 """A snapshot is held in each by a connection of its own."""
@@ -94,7 +93,7 @@ class Pages:
 
     def probe(self) -> Probe:
         address = meant(self._address, self._about)
-        found = probe(address, "", ())
+        found = probe(address, "", writing=writing(self._address, self._about) if self._continuous else None)
         needed = (BY_PAGES, FOLLOWED) if self._continuous else (BY_PAGES,)
         findings = [
             replace(one, outcome="failed") if one.name in needed and one.outcome != "ok" else one
@@ -104,10 +103,11 @@ class Pages:
             findings = [one for one in findings if one.name != FOLLOWED]
             findings.append(archived(address, self._follows))
         for server in each(self._address):
-            if server != address or not self._continuous:  # that which is followed has a slot of ours
+            if alone(server) != alone(address) or not self._continuous:  # that which is followed has a slot of ours
                 with suppress(ServerUnreachable):
                     findings += filter(None, [left_over(server)])
-        return replace(found, findings=(*findings, *filter(None, [servers(self._address)])))
+        more = (servers(self._address), lagging(address))
+        return replace(found, findings=(*findings, *filter(None, more)))
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         def alive(step: str = "checkpoint") -> None:
@@ -130,22 +130,24 @@ class Pages:
             )
             directory = self._directory(cluster)
             stack.callback(directory.close)
-            mode = BackupMode(keeper, cluster.log)
+            mode = BackupMode(keeper, cluster.log, standby=cluster.standby)
             room = Room(self._session(stack), mode.hold(directory), directory)
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
             check_room = stack.enter_context(watched(keeper, room))
-            begun = now()
+            begun, at = now(), datetime.now(UTC)
             mode.begin(alive)
             copy = Copy(directory, cluster, sink, begun, copied)
             copy.relations()
             copy.files()
             copy.last()
             ended = mode.end(alive)
+            if cluster.standby:
+                catch_up(keeper, at, partial(alive, "standby"))
             self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
             directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
                 snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack) if compared else None
-                end = place.mark(keeper) if snapshots is None else snapshots.end
+                end = _end(keeper, cluster) if snapshots is None else snapshots.end
                 self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
                 write(ended.next, end)
             mode.let_go()
@@ -153,12 +155,12 @@ class Pages:
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots
-            return {**facts, "log_place": _log_place(cluster, facts, end)}
+            return {**facts, **_placed(cluster, facts, dumped("log"), (ended.start, end))}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
         stack.enter_context(refusals(self._about))
         keeper = self._session(stack)
-        return keeper, look(keeper, self._about)
+        return keeper, look(keeper, self._about, standby=self._server.get(ROLE) in STANDBYS)
 
     def _session(self, stack: ExitStack) -> Connection:
         """Return a connection that may be idle for as long as the backup takes."""
@@ -213,7 +215,10 @@ class Pages:
         def commits(start: int, end: int) -> bytes:
             return dumped(("Transaction",), (start, end))
 
-        placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
+        if cluster.standby:
+            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), dumped)
+        else:
+            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
         if placed is None:
             self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
             return None
@@ -271,6 +276,7 @@ class Pages:
             "server_version": cluster.version,
             "major": cluster.major,
             "system": str(cluster.log.system),
+            "standby": cluster.standby,
             "page_size": cluster.page,
             "checksums": cluster.checksums,
             "prepared": cluster.prepared,
@@ -347,9 +353,23 @@ class Pages:
         raise _restored_over()
 
 
-def _log_place(cluster: Cluster, facts: Facts, end: int) -> Facts:
-    """Return the place that a backup is of, for the log that goes on from it; the backup has the log up to `end`."""
-    return {"round": round_of(cluster), "position": place_in(str(facts["recovery_lsn"])), "end": end}
+def _placed(cluster: Cluster, facts: Facts, dumped: Dumped, log: tuple[int, int]) -> Facts:
+    """Return the place that a backup is of, for the log that goes on from it; it has the log between two places.
+
+    And, of a standby, where a recovery ends: no mark was written behind it.
+    """
+    start, end = log
+    where = {"round": round_of(cluster), "end": end}
+    if not cluster.standby:
+        return {"log_place": {**where, "position": place_in(str(facts["recovery_lsn"]))}}
+    last = last_record(dumped, cluster.log, start, end)
+    found = {"recovery_lsn": shown_place(last.at), "recovery_record_bytes": last.size}
+    return {**found, "log_place": {**where, "position": end}}
+
+
+def _end(keeper: Connection, cluster: Cluster) -> int:
+    """Return up to where the log of a backup goes that is of no snapshot."""
+    return replayed(keeper)[0] if cluster.standby else place.mark(keeper)
 
 
 def _owner(directory: DataDirectory) -> dict[str, str | None]:

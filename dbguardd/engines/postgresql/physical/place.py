@@ -19,7 +19,8 @@ from datetime import datetime
 
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import clock
-from dbguardd.engines.postgresql.physical.segments import place
+from dbguardd.engines.postgresql.physical.replayed import Dumped, near, quiet, replayed, replayed_at
+from dbguardd.engines.postgresql.physical.segments import Log, place
 
 TRIES = 40
 _BACK = 1 << 20
@@ -91,11 +92,7 @@ def find(
     """
     for attempt in range(1, TRIES + 1):
         before, moment = _inserted(keeper), clock(keeper)
-        snapshots: dict[bytes, str] = {}
-        for name, connection in connections.items():
-            connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
-            ((said,),) = rows(connection, _SNAPSHOT)
-            snapshots[name] = text(said)
+        snapshots = _taken(connections)
         after = _inserted(keeper)
         end = mark(keeper)
         found = between(
@@ -116,6 +113,34 @@ def _is_commit(at: int, said: bytes) -> bool:
     Further ones may not be records: whoever prepares a transaction gives it a name, which may look like a line.
     """
     return [found for found, _ in commits_of(said.split(b"\n", 1)[0])] == [at]
+
+
+def find_replayed(
+    connections: Mapping[bytes, Connection], keeper: Connection, log: Log, known: tuple[int, int], dumped: Dumped
+) -> Placed | None:
+    """Take a snapshot of each database of a standby, as find() does; see replayed.
+
+    `known` is where the log of the backup begins, and the least place of the snapshot.
+    """
+    for attempt in range(1, TRIES + 1):
+        (before, _), moment = replayed(keeper), replayed_at(keeper)
+        snapshots = _taken(connections)
+        after, there = replayed(keeper)
+        said = dumped(("Transaction",), (near(log, known[0], before), there))
+        if before >= known[1] and quiet(commits_of(said), before, after):
+            return Placed(snapshots, before, before, moment, attempt, connections)
+        for connection in connections.values():
+            connection.execute(b"ROLLBACK", prepare=False)
+    return None
+
+
+def _taken(connections: Mapping[bytes, Connection]) -> dict[bytes, str]:
+    snapshots = dict[bytes, str]()
+    for name, connection in connections.items():
+        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
+        ((said,),) = rows(connection, _SNAPSHOT)
+        snapshots[name] = text(said)
+    return snapshots
 
 
 def mark(keeper: Connection) -> int:

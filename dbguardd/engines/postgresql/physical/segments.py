@@ -30,11 +30,6 @@ def shown(at: int) -> str:
     return f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
 
 
-def timeline_of(name: str) -> int:
-    """Return the timeline that a file of the log is on, by its name."""
-    return int(name[:8], 16)
-
-
 @dataclass(frozen=True, slots=True)
 class Log:
     """Which log it is: of which cluster, on which timeline, in files of how many bytes."""

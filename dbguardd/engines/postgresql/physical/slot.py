@@ -23,7 +23,8 @@ PREFIX = "dbguard_"
 RELOAD = "SELECT pg_reload_conf()"
 
 _HELD = b"""
-SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
+SELECT pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+  restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
 """
 _STATE = b"SELECT restart_lsn IS NOT NULL AND wal_status <> 'lost' FROM pg_replication_slots WHERE slot_name = %s"
 _MAKE = b"SELECT pg_create_physical_replication_slot(%s, true)"

@@ -88,6 +88,7 @@ class Catalog:
             self.backups.clear(storage)
             for count, (event, facts) in enumerate(reports, start=1):  # noqa: B007 - the last count is the result
                 effects.apply(self._index, event, facts, to_text(now))
+                effects.remember(self.settings, event, facts, to_text(now))
             self.settings.put(f"indexed:{storage}", to_text(now))
         return count
 

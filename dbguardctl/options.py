@@ -63,6 +63,7 @@ def request_options(
                     "at": "TIME",
                     "backup": "ID",
                     "confirm": "NAME",
+                    "lsn": "LSN",
                     "to": "PATH",
                     "in_database": "DB",
                     "name": "POINT",

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -67,21 +67,6 @@ def test_a_backup_that_dies_before_its_fingerprint_is_kept_but_never_proven(worl
     assert (proof["grade"], proof["failure"]) == ("restored", None)
     said = proof["findings"][-1]["detail"]
     assert said.endswith("dbguardctl log has the cause. Make another backup: dbguardctl backup app")
-
-
-def test_rows_are_read_only_as_often_as_the_policy_says(world):
-    world.spec["database"]["fingerprint_every_seconds"] = 86400.0
-    first = world.backup()
-    world.now += timedelta(hours=23)
-    between = world.backup()
-    world.now += timedelta(hours=1)
-    due = world.backup()
-    assert [id for id in (first, between, due) if world.repository.fingerprint(id)] == [first, due]
-    world.now -= timedelta(days=9)  # the clock was set back: what was made later than now says nothing
-    assert world.repository.fingerprint(world.backup())
-    proof = world.do("verify", database="app", backup=between)["proof"]
-    assert (proof["grade"], proof["failure"]) == ("restored", None)
-    assert proof["findings"][-1]["detail"].endswith(f"fingerprint_every asks for none yet, backup {first} has one")
 
 
 def test_verify_proves_and_measures(world):

@@ -72,7 +72,7 @@ def replayed(keeper: Connection) -> tuple[int, int]:
 def last_record(dumped: Dumped, log: Log, start: int, end: int) -> Record:
     """Return the record that ends where the log was replayed up to. Raises Degraded, SourceChanged if there is none.
 
-    Whoever prepares a transaction gives it a name, which may look like a line: a record is what is there when looked at.
+    Whoever prepares a transaction names it, and that may look like a line: a record is what is there when looked at.
     """
     found = list[tuple[bytes, bytes]]()
     with suppress(Degraded):  # it finds no first record in a file of which so little is used

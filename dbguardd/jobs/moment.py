@@ -110,13 +110,20 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     if best.until is not None and wanted is not None and _shown_again(run, best.until, wanted):
         said = "the clock was set back later on, and came to the moment asked for again: this is the first time"
         best.warnings.append(f"{said}; without --at, or with a later one, what was committed since is there, too")
-    followed = best.until is not None or best.backup.facts.get("log") is not None
-    if wanted is not None and followed and wanted - best.at > _NEAR:
+    if wanted is not None and wanted - best.at > _NEAR and (why := _early(best)):
         early = (wanted - best.at).total_seconds()
-        coarse = f", where the log has one moment in {span(best.grain)}" if best.grain else ""
-        said = f"that is {early:.0f} s before the moment asked for: nothing nearer can be restored{coarse}"
-        best.warnings.append(said)
+        best.warnings.append(f"that is {early:.0f} s before the moment asked for: {why}")
     return best
+
+
+def _early(moment: Moment) -> str:
+    """Say why nothing nearer to what was asked for can be restored; nothing if it is as it was then, too."""
+    if moment.grain:
+        return f"nothing nearer can be restored, where the log has one moment in {span(moment.grain)}"
+    if moment.until is None:
+        return "nothing nearer can be restored" if moment.backup.facts.get("log") is not None else ""
+    whole = moment.until.last < moment.until.chain.last  # what comes next was committed later
+    return "" if whole else "nothing that may have been committed since is stored"
 
 
 def _left_out(backup: Backup) -> Iterator[str]:

@@ -69,6 +69,21 @@ def test_the_newest_is_what_was_stored_last_although_the_clock_went_back(world: 
     assert (found["backup"], found["segments"]) == (id, 3)
 
 
+def test_a_database_that_rested_is_as_it_was(world: World) -> None:
+    """What came next was committed later. Only behind the end nobody knows."""
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 6)
+    rested = world.now + timedelta(minutes=4)
+    world.later(minutes=10)
+    follow(world, 7, 8)
+    found = plan(world, at=rested.isoformat())
+    assert (found["segments"], found["warnings"]) == (3, [])
+    found = plan(world, at=(world.now + timedelta(minutes=4)).isoformat())
+    assert found["segments"] == 5
+    assert "240 s before the moment asked for: nothing that may have been committed since" in found["warnings"][0]
+
+
 def test_what_goes_on_from_an_older_backup_is_not_newer_than_the_newest(world: World) -> None:
     follow(world, 1, 3)
     base(world, 3)

@@ -66,7 +66,7 @@ def take(
             facts |= {"no_fingerprint": spared} if spared else {}
             if log and facts.get("standby"):
                 facts["log"] = tip_at(run, facts["log_place"])
-            if successor:
+            if successor or dump is not None:  # what is put over a resting cluster goes on as another
                 facts["successor"] = True
             else:
                 check_same(run, facts)

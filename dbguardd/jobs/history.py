@@ -35,6 +35,8 @@ def check_same(run: Run, facts: Facts) -> None:
                 f"{successor(run)}  # this is what has become of that one: pg_upgrade, initdb",
             ],
         )
+    if before is not None and before.get("resting"):
+        return  # what is there was put over that by a restore or its undo: somebody has said so
     timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
     if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
         raise SourceReplaced(

@@ -255,6 +255,7 @@ def _not_followed(found: Found) -> Unsupported:
     """Return why a log is not followed, and what helps."""
     without = f"dbguardctl protect {_shown(found.path)}"
     if found.engine != "sqlite":
+        without += "  # without its log"
         return Unsupported(f"{found.path}: its log cannot be followed", detail=found.lacks, hints=[without])
     return Unsupported(
         f"{found.path}: it has no log to follow (journal mode is not WAL)",

@@ -59,7 +59,7 @@ class Room:
         if free - size < keep:
             raise NoSpace(
                 f"{what}: the file system is too full",
-                detail=f"{size} bytes needed, {free} free, of which {keep} must stay free (keep_free)",
+                detail=f"{size} bytes needed, {free} bytes free, of which {keep} bytes must stay free (keep_free)",
                 facts=facts,
             )
         limit = self.limits.max_bytes

@@ -258,7 +258,7 @@ KINDS: tuple[Kind, ...] = (
         advice=("See whether it goes on:  dbguardctl status {database}",
                 "See what happened:       dbguardctl log {database}"),
     ),
-    Kind("log.known", "debug", "{chains:stretch} of its log found in the storage",
+    Kind("log.known", "debug", "{chains:part} of its log found in the storage",
          "The log of a database was found in a storage."),
     Kind(
         "log.left", "warning", "its log is followed no more, and its server may keep it still: {problem} ({code})",
@@ -299,12 +299,13 @@ KINDS: tuple[Kind, ...] = (
                 "See what is damaged:  dbguardctl check {database} --data"),
     ),
     Kind(
-        "log.turned", "warning", "another server took over: its log goes on without a gap[, {lost_bytes} of it lost]",
+        "log.turned", "warning",
+        "another server took over, or it was restored: its log goes on without a gap[, {lost_bytes} of it left behind]",
         "The log of a database goes on along the history of the server that has taken over.",
         title="Another server has taken over",
-        meaning="The log of {database} goes on along the timeline of a server that was promoted. What is named as lost "
-                "was stored, and that server did not have it: a restore of a moment before has it, and none of a later "
-                "moment. A backup is made at once.",
+        meaning="The log of {database} goes on along the timeline of a server that was promoted, or restored. What is "
+                "named as left behind was stored, and that server did not have it: a restore of a moment before has "
+                "it, and none of a later moment. A backup is made at once.",
         advice=("See what can be restored:  dbguardctl list {database}",),
     ),
     Kind(

@@ -76,8 +76,8 @@ def _pieces(template: str, facts: Facts, zone: tzinfo | None) -> Iterator[str]:
 
 def _fact(name: str, noun: str, facts: Facts, zone: tzinfo | None) -> str:
     value = facts.get(name)
-    if noun and isinstance(value, int):
-        return count(value, noun)
+    if noun and isinstance(value, int | list | tuple):
+        return count(value if isinstance(value, int) else len(value), noun)
     return _value(name, value, zone)
 
 

@@ -235,6 +235,7 @@ def _not_followed(found: Found) -> Unsupported:
     without = f"dbguardctl protect {_shown(found.path)}"
     if found.engine != "sqlite":
         said = found.lacks.partition(" Fix: ")[0] if len(found.mends) == 1 else found.lacks  # it comes as a hint
+        without += "  # without its log"
         return Unsupported(f"{found.path}: its log cannot be followed", detail=said, hints=[*found.mends, without])
     return Unsupported(
         f"{found.path}: it has no log to follow (journal mode is not WAL)",

@@ -152,7 +152,8 @@ class Views:
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         restored = self.catalog.settings.get(f"restored:{name}") or ""
         failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
-        missing = guarded.place if guarded.place and self.storages.gauge.level(guarded.place).missing else ""
+        nowhere = all(self.storages.gauge.level(place).missing for place in guarded.places)
+        missing = guarded.place if guarded.place and nowhere else ""
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
         newest, proven, held = summary.newest, summary.proven, summary.proven or summary.newest
@@ -205,7 +206,7 @@ class Views:
             row.problem = row.problem if gone else active.problem  # of which that is the text
             row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
         since = _moment(self.catalog.settings.get(f"replacing:{name}") or None)
-        if since and not active and now - since < timedelta(days=UNDO_DAYS):
+        if since and not (active and active.verb in ("restore", "undo")) and now - since < timedelta(days=UNDO_DAYS):
             what = "restore or undo it again" if guarded.url else "it is whole, as it was or as restored"
             row.attention.append(f"{name}: a restore in place was cut short; {what}")
             row.hints.append(f"dbguardctl restore undo {name}")

@@ -40,11 +40,11 @@ def check_same(run: Run, facts: Facts) -> None:
     timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
     if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
         raise SourceReplaced(
-            f"{run.name}: its server was left behind when another one took over",
-            detail="What is stored goes on along the history of that other server, and this one is on an older "
-            "timeline: what is written here is in no history that goes on. Make it anew as a standby (pg_rewind, "
-            "pg_basebackup). Only if it is to be the primary again, whatever was written to the other: "
-            f"{successor(run)}",
+            f"{run.name}: its server was left behind when another one took over, or was put back",
+            detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
+            "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
+            "(pg_rewind, pg_basebackup). Only if it was put back, as by restore undo, or is to be the primary again, "
+            f"whatever was written to the other: {successor(run)}",
             hints=[successor(run)],
         )
 

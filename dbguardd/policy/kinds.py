@@ -97,17 +97,23 @@ def socket_of(url: str) -> str | None:
 
     Of several servers it is the first of this host.
     """
+    return next(iter(sockets_of(url)), None)
+
+
+def sockets_of(url: str) -> list[str]:
+    """Return the paths of the sockets of the servers of this host that an address names."""
     if url.startswith("service="):
-        return None
+        return []
     parts = urlsplit(url)
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if {"service", "hostaddr"} & set(asked):
-        return None
+        return []
     named = _servers(parts)
     hosts = asked["host"].split(",") if "host" in asked else [host or POSTGRESQL_SOCKETS for host, _ in named]
     ports = asked["port"].split(",") if "port" in asked else [port for _, port in named]
-    for number, host in enumerate(hosts):
-        if host.startswith("/"):
-            port = ports[number] if number < len(ports) else ports[0]  # one is that of all
-            return f"{host.rstrip('/')}/.s.PGSQL.{port or _PORT}"
-    return None
+    several = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)  # one is that of all
+    return [
+        f"{host.rstrip('/')}/.s.PGSQL.{port or _PORT}"
+        for host, port in zip(hosts, several, strict=True)
+        if host.startswith("/")
+    ]

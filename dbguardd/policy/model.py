@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dbguardd.policy.kinds import KINDS, server_url, socket_of
+from dbguardd.policy.kinds import KINDS, server_url, socket_of, sockets_of
 from dbguardd.policy.schedule import Schedule, Timetable, parse_schedule
 from dbguardd.policy.units import Duration, Room, Size, refuse
 from dbguardd.states import Role
@@ -316,6 +316,13 @@ class Database(Settings):
     def place(self) -> str | None:
         """The path of the file or of the socket, whose owner opens it; None if it is reached over the network."""
         return self.path if self.url is None or KINDS[self.engine].where == "path" else socket_of(self.url)
+
+    @property
+    def places(self) -> list[str]:
+        """Return where it may be on this host: a primary and its standbys have a socket each, and one is enough."""
+        if self.url is not None and KINDS[self.engine].where == "url":
+            return sockets_of(self.url)
+        return [self.path] if self.path else []
 
 
 class Storage(Table):

@@ -3,7 +3,7 @@
 import pytest
 
 from dbguardd.policy import check_text
-from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, whole, wrong_with
+from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, sockets_of, whole, wrong_with
 
 HERE = "/run/postgresql/.s.PGSQL.5432"
 
@@ -32,6 +32,14 @@ HERE = "/run/postgresql/.s.PGSQL.5432"
 def test_an_address_leads_to_a_socket_or_over_the_network(url, socket, database):
     assert wrong_with(url) == ""
     assert (engine_of(url), socket_of(url), named_in(url)) == ("postgresql", socket, database)
+
+
+def test_several_servers_of_this_host_have_a_socket_each():
+    assert sockets_of("postgresql:///?host=/srv/a,/srv/b&port=5433,5434") == [
+        "/srv/a/.s.PGSQL.5433",
+        "/srv/b/.s.PGSQL.5434",
+    ]
+    assert sockets_of("postgresql:///?host=/srv/a,/srv/b&port=5433")[1] == "/srv/b/.s.PGSQL.5433"
 
 
 @pytest.mark.parametrize(

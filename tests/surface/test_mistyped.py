@@ -82,7 +82,7 @@ def test_list_without_a_name_says_which_there_are(ctl: Ctl, daemon: FakeDaemon) 
 def test_what_is_not_known_is_answered_with_where_to_look(ctl: Ctl) -> None:
     assert fixes(ctl("explain", "DBG-9999").stderr) == ["man dbguard-errors"]
     assert fixes(ctl("help", "nope").stderr) == ["dbguardctl --help"]
-    assert "beside the live one" in " ".join(ctl("restore", "--help").stdout.split())
+    assert "beside the live one" in " ".join(ctl("restore", "--help").stdout.split())  # wherever its lines end
 
 
 @pytest.mark.parametrize("group", ["key", "job", "config", "audit", "credential"])

@@ -153,9 +153,11 @@ def other_cluster(about: str, system: str, before: str) -> SourceReplaced:
 def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
     """Return an error: a server is on an older timeline than what is stored, so another one has taken over from it."""
     return SourceReplaced(
-        f"{about}: was left behind when another server took over",
+        f"{about}: was left behind when another server took over, or was put back",
         detail=f"It is on timeline {timeline}, and timeline {before} is stored: what is written there since then is in "
-        "no history that goes on. It is to be stopped, and made anew as a standby (pg_rewind, pg_basebackup).",
+        "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
+        "(pg_rewind, pg_basebackup). If it was put back, as by restore undo, and is to go on: dbguardctl backup NAME "
+        "--successor",
     )
 
 

@@ -154,6 +154,7 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         f"# A restore recovers it up to there and shuts it down, where a server {major} is installed. If none is,",
         "# or that was cut short, its first start does it.",
         "# These commands are for the owner of this directory; as root, first: su - postgres",
+        "# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=...",
         "# Beside the server that runs:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
         "# (What shared_preload_libraries starts, such as pg_cron, works there too. If it must not, add to the above:",
@@ -192,8 +193,10 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
 def starting(facts: Facts) -> str:
     """Return the command that starts the server of a cluster that was restored in place."""
     service = str(facts.get("service") or "")
-    control = f"/usr/lib/postgresql/{facts['major']}/bin/pg_ctl -D {shlex.quote(str(facts['live']))} start"
-    return f"systemctl start {shlex.quote(service)}" if service else f"start its server, such as by: {control}"
+    live, owner = str(facts["live"]), pwd.getpwuid(os.geteuid()).pw_name
+    control = ["-D", live, "-l", f"{live}.log", "-w", "start"]
+    words = shlex.join(["runuser", "-u", owner, "--", f"/usr/lib/postgresql/{facts['major']}/bin/pg_ctl", *control])
+    return f"systemctl start {shlex.quote(service)}" if service else f"start its server, such as by: {words}"
 
 
 def without_recovery(settings: bytes) -> bytes:

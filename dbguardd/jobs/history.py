@@ -43,7 +43,7 @@ def check_same(run: Run, facts: Facts) -> None:
             f"{run.name}: its server was left behind when another one took over, or was put back",
             detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
             "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
-            "(pg_rewind, pg_basebackup). Only if it was put back, as by restore undo, or is to be the primary again, "
+            "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
             f"whatever was written to the other: {successor(run)}",
             hints=[successor(run)],
         )

@@ -156,8 +156,7 @@ def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
         f"{about}: was left behind when another server took over, or was put back",
         detail=f"It is on timeline {timeline}, and timeline {before} is stored: what is written there since then is in "
         "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
-        "(pg_rewind, pg_basebackup). If it was put back, as by restore undo, and is to go on: dbguardctl backup NAME "
-        "--successor",
+        "(pg_rewind, pg_basebackup). If it was put back by hand, and is to go on: dbguardctl backup NAME --successor",
     )
 
 

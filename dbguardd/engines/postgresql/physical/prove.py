@@ -68,8 +68,7 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
 
     if facts.get("resting") and "live" in facts:
         said = "it lies there just as it was kept: its own server goes on from there, and none was started on it"
-        then = "; if the restored one was started meanwhile, then: dbguardctl backup NAME --successor"
-        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(facts) + then})
+        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(facts)})
     if facts["superuser"] is None:
         said = "no superuser of the cluster may log in, so nobody can look what is in it"
         return Examination([Finding(_RECOVERY, "inconclusive", said)], None)

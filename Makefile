@@ -33,7 +33,7 @@ test: .venv/installed programs ## lint, types, layers and every test; fails if a
 	step format .venv/bin/ruff format --check; \
 	step types .venv/bin/mypy; \
 	step layers .venv/bin/lint-imports --no-logo; \
-	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rfEs --durations=20; \
+	step pytest timeout --foreground --kill-after=60 --signal=INT $(PYTEST_LIMIT) $(PY) -m pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder -rfEs --durations=20; \
 	printf '\n%s' "$$report"; \
 	if [ -n "$$failed" ]; then echo "FAILED"; exit 1; fi; echo "all good"
 
@@ -46,6 +46,7 @@ bench: .venv/installed ## dbguard beside its peers on the same file
 soak: .venv/installed ## write, back up, kill and restore for SECONDS=600
 	@$(PY) -m tests.soak $(SECONDS)
 	@$(PY) -m tests.soak_follow $(SECONDS)
+	@$(PY) -m pytest -q -m soak
 	@MOMENTS=100 $(PY) -m pytest -q tests/engines/test_postgresql_moment.py -k a_moment_has
 
 # Packages are for the system's own Python, and the first step alone needs the network.

@@ -196,7 +196,7 @@ def loaded_by(made, sql):
     """Ask one backup by a dump; return the answer, and the tables whose rows were loaded for it."""
 
     def asking():
-        revival, told = Revival(""), Told()
+        revival, told = Revival({}), Told()
         revived = revival.revive(tree(*made.all["dump"]["one"]), made.place / "loaded", "books", no_progress)
         with revival.asked(revived, "b", lambda: None) as past:
             query(past, sql, Meter(BOUNDS, told, made.place))

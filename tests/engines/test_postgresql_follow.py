@@ -1,6 +1,7 @@
 """The log of a real cluster, followed: nothing is lost whatever ends, and what was lost is said to be."""
 
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -214,7 +215,8 @@ def test_a_slot_without_a_bound_is_refused_and_none_is_left(live, follower):
         follower.start()
         refused = follower.ended()
         assert isinstance(refused, Unsupported) and not slots(live)
-        live.sql(refused.hints[0].split(";")[0])
+        words = shlex.split(refused.hints[0], comments=True)
+        live.sql(words[words.index("-c") + 1])
         live.sql("SELECT pg_reload_conf()")
         follower.start()
         follower.catches_up()

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from dbguardd.engines.base import Bounds
 from dbguardd.engines.postgresql.past.compare import _definitions
 from dbguardd.engines.postgresql.past.tables import Table, known
-from dbguardd.engines.postgresql.past.take_out import remark
+from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import Cancelled, Damaged, SourceDamaged, TooCostly, ToolMissing, Unsupported, Usage
 
 
@@ -51,8 +51,7 @@ def psql(past, text, database, *words):
 @pytest.mark.parametrize("name", ["shop", "host=elsewhere", "postgresql://elsewhere/", "-c", "a b ", "a\nb"])
 def test_the_name_of_a_database_is_no_address_of_another_server(name):
     """Whoever made it chose it, and an administrator types what the text says."""
-    table = Table("public", "t", "public.t", whole=False, owner="o", partition=False, columns=())
-    words = shlex.split(remark("t", table, name).decode(errors="surrogateescape").splitlines()[1])
+    words = shlex.split(running({}, "postgres", "o", name))
     said = words[words.index("-d") + 1]
     found = conninfo_to_dict(said) if "=" in said or "://" in said else {"dbname": said}
     assert found == {"dbname": name} and not said.startswith("-")
@@ -258,6 +257,7 @@ def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
     assert pair.lines[1:] == [["x,", 1, None]]
     assert hostile[0] == {"rows": 0, "listed": 0}
     assert [type(error) for error in refused] == [Unsupported, Unsupported, Usage]
+    past.live.sql('DELETE FROM buyer WHERE id IN (7, 40); DELETE FROM "odd.S"."T""\nx"', "shop")  # of another method
     before = past.live.sql("SELECT count(*) FROM buyer", "shop")
     for _ in range(2):  # what is there stays
         psql(past, script.data, "shop")
@@ -310,7 +310,7 @@ def test_a_table_out_of_a_dump_has_all_that_it_had(past):
     names = ("account", "booking", "acc ount")
     found = past.several(*(("table", name, "sql") for name in names), database="books")
     assert [facts["rows"] for facts, _ in found] == [9, 5, 1]
-    assert b"-- As its owner (clerk)," in found[0][1].data
+    assert b"-- As its owner (clerk):" in found[0][1].data
     past.live.sql("CREATE DATABASE copy")
     try:
         psql(past, b"CREATE FUNCTION fired() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END';", "copy")

@@ -33,7 +33,7 @@ WatchdogSec=0
 Restart=no
 ExecReload=
 ExecStart=
-ExecStart=/bin/sh -c '{python} -I -S {confine} $$$$ 9 server {place} /usr/bin/mkdir {file} || exit 1'
+ExecStart=/bin/sh -c '{python} -I -S {confine} $$$$ 9 server 1 {place} /usr/bin/mkdir {file} || exit 1'
 """
 
 

@@ -20,6 +20,7 @@ def both() -> Iterator[Pair]:
         yield made
 
 
+@pytest.mark.soak
 def test_the_daemon_goes_on_with_the_server_that_takes_over(
     house: House, both: Pair, request: pytest.FixtureRequest
 ) -> None:

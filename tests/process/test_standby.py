@@ -162,6 +162,7 @@ def test_a_gap_is_told_and_gone_past(house: House, far: Far) -> None:
     assert gap["from_at"] < gap["until_at"]
 
 
+@pytest.mark.soak
 def test_it_goes_on_over_a_log_that_was_made_coarser(house: House) -> None:
     """One stands in the middle of what becomes one segment, one is kept meanwhile, and one is made over what is left.
 

@@ -92,12 +92,14 @@ def _undo(session: Session, database: str, confirm: str, no_wait: bool, timeout:
 
 
 def _undone(session: Session, database: str) -> str:
-    """Return when the last restore in place was undone; nothing if it was not."""
-    for row in session.daemon.get("jobs", database=database, state="done", limit=1000)["jobs"]:
-        if row["verb"] == "undo":
-            return when(row["finished_at"], session.now, session.zone)
-        if row["verb"] == "restore" and row["request"].get("in_place") and not row["request"].get("dry_run"):
-            break
+    """Return when the last restore in place was undone; nothing if it was not, or one was cut short since."""
+    for row in session.daemon.get("jobs", database=database, limit=1000)["jobs"]:
+        request = row["request"]
+        if row["verb"] == "undo" or (row["verb"] == "restore" and request.get("in_place") and not request["dry_run"]):
+            if row["state"] == "done":
+                return when(row["finished_at"], session.now, session.zone) if row["verb"] == "undo" else ""
+            if row["state"] != "failed" or (row["problem"] or {}).get("replaced"):
+                return ""
     return ""
 
 

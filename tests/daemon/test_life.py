@@ -188,7 +188,7 @@ def test_a_policy_that_deletes_log_is_refused_until_it_is_accepted(place: Place)
             place.write(POLICY)
             await service.reload(Caller())
             views, found = service._do.views, Found(str(place.path / "app.db"), "SQLite database", wal=True)
-            planned = plan(found, Wanted(adopt="app"), views.inforce, views.catalog.backups, place.wall)
+            planned = plan(found, Wanted(adopt="app"), views.inforce, views.catalog, place.wall)
             assert 'keep_log = "36500d"' in planned.text  # nobody knows how long it was kept
 
     asyncio.run(main())

@@ -34,7 +34,7 @@ _HOST = re.compile(r"^(dbguard \S+ on )\S+( )", re.M)
 _MASKS = (
     (re.compile(r"\b01[0-9A-HJKMNP-TV-Z]{24}\b"), "ID"),
     (re.compile(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\+\d\d:\d\d)?"), "MOMENT"),
-    (re.compile(r"\b(today|tonight|tomorrow|yesterday|[A-Z][a-z]{2}) +\d\d:\d\d"), "TIME"),
+    (re.compile(r"\b(today|tonight|tomorrow|yesterday|[A-Z][a-z]{2}) +\d\d:\d\d|\bin \d+ min\b( \d+ s\b)?"), "TIME"),
     (re.compile(r"\b\d+(\.\d+)? (B|KiB|MiB|GiB|TiB)"), "SIZE"),
     (re.compile(r"\b\d+(\.\d+)? (ms|s|min)\b( \d+ s\b)?"), "SPAN"),
     (re.compile(r"\b\d+(\.\d+)?( |\b)"), "N "),

@@ -42,7 +42,13 @@ def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Co
 
 
 def is_empty(path: Path) -> bool | None:
-    """Say if no table of a database has a row; None if that cannot be told. One that is in use may be looked at."""
+    """Say if no table of a database has a row; None if that cannot be told. One that is in use may be looked at.
+
+    What an application left that was killed is not: to read its log would make a file beside it.
+    """
+    log, shared, journal = ((path.parent / f"{path.name}{side}").exists() for side in ("-wal", "-shm", "-journal"))
+    if journal or (log and not shared):
+        return None
     tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_' AND rootpage > 0"
     try:
         with open_still(path) as connection:

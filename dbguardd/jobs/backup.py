@@ -66,9 +66,9 @@ def take(
             facts |= {"no_fingerprint": spared} if spared else {}
             if log and facts.get("standby"):
                 facts["log"] = tip_at(run, facts["log_place"])
-            if successor or dump is not None:  # what is put over a resting cluster goes on as another
+            if successor:
                 facts["successor"] = True
-            else:
+            elif dump is None:  # what somebody puts something over is kept, whatever it is
                 check_same(run, facts)
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:

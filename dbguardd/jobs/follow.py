@@ -13,7 +13,7 @@ from datetime import datetime
 from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, SourceReplaced, WorkerDied
 from dbguardd.flow import TURNS, Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.history import successor
+from dbguardd.jobs.history import put_over, successor
 from dbguardd.lean import hold_on
 from dbguardd.repository import Chain, Log
 from dbguardd.wire import Request
@@ -149,7 +149,8 @@ class Shipping:
 def _succeeded(run: Run, chain: Chain) -> bool:
     """Say if somebody has said since that another database is the successor: no log goes on to that."""
     facts = (backup.facts for backup in run.repository.backups(run.name))
-    return any(one.get("successor") and (one.get("log") or {}).get("chain") == chain.id for one in facts)
+    said = any(one.get("successor") and (one.get("log") or {}).get("chain") == chain.id for one in facts)
+    return said or put_over(run, chain.id)
 
 
 FOLLOW = Job("follow", Follow, follow)

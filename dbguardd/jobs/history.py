@@ -12,6 +12,7 @@ from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
 from dbguardd.flow import TURNS, Facts
 from dbguardd.jobs.base import Run
 from dbguardd.repository import Chain, Link
+from dbguardd.wire import UNDO_REASON
 
 
 def check_same(run: Run, facts: Facts) -> None:
@@ -35,8 +36,8 @@ def check_same(run: Run, facts: Facts) -> None:
                 f"{successor(run)}  # this is what has become of that one: pg_upgrade, initdb",
             ],
         )
-    if before is not None and before.get("resting"):
-        return  # what is there was put over that by a restore or its undo: somebody has said so
+    if put_over(run):
+        return
     timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
     if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
         raise SourceReplaced(
@@ -47,6 +48,23 @@ def check_same(run: Run, facts: Facts) -> None:
             f"whatever was written to the other: {successor(run)}",
             hints=[successor(run)],
         )
+
+
+def put_over(run: Run, chain: str | None = None) -> bool:
+    """Say if a restore in place, or its undo, has put another state where a cluster was: so somebody has said so.
+
+    What was there is a backup since the last one of a running server (or, of a `chain`, one that it goes on from), and
+    is held for the undo. Who was refused, and has changed nothing, has let go of it.
+    """
+    holds = run.repository.holds()
+    for backup in run.repository.backups(run.name):
+        resting, log = backup.facts.get("resting"), backup.facts.get("log") or {}
+        if resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
+            if chain is None or log.get("chain") == chain:
+                return True
+        elif chain is None and not resting:
+            return False
+    return False
 
 
 def _goes_on(run: Run, facts: Facts) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dbguardd.errors import GuardError, SourceReplaced
+from dbguardd.errors import GuardError, NoSpace, SourceReplaced
 from dbguardd.flow import Segment
 from dbguardd.jobs.base import instant
-from tests.jobs.world import World
+from tests.jobs.world import ToyOver, World
 
 
 @pytest.fixture
@@ -95,6 +95,38 @@ def test_a_server_that_was_left_behind_makes_no_backup_unless_somebody_says_so(w
         world.engine.rights = {"system": "7", "timeline": 1, "log_place": {**place(9), "end": 9}}
         world.do("backup", database="app", successor=True)
     assert told[0]["round"] == "7/2" and told[1] is None
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_log_ends_where_something_is_put_over_its_database_and_not_where_that_was_refused(
+    world: World, refused: bool
+) -> None:
+    world.over = ToyOver(world.engine)
+    world.engine.rights = {"log_place": {**place(3), "end": 3}, "system": "7", "timeline": 1}
+    follow(world, *map(place, (0, 1, 2, 3)))
+    world.engine.rights["directory"] = str(world.path)
+    world.backup(users=[3])
+    if refused:
+        world.over.overwrite = refusing  # type: ignore[method-assign]
+        with pytest.raises(NoSpace):
+            world.do("restore", database="app", in_place=True, confirm="app")
+    else:
+        world.do("restore", database="app", in_place=True, confirm="app")
+    resumed: list[Any] = []
+    world.engine.follow = lambda ship, resume: resumed.append(resume)  # type: ignore[attr-defined]
+    with pytest.raises(GuardError):
+        world.do("follow")
+    assert (resumed[0] is not None) is refused
+    world.engine.rights |= {"timeline": 0}  # of a server that was left behind, or of what was put back
+    if refused:
+        with pytest.raises(SourceReplaced, match="left behind"):
+            world.backup()
+    else:
+        world.backup()
+
+
+def refusing(tree: Any, live: Path, progress: Any) -> Path:
+    raise NoSpace("the disk is full")
 
 
 def test_a_backup_of_a_standby_is_of_its_moment_and_the_log_goes_on_from_what_it_has(world: World) -> None:

@@ -102,7 +102,7 @@ class ToyOver:
         self.engine.check_unused()
 
     def keep(self, live, facts, sink, progress):
-        return {**self.engine.dump(sink, progress), "directory": str(live)}
+        return {**self.engine.dump(sink, progress), "directory": str(live), "resting": True}
 
     def overwrite(self, tree, live, progress):
         if live.exists():

@@ -127,7 +127,9 @@ def test_a_log_that_does_not_go_on_begins_anew_and_says_why(taken):
     taken.follower.kill()
     resume = taken.follower.resume()
     assert name in resume["files"] and len(resume["files"]) <= 16
+    taken.live.sql("INSERT INTO ledger (note) VALUES ('in the file that is written now')")
     wrong = {
+        "has another log": {"position": resume["position"] + 100, "check": "0" * 64, "files": {}},
         "another log": {"files": {**resume["files"], name: "0" * 32}},
         "removed a part": {"position": SEGMENT, "files": {}},
         "less of its log": {"position": 1 << 50},

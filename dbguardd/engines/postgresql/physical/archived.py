@@ -113,9 +113,8 @@ class Taking:
             if self._digest(name)[:_DIGEST] not in ("", known):
                 return "the server has another log than was stored of it"
         start = since.position // self._log.segment * self._log.segment
-        if flushed < start + self._log.segment:
-            return ""  # the file with the place has not ended: it is there when it has
-        if not self._directory.has(f"{WAL}/{self._log.name(start)}"):
+        there = self._directory.has(f"{WAL}/{self._log.name(start)}")
+        if not there and (since.position > start or flushed >= start + self._log.segment):
             return "the server has removed a part of its log before it was stored"
         if since.position > start and self._check(since.position) != since.check:
             return "the server has another log than was stored of it"

@@ -32,7 +32,7 @@ from dbguardd.errors import (
     Unsupported,
 )
 
-HOSTILE = "gr\u00fc\u00dfe \"quoted\" 'and' \\\\ -- ; user=low"
+HOSTILE = "-gr\u00fc\u00dfe \"quoted\" 'and' \\\\ -- ; user=low"
 ROLE = """"od'd\n\\! x ""role\""""
 SHOP = """
 CREATE EXTENSION pg_trgm; CREATE SCHEMA "ext ra"; CREATE EXTENSION citext SCHEMA "ext ra";
@@ -66,7 +66,8 @@ CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION watch();
 """
 NAMES = """SET client_encoding = 'UTF8'; CREATE SCHEMA "s.\n""x";
 CREATE TABLE "s.\n""x"."t;\r\n--\u00e9" ("c, ""1" text);
-INSERT INTO "s.\n""x"."t;\r\n--\u00e9" VALUES ('\u00e9'), (NULL), ('\\N'), ('\\.')"""
+INSERT INTO "s.\n""x"."t;\r\n--\u00e9" VALUES ('\u00e9'), (NULL), ('\\N'), ('\\.');
+CREATE TABLE "a SCHEMA - pg_catalog b" AS SELECT 1 AS n"""
 ROWS = """
 INSERT INTO crm.customer (name, mail, kind, mood) SELECT 'c' || n, 'C' || n || '@Example.org', 'new', 'happy'
   FROM generate_series(1, 200) n;

@@ -73,7 +73,7 @@ def examine(
         make_roles(sandbox, contents.roles)
         whole, content = True, Content()
         for part in contents.parts:
-            if _bring_back(sandbox, target, part, findings):
+            if _bring_back(sandbox, target, contents, part, findings):
                 with sandbox.ordinary(part.database.name) as db:
                     content.add(db, part.excluded, lambda size: progress("examine", size, None), large=part.large)
             else:
@@ -125,7 +125,7 @@ def _tried(db: Connection, statements: bytes, count: int) -> Finding:
     return Finding(name, "ok", f"{count}, with what they may and are members of; made, and taken back")
 
 
-def _bring_back(sandbox: Sandbox, target: Path, part: Part, findings: list[Finding]) -> bool:
+def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, findings: list[Finding]) -> bool:
     """Restore one database; say whether all of it came back."""
     name = part.database.name
     label = f"database {name if name.isprintable() else repr(name)}"
@@ -137,7 +137,7 @@ def _bring_back(sandbox: Sandbox, target: Path, part: Part, findings: list[Findi
     if missing:
         findings.append(Finding(f"extensions of {name}", "inconclusive", "; ".join(missing)))
     dump = target / part.stream
-    said = bring_back(sandbox, dump, part, restorable(listed(sandbox.server.tools, dump, sandbox.alive), part))
+    said = bring_back(sandbox, dump, part, restorable(listed(sandbox.server.tools, dump, sandbox.alive), contents, part))
     errors = errors_of(said.errors)
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))

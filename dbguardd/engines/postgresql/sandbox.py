@@ -29,6 +29,8 @@ from dbguardd.errors import Degraded, NoSpace, ServerUnreachable
 
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
+_NUMBERS = re.compile(r"^\d+; \d+ \d+ ")
+_OF_PUBLIC = "pg_database_owner"  # no role that anybody made
 _ONLY_CONTENT = (
     *("--no-password", "--no-owner", "--no-privileges", "--no-comments", "--no-tablespaces", "--no-security-labels"),
     *("--no-publications", "--no-subscriptions"),
@@ -138,11 +140,11 @@ def listed(tools: Tools, dump: Path, alive: Alive) -> list[str]:
     return said.output.decode(errors="surrogateescape").split("\n")
 
 
-def restorable(lines: Sequence[str], part: Part) -> list[str]:
+def restorable(lines: Sequence[str], contents: Contents, part: Part) -> list[str]:
     """Return those lines that the role can bring back: all but what only a superuser makes, or has made."""
-    schemas = (extension.schema.replace("\n", " ").replace("\r", " ") for extension in part.extensions)
-    made = [f" SCHEMA - {schema} " for schema in schemas]
-    return [line for line in lines if not _LEFT_OUT.match(line) and not any(schema in line for schema in made)]
+    owners, schemas = (*contents.roles, _OF_PUBLIC), {extension.schema for extension in part.extensions}
+    made = {re.sub(r"[\r\n]", " ", f"SCHEMA - {schema} {owner}") for schema in schemas for owner in owners}
+    return [line for line in lines if not _LEFT_OUT.match(line) and _NUMBERS.sub("", line, 1) not in made]
 
 
 def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *more: str) -> Said:

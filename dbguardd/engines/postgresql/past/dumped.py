@@ -257,7 +257,7 @@ def _define(
     lacking = make_database(sandbox, part)
     with sandbox.superuser("template1") as db:
         reader = make_reader(db, quoted(part.database.name), reads="pg_monitor")
-    definitions = [line for line in restorable(lines, part) if not _LINE.match(line)]
+    definitions = [line for line in restorable(lines, contents, part) if not _LINE.match(line)]
     with sandbox.superuser("template1") as db:
         said = bring_back(replace(sandbox, alive=_impatient(db, sandbox)), dump, part, definitions)
     with sandbox.ordinary(part.database.name) as db:

@@ -239,6 +239,7 @@ def test_what_lies_elsewhere_stays_there_and_what_lies_within_is_within(live, ke
     elsewhere, within = live.place / "log-of-it", live.data / "tablespaces"
     (live.data / "pg_wal").rename(elsewhere)
     (live.data / "pg_wal").symlink_to(elsewhere)
+    (live.data / "server.crt").symlink_to("/etc/ssl/server.crt")  # no server starts without it, and no backup has it
     link = next((live.data / "pg_tblspc").iterdir())
     within.mkdir(0o700)
     os.chown(within, owner(), -1)
@@ -257,6 +258,8 @@ def test_what_lies_elsewhere_stays_there_and_what_lies_within_is_within(live, ke
     as_owner(overwritten, live, *safe)
     assert {path.name for path in elsewhere.iterdir()} <= before and os.readlink(link) == str(within / link.name)
     assert {path: path.read_bytes() for path in far} == far
+    assert os.readlink(live.data / "server.crt") == "/etc/ssl/server.crt"
+    (live.data / "server.crt").unlink()
     (live.data / "pg_wal").unlink()
     elsewhere.rename(live.data / "pg_wal")
     live.start()

@@ -137,7 +137,9 @@ def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, 
     if missing:
         findings.append(Finding(f"extensions of {name}", "inconclusive", "; ".join(missing)))
     dump = target / part.stream
-    said = bring_back(sandbox, dump, part, restorable(listed(sandbox.server.tools, dump, sandbox.alive), contents, part))
+    said = bring_back(
+        sandbox, dump, part, restorable(listed(sandbox.server.tools, dump, sandbox.alive), contents, part)
+    )
     errors = errors_of(said.errors)
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))

@@ -13,6 +13,7 @@ from postgres_world import alive_processes, as_owner, identity, owner, until
 
 from dbguardd.engines.base import REPLACED
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.physical.rebuild import manual
 from dbguardd.errors import (
     NoSpace,
     SourceInvalid,
@@ -289,3 +290,25 @@ def test_a_tablespace_goes_where_it_is_told_to_and_never_over_anything(live, kep
     assert not [path for path in target.glob("tablespaces/**/*") if path.is_file()]
     assert [path.name[:3] for path in new.iterdir()] == ["PG_"]
     assert f"tablespaces/{number}" not in (target / "RESTORE.txt").read_text()
+
+
+def test_what_is_typed_to_take_the_place_of_the_original_goes_wholly_or_not_at_all(tmp_path):
+    """Who restores twice has the first original beside it: nothing of the second may then be begun, or started."""
+    original, before, target = tmp_path / "it's", tmp_path / "it's.before", tmp_path / "restored"
+    for place in (original, before, target):
+        (place / "pg_tblspc").mkdir(parents=True)
+    (original / "pg_tblspc" / "1").symlink_to("/srv/fast")
+    told = {"major": 15, "server_version": "15.1", "snapshot_at": "then", "timeline": 1, "directory": str(original)}
+    text = manual(target, {**told, "tablespaces": {"1": ["fast", "/srv/fast"]}}, "").partition("take the place")[2]
+    typed = "\n".join(line for line in text.splitlines()[1:] if not line.startswith("#"))
+
+    def paste():
+        return subprocess.run(["bash"], input=f"{typed}\n", check=False, capture_output=True, text=True)
+
+    said = paste()
+    assert "it's.before: is there already" in said.stdout and said.returncode and target.is_dir()
+    assert os.readlink(original / "pg_tblspc" / "1") == "/srv/fast" and (before / "pg_tblspc").is_dir()
+    shutil.rmtree(before)
+    assert paste().returncode == 0 and not target.exists()
+    assert os.readlink(before / "pg_tblspc" / "1") == "/srv/fast"
+    assert os.readlink(original / "pg_tblspc" / "1") == f"{original}/tablespaces/1"

@@ -182,12 +182,16 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
         f"# It goes on with timeline {int(facts['timeline']) + 1}: standbys are made anew, and what an archive of",
         "# its log has of that timeline already, by an earlier restore, is moved away first:",
         f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
-        f"if test -e {new}; then mv -nT {new} {old}; fi",
-        f"mv -nT {shlex.quote(str(target))} {new}",
+    ]
+    steps = [  # a whole chain: where one is not done, none that follows may be
+        f"if test -e {old}; then echo {old}: is there already, give it another name first; false; fi",
+        f"if test -e {new}; then mv -T {new} {old}; fi",
+        f"mv -T {shlex.quote(str(target))} {new}",
     ]
     for number in sorted({*(facts.get("tablespaces") or {})}.difference(facts.get("placed", ()))):
-        lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
-    return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
+        steps.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
+    steps += [f"systemctl start {shlex.quote(service)}"] if service else []
+    return [*lines, *(f"{step} &&" for step in steps[:-1]), steps[-1], *([] if service else ["# Start the server."])]
 
 
 def starting(facts: Facts) -> str:

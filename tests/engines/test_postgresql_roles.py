@@ -10,7 +10,7 @@ from postgres_pages_world import failed, own_place
 from postgres_pair_world import demote, lose, pair, promote, replayed
 from postgres_world import as_owner
 
-from dbguardd.engines.postgresql.physical.forward import find_point
+from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.history import timeline_in
 from dbguardd.engines.postgresql.physical.segments import place, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
@@ -133,8 +133,8 @@ def test_a_restore_point_is_found_where_the_cluster_went(life):
     tree = life.to(backup=life.second)
     found = as_owner(lambda: {name: find_point(tree, name, no_progress) for name in ("lost", "kept")})
     lsn, what = life.kept
-    assert found["lost"] is None and place(lsn) - 512 < found["kept"] < place(lsn)
-    tree.facts["moment"]["target"] = {"position": found["kept"], "name": "kept"}
+    assert found["lost"] is None and place(lsn) - 512 < found["kept"].position < place(lsn)
+    tree.facts["moment"]["target"] = {"position": found["kept"].position, "name": "kept"}
     with own_place() as target:
         as_owner(restored, life.both, tree, target / "restored")
         assert asked(life.both, target / "restored", SUM) == [what]

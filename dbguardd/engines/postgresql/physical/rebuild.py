@@ -70,11 +70,12 @@ def fill(
     """
     done, facts = 0, tree.facts
     moment = facts.get("moment")
+    total = int(facts["size_bytes"]) + (moment["until"]["position"] - moment["since"]["position"] if moment else 0)
 
     def tell(size: int) -> None:
         nonlocal done
         done += size
-        progress("restore", done, None)
+        progress("restore", min(done, total), total)
 
     tell(0)
     names = list(tree.names())
@@ -95,7 +96,7 @@ def fill(
         if over and name == FILES:  # so there is room for what is larger now
             sweep(work, kept, links, lambda: tell(0))
     if moment:
-        facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
+        facts = roll_forward(tree, work, tell, lambda: tell(0))
     _finish(work, target, {**facts, "placed": list(spaces)})
     return {**facts, "elsewhere": [os.path.realpath(work / link) for link in links]}
 

@@ -180,6 +180,7 @@ class PagesSaver:
         self._numbers: dict[PackHandle, int] = {}
         self._leaf_packs = old.leaf_packs[:] if old else array("I")
         self._leaf_frames = old.leaf_frames[:] if old else array("H")
+        self._leaf_digests = bytearray(old.leaf_digests if old else b"")
         self._leaf_of = old.leaf_of[: self._extents] if old else array("I")
         self._leaf_of.extend(array("I", [HOLE]) * (self._extents - len(self._leaf_of)))
         self._rows: list[Row] = []
@@ -326,11 +327,13 @@ class PagesSaver:
             del self._rows[:LEAVES_PER_FRAME]
             data = encode_leaves(rows, self._units)
             digests = self._examiner.digests
-            number, index = self._add(compress(LEAVES, data, digests.parts(data), digests, self._squeezer))
+            frame = compress(LEAVES, data, digests.parts(data), digests, self._squeezer)
+            number, index = self._add(frame)
             for row in rows:
                 self._leaf_of[row.extent] = len(self._leaf_packs)
             self._leaf_packs.append(number)
             self._leaf_frames.append(index)
+            self._leaf_digests += frame.digest[:DIGEST]
 
     def _add(self, frame: Frame) -> tuple[int, int]:
         handle, index = self._writer.add(frame)
@@ -361,12 +364,13 @@ class PagesSaver:
         leaf_packs = array("I", [self._leaf_packs[number] for number in used])
         leaf_frames = array("H", [self._leaf_frames[number] for number in used])
         leaf_of = array("I", [new[number] for number in self._leaf_of])
+        known = memoryview(self._leaf_digests)
+        leaf_digests = b"".join([known[DIGEST * number : DIGEST * number + DIGEST] for number in used])
         needed = set(leaf_packs)
         packs = {number: use for number, use in self._packs.items() if use.live or number in needed}
         base = self._old.base if self._old else self._stored
-        root = Root(
-            size, self._page_size, self._unit, base, digest, self._next, packs, leaf_packs, leaf_frames, leaf_of
-        ).encode()
+        lead = (size, self._page_size, self._unit, base, digest, self._next)
+        root = Root(*lead, packs, leaf_packs, leaf_frames, leaf_of, leaf_digests).encode()
         digests, frames = self._examiner.digests, []
         for at in range(0, len(root), FRAME_LIMIT):
             data = root[at : at + FRAME_LIMIT]

@@ -181,13 +181,18 @@ def test_the_log_is_laid_out_without_dbguard_as_the_server_had_it(life, tmp_path
 
 
 def test_a_server_that_was_left_behind_is_never_taken(life):
-    """Last in this file: what was lost comes back."""
+    """Last in this file: what was lost comes back. Who follows sees that, and the log of neither is let go of."""
     one, two = life.both.servers
-    two.start()
     life.follower.kill()
-    life.follower.start()
-    refused = life.follower.ended()
-    assert isinstance(refused, SourceReplaced) and "both take writes" in refused.message
+    life.follower.start(watch_seconds=0.02)
+    life.follower.catches_up()
+    two.start()
+    for _ in ("while it follows", "when it starts"):
+        refused = life.follower.ended()
+        assert isinstance(refused, SourceReplaced) and "both take writes" in refused.message
+        assert one.sql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'") == "1"
+        life.follower.start()
+    life.follower.ended()
     with pytest.raises(SourceReplaced, match="both take writes"):
         as_owner(base, life.both)
     one.stop(signal.SIGINT)

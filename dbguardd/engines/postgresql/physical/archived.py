@@ -37,6 +37,7 @@ from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, Pag
 from dbguardd.engines.postgresql.physical.history import Place, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.physical.others import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
 from dbguardd.engines.postgresql.roles import meant
@@ -65,6 +66,7 @@ class ArchivedLog:
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         address = meant(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
+            others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             cluster = look(keeper, self._about)
             directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
             stack.callback(directory.close)
@@ -72,7 +74,7 @@ class ArchivedLog:
             mode.hold(directory)  # by this it is seen that the directory is that of the server
             mode.let_go()
             slot = Slot(keeper, name_of(self._staging))
-            server = Server(address, self._about, keeper, cluster, slot, directory)
+            server = Server(address, self._about, keeper, cluster, slot, directory, others)
             taking = Taking(server, ship, self._pace)
             if resume is not None:
                 server.check_not_left_behind(Place.read(resume))
@@ -149,6 +151,7 @@ class Taking:
                     self._answer(door)
 
     def _watch(self) -> None:
+        self._server.others.check()
         if tablespaces(self._server.keeper) != self._server.cluster.tablespaces:
             raise LogBroken(f"{self._server.about}: a tablespace was made or dropped", detail="No log goes past that.")
 

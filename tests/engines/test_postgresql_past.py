@@ -57,6 +57,18 @@ def test_the_name_of_a_database_is_no_address_of_another_server(name):
     assert found == {"dbname": name} and not said.startswith("-")
 
 
+@pytest.mark.parametrize("role", ["o", "o'b", "a  b", "a\n \\x41'b", " a"])
+def test_who_runs_a_text_is_the_very_role_that_owned_what_is_in_it(role):
+    """There may be another role with one blank, and what it may do its maker knows."""
+    for live in ({}, {"host": "elsewhere"}):
+        typed = running(live, "postgres", role, "shop")
+        assert "\n" not in typed
+        said = subprocess.run(["bash", "-c", f"printf '%s\\0' {typed}"], check=True, capture_output=True)
+        words = said.stdout.decode().split("\0")
+        told = conninfo_to_dict(words[words.index("-d") + 1])["user"] if live else words[words.index("-c") + 1]
+        assert told == (role if live else f'SET ROLE "{role}"')
+
+
 def test_no_table_is_taken_for_another_that_is_called_like_its_whole_name():
     real, other = (
         Table(schema, name, quoted, whole=False, owner="o", partition=False, columns=())

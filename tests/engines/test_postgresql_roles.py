@@ -10,11 +10,13 @@ from postgres_pages_world import failed, own_place
 from postgres_pair_world import demote, lose, pair, promote, replayed
 from postgres_world import as_owner
 
+from dbguardd.engines.postgresql.connect import address_of
 from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.history import timeline_in
 from dbguardd.engines.postgresql.physical.segments import place, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
-from dbguardd.errors import Damaged, ServerUnreachable, SourceReplaced
+from dbguardd.engines.postgresql.roles import each
+from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
 from dbguardd.repository import recover
 from dbguardd.storage import Memory
@@ -201,3 +203,8 @@ def test_a_server_that_was_left_behind_is_never_taken(life):
     assert isinstance(refused, SourceReplaced) and "left behind" in refused.message
     assert two.sql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'") == "0"
     one.start()
+
+
+def test_lists_of_servers_that_do_not_fit_are_refused_in_words():
+    with pytest.raises(PolicyInvalid, match="3 of host, 2 of port"):
+        each(address_of("postgresql:///?host=a,b,c&port=1,2"))

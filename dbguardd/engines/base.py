@@ -20,27 +20,15 @@ from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 from dbguardd.wire import to_json
 
 Progress = Callable[[str, int, int | None], None]
+Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
 Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
 
 _PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
 _GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
 """What stands before the name of a table: its database and schema, its database, nothing."""
 
-
 REPLACED = "replaced"
 """The fact of an error of replace() that came when the live database had been replaced already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A place in the log of a database that bears a name, and when it was given."""
-
-    position: int
-    at: datetime
-
-
-Find = Callable[[Tree, str, Progress], Point | None]
-"""Finds the last place in the log of a moment that bears a name, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +393,7 @@ class Engine:
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
     over: Over | None = None
-    find: Find | None = None
+    find: Find | None = None  # the last position in the log of a moment that bears a name, and when that was given
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -185,12 +185,13 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     """
     place, over, facts = live(run), way_over(run), moment.backup.facts
     safety = _safety_copy(run, lambda sink, progress: over.keep(place, facts, sink, progress))
+    there = run.repository.backup(safety) if safety else None
     half = safety is None and _is_half(run, moment.backup)
     if half:
         safety = next((backup.id for backup in _held(run)), None)
     way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety, half=half):
-        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True)
+        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True, there=there)
         with replaced():
             over.put(place)
     return findings, safety

@@ -255,7 +255,7 @@ class EngineHalf:
         if self._engine.find is None:
             raise Unsupported(f"in the log of this kind of database nothing has a name: {name}")
         found = self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
-        return found and {"position": found.position, "at": found.at.isoformat()}
+        return found and (found[0], found[1].isoformat())
 
     def _over(self, name: str, args: Mapping[str, Any]) -> Any:
         over, progress, live = self._engine.over, self._progress, Path(args["live"])

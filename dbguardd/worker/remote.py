@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Point, Probe, Progress, Query, TablePrint, Untold
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
 from dbguardd.wire import to_json
@@ -93,12 +93,10 @@ class RemoteEngine:
         """Let go of what keeps the log."""
         self.call("unfollow", {}, silent)
 
-    def find(self, tree: Tree, name: str, progress: Progress) -> Point | None:
-        """Return the place in the log of a moment that bears a name."""
+    def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
+        """Return the position in the log of a moment that bears a name, and when it was given."""
         found = self.call("find", {"name": name}, progress, tree=tree)
-        if found is None:
-            return None
-        return Point(int(found["position"]), datetime.fromisoformat(found["at"]).astimezone(UTC))
+        return None if found is None else (int(found[0]), datetime.fromisoformat(found[1]).astimezone(UTC))
 
     def call(
         self,

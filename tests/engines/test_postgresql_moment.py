@@ -152,13 +152,13 @@ def test_a_place_and_a_restore_point_are_moments(live, kept, place):
     )
     assert told == ("search", len(kept.plain[0]), len(kept.plain[0]))
     assert len(across) > 2 and found.pop("p") is None and found.pop("p0") is None
-    assert all(98 <= ends[name] - one.position <= 98 + 7 + 40 for name, one in found.items()), (found, ends)
-    assert all(kept.book[239][2] < one.at < kept.book[240][1] for one in found.values()), "not their own times"
+    assert all(98 <= ends[name] - one[0] <= 98 + 7 + 40 for name, one in found.items()), (found, ends)
+    assert all(kept.book[239][2] < one[1] < kept.book[240][1] for one in found.values()), "not their own times"
     target = {"position": place_of(kept.lsn), "lsn": kept.lsn}
     examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "lsn")
     assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
     assert asked(live, place / "lsn", "SELECT count(*) FROM ledger") == ["240"]
-    target = {"position": found["p 300"].position, "name": "p 300"}
+    target = {"position": found["p 300"][0], "name": "p 300"}
     examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "point")
     assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
     assert asked(live, place / "point", "SELECT count(*) FROM ledger") == ["240"]

@@ -135,8 +135,8 @@ def test_a_restore_point_is_found_where_the_cluster_went(life):
     tree = life.to(backup=life.second)
     found = as_owner(lambda: {name: find_point(tree, name, no_progress) for name in ("lost", "kept")})
     lsn, what = life.kept
-    assert found["lost"] is None and place(lsn) - 512 < found["kept"].position < place(lsn)
-    tree.facts["moment"]["target"] = {"position": found["kept"].position, "name": "kept"}
+    assert found["lost"] is None and place(lsn) - 512 < found["kept"][0] < place(lsn)
+    tree.facts["moment"]["target"] = {"position": found["kept"][0], "name": "kept"}
     with own_place() as target:
         as_owner(restored, life.both, tree, target / "restored")
         assert asked(life.both, target / "restored", SUM) == [what]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from dbguardd.engines.base import Point, Progress
+from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.physical.history import stretches
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
 from dbguardd.engines.postgresql.physical.segments import PAGE, place, shown
@@ -138,7 +138,7 @@ def _told(end: Record, when: str) -> Facts:
     }
 
 
-def find_point(tree: Tree, name: str, progress: Progress) -> Point | None:
+def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
     """Return the last restore point of that name in the log of a moment; None if there is none.
 
     The record is looked for as the server writes it; whether it is one is known when the log is read (_place). What was
@@ -157,7 +157,7 @@ def find_point(tree: Tree, name: str, progress: Progress) -> Point | None:
                     begun = match.start() - len(tail)
                     place_of = at + head + begun if begun >= 0 else at + begun
                     when = _instant(match[1])
-                    found = Point(place_of, when) if place_of < part.until and when is not None else found
+                    found = (place_of, when) if place_of < part.until and when is not None else found
                 tail = (tail + data[head:])[-_POINT_BYTES:]
                 at, done = at + len(data), done + len(data)
                 progress("search", done, total)

@@ -1,4 +1,4 @@
-"""The other servers of a url, asked now and then while one of them is followed: has another taken over from it?
+"""The other servers of a url, asked now and then while one of them is followed, whether they are still one cluster.
 
 No stream shows that: a server that was left behind goes on taking writes, and sends them. The others are asked by
 connections of their own, in a thread, so that one that does not answer holds up nothing of the log.

@@ -165,6 +165,10 @@ class Server:
         later = [one for one, _ in self._turns() if one > timeline]
         return min(later, default=self.cluster.log.timeline)
 
+    def on(self, at: int) -> int:
+        """Return the timeline by which a place of its log was written."""
+        return next((timeline for timeline, left in self._turns() if left > at), self.cluster.log.timeline)
+
     def _turns(self) -> list[tuple[int, int]]:
         history = self.cluster.log.history
         return turns_of(self.directory.read(f"{WAL}/{history}").decode(errors="replace")) if history else []

@@ -21,7 +21,7 @@ from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
 from dbguardctl.words import utc_text
-from dbguardd import wire
+from dbguardd import requests
 from dbguardd.errors import TargetExists, Usage, of_file
 from dbguardd.words import safe
 
@@ -32,10 +32,10 @@ _ID = re.compile("0[0-9a-z]{3,25}", re.I)
 """What begins as every id does, and no moment."""
 
 
-@click.command(cls=Command, help=wire.Query.__doc__)
+@click.command(cls=Command, help=requests.Query.__doc__)
 @database_argument()
 @click.argument("sql", metavar="SELECT")
-@request_options(wire.Query, rename=_NAMES)
+@request_options(requests.Query, rename=_NAMES)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a head, NULL as nothing, blobs in hex.")
 @pass_session
 def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any) -> None:
@@ -59,10 +59,10 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
         session.err.show([view.cut_off(result)])
 
 
-@click.command(cls=Command, help=wire.Get.__doc__)
+@click.command(cls=Command, help=requests.Get.__doc__)
 @database_argument()
 @text_option("--table", required=True, help="The table; 'SCHEMA.*' is all of a schema of PostgreSQL, as SQL.")
-@request_options(wire.Get, skip=("table", "format"), rename=_NAMES)
+@request_options(requests.Get, skip=("table", "format"), rename=_NAMES)
 @click.option(
     "--format",
     type=click.Choice(["sql", "csv"]),
@@ -157,7 +157,7 @@ def _write(target: _New | None, portion: bytes) -> None:
         sys.stdout.flush()
 
 
-@click.command(cls=Command, help=wire.Diff.__doc__)
+@click.command(cls=Command, help=requests.Diff.__doc__)
 @database_argument()
 @text_option(
     "--from",
@@ -174,7 +174,7 @@ def _write(target: _New | None, portion: bytes) -> None:
     shell_complete=complete_id,
     help="The backup after, said in the same way; the newest to rely on if not given.",
 )
-@request_options(wire.Diff, skip=("older", "newer"), rename=_NAMES)
+@request_options(requests.Diff, skip=("older", "newer"), rename=_NAMES)
 @click.option("--summary", is_flag=True, help="Only how many rows of each table were added, removed and changed.")
 @pass_session
 def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
@@ -197,10 +197,10 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
         session.out.show(view.difference(found, summary=summary))
 
 
-@click.command(cls=Command, help=wire.Undelete.__doc__)
+@click.command(cls=Command, help=requests.Undelete.__doc__)
 @database_argument()
 @text_option("--table", required=True, help="The table.")
-@request_options(wire.Undelete, skip=("table",), rename=_NAMES)
+@request_options(requests.Undelete, skip=("table",), rename=_NAMES)
 @text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
 @pass_session
 def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
-from dbguardd.wire import to_json
+from dbguardd.plain import to_json
 
 Progress = Callable[[str, int, int | None], None]
 Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]

@@ -16,8 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from dbguardd.engines.base import Find, Finding, Log, Over, Progress, Revived, Reviving, Snapshots, Standby
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
+from dbguardd.requests import Request
 from dbguardd.storage.base import Storage
-from dbguardd.wire import Request
 
 R = TypeVar("R", bound=Request)
 Result = dict[str, Any]

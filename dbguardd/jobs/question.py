@@ -23,9 +23,9 @@ from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import check_staging
 from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import Backup, Tree
+from dbguardd.requests import Diff, Get, Query, Undelete
 from dbguardd.states import Grade
 from dbguardd.verbs import REVIVED
-from dbguardd.wire import Diff, Get, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
 _PART = 2  # a table may take one part of so many of what is free where answers are kept

@@ -42,10 +42,11 @@ from dbguardd.jobs.target import (
     served,
     spaces,
 )
+from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Hold
+from dbguardd.requests import UNDO_REASON, Restore, Undo
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade
-from dbguardd.wire import UNDO_REASON, Restore, Undo, to_json
 
 
 def restore(run: Run, request: Restore) -> Result:

@@ -15,7 +15,7 @@ from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
-from dbguardd.wire import NOWHERE, Restore
+from dbguardd.requests import NOWHERE, Restore
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""

@@ -32,7 +32,6 @@ from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
-from dbguardd.repository.sweep import Breakers, Sweeping
 from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Told, Tree, packs_of, untold
@@ -42,7 +41,6 @@ from dbguardd.storage.base import Storage
 __all__ = [
     "BYTES",
     "Backup",
-    "Breakers",
     "Chain",
     "Expired",
     "Finding",
@@ -382,6 +380,8 @@ class Repository:
         `now` is the host's time at this moment; the storage's own decides. Raises ClockDoubt, Breaker (unless
         `confirmed`), Damaged and ObjectMissing: beside damage nothing is deleted.
         """
+        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - what most workers never do
+
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 

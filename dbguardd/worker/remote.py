@@ -15,7 +15,7 @@ from typing import Any
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
-from dbguardd.wire import to_json
+from dbguardd.plain import to_json
 from dbguardd.worker.channel import DATA_BYTES, NAMES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20

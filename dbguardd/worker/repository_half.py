@@ -20,10 +20,10 @@ from dbguardd.errors import Cancelled, GuardError, KeyMissing, NotARepository, N
 from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
+from dbguardd.plain import to_json
 from dbguardd.repository import Repository
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
-from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
 from dbguardd.worker.remote_over import RemoteOver

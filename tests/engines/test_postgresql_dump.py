@@ -19,7 +19,7 @@ from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part
 from dbguardd.engines.postgresql.place import manual
-from dbguardd.engines.postgresql.prove import told
+from dbguardd.engines.postgresql.prove import examine, told
 from dbguardd.engines.postgresql.snapshot import Database, holding, list_databases
 from dbguardd.errors import (
     Cancelled,
@@ -334,7 +334,7 @@ def test_a_database_that_is_dropped_by_force_meanwhile_fails_the_backup_and_noth
     live.sql("CREATE DATABASE gone")
 
     def drop(name):
-        if name == "0001.dump":
+        if name == "0002.dump":
             live.sql("DROP DATABASE gone WITH (FORCE)")
 
     with pytest.raises((ServerUnreachable, SourceChanged, SourceMissing)) as caught:
@@ -397,6 +397,26 @@ def test_what_only_the_code_of_its_owner_refuses_leaves_open_whether_the_backup_
     outcome, detail = outcomes(found)["database picky"]
     assert outcome == "inconclusive" and 'table "t"' in detail and "its owner wrote" in detail
     assert found.fingerprint is None and "failed" not in [outcome for outcome, _ in outcomes(found).values()]
+
+
+def test_a_function_that_never_ends_keeps_no_proof_from_its_end(live, place):
+    """It would be in the way of each backup of the server until job_timeout."""
+    live.sql("CREATE DATABASE hangs")
+    live.sql("""CREATE FUNCTION ever(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+        WHILE current_setting('port') = '5432' LOOP END LOOP; RETURN n; END $$;
+        CREATE TABLE t AS SELECT 1 AS n; CREATE INDEX ON t ((ever(n)));""", "hangs")  # fmt: skip
+
+    def bounded():
+        engine = made(live, place, url=url(live, "hangs"))
+        sink, facts, _ = backed_up(engine)
+        engine.restore(MemoryTree(sink, facts), place / "restored", no_progress)
+        return examine(place / "restored", place / "staging", (), no_progress, "", least_seconds=1)
+
+    try:
+        found = outcomes(as_owner(bounded))
+    finally:
+        live.sql("DROP DATABASE hangs")
+    assert found["database hangs"][0] == "inconclusive" and "may not end" in found["database hangs"][1]
 
 
 def test_a_changed_row_is_found(live, place):

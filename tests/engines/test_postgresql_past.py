@@ -300,6 +300,16 @@ def test_of_a_dump_only_what_a_question_is_about_is_loaded(made):
     assert answer == [[45]] and "public.account" in loaded and "public.session" not in loaded
 
 
+def test_a_function_that_goes_on_after_errors_takes_nothing_for_empty(past):
+    found = past.several(("query", "SELECT calm('keyless')"), ("query", "SELECT 1 UNION ALL SELECT 1"))
+    assert [told.lines[1:] for _, told in found] == [[[4]], [[1], [1]]]
+    (books,) = past.several(("query", "SELECT calm('session');"), database="books")  # which the policy leaves out
+    if past.backups is past.all["dump"]:
+        assert isinstance(books, Unsupported) and "goes on after errors" in books.detail
+    else:
+        assert books[1].lines[1:] == [[1]]
+
+
 @pytest.mark.parametrize("past", ["dump"], indirect=True)
 def test_rows_that_the_policy_left_out_are_said_to_be(past):
     both, questions = {"of": ("one", "two")}, [

@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical import configuration
@@ -243,7 +243,9 @@ class DataDirectory:
                     detail="It is not read, and a backup without it would lack all that is in it.",
                     hints=[shlex.join(["chown", str(self._owner), location])],
                 )
-            self._walked.add(name)
+            with suppress(FileNotFoundError):  # else an empty directory is there, where its disk is not
+                os.stat(self._version, dir_fd=place, follow_symlinks=False)
+                self._walked.add(name)
             yield Member(path, True, False, above, name)
             inner = f"{path}/{self._version}"  # another version's files may lie beside
             yield Member(inner, True, False, place, self._version)

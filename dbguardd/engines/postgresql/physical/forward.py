@@ -44,6 +44,8 @@ _HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, an
 _POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48.{8}"
 """How the record of a restore point begins: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
 _POINT_BYTES = 97
+_PAGE_TIMELINE = struct.Struct("=4xI")
+"""How a page of the log begins: with the timeline on which it was begun."""
 _ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
 
 
@@ -152,6 +154,7 @@ class Files:
             if self.at >= oldest:
                 self._open(self._log.name(self.at))
                 self._compare(part, start)
+                self._check_timeline(part, start)
                 written(self._file, part, start)
             self.at += len(part)
 
@@ -190,6 +193,13 @@ class Files:
         first, last = (max(0, min(len(part), known - self.at)) for known in self._known)
         if os.pread(self._file, last - first, start + first) != part[first:last]:
             raise wrong(f"its log is another one: {self._name} differs", "the log that is in the backup says otherwise")
+
+    def _check_timeline(self, part: memoryview, start: int) -> None:
+        """Raise Damaged for a page of a later timeline: of a copy that went its own way. Its records are in order."""
+        for at in range(-start % PAGE, len(part) - _PAGE_TIMELINE.size + 1, PAGE):
+            (timeline,) = _PAGE_TIMELINE.unpack_from(part, at)
+            if timeline > self._log.timeline:
+                raise wrong(f"its log is another one: {self._name} has a page of timeline {timeline}")
 
 
 class Reading:

@@ -227,8 +227,8 @@ class Log(Protocol):
         Unsupported for a database without a log, and what `ship` raises.
         """
 
-    def unfollow(self) -> None:
-        """Let go of what keeps the log for us while nobody follows: it is followed no more."""
+    def unfollow(self, *, if_short: bool = False) -> None:
+        """Let go of what keeps the log for us: it is followed no more. Or `if_short` of room only; then NoSpace."""
 
 
 @dataclass(frozen=True, slots=True)

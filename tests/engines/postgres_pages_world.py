@@ -48,10 +48,10 @@ def shop():
 
 
 @contextmanager
-def own_place():
-    """A directory of the owner's, where a job restores; nothing is left running in it."""
+def own_place(user=None):
+    """A directory of the owner's, or of another user, where a job restores; nothing is left running in it."""
     base = Path(tempfile.mkdtemp(prefix="dbg-"))
-    os.chown(base, owner(), -1)
+    os.chown(base, owner() if user is None else user, -1)
     yield base
     assert alive_processes(str(base)) == []
     shutil.rmtree(base)

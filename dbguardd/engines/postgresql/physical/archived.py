@@ -38,7 +38,7 @@ from dbguardd.engines.postgresql.physical.history import Place, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
-from dbguardd.engines.postgresql.physical.slot import Slot, name_of
+from dbguardd.engines.postgresql.physical.slot import Slot, check_own, name_of
 from dbguardd.engines.postgresql.roles import meant
 from dbguardd.errors import GuardError, LogBroken
 from dbguardd.flow import Facts, Segment, Ship
@@ -69,7 +69,7 @@ class ArchivedLog:
             directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
             stack.callback(directory.close)
             mode = BackupMode(keeper, cluster.log)
-            mode.hold(directory)  # by this it is seen that the directory is that of the server
+            check_own(directory, mode.hold(), cluster.log.system)
             mode.let_go()
             slot = Slot(keeper, name_of(self._staging))
             server = Server(address, self._about, keeper, cluster, slot, directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
-from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
@@ -27,26 +25,26 @@ from dbguardd.engines.postgresql.connect import (
     text,
 )
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import configuration, place
+from dbguardd.engines.postgresql.physical import place
 from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
-from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.received import Source
 from dbguardd.engines.postgresql.physical.replayed import Dumped, catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
+from dbguardd.engines.postgresql.physical.way import way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
-from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import (
     Cancelled,
-    Degraded,
     GuardError,
     ServerUnreachable,
     SourceChanged,
@@ -87,6 +85,7 @@ class Pages:
         self._about = place_of(self._address)
         self._continuous = settings.get("continuous") or False
         self._follows = str(settings.get("follows") or "")
+        self._staging = Path(str(settings.get("staging") or "/nonexistent"))
         self._held: place.Placed | None = None
         self._untold = ""
         self.restored: dict[Path, Facts] = {}
@@ -115,7 +114,7 @@ class Pages:
             progress(step, 0, None)
 
         def dumped(step: str) -> Dumped:
-            return partial(self._waldump, cluster, tools, partial(alive, step))
+            return partial(copy.records, tools, partial(alive, step))
 
         def copied(done: int) -> None:
             check_room()
@@ -128,23 +127,18 @@ class Pages:
             tools = find_tools(
                 "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
             )
-            directory = self._directory(cluster)
-            stack.callback(directory.close)
             mode = BackupMode(keeper, cluster.log, standby=cluster.standby)
-            room = Room(self._session(stack), mode.hold(directory), directory)
+            source = Source(cluster, self._server, self._about, keeper, mode.hold(), self._staging)
+            way = stack.enter_context(way_to(source))
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
-            check_room = stack.enter_context(watched(keeper, room))
+            check_room = stack.enter_context(way.roomy(lambda: self._session(stack)))
             begun, at = now(), datetime.now(UTC)
-            mode.begin(alive)
-            copy = Copy(directory, cluster, sink, begun, copied)
-            copy.relations()
-            copy.files()
-            copy.last()
-            ended = mode.end(alive)
+            copy = stack.enter_context(way.copying(sink, begun, copied))
+            ended = copy.all(mode, alive)
             if cluster.standby:
                 catch_up(keeper, at, partial(alive, "standby"))
             self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
-            directory.check_walked()
+            copy.directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
                 snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack) if compared else None
                 end = _end(keeper, cluster) if snapshots is None else snapshots.end
@@ -153,7 +147,7 @@ class Pages:
             mode.let_go()
             if self._continuous == "archive":
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
-            facts = self._facts(keeper, cluster, copy, ended, snapshots)
+            facts = {**self._facts(keeper, cluster, copy, ended, snapshots), **way.facts()}
             self._held = snapshots
             return {**facts, **_placed(cluster, facts, dumped("log"), (ended.start, end))}
 
@@ -168,10 +162,6 @@ class Pages:
         stack.callback(session.close)
         session.execute(b"SET idle_session_timeout = 0", prepare=False)
         return session
-
-    def _directory(self, cluster: Cluster) -> DataDirectory:
-        places = {oid: where for oid, (_name, where) in cluster.tablespaces.items()}
-        return DataDirectory(cluster.directory, places, cluster.version_directory)
 
     def _place(
         self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, stack: ExitStack
@@ -227,19 +217,6 @@ class Pages:
             return None
         return placed
 
-    def _waldump(
-        self, cluster: Cluster, tools: Tools, alive: Alive, kinds: Sequence[str], between: tuple[int, int]
-    ) -> bytes:
-        """Return what pg_waldump says of the records of some kinds between two places."""
-        alive()
-        start, end = (shown_place(at) for at in between)
-        words = [f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
-        words += [f"--rmgr={kind}" for kind in kinds]
-        said = run([tools.path("pg_waldump"), f"--path={cluster.directory}/{WAL}", *words], alive)
-        if said.status != 0:
-            raise Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said.errors[-500:])
-        return said.output
-
     def _check_replayed(self, keeper: Connection, cluster: Cluster, dumped: Dumped, between: tuple[int, int]) -> None:
         """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
 
@@ -271,8 +248,6 @@ class Pages:
         return {
             "method": "pages",
             "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
-            "directory": cluster.directory,
-            "service": configuration.service(cluster.configuration),
             "server_version": cluster.version,
             "major": cluster.major,
             "system": str(cluster.log.system),
@@ -296,7 +271,6 @@ class Pages:
             "left_out": copy.directory.left_out,
             "reused_files": copy.reused,
             "size_bytes": copy.done,
-            **_owner(copy.directory),
         }
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
@@ -370,15 +344,6 @@ def _placed(cluster: Cluster, facts: Facts, dumped: Dumped, log: tuple[int, int]
 def _end(keeper: Connection, cluster: Cluster) -> int:
     """Return up to where the log of a backup goes that is of no snapshot."""
     return replayed(keeper)[0] if cluster.standby else place.mark(keeper)
-
-
-def _owner(directory: DataDirectory) -> dict[str, str | None]:
-    """Return the user whom the data directory belongs to; None if this host does not know him."""
-    number = os.fstat(directory.file).st_uid
-    try:
-        return {"owner": pwd.getpwuid(number).pw_name}
-    except KeyError:
-        return {"owner": None}
 
 
 def _restored_over() -> Unsupported:

@@ -130,6 +130,7 @@ class Copy:
 
     def records(self, tools: Tools, alive: Alive, kinds: Sequence[str], between: tuple[int, int]) -> bytes:
         """Return what pg_waldump says of the records of some kinds between two places of the log. Raises Degraded."""
+        alive()
         self.reach(*between, alive)
         start, end = (shown(at) for at in between)
         words = [f"--timeline={self._cluster.log.timeline}", f"--start={start}", f"--end={end}"]

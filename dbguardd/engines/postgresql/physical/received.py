@@ -34,7 +34,7 @@ from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.engines.postgresql.physical.sent import Entry, Sent
-from dbguardd.engines.postgresql.physical.stream import Stream, asked, replicating
+from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
 from dbguardd.errors import SourceInvalid, of_file
 from dbguardd.flow import Sink
@@ -129,8 +129,7 @@ class Received(Copy):
             return
         with _in_room(source.room), replicating(source.address, source.about, source.slot) as connection:
             if log.history and not self._log_at:
-                _, history = asked(connection, f"TIMELINE_HISTORY {log.timeline}")
-                (Path(self.directory.path) / WAL / log.history).write_bytes(history or b"")
+                (Path(self.directory.path) / WAL / log.history).write_bytes(history(connection, log.timeline))
             stream = Stream(connection, source.about)
             stream.start("", log.timeline, at)
             while at < end:

@@ -121,6 +121,11 @@ def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connec
         connection.close()
 
 
+def history(connection: Connection, timeline: int) -> bytes:
+    """Return the file that says how a timeline came to be."""
+    return asked(connection, f"TIMELINE_HISTORY {timeline}")[1] or b""
+
+
 def asked(connection: Connection, words: str) -> list[bytes | None]:
     """Return the one row that the server answers with."""
     found = connection.pgconn.exec_(words.encode())

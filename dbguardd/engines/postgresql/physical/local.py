@@ -35,8 +35,8 @@ SELECT quote_ident(rolname), rolsuper, rolreplication, rolbypassrls, pg_has_role
   pg_has_role('pg_monitor', 'USAGE') FROM pg_roles WHERE rolname = current_user
 """
 _GRANTS = (
-    *("ALTER ROLE ROLE REPLICATION", "ALTER ROLE ROLE BYPASSRLS"),
-    *("GRANT pg_read_all_data TO ROLE", "GRANT pg_monitor TO ROLE"),
+    *("ALTER ROLE {} REPLICATION", "ALTER ROLE {} BYPASSRLS"),
+    *("GRANT pg_read_all_data TO {}", "GRANT pg_monitor TO {}"),
 )
 _FROM = b"SELECT quote_ident(current_user), inet_client_addr()::text"
 _LIMITS = b"""
@@ -156,7 +156,7 @@ def _check_may(connection: Connection, about: str) -> None:
             f"{about}: who asks is no superuser, and may not have the files sent",
             detail="A physical backup asks and reads as the server's own user does, or as a role for replication that "
             "reads everything.",
-            hints=[statements(connection, *(grant.replace("ROLE", text(role)) for grant in lacks))],
+            hints=[statements(connection, *(grant.format(text(role)) for grant in lacks))],
         )
 
 
@@ -167,9 +167,10 @@ def _check_replicates(connection: Connection, address: Address, about: str, slot
             pass
     except GuardError as error:
         ((role, host),) = rows(connection, _FROM)
-        kind = "local replication ROLE peer" if host is None else f"host replication ROLE {text(host)} scram-sha-256"
+        line = f"{text(role)} peer" if host is None else f"{text(role)} {text(host)} scram-sha-256"
+        kind = "local" if host is None else "host"
         raise Unsupported(
             f"{about}: it takes no connection for replication",
             detail=error.detail or error.message,
-            hints=[f"in pg_hba.conf: {kind.replace('ROLE', text(role))}  -- then SELECT pg_reload_conf()"],
+            hints=[f"in pg_hba.conf: {kind} replication {line}  -- then SELECT pg_reload_conf()"],
         ) from error

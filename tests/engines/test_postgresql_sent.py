@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_follow_world import Follower
-from postgres_pages_world import OURS, failed, own_place, proven, shop, writers
+from postgres_pages_world import OURS, failed, move_out, own_place, proven, shop, writers
 from postgres_world import as_user, stranger, until
 from psycopg import pq
 
@@ -30,14 +30,15 @@ BOUNDED = "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'"
 def live():
     """A server at a port, where it wants a password; its owner's socket lets everybody in, as ever."""
     with shop() as made:
+        move_out(made)
         made.stop(signal.SIGINT)
         with socket.create_server(("127.0.0.1", 0)) as free:
             made.port = free.getsockname()[1]
-        with (made.data / "postgresql.conf").open("a") as conf:
+        with (made.config / "postgresql.conf").open("a") as conf:
             conf.write(f"listen_addresses = '127.0.0.1'\nport = {made.port}\n")
-        known = (made.data / "pg_hba.conf").read_text()
+        known = (made.config / "pg_hba.conf").read_text()
         known = known.replace("host    replication", "# host    replication")
-        (made.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n" + known)
+        (made.config / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n" + known)
         made.start()
         made.sql(BOUNDED)
         made.sql("SELECT pg_reload_conf()")
@@ -86,7 +87,7 @@ def test_what_the_server_sends_comes_back_equal_while_it_is_written(live, place)
     assert failed(found) == {} and isinstance(taken, Fingerprint) and found.fingerprint == taken
     assert (facts["read_by"], facts["directory"], facts["reused_files"]) == ("replication", None, 0)
     assert "cannot be read" in facts["not_read_here"]
-    assert any(name.startswith("pg_tblspc/") or name.startswith("base/") for name in streams)
+    assert b"dbguard-config/more.d" in streams["files.tar"] and any(name.startswith("base/") for name in streams)
     assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0" and live.sql(OURS) == "0"
 
 
@@ -114,12 +115,16 @@ def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, pla
     outcome, words = said()
     line = re.search("host replication dbguard 127.0.0.1/32 scram-sha-256", words)
     assert outcome == "failed" and line, words
-    with (live.data / "pg_hba.conf").open("a") as hba:
+    with (live.config / "pg_hba.conf").open("a") as hba:
         hba.write(f"{line[0]}\n")
     live.sql("SELECT pg_reload_conf()")
     outcome, words = until(lambda: (found := said())[0] == "ok" and found, "it is let in")
     assert "all of them each time" in words
-    _, facts, taken = here(sent, live, place, url)
+    streams, facts, _ = here(sent, live, place, url)
+    assert f"{live.config}/postgresql.conf" in facts["left_out"] and b"dbguard-config" not in streams["files.tar"]
+    mended(words)
+    streams, facts, taken = here(sent, live, place, url)
+    assert facts["left_out"] == [] and b"work_mem = '7MB'" in streams["files.tar"]
     assert isinstance(taken, Fingerprint) and facts["read_by"] == "replication"
 
 

@@ -16,11 +16,15 @@ from pathlib import Path, PurePath
 from typing import Protocol
 
 import psycopg
+from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Connection, rows
 
 DIRECTORY = "dbguard-config"
 """Where they lie below a restored data directory."""
+
+MAIN = f"{DIRECTORY}/postgresql.conf"
+"""The name in a backup of the file that the others are named in."""
 
 _FILES = (("config_file", "postgresql.conf"), ("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf"))
 _INCLUDED = b"SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL"
@@ -45,7 +49,10 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     if main.parent == PurePath(directory):
         return {}
     found = {f"{DIRECTORY}/{name}": place for name, place in told.items() if place}
-    for (place,) in rows(connection, _INCLUDED):
+    included_files = list[tuple[bytes]]()
+    with suppress(errors.InsufficientPrivilege):  # then it is backed up without
+        included_files = rows(connection, _INCLUDED)
+    for (place,) in included_files:
         included = PurePath(os.fsdecode(place))
         if included.is_relative_to(main.parent) and not included.is_relative_to(directory):
             found.setdefault(f"{DIRECTORY}/{included.relative_to(main.parent)}", str(included))
@@ -102,9 +109,11 @@ class Asked:
 def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes | None]]:
     """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out.
 
-    Directories beside postgresql.conf are there although nothing is in them: that it includes one without files is told
-    by no server, and without it none starts.
+    All of it, if that is postgresql.conf: no server is started by the rest. Directories beside that are there although
+    nothing is in them: that it includes one without files is told by no server, and without it none starts.
     """
+    if (main := files.get(MAIN)) is not None and host.read(main) is None:
+        return
     made = _directories(files, host)
     for name in sorted(made):
         yield name, None
@@ -115,14 +124,14 @@ def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes 
 
 def _directories(files: Mapping[str, str], host: Host) -> set[str]:
     found = {str(above) for name in files for above in PurePath(name).parents if above.name}
-    if main := files.get(f"{DIRECTORY}/postgresql.conf"):
+    if main := files.get(MAIN):
         found |= {f"{DIRECTORY}/{name}" for name in host.directories(os.path.dirname(main)) if "/" not in name}
     return set(sorted(found)[:_MOST_FILES])
 
 
 def service(files: Mapping[str, str]) -> str:
     """Return the unit of the server that these files configure, where they lie as Debian has them; else nothing."""
-    found = _DEBIAN.fullmatch(files.get(f"{DIRECTORY}/postgresql.conf", ""))
+    found = _DEBIAN.fullmatch(files.get(MAIN, ""))
     return "" if found is None else f"postgresql@{found[1]}-{found[2]}"
 
 

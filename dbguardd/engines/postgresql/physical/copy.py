@@ -104,11 +104,14 @@ class Copy:
             self._configuration(archive, configuration.Here())
 
     def _configuration(self, archive: TarWriter, host: configuration.Host) -> None:
-        for name, content in configuration.contents(self._cluster.configuration, host):
+        unread = dict(self._cluster.configuration)
+        for name, content in configuration.contents(unread.copy(), host):
             if content is None:
                 archive.directory(name)
             else:
                 archive.content(name, content)
+                del unread[name]
+        self.directory.left_out += unread.values()
 
     @contextmanager
     def log(self, ended: Ended) -> Iterator[Callable[[int, int], None]]:

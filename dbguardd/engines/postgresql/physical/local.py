@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
-from dbguardd.engines.postgresql.physical.cluster import look
+from dbguardd.engines.postgresql.physical import configuration
+from dbguardd.engines.postgresql.physical.cluster import Cluster, look
 from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
@@ -37,6 +38,12 @@ SELECT quote_ident(rolname), rolsuper, rolreplication, rolbypassrls, pg_has_role
 _GRANTS = (
     *("ALTER ROLE {} REPLICATION", "ALTER ROLE {} BYPASSRLS"),
     *("GRANT pg_read_all_data TO {}", "GRANT pg_monitor TO {}"),
+)
+_READS = (
+    "GRANT pg_read_server_files TO {}",
+    "GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean), pg_ls_dir(text), "
+    "pg_stat_file(text, boolean), pg_show_all_file_settings() TO {}",
+    "GRANT SELECT ON pg_file_settings TO {}",
 )
 _FROM = b"SELECT quote_ident(current_user), inet_client_addr()::text"
 _LIMITS = b"""
@@ -142,9 +149,20 @@ def _way(address: Address) -> str:
             if way.directory is None:
                 check_bound(connection, None, None, about)
                 _check_replicates(connection, address, about, slot)
+            unread = "" if way.directory is not None else _unread(connection, cluster)
         for program in ("pg_waldump", "postgres", "pg_checksums"):
             find_tools(program, cluster.major, need="a cluster comes back by programs of its version")
-        return way.said
+        return way.said + unread
+
+
+def _unread(connection: Connection, cluster: Cluster) -> str:
+    """Say what of the server's configuration is in no backup, and what mends that."""
+    main = cluster.configuration.get(configuration.MAIN)
+    if main is None or configuration.Asked(connection).read(main) is not None:
+        return ""
+    ((role, *_),) = rows(connection, _FROM)
+    mend = statements(connection, *(grant.format(text(role)) for grant in _READS))
+    return f". {main} and what it includes may not be read, and are in no backup. Fix: {mend}"
 
 
 def _check_may(connection: Connection, about: str) -> None:

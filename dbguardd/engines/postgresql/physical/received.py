@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection
+from dbguardd.engines.postgresql.connect import Address, Connection, connected
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, clock
 from dbguardd.engines.postgresql.physical.copy import FILES, LABEL, MAP, PAGED_BYTES, Copy, Tell
@@ -73,7 +73,8 @@ class Received(Copy):
             sent = Sent(connection, source.about, spaces, alive)
             for entry in sent.entries():
                 self._take(entry, archive)
-            self._configuration(archive, configuration.Asked(source.keeper))
+            with connected(source.address, about=source.about) as other:  # a refusal drops the slots of its session
+                self._configuration(archive, configuration.Asked(other))
             archive.end()
             small.seek(0)
             with self._sink.write(FILES) as out:

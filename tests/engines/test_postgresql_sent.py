@@ -20,8 +20,6 @@ from dbguardd.engines.base import Fingerprint
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.physical.sent import Sent
 from dbguardd.errors import GuardError, NoSpace, SourceChanged, SourceInvalid
-from dbguardd.repository.tree import Tree
-from tests.repository.data_path import DOMAIN, Drawer, saving
 
 BOUNDED = "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'"
 
@@ -126,31 +124,6 @@ def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, pla
     streams, facts, taken = here(sent, live, place, url)
     assert facts["left_out"] == [] and b"work_mem = '7MB'" in streams["files.tar"]
     assert isinstance(taken, Fingerprint) and facts["read_by"] == "replication"
-
-
-def test_all_of_it_comes_again_and_what_is_changed_is_stored(live, place):
-    """Tags of pages are compared, not times of files, of which nothing is known here."""
-
-    def twice(storage):
-        parent, found = None, []
-        for turn in range(2):
-            if turn:
-                live.sql("UPDATE big SET t = 'new' WHERE n = 6000", "shop")
-            engine = opened(live, place)
-            with saving(storage, parent) as sink:
-                facts = engine.dump(sink, no_progress)
-                parent = sink.seal(facts)
-            found.append((parent, facts))
-            taken = engine.fingerprint(no_progress)
-            engine.release()
-        with Tree(storage, DOMAIN, parent) as backup:
-            engine.restore(backup, place / "restored", no_progress)
-        return found, taken, engine.examine(place / "restored", (), no_progress)
-
-    ((first, _), (second, facts)), taken, examined = here(twice, Drawer())
-    assert (first.kind, second.kind) == ("full", "incremental") and facts["reused_files"] == 0
-    assert second.stored_bytes < first.stored_bytes // 4
-    assert failed(examined) == {} and examined.fingerprint == taken
 
 
 def test_its_log_is_followed_over_the_network_and_has_no_gap_after_a_kill(live, place):

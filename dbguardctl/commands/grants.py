@@ -13,7 +13,9 @@ _TEXT = """\
 -- The role {role}, for backups by dumps: it may read everything, and nothing else.
 -- Run as a superuser of the server: psql -X -1 -v ON_ERROR_STOP=1 -d postgres -f THIS
 -- If the server wants a password of it, set one afterwards (psql: \\password), and write it into ~/.pgpass of the user
--- in run_as. For backups by pages nobody is needed: they are made as the superuser whom the server's own user is.
+-- in run_as. For backups by pages nobody is needed on the server's host: they are made as its own user, a superuser.
+-- From another host they need also, and a line in pg_hba.conf (dbguard.toml(5), POSTGRESQL, Over the network):
+--   ALTER ROLE {role} REPLICATION; GRANT pg_monitor TO {role};
 CREATE ROLE {role} LOGIN BYPASSRLS;  -- row security would hide rows
 GRANT pg_read_all_data TO {role};  -- every table; large objects of others are for superusers only
 DO {tag}

@@ -177,6 +177,8 @@ def _backup(row: Json, result: Json, took: str) -> list[Block]:
     if blocked is not None:
         longer = f" longer than {span(blocked)}" if blocked else ""
         blocks.append(text(f"the application was never blocked{longer}", indent=2))
+    if (result.get("facts") or {}).get("read_by") == "replication":
+        blocks.append(text("its server sent all of its files, which are not read here", indent=2))
     grade = made.get("grade") or "stored"
     verdict = Cell(f"backup {made.get('id')} is {grade}", "strong")
     return [*blocks, text(_OK, "  ", verdict, f" \N{MIDDLE DOT} {took} in all")]

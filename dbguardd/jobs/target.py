@@ -17,6 +17,9 @@ from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
 
+SENT = "replication"
+"""The fact `read_by` of a backup whose server was elsewhere."""
+
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""
 
@@ -27,6 +30,8 @@ def live(run: Run) -> Path:
         return Path(str(run.database["settings"]["path"]))
     directories = (str(backup.facts.get("directory") or "") for backup in run.repository.backups(run.name))
     if not (found := next(filter(None, directories), "")):
+        if any(backup.facts.get("read_by") == SENT for backup in run.repository.backups(run.name)):
+            raise _not_here(run)
         raise _no_way_in(run)
     return Path(found)
 
@@ -74,6 +79,14 @@ def _no_way_in(run: Run) -> Unsupported:
     return Unsupported(
         f"{run.name}: the databases of a live server are not replaced by a dump",
         detail="It is restored to a new directory, and brought back from there beside them, or in their place.",
+        hints=[f"dbguardctl restore {run.name}"],
+    )
+
+
+def _not_here(run: Run) -> Unsupported:
+    return Unsupported(
+        f"{run.name}: the server has sent its files, so there is no place on this host to restore them in",
+        detail="They are restored to a new directory here, from where its owner moves it to the host of the server.",
         hints=[f"dbguardctl restore {run.name}"],
     )
 

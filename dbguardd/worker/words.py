@@ -121,6 +121,8 @@ def _backup(made: Json, took: str) -> Iterator[str]:
     yield f"  {backup['kind']} {stored}"
     if blocked is not None:
         yield f"  the application was never blocked{f' longer than {span(blocked)}' if blocked else ''}"
+    if made["facts"].get("read_by") == "replication":
+        yield "  its server sent all of its files, which are not read here"
     if "proof" in made:
         yield from _proven(backup["database"], made, took)
     else:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 
 from engine_memory import MemorySink, MemoryTree, no_progress
-from postgres_world import _as_owner, alive_processes, cluster, identity, until
+from postgres_world import _as_user, alive_processes, cluster, identity, owner, until
 
 from dbguardd.engines.postgresql import open_postgresql
 
@@ -62,8 +62,9 @@ class _Shelf:
 class Follower:
     """What follows a server, time and again, and all that it has stored."""
 
-    def __init__(self, live, place):
+    def __init__(self, live, place, uid=None):
         self._live, self.path, self.process = live, place / "shelf", None
+        self._uid = owner() if uid is None else uid
         self.path.touch(0o600)
 
     def start(self, *, anew=False, resume=None, **settings):
@@ -76,8 +77,8 @@ class Follower:
         resume = None if anew else resume or self.resume()
         context = get_context("fork")
         self._said, there = context.Pipe(duplex=False)
-        action = _as_owner if os.geteuid() == 0 else _here
-        self.process = context.Process(target=action, args=(there, follow, ()))
+        action = _as_user if os.geteuid() == 0 else _here
+        self.process = context.Process(target=action, args=(there, self._uid, follow, ()))
         self.process.start()
         there.close()
         os.close(shelf.file)
@@ -148,7 +149,7 @@ class Follower:
         return b"".join(one.body for one in segments), segments[0].since, segments[-1].until
 
 
-def _here(pipe, action, arguments):
+def _here(pipe, _uid, action, arguments):
     try:
         action(*arguments)
     except BaseException as error:  # noqa: BLE001 - it is raised again on the other side

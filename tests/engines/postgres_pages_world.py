@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -47,11 +48,31 @@ def shop():
         yield made
 
 
+def move_out(live):
+    """Have the cluster configured as Debian does it: from a directory of its own, with one more that it includes."""
+    live.stop(signal.SIGINT)
+    live.config = live.place / "etc"
+    (live.config / "conf.d").mkdir(parents=True)
+    (live.config / "more.d").mkdir()
+    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+        (live.data / name).rename(live.config / name)
+    settings = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
+    with (live.config / "postgresql.conf").open("a") as conf:
+        conf.write(f"data_directory = '{live.data}'\ninclude_dir = 'conf.d'\ninclude_dir = 'more.d'\n")
+        conf.writelines(f"{setting} = '{live.config / name}'\n" for setting, name in settings.items())
+    (live.config / "conf.d" / "own.conf").write_text("work_mem = '7MB'\n")
+    (live.config / "conf.d" / "large.conf").write_text("# " + "x" * (1 << 20) + "\n")
+    for place, _directories, files in os.walk(live.config):
+        for path in (place, *(os.path.join(place, file) for file in files)):
+            os.chown(path, owner(), -1)
+    live.start()
+
+
 @contextmanager
-def own_place():
-    """A directory of the owner's, where a job restores; nothing is left running in it."""
+def own_place(user=None):
+    """A directory of the owner's, or of another user, where a job restores; nothing is left running in it."""
     base = Path(tempfile.mkdtemp(prefix="dbg-"))
-    os.chown(base, owner(), -1)
+    os.chown(base, owner() if user is None else user, -1)
     yield base
     assert alive_processes(str(base)) == []
     shutil.rmtree(base)

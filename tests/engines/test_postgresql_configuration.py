@@ -1,31 +1,10 @@
 """What configures a cluster from outside of its data directory is in its backup, and starts what is restored."""
 
-import os
 import signal
 import subprocess
 
-from postgres_pages_world import by_hand, own_place, round_trip
-from postgres_world import as_owner, cluster, identity, owner
-
-
-def move_out(live):
-    """Have the cluster configured as Debian does it: from a directory of its own, with one more that it includes."""
-    live.stop(signal.SIGINT)
-    live.config = live.place / "etc"
-    (live.config / "conf.d").mkdir(parents=True)
-    (live.config / "more.d").mkdir()
-    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
-        (live.data / name).rename(live.config / name)
-    settings = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
-    with (live.config / "postgresql.conf").open("a") as conf:
-        conf.write(f"data_directory = '{live.data}'\ninclude_dir = 'conf.d'\ninclude_dir = 'more.d'\n")
-        conf.writelines(f"{setting} = '{live.config / name}'\n" for setting, name in settings.items())
-    (live.config / "conf.d" / "own.conf").write_text("work_mem = '7MB'\n")
-    (live.config / "conf.d" / "large.conf").write_text("# " + "x" * (1 << 20) + "\n")
-    for place, _directories, files in os.walk(live.config):
-        for path in (place, *(os.path.join(place, file) for file in files)):
-            os.chown(path, owner(), -1)
-    live.start()
+from postgres_pages_world import by_hand, move_out, own_place, round_trip
+from postgres_world import as_owner, cluster, identity
 
 
 def linked(live):

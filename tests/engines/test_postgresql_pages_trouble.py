@@ -33,6 +33,7 @@ from dbguardd.engines.postgresql.dump import CONTENTS, Contents
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.mode import BackupMode
+from dbguardd.engines.postgresql.physical.slot import check_own
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.errors import (
     Cancelled,
@@ -292,7 +293,8 @@ def test_what_no_physical_backup_can_be_made_of_is_refused(live):
                 connected(address_of(live.url)) as keeper,
                 pytest.raises(SourceInvalid, match="is not the data directory"),
             ):
-                BackupMode(keeper, look(keeper, "here").log).hold(foreign)
+                log = look(keeper, "here").log
+                check_own(foreign, BackupMode(keeper, log).hold(), log.system)
         finally:
             foreign.close()
     live.sql("CREATE ROLE low LOGIN")

@@ -22,8 +22,10 @@ _ELSEWHERE = ("host", "hostaddr", "port", "service")
 
 
 def statements(connection: Connection, *sql: str) -> str:
-    """Return the command that runs statements as who has this connection, each by itself."""
+    """Return the command that runs statements as who has this connection, each by itself; or they, if he may not."""
     info = connection.info
+    if info.parameter_status("is_superuser") != "on":
+        return "; ".join(sql) + ";  -- as a superuser of the server"
     address = {"host": info.host, "port": str(info.port)}
     return _line([*_asking(address, info.user, _PSQL, info.dbname), *(word for one in sql for word in ("-c", one))])
 

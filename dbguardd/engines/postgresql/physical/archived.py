@@ -36,12 +36,12 @@ from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
-from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.others import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
+from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import meant
-from dbguardd.errors import GuardError, LogBroken
+from dbguardd.errors import GuardError, LogBroken, Unsupported
 from dbguardd.flow import Facts, Segment, Ship
 from dbguardd.places import PUSH_SOCKET
 
@@ -68,14 +68,16 @@ class ArchivedLog:
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
             others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             cluster = look(keeper, self._about)
-            directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
-            stack.callback(directory.close)
-            mode = BackupMode(keeper, cluster.log)
-            mode.hold(directory)  # by this it is seen that the directory is that of the server
-            mode.let_go()
+            way = stack.enter_context(way_of(keeper, cluster))
+            if way.directory is None:
+                raise Unsupported(
+                    f"{self._about}: its files are not read here, so an archiver cannot hand them over",
+                    detail=way.why,
+                    hints=["set continuous = true: then the server sends its log"],
+                )
             slot = Slot(keeper, name_of(self._staging))
-            server = Server(address, self._about, keeper, cluster, slot, directory, others)
-            taking = Taking(server, ship, self._pace)
+            server = Server(address, self._about, keeper, cluster, slot, way.directory, others)
+            taking = Taking(server, way.directory, ship, self._pace)
             if resume is not None:
                 server.check_not_left_behind(Place.read(resume))
             because = "the log was not followed before" if resume is None else taking.lacks(resume)
@@ -92,9 +94,9 @@ class ArchivedLog:
 class Taking:
     """The files of one server on their way into the repository."""
 
-    def __init__(self, server: Server, ship: Ship, pace: Pace) -> None:
+    def __init__(self, server: Server, directory: DataDirectory, ship: Ship, pace: Pace) -> None:
         self._server, self._ship, self._pace = server, ship, pace
-        self._log, self._directory = server.cluster.log, server.directory
+        self._log, self._directory = server.cluster.log, directory
         self._place = Place(round_of(server.cluster), 0, "")
         self._files = dict[str, str]()
         self._facts: Facts = {}

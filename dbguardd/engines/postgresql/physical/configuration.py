@@ -13,14 +13,25 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
+from typing import Protocol
+
+import psycopg
+from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Connection, rows
 
 DIRECTORY = "dbguard-config"
 """Where they lie below a restored data directory."""
 
+MAIN = f"{DIRECTORY}/postgresql.conf"
+"""The name in a backup of the file that the others are named in."""
+
 _FILES = (("config_file", "postgresql.conf"), ("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf"))
 _INCLUDED = b"SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL"
+_READ = b"SELECT pg_read_binary_file(%s, 0, %s, true)"
+_DIRECTORIES = b"""
+SELECT name FROM pg_ls_dir(%s) AS name WHERE (pg_stat_file(%s || '/' || name, true)).isdir
+"""
 _DEBIAN = re.compile(r"/etc/postgresql/(\d+)/([\w.]+)/postgresql\.conf")
 _MOST_BYTES, _MOST_FILES = 1 << 20, 200
 
@@ -40,46 +51,89 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     if main.parent == PurePath(directory):
         return {}
     found = {f"{DIRECTORY}/{name}": place for name, place in told.items() if place}
-    for (place,) in rows(connection, _INCLUDED):
+    included_files = list[tuple[bytes]]()
+    with suppress(errors.InsufficientPrivilege):  # then it is backed up without
+        included_files = rows(connection, _INCLUDED)
+    for (place,) in included_files:
         included = PurePath(os.fsdecode(place))
         if included.is_relative_to(main.parent) and not included.is_relative_to(directory):
             found.setdefault(f"{DIRECTORY}/{included.relative_to(main.parent)}", str(included))
     return dict(sorted(found.items())[:_MOST_FILES])
 
 
-def contents(files: Mapping[str, str]) -> Iterator[tuple[str, bytes | None]]:
+class Host(Protocol):
+    """Where the files are. What cannot be read there is not there."""
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a file that is none too large."""
+
+    def directories(self, path: str) -> list[str]:
+        """Return the names of the directories in a directory."""
+
+
+class Here:
+    """The host that this runs on."""
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with os.fdopen(file, "rb") as opened:
+            about = os.fstat(file)
+            fits = stat.S_ISREG(about.st_mode) and about.st_size <= _MOST_BYTES
+            return opened.read() if fits else None
+
+    def directories(self, path: str) -> list[str]:
+        with suppress(OSError), os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+        return []
+
+
+class Asked:
+    """The host of a server, which is asked."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def read(self, path: str) -> bytes | None:
+        with suppress(psycopg.Error):  # who asks may not, or it is gone
+            ((data,),) = rows(self._connection, _READ, path, _MOST_BYTES + 1)
+            return bytes(data) if data is not None and len(data) <= _MOST_BYTES else None
+        return None
+
+    def directories(self, path: str) -> list[str]:
+        with suppress(psycopg.Error):
+            return [os.fsdecode(name) for (name,) in rows(self._connection, _DIRECTORIES, path, path)]
+        return []
+
+
+def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes | None]]:
     """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out.
 
-    Directories beside postgresql.conf are there although nothing is in them: that it includes one without files is told
-    by no server, and without it none starts.
+    All of it, if that is postgresql.conf: no server is started by the rest. Directories beside that are there although
+    nothing is in them: that it includes one without files is told by no server, and without it none starts.
     """
-    made = _directories(files)
+    if (main := files.get(MAIN)) is not None and host.read(main) is None:
+        return
+    made = _directories(files, host)
     for name in sorted(made):
         yield name, None
     for name, place in files.items():
-        try:
-            file = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            continue  # a restore that lacks it can be started by another one
-        with os.fdopen(file, "rb") as opened:
-            about = os.fstat(file)
-            if stat.S_ISREG(about.st_mode) and about.st_size <= _MOST_BYTES:
-                yield name, opened.read()
+        if (content := host.read(place)) is not None:  # a restore that lacks it can be started by another one
+            yield name, content
 
 
-def _directories(files: Mapping[str, str]) -> set[str]:
+def _directories(files: Mapping[str, str], host: Host) -> set[str]:
     found = {str(above) for name in files for above in PurePath(name).parents if above.name}
-    main = files.get(f"{DIRECTORY}/postgresql.conf")
-    with suppress(OSError):
-        for entry in os.scandir(os.path.dirname(main)) if main else ():
-            if entry.is_dir():
-                found.add(f"{DIRECTORY}/{entry.name}")
+    if main := files.get(MAIN):
+        found |= {f"{DIRECTORY}/{name}" for name in host.directories(os.path.dirname(main)) if "/" not in name}
     return set(sorted(found)[:_MOST_FILES])
 
 
 def service(files: Mapping[str, str]) -> str:
     """Return the unit of the server that these files configure, where they lie as Debian has them; else nothing."""
-    found = _DEBIAN.fullmatch(files.get(f"{DIRECTORY}/postgresql.conf", ""))
+    found = _DEBIAN.fullmatch(files.get(MAIN, ""))
     return "" if found is None else f"postgresql@{found[1]}-{found[2]}"
 
 

@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
-from dbguardd.engines.postgresql.physical.mode import Ended
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
+from dbguardd.engines.postgresql.physical.records import Failed, Records
 from dbguardd.engines.postgresql.physical.segments import open_segment, recycled
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
+from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.flow import Sink
 
 FILES, LOG = "files.tar", "log.tar"
+LABEL, MAP = "backup_label", "tablespace_map"
 PAGED_BYTES = 1 << 20
 """Smaller files are not compared page by page: there are thousands of them, and each stream has its price."""
 
@@ -40,6 +44,17 @@ class Copy:
         self._paged: set[str] = set()
         self.done = 0
         self.reused = 0
+
+    def all(self, mode: BackupMode, alive: Alive) -> Ended:
+        """Copy all but the log, in backup mode."""
+        mode.begin(alive)
+        self.relations()
+        self.files()
+        self.last()
+        return mode.end(alive)
+
+    def reach(self, start: int, end: int, alive: Alive) -> None:
+        """Have the log from the file with `start` up to `end` in the directory: there it is where its server writes."""
 
     def relations(self) -> None:
         """Hand over the large files of relations."""
@@ -86,11 +101,17 @@ class Copy:
                     with member.opened() as file:
                         if file is not None and not recycled(member.path, file):
                             self._add(archive, member.path, file, os.fstat(file).st_size)
-            for name, content in configuration.contents(self._cluster.configuration):
-                if content is None:
-                    archive.directory(name)
-                else:
-                    archive.content(name, content)
+            self._configuration(archive, configuration.Here())
+
+    def _configuration(self, archive: TarWriter, host: configuration.Host) -> None:
+        unread = dict(self._cluster.configuration)
+        for name, content in configuration.contents(unread.copy(), host):
+            if content is None:
+                archive.directory(name)
+            else:
+                archive.content(name, content)
+                del unread[name]
+        self.directory.left_out += unread.values()
 
     @contextmanager
     def log(self, ended: Ended) -> Iterator[Callable[[int, int], None]]:
@@ -100,15 +121,21 @@ class Copy:
         """
         with self._sink.write(LOG) as out, writing(out) as archive:
             archive.content(CONTROL, self._control)
-            archive.content("backup_label", ended.label)
+            archive.content(LABEL, ended.label)
             if ended.tablespace_map:
-                archive.content("tablespace_map", ended.tablespace_map)
+                archive.content(MAP, ended.tablespace_map)
             log = self._cluster.log
             if log.history:  # how the timeline came to be: no server recovers along one that it does not know
                 archive.content(f"{WAL}/{log.history}", self.directory.read(f"{WAL}/{log.history}"))
-            write = partial(self._segments, archive)
+            write = partial(self._segments, archive, ended.start)
             write(ended.start, ended.next)
             yield write
+
+    def records(self, tools: Tools, alive: Alive, failed: Failed) -> Records:
+        """Return the reader of the log: what is read of it has come here before."""
+        where = f"{self.directory.path}/{WAL}"
+        timeline, reach = self._cluster.log.timeline, partial(self.reach, alive=alive)
+        return Records(tools, where, timeline, alive, failed, reach=reach)
 
     def control(self) -> None:
         """Write pg_control alone: of a cluster that rests the log is among the files."""
@@ -119,8 +146,9 @@ class Copy:
         """Read pg_control, while backup mode is on: the last of all files."""
         self._control = self.directory.control()
 
-    def _segments(self, archive: TarWriter, start: int, end: int) -> None:
+    def _segments(self, archive: TarWriter, first: int, start: int, end: int) -> None:
         log = self._cluster.log
+        self.reach(first, end, lambda: self._count(0))
         for name, at in log.names(start, end):
             file = open_segment(self.directory, log, name, at)
             try:

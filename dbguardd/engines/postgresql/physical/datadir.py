@@ -296,6 +296,14 @@ def is_relation(path: str) -> bool:
     return _WITH_RELATIONS.fullmatch(above) is not None and _RELATION.fullmatch(name) is not None
 
 
+def belongs(path: str) -> bool:
+    """Say if what a running server has at a path belongs into a backup; members() yields nothing else."""
+    parts = path.split("/")
+    wholes = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    named = zip(["", *wholes], parts, wholes, strict=False)
+    return not _EMPTY.intersection(wholes[:-1]) and not any(_skipped(*one) for one in named)
+
+
 def _skipped(above: str, name: str, path: str) -> bool:
     return (
         name.startswith(_LEFT_OUT_ANYWHERE)

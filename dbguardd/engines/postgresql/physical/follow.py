@@ -15,7 +15,6 @@ by a server that was left behind, which nobody may take for the one that was fol
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -26,13 +25,14 @@ from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
 from dbguardd.engines.postgresql.physical.others import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
-from dbguardd.engines.postgresql.physical.stream import Stream, streaming
+from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming
+from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.flow import Facts, Segment, Ship
@@ -45,6 +45,7 @@ FILES = "files"
 
 _ROOM = ("dbguardctl status  # why it is not stored", "or give the log of the server more room")
 _ENDS = b"SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text"
+_WRITTEN = b"SELECT modification FROM pg_ls_waldir() WHERE name = %s"
 _DELAY = b"SELECT setting::int8 FROM pg_settings WHERE name = 'wal_writer_delay'"
 _DELAYS, _MORE_SECONDS = 3, 0.1  # a commit that did not wait for the disk is there after so many, say the manuals
 _WAIT_SECONDS, _SHORT_SECONDS = 0.25, 0.05
@@ -81,17 +82,15 @@ class PagesLog:
             others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
             cluster = look(keeper, self._about)
-            directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
-            stack.callback(directory.close)
             slot = Slot(keeper, self._slot)
             try:
+                directory = stack.enter_context(way_of(keeper, cluster)).directory
                 server = Server(address, self._about, keeper, cluster, slot, directory, others)
                 if resume is not None:
                     server.check_not_left_behind(Place.read(resume))
-                check_bound(keeper, directory.free_for_log(), slot, self._about)
+                check_bound(keeper, None if directory is None else directory.free_for_log(), slot, self._about)
                 with streaming(address, self._about):
                     became = slot.take()  # not for who may not read from it
-                check_own(directory, slot.name, cluster.log.system)
                 self._let_others_go(address)
                 self._follow(server, became, ship, resume)
             except (NoSpace, SourceInvalid, SourceReplaced, Unsupported):
@@ -175,7 +174,7 @@ class Server:
     keeper: Connection
     cluster: Cluster
     slot: Slot
-    directory: DataDirectory
+    directory: DataDirectory | None  # of a server elsewhere: None
     others: Others
 
     def left(self, timeline: int) -> int | None:
@@ -192,16 +191,15 @@ class Server:
         return next((timeline for timeline, left in self._turns() if left > at), self.cluster.log.timeline)
 
     def _turns(self) -> list[tuple[int, int]]:
-        history = self.cluster.log.history
-        return turns_of(self.directory.read(f"{WAL}/{history}").decode(errors="replace")) if history else []
+        if not self.cluster.log.history:
+            return []
+        with replicating(self.address, self.about) as connection:
+            return turns_of(history(connection, self.cluster.log.timeline).decode(errors="replace"))
 
     def turned_at(self, timeline: int) -> str:
         """Return when a timeline was begun: when its history was written."""
-        path = f"{WAL}/{self.cluster.log.on(timeline).history}"
-        with suppress(OSError):
-            written = os.stat(path, dir_fd=self.directory.file, follow_symlinks=False).st_mtime
-            return datetime.fromtimestamp(written, UTC).isoformat()
-        return datetime.now(UTC).isoformat()
+        found = rows(self.keeper, _WRITTEN, self.cluster.log.on(timeline).history)
+        return next((at for (at,) in found), datetime.now(UTC)).isoformat()
 
     def check_not_left_behind(self, since: Place) -> None:
         """Raise SourceReplaced if the log of a server is of another cluster than what is stored, or of its past."""
@@ -227,9 +225,11 @@ class Server:
     def watch(self) -> None:
         """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on.
 
-        And SourceReplaced where another server of the url takes writes as well.
+        And SourceReplaced where another server of the url takes writes as well. Of a server elsewhere the room is not
+        seen from here: it lets go of the slot that holds more than it allows.
         """
-        check_room(self.keeper, self.slot.name, self.directory, "until it is stored", _ROOM)
+        if self.directory is not None:
+            check_room(self.keeper, self.slot.name, self.directory, "until it is stored", _ROOM)
         self.others.check()
         if tablespaces(self.keeper) != self.cluster.tablespaces:
             raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
-from dbguardd.engines.postgresql.physical.cluster import look
-from dbguardd.engines.postgresql.physical.datadir import DataDirectory
+from dbguardd.engines.postgresql.physical import configuration
+from dbguardd.engines.postgresql.physical.cluster import Cluster, look
 from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.slot import PREFIX, check_bound
-from dbguardd.engines.postgresql.physical.stream import streaming
+from dbguardd.engines.postgresql.physical.stream import replicating
+from dbguardd.engines.postgresql.physical.way import way_of, way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import statements
@@ -30,7 +31,21 @@ FOLLOWED = "following its log"
 """The name of the finding."""
 
 _LAG_SECONDS = 120.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
-_MAY = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+_MAY = b"""
+SELECT quote_ident(rolname), rolsuper, rolreplication, rolbypassrls, pg_has_role('pg_read_all_data', 'USAGE'),
+  pg_has_role('pg_monitor', 'USAGE') FROM pg_roles WHERE rolname = current_user
+"""
+_GRANTS = (
+    *("ALTER ROLE {} REPLICATION", "ALTER ROLE {} BYPASSRLS"),
+    *("GRANT pg_read_all_data TO {}", "GRANT pg_monitor TO {}"),
+)
+_READS = (
+    "GRANT pg_read_server_files TO {}",
+    "GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean), pg_ls_dir(text), "
+    "pg_stat_file(text, boolean), pg_show_all_file_settings() TO {}",
+    "GRANT SELECT ON pg_file_settings TO {}",
+)
+_FROM = b"SELECT quote_ident(current_user), inet_client_addr()::text"
 _LIMITS = b"""
 SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
        current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication),
@@ -44,9 +59,10 @@ _LEFT = b"SELECT slot_name FROM pg_replication_slots WHERE NOT active AND NOT te
 def by_pages(address: Address) -> Finding:
     """Say whether the cluster can be backed up by its pages; if not, it can be dumped."""
     try:
-        return Finding(BY_PAGES, "ok", f"the files of the cluster are in {_directory(address)}")
+        return Finding(BY_PAGES, "ok", _way(address))
     except GuardError as error:
-        return Finding(BY_PAGES, "not configured", f"{error.message}. {error.detail}".strip())
+        mend = f" Fix: {error.hints[0]}" if error.hints else ""
+        return Finding(BY_PAGES, "not configured", f"{error.message}. {error.detail}".strip() + mend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +93,13 @@ def followed(lacks: Sequence[Lack]) -> Finding:
 def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
     about = place_of(address)
     cluster = look(connection, about)
-    directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
     ((slots, senders, standbys, held),) = rows(connection, _LIMITS, f"{PREFIX}%")
     try:
-        check_bound(connection, directory.free_for_log() + held, None, about)
+        with way_of(connection, cluster) as way:
+            room = None if way.directory is None else way.directory.free_for_log() + held
+            check_bound(connection, room, None, about)
     except Unsupported as error:
         yield Lack(error.detail, error.hints[0])
-    finally:
-        directory.close()
     for name, free in (("max_replication_slots", slots), ("max_wal_senders", senders)):
         if free < 1:
             mend = statements(connection, f"ALTER SYSTEM SET {name} = 10")
@@ -93,11 +108,9 @@ def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
         what = "synchronous_standby_names has *, so commits would wait for dbguard."
         yield Lack(what, "name the standbys in synchronous_standby_names")
     try:
-        with streaming(address, about):
-            pass
-    except GuardError as error:
-        mend = "in pg_hba.conf: local replication postgres peer  -- then SELECT pg_reload_conf()"
-        yield Lack(f"it takes no connection for replication: {error.detail or error.message}.", mend)
+        _check_replicates(connection, address, about)
+    except Unsupported as error:
+        yield Lack(f"it takes no connection for replication: {error.detail}.", error.hints[0])
 
 
 def left_over(address: Address) -> Finding | None:
@@ -126,21 +139,56 @@ def lagging(address: Address, most_seconds: float = _LAG_SECONDS) -> Finding | N
     return Finding("the standby", "inconclusive", f"{said}, at least. See, there: {mend}")
 
 
-def _directory(address: Address) -> str:
+def _way(address: Address) -> str:
     with connected(address) as connection:
         about = place_of(address)
-        ((superuser,),) = rows(connection, _MAY)
-        if not superuser:
-            raise SourceDenied(
-                f"{about}: who asks is no superuser",
-                detail="A physical backup asks and reads as the server's own user does.",
-            )
+        _check_may(connection, about)
         cluster = look(connection, about, standby=address.get(ROLE) in STANDBYS)
-        directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
-        try:
-            BackupMode(connection, cluster.log).hold(directory)  # its slot goes with the connection
-        finally:
-            directory.close()
+        slot = BackupMode(connection, cluster.log).hold()  # goes with the connection
+        with way_to(connection, cluster, slot) as way:
+            if way.directory is None:
+                check_bound(connection, None, None, about)
+                _check_replicates(connection, address, about, slot)
+            unread = "" if way.directory is not None else _unread(connection, cluster)
         for program in ("pg_waldump", "postgres", "pg_checksums"):
-            find_tools(program, cluster.major)
-        return cluster.directory
+            find_tools(program, cluster.major, need="a cluster comes back by programs of its version")
+        return way.said + unread
+
+
+def _unread(connection: Connection, cluster: Cluster) -> str:
+    """Say what of the server's configuration is in no backup, and what mends that."""
+    main = cluster.configuration.get(configuration.MAIN)
+    if main is None or configuration.Asked(connection).read(main) is not None:
+        return ""
+    ((role, *_),) = rows(connection, _FROM)
+    mend = statements(connection, *(grant.format(text(role)) for grant in _READS))
+    return f". {main} and what it includes may not be read, and are in no backup. Fix: {mend}"
+
+
+def _check_may(connection: Connection, about: str) -> None:
+    """Raise SourceDenied if who asks is no superuser, and has not what a copy needs that the server sends."""
+    ((role, superuser, *rights),) = rows(connection, _MAY)
+    lacks = [grant for grant, has in zip(_GRANTS, rights, strict=True) if not has]
+    if not superuser and lacks:
+        raise SourceDenied(
+            f"{about}: who asks is no superuser, and may not have the files sent",
+            detail="A physical backup asks and reads as the server's own user does, or as a role for replication that "
+            "reads everything.",
+            hints=[statements(connection, *(grant.format(text(role)) for grant in lacks))],
+        )
+
+
+def _check_replicates(connection: Connection, address: Address, about: str, slot: str = "") -> None:
+    """Raise Unsupported if the server takes no connection for replication: with the line that lets us in."""
+    try:
+        with replicating(address, about, slot):
+            pass
+    except GuardError as error:
+        ((role, host),) = rows(connection, _FROM)
+        line = f"{text(role)} peer" if host is None else f"{text(role)} {text(host)} scram-sha-256"
+        kind = "local" if host is None else "host"
+        raise Unsupported(
+            f"{about}: it takes no connection for replication",
+            detail=error.detail or error.message,
+            hints=[f"in pg_hba.conf: {kind} replication {line}  -- then SELECT pg_reload_conf()"],
+        ) from error

@@ -19,7 +19,7 @@ from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
-from dbguardd.engines.postgresql.physical.slot import check_own, check_room
+from dbguardd.engines.postgresql.physical.slot import check_room
 from dbguardd.errors import GuardError, SourceChanged
 
 _LOOK_SECONDS = 1.0
@@ -118,15 +118,14 @@ class BackupMode:
         self._keeper, self._log, self._standby = keeper, log, standby
         self._slot = ""
 
-    def hold(self, directory: DataDirectory) -> str:
-        """Make the slot, see by it that `directory` is that of this server, and return its name."""
+    def hold(self) -> str:
+        """Make the slot, and return its name: by that the server is known, see slot.check_own."""
         ((name,),) = rows(
             self._keeper,
             b"SELECT slot_name FROM pg_create_physical_replication_slot("
             b"'dbguard_' || pg_backend_pid()::text, immediately_reserve => true, temporary => true)",
         )
         self._slot = text(name)
-        check_own(directory, self._slot, self._log.system)
         return self._slot
 
     def begin(self, alive: Alive) -> None:
@@ -143,21 +142,25 @@ class BackupMode:
         )
         if not label:
             raise SourceChanged("PostgreSQL: backup mode has ended by itself")
-        start, timeline = label_start(bytes(label))
+        return self.ended(at, text(stop), bytes(label), bytes(spaces or b""))
+
+    def ended(self, at: datetime, stop: str, label: bytes, spaces: bytes) -> Ended:
+        """Return what it means that backup mode has ended there, whoever has ended it."""
+        start, timeline = label_start(label)
         if timeline != self._log.timeline:
             raise SourceChanged(
                 "PostgreSQL: the standby has had no checkpoint yet since another server took over",
                 hints=["CHECKPOINT;  -- on the primary, and back up again"],
             )
-        end, size = place(text(stop)), self._log.segment
+        end, size = place(stop), self._log.segment
         return Ended(
             start,
             end,
             end // size * size if self._standby else -(-end // size) * size,
             at,
             timeline,
-            bytes(label),
-            bytes(spaces or b""),
+            label,
+            spaces,
         )
 
     def let_go(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
@@ -26,22 +25,23 @@ from dbguardd.engines.postgresql.connect import (
     text,
 )
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import configuration, place
+from dbguardd.engines.postgresql.physical import place
 from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
-from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, bounded, watched
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.received import Source
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
+from dbguardd.engines.postgresql.physical.way import way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import (
@@ -87,6 +87,7 @@ class Pages:
         self._about = place_of(self._address)
         self._continuous = settings.get("continuous") or False
         self._follows = str(settings.get("follows") or "")
+        self._staging = Path(str(settings.get("staging") or "/nonexistent"))
         self._held: place.Placed | None = None
         self._untold = ""
         self.restored: dict[Path, Facts] = {}
@@ -115,8 +116,7 @@ class Pages:
             progress(step, 0, None)
 
         def records(step: str) -> Records:
-            where = f"{cluster.directory}/{WAL}"
-            return Records(tools, where, cluster.log.timeline, partial(alive, step), self._unreadable)
+            return copy.records(tools, partial(alive, step), self._unreadable)
 
         def copied(done: int) -> None:
             check_room()
@@ -129,23 +129,18 @@ class Pages:
             tools = find_tools(
                 "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
             )
-            directory = self._directory(cluster)
-            stack.callback(directory.close)
             mode = BackupMode(keeper, cluster.log, standby=cluster.standby)
-            room = Room(self._session(stack), mode.hold(directory), directory)
+            source = Source(cluster, self._server, self._about, keeper, mode.hold(), self._staging)
+            way = stack.enter_context(way_to(keeper, cluster, source.slot))
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
-            check_room = stack.enter_context(watched(keeper, room))
+            check_room = stack.enter_context(way.roomy(source, lambda: self._session(stack)))
             begun, at = now(), datetime.now(UTC)
-            mode.begin(alive)
-            copy = Copy(directory, cluster, sink, begun, copied)
-            copy.relations()
-            copy.files()
-            copy.last()
-            ended = mode.end(alive)
+            copy = stack.enter_context(way.copying(source, sink, begun, copied))
+            ended = copy.all(mode, alive)
             if cluster.standby:
                 catch_up(keeper, at, partial(alive, "standby"))
             self._check_replayed(keeper, cluster, records("log"), (ended.start, ended.stop))
-            directory.check_walked()
+            copy.directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
                 snapshots = self._place(keeper, cluster, records("snapshot"), ended, stack) if compared else None
                 end = _end(keeper, cluster) if snapshots is None else snapshots.end
@@ -154,7 +149,7 @@ class Pages:
             mode.let_go()
             if self._continuous == "archive":
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
-            facts = self._facts(keeper, cluster, copy, ended, snapshots)
+            facts = {**self._facts(keeper, cluster, copy, ended, snapshots), **way.facts()}
             self._held = snapshots
             return {**facts, **_placed(cluster, facts, records("log"), (ended.start, end))}
 
@@ -169,10 +164,6 @@ class Pages:
         stack.callback(session.close)
         session.execute(b"SET idle_session_timeout = 0", prepare=False)
         return session
-
-    def _directory(self, cluster: Cluster) -> DataDirectory:
-        places = {oid: where for oid, (_name, where) in cluster.tablespaces.items()}
-        return DataDirectory(cluster.directory, places, cluster.version_directory)
 
     def _place(
         self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, stack: ExitStack
@@ -258,8 +249,6 @@ class Pages:
         return {
             "method": "pages",
             "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
-            "directory": cluster.directory,
-            "service": configuration.service(cluster.configuration),
             "server_version": cluster.version,
             "major": cluster.major,
             "system": str(cluster.log.system),
@@ -283,7 +272,6 @@ class Pages:
             "left_out": copy.directory.left_out,
             "reused_files": copy.reused,
             "size_bytes": copy.done,
-            **_owner(copy.directory),
         }
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
@@ -357,15 +345,6 @@ def _placed(cluster: Cluster, facts: Facts, records: Records, log: tuple[int, in
 def _end(keeper: Connection, cluster: Cluster) -> int:
     """Return up to where the log of a backup goes that is of no snapshot."""
     return replayed(keeper)[0] if cluster.standby else place.mark(keeper)
-
-
-def _owner(directory: DataDirectory) -> dict[str, str | None]:
-    """Return the user whom the data directory belongs to; None if this host does not know him."""
-    number = os.fstat(directory.file).st_uid
-    try:
-        return {"owner": pwd.getpwuid(number).pw_name}
-    except KeyError:
-        return {"owner": None}
 
 
 def _restored_over() -> Unsupported:

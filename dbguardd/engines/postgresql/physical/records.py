@@ -31,6 +31,9 @@ UNREAL = 8
 Failed = Callable[[str], GuardError]
 """Makes the error that a log cannot be read, from what the program said."""
 
+Reach = Callable[[int, int], None]
+"""Has the log in its directory from the file with one place on up to another."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -62,11 +65,13 @@ class Record:
 
 
 class Records:
-    """Reads a log on one timeline, in the files of a directory."""
+    """Reads a log on one timeline, in the files of a directory, once it has been made to `reach` a place."""
 
-    def __init__(self, tools: Tools, directory: str, timeline: int, alive: Alive, failed: Failed) -> None:
+    def __init__(
+        self, tools: Tools, directory: str, timeline: int, alive: Alive, failed: Failed, *, reach: Reach | None = None
+    ) -> None:
         self._words = [tools.path("pg_waldump"), f"--path={directory}", f"--timeline={timeline}"]
-        self._alive, self._failed = alive, failed
+        self._alive, self._failed, self._reach = alive, failed, reach
 
     def between(self, start: int, end: int, *kinds: str, most: int = 0, partly: bool = False) -> Iterator[Record]:
         """Yield what looks like the records of some kinds (all, if none is named) from a place on, at most so many.
@@ -75,6 +80,8 @@ class Records:
         """
         words = [f"--start={shown(start)}", f"--end={shown(end)}", *(f"--rmgr={kind}" for kind in kinds)]
         self._alive()
+        if self._reach is not None:
+            self._reach(start, end)
         with tool([*self._words, *words, *([f"--limit={most}"] if most else [])]) as child:
             for line in _lines(child, self._alive):
                 if match := _LINE.match(line):

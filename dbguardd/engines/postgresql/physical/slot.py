@@ -30,7 +30,7 @@ _STATE = b"SELECT restart_lsn IS NOT NULL AND wal_status <> 'lost' FROM pg_repli
 _MAKE = b"SELECT pg_create_physical_replication_slot(%s, true)"
 _DROP = b"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s"
 _BOUND = b"SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
-_MIB = 1 << 20
+_MIB, _MIB_ELSEWHERE = 1 << 20, 4 << 10
 _SYSTEM_BYTES = 8
 _LEAVING_SECONDS, _AGAIN_SECONDS = 5.0, 0.05
 
@@ -84,16 +84,17 @@ def bound(keeper: Connection) -> int | None:
     return None if size < 0 else int(size) * _MIB
 
 
-def check_bound(keeper: Connection, room: int, slot: Slot | None, about: str) -> None:
+def check_bound(keeper: Connection, room: int | None, slot: Slot | None, about: str) -> None:
     """Raise Unsupported if a slot may hold more than there is room for, when nobody takes what it holds.
 
-    One that is there already took its part of the room, and what else takes it is watched as long as it is read.
+    One that is there already took its part of the room, and what else takes it is watched as long as it is read. How
+    much room there is on another host is not seen from here (None): its administrator is to say.
     """
     most = bound(keeper)
-    if most is not None and (most <= room or (slot is not None and slot.holds())):
+    if most is not None and (room is None or most <= room or (slot is not None and slot.holds())):
         return
     size = "any number of bytes" if most is None else f"{most} bytes, and {room} bytes are free"
-    fit = max(1, min(64 << 10, room // 2 // _MIB))
+    fit = _MIB_ELSEWHERE if room is None else max(1, min(64 << 10, room // 2 // _MIB))
     raise Unsupported(
         f"{about}: a slot that nobody reads could fill the disk of its log",
         detail=f"max_slot_wal_keep_size lets a slot hold {size}. While dbguard is stopped nothing takes that away, and "

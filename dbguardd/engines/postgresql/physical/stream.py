@@ -18,7 +18,7 @@ from psycopg import pq
 from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, refusals
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.slot import patiently
-from dbguardd.errors import LogBroken, ServerUnreachable
+from dbguardd.errors import LogBroken, ServerUnreachable, SourceInvalid
 
 _DATA, _ALIVE = struct.Struct(">cQQq"), struct.Struct(">cQqB")
 _CONFIRMED = struct.Struct(">cQQQqB")
@@ -35,10 +35,11 @@ class Stream:
         self._confirmed, self._told = 0, 0.0
 
     def start(self, slot: str, timeline: int, at: int) -> None:
-        """Have the server send its log from a place on."""
-        words = f'START_REPLICATION SLOT "{slot}" PHYSICAL {shown(at)} TIMELINE {timeline}'
+        """Have the server send its log from a place on. Without a `slot` nothing is confirmed: it waits for nobody."""
+        held = f'SLOT "{slot}" ' if slot else ""
+        words = f"START_REPLICATION {held}PHYSICAL {shown(at)} TIMELINE {timeline}"
         patiently(lambda: self._asked(words.encode()))
-        self.at = self._confirmed = at
+        self.at, self._confirmed = at, at if slot else 0
 
     def _asked(self, words: bytes) -> None:
         found = self._pq.exec_(words)
@@ -96,9 +97,38 @@ class Stream:
 @contextmanager
 def streaming(address: Address, about: str) -> Iterator[Stream]:
     """Connect as a standby does, for the length of a block; errors of the server become ours."""
+    with replicating(address, about) as connection:
+        yield Stream(connection, about)
+
+
+@contextmanager
+def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connection]:
+    """Connect for words of the replication protocol, for the length of a block; errors of the server become ours.
+
+    Raises SourceInvalid if the server that answers has not that `slot`: then it is another one than that which made it.
+    """
     connection = connect_bare({**address, "replication": "true"}, "", about)
     try:
         with refusals(about):
-            yield Stream(connection, about)
+            if slot and asked(connection, f'READ_REPLICATION_SLOT "{slot}"')[0] is None:
+                raise SourceInvalid(
+                    f"{about}: two connections came to two servers",
+                    detail="A backup is of one. Something between here and there chooses anew for each connection.",
+                    hints=["name the server itself in the url"],
+                )
+            yield connection
     finally:
         connection.close()
+
+
+def history(connection: Connection, timeline: int) -> bytes:
+    """Return the file that says how a timeline came to be."""
+    return asked(connection, f"TIMELINE_HISTORY {timeline}")[1] or b""
+
+
+def asked(connection: Connection, words: str) -> list[bytes | None]:
+    """Return the one row that the server answers with."""
+    found = connection.pgconn.exec_(words.encode())
+    if found.status != pq.ExecStatus.TUPLES_OK or found.ntuples != 1:
+        raise psycopg.errors.error_from_result(found)
+    return [found.get_value(0, column) for column in range(found.nfields)]

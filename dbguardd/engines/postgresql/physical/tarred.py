@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -49,9 +49,14 @@ class TarWriter:
 
     def content(self, path: str, data: bytes) -> None:
         """Add a file with this content."""
-        self._begin(path, _FILE, len(data))
-        self._out.write(data)
-        self._zeros(-len(data) % _BLOCK)
+        self.pieces(path, len(data), [data])
+
+    def pieces(self, path: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
+        """Add a file of `size` bytes, which are these."""
+        self._begin(path, _FILE, size)
+        for piece in pieces:
+            self._out.write(piece)
+        self._zeros(-size % _BLOCK)
 
     def end(self) -> None:
         """Say that this is all."""

@@ -1,0 +1,252 @@
+"""Physical backups that the server sends: of a cluster whose files are not read here, equal to those of one that is."""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+from types import SimpleNamespace
+
+import pytest
+from engine_memory import MemorySink, no_progress
+from postgres_follow_world import Follower
+from postgres_pages_world import OURS, failed, move_out, own_place, proven, shop, writers
+from postgres_world import as_user, stranger, until
+from psycopg import pq
+
+from dbguardctl.commands.grants import grants
+from dbguardd.engines.base import Fingerprint
+from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.physical.sent import Sent
+from dbguardd.errors import GuardError, NoSpace, SourceChanged, SourceInvalid
+
+BOUNDED = "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'"
+
+
+@pytest.fixture(scope="module")
+def live():
+    """A server at a port, where it wants a password; its owner's socket lets everybody in, as ever."""
+    with shop() as made:
+        move_out(made)
+        made.stop(signal.SIGINT)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            made.port = free.getsockname()[1]
+        with (made.config / "postgresql.conf").open("a") as conf:
+            conf.write(f"listen_addresses = '127.0.0.1'\nport = {made.port}\n")
+        known = (made.config / "pg_hba.conf").read_text()
+        known = known.replace("host    replication", "# host    replication")
+        (made.config / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n" + known)
+        made.start()
+        made.sql(BOUNDED)
+        made.sql("SELECT pg_reload_conf()")
+        made.sql(grants(f"postgresql://127.0.0.1:{made.port}/"))
+        made.sql("ALTER ROLE dbguard PASSWORD 'secret'")
+        yield made
+
+
+@pytest.fixture
+def place():
+    with own_place(stranger()) as made:
+        yield made
+
+
+def here(action, *arguments):
+    """Do it as somebody who reads nothing of the data directory."""
+    return as_user(stranger(), action, *arguments)
+
+
+def over(live, place, user="dbguard"):
+    """Where the server is for who comes over the network, and has his password in a file."""
+    (place / "pass").write_text(f"127.0.0.1:*:*:{user}:secret")
+    (place / "pass").chmod(0o600)
+    os.chown(place / "pass", stranger(), -1)
+    return f"postgresql://{user}@127.0.0.1:{live.port}/?passfile={place}/pass"
+
+
+def opened(live, place, url=""):
+    (place / "room").mkdir(exist_ok=True)
+    return open_postgresql({"url": url or live.url, "staging": str(place / "room"), "method": "pages"}).snapshots
+
+
+def sent(live, place, url="", before=None, *, compared=True, progress=no_progress):
+    engine, sink = opened(live, place, url), MemorySink(before)
+    facts = engine.dump(sink, progress, compared=compared)
+    assert not list((place / "room").iterdir())
+    taken = engine.fingerprint(no_progress)
+    engine.release()
+    return sink.streams, facts, taken
+
+
+def test_what_the_server_sends_comes_back_equal_while_it_is_written(live, place):
+    with writers(live):
+        streams, facts, taken = here(sent, live, place)
+    found = here(proven, live, streams, facts, place / "restored")
+    assert failed(found) == {} and isinstance(taken, Fingerprint) and found.fingerprint == taken
+    assert (facts["read_by"], facts["directory"], facts["reused_files"]) == ("replication", None, 0)
+    assert "cannot be read" in facts["not_read_here"]
+    assert b"dbguard-config/more.d" in streams["files.tar"] and any(name.startswith("base/") for name in streams)
+    assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0" and live.sql(OURS) == "0"
+
+
+def probed(live, place, url):
+    found = opened(live, place, url).probe()
+    return {one.name: (one.outcome, one.detail) for one in found.findings}, found.facts
+
+
+def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, place):
+    url = over(live, place)
+
+    def said():
+        return here(probed, live, place, url)[0]["backups by pages"]
+
+    def mended(words):
+        for one in re.findall(r"(?:ALTER|GRANT|SELECT) [^;]*;", words.partition("Fix: ")[2]):
+            live.sql(one)
+
+    live.sql("ALTER SYSTEM RESET max_slot_wal_keep_size")
+    live.sql("SELECT pg_reload_conf()")
+    for lack in ("REPLICATION", "max_slot_wal_keep_size"):
+        outcome, words = said()
+        assert outcome == "failed" and lack in words.partition("Fix: ")[2]
+        mended(words)
+    outcome, words = said()
+    line = re.search("host replication dbguard 127.0.0.1/32 scram-sha-256", words)
+    assert outcome == "failed" and line, words
+    with (live.config / "pg_hba.conf").open("a") as hba:
+        hba.write(f"{line[0]}\n")
+    live.sql("SELECT pg_reload_conf()")
+    outcome, words = until(lambda: (found := said())[0] == "ok" and found, "it is let in")
+    assert "all of them each time" in words
+    streams, facts, _ = here(sent, live, place, url)
+    assert f"{live.config}/postgresql.conf" in facts["left_out"] and b"dbguard-config" not in streams["files.tar"]
+    mended(words)
+    streams, facts, taken = here(sent, live, place, url)
+    assert facts["left_out"] == [] and b"work_mem = '7MB'" in streams["files.tar"]
+    assert isinstance(taken, Fingerprint) and facts["read_by"] == "replication"
+
+
+def test_its_log_is_followed_over_the_network_and_has_no_gap_after_a_kill(live, place):
+    live.sql("CREATE TABLE ledger (id int PRIMARY KEY, note text)")
+    follower, known = Follower(live, place, stranger()), 0
+    os.chown(follower.path, stranger(), -1)
+    for _ in range(2):
+        follower.start()
+        live.sql(f"INSERT INTO ledger SELECT n, 'x' FROM generate_series({known + 1}, {known + 100}) n")
+        known += 100
+        follower.catches_up()
+        follower.kill()
+    (chain,) = follower.chains()
+    assert all(one.until == other.since for one, other in zip(chain, chain[1:], strict=False))
+    assert [event[2] for event in follower.events("begin")] == [False, True]
+    until(lambda: live.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0", "the end of it")
+    live.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots; DROP TABLE ledger")
+
+
+# --------------------------------------------------------------------------------------------------- ends in the middle
+
+
+def clean(live):
+    """Say if nothing is left of us at the server: no slot, no session, no backup mode."""
+    held = "SELECT count(*) FROM pg_replication_slots"
+    senders = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'"
+    return live.sql(held) == live.sql(senders) == live.sql(OURS) == "0"
+
+
+def test_what_ends_in_the_middle_leaves_nothing_behind(live, place):
+    def sender_ended(name):
+        live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
+
+    def holder_ended(name):
+        live.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
+
+    def we_killed(name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def no_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        sent(live, place)
+
+    for before in (sender_ended, holder_ended):
+        with pytest.raises(GuardError) as caught:
+            here(sent, live, place, "", before)
+        assert caught.value.code != "source-damaged", caught.value
+        until(lambda: clean(live), "the end of it")
+    with pytest.raises(pytest.fail.Exception, match="said nothing"):
+        here(sent, live, place, "", we_killed)
+    until(lambda: clean(live), "the end of it")
+    here(lambda: [shutil.rmtree(left) for left in (place / "room").iterdir()])  # as the next job does
+    with pytest.raises(NoSpace, match="cannot be written there"):
+        here(no_room)
+    until(lambda: clean(live), "the end of it")
+    assert not list((place / "room").iterdir())
+
+
+class Hostile:
+    """The connection of a server that sends what it likes: these messages of one COPY, and then says where it ended."""
+
+    def __init__(self, *messages):
+        self.pgconn, self._messages = self, list(messages)
+        self._results = [SimpleNamespace(status=pq.ExecStatus.COPY_OUT)]
+        self.status = pq.ConnStatus.OK
+
+    def send_query(self, words):
+        assert words.startswith(b"BASE_BACKUP")
+
+    def is_busy(self):
+        return False
+
+    def get_result(self):
+        return self._results.pop() if self._results else None
+
+    def get_copy_data(self, _):
+        return (len(self._messages[0]), memoryview(self._messages.pop(0))) if self._messages else (-1, memoryview(b""))
+
+
+def header(name, kind=b"0", size=b"0", link=b"", magic=b"ustar\0", prefix=b""):
+    """A header of tar with these fields, and the right checksum."""
+    start = name.ljust(100, b"\0") + b"0000600 " * 3 + size.rjust(11, b"0")[:11] + b" " + b"0" * 11 + b" "
+    rest = kind + link.ljust(100, b"\0") + magic + b"00" + bytes(80) + prefix.ljust(155, b"\0") + bytes(12)
+    return start + b"%06o\0 " % sum(start + b" " * 8 + rest) + rest
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(header(name) for name in (b"../x", b"/etc/passwd", b"base/../../x", b"a//b", b"", b"./", b"a/\0b")),
+        *(header(b"pg_tblspc/1", kind, link=b"/etc") for kind in (b"1", b"2", b"3", b"L", b"x", b"g")),
+        header(b"base/1", b"5", size=b"1000"),
+        header(b"base/1/1", size=b"9" * 11),
+        header(b"base/1/1", size=b"-0000000001"),
+        header(b"base/1/1", magic=b"posix\0"),
+        header(b"base/1/1", prefix=b".."),
+        header(b"base/1/1")[:-1] + b"x",
+        header(b"base/1/1", size=b"7777"),
+        bytes(512) + b"x",
+        b"short",
+    ],
+)
+def test_what_is_no_base_backup_is_refused(wrong):
+    hostile = Hostile(b"nbase.tar\0\0", b"d" + wrong)
+    with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
+        [list(entry.pieces()) for entry in Sent(hostile, "it", {}, lambda: None).entries()]
+
+
+@pytest.mark.parametrize(
+    "messages", [(), (b"nx.tar\0\0",), (b"nbase.tar\0",), (b"dx",), (b"m",), (b"nbase.tar\0\0", b"x")]
+)
+def test_messages_that_nobody_asked_for_are_refused(messages):
+    with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
+        list(Sent(Hostile(*messages), "it", {}, lambda: None).entries())
+
+
+def test_what_was_not_all_there_is_no_backup(live):
+    whole = (b"nbase.tar\0\0", b"d" + header(b"a\n b", size=b"3"), b"dxyz" + bytes(509), b"d" + bytes(1024))
+    sent = Sent(Hostile(*whole), "it", {"16384": "/far"}, lambda: None)
+    with pytest.raises(SourceChanged, match="not all of its files came") as caught:
+        assert [(entry.path, b"".join(entry.pieces())) for entry in sent.entries()] == [("a\n b", b"xyz")]
+    assert "/far" in caught.value.detail
+    sent = Sent(Hostile(b"n7.tar\0/x\0", *whole), "it", {}, lambda: None)
+    with pytest.raises(SourceChanged, match="a tablespace was made"):
+        list(sent.entries())

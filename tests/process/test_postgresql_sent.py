@@ -1,0 +1,58 @@
+"""A PostgreSQL server whose files are not read here, and a real daemon: it sends them, and a table comes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines.postgres_world import Cluster, cluster, stranger
+from tests.process.house import House
+
+MANY = """
+CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL);
+INSERT INTO customer SELECT n, repeat('customer ' || n, 20) FROM generate_series(1, 20000) n; CHECKPOINT;
+"""
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Cluster]:
+    with cluster("--data-checksums") as made:
+        made.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
+        made.sql("SELECT pg_reload_conf()")
+        made.sql(MANY)
+        yield made
+
+
+def test_it_is_proven_comes_back_to_a_new_place_and_never_in_place(
+    house: House, live: Cluster, request: pytest.FixtureRequest
+) -> None:
+    """All of it comes again with each backup, and what has changed is stored."""
+    stranger()
+    request.getfixturevalue("users")
+    settings = [f'url = "{live.url}"', 'method = "pages"', 'run_as = "daemon"']
+    house.protects("\n".join(["\n[database.cluster]", 'engine = "postgresql"', *settings, ""]))
+    house.start()
+    first = house.does("backup", "cluster")
+    live.sql("UPDATE customer SET name = 'new' WHERE id = 10000; CHECKPOINT")
+    second = house.does("backup", "cluster")
+    assert first["proof"]["grade"] == second["proof"]["grade"] == "proven"
+    assert (first["backup"]["kind"], second["backup"]["kind"]) == ("full", "incremental")
+    assert second["backup"]["stored_bytes"] * 3 < first["backup"]["stored_bytes"]
+    assert second["facts"]["read_by"] == "replication"
+    named = {row["name"]: row["detail"] for row in house.does("check", "cluster")["findings"]}
+    assert "the server sends the files" in named["backups by pages"]
+
+    assert house.does("query", "cluster", "SELECT count(*) FROM customer")["rows"] == [[20000]]
+    live.sql("DROP TABLE customer")
+    refused = house.fails("DBG-2008", 2, "restore", "cluster", "--in-place")
+    assert "no place on this host" in refused["message"] and refused["hints"] == ["dbguardctl restore cluster"]
+    folder = house.place / "back"
+    folder.mkdir()
+    os.chown(folder, stranger(), -1)
+    done = house.does("restore", "cluster", "--to", str(folder / "here"))
+    assert {row["outcome"] for row in done["findings"]} <= {"ok", "not configured"}
+    assert (folder / "here").stat().st_uid == stranger()
+    house.idle()
+    house.is_sound()

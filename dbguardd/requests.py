@@ -136,7 +136,7 @@ class Diff(Request):
 
 @dataclass(frozen=True, slots=True)
 class Undelete(Request):
-    """Find rows that a backup has and the newest backup has no more, and write SQL that puts them back."""
+    """Find rows that a backup has and the newest backup has no more, or not as they were, and write SQL for them."""
 
     database: str
     table: str = option("the table")
@@ -145,6 +145,7 @@ class Undelete(Request):
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
     rows: int = option("show at most so many rows; all are counted", 20)
+    changed: bool = option("the rows that are still there with other values, and SQL that sets those back", False)
     sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
     seconds: int = option("give up after so many seconds", 3600)
 

@@ -204,7 +204,7 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
 @text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
 @pass_session
 def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:
-    """Find rows that are gone."""
+    """Find rows that are gone, or changed."""
     if not (fields["at"] or fields["backup"]):
         raise Usage("undelete: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {database}"])
     if sql and session.json and not to:
@@ -216,12 +216,17 @@ def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any)
         job = _text(session, "undelete", asked, to)
     else:
         job = ask(session, "undelete", asked)
-        columns, *rows = answer_of(session, job)
-    result = job["result"]
+        columns, *rows = answer_of(session, job) if not asked["changed"] else ([], *answer_of(session, job))
+    result, changed = job["result"], asked["changed"]
     if session.json:
         session.print_json({"schema": "dbguard.undelete/1", "job": job["id"], "database": database,
-                            "older": result["older"], "newer": result["newer"], "missing": result["rows"],
-                            "columns": columns, "rows": rows, "to": os.path.abspath(to) if to else None})  # fmt: skip
+                            "older": result["older"], "newer": result["newer"],
+                            "missing": None if changed else result["rows"],
+                            "differing": result["rows"] if changed else result.get("differing"),
+                            "columns": columns, "rows": [] if changed else rows, "changes": rows if changed else [],
+                            "to": os.path.abspath(to) if to else None})  # fmt: skip
+    elif changed and not asked["sql"]:
+        session.out.show(view.changes(result["table"], rows, result["rows"]))
     elif not asked["sql"]:
         session.out.show(view.table(columns, rows))
     _conclude(session, view.missing(result, to, session.arguments), to)

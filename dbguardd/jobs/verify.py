@@ -132,7 +132,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     seconds: float | None = None
     check_staging(run, backup, backup.source_bytes)
     try:
-        with run.repository.tree(backup, reading(run, backup)) as tree:
+        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
             run.snapshots.restore(tree, target, run.progress)
         grade = Grade.CHECKED
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))

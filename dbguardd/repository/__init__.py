@@ -34,7 +34,7 @@ from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
 from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
-from dbguardd.repository.tree import Tree, packs_of
+from dbguardd.repository.tree import Told, Tree, packs_of, untold
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
 
@@ -170,7 +170,7 @@ class Repository:
         note: str = "",
         level: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
-        progress: Callable[[int], None] = lambda done_bytes: None,
+        progress: Told = untold,
     ) -> Iterator[Saving]:
         """Open a sink for one new backup; it exists once its seal() has returned, and not before.
 
@@ -258,26 +258,26 @@ class Repository:
 
     @contextmanager
     def tree(
-        self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None, *, beside: Tree | None = None
+        self, backup: Backup, progress: Told = untold, *, beside: Tree | None = None, there: Backup | None = None
     ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
 
-        Opened `beside` another one of its database, what both have is fetched and decrypted once.
+        Opened `beside` another one of its database, what both have is fetched and decrypted once. `there` is a backup
+        of what it is delivered over, made just now, while nobody wrote: what is the same in both is not read again.
 
         Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
-        with Tree(self._storage, domain, found, progress, beside=beside) as tree:
+        known = None
+        if there is not None:
+            kept, its_domain = self._ledger.find(there.id)
+            known = beside = Tree(self._storage, its_domain, kept, beside=beside)
+        with Tree(self._storage, domain, found, progress, beside=beside, there=known) as tree:
             yield tree
 
     @contextmanager
     def moment(
-        self,
-        backup: Backup,
-        until: Until,
-        progress: Callable[[int], None] = lambda done_bytes: None,
-        *,
-        beside: Tree | None = None,
+        self, backup: Backup, until: Until, progress: Told = untold, *, beside: Tree | None = None
     ) -> Iterator[MomentTree]:
         """Open a backup for reading as tree() does, with the log put over it up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
@@ -286,10 +286,10 @@ class Repository:
 
     @contextmanager
     def with_log(
-        self, backup: Backup, until: Until, progress: Callable[[int], None] = lambda done_bytes: None
+        self, backup: Backup, until: Until, progress: Told = untold, *, there: Backup | None = None
     ) -> Iterator[LogTree]:
         """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
-        with self.tree(backup, progress) as tree:
+        with self.tree(backup, progress, there=there) as tree:
             _, domain = self._ledger.find(backup.id)
             yield LogTree(tree, self._log(domain), until, progress)
 

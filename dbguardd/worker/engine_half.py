@@ -254,7 +254,8 @@ class EngineHalf:
     def _find(self, name: str, args: Mapping[str, Any]) -> Any:
         if self._engine.find is None:
             raise Unsupported(f"in the log of this kind of database nothing has a name: {name}")
-        return self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
+        found = self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
+        return found and (found[0], found[1].isoformat())
 
     def _over(self, name: str, args: Mapping[str, Any]) -> Any:
         over, progress, live = self._engine.over, self._progress, Path(args["live"])

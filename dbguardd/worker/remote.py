@@ -93,10 +93,10 @@ class RemoteEngine:
         """Let go of what keeps the log."""
         self.call("unfollow", {}, silent)
 
-    def find(self, tree: Tree, name: str, progress: Progress) -> int | None:
-        """Return the position in the log of a moment that bears a name."""
+    def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
+        """Return the position in the log of a moment that bears a name, and when it was given."""
         found = self.call("find", {"name": name}, progress, tree=tree)
-        return None if found is None else int(found)
+        return None if found is None else (int(found[0]), datetime.fromisoformat(found[1]).astimezone(UTC))
 
     def call(
         self,

@@ -164,7 +164,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "diff": {
         **_BOTH, "tables": 3, "differing": 2, "not_compared": 1, "added": 1, "removed": 1, "changed": 1, "listed": 2,
     },
-    "undelete": {**_BOTH, "table": "orders", "rows": 7, "listed": 2},
+    "undelete": {**_BOTH, "table": "orders", "changed": False, "rows": 7, "listed": 2},
     "backup": {
         "backup": {
             "id": APP_1, "database": "app", "engine": "sqlite", "created_at": "2026-09-11T23:00:00.000Z",

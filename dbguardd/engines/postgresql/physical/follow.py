@@ -28,6 +28,7 @@ from dbguardd.engines.postgresql.connect import Address, Connection, connected, 
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
+from dbguardd.engines.postgresql.physical.others import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
@@ -56,6 +57,11 @@ class Pace:
     segment_bytes: int = 8 << 20
     watch_seconds: float = 5.0
 
+    @property
+    def others_seconds(self) -> float:
+        """How often the other servers of the url are asked."""
+        return self.watch_seconds * 12
+
 
 class PagesLog:
     """The log of a cluster whose pages are backed up. Implements engines.base.Log."""
@@ -67,13 +73,14 @@ class PagesLog:
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         address = writing(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
+            others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
             cluster = look(keeper, self._about)
             directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
             stack.callback(directory.close)
             slot = Slot(keeper, self._slot)
             try:
-                server = Server(address, self._about, keeper, cluster, slot, directory)
+                server = Server(address, self._about, keeper, cluster, slot, directory, others)
                 if resume is not None:
                     server.check_not_left_behind(Place.read(resume))
                 check_bound(keeper, directory.free_for_log(), slot, self._about)
@@ -83,7 +90,8 @@ class PagesLog:
                 self._let_others_go(address)
                 self._follow(server, became, ship, resume)
             except (NoSpace, SourceInvalid, SourceReplaced, Unsupported):
-                slot.drop()
+                if others.problem is None:  # of two that take writes each keeps its log: a person says which goes on
+                    slot.drop()
                 raise
 
     def _let_others_go(self, meant: Address) -> None:
@@ -146,6 +154,7 @@ class Server:
     cluster: Cluster
     slot: Slot
     directory: DataDirectory
+    others: Others
 
     def left(self, timeline: int) -> int | None:
         """Return where the history of the server leaves a timeline; None for its own."""
@@ -155,6 +164,10 @@ class Server:
         """Return the timeline that the history of the server goes on along from another one."""
         later = [one for one, _ in self._turns() if one > timeline]
         return min(later, default=self.cluster.log.timeline)
+
+    def on(self, at: int) -> int:
+        """Return the timeline by which a place of its log was written."""
+        return next((timeline for timeline, left in self._turns() if left > at), self.cluster.log.timeline)
 
     def _turns(self) -> list[tuple[int, int]]:
         history = self.cluster.log.history
@@ -190,9 +203,13 @@ class Server:
         return float(_DELAYS * milliseconds / 1000 + _MORE_SECONDS)
 
     def watch(self) -> None:
-        """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on."""
+        """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on.
+
+        And SourceReplaced where another server of the url takes writes as well.
+        """
         hints = ["dbguardctl status  # why it is not stored", "or give the log of the server more room"]
         check_room(self.keeper, self.slot.name, self.directory, "until it is stored", hints)
+        self.others.check()
         if tablespaces(self.keeper) != self.cluster.tablespaces:
             raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
-from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
@@ -39,11 +38,12 @@ from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, Room, b
 from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
-from dbguardd.engines.postgresql.physical.replayed import Dumped, catch_up, last_record, replayed
+from dbguardd.engines.postgresql.physical.records import Records
+from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
-from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import (
     Cancelled,
     Degraded,
@@ -114,8 +114,9 @@ class Pages:
             check_room()
             progress(step, 0, None)
 
-        def dumped(step: str) -> Dumped:
-            return partial(self._waldump, cluster, tools, partial(alive, step))
+        def records(step: str) -> Records:
+            where = f"{cluster.directory}/{WAL}"
+            return Records(tools, where, cluster.log.timeline, partial(alive, step), self._unreadable)
 
         def copied(done: int) -> None:
             check_room()
@@ -143,19 +144,19 @@ class Pages:
             ended = mode.end(alive)
             if cluster.standby:
                 catch_up(keeper, at, partial(alive, "standby"))
-            self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
+            self._check_replayed(keeper, cluster, records("log"), (ended.start, ended.stop))
             directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
-                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack) if compared else None
+                snapshots = self._place(keeper, cluster, records("snapshot"), ended, stack) if compared else None
                 end = _end(keeper, cluster) if snapshots is None else snapshots.end
-                self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
+                self._check_replayed(keeper, cluster, records("log"), (ended.next, end))
                 write(ended.next, end)
             mode.let_go()
             if self._continuous == "archive":
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
             facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = snapshots
-            return {**facts, **_placed(cluster, facts, dumped("log"), (ended.start, end))}
+            return {**facts, **_placed(cluster, facts, records("log"), (ended.start, end))}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
         stack.enter_context(refusals(self._about))
@@ -174,7 +175,7 @@ class Pages:
         return DataDirectory(cluster.directory, places, cluster.version_directory)
 
     def _place(
-        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, stack: ExitStack
+        self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, stack: ExitStack
     ) -> place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
@@ -184,7 +185,7 @@ class Pages:
         with ExitStack() as opened:
             try:
                 with refusals(self._about):
-                    placed = self._snapshots(keeper, cluster, dumped, ended, opened)
+                    placed = self._snapshots(keeper, cluster, records, ended, opened)
             except Cancelled:
                 raise
             except GuardError as error:
@@ -196,7 +197,7 @@ class Pages:
             return placed
 
     def _snapshots(
-        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, opened: ExitStack
+        self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, opened: ExitStack
     ) -> place.Placed | None:
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         ((free,),) = rows(keeper, _FREE)
@@ -211,14 +212,10 @@ class Pages:
         for name in names:
             connections[name] = connect(self._server, os.fsdecode(name), about=self._about)
             opened.callback(connections[name].close)
-
-        def commits(start: int, end: int) -> bytes:
-            return dumped(("Transaction",), (start, end))
-
         if cluster.standby:
-            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), dumped)
+            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
         else:
-            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
+            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
             self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
             return None
@@ -227,35 +224,25 @@ class Pages:
             return None
         return placed
 
-    def _waldump(
-        self, cluster: Cluster, tools: Tools, alive: Alive, kinds: Sequence[str], between: tuple[int, int]
-    ) -> bytes:
-        """Return what pg_waldump says of the records of some kinds between two places."""
-        alive()
-        start, end = (shown_place(at) for at in between)
-        words = [f"--timeline={cluster.log.timeline}", f"--start={start}", f"--end={end}"]
-        words += [f"--rmgr={kind}" for kind in kinds]
-        said = run([tools.path("pg_waldump"), f"--path={cluster.directory}/{WAL}", *words], alive)
-        if said.status != 0:
-            raise Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said.errors[-500:])
-        return said.output
+    def _unreadable(self, said: str) -> GuardError:
+        return Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said)
 
-    def _check_replayed(self, keeper: Connection, cluster: Cluster, dumped: Dumped, between: tuple[int, int]) -> None:
+    def _check_replayed(self, keeper: Connection, cluster: Cluster, records: Records, between: tuple[int, int]) -> None:
         """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
 
         If a tablespace came or went: who replays that empties its directory, on this host. If the files of a database
         were copied: the log says only from where to where, and there lies by then what the template was when it was
         read for the backup, which may be later, or nothing at all.
         """
-        said = dumped(("Tablespace", "Database"), between)
-        if b"desc: CREATE_FILE_COPY " in said:
+        told = {(one.kind, one.what) for one in records.between(*between, "Tablespace", "Database")}
+        if (b"Database", b"CREATE_FILE_COPY") in told:
             raise SourceChanged(
                 f"{self._about}: the files of a database were copied or moved during the backup",
                 detail="CREATE DATABASE with STRATEGY file_copy, or ALTER DATABASE SET TABLESPACE: the log does not "
                 "tell what was copied, so a recovery would copy something else.",
                 hints=["back up again", "CREATE DATABASE ... STRATEGY wal_log  -- goes well beside a backup"],
             )
-        if tablespaces(keeper) != cluster.tablespaces or b"rmgr: Tablespace " in said:
+        if tablespaces(keeper) != cluster.tablespaces or any(kind == b"Tablespace" for kind, _ in told):
             raise SourceChanged(
                 f"{self._about}: a tablespace was made or dropped during the backup",
                 detail="The log tells where, and a recovery would do it again at that very place.",
@@ -353,7 +340,7 @@ class Pages:
         raise _restored_over()
 
 
-def _placed(cluster: Cluster, facts: Facts, dumped: Dumped, log: tuple[int, int]) -> Facts:
+def _placed(cluster: Cluster, facts: Facts, records: Records, log: tuple[int, int]) -> Facts:
     """Return the place that a backup is of, for the log that goes on from it; it has the log between two places.
 
     And, of a standby, where a recovery ends: no mark was written behind it.
@@ -362,7 +349,7 @@ def _placed(cluster: Cluster, facts: Facts, dumped: Dumped, log: tuple[int, int]
     where = {"round": round_of(cluster), "end": end}
     if not cluster.standby:
         return {"log_place": {**where, "position": place_in(str(facts["recovery_lsn"]))}}
-    last = last_record(dumped, cluster.log, start, end)
+    last = last_record(records, cluster.log, start, end)
     found = {"recovery_lsn": shown_place(last.at), "recovery_record_bytes": last.size}
     return {**found, "log_place": {**where, "position": end}}
 

@@ -227,8 +227,8 @@ class Log(Protocol):
         Unsupported for a database without a log, and what `ship` raises.
         """
 
-    def unfollow(self) -> None:
-        """Let go of what keeps the log for us while nobody follows: it is followed no more."""
+    def unfollow(self, *, if_short: bool = False) -> None:
+        """Let go of what keeps the log for us: it is followed no more. Or `if_short` of room only; then NoSpace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +286,9 @@ class Past(Protocol[Asked]):
     ) -> Facts:
         """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
 
-        The answer is as that of query() (form "rows"), or SQL that inserts them where nothing has their key ("sql"); for
-        those with other values, as of difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all), listed
-        (at most `bounds.rows`), and `differing`: how many, if none is missing.
+        The answer is as that of query() ("rows"), or SQL that inserts those where nothing has their key ("sql"); of those
+        with other values, as of difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all), listed (at most
+        `bounds.rows`), and `differing`: how many, if none is missing.
         """
 
 

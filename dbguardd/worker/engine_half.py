@@ -247,7 +247,7 @@ class EngineHalf:
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
-                return log.follow(SeamShip(self._channel), args["resume"]) if name == "follow" else log.unfollow()
+                return log.follow(SeamShip(self._channel), **args) if name == "follow" else log.unfollow(**args)
         ways = {"over": self._over, "standby": self._keep, "find": self._find}
         return ways.get(name.partition(".")[0], self._ask)(name, args)
 

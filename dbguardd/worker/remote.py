@@ -89,9 +89,9 @@ class RemoteEngine:
         """Ship every commit from now on, or from `resume` on."""
         self.call("follow", {"resume": resume}, silent, ship=ship)
 
-    def unfollow(self) -> None:
+    def unfollow(self, *, if_short: bool = False) -> None:
         """Let go of what keeps the log."""
-        self.call("unfollow", {}, silent)
+        self.call("unfollow", {"if_short": if_short}, silent)
 
     def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
         """Return the position in the log of a moment that bears a name, and when it was given."""

@@ -202,6 +202,20 @@ def swapped(body, where, length=8192):
     )
 
 
+def strange_log(live, kept, copy):
+    """The log as it would be if a copy of the server, which went its own way from a moment on, had sent its own."""
+    body, since, until_ = kept.plain
+    as_owner(restored, live, moment(kept.first, body, since, until_, at(kept.before_drop)), copy)
+    asked(live, copy, "INSERT INTO ledger SELECT n, repeat('y', 500) FROM generate_series(1000, 3000) n")
+    name, data = next((path.name, path.read_bytes()) for path in sorted((copy / "pg_wal").glob("00000002" + "?" * 16)))
+    start = max(since["position"], int(name[16:], 16) << 24)
+    end = min(until_["position"], (int(name[16:], 16) + 1) << 24)
+    part = data[start - (int(name[16:], 16) << 24) : end - (int(name[16:], 16) << 24)]
+    strange = body[: start - since["position"]] + part + body[end - since["position"] :]
+    assert len(strange) == len(body) and strange != body
+    return strange
+
+
 def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_anything_starts(live, kept, place):
     body, since, until_ = kept.plain
     begin = int(kept.first[1]["log_place"]["position"]) - since["position"]
@@ -214,7 +228,11 @@ def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_any
         "flipped where the backup has it too": (flipped(body, known + 40), since, until_),
         "a part is missing": (cut(body, middle, 8192), since, until_),
         "a part is missing, and the rest moved up": (cut(body, middle, 8192) + bytes(8192), since, until_),
+        "truncated": (body[:-8192], since, until_),
+        "twice": (body[: middle + 8192] + body[middle:], since, until_),
+        "twice, in the place of the next": (body[: middle + 8192] + body[middle:-8192], since, until_),
         "reordered": (swapped(body, middle), since, until_),
+        "foreign": (strange_log(live, kept, place / "copy"), since, until_),
         "zeros at the end": (body[:-300] + bytes(300), since, until_),
         "of another cluster": (body, other, {**until_, "round": "7/1"}),
         "begins too late": (body[late["position"] - since["position"] :], late, until_),
@@ -229,7 +247,8 @@ def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_any
                 said[name] = LOG in error.facts
         return said, os.listdir(place)
 
-    assert as_owner(tried) == (dict.fromkeys(wrong, True), [])
+    before = os.listdir(place)
+    assert as_owner(tried) == (dict.fromkeys(wrong, True), before)
 
 
 def test_no_recovery_goes_past_the_making_of_a_tablespace_and_any_goes_up_to_it(live, kept, place):

@@ -7,7 +7,7 @@ import pytest
 from engine_memory import no_progress
 from postgres_follow_world import STAGING, Follower, asked, base, moment, proven, restored
 from postgres_pages_world import failed, own_place
-from postgres_pair_world import demote, lose, pair, promote, replayed
+from postgres_pair_world import demote, lose, pair, promote, replayed, take_over
 from postgres_world import as_owner
 
 from dbguardd.engines.postgresql.connect import address_of
@@ -67,10 +67,7 @@ class Life:
         self.follower.catches_up()
         lose(two)
         self.lost = self.follower.ended()
-        with (one.data / "postgresql.auto.conf").open("a") as conf:
-            conf.write("primary_conninfo = ''\n")
-        one.start()
-        promote(one)
+        take_over(one)
         self.note(one)
         self.kept = one.sql("SELECT pg_create_restore_point('kept')"), one.sql(SUM)
         self.note(one)

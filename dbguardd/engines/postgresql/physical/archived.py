@@ -85,8 +85,8 @@ class ArchivedLog:
             with listening(Path(self._staging)) as door:
                 taking.run(door)
 
-    def unfollow(self) -> None:
-        PagesLog(self._address, self._staging, self._pace).unfollow()
+    def unfollow(self, *, if_short: bool = False) -> None:
+        PagesLog(self._address, self._staging, self._pace).unfollow(if_short=if_short)
 
 
 class Taking:

@@ -43,6 +43,7 @@ STREAM = "log"
 FILES = "files"
 """The member of a place where the log was taken file by file (see archived): the newest files before it."""
 
+_ROOM = ("dbguardctl status  # why it is not stored", "or give the log of the server more room")
 _ENDS = b"SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text"
 _DELAY = b"SELECT setting::int8 FROM pg_settings WHERE name = 'wal_writer_delay'"
 _DELAYS, _MORE_SECONDS = 3, 0.1  # a commit that did not wait for the disk is there after so many, say the manuals
@@ -71,7 +72,11 @@ class PagesLog:
         self._about, self._slot = place_of(address), name_of(staging)
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
-        address = writing(self._address, self._about)
+        try:
+            address = writing(self._address, self._about)
+        except SourceReplaced:
+            self.unfollow(if_short=True)
+            raise
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
             others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
@@ -132,16 +137,33 @@ class PagesLog:
                 begun = True
                 since = follower.run(at)
 
-    def unfollow(self) -> None:
+    def unfollow(self, *, if_short: bool = False) -> None:
         lost = list[GuardError]()
         for address in each(self._address):
             try:
                 with connected(address, about=place_of(address)) as keeper:
-                    Slot(keeper, self._slot).drop()
+                    slot = Slot(keeper, self._slot)
+                    if not if_short:
+                        slot.drop()
+                    elif slot.holds():
+                        self._let_go_if_short(keeper, slot)
             except GuardError as error:
                 lost.append(error)
+        lost = [error for error in lost if not if_short or isinstance(error, NoSpace)]
         if lost:
             raise lost[0]
+
+    def _let_go_if_short(self, keeper: Connection, slot: Slot) -> None:
+        cluster = look(keeper, self._about)
+        directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
+        try:
+            check_own(directory, slot.name, cluster.log.system)
+            check_room(keeper, slot.name, directory, "until it is stored", _ROOM)
+        except NoSpace:
+            slot.drop()
+            raise
+        finally:
+            directory.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +229,7 @@ class Server:
 
         And SourceReplaced where another server of the url takes writes as well.
         """
-        hints = ["dbguardctl status  # why it is not stored", "or give the log of the server more room"]
-        check_room(self.keeper, self.slot.name, self.directory, "until it is stored", hints)
+        check_room(self.keeper, self.slot.name, self.directory, "until it is stored", _ROOM)
         self.others.check()
         if tablespaces(self.keeper) != self.cluster.tablespaces:
             raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")

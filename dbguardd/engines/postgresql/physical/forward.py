@@ -10,6 +10,7 @@ server had it, and the recovery goes along that.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,14 @@ from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.ending import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.history import Stretch, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
-from dbguardd.engines.postgresql.physical.segments import Log, place, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, Log, place, shown
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.flow import Facts, Tree
 
 _PIECE = 1 << 20
+_PAGE_TIMELINE = struct.Struct("=4xI")
+"""How a page of the log begins: with the timeline on which it was begun."""
 
 
 def roll_forward(tree: Tree, work: Path, tell: Tell, alive: Alive) -> Facts:
@@ -125,6 +128,7 @@ class Files:
             if self.at >= oldest:
                 self._open(self._log.name(self.at))
                 self._compare(part, start)
+                self._check_timeline(part, start)
                 written(self._file, part, start)
             self.at += len(part)
 
@@ -163,3 +167,10 @@ class Files:
         first, last = (max(0, min(len(part), known - self.at)) for known in self._known)
         if os.pread(self._file, last - first, start + first) != part[first:last]:
             raise wrong(f"its log is another one: {self._name} differs", "the log that is in the backup says otherwise")
+
+    def _check_timeline(self, part: memoryview, start: int) -> None:
+        """Raise Damaged for a page of a later timeline: of a copy that went its own way. Its records are in order."""
+        for at in range(-start % PAGE, len(part) - _PAGE_TIMELINE.size + 1, PAGE):
+            (timeline,) = _PAGE_TIMELINE.unpack_from(part, at)
+            if timeline > self._log.timeline:
+                raise wrong(f"its log is another one: {self._name} has a page of timeline {timeline}")

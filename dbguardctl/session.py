@@ -139,7 +139,7 @@ def speaks_utf8() -> bool:
 
 def error_blocks(error: GuardError, now: datetime, zone: tzinfo | None, verbose: bool) -> list[Block]:
     """Return an error as people read it; the lines to paste come last."""
-    message, detail = (zoned(humanized(words), now, zone) for words in (error.message, error.detail))
+    message, detail = (zoned(humanized(words), now, zone, exact=True) for words in (error.message, error.detail))
     blocks: list[Block] = [text(Cell(f"error[{error.code}]", "bad"), ": ", Cell(message, "strong"))]
     blocks += [text(line, indent=7) for line in detail.splitlines()]
     if error.meaning:

@@ -48,9 +48,17 @@ def when(text: str | None, now: datetime, zone: tzinfo | None, *, seconds: bool 
     return f"{local.day} {_MONTHS[local.month - 1]}{year} {time}"
 
 
-def zoned(words: str, now: datetime, zone: tzinfo | None) -> str:
-    """Return words of the daemon, which tells moments in UTC, with the moments as the rest of the screen has them."""
-    return _MOMENT.sub(lambda found: when(f"{found[1]}T{found[2]}Z", now, zone), words)
+def zoned(words: str, now: datetime, zone: tzinfo | None, *, exact: bool = False) -> str:
+    """Return words of the daemon, which tells moments in UTC, with the moments as the rest of the screen has them.
+
+    Those that are `exact` keep the seconds that they have: what was asked for may be one of two in a minute.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        seconds = exact and found[2][6:8] not in ("", "00")
+        return when(f"{found[1]}T{found[2]}Z", now, zone, seconds=seconds)
+
+    return _MOMENT.sub(shown, words)
 
 
 def date(text: str | None, now: datetime, zone: tzinfo | None) -> str:

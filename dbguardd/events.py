@@ -192,6 +192,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("job.done", "debug", "{action} is done[, {seconds}]", "A job has ended well."),
     Kind("job.done", "info", "check is done[, {seconds}]", variant="check", when={"action": "check"}),
     Kind("job.failed", "error", _FAILED, "A job has failed; the fact problem says why."),
+    Kind("job.failed", "debug", f"a dry run of {_FAILED}", variant="dry run", when={"dry_run": True}),
     Kind(
         "job.interrupted", "warning", "{action} was interrupted[: {problem}][ ({code})]",
         "A job ended with the daemon that ran it.",
@@ -375,7 +376,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("repository.opened", "debug", "the repository in storage {storage} was opened", "A job opened a repository."),
     Kind(
         "restore.done", "info",
-        "backup {backup} is restored to {target}[, {seconds}][; the state before is kept as backup {safety_copy}]",
+        "backup {backup} is restored to {target}[, as of {as_of_at}][, {seconds}]"
+        "[; the state before is kept as backup {safety_copy}]",
         "A restored copy is in its place and was compared.",
         title="A database was restored",
         meaning="Backup {backup} of {database} is at {target}. The content equals what was backed up.",

@@ -120,6 +120,7 @@ class Chronicle:
         row, database, who = live.row, live.terms.spec["database"] or {}, live.order.who
         if event.startswith("job."):
             facts = {"verb": row.verb, **({} if row.database else {"storage": live.terms.storage}), **facts}
+            facts |= {"dry_run": True} if live.dry else {}  # it changes nothing, nor does it when it fails
         about = {"action": row.verb, "storage": live.terms.storage, "engine": database.get("engine")}
         about |= {"actor": who.user, "actor_uid": who.uid, "step": row.step or None}
         # a check of one database looks at the whole repository, and may condemn backups of others

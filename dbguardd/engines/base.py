@@ -286,9 +286,9 @@ class Past(Protocol[Asked]):
     ) -> Facts:
         """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
 
-        The answer is as that of query() ("rows"), or SQL that inserts those where nothing has their key ("sql"); of
-        those with other values, as of difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all), listed
-        (at most `bounds.rows`), and `differing`: how many, if none is missing.
+        The answer is as that of query() (form "rows"), or SQL that inserts them where nothing has their key ("sql").
+        Those with other values: as of difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all of them),
+        listed (at most `bounds.rows`), and `differing`: how many, if none is missing.
         """
 
 

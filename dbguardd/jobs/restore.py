@@ -90,7 +90,8 @@ def restore(run: Run, request: Restore) -> Result:
     left = (f"the copy was left at {target} for inspection",)
     findings, lost = restore_and_compare(run, moment, target, left, others)
     seconds = round(run.monotonic() - started, 3)
-    run.report("restore.done", backup=moment.backup.id, target=str(target), seconds=seconds)
+    of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
+    run.report("restore.done", **of, target=str(target), seconds=seconds)
     found = [*to_json(findings), *([] if served(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
@@ -148,7 +149,8 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     findings, safety = (_over if served(run) else _swapped)(run, moment, plan)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
-    facts = {"database": run.name, "backup": moment.backup.id, "target": plan["to"], "seconds": seconds}
+    of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
+    facts = {"database": run.name, **of, "target": plan["to"], "seconds": seconds}
     run.report("restore.done", **facts, safety_copy=safety)
     return {
         "target": plan["to"],

@@ -19,6 +19,7 @@ from dbguardd.errors import (
     Unreachable,
     WorkerDied,
 )
+from dbguardd.events import level_of
 from dbguardd.states import JobState
 from dbguardd.wire import EventRange
 from tests.daemon.conftest import ALICE, START, World, ended, order, raising, started, until_cancelled
@@ -484,3 +485,14 @@ def test_old_backups_go_after_the_new_one_is_proved_and_not_when_that_fails(worl
             assert [spec["verb"] for spec in worker.specs] == ["verify"]
 
     run(main())
+
+
+def test_a_dry_run_that_fails_is_no_failure_of_what_it_would_do(world: World) -> None:
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            worker.acts = raising(KeyRefused("no"))
+            await ended(runner, runner.submit(order("expire", dry_run=True)))
+
+    run(main())
+    (failed,) = (e for e in world.catalog.events.find(EventRange(), 100) if e.event == "job.failed")
+    assert failed.facts["dry_run"] and level_of({**failed.facts, "event": failed.event}) == "debug"

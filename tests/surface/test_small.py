@@ -96,6 +96,8 @@ def test_a_fix_is_a_command_that_changes_something(hint: str, word: str) -> None
 def test_moments_of_the_daemon_are_shown_in_the_zone_of_the_screen() -> None:
     assert zoned("app: paused until 2026-09-12 12:00 UTC", NOW, BERLIN) == "app: paused until today 14:00"
     assert zoned("the state of 2026-09-11T23:30:05.841Z goes", NOW, BERLIN) == "the state of today 01:30 goes"
+    said = "none as old as 2026-09-11T23:30:05.841Z, only 2026-09-11 23:31:00Z"
+    assert zoned(said, NOW, BERLIN, exact=True) == "none as old as today 01:30:05, only today 01:31"
     assert zoned("version 2026-09-12, 12:00", NOW, BERLIN) == "version 2026-09-12, 12:00"
 
 

@@ -86,6 +86,8 @@ def _say_again(session: Session, row: Json, tried: int) -> None:
         session.say(f"       {line}")
     for hint in (problem.get("hints") or ())[:1]:
         session.say("       try  ", Cell(str(hint), "try"))
+    session.say("       Ctrl-C ends this waiting only, and it goes on (so does --no-wait). To end it: ",
+                Cell(f"dbguardctl job cancel {row['id']}", "try"))  # fmt: skip
 
 
 def proof_job(session: Session, row: Json) -> Json | None:

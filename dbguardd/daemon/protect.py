@@ -204,7 +204,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
         if _meant(real) == _meant(theirs.source):
             raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
     if wanted.continuous and not found.wal:
-        raise _not_followed(found)
+        raise _not_followed(found, wanted)
     if wanted.confirm not in ("", wanted.adopt):
         raise Usage(f"{real}: what is confirmed is the name that is adopted, not {wanted.confirm!r}")
     if wanted.name and wanted.adopt:
@@ -218,7 +218,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
         adopting.check_same(chosen, seen, catalog, ways)
     file = inforce.path.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
-        raise Usage(f"{file}: is there already", hints=[f"dbguardctl protect {_shown(real)} --name OTHER"])
+        raise Usage(f"{file}: is there already", hints=[f"{asked} --name OTHER"])
     settings: dict[str, str | bool | Mapping[str, str]] = {"engine": found.engine, KINDS[found.engine].where: real}
     settings |= {"method": found.method} if found.method not in ("", KINDS[found.engine].methods[0]) else {}
     settings |= {"continuous": True} if wanted.continuous else {}
@@ -230,9 +230,10 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 
-def _not_followed(found: Found) -> Unsupported:
+def _not_followed(found: Found, wanted: Wanted) -> Unsupported:
     """Return why a log is not followed, and what helps."""
-    without = f"dbguardctl protect {_shown(found.path)}"
+    named = f" --name {wanted.name}" if wanted.name else f" --adopt {wanted.adopt}" if wanted.adopt else ""
+    without = f"dbguardctl protect {_shown(found.path)}{named}"
     if found.engine != "sqlite":
         said = found.lacks.partition(" Fix: ")[0] if len(found.mends) == 1 else found.lacks  # it comes as a hint
         without += "  # without its log"

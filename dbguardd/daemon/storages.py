@@ -99,7 +99,7 @@ class Storages:
         try:
             storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
         except NotFound as unknown:
-            return self._unread(name) if seen is None else unknown
+            return self._unread(name) if seen is None else _taken_out(name, unknown)
         level = self.gauge.level(storage.path)
         if seen is None and (level.missing or not level.error):
             return self._unread(name)
@@ -163,3 +163,16 @@ class Storages:
         if credential := key.credential or (key.secret and key.secret.credential):
             return f"{os.environ.get('CREDENTIALS_DIRECTORY', '')}/{credential}"
         return key.path or (key.secret and key.secret.file) or ""
+
+
+def _taken_out(name: str, unknown: NotFound) -> NotFound:
+    """Return what it means for its backups that a storage is not in the policy any more."""
+    return NotFound(
+        f"storage {name}, which holds the newest backup, is not in the policy any more",
+        detail=f"{unknown.detail} Nothing in it was touched. With [storage.{name}] in the policy again, as it was, its "
+        "backups can be restored.",
+        hints=[
+            "dbguardctl reload  # when that table is back",
+            "dbguardctl backup --all  # or begin in another",
+        ],
+    )

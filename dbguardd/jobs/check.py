@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from dbguardd.engines.base import Finding
-from dbguardd.errors import Cancelled, GuardError
+from dbguardd.errors import Cancelled, GuardError, SourceReplaced
+from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
+from dbguardd.jobs.history import check_same
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
 from dbguardd.plain import to_json
@@ -57,6 +59,21 @@ def _database(run: Run) -> Iterator[Finding]:
     for warning in probe.warnings:
         yield Finding("database", "ok", f"note: {warning}")
     yield from probe.findings
+    yield from _same(run, probe.facts)
+
+
+def _same(run: Run, facts: Facts) -> Iterator[Finding]:
+    """Say whether backups and log would go on with the server that is there: they are refused if it is another one."""
+    about = {name: facts[name] for name in ("system", "timeline") if facts.get(name) is not None}
+    if "system" not in about or run.database["settings"].get("method") != "pages":
+        return
+    try:
+        check_same(run, about)
+    except SourceReplaced as error:
+        ways = "; ".join(error.hints)
+        yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")
+    else:
+        yield Finding("the server", "ok", f"is the one whose backups there are: cluster {about['system']}")
 
 
 def _storage(run: Run) -> Iterator[Finding]:

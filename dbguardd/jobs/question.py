@@ -17,7 +17,7 @@ from typing import Any
 from dbguardd.engines.base import Bounds, Revived, Reviving
 from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import LOG, Pages
-from dbguardd.jobs.base import Job, Result, Run
+from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import check_staging
@@ -110,6 +110,8 @@ def _room(run: Run) -> int:
 
 
 def _both(run: Run, older: Moment, newer: Moment) -> str:
+    if older.backup.id == newer.backup.id:  # with its log, up to two moments
+        return f"{run.name}, backup {older.backup.id} at {instant(older.shown)} and at {instant(newer.shown)}"
     return f"{run.name}, backups {older.backup.id} and {newer.backup.id}"
 
 

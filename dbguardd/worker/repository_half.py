@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dbguardd.errors import Cancelled, GuardError, KeyMissing, NoSpace, NotARepository, NotFound
+from dbguardd.errors import Cancelled, GuardError, KeyMissing, NoSpace, NotARepository, NotFound, Unreachable
 from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
@@ -138,7 +139,7 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
         settings = {**settings, "keep_free": 0, "max_bytes": None}
     may_make = expected is None and spec["verb"] in _MAKES
     with _one_maker(spec["state"]) if may_make else nullcontext():
-        storage = open_storage(settings, create=may_make)
+        storage = _opened(settings, create=may_make, seen=expected is not None)
         try:
             repository = Repository.open(storage, _wrappers(spec))
         except (NotARepository, KeyMissing) as error:
@@ -160,6 +161,21 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
         voice.report("repository.opened", storage=spec["storage"]["name"], id=repository.id)
     _admit(spec, repository, voice)
     return storage, repository
+
+
+def _opened(settings: Mapping[str, Any], *, create: bool, seen: bool) -> Storage:
+    """Open a storage. Raises Unreachable; of one in which nobody has seen anything, that it is not made yet."""
+    try:
+        return open_storage(settings, create=create)
+    except Unreachable as error:
+        place = Path(str(settings.get("path", "")))
+        if seen or create or os.path.lexists(place) or not place.parent.is_dir():
+            raise
+        raise Unreachable(
+            f"storage {settings['name']}: {place} is not made yet",
+            detail="The first backup makes it. Is it to lie on a disk of its own? Then that has to be mounted before.",
+            hints=["dbguardctl backup --all", f"findmnt -T {shlex.quote(str(place.parent))}"],
+        ) from error
 
 
 @contextmanager

@@ -33,10 +33,11 @@ class ToyEngine:
         self.snapshot_at = ""
         self.lost: list[str] = []
         self.rights: dict[str, Any] = {}
+        self.found: dict[str, Any] = {}  # by who looks
         self.restored: dict[str, Any] = {}  # the facts of what was
 
     def probe(self):
-        return Probe("1", self.path.stat().st_size, {}, ())
+        return Probe("1", self.path.stat().st_size, self.found, ())
 
     def dump(self, sink, progress, *, compared=True):
         if not self.path.exists():

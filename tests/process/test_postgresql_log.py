@@ -242,7 +242,8 @@ def test_protect_asks_for_what_following_needs(served: House, live: Cluster) -> 
     live.sql("SELECT pg_reload_conf()")
     until(lambda: live.sql("SHOW max_slot_wal_keep_size") == "-1", "the setting")
     try:
-        refused = house.fails("DBG-2008", 2, "protect", live.url, "--continuous")
+        refused = house.fails("DBG-2008", 2, "protect", live.url, "--continuous", "--name", "books")
+        assert refused["hints"][-1].endswith(" --name books  # without its log")
         mend = refused["hints"][0]
         assert "-c 'ALTER SYSTEM SET max_slot_wal_keep_size" in mend.replace('"', "'")
         typed(mend)

@@ -23,6 +23,27 @@ def damage(path: Path) -> None:
     path.chmod(0o400)
 
 
+def test_a_storage_that_was_taken_out_of_the_policy_is_named_with_what_it_held(house: House) -> None:
+    def on(storage: str) -> None:
+        where = f'[storage.{storage}]\ntype = "directory"\npath = "{house.place / storage}"\nkeep_free = "0B"\n'
+        house.protects(house.table("app", f'storage = ["{storage}"]'), more=where)
+
+    house.database("app")
+    on("first")
+    house.start()
+    house.does("backup", "app")
+    on("second")
+    house.does("reload")
+    said = " ".join(house.ctl("status").out.split())
+    assert "storage first, which holds the newest backup, is not in the policy any more" in said
+    assert "With [storage.first] in the policy again" in said and "dbguardctl reload # when that table" in said
+    on("first")
+    house.does("reload")
+    assert house.status("app")["proven_backup"]
+    house.idle()
+    house.is_sound()
+
+
 def test_damage_that_a_check_finds_makes_status_fall_back_and_the_next_backup_heals_it(house: House) -> None:
     path = house.database("app", 200, blob=500)
     house.protects(house.table("app", 'expire = "off"'))

@@ -200,9 +200,9 @@ def test_a_job_that_is_tried_again_says_so(
     again = answers.job("backup", "queued", attempt=2, problem=problem)
     daemon.verb_jobs["backup"] = [answers.job("backup", "running"), again, answers.job("backup", result={})]
     assert inside("backup", "app") == 0
-    assert re.search(
-        r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked \[DBG-\d{4}\]", capsys.readouterr().err
-    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked \[DBG-\d{4}\]", said)
+    assert "Ctrl-C ends this waiting only" in said and "To end it: dbguardctl job cancel 01K4" in said
 
 
 @pytest.mark.parametrize(

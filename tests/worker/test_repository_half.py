@@ -41,8 +41,12 @@ def test_what_begins_to_use_a_storage_makes_the_repository(tmp_path, voice, verb
 
 @pytest.mark.parametrize("verb", sorted(JOBS.keys() - MAKERS))
 def test_what_reads_or_deletes_makes_nothing_in_an_empty_mount_point(tmp_path, voice, verb):
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match="not made yet"):
         open_repository(spec(tmp_path, verb), voice, NOW)
+    seen = spec(tmp_path, verb)
+    seen["storage"]["repository_id"] = "0" * 32
+    with pytest.raises(Unreachable, match="is its disk mounted"):
+        open_repository(seen, voice, NOW)
     (tmp_path / "store").mkdir()
     with pytest.raises(NotARepository):
         open_repository(spec(tmp_path, verb), voice, NOW)
@@ -74,4 +78,4 @@ def test_a_server_whose_log_cannot_be_stored_is_looked_after_all_the_same(tmp_pa
     problem = json.loads(capfd.readouterr().out)["problem"]
     assert asked == [("unfollow", {"if_short": True})]
     assert problem["code"] == (NoSpace.code if short else Unreachable.code)
-    assert "the storage is not there" in (problem["detail"] if short else problem["message"])
+    assert "store is not made yet" in (problem["detail"] if short else problem["message"])

@@ -25,7 +25,8 @@ from dbguardd.words import some
 _SHOWN = 5
 _CLUSTER = b"""
 SELECT (SELECT system_identifier FROM pg_control_system()), pg_wal_lsn_diff(
-  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, '0/0')::int8
+  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, '0/0')::int8,
+  CASE WHEN NOT pg_is_in_recovery() THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 END
 """
 _STORED = b"""
 SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -77,16 +78,19 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
 
 
 def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
-    """Return what tells it from another: which cluster it is, up to where its log is, whether no table has a row."""
+    """Return what tells it from another: which cluster it is, where its log is, whether no table has a row.
+
+    A standby is on no timeline of its own.
+    """
     with connected(address) as connection:
-        ((system, position),) = rows(connection, _CLUSTER)
+        ((system, position, timeline),) = rows(connection, _CLUSTER)
     empty = True
     for database in databases:
         if empty:
             with connected(address, database.name, about=f"database {database.name}") as connection:
                 ((size,),) = rows(connection, _STORED)
             empty = not size
-    return {"empty": empty, "system": str(system), "position": int(position)}
+    return {"empty": empty, "system": str(system), "position": int(position), "timeline": timeline}
 
 
 def _privileges(

@@ -211,7 +211,10 @@ def excluded(names: Sequence[str]) -> Unsupported:
     """Return what it means that the policy has left out the rows that are asked for."""
     return Unsupported(
         f"the rows of {some(names)} are not in this backup: the policy leaves them out",
-        detail="Its `exclude` named them when the backup was made; what they are defined as is in there.",
+        detail="Its `exclude` named them when the backup was made; what they are defined as is in there. An older "
+        "backup may have the rows: `dbguardctl list NAME --all` shows what each has left out, and --id asks that one. "
+        "Taken out of `exclude`, they are in the next backup.",
+        hints=["man 5 dbguard.toml  # exclude"],
     )
 
 

@@ -14,7 +14,7 @@ from dbguardd.errors import GuardError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from dbguardd.wire import Request
+    from dbguardd.requests import Request
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

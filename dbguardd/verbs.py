@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dbguardd.wire import ENGINE_VERBS, QUESTION_VERBS, REQUESTS, Request, option
+from dbguardd.requests import ENGINE_VERBS, QUESTION_VERBS, REQUESTS, Request, option
 
 
 @dataclass(frozen=True, slots=True)

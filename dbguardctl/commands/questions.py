@@ -21,7 +21,7 @@ from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
 from dbguardctl.words import utc_text
-from dbguardd import wire
+from dbguardd import requests
 from dbguardd.errors import TargetExists, Usage, of_file
 from dbguardd.words import safe
 
@@ -32,10 +32,10 @@ _ID = re.compile("0[0-9a-z]{3,25}", re.I)
 """What begins as every id does, and no moment."""
 
 
-@click.command(cls=Command, help=wire.Query.__doc__)
+@click.command(cls=Command, help=requests.Query.__doc__)
 @database_argument()
 @click.argument("sql", metavar="SELECT")
-@request_options(wire.Query, rename=_NAMES)
+@request_options(requests.Query, rename=_NAMES)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a head, NULL as nothing, blobs in hex.")
 @pass_session
 def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any) -> None:
@@ -59,10 +59,10 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
         session.err.show([view.cut_off(result)])
 
 
-@click.command(cls=Command, help=wire.Get.__doc__)
+@click.command(cls=Command, help=requests.Get.__doc__)
 @database_argument()
 @text_option("--table", required=True, help="The table; 'SCHEMA.*' is all of a schema of PostgreSQL, as SQL.")
-@request_options(wire.Get, skip=("table", "format"), rename=_NAMES)
+@request_options(requests.Get, skip=("table", "format"), rename=_NAMES)
 @click.option(
     "--format",
     type=click.Choice(["sql", "csv"]),
@@ -157,7 +157,7 @@ def _write(target: _New | None, portion: bytes) -> None:
         sys.stdout.flush()
 
 
-@click.command(cls=Command, help=wire.Diff.__doc__)
+@click.command(cls=Command, help=requests.Diff.__doc__)
 @database_argument()
 @text_option(
     "--from",
@@ -174,7 +174,7 @@ def _write(target: _New | None, portion: bytes) -> None:
     shell_complete=complete_id,
     help="The backup after, said in the same way; the newest to rely on if not given.",
 )
-@request_options(wire.Diff, skip=("older", "newer"), rename=_NAMES)
+@request_options(requests.Diff, skip=("older", "newer"), rename=_NAMES)
 @click.option("--summary", is_flag=True, help="Only how many rows of each table were added, removed and changed.")
 @pass_session
 def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
@@ -197,14 +197,14 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
         session.out.show(view.difference(found, summary=summary))
 
 
-@click.command(cls=Command, help=wire.Undelete.__doc__)
+@click.command(cls=Command, help=requests.Undelete.__doc__)
 @database_argument()
 @text_option("--table", required=True, help="The table.")
-@request_options(wire.Undelete, skip=("table",), rename=_NAMES)
+@request_options(requests.Undelete, skip=("table",), rename=_NAMES)
 @text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
 @pass_session
 def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:
-    """Find rows that are gone."""
+    """Find rows that are gone, or changed."""
     if not (fields["at"] or fields["backup"]):
         raise Usage("undelete: which backup has the rows? Say --at or --id", hints=[f"dbguardctl list {database}"])
     if sql and session.json and not to:
@@ -216,12 +216,17 @@ def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any)
         job = _text(session, "undelete", asked, to)
     else:
         job = ask(session, "undelete", asked)
-        columns, *rows = answer_of(session, job)
-    result = job["result"]
+        columns, *rows = answer_of(session, job) if not asked["changed"] else ([], *answer_of(session, job))
+    result, changed = job["result"], asked["changed"]
     if session.json:
         session.print_json({"schema": "dbguard.undelete/1", "job": job["id"], "database": database,
-                            "older": result["older"], "newer": result["newer"], "missing": result["rows"],
-                            "columns": columns, "rows": rows, "to": os.path.abspath(to) if to else None})  # fmt: skip
+                            "older": result["older"], "newer": result["newer"],
+                            "missing": None if changed else result["rows"],
+                            "differing": result["rows"] if changed else result.get("differing"),
+                            "columns": columns, "rows": [] if changed else rows, "changes": rows if changed else [],
+                            "to": os.path.abspath(to) if to else None})  # fmt: skip
+    elif changed and not asked["sql"]:
+        session.out.show(view.changes(result["table"], rows, result["rows"]))
     elif not asked["sql"]:
         session.out.show(view.table(columns, rows))
     _conclude(session, view.missing(result, to, session.arguments), to)

@@ -15,10 +15,10 @@ from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
 from dbguardctl.session import Session
 from dbguardctl.words import utc_text, when
-from dbguardd import wire
+from dbguardd import requests
 from dbguardd.errors import NotFound, Usage
 from dbguardd.places import SERVERS
-from dbguardd.wire import UNDO_REASON
+from dbguardd.requests import UNDO_REASON
 from dbguardd.words import absolute
 
 
@@ -26,10 +26,12 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return complete_database(ctx, param, incomplete)
 
 
-@click.command(cls=Command, help=f"{wire.Restore.__doc__}\n\n`restore undo NAME` puts back what --in-place replaced.")
+@click.command(
+    cls=Command, help=f"{requests.Restore.__doc__}\n\n`restore undo NAME` puts back what --in-place replaced."
+)
 @click.argument("words", metavar="NAME", nargs=-1, required=True, type=Name(), shell_complete=_complete)
 @click.option("--undo", "back", is_flag=True, help="Put back the state that the last restore --in-place replaced.")
-@request_options(wire.Restore, rename={"backup": "id"})
+@request_options(requests.Restore, rename={"backup": "id"})
 @wait_options
 @pass_session
 def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool, timeout: str, **fields: Any) -> int:
@@ -68,9 +70,9 @@ def _is_served(session: Session, database: str) -> bool:
     return any(row["name"] == database and row["engine"] in SERVERS.values() for row in rows)
 
 
-@click.command(cls=Command, help=wire.Undo.__doc__)
+@click.command(cls=Command, help=requests.Undo.__doc__)
 @database_argument()
-@request_options(wire.Undo)
+@request_options(requests.Undo)
 @wait_options
 @pass_session
 def undo(session: Session, database: str, no_wait: bool, timeout: str, confirm: str) -> int:

@@ -11,7 +11,7 @@ from dbguardctl.app import Command, pass_session
 from dbguardctl.moments import parse_span
 from dbguardctl.options import Name, complete_database_or_id, database_argument, request_options, wait_options
 from dbguardctl.session import Session
-from dbguardd import wire
+from dbguardd import requests
 from dbguardd.errors import NotFound, Usage
 from dbguardd.states import Health
 
@@ -33,10 +33,10 @@ def names_of(session: Session, kind: str = "databases", *, orphans: bool = False
     return names
 
 
-@click.command(cls=Command, help=wire.Backup.__doc__)
+@click.command(cls=Command, help=requests.Backup.__doc__)
 @database_argument(required=False)
 @click.option("--all", "everything", is_flag=True, help="Back up every database of the policy.")
-@request_options(wire.Backup)
+@request_options(requests.Backup)
 @wait_options
 @pass_session
 def backup(
@@ -63,7 +63,7 @@ def _batch(session: Session, verb: str, requests: list[dict[str, Any]], no_wait:
     return status
 
 
-@click.command(cls=Command, help=wire.Verify.__doc__)
+@click.command(cls=Command, help=requests.Verify.__doc__)
 @click.argument("what", metavar="NAME|ID", type=Name(), shell_complete=complete_database_or_id)
 @wait_options
 @pass_session
@@ -80,9 +80,9 @@ def verify(session: Session, what: str, no_wait: bool, timeout: str) -> int:
     return watch.run(session, "verify", fields, no_wait=no_wait, timeout=limit)
 
 
-@click.command(cls=Command, help=wire.Check.__doc__)
+@click.command(cls=Command, help=requests.Check.__doc__)
 @database_argument(required=False)
-@request_options(wire.Check)
+@request_options(requests.Check)
 @wait_options
 @pass_session
 def check(session: Session, database: str | None, no_wait: bool, timeout: str, **fields: Any) -> int:
@@ -107,7 +107,7 @@ def check(session: Session, database: str | None, no_wait: bool, timeout: str, *
 
 @click.command(cls=Command)
 @database_argument(required=False)
-@request_options(wire.Expire)
+@request_options(requests.Expire)
 @wait_options
 @pass_session
 def prune(session: Session, database: str | None, no_wait: bool, timeout: str, **fields: Any) -> int:

@@ -92,17 +92,34 @@ def _run(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
 
 
 def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Cell | str]]:
-    """Yield lines that say how many rows are missing, and what puts them back."""
+    """Yield lines that say how many rows are missing, or changed, and what puts them back."""
+    from shlex import join  # noqa: PLC0415 - only here
+
     more = f", the first {result['listed']} shown" if result["listed"] < result["rows"] else ""
     where = f"; the SQL that puts them back is in {to}" if to else ""
-    yield Cell("ok", "good"), f"  {count(result['rows'], 'row')} of {result['table']} missing{more}{where}"
+    what = "with other values" if result["changed"] else "missing"
+    yield Cell("ok", "good"), f"  {count(result['rows'], 'row')} of {result['table']} {what}{more}{where}"
+    again = ["dbguardctl", *(word for word in typed if word not in ("--sql", "--json"))]
     if result["rows"] and not to:
-        from shlex import join  # noqa: PLC0415 - only here
-
-        command = join(["dbguardctl", *(word for word in typed if word not in ("--sql", "--json")), "--to", "FILE"])
-        yield Cell("try  ", "dim"), Cell(command, "try")
+        yield Cell("try  ", "dim"), Cell(join([*again, "--to", "FILE"]), "try")
     if result["rows"]:
         yield from _run(result, to)
+    if result.get("differing"):
+        yield Cell("note", "warn"), f"  {count(result['differing'], 'row')} of it are there with other values than then"
+        yield Cell("try  ", "dim"), Cell(join([*_without_place(again), "--changed"]), "try")
+
+
+def _without_place(words: Sequence[str]) -> Iterator[str]:
+    """Yield words without the file that was just written."""
+    for at, word in enumerate(words):
+        if word != "--to" and not word.startswith("--to=") and (not at or words[at - 1] != "--to"):
+            yield word
+
+
+def changes(table: str, lines: Sequence[Json], count_of_all: int) -> list[Block]:
+    """Return the rows of a table that have other values."""
+    counts = {**dict.fromkeys(_SIGNS, 0), "changed": count_of_all}
+    return _changes({"table": table, **counts}, lines)
 
 
 def difference(found: Mapping[str, list[Json]], *, summary: bool) -> list[Block]:

@@ -24,8 +24,9 @@ from dbguardd.api.peer import identify
 from dbguardd.api.routes import ROUTES, Route, find
 from dbguardd.api.service import Actor, Json, Service
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, NotFound, NotPermitted, TooLarge, Usage
+from dbguardd.plain import to_json
 from dbguardd.states import Role
-from dbguardd.wire import MAX_REQUEST_BYTES, Event, to_json
+from dbguardd.wire import MAX_REQUEST_BYTES, Event
 
 _RANKS: Mapping[Role, int] = {Role.READ: 0, Role.OPERATE: 1, Role.ADMIN: 2}
 _PORTION_BYTES = 1 << 16

@@ -8,8 +8,9 @@ from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.service import Json
 from dbguardd.api.strict import unfit
 from dbguardd.errors import Usage
+from dbguardd.plain import to_json
 from dbguardd.states import JobState
-from dbguardd.wire import EventRange, JobRow, to_json
+from dbguardd.wire import EventRange, JobRow
 
 _ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED)
 _MAX_KEY = 255

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbguardd import wire
+from dbguardd import requests, wire
 from dbguardd.api import ask as bodies
 from dbguardd.api import handlers as do
 from dbguardd.api.ask import Ask, Download, Reply, Stream
@@ -78,8 +78,8 @@ _STATES = tuple(str(state) for state in JobState)
 
 
 def _starts(verb: str, role: Role = OPERATE, stricter: Callable[[Mapping[str, Any]], Role] | None = None) -> Route:
-    """Return the row of a job: all of them look alike, and take what wire.REQUESTS says."""
-    path, body = f"/v1/jobs/{verb}", wire.REQUESTS[verb]
+    """Return the row of a job: all of them look alike, and take what requests.REQUESTS says."""
+    path, body = f"/v1/jobs/{verb}", requests.REQUESTS[verb]
     return Route("POST", path, role, do.submit, "job", _JOB, body, query=(_WAIT,), verb=verb, stricter=stricter)
 
 

@@ -14,8 +14,9 @@ from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal
+from dbguardd.requests import QUESTION_VERBS
 from dbguardd.states import JobState
-from dbguardd.wire import QUESTION_VERBS, EventRange, JobRow
+from dbguardd.wire import EventRange, JobRow
 from dbguardd.words import OVERWRITING, REPLACING, UNTOUCHED
 
 _AUDITED = frozenset(

@@ -19,7 +19,9 @@ from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
-from dbguardd.wire import REQUESTS, LogProof, to_json
+from dbguardd.plain import to_json
+from dbguardd.requests import REQUESTS
+from dbguardd.wire import LogProof
 from dbguardd.words import size
 
 FOLLOWER = Who("follower")

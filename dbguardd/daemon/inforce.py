@@ -28,9 +28,11 @@ from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
+from dbguardd.requests import NOWHERE, QUESTION_VERBS
 from dbguardd.rules import reliance, retention
+from dbguardd.rules.dated import Dated
 from dbguardd.states import Grade
-from dbguardd.wire import NOWHERE, QUESTION_VERBS, BackupRow
+from dbguardd.wire import BackupRow
 
 Json = dict[str, Any]
 Going = Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -334,10 +336,10 @@ def shrinks(going: Going) -> PolicyShrinks:
     )
 
 
-def dated(rows: Iterable[BackupRow]) -> list[retention.Dated]:
+def dated(rows: Iterable[BackupRow]) -> list[Dated]:
     """What retention needs to know of backups."""
     return [
-        retention.Dated(
+        Dated(
             row.id,
             to_moment(row.created_at),
             proven=row.grade is Grade.PROVEN,

@@ -10,8 +10,9 @@ from typing import Any
 
 from dbguardd.catalog import Who
 from dbguardd.errors import Busy
+from dbguardd.requests import QUESTION_VERBS
 from dbguardd.verbs import opens
-from dbguardd.wire import QUESTION_VERBS, JobRow
+from dbguardd.wire import JobRow
 
 BY_DATABASE = frozenset(("backup", "verify", "restore", "undo", "check", "expire"))
 """One of these at a time for each database."""

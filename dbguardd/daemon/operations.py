@@ -21,9 +21,10 @@ from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.errors import Busy, GuardError
+from dbguardd.plain import to_json
+from dbguardd.requests import REQUESTS
 from dbguardd.rules.calendar import full_due
 from dbguardd.states import Grade, JobState
-from dbguardd.wire import REQUESTS, to_json
 
 SCHEDULE = Who("schedule")
 LOOK_AGAIN = timedelta(seconds=30)  # who asks again and again has a storage that cannot be read tried so often at most

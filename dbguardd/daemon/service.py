@@ -21,8 +21,10 @@ from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
 from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
+from dbguardd.plain import to_json
+from dbguardd.requests import REQUESTS
 from dbguardd.states import JobState, Role
-from dbguardd.wire import REQUESTS, BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch, to_json
+from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch
 
 Json = dict[str, Any]
 HEARTBEAT_SECONDS = 15.0

@@ -2,8 +2,8 @@
 
 An engine runs in the engine half of a worker, as the owner of the database, without keys, repository or network
 beyond its server. It knows the seam (Sink, Tree) and nothing of what is behind it. All methods raise only errors of
-dbguardd.errors. `progress(step, done_bytes, total_bytes)` is called often enough to show life (at least each second);
-it raises Cancelled when the job is to end, so an engine only has to clean up on the way out.
+dbguardd.errors. `progress(step, done_bytes, total_bytes)` is called at least each second; it raises Cancelled when the
+job is to end, so an engine only has to clean up on the way out.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
-from dbguardd.wire import to_json
+from dbguardd.plain import to_json
 
 Progress = Callable[[str, int, int | None], None]
-Find = Callable[[Tree, str, Progress], int | None]
+Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]  # the last place of that name in a log, and when
 Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
 
 _PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
 _GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
 """What stands before the name of a table: its database and schema, its database, nothing."""
-
 
 REPLACED = "replaced"
 """The fact of an error of replace() that came when the live database had been replaced already."""
@@ -227,8 +227,8 @@ class Log(Protocol):
         Unsupported for a database without a log, and what `ship` raises.
         """
 
-    def unfollow(self) -> None:
-        """Let go of what keeps the log for us while nobody follows: it is followed no more."""
+    def unfollow(self, *, if_short: bool = False) -> None:
+        """Let go of what keeps the log for us: it is followed no more. Or `if_short` of room only; then NoSpace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,6 @@ class Past(Protocol[Asked]):
         of each table at most `bounds.rows` lines {table, change: added | removed | changed, key, before, after}, and
         {table: {table, state: same | differs | added | removed | not compared, why, keyed_by, added, removed, changed:
         counts of all rows or None, listed: how many of them have a line}}.
-
         Facts: tables, differing, not_compared, added, removed, changed, listed.
         """
 
@@ -287,8 +286,9 @@ class Past(Protocol[Asked]):
     ) -> Facts:
         """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
 
-        The answer is as that of query(), at most `bounds.rows` of them (form "rows"); or SQL that inserts them all,
-        but where something is under their key (form "sql"). Facts: rows (all that are missing), listed.
+        The answer is as that of query() ("rows"), or SQL that inserts them where nothing has their key ("sql");
+        those with other values as of difference() ("changed rows"), or SQL ("changed sql"). Facts: rows (all), listed
+        (at most `bounds.rows`), and `differing`: how many, if none is missing.
         """
 
 
@@ -393,7 +393,7 @@ class Engine:
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
     over: Over | None = None
-    find: Find | None = None  # the last position in the log of a moment that bears a name, if there is one
+    find: Find | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -13,10 +13,10 @@ from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
 from dbguardd.jobs.history import check_same, going_on, tip, tip_at
 from dbguardd.jobs.target import served
+from dbguardd.plain import to_json
 from dbguardd.repository import Backup
+from dbguardd.requests import Backup as Request
 from dbguardd.states import Grade
-from dbguardd.wire import Backup as Request
-from dbguardd.wire import to_json
 
 
 def backup(run: Run, request: Request) -> Result:

@@ -16,8 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from dbguardd.engines.base import Find, Finding, Log, Over, Progress, Revived, Reviving, Snapshots, Standby
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
+from dbguardd.requests import Request
 from dbguardd.storage.base import Storage
-from dbguardd.wire import Request
 
 R = TypeVar("R", bound=Request)
 Result = dict[str, Any]
@@ -109,9 +109,19 @@ def seen(backup: Backup) -> dict[str, Any]:
     return {"directory": facts.get("directory"), "system": system, "position": position}
 
 
-def reading(run: Run, backup: Backup) -> Callable[[int], None]:
-    """Return the progress of reading one backup: it shows life, and ends the reading when the job is cancelled."""
-    return lambda done_bytes: run.progress("restore", done_bytes, backup.source_bytes)
+def reading(run: Run, size: int) -> Callable[[int], None]:
+    """Return the progress of reading so many bytes: it shows life, and ends the reading when the job is cancelled.
+
+    It is told how much of a stream was read, and adds up one after the other.
+    """
+    before, last = 0, 0
+
+    def told(done: int) -> None:
+        nonlocal before, last
+        before, last = (before, done) if done >= last else (before + last, done)
+        run.progress("restore", min(before + last, size), size)
+
+    return told
 
 
 def brief(findings: Sequence[Finding]) -> list[Finding]:

@@ -11,8 +11,8 @@ from dbguardd.jobs.base import Job, Result, Run, grace, instant, row, seen
 from dbguardd.jobs.verify import condemn, graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
 from dbguardd.repository import Backup, Chain, Repository, recallable_until
+from dbguardd.requests import Request
 from dbguardd.states import Grade
-from dbguardd.wire import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
+from dbguardd.plain import to_json
+from dbguardd.requests import Check
 from dbguardd.rules import reliance
-from dbguardd.wire import Check, to_json
 
 _BESIDE = tuple(f"records/{kind}/" for kind in ("proof", "hold", "release", "tomb"))  # no restore needs them
 _NAMED = 20  # so many of the backups that need a damaged object are named

@@ -9,7 +9,7 @@ from dbguardd.errors import NotFound, Usage
 from dbguardd.jobs.base import Run, instant
 from dbguardd.repository import Backup, Hold, Proof
 from dbguardd.rules import reliance
-from dbguardd.rules.retention import Dated
+from dbguardd.rules.dated import Dated
 from dbguardd.states import Grade
 
 _SHOWN = 5

@@ -13,6 +13,7 @@ from dbguardd.jobs.base import Run, brief
 from dbguardd.jobs.moment import Moment, opened
 from dbguardd.jobs.target import making_another, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
+from dbguardd.repository import Backup
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
@@ -42,13 +43,15 @@ def restore_and_compare(
     *,
     in_staging: bool = False,
     over: bool = False,
+    there: Backup | None = None,
 ) -> tuple[list[Finding], Sequence[str]]:
     """Restore to `target` and read it once through the engine; return what was found, and which rights it lacks.
 
     Raises ProofFailed if it is not what was backed up. Or if it is, and was damaged then: a safety copy has no
-    fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over.
+    fingerprint and keeps its bytes whatever they are. With `over` that is the live database, which is written over;
+    `there` is a backup that was made of that just now.
     """
-    target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over)
+    target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over, there=there)
     with replaced() if over else nullcontext():
         examined, compared = _compare(run, moment, target, in_staging=in_staging)
     then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
@@ -67,12 +70,19 @@ def restore_and_compare(
 
 
 def _write(
-    run: Run, moment: Moment, target: Path, others: Mapping[str, str] | None, *, in_staging: bool, over: bool
+    run: Run,
+    moment: Moment,
+    target: Path,
+    others: Mapping[str, str] | None,
+    *,
+    in_staging: bool,
+    over: bool,
+    there: Backup | None,
 ) -> tuple[Path, Sequence[str]]:
     """Write the copy, durable; return where it is, and which rights of the original it lacks."""
     started, backup = run.monotonic(), moment.backup
     try:
-        with opened(run, moment) as tree:
+        with opened(run, moment, there) as tree:
             lost: Sequence[str] = ()
             if over:
                 target = way_over(run).overwrite(tree, target, run.progress)

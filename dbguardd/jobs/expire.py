@@ -11,8 +11,8 @@ from dbguardd.jobs.base import Job, Result, Run, grace, instant
 from dbguardd.jobs.choose import dated
 from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Grain, Hold, Piece, make_coarser, recallable_until
+from dbguardd.requests import UNDO_REASON, Expire, Sweep
 from dbguardd.rules import retention
-from dbguardd.wire import UNDO_REASON, Expire, Sweep
 
 _CLOCK_DOUBT_SECONDS = 300.0
 

@@ -16,7 +16,7 @@ from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.history import put_over, successor
 from dbguardd.lean import hold_on
 from dbguardd.repository import Chain, Log
-from dbguardd.wire import Request
+from dbguardd.requests import Request
 
 _TELL_SECONDS = 1.0
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0

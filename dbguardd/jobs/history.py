@@ -12,7 +12,7 @@ from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
 from dbguardd.flow import TURNS, Facts
 from dbguardd.jobs.base import Run
 from dbguardd.repository import Chain, Link
-from dbguardd.wire import UNDO_REASON
+from dbguardd.requests import UNDO_REASON
 
 
 def check_same(run: Run, facts: Facts) -> None:

@@ -80,13 +80,13 @@ class Moment:
         return self.size or self.backup.source_bytes
 
 
-def opened(run: Run, moment: Moment) -> AbstractContextManager[Tree]:
-    """Open what a moment is read from. Raises what the repository raises."""
+def opened(run: Run, moment: Moment, there: Backup | None = None) -> AbstractContextManager[Tree]:
+    """Open what a moment is read from; `there` is a backup of what it goes over. Raises what the repository raises."""
     if moment.until is None:
-        return run.repository.tree(moment.backup, reading(run, moment.backup))
+        return run.repository.tree(moment.backup, reading(run, moment.bytes), there=there)
     if moment.until.form == BYTES:
-        return run.repository.with_log(moment.backup, moment.until, reading(run, moment.backup))
-    return run.repository.moment(moment.backup, moment.until, reading(run, moment.backup))
+        return run.repository.with_log(moment.backup, moment.until, reading(run, moment.bytes), there=there)
+    return run.repository.moment(moment.backup, moment.until, reading(run, moment.bytes))
 
 
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
@@ -160,12 +160,12 @@ def at_point(run: Run, name: str) -> Moment:
             if after >= last or run.find is None:
                 continue
             until = Until(chain, after, last, BYTES)
-            with run.repository.with_log(backup, until, reading(run, backup)) as tree:
-                position = run.find(tree, name, run.progress)
-            if position is not None and position >= backup.facts["log_place"]["position"]:
+            with run.repository.with_log(backup, until) as tree:
+                position, at = run.find(tree, name, run.progress) or (-1, None)
+            if position >= backup.facts["log_place"]["position"]:
                 link = _reaching(log, chain, backup, position + _RECORD_BYTES) or _end(log, chain)
                 if leads(backup.facts["log_place"], link.until):
-                    return _moment(backup, chain, link, {"position": position, "name": name}, link.at)
+                    return _moment(backup, chain, link, {"position": position, "name": name}, at)
             last = min(last, after + 1)  # one more: it may lie across the two
     raise _not_covered(run, f"no log of a backup has a restore point {name!r}")
 

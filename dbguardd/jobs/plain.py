@@ -77,7 +77,7 @@ def _write(run: Run, backup: Backup, copy: Path) -> None:
     temporary = copy.with_name(f".tmp-{copy.name}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with run.repository.tree(backup, reading(run, backup)) as tree:
+        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
             tree.deliver(name, file)
         os.fsync(file)
         os.lseek(file, 0, os.SEEK_SET)

@@ -23,9 +23,9 @@ from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import check_staging
 from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import Backup, Tree
+from dbguardd.requests import Diff, Get, Query, Undelete
 from dbguardd.states import Grade
 from dbguardd.verbs import REVIVED
-from dbguardd.wire import Diff, Get, Query, Undelete
 
 _ANSWER_BYTES = 64 << 20
 _PART = 2  # a table may take one part of so many of what is free where answers are kept
@@ -87,7 +87,7 @@ def diff(run: Run, request: Diff) -> Result:
 
 
 def undelete(run: Run, request: Undelete) -> Result:
-    """Find rows that the newest backup has no more. Nothing is put back. Raises what query does."""
+    """Find rows that the newest backup has no more, or not as they were. Nothing is put back. Raises as query()."""
     if not request.table:
         raise Usage(f"{run.name}: of which table?", hints=[f"dbguardctl undelete {run.name} --table TABLE"])
     if not (request.backup or request.at):
@@ -96,9 +96,11 @@ def undelete(run: Run, request: Undelete) -> Result:
     older, newer = chosen(run, request.backup, request.at), chosen(run, "", "")
     about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
     search, form = (request.table, request.where), "sql" if request.sql else "rows"
+    form = f"changed {form}" if request.changed else form
     with _asking(run, (older, newer), request.in_database) as (before, after):
         facts = past(run).missing((before, after), search, form, about, answer(run))
-    return {"older": source(run, older), "newer": source(run, newer), "table": request.table, **facts}
+    of = {"older": source(run, older), "newer": source(run, newer)}
+    return {**of, "table": request.table, "changed": request.changed, **facts}
 
 
 def _room(run: Run) -> int:

@@ -42,10 +42,11 @@ from dbguardd.jobs.target import (
     served,
     spaces,
 )
+from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Hold
+from dbguardd.requests import UNDO_REASON, Restore, Undo
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade
-from dbguardd.wire import UNDO_REASON, Restore, Undo, to_json
 
 
 def restore(run: Run, request: Restore) -> Result:
@@ -185,26 +186,31 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     """
     place, over, facts = live(run), way_over(run), moment.backup.facts
     safety = _safety_copy(run, lambda sink, progress: over.keep(place, facts, sink, progress))
-    if safety is None and _is_half(run, moment.backup):
+    there = run.repository.backup(safety) if safety else None
+    half = safety is None and _is_half(run, moment.backup)
+    if half:
         safety = next((backup.id for backup in _held(run)), None)
     way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
-    with _replacing(run, plan, safety):
-        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True)
+    with _replacing(run, plan, safety, half=half):
+        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True, there=there)
         with replaced():
             over.put(place)
     return findings, safety
 
 
 @contextmanager
-def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None) -> Iterator[None]:
-    """Replace the live database inside the block; if nothing was changed by it, there is nothing to undo."""
+def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: bool = False) -> Iterator[None]:
+    """Replace the live database inside the block; if nothing was changed by it, there is nothing to undo.
+
+    But where one that was cut short has left `half` of it, its way back stays, whatever refuses to go on.
+    """
     run.report("restore.replacing", database=run.name, target=plan["to"], over=served(run))
     try:
         yield
     except (Cancelled, WorkerDied):
         raise  # nobody knows how far it came: the way back stays
     except GuardError as error:
-        if not error.facts.get(REPLACED):
+        if not half and not error.facts.get(REPLACED):
             _nothing_to_undo(run, safety)
             run.report("restore.kept", database=run.name, target=plan["to"])
         raise

@@ -31,10 +31,11 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.history import holds
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live
+from dbguardd.plain import to_json
 from dbguardd.repository import Chain, Link, Log, StretchTree, Until
+from dbguardd.requests import NOWHERE
 from dbguardd.verbs import Promote
 from dbguardd.verbs import Standby as Keep
-from dbguardd.wire import NOWHERE, to_json
 
 _LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 10.0  # between two looks for a backup to go on from: each reads all manifests

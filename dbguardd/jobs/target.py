@@ -15,7 +15,7 @@ from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
-from dbguardd.wire import NOWHERE, Restore
+from dbguardd.requests import NOWHERE, Restore
 
 SENT = "replication"
 """The fact `read_by` of a backup whose server was elsewhere."""

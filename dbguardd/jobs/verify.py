@@ -16,10 +16,11 @@ from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
+from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Proof
+from dbguardd.requests import Verify
 from dbguardd.rules.reliance import SAFETY_NOTE
 from dbguardd.states import Grade
-from dbguardd.wire import Verify, to_json
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """What says something about the stored bytes, wherever it is met."""
@@ -131,7 +132,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     seconds: float | None = None
     check_staging(run, backup, backup.source_bytes)
     try:
-        with run.repository.tree(backup, reading(run, backup)) as tree:
+        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
             run.snapshots.restore(tree, target, run.progress)
         grade = Grade.CHECKED
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))

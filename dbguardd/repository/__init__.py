@@ -32,17 +32,15 @@ from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
-from dbguardd.repository.sweep import Breakers, Sweeping
 from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
-from dbguardd.repository.tree import Tree, packs_of
+from dbguardd.repository.tree import Told, Tree, packs_of, untold
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
 
 __all__ = [
     "BYTES",
     "Backup",
-    "Breakers",
     "Chain",
     "Expired",
     "Finding",
@@ -172,7 +170,7 @@ class Repository:
         note: str = "",
         level: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
-        progress: Callable[[int], None] = lambda done_bytes: None,
+        progress: Told = untold,
     ) -> Iterator[Saving]:
         """Open a sink for one new backup; it exists once its seal() has returned, and not before.
 
@@ -260,26 +258,26 @@ class Repository:
 
     @contextmanager
     def tree(
-        self, backup: Backup, progress: Callable[[int], None] = lambda done_bytes: None, *, beside: Tree | None = None
+        self, backup: Backup, progress: Told = untold, *, beside: Tree | None = None, there: Backup | None = None
     ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
 
-        Opened `beside` another one of its database, what both have is fetched and decrypted once.
+        Opened `beside` another one of its database, what both have is fetched and decrypted once. `there` is a backup
+        of what it is delivered over, made just now, while nobody wrote: what is the same in both is not read again.
 
         Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
-        with Tree(self._storage, domain, found, progress, beside=beside) as tree:
+        known = None
+        if there is not None:
+            kept, its_domain = self._ledger.find(there.id)
+            known = beside = Tree(self._storage, its_domain, kept, beside=beside)
+        with Tree(self._storage, domain, found, progress, beside=beside, there=known) as tree:
             yield tree
 
     @contextmanager
     def moment(
-        self,
-        backup: Backup,
-        until: Until,
-        progress: Callable[[int], None] = lambda done_bytes: None,
-        *,
-        beside: Tree | None = None,
+        self, backup: Backup, until: Until, progress: Told = untold, *, beside: Tree | None = None
     ) -> Iterator[MomentTree]:
         """Open a backup for reading as tree() does, with the log put over it up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
@@ -288,10 +286,10 @@ class Repository:
 
     @contextmanager
     def with_log(
-        self, backup: Backup, until: Until, progress: Callable[[int], None] = lambda done_bytes: None
+        self, backup: Backup, until: Until, progress: Told = untold, *, there: Backup | None = None
     ) -> Iterator[LogTree]:
         """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
-        with self.tree(backup, progress) as tree:
+        with self.tree(backup, progress, there=there) as tree:
             _, domain = self._ledger.find(backup.id)
             yield LogTree(tree, self._log(domain), until, progress)
 
@@ -382,6 +380,8 @@ class Repository:
         `now` is the host's time at this moment; the storage's own decides. Raises ClockDoubt, Breaker (unless
         `confirmed`), Damaged and ObjectMissing: beside damage nothing is deleted.
         """
+        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - what most workers never do
+
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 

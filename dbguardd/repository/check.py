@@ -16,6 +16,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.repository import opening
@@ -27,10 +28,12 @@ from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
-from dbguardd.repository.sweep import Needs
 from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
 from dbguardd.storage.base import Entry, Storage
 from dbguardd.words import count
+
+if TYPE_CHECKING:
+    from dbguardd.repository.sweep import Needs
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the step, the bytes done and the bytes in all."""

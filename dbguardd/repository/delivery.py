@@ -22,6 +22,9 @@ _BEHIND = 32 << 20  # bytes that may be on their way to the disk
 
 T = TypeVar("T")
 
+Old = Callable[[int, int], memoryview]
+"""Reads so many bytes from a place on; they are gone with the next that it reads."""
+
 Piece = bytes | bytearray | memoryview
 
 
@@ -59,11 +62,15 @@ class Source(Protocol):
 class Mending(Source, Protocol):
     """A stream that can be compared with another state of itself, without being fetched."""
 
-    def differing(self, numbers: range, old: memoryview) -> tuple[Sequence[tuple[int, Piece]], bytes]:
-        """Return what a batch has otherwise than `old`, the bytes at its place: each with its place in the stream.
+    def differing(self, numbers: range, old: Old, known: bytes) -> tuple[Sequence[tuple[int, Piece]], bytes]:
+        """Return what a batch has otherwise than `old`, which returns bytes that are there: each with its place.
 
-        And what the digest of the stream is made of. Raises as assemble().
+        And what the digest of the stream is made of. What is there is read where it is not `known` by digests() of
+        another state that it is the same. Raises as assemble().
         """
+
+    def digests(self, numbers: range) -> bytes:
+        """Return the digests of a batch, as far as the stream goes."""
 
     def span(self, numbers: range) -> tuple[int, int]:
         """Return where a batch lies: its first byte, and how many."""
@@ -102,21 +109,25 @@ def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
     return source.size
 
 
-def mend(source: Mending, file: int, progress: Callable[[int], None]) -> int:
-    """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver()."""
+def mend(source: Mending, file: int, progress: Callable[[int], None], known: Mending | None = None) -> int:
+    """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver().
+
+    `known` is what is there, of a moment ago, if the size is the same: then only what differs is read.
+    """
     digest, one_writer, own = source.hash(), Lock(), local()
+    known = known if known is not None and os.fstat(file).st_size == known.size else None
     try:
         os.ftruncate(file, source.size)
     except OSError as error:
         raise refused(source.name, error, f"{source.size} bytes") from error
 
     def write(numbers: range) -> tuple[int, bytes]:
-        start, length = source.span(numbers)
-        pieces, digests = source.differing(numbers, _there(source, file, start, length, own))
+        there = known.digests(numbers) if known is not None else b""
+        pieces, digests = source.differing(numbers, lambda at, length: _there(source, file, at, length, own), there)
         with one_writer:
             for at, piece in pieces:
                 _pwrite(source, file, [piece], at)
-        return start, digests
+        return source.span(numbers)[0], digests
 
     for start, digests in _ahead(source, write):
         progress(start)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from blake3 import blake3
 
 from dbguardd.errors import Damaged, Usage
-from dbguardd.repository.delivery import Batch, Piece
+from dbguardd.repository.delivery import Batch, Old, Piece
 from dbguardd.repository.frames import PAGES
 from dbguardd.repository.pagemap import DIGEST, EXTENT, HOLE, Leaves, PageMap
 from dbguardd.repository.reading import Plain
@@ -48,12 +48,20 @@ class PagesReader:
         start = numbers.start * EXTENT
         return start, min(numbers.stop * EXTENT, self.size) - start
 
-    def differing(self, numbers: range, old: memoryview) -> tuple[list[tuple[int, Piece]], bytes]:
+    def digests(self, numbers: range) -> bytes:
+        """Return the digests of some extents, of those that there are."""
+        end = min(numbers.stop, len(self._map.root.leaf_of))
+        return self._map.digests(numbers.start, end) if numbers.start < end else b""
+
+    def differing(self, numbers: range, old: Old, known: bytes = b"") -> tuple[list[tuple[int, Piece]], bytes]:
         """Return runs of pages that some extents have otherwise than `old`, each with its place; and the digests.
 
-        An extent that has its digest in `old` is not fetched.
+        An extent is not fetched that has its digest there; and not even read, if that is `known`.
         """
-        digests, found = self._map.digests(numbers.start, numbers.stop), self._map.reader.digests.parts(old)
+        digests, all_of_it = self._map.digests(numbers.start, numbers.stop), memoryview(b"")
+        if not known:
+            all_of_it = old(*self.span(numbers))
+        found = known or self._map.reader.digests.parts(all_of_it)
         if found == digests:
             return [], digests
         places = {
@@ -65,9 +73,9 @@ class PagesReader:
         pieces: list[tuple[int, Piece]] = []
         for number, place in places.items():
             piece = self._extent(numbers[number], *place, frames)
-            new = memoryview(bytes(piece) if isinstance(piece, int) else piece)
-            for start, end in _runs(new, old[number * EXTENT : number * EXTENT + EXTENT], self._unit):
-                pieces.append((numbers[number] * EXTENT + start, new[start:end]))
+            new, at = memoryview(bytes(piece) if isinstance(piece, int) else piece), numbers[number] * EXTENT
+            was = old(at, len(new)) if known else all_of_it[number * EXTENT : number * EXTENT + EXTENT]
+            pieces += [(at + start, new[start:end]) for start, end in _runs(new, was, self._unit)]
         return pieces, digests
 
     @property
@@ -78,12 +86,11 @@ class PagesReader:
     def block(self, number: int) -> bytes:
         """Return one extent by itself; see flow.Pages. Raises Usage for one that there is not.
 
-        Nobody will compare the digest of the whole stream. What it would have told, that the leaf is of this very
-        stream and not of an older one in a pack under a false name, is learnt from that pack's name.
+        Nobody will compare the digest of the whole stream, and nobody need: the manifest has it, and so has the root
+        that it names, which has the digest of the leaves, which have that of the extent.
         """
         if not 0 <= number < len(self._map.root.leaf_of):
             raise Usage(f"{self.name}: has no block {number}", detail=f"{self.size} bytes")
-        self._map.reader.confirm(self._map.home(number))
         (piece,) = self.assemble(range(number, number + 1)).pieces
         return bytes(piece)  # a number is that many zeros
 

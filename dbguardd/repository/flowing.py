@@ -107,13 +107,13 @@ class FlowSaver(io.RawIOBase):
         del self._buffer[:done]
 
     def _examine(self, data: bytes) -> Found:
-        parts = self._digests.parts(data)
-        digest = self._digests.frame(parts, len(data))
+        digest = self._digests.frame(self._digests.parts(data), len(data))
         if digest in self._known:
             return digest, None, len(data)
         if not hasattr(self._own, "squeezer"):
             self._own.squeezer = zstandard.ZstdCompressor(level=self._level)
-        return digest, compress(CHUNK, data, parts, self._digests, self._own.squeezer), len(data)
+        frame = compress(CHUNK, data, self._digests, self._own.squeezer)
+        return frame.digest, frame, len(data)
 
     def _collect(self) -> None:
         digest, frame, length = self._under_way.popleft().result()
@@ -143,7 +143,7 @@ class FlowSaver(io.RawIOBase):
         squeezer, frames = zstandard.ZstdCompressor(level=_MAP_LEVEL), []
         for at in range(0, len(root), FRAME_LIMIT):
             data = root[at : at + FRAME_LIMIT]
-            frames.append(compress(ROOT, data, self._digests.parts(data), self._digests, squeezer))
+            frames.append(compress(ROOT, data, self._digests, squeezer))
         place = self._writer.add_all(frames)
         inherited = any([isinstance(pack, str) for pack in numbers])
         return Saved(self._size, digest, place, tuple(numbers), inherited)

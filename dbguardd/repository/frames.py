@@ -82,21 +82,40 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame that is ready to be sealed: `body` is what will be encrypted."""
+    """A frame that is ready to be sealed: `body` is what will be encrypted, `check` tells whether it still is that."""
 
     kind: int
     compressed: bool
     length: int  # of the plaintext
     digest: bytes
     body: bytes
+    parts: bytes
+    check: bytes
 
 
-def compress(kind: int, data: Buffer, parts: bytes, digests: Digests, squeezer: zstandard.ZstdCompressor) -> Frame:
-    """Make the frame of `data`, of which `parts` are the digests."""
+def compress(kind: int, data: Buffer, digests: Digests, squeezer: zstandard.ZstdCompressor) -> Frame:
+    """Make the frame of `data`. Raises Damaged when what was compressed does not come out again.
+
+    It is opened again at once, while the data is at hand: all of it is compared, and the digests are those of what came
+    out. That the body comes out of the sealed pack again is the other half of the proof: see packs.prove.
+    """
     length = len(data)
-    body = squeezer.compress(data)
+    body = bytes(memoryview(squeezer.compress(data)))  # what it returns takes as much memory as the worst case
     smaller = len(body) < length
-    return Frame(kind, smaller, length, digests.frame(parts, length), body if smaller else bytes(data))
+    opened = decompress(body, length, "a new frame", digests.unpacker) if smaller else bytes(data)
+    if not opened.startswith(data):  # both have that length; == takes one byte of a memoryview at a time
+        raise Damaged("a new frame: other bytes than were compressed", detail="the memory or the processor is faulty")
+    parts = digests.parts(opened)
+    digest = digests.frame(parts, length)
+    body = body if smaller else opened
+    return Frame(kind, smaller, length, digest, body, parts, check(digest, body))
+
+
+def check(digest: bytes, body: Buffer) -> bytes:
+    """Return what tells that a frame still has the body that was proven to be of this digest."""
+    told = blake3(digest)
+    told.update(body)
+    return told.digest()
 
 
 def decompress(body: Buffer, length: int, name: str, unpacker: zstandard.ZstdDecompressor) -> bytes:

@@ -6,7 +6,8 @@ big-endian::
     0    8   magic "DBGPACK1"
     8    16  repository id
     24   16  domain id
-    40   32  salt = HMAC-SHA256(derive("salt"), 32 random bytes || BLAKE3 of all that is encrypted below)
+    40   32  salt = HMAC-SHA256(derive("salt"), 32 random bytes || BLAKE3(records of the trailer
+                 || BLAKE3(digest || plaintext) of each frame))
     72   32  key commitment
     104      frames, one after the other: AES-256-GCM ciphertext and 16-byte tag
              trailer: ciphertext and tag of one record of 42 bytes per frame, in order:
@@ -45,7 +46,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from dbguardd.errors import Damaged, KeyRefused
-from dbguardd.repository.frames import FRAME_LIMIT, Digests, Frame, decompress
+from dbguardd.repository.frames import FRAME_LIMIT, Digests, Frame, check, decompress
 
 if TYPE_CHECKING:
     from dbguardd.repository.seal import Domain
@@ -83,8 +84,7 @@ def seal_pack(domain: Domain, frames: Sequence[Frame], randomness: Callable[[int
     """Return the bytes of the pack that holds `frames`."""
     records = b"".join([_RECORD.pack(f.digest, f.kind, f.compressed, len(f.body) + SEAL, f.length) for f in frames])
     content = blake3(records)
-    for frame in frames:
-        content.update(frame.body)
+    content.update(b"".join([frame.check for frame in frames]))
     salt = hmac.digest(domain.derive(b"salt"), randomness(32) + content.digest(), "sha256")
     key, commitment = _key(domain, salt)
     header = MAGIC + domain.repo_id + domain.id + salt + commitment
@@ -145,14 +145,18 @@ class Pack:
             raise self._damaged(f"its frames end at {at}, its trailer starts at {end}")
         return tuple(records)
 
-    def open(self, number: int, sealed: bytes | memoryview, digests: Digests) -> tuple[bytes, bytes]:
-        """Return plaintext and part digests of frame `number` from its stored bytes. Raises Damaged."""
+    def body(self, number: int, sealed: bytes | memoryview) -> bytes:
+        """Decrypt frame `number`: its plaintext, compressed or not. Raises Damaged."""
         record = self.records[number]
         place = _PLACE.pack(number, record.kind, record.compressed, record.length, record.digest)
         try:
-            data = self._cipher.decrypt(_NONCE.pack(0, number), sealed, self._header + place)
+            return self._cipher.decrypt(_NONCE.pack(0, number), sealed, self._header + place)
         except InvalidTag as error:
             raise self._damaged(f"frame {number} at {record.start}, {record.stored} bytes, does not open") from error
+
+    def open(self, number: int, sealed: bytes | memoryview, digests: Digests) -> tuple[bytes, bytes]:
+        """Return plaintext and part digests of frame `number` from its stored bytes. Raises Damaged."""
+        record, data = self.records[number], self.body(number, sealed)
         if record.compressed:
             data = decompress(data, record.length, f"pack {self.name}", digests.unpacker)
         parts = digests.parts(data)
@@ -170,14 +174,19 @@ def trailer_length(tail: bytes | bytearray) -> int:
     return int(length)
 
 
-def prove(domain: Domain, pack: bytearray, name: str, frames: int, digests: Digests) -> None:
-    """Open the sealed pack again, every frame of it, as a restore would. Raises Damaged."""
+def prove(domain: Domain, pack: bytearray, name: str, checks: Sequence[bytes]) -> None:
+    """Open the sealed pack again, and compare every frame with what was proven when it was made. Raises Damaged.
+
+    What is in the frame was decompressed, compared and hashed then (frames.compress): the same bytes need it once.
+    """
     view = memoryview(pack)
     opened = Pack(domain, name, len(pack), bytes(view[:HEADER]), bytes(view[-TAIL - trailer_length(pack[-TAIL:]) :]))
-    if len(opened.records) != frames:
-        raise Damaged(f"pack {name}: damaged", detail=f"{len(opened.records)} frames instead of {frames}")
-    for number, record in enumerate(opened.records):
-        opened.open(number, view[record.start : record.start + record.stored], digests)
+    found = [
+        check(record.digest, opened.body(number, view[record.start : record.start + record.stored]))
+        for number, record in enumerate(opened.records)
+    ]
+    if found != checks:
+        raise Damaged(f"pack {name}: damaged", detail="its frames are others than those that were sealed")
 
 
 def pack_name(pack: bytearray | bytes) -> str:

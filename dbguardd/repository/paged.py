@@ -79,16 +79,25 @@ class Examiner:
         self._file, self._name, self.unit, self._level = file, name, unit, level
         self.digests, self.filling, self.size = digests, filling, filling.size
         self._own = threading.local()
-        zeros = bytes(EXTENT)
-        self._zero = digests.parts(zeros)
-        self._zero_tags = digests.tags(memoryview(zeros), unit)
+        self._zeros = bytes(EXTENT)
+        self._zero = digests.parts(self._zeros)
+        self._zero_tags = digests.tags(memoryview(self._zeros), unit)
 
     def examine(self, batch: int, old: Old | None) -> Examined:
         """Read one batch and compare it."""
         view = self._read(batch)
+        if old is None and not self._holes(view):  # the digests come with the frames
+            frames, tail = self._frames(view)
+            digests = b"".join([frame.parts for frame in frames]) + self.digests.parts(tail)
+            return Examined(digests, self._changes(view, digests, None)[0], frames, tail)
         digests = self.digests.parts(view)
         if old is not None and digests == old.digests:
             return Examined(digests, [], [], b"")
+        changes, pieces = self._changes(view, digests, old)
+        return Examined(digests, changes, *self._frames(memoryview(b"".join(pieces))))
+
+    def _changes(self, view: memoryview, digests: bytes, old: Old | None) -> tuple[list[Change], list[memoryview]]:
+        """Return the extents that differ, and their new units."""
         changes: list[Change] = []
         pieces: list[memoryview] = []
         position = 0
@@ -108,30 +117,29 @@ class Examiner:
                 placed.append((first, count, position))
                 position += count
             changes.append(Change(number, digest, tags, tuple(placed), old is None))
-        return Examined(digests, changes, *self._frames(view, digests, pieces))
+        return changes, pieces
 
-    def _frames(self, view: memoryview, digests: bytes, pieces: list[memoryview]) -> tuple[list[Frame], bytes]:
-        whole = sum([len(piece) for piece in pieces]) == len(view)
-        fresh = view if whole else memoryview(b"".join(pieces))
-        frames, end = [], len(fresh) // FRAME * FRAME
-        for at in range(0, end, FRAME):
-            data = fresh[at : at + FRAME]
-            known = digests[at // EXTENT * DIGEST : (at + FRAME) // EXTENT * DIGEST]
-            frames.append(self.frame(data, known if whole else self.digests.parts(data)))
-        return frames, bytes(fresh[end:])
+    def _holes(self, view: memoryview) -> bool:
+        """Say whether an extent has nothing but zeros, or perhaps has."""
+        buffer: bytearray = self._own.buffer
+        return any([buffer.startswith(self._zeros, at) for at in range(0, len(view), EXTENT)])
 
-    def frame(self, data: memoryview | bytes, parts: bytes) -> Frame:
+    def _frames(self, fresh: memoryview) -> tuple[list[Frame], bytes]:
+        end = len(fresh) // FRAME * FRAME
+        return [self.frame(fresh[at : at + FRAME]) for at in range(0, end, FRAME)], bytes(fresh[end:])
+
+    def frame(self, data: memoryview | bytes) -> Frame:
         """Make a frame of pages."""
         if not hasattr(self._own, "squeezer"):
             self._own.squeezer = zstandard.ZstdCompressor(level=self._level)
-        return compress(PAGES, data, parts, self.digests, self._own.squeezer)
+        return compress(PAGES, data, self.digests, self._own.squeezer)
 
     def _read(self, batch: int) -> memoryview:
         if not hasattr(self._own, "buffer"):
-            self._own.buffer = memoryview(bytearray(BATCH * EXTENT))
+            self._own.buffer = bytearray(BATCH * EXTENT)
         start = batch * BATCH * EXTENT
         length = min(BATCH * EXTENT, self.size - start)
-        view: memoryview = self._own.buffer[:length]
+        view = memoryview(self._own.buffer)[:length]
         done = 0
         while done < length:
             try:
@@ -180,6 +188,7 @@ class PagesSaver:
         self._numbers: dict[PackHandle, int] = {}
         self._leaf_packs = old.leaf_packs[:] if old else array("I")
         self._leaf_frames = old.leaf_frames[:] if old else array("H")
+        self._leaf_digests = bytearray(old.leaf_digests if old else b"")
         self._leaf_of = old.leaf_of[: self._extents] if old else array("I")
         self._leaf_of.extend(array("I", [HOLE]) * (self._extents - len(self._leaf_of)))
         self._rows: list[Row] = []
@@ -307,7 +316,7 @@ class PagesSaver:
             return
         data = bytes(self._tail[:FRAME])
         del self._tail_rows[: self._per_frame], self._tail[:FRAME]
-        number, index = self._add(self._examiner.frame(data, self._examiner.digests.parts(data)))
+        number, index = self._add(self._examiner.frame(data))
         for slot, (row, unit) in enumerate(rows):
             row.packs[unit], row.frames[unit], row.slots[unit] = number, index, slot
             row.pending -= 1
@@ -326,11 +335,13 @@ class PagesSaver:
             del self._rows[:LEAVES_PER_FRAME]
             data = encode_leaves(rows, self._units)
             digests = self._examiner.digests
-            number, index = self._add(compress(LEAVES, data, digests.parts(data), digests, self._squeezer))
+            frame = compress(LEAVES, data, digests, self._squeezer)
+            number, index = self._add(frame)
             for row in rows:
                 self._leaf_of[row.extent] = len(self._leaf_packs)
             self._leaf_packs.append(number)
             self._leaf_frames.append(index)
+            self._leaf_digests += frame.digest[:DIGEST]
 
     def _add(self, frame: Frame) -> tuple[int, int]:
         handle, index = self._writer.add(frame)
@@ -361,16 +372,17 @@ class PagesSaver:
         leaf_packs = array("I", [self._leaf_packs[number] for number in used])
         leaf_frames = array("H", [self._leaf_frames[number] for number in used])
         leaf_of = array("I", [new[number] for number in self._leaf_of])
+        known = memoryview(self._leaf_digests)
+        leaf_digests = b"".join([known[DIGEST * number : DIGEST * number + DIGEST] for number in used])
         needed = set(leaf_packs)
         packs = {number: use for number, use in self._packs.items() if use.live or number in needed}
         base = self._old.base if self._old else self._stored
-        root = Root(
-            size, self._page_size, self._unit, base, digest, self._next, packs, leaf_packs, leaf_frames, leaf_of
-        ).encode()
+        lead = (size, self._page_size, self._unit, base, digest, self._next)
+        root = Root(*lead, packs, leaf_packs, leaf_frames, leaf_of, leaf_digests).encode()
         digests, frames = self._examiner.digests, []
         for at in range(0, len(root), FRAME_LIMIT):
             data = root[at : at + FRAME_LIMIT]
-            frames.append(compress(ROOT, data, digests.parts(data), digests, self._squeezer))
+            frames.append(compress(ROOT, data, digests, self._squeezer))
         place = self._writer.add_all(frames)
         needs: list[str | PackHandle] = [use.name.hex() for use in packs.values() if use.name != SELF]
         inherited = self._old is not None and any([number < self._old.next_number for number in packs])

@@ -26,6 +26,10 @@ The root is one byte string, cut into frames of at most 1 MiB (kind 4) that lie 
     68  4   P, packs         72  4   L, leaf frames      76  4   E, extents
     80      u32 number[P], ascending | u32 units in use[P] | u32 bytes[P] | 32-byte name[P]
             | u32 pack number of leaf frame[L] | u16 frame of leaf frame[L] | u32 leaf frame of extent[E]
+            | 16-byte digest of leaf frame[L]
+
+A digest of a frame is cut to 16 bytes here. It ties the leaves to the root, as the digests in them tie the extents, so
+an extent can be read by itself: an older frame of ours, in a pack that lies under a false name, is none of this map.
 
 Pack numbers are valid for the whole line of children, so that leaves can be shared. The name of the pack in which the
 root itself lies is not yet known when the root is written: it stands as 32 zero bytes. The names are all packs that
@@ -46,7 +50,7 @@ from blake3 import blake3
 
 from dbguardd.errors import Damaged
 from dbguardd.repository.frames import FRAME_LIMIT, LEAVES, PART, ROOT, TAG
-from dbguardd.repository.packs import Pack
+from dbguardd.repository.packs import Pack, object_name
 from dbguardd.repository.reading import PackReader
 
 EXTENT = PART
@@ -149,13 +153,14 @@ class Root:
     leaf_packs: array[int]
     leaf_frames: array[int]
     leaf_of: array[int]
+    leaf_digests: bytes
 
     def encode(self) -> bytes:
         """Return the bytes that are cut into frames."""
         numbers = sorted(self.packs)
         uses = [self.packs[number] for number in numbers]
         counts = (len(numbers), len(self.leaf_packs), len(self.leaf_of))
-        total = _HEAD.size + 44 * counts[0] + 6 * counts[1] + 4 * counts[2]
+        total = _HEAD.size + 44 * counts[0] + (6 + DIGEST) * counts[1] + 4 * counts[2]
         lead = (self.size, self.page_size, self.unit, self.base, self.digest, self.next_number)
         return b"".join(
             (
@@ -167,6 +172,7 @@ class Root:
                 stored(self.leaf_packs),
                 stored(self.leaf_frames),
                 stored(self.leaf_of),
+                self.leaf_digests,
             )
         )
 
@@ -175,11 +181,12 @@ class Root:
         """Read what encode() made; `pack` is the pack in which it lay."""
         total, magic, size, page_size, unit, base, digest, next_number, *counts = _HEAD.unpack_from(raw)
         packs, leaves, extents = counts
-        wanted = _HEAD.size + 44 * packs + 6 * leaves + 4 * extents
+        wanted = _HEAD.size + 44 * packs + (6 + DIGEST) * leaves + 4 * extents
         if magic != b"PMAP" or not total == wanted == len(raw) or extents != -(-size // EXTENT):
             raise Damaged(f"pack {pack.name}: a page map has an impossible root", detail=f"{len(raw)} bytes, {magic!r}")
         view, at, cuts = memoryview(raw), _HEAD.size, []
-        for length in (4 * packs, 4 * packs, 4 * packs, 32 * packs, 4 * leaves, 2 * leaves, 4 * extents):
+        columns = 4 * packs, 4 * packs, 4 * packs, 32 * packs, 4 * leaves, 2 * leaves, 4 * extents, DIGEST * leaves
+        for length in columns:
             cuts.append(view[at : at + length])
             at += length
         names, own = bytes(cuts[3]), bytes.fromhex(pack.name)
@@ -189,8 +196,8 @@ class Root:
                 zip(column("I", cuts[0]), column("I", cuts[1]), column("I", cuts[2]), strict=True)
             )
         }
-        columns = column("I", cuts[4]), column("H", cuts[5]), column("I", cuts[6])
-        return cls(size, page_size, unit, base, digest, next_number, table, *columns)
+        places = column("I", cuts[4]), column("H", cuts[5]), column("I", cuts[6])
+        return cls(size, page_size, unit, base, digest, next_number, table, *places, bytes(cuts[7]))
 
 
 def read_root(reader: PackReader, pack: str, frame: int) -> bytes:
@@ -221,7 +228,7 @@ class PageMap:
         leaves = self.leaves(self.root.leaf_of[extent])
         place = leaves.index.get(extent)
         if place is None or leaves.units != self.units:
-            raise Damaged(f"pack {self.home(extent)}: a page map has no leaf for extent {extent}")
+            raise Damaged(f"page map of {self.root.size} bytes: there is no leaf for extent {extent}")
         return leaves, place
 
     def digests(self, first: int, last: int) -> bytes:
@@ -235,13 +242,21 @@ class PageMap:
         return b"".join([leaves.digests[DIGEST * place : DIGEST * place + DIGEST] for leaves, place in found])
 
     def leaves(self, number: int) -> Leaves:
-        """Return a frame of leaves by its number in the root."""
+        """Return a frame of leaves by its number in the root. Raises Damaged if another one lies there."""
         with self._lock:
             if leaves := self._leaves.get(number):
                 self._leaves.move_to_end(number)
                 return leaves
         pack = self.pack_name(self.root.leaf_packs[number])
-        leaves = Leaves(self.reader.frame(pack, self.root.leaf_frames[number], LEAVES)[0], f"pack {pack}")
+        raw, parts = self.reader.frame(pack, self.root.leaf_frames[number], LEAVES)
+        digest = self.root.leaf_digests[DIGEST * number : DIGEST * number + DIGEST]
+        if self.reader.digests.frame(parts, len(raw))[:DIGEST] != digest:
+            raise Damaged(
+                f"pack {pack}: has other leaves than the page map says",
+                detail="another pack of this repository lies under its name",
+                facts={"object": object_name(pack)},
+            )
+        leaves = Leaves(raw, f"pack {pack}")
         with self._lock:
             self._leaves[number] = leaves
             if len(self._leaves) > _LEAVES_KEPT:
@@ -258,7 +273,3 @@ class PageMap:
     def stream(self) -> blake3:
         """Return the hash that becomes the digest of the stream when it is fed with the digests of all extents."""
         return self.reader.digests.stream(self.root.size)
-
-    def home(self, extent: int) -> str:
-        """Return the name (hex) of the pack in which the leaf of an extent lies."""
-        return self.pack_name(self.root.leaf_packs[self.root.leaf_of[extent]])

@@ -36,7 +36,6 @@ class PackReader:
         self._packs: OrderedDict[str, Pack] = OrderedDict()
         self._cache: OrderedDict[tuple[str, int], Plain] = OrderedDict()
         self._cached = 0
-        self._confirmed: set[str] = set()
         self._lock = Lock()
 
     def forget(self) -> None:
@@ -55,27 +54,8 @@ class PackReader:
         with self._lock:
             self._packs[name] = pack
             if len(self._packs) > _PACKS:
-                self._confirmed.discard(self._packs.popitem(last=False)[0])
+                self._packs.popitem(last=False)
         return pack
-
-    def confirm(self, name: str) -> None:
-        """Read all of a pack once and compare it with its name; from then on its frames are those of that very pack.
-
-        Whoever reads a whole stream need not: its digest says at the end if another pack of ours lay under the name.
-        """
-        with self._lock:
-            if name in self._confirmed:
-                return
-        key = object_name(name)
-        data = self._storage.get(key, 0, self._storage.stat(key).size)
-        if pack_name(data) != name:
-            detail = "its bytes do not have the digest that it is named after"
-            raise Damaged(f"pack {name}: damaged", detail=detail, facts={"object": key})
-        length = trailer_length(data) + TAIL
-        pack = Pack(self._domain, name, len(data), bytes(data[:HEADER]), bytes(data[-length:]))
-        with self._lock:
-            self._packs[name] = pack
-            self._confirmed.add(name)
 
     def frame(self, name: str, number: int, kind: int) -> Plain:
         """Return one frame of the pack `name`."""

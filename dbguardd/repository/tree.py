@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from dbguardd.storage.base import Storage
 
 
+Told = Callable[[int], None]
+"""Is told how many bytes a stream has given so far; what it raises ends the reading."""
+
+
+def untold(done_bytes: int) -> None:
+    """Nobody is told."""
+
+
 class Tree:
     """Reads one backup. Raises Damaged, ObjectMissing, KeyRefused, Unreachable before a wrong byte gets out."""
 
@@ -31,11 +39,12 @@ class Tree:
         storage: Storage,
         domain: Domain,
         backup: Backup,
-        progress: Callable[[int], None] = lambda done_bytes: None,
+        progress: Told = untold,
         *,
         beside: Tree | None = None,
+        there: Tree | None = None,
     ) -> None:
-        self._progress = progress
+        self._progress, self._there = progress, there
         self._backup, self._domain = backup, domain
         shared = beside is not None and beside._domain == domain
         self._reader: PackReader = beside._reader if beside is not None and shared else PackReader(storage, domain)
@@ -74,7 +83,7 @@ class Tree:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
         source = self._source(name)
         if over and isinstance(source, PagesReader):
-            return mend(source, file, self._progress)
+            return mend(source, file, self._progress, self._known(name))
         return deliver(source, file, self._progress)
 
     def pages(self, name: str) -> PagesReader:
@@ -83,6 +92,14 @@ class Tree:
         if not isinstance(source, PagesReader):
             raise Unsupported(f"backup {self._backup.id}: {name!r} is a stream of text, which has no pages")
         return source
+
+    def _known(self, name: str) -> PagesReader | None:
+        """Return what is known to be where a stream is written over: of the same key, so that digests compare."""
+        there = self._there
+        if there is None or there._domain != self._domain or name not in there._streams:
+            return None
+        known = there._source(name)
+        return known if isinstance(known, PagesReader) else None
 
     def _source(self, name: str) -> Source:
         found = self._streams.get(name)

@@ -16,7 +16,7 @@ from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from dbguardd.errors import Cancelled, Damaged
-from dbguardd.repository.frames import Digests, Frame
+from dbguardd.repository.frames import Frame
 from dbguardd.repository.packs import FRAMES_LIMIT, SEAL, object_name, pack_name, prove, seal_pack
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class PackWriter:
     ) -> None:
         self._storage, self._domain, self._randomness, self._pack_size = storage, domain, randomness, pack_size
         self._cancelled = cancelled
-        self._digests = Digests(domain)
         self._stop = Event()
         self._workers = ThreadPoolExecutor(THREADS, "seal")
         self._putter = ThreadPoolExecutor(1, "put")
@@ -170,11 +169,11 @@ class PackWriter:
         self.stored_bytes += pack.stored
 
     def _seal(self, pack: PackHandle) -> tuple[str, bytearray]:
-        count = len(pack.frames)
+        checks = [frame.check for frame in pack.frames]
         data = seal_pack(self._domain, pack.frames, self._randomness)
         pack.frames = []
         name = pack_name(data)
-        prove(self._domain, data, name, count, self._digests)
+        prove(self._domain, data, name, checks)
         return name, data
 
     def _put(self, sealed: Future[tuple[str, bytearray]]) -> None:

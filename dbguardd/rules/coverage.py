@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from dbguardd.rules.retention import Dated
+from dbguardd.rules.dated import Dated
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dbguardd.rules.retention import Dated, newest_first
+from dbguardd.rules.dated import Dated, newest_first
 
 UNDO_DAYS = 7
 """So long a restore in place can be undone."""

@@ -15,33 +15,19 @@ Pure: no clock, no input or output; it runs in the daemon and in workers alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
+
+from dbguardd.rules.dated import Dated, newest_first
 
 EVIDENCE = timedelta(days=7)
 BREAKER_COUNT = 3
 BREAKER_SHARE = 0.25
 _UTC = ZoneInfo("UTC")
 _DAY_SECONDS = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Dated:
-    """What the rules need to know of a backup.
-
-    `failed`: its last verification did, or a check has since found it damaged; `safety`: of a restore in place.
-    """
-
-    id: str
-    created_at: datetime
-    proven: bool = False
-    holds: tuple[str, ...] = ()
-    failed: bool = False
-    failed_at: datetime | None = None  # None: as old as the backup
-    safety: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +146,6 @@ def _why_not(backup: Dated, keep: Keep) -> str:
     if backup.failed:
         return "its verification failed a while ago"
     return "a safety copy that is no longer held" if backup.safety else f"beyond {keep}"
-
-
-def newest_first(backups: Iterable[Dated]) -> list[Dated]:
-    """Return the backups, newest first."""
-    return sorted(backups, key=lambda backup: (backup.created_at, backup.id), reverse=True)
 
 
 def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Claim]:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from dbguardd.errors import Cancelled, GuardError, Stalled, WorkerDied
 from dbguardd.policy import Policy
-from dbguardd.wire import QUESTION_VERBS
+from dbguardd.requests import QUESTION_VERBS
 from dbguardd.words import OVERWRITING, REPLACING, UNTOUCHED, safe
 from dbguardd.worker import words
 from dbguardd.worker.start import run_worker

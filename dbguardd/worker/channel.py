@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
-from dbguardd.wire import to_json
+from dbguardd.plain import to_json
 from dbguardd.words import discreet
 
 DATA_BYTES = 128 << 10

@@ -247,14 +247,15 @@ class EngineHalf:
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
-                return log.follow(SeamShip(self._channel), args["resume"]) if name == "follow" else log.unfollow()
+                return log.follow(SeamShip(self._channel), **args) if name == "follow" else log.unfollow(**args)
         ways = {"over": self._over, "standby": self._keep, "find": self._find}
         return ways.get(name.partition(".")[0], self._ask)(name, args)
 
     def _find(self, name: str, args: Mapping[str, Any]) -> Any:
         if self._engine.find is None:
             raise Unsupported(f"in the log of this kind of database nothing has a name: {name}")
-        return self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
+        found = self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
+        return found and (found[0], found[1].isoformat())
 
     def _over(self, name: str, args: Mapping[str, Any]) -> Any:
         over, progress, live = self._engine.over, self._progress, Path(args["live"])

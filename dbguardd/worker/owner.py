@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.errors import GuardError, SourceDenied, WorkerDied
-from dbguardd.wire import NOWHERE
+from dbguardd.requests import NOWHERE
 from dbguardd.worker.asking import cannot_read
 
 _MOST_LINKS = 40  # as the kernel

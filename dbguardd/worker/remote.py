@@ -15,7 +15,7 @@ from typing import Any
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
-from dbguardd.wire import to_json
+from dbguardd.plain import to_json
 from dbguardd.worker.channel import DATA_BYTES, NAMES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20
@@ -89,14 +89,14 @@ class RemoteEngine:
         """Ship every commit from now on, or from `resume` on."""
         self.call("follow", {"resume": resume}, silent, ship=ship)
 
-    def unfollow(self) -> None:
+    def unfollow(self, *, if_short: bool = False) -> None:
         """Let go of what keeps the log."""
-        self.call("unfollow", {}, silent)
+        self.call("unfollow", {"if_short": if_short}, silent)
 
-    def find(self, tree: Tree, name: str, progress: Progress) -> int | None:
-        """Return the position in the log of a moment that bears a name."""
+    def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
+        """Return the position in the log of a moment that bears a name, and when it was given."""
         found = self.call("find", {"name": name}, progress, tree=tree)
-        return None if found is None else int(found)
+        return None if found is None else (int(found[0]), datetime.fromisoformat(found[1]).astimezone(UTC))
 
     def call(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 from dbguardd.engines.base import Answer, Bounds, Progress, Revived
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, WorkerDied, from_problem
 from dbguardd.flow import Facts, Pages, Tree
-from dbguardd.wire import to_json
+from dbguardd.plain import to_json
 from dbguardd.worker.channel import Channel, Object, problem_of
 from dbguardd.worker.remote import RemoteEngine
 
@@ -61,7 +61,8 @@ class RemotePast:
         """Find the rows that the second backup has no more."""
         args = {"table": search[0], "where": search[1], "form": form}
         found = self._ask("missing", args, both, bounds, answer)
-        return {"rows": _count(found, "rows"), "listed": _count(found, "listed"), **self._asked(found)}
+        names = ("rows", "listed", *(["differing"] if "differing" in found else []))
+        return {**{name: _count(found, name) for name in names}, **self._asked(found)}
 
     def _asked(self, found: Object) -> Facts:
         """Return which database of a server was asked, of those that the backup says that it has."""

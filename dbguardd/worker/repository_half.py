@@ -16,14 +16,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dbguardd.errors import Cancelled, GuardError, KeyMissing, NotARepository, NotFound
+from dbguardd.errors import Cancelled, GuardError, KeyMissing, NoSpace, NotARepository, NotFound
 from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
+from dbguardd.plain import to_json
 from dbguardd.repository import Repository
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
-from dbguardd.wire import to_json
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
 from dbguardd.worker.remote_over import RemoteOver
@@ -74,11 +74,16 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
     """Run the job of `spec` to its end and say how it ended."""
     voice = Voice(1, cancelled)
     try:
-        storage, repository = open_repository(spec, voice, datetime.now(UTC))
+        engine = RemoteEngine(channel)
+        try:
+            storage, repository = open_repository(spec, voice, datetime.now(UTC))
+        except GuardError as error:
+            if spec["verb"] == "follow":
+                _look_after(engine, error)
+            raise
         if spec["verb"] not in JOBS:
             raise NotFound(f"there is no job {spec['verb']}")
         job = job_of(spec["verb"])
-        engine = RemoteEngine(channel)
         result = job.run(
             Run(
                 id=spec["job"],
@@ -110,6 +115,15 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
         return 1
     voice.say({"type": "result", "result": to_json(result)})
     return 0
+
+
+def _look_after(engine: RemoteEngine, error: GuardError) -> None:
+    """Have no server run out of room for a log that cannot be stored. Raises NoSpace if it was let go of for that."""
+    try:
+        engine.unfollow(if_short=True)
+    except NoSpace as short:
+        short.detail = f"{short.detail} It is not stored because: {error.message}"
+        raise
 
 
 def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tuple[Storage, Repository]:

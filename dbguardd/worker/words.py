@@ -214,8 +214,11 @@ def _compared(made: Json) -> Iterator[str]:
 def _missing(made: Json) -> Iterator[str]:
     yield from _warnings(made["older"])
     yield f"  in    {_of(made['older'])}"
-    yield f"  not in  {_of(made['newer'])}{_asked(made)}"
-    yield f"ok  {count(made['rows'], 'row')} of {made['table']} missing; nothing was put back"
+    yield f"  {'other in' if made['changed'] else 'not in'}  {_of(made['newer'])}{_asked(made)}"
+    what = "with other values" if made["changed"] else "missing"
+    yield f"ok  {count(made['rows'], 'row')} of {made['table']} {what}; nothing was put back"
+    if made.get("differing"):
+        yield f"  {count(made['differing'], 'row')} with other values: add --changed"
 
 
 def _asked(made: Json) -> str:

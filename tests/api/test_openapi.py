@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from dbguardd import wire
+from dbguardd import requests, wire
 from dbguardd.api.routes import ROUTES
 from dbguardd.errors import OUTCOMES
 
@@ -52,7 +52,7 @@ def test_every_route_stands_in_it(document):
 
 
 def test_every_request_of_the_wire_has_its_schema(document):
-    for verb, kind in wire.REQUESTS.items():
+    for verb, kind in requests.REQUESTS.items():
         operation = document["paths"][f"/v1/jobs/{verb}"]["post"]
         reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         schema = document["components"]["schemas"][reference.rsplit("/", 1)[1]]

@@ -6,8 +6,8 @@ import pytest
 
 from dbguardd.api import Limits
 from dbguardd.api.routes import ROUTES
+from dbguardd.requests import REQUESTS
 from dbguardd.states import Role
-from dbguardd.wire import REQUESTS
 from tests.api.conftest import BACKUP
 
 BODIES = {

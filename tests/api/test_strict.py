@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from dbguardd.api import strict
 from dbguardd.api.routes import ROUTES
 from dbguardd.errors import Usage
-from dbguardd.wire import MAX_REQUEST_BYTES, REQUESTS
+from dbguardd.requests import REQUESTS
+from dbguardd.wire import MAX_REQUEST_BYTES
 
 BAD = {
     "not JSON": b"{",

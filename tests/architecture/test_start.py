@@ -17,6 +17,7 @@ HEAVY = {
     "cronsim",
     "schedule",
 }
+OTHERS = {"dbguardd.wire", "dbguardd.repository.sweep"}  # what a half has no use for: each record costs it 0.4 ms
 LOADS = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sorted(sys.modules))"
 
 
@@ -28,13 +29,18 @@ def loaded(module):
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("dbguardd.worker.repository_half", HEAVY | {"asyncio", "click", "http.client"}),
-        ("dbguardd.worker.engine_half", HEAVY | {"asyncio", "click", "cryptography", "zstandard", "http.client"}),
+        ("dbguardd.worker.repository_half", HEAVY | OTHERS | {"asyncio", "click", "http.client"}),
+        ("dbguardd.jobs.question", HEAVY | OTHERS | {"dbguardd.rules.retention", "zoneinfo"}),
+        (
+            "dbguardd.worker.engine_half",
+            HEAVY | OTHERS | {"dbguardd.requests", "asyncio", "click", "cryptography", "zstandard", "http.client"},
+        ),
         ("dbguardd.engines.sqlite", HEAVY | {"asyncio", "logging", "_hashlib", "apsw"}),
         ("dbguardctl.app", HEAVY | {"asyncio", "sqlite3", "cryptography", "zstandard", "blake3"}),
         ("dbguardd.rules", HEAVY - {"cronsim"} | {"asyncio", "sqlite3", "socket", "subprocess"}),
         ("dbguardd.errors", HEAVY | {"asyncio", "socket", "sqlite3"}),
         ("dbguardd.wire", HEAVY | {"asyncio", "socket", "sqlite3"}),
+        ("dbguardd.requests", HEAVY | {"dbguardd.wire", "dbguardd.states", "socket", "sqlite3"}),
     ],
 )
 def test_nothing_heavy_is_loaded(module, never):

@@ -67,6 +67,13 @@ class Ours:
         """
         return self._run("restore.written", "restore", "bench", "--to", str(target))
 
+    def restore_over(self) -> Figures:
+        """Restore the oldest backup in place; `whole` has the safety copy before and the comparison behind."""
+        argv = [str(BIN / "dbguardctl"), "--socket", str(self.socket), "--json", "list", "bench"]
+        listed = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+        oldest = min(backup["id"] for backup in listed["backups"])
+        return self._run("restore.written", "restore", "bench", "--id", oldest, "--in-place", "--confirm", "bench")
+
     def _run(self, acknowledged: str, *words: str) -> Figures:
         before, spent = size_of(self.place / "state" / "store"), cpu_seconds(self._daemon.pid)
         watch = _Watch(self.socket, acknowledged)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.catalog import Catalog, to_text
+from dbguardd.plain import to_json
 from dbguardd.states import Grade
-from dbguardd.wire import EventRange, to_json
+from dbguardd.wire import EventRange
 from tests.catalog.conftest import NOW, backup
 
 EVENTS = ("stored", "graded", "expired", "recalled", "swept", "held", "released", "restart", "scan")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from dbguardd.catalog import Catalog, HoldRow, Pause, ProofRow, Run, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
 from dbguardd.errors import CatalogDamaged, FormatTooNew, Internal, NotFound, SecondInstance, Usage
+from dbguardd.plain import to_json
 from dbguardd.states import Grade, JobState
-from dbguardd.wire import BackupRow, EventRange, JobRow, to_json
+from dbguardd.wire import BackupRow, EventRange, JobRow
 from tests.catalog.conftest import NOW, backup
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

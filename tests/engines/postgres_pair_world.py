@@ -88,6 +88,25 @@ def demote(server, primary):
     server.start()
 
 
+def rewind(server, primary):
+    """Make a server that was lost, and has what its successor has not, a standby of that: by pg_rewind."""
+    conf = (server.data / "postgresql.conf").read_bytes()
+    where = f"host={primary.socket} port={primary.port} user=postgres dbname=postgres"
+    words = [server.programs / "pg_rewind", "-D", server.data, "--source-server", where, "-R", "--no-sync"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd="/", **identity())
+    assert done.returncode == 0, done.stderr
+    (server.data / "postgresql.conf").write_bytes(conf)  # it has brought the one of the other, with its socket
+    server.start()
+
+
+def take_over(server):
+    """Make a standby, whose primary was lost while it was stopped, the primary: it lacks what was written since."""
+    with (server.data / "postgresql.auto.conf").open("a") as conf:
+        conf.write("primary_conninfo = ''\n")
+    server.start()
+    promote(server)
+
+
 def lose(server):
     """End a server as a machine ends that is lost."""
     server.stop(signal.SIGQUIT)

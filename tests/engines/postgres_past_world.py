@@ -12,7 +12,8 @@ from postgres_world import as_owner, cluster
 from dbguardd.engines.base import Bounds
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.past.ask import query
-from dbguardd.engines.postgresql.past.compare import Side, difference, missing
+from dbguardd.engines.postgresql.past.compare import Side, difference
+from dbguardd.engines.postgresql.past.missing import missing
 from dbguardd.engines.postgresql.past.reading import Meter, Reader
 from dbguardd.engines.postgresql.past.revive import Revival
 from dbguardd.engines.postgresql.past.take_out import table
@@ -20,6 +21,10 @@ from dbguardd.errors import GuardError
 
 BOUNDS = Bounds("cluster, backup B1", 60.0, 1000, 64 << 20)
 
+CALM = r"""
+CREATE FUNCTION calm(t text) RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE found bigint; BEGIN
+EXECUTE 'SELECT sum(n) FROM ' || t INTO found; RETURN found; EXCEPTION WHEN OTHERS THEN RETURN 0; END $$;
+"""
 SHOP = r"""
 CREATE TABLE buyer (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, raw bytea, share float8,
   loud text GENERATED ALWAYS AS (upper(name)) STORED);
@@ -38,6 +43,17 @@ x" VALUES (7);
 CREATE SCHEMA a; CREATE TABLE a.twice (n int PRIMARY KEY); CREATE SCHEMA b; CREATE TABLE b.twice (n int PRIMARY KEY);
 CREATE TABLE going (n int PRIMARY KEY); INSERT INTO going VALUES (1), (2);
 """
+KINDS = r"""
+CREATE TYPE pairs AS (a int, b text);
+CREATE TABLE kinds (id int, own int GENERATED ALWAYS AS IDENTITY, at timestamptz, doc json, many text[], pair pairs,
+  place point, words varchar, fixed char(4), twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id));
+INSERT INTO kinds (id, at, doc, many, pair, place, words, fixed) SELECT n, '2026-01-01 03:04:05.678901+02',
+  '{"a":  1}', '{"x,y",NULL}', '(1,"q""; --")', '(0.1,2)', NULL, 'a ' FROM generate_series(1, 3) n;
+"""
+KINDS_LATER = r"""
+UPDATE kinds SET at = NULL, doc = '{"a": 1}', many = '{}', pair = '(,)', place = '(1,2)', words = '', fixed = 'b';
+"""
+SHOP += KINDS
 LATER = """
 DELETE FROM buyer WHERE id IN (7, 40); UPDATE buyer SET name = 'other' WHERE id = 8;
 INSERT INTO buyer (name) VALUES ('new'); DELETE FROM pair WHERE a = 'x,';
@@ -46,6 +62,7 @@ DELETE FROM part WHERE n IN (3, 77); DROP TABLE going; CREATE TABLE fresh (n int
 INSERT INTO fresh VALUES (1); DELETE FROM "odd.S"."T""
 x";
 """
+LATER += KINDS_LATER
 
 HOSTILE = r"""
 CREATE ROLE mallory LOGIN; CREATE SCHEMA lair AUTHORIZATION mallory; GRANT CREATE ON DATABASE shop TO mallory;
@@ -181,8 +198,8 @@ def twice(place, *later):
     """A cluster of two users' databases, backed up before and after it has changed."""
     with cluster("--data-checksums") as live:
         live.sql("CREATE DATABASE shop; CREATE DATABASE other; CREATE DATABASE books")
-        live.sql(BOOKS, "books")
-        live.sql(SHOP, "shop")
+        live.sql(BOOKS + CALM, "books")
+        live.sql(SHOP + CALM, "shop")
         live.sql(HOSTILE, "shop")
         live.sql(ENDLESS, "other")
         one = as_owner(by_each_method, live, place)

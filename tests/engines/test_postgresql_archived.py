@@ -2,15 +2,18 @@
 
 import hashlib
 import os
+import signal
 from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
-from postgres_follow_world import Follower
+from postgres_follow_world import Follower, asked, base, moment, restored
 from postgres_pages_world import own_place
 from postgres_world import as_owner, cluster, owner, until
 
 from dbguardctl.commands.push import _asked
+from dbguardd.engines.postgresql.physical.history import timeline_in
+from dbguardd.flow import TURNS
 
 SEGMENT = 1 << 20
 
@@ -53,6 +56,16 @@ class Taken:
         with suppress(OSError):
             return self.ask("x", b"") != ""
         return False
+
+    def stored(self, name):
+        """Wait until a file is stored."""
+
+        def is_stored():
+            if self.follower.process.exitcode is not None:
+                raise self.follower.ended()
+            return self.ask(name) == "ok it is stored"
+
+        until(is_stored, name)
 
     def file(self, name):
         return (self.live.data / "pg_wal" / name).read_bytes()
@@ -127,14 +140,57 @@ def test_a_log_that_does_not_go_on_begins_anew_and_says_why(taken):
     taken.follower.kill()
     resume = taken.follower.resume()
     assert name in resume["files"] and len(resume["files"]) <= 16
+    taken.live.sql("INSERT INTO ledger (note) VALUES ('in the file that is written now')")
     wrong = {
+        "has another log": {"position": resume["position"] + 100, "check": "0" * 64, "files": {}},
         "another log": {"files": {**resume["files"], name: "0" * 32}},
         "removed a part": {"position": SEGMENT, "files": {}},
         "less of its log": {"position": 1 << 50},
-        "timeline": {"round": resume["round"].replace("/1", "/0")},
+        "which does not come of timeline 0": {"round": resume["round"].replace("/1", "/0")},
     }
     for why, said in wrong.items():
         taken.start(resume={**resume, **said})
         begun = taken.follower.events("begin")[-1]
         assert begun[2] is False and why in begun[3], begun
         taken.follower.kill()
+
+
+def test_a_log_goes_on_along_the_timeline_of_a_server_that_was_promoted(taken):
+    """File by file as byte by byte; also from a place that the old server had come to, and the new one never."""
+    live = taken.live
+    taken.start()
+    assert taken.ask(taken.written()).startswith("ok")
+    backup = as_owner(base, live)
+    taken.written()
+    live.sql("INSERT INTO ledger (note) VALUES ('in the file that both have')")
+    taken.follower.kill()
+    resume = taken.follower.resume()
+    live.stop(signal.SIGINT)
+    (live.data / "standby.signal").touch()
+    os.chown(live.data / "standby.signal", owner(), -1)
+    live.start()
+    assert live.sql("SELECT pg_promote()") == "t"
+    taken.start()
+    taken.written()
+    live.sql("CHECKPOINT")
+    newest = taken.written()
+    assert newest.startswith("00000002")
+    taken.stored(newest)
+    begun = taken.follower.events("begin")
+    assert [event[2] for event in begun] == [False, True], begun
+    segments = taken.follower.chains()[-1]
+    body, since, end = taken.follower.body()
+    ((first, left, stored, _),) = end[TURNS]
+    assert (timeline_in(first), left == stored, timeline_in(end["round"])) == (1, True, 2)
+    assert left % SEGMENT and taken.file(newest) == body[-SEGMENT:]
+    with own_place() as place:
+        as_owner(restored, live, moment(backup, body, since, end), place / "restored")
+        question = "SELECT count(*), max(id) FROM ledger"
+        assert asked(live, place / "restored", question) == [live.sql(question)]
+    taken.follower.kill()
+
+    taken.start(resume={**resume, "position": (left // SEGMENT + 1) * SEGMENT})  # as one that lost a file with us
+    taken.stored(newest)
+    more = taken.follower.chains()[-1][len(segments) :]
+    assert more[0].since["position"] > left and more[0].until[TURNS][-1][1:3] == [left, more[0].since["position"]]
+    assert b"".join(one.body for one in more) == body[left - since["position"] :]

@@ -7,6 +7,21 @@ from postgres_pages_world import by_hand, move_out, own_place, round_trip
 from postgres_world import as_owner, cluster, identity
 
 
+def linked(live):
+    """Have the directory itself lead to what configures the cluster, as some do to have that where all else is."""
+    live.stop(signal.SIGINT)
+    live.config.rename(etc := live.place / "etc")
+    live.config = live.data
+    text = (etc / "postgresql.conf").read_text()
+    kept = [
+        line for line in text.splitlines(keepends=True) if not line.startswith(("data_dir", "include", "hba_", "id"))
+    ]
+    (etc / "postgresql.conf").write_text("".join(kept))
+    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+        (live.data / name).symlink_to(etc / name)
+    live.start()
+
+
 def test_a_cluster_that_was_configured_elsewhere_is_started_as_its_text_says():
     with cluster() as live, own_place() as place:
         move_out(live)
@@ -36,3 +51,9 @@ def test_a_cluster_that_was_configured_elsewhere_is_started_as_its_text_says():
         finally:
             stop = [live.programs / "pg_ctl", "-D", target, "-m", "immediate", "stop"]
             subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())
+        live.port = own
+        linked(live)
+        as_owner(round_trip, live, place / "linked")
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+            assert (place / "linked/dbguard-config" / name).read_text() == (live.place / "etc" / name).read_text()
+            assert not (place / "linked" / name).exists()

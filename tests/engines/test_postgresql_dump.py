@@ -19,7 +19,7 @@ from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part
 from dbguardd.engines.postgresql.place import manual
-from dbguardd.engines.postgresql.prove import told
+from dbguardd.engines.postgresql.prove import examine, told
 from dbguardd.engines.postgresql.snapshot import Database, holding, list_databases
 from dbguardd.errors import (
     Cancelled,
@@ -32,7 +32,7 @@ from dbguardd.errors import (
     Unsupported,
 )
 
-HOSTILE = "gr\u00fc\u00dfe \"quoted\" 'and' \\\\ -- ; user=low"
+HOSTILE = "-gr\u00fc\u00dfe \"quoted\" 'and' \\\\ -- ; user=low"
 ROLE = """"od'd\n\\! x ""role\""""
 SHOP = """
 CREATE EXTENSION pg_trgm; CREATE SCHEMA "ext ra"; CREATE EXTENSION citext SCHEMA "ext ra";
@@ -66,7 +66,8 @@ CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION watch();
 """
 NAMES = """SET client_encoding = 'UTF8'; CREATE SCHEMA "s.\n""x";
 CREATE TABLE "s.\n""x"."t;\r\n--\u00e9" ("c, ""1" text);
-INSERT INTO "s.\n""x"."t;\r\n--\u00e9" VALUES ('\u00e9'), (NULL), ('\\N'), ('\\.')"""
+INSERT INTO "s.\n""x"."t;\r\n--\u00e9" VALUES ('\u00e9'), (NULL), ('\\N'), ('\\.');
+CREATE TABLE "a SCHEMA - pg_catalog b" AS SELECT 1 AS n"""
 ROWS = """
 INSERT INTO crm.customer (name, mail, kind, mood) SELECT 'c' || n, 'C' || n || '@Example.org', 'new', 'happy'
   FROM generate_series(1, 200) n;
@@ -333,7 +334,7 @@ def test_a_database_that_is_dropped_by_force_meanwhile_fails_the_backup_and_noth
     live.sql("CREATE DATABASE gone")
 
     def drop(name):
-        if name == "0001.dump":
+        if name == "0002.dump":
             live.sql("DROP DATABASE gone WITH (FORCE)")
 
     with pytest.raises((ServerUnreachable, SourceChanged, SourceMissing)) as caught:
@@ -396,6 +397,26 @@ def test_what_only_the_code_of_its_owner_refuses_leaves_open_whether_the_backup_
     outcome, detail = outcomes(found)["database picky"]
     assert outcome == "inconclusive" and 'table "t"' in detail and "its owner wrote" in detail
     assert found.fingerprint is None and "failed" not in [outcome for outcome, _ in outcomes(found).values()]
+
+
+def test_a_function_that_never_ends_keeps_no_proof_from_its_end(live, place):
+    """It would be in the way of each backup of the server until job_timeout."""
+    live.sql("CREATE DATABASE hangs")
+    live.sql("""CREATE FUNCTION ever(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+        WHILE current_setting('port') = '5432' LOOP END LOOP; RETURN n; END $$;
+        CREATE TABLE t AS SELECT 1 AS n; CREATE INDEX ON t ((ever(n)));""", "hangs")  # fmt: skip
+
+    def bounded():
+        engine = made(live, place, url=url(live, "hangs"))
+        sink, facts, _ = backed_up(engine)
+        engine.restore(MemoryTree(sink, facts), place / "restored", no_progress)
+        return examine(place / "restored", place / "staging", (), no_progress, "", least_seconds=1)
+
+    try:
+        found = outcomes(as_owner(bounded))
+    finally:
+        live.sql("DROP DATABASE hangs")
+    assert found["database hangs"][0] == "inconclusive" and "may not end" in found["database hangs"][1]
 
 
 def test_a_changed_row_is_found(live, place):

@@ -225,6 +225,11 @@ def test_a_slot_without_a_bound_is_refused_and_none_is_left(live, follower):
         live.sql("SELECT pg_reload_conf()")
 
 
+def short(live):
+    """What is done when it is not followed since its storage is away."""
+    opened(live).log.unfollow(if_short=True)
+
+
 def test_a_log_that_nobody_stores_never_takes_the_last_room_of_the_server(tmp_path):
     """And it is not held again before there is room for all that may be held."""
     if os.geteuid() != 0:
@@ -258,6 +263,12 @@ def test_a_log_that_nobody_stores_never_takes_the_last_room_of_the_server(tmp_pa
                 follower.catches_up()
                 assert not follower.events("begin")[-1][2]
                 follower.kill()
+                as_owner(short, other)
+                assert slots(other)
+                other.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000)) FROM generate_series(1, 36)")
+                with pytest.raises(NoSpace):
+                    as_owner(short, other)
+                assert not slots(other)
         finally:
             subprocess.run(["umount", disk], check=True)
 

@@ -3,18 +3,19 @@
 import os
 import random
 import subprocess
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
-from engine_memory import no_progress
 from postgres_follow_world import Follower, asked, base, followable, moment, proven, restored
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
 from dbguardd.engines.base import Untold
-from dbguardd.engines.postgresql.physical.forward import find_point
+from dbguardd.engines.postgresql.physical.ending import find_point
+from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
@@ -144,16 +145,20 @@ def test_a_place_and_a_restore_point_are_moments(live, kept, place):
     across = [
         f"p {n}" for n in range(2, 301) if ends[f"p {n}"] - ends[f"p {n - 1}"] > 104
     ]  # the head of a page is in it
-    found = as_owner(
-        lambda: {name: find_point(tree, name, no_progress) for name in (*across, "p 1", "p 300", "p", "p0")}
+    told = []
+    names = (*across, "p 1", "p 300", "p", "p0")
+    found, told = as_owner(
+        lambda: ({name: find_point(tree, name, lambda *step: told.append(step)) for name in names}, told[-1])
     )
+    assert told == ("search", len(kept.plain[0]), len(kept.plain[0]))
     assert len(across) > 2 and found.pop("p") is None and found.pop("p0") is None
-    assert all(98 <= ends[name] - at <= 98 + 7 + 40 for name, at in found.items()), (found, ends)
+    assert all(98 <= ends[name] - one[0] <= 98 + 7 + 40 for name, one in found.items()), (found, ends)
+    assert all(kept.book[239][2] < one[1] < kept.book[240][1] for one in found.values()), "not their own times"
     target = {"position": place_of(kept.lsn), "lsn": kept.lsn}
     examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "lsn")
     assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
     assert asked(live, place / "lsn", "SELECT count(*) FROM ledger") == ["240"]
-    target = {"position": found["p 300"], "name": "p 300"}
+    target = {"position": found["p 300"][0], "name": "p 300"}
     examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "point")
     assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
     assert asked(live, place / "point", "SELECT count(*) FROM ledger") == ["240"]
@@ -197,6 +202,20 @@ def swapped(body, where, length=8192):
     )
 
 
+def strange_log(live, kept, copy):
+    """The log as it would be if a copy of the server, which went its own way from a moment on, had sent its own."""
+    body, since, until_ = kept.plain
+    as_owner(restored, live, moment(kept.first, body, since, until_, at(kept.before_drop)), copy)
+    asked(live, copy, "INSERT INTO ledger SELECT n, repeat('y', 500) FROM generate_series(1000, 3000) n")
+    name, data = next((path.name, path.read_bytes()) for path in sorted((copy / "pg_wal").glob("00000002" + "?" * 16)))
+    start = max(since["position"], int(name[16:], 16) << 24)
+    end = min(until_["position"], (int(name[16:], 16) + 1) << 24)
+    part = data[start - (int(name[16:], 16) << 24) : end - (int(name[16:], 16) << 24)]
+    strange = body[: start - since["position"]] + part + body[end - since["position"] :]
+    assert len(strange) == len(body) and strange != body
+    return strange
+
+
 def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_anything_starts(live, kept, place):
     body, since, until_ = kept.plain
     begin = int(kept.first[1]["log_place"]["position"]) - since["position"]
@@ -209,7 +228,11 @@ def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_any
         "flipped where the backup has it too": (flipped(body, known + 40), since, until_),
         "a part is missing": (cut(body, middle, 8192), since, until_),
         "a part is missing, and the rest moved up": (cut(body, middle, 8192) + bytes(8192), since, until_),
+        "truncated": (body[:-8192], since, until_),
+        "twice": (body[: middle + 8192] + body[middle:], since, until_),
+        "twice, in the place of the next": (body[: middle + 8192] + body[middle:-8192], since, until_),
         "reordered": (swapped(body, middle), since, until_),
+        "foreign": (strange_log(live, kept, place / "copy"), since, until_),
         "zeros at the end": (body[:-300] + bytes(300), since, until_),
         "of another cluster": (body, other, {**until_, "round": "7/1"}),
         "begins too late": (body[late["position"] - since["position"] :], late, until_),
@@ -224,7 +247,8 @@ def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_any
                 said[name] = LOG in error.facts
         return said, os.listdir(place)
 
-    assert as_owner(tried) == (dict.fromkeys(wrong, True), [])
+    before = os.listdir(place)
+    assert as_owner(tried) == (dict.fromkeys(wrong, True), before)
 
 
 def test_no_recovery_goes_past_the_making_of_a_tablespace_and_any_goes_up_to_it(live, kept, place):
@@ -305,3 +329,31 @@ def test_no_name_of_a_prepared_transaction_moves_the_place_of_a_backup(live):
     taken = as_owner(lambda: backed_up(live, forge)[2])
     live.sql(f"ROLLBACK PREPARED '{live.sql('SELECT gid FROM pg_prepared_xacts')}'")
     assert isinstance(taken, Untold) and "no place in the log" in taken.why
+
+
+class Telling:
+    """A pg_waldump that tells of a commit with a hundred million bytes of subtransactions, and of one more."""
+
+    def __init__(self, place):
+        self._script = place / "pg_waldump"
+        head = "rmgr: Transaction len (rec/tot): 34/ 34, tx: {}, lsn: 0/{}, prev 0/0, "
+        head += "desc: COMMIT 2026-01-01 00:00:00.5 UTC"
+        first, second = head.format(7, 10), head.format(8, 20)
+        many = "yes ' 12345678' | head -c 100000000 | tr -d '\\n'"
+        self._script.write_text(f"#!/bin/sh\nprintf '{first}; subxacts:'\n{many}\nprintf '\\n{second}\\n'\n")
+        self._script.chmod(0o755)
+
+    def path(self, name):
+        return str(self._script)
+
+
+def test_a_commit_of_millions_of_subtransactions_takes_no_memory(tmp_path):
+    records = Records(Telling(tmp_path), "/nonexistent", 1, lambda: None, Damaged)
+    tracemalloc.start()
+    try:
+        found = list(records.between(0, 100))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(one.at, one.committed) for one in found] == [(16, 7), (32, 8)] and found[0].time.year == 2026
+    assert most < 8 << 20

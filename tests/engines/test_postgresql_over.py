@@ -13,6 +13,7 @@ from postgres_world import alive_processes, as_owner, identity, owner, until
 
 from dbguardd.engines.base import REPLACED
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.physical.rebuild import manual
 from dbguardd.errors import (
     NoSpace,
     SourceInvalid,
@@ -220,6 +221,14 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
     with pytest.raises(SourceInvalid, match="whose cluster"):
         as_owner(overwritten, live, streams, facts)
     (live.place / "PG_VERSION").rename(live.data / "PG_VERSION")
+    (live.place / "far").rename(live.place / "unmounted")  # an undo without it would be a mixture of two states
+    for _ in range(2):
+        with pytest.raises(SourceInvalid, match="far: the tablespace"):
+            as_owner(keep, live, facts)
+        (live.place / "far").mkdir(exist_ok=True)  # as a place is where a disk would be
+        os.chown(live.place / "far", owner(), -1)
+    (live.place / "far").rmdir()
+    (live.place / "unmounted").rename(live.place / "far")
     assert state(live) == before
     shutil.rmtree(live.data)
     with pytest.raises(TargetExists, match="tablespace"):
@@ -239,6 +248,7 @@ def test_what_lies_elsewhere_stays_there_and_what_lies_within_is_within(live, ke
     elsewhere, within = live.place / "log-of-it", live.data / "tablespaces"
     (live.data / "pg_wal").rename(elsewhere)
     (live.data / "pg_wal").symlink_to(elsewhere)
+    (live.data / "server.crt").symlink_to("/etc/ssl/server.crt")  # no server starts without it, and no backup has it
     link = next((live.data / "pg_tblspc").iterdir())
     within.mkdir(0o700)
     os.chown(within, owner(), -1)
@@ -257,6 +267,8 @@ def test_what_lies_elsewhere_stays_there_and_what_lies_within_is_within(live, ke
     as_owner(overwritten, live, *safe)
     assert {path.name for path in elsewhere.iterdir()} <= before and os.readlink(link) == str(within / link.name)
     assert {path: path.read_bytes() for path in far} == far
+    assert os.readlink(live.data / "server.crt") == "/etc/ssl/server.crt"
+    (live.data / "server.crt").unlink()
     (live.data / "pg_wal").unlink()
     elsewhere.rename(live.data / "pg_wal")
     live.start()
@@ -286,3 +298,25 @@ def test_a_tablespace_goes_where_it_is_told_to_and_never_over_anything(live, kep
     assert not [path for path in target.glob("tablespaces/**/*") if path.is_file()]
     assert [path.name[:3] for path in new.iterdir()] == ["PG_"]
     assert f"tablespaces/{number}" not in (target / "RESTORE.txt").read_text()
+
+
+def test_what_is_typed_to_take_the_place_of_the_original_goes_wholly_or_not_at_all(tmp_path):
+    """Who restores twice has the first original beside it: nothing of the second may then be begun, or started."""
+    original, before, target = tmp_path / "it's", tmp_path / "it's.before", tmp_path / "restored"
+    for place in (original, before, target):
+        (place / "pg_tblspc").mkdir(parents=True)
+    (original / "pg_tblspc" / "1").symlink_to("/srv/fast")
+    told = {"major": 15, "server_version": "15.1", "snapshot_at": "then", "timeline": 1, "directory": str(original)}
+    text = manual(target, {**told, "tablespaces": {"1": ["fast", "/srv/fast"]}}, "").partition("take the place")[2]
+    typed = "\n".join(line for line in text.splitlines()[1:] if not line.startswith("#"))
+
+    def paste():
+        return subprocess.run(["bash"], input=f"{typed}\n", check=False, capture_output=True, text=True)
+
+    said = paste()
+    assert "it's.before: is there already" in said.stdout and said.returncode and target.is_dir()
+    assert os.readlink(original / "pg_tblspc" / "1") == "/srv/fast" and (before / "pg_tblspc").is_dir()
+    shutil.rmtree(before)
+    assert paste().returncode == 0 and not target.exists()
+    assert os.readlink(before / "pg_tblspc" / "1") == "/srv/fast"
+    assert os.readlink(original / "pg_tblspc" / "1") == f"{original}/tablespaces/1"

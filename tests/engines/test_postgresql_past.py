@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 from postgres_pages_world import own_place
-from postgres_past_world import WAYS, Told, loaded_by, twice
+from postgres_past_world import KINDS_LATER, WAYS, Told, loaded_by, twice
 from postgres_world import alive_processes, until
 from psycopg.conninfo import conninfo_to_dict
 
@@ -55,6 +55,18 @@ def test_the_name_of_a_database_is_no_address_of_another_server(name):
     said = words[words.index("-d") + 1]
     found = conninfo_to_dict(said) if "=" in said or "://" in said else {"dbname": said}
     assert found == {"dbname": name} and not said.startswith("-")
+
+
+@pytest.mark.parametrize("role", ["o", "o'b", "a  b", "a\n \\x41'b", " a"])
+def test_who_runs_a_text_is_the_very_role_that_owned_what_is_in_it(role):
+    """There may be another role with one blank, and what it may do its maker knows."""
+    for live in ({}, {"host": "elsewhere"}):
+        typed = running(live, "postgres", role, "shop")
+        assert "\n" not in typed
+        said = subprocess.run(["bash", "-c", f"printf '%s\\0' {typed}"], check=True, capture_output=True)
+        words = said.stdout.decode().split("\0")
+        told = conninfo_to_dict(words[words.index("-d") + 1])["user"] if live else words[words.index("-c") + 1]
+        assert told == (role if live else f'SET ROLE "{role}"')
 
 
 def test_no_table_is_taken_for_another_that_is_called_like_its_whole_name():
@@ -224,12 +236,13 @@ def test_what_has_changed_is_told_by_key(past):
     assert differing == {
         "public.buyer": (1, 2, 1), "public.pair": (0, 1, 0), "public.keyless": (1, 1, 0), "public.part": (0, 2, 0),
         "public.going": (0, 2, 0), "public.fresh": (1, 0, 0), '"odd.S"."T""\nx"': (0, 1, 0),
+        "public.kinds": (0, 0, 3),
     }  # fmt: skip
-    assert facts == {"tables": len(tables), "differing": 7, "not_compared": 0,
-                     "added": 3, "removed": 9, "changed": 1, "listed": 13}  # fmt: skip
+    assert facts == {"tables": len(tables), "differing": 8, "not_compared": 0,
+                     "added": 3, "removed": 9, "changed": 4, "listed": 16}  # fmt: skip
     assert tables["public.pair"]["keyed_by"] == ["b", "a"] and "no primary key" in tables["public.keyless"]["why"]
     changes = [line for line in told.lines if "change" in line]
-    (changed,) = (line for line in changes if line["change"] == "changed")
+    (changed,) = (line for line in changes if (line["change"], line["table"]) == ("changed", "public.buyer"))
     assert (changed["key"], changed["before"]["name"], changed["after"]["name"]) == ({"id": 8}, "it's \\ 8\n", "other")
     assert {"table": "public.pair", "change": "removed", "key": {"b": 1, "a": "x,"},
             "before": {"a": "x,", "b": 1, "note": None}} in changes  # fmt: skip
@@ -255,7 +268,7 @@ def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
     )
     assert few == facts == {"rows": 2, "listed": 2} and [row[0] for row in some.lines[1:]] == [7, 40]
     assert pair.lines[1:] == [["x,", 1, None]]
-    assert hostile[0] == {"rows": 0, "listed": 0}
+    assert hostile[0] == {"rows": 0, "listed": 0, "differing": 0}
     assert [type(error) for error in refused] == [Unsupported, Unsupported, Usage]
     past.live.sql('DELETE FROM buyer WHERE id IN (7, 40); DELETE FROM "odd.S"."T""\nx"', "shop")  # of another method
     before = past.live.sql("SELECT count(*) FROM buyer", "shop")
@@ -267,6 +280,35 @@ def test_rows_that_are_gone_come_back_by_the_sql_and_nothing_else_does(past):
     text = "SELECT name, md5(raw), share, loud FROM buyer WHERE id IN (7, 40) ORDER BY id"
     _, then = past.ask("query", f"SELECT json_agg(b) FROM ({text}) AS b")
     assert past.live.sql(f"SELECT json_agg(b) FROM ({text}) AS b", "shop") == then.lines[1][0].strip()
+
+
+def test_rows_that_were_changed_are_set_back_but_those_that_were_changed_again(past):
+    (facts, told), (none, _), (_, script), (hostile, text), odd = past.several(
+        ("missing", ("buyer", "id < 10"), "changed rows"),
+        ("missing", ("buyer", "id = 8"), "rows"),
+        ("missing", ("buyer", ""), "changed sql"),
+        ("missing", ("lair.ruled", ""), "changed sql"),
+        ("missing", ("kinds", ""), "changed sql"),
+        of=("one", "two"),
+    )
+    assert facts == {"rows": 1, "listed": 1} and none == {"rows": 0, "listed": 0, "differing": 1}
+    (line,) = told.lines
+    assert (line["key"], line["before"]["name"], line["after"]["name"]) == ({"id": 8}, "it's \\ 8\n", "other")
+    assert (hostile["rows"], b"\nUPDATE " in text.data) == (0, False)
+    asked = "SELECT name, loud FROM buyer WHERE id = 8"
+    for changed, then in (("share = 0", "other|OTHER"), ("share = 8 / 3.0", "it's \\ 8\n|IT'S \\ 8")):
+        past.live.sql(f"UPDATE buyer SET {changed} WHERE id = 8", "shop")
+        psql(past, script.data, "shop")
+        assert past.live.sql(asked, "shop").split() == then.split()
+    past.live.sql("UPDATE buyer SET name = 'other' WHERE id = 8", "shop")  # of another method
+    past.live.sql("UPDATE kinds SET words = 'x' WHERE id = 3", "shop")
+    asked = "SELECT string_agg(k::text, ';' ORDER BY id) FROM kinds k WHERE id <> 3"
+    before = past.live.sql(asked, "shop")
+    psql(past, odd[1].data, "shop")
+    assert odd[0]["rows"] == 3 and past.live.sql("SELECT words FROM kinds WHERE id = 3", "shop") == "x"
+    _, then = past.ask("query", asked)
+    assert before != past.live.sql(f"SET timezone = 'UTC'; SET datestyle = 'ISO'; {asked}", "shop") == then.lines[1][0]
+    past.live.sql(KINDS_LATER, "shop")
 
 
 @pytest.mark.parametrize("past", ["pages"], indirect=True)
@@ -286,6 +328,16 @@ def test_of_a_dump_only_what_a_question_is_about_is_loaded(made):
     assert loaded_by(made, "SELECT count(*) FROM rich") == ([[5]], {"public.account", "public.booking"})
     answer, loaded = loaded_by(made, "SELECT total()")  # which tables a function reads, it alone knows
     assert answer == [[45]] and "public.account" in loaded and "public.session" not in loaded
+
+
+def test_a_function_that_goes_on_after_errors_takes_nothing_for_empty(past):
+    found = past.several(("query", "SELECT calm('keyless')"), ("query", "SELECT 1 UNION ALL SELECT 1"))
+    assert [told.lines[1:] for _, told in found] == [[[4]], [[1], [1]]]
+    (books,) = past.several(("query", "SELECT calm('session');"), database="books")  # which the policy leaves out
+    if past.backups is past.all["dump"]:
+        assert isinstance(books, Unsupported) and "goes on after errors" in books.detail
+    else:
+        assert books[1].lines[1:] == [[1]]
 
 
 @pytest.mark.parametrize("past", ["dump"], indirect=True)

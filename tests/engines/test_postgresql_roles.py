@@ -7,14 +7,16 @@ import pytest
 from engine_memory import no_progress
 from postgres_follow_world import STAGING, Follower, asked, base, moment, proven, restored
 from postgres_pages_world import failed, own_place
-from postgres_pair_world import demote, lose, pair, promote, replayed
+from postgres_pair_world import demote, lose, pair, promote, replayed, take_over
 from postgres_world import as_owner
 
-from dbguardd.engines.postgresql.physical.forward import find_point
+from dbguardd.engines.postgresql.connect import address_of
+from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.history import timeline_in
 from dbguardd.engines.postgresql.physical.segments import place, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
-from dbguardd.errors import Damaged, ServerUnreachable, SourceReplaced
+from dbguardd.engines.postgresql.roles import each
+from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.flow import TURNS
 from dbguardd.repository import recover
 from dbguardd.storage import Memory
@@ -65,10 +67,7 @@ class Life:
         self.follower.catches_up()
         lose(two)
         self.lost = self.follower.ended()
-        with (one.data / "postgresql.auto.conf").open("a") as conf:
-            conf.write("primary_conninfo = ''\n")
-        one.start()
-        promote(one)
+        take_over(one)
         self.note(one)
         self.kept = one.sql("SELECT pg_create_restore_point('kept')"), one.sql(SUM)
         self.note(one)
@@ -133,8 +132,8 @@ def test_a_restore_point_is_found_where_the_cluster_went(life):
     tree = life.to(backup=life.second)
     found = as_owner(lambda: {name: find_point(tree, name, no_progress) for name in ("lost", "kept")})
     lsn, what = life.kept
-    assert found["lost"] is None and place(lsn) - 512 < found["kept"] < place(lsn)
-    tree.facts["moment"]["target"] = {"position": found["kept"], "name": "kept"}
+    assert found["lost"] is None and place(lsn) - 512 < found["kept"][0] < place(lsn)
+    tree.facts["moment"]["target"] = {"position": found["kept"][0], "name": "kept"}
     with own_place() as target:
         as_owner(restored, life.both, tree, target / "restored")
         assert asked(life.both, target / "restored", SUM) == [what]
@@ -181,13 +180,18 @@ def test_the_log_is_laid_out_without_dbguard_as_the_server_had_it(life, tmp_path
 
 
 def test_a_server_that_was_left_behind_is_never_taken(life):
-    """Last in this file: what was lost comes back."""
+    """Last in this file: what was lost comes back. Who follows sees that, and the log of neither is let go of."""
     one, two = life.both.servers
-    two.start()
     life.follower.kill()
-    life.follower.start()
-    refused = life.follower.ended()
-    assert isinstance(refused, SourceReplaced) and "both take writes" in refused.message
+    life.follower.start(watch_seconds=0.02)
+    life.follower.catches_up()
+    two.start()
+    for _ in ("while it follows", "when it starts"):
+        refused = life.follower.ended()
+        assert isinstance(refused, SourceReplaced) and "both take writes" in refused.message
+        assert one.sql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'") == "1"
+        life.follower.start()
+    life.follower.ended()
     with pytest.raises(SourceReplaced, match="both take writes"):
         as_owner(base, life.both)
     one.stop(signal.SIGINT)
@@ -196,3 +200,8 @@ def test_a_server_that_was_left_behind_is_never_taken(life):
     assert isinstance(refused, SourceReplaced) and "left behind" in refused.message
     assert two.sql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'") == "0"
     one.start()
+
+
+def test_lists_of_servers_that_do_not_fit_are_refused_in_words():
+    with pytest.raises(PolicyInvalid, match="3 of host, 2 of port"):
+        each(address_of("postgresql:///?host=a,b,c&port=1,2"))

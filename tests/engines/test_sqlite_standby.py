@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from engine_memory import no_progress
 
+from dbguardd.engines.sqlite.overwrite import Change, overwrite, page_at, settle
 from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.errors import Damaged, NoSpace, ProofFailed, StandbyChanged, TargetExists, TargetInUse, Unsupported
 from dbguardd.sums import as_text, file_sum
@@ -255,6 +256,34 @@ def test_it_is_killed_at_every_call_and_never_torn(target: Path, states: list[by
         note.write_text(inode.join(["{\n ", note.read_text().partition(",")[2]]))
     assert call > 40
     assert met == {number - 1, number}
+
+
+def test_a_copy_that_shrinks_past_the_page_of_locks_is_rolled_back_to_its_end(tmp_path: Path) -> None:
+    """SQLite has nothing in the page at 1 GiB, where its locks are: a journal ends for it with a record of that."""
+    path, size, locks = tmp_path / "large.db", 1 << 16, (1 << 14) + 1
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(f"PRAGMA page_size = {size}; CREATE TABLE t (n)")
+    pages = {number: bytes([number % 256]) * size for number in (locks - 1, locks + 1, locks + 2)}
+    with path.open("r+b") as file:
+        for number, data in pages.items():
+            file.seek((number - 1) * size)
+            file.write(data)
+        was = page_at(file.fileno(), 0, size)
+        change = Change(locks + 2, locks - 2, size, file.fileno(), {}, {1: was[:100] + b"x" * (size - 100)})
+
+        def work() -> None:
+            with path.open("r+b") as mine:
+                overwrite(path, mine.fileno(), change, lambda: None, 1)
+
+        call, cut = 0, False
+        while killed(call := call + 1, work):
+            cut = cut or path.stat().st_size < (locks + 2) * size
+            settle(path)
+            if path.stat().st_size == (locks - 2) * size:
+                break  # it was done
+            assert {number: page_at(file.fileno(), (number - 1) * size, size) for number in pages} == pages
+            assert page_at(file.fileno(), 0, size) == was
+        assert cut and path.stat().st_size == (locks - 2) * size
 
 
 @pytest.mark.parametrize("step", ["make", "promote"])

@@ -3,7 +3,7 @@
 import pytest
 
 from dbguardd.engines.base import REPLACED, Examination, Finding
-from dbguardd.errors import Degraded, NotFound, ProofFailed
+from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse
 from tests.jobs.world import ToyOver, World
 
 
@@ -124,3 +124,26 @@ def test_half_of_a_restore_is_undone_once(world):
     assert world.live() == {"users": [2]} and undone["undo"] is None
     with pytest.raises(NotFound, match="no restore to undo"):
         world.do("undo", database="app", confirm="app")
+
+
+def test_who_goes_on_with_half_of_a_restore_and_is_refused_leaves_the_way_back(world):
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path)}
+    request = {"database": "app", "backup": world.backup(users=[1]), "in_place": True, "confirm": "app"}
+    world.write(users=[2])
+    world.engine.refuse_examine = Degraded("no server could be started")
+    with pytest.raises(Degraded):
+        world.do("restore", **request)
+    overwrite, world.engine.refuse_examine = world.over.overwrite, None
+
+    def refuse(tree, live, progress):
+        raise TargetInUse("somebody looks at it")
+
+    world.over.overwrite = refuse
+    for verb, asked in (("restore", request), ("undo", {"database": "app", "confirm": "app"})):
+        with pytest.raises(TargetInUse):
+            world.do(verb, **asked)
+    assert not world.path.exists() and not world.said("restore.kept")
+    world.over.overwrite = overwrite
+    world.do("undo", database="app", confirm="app")
+    assert world.live() == {"users": [2]}

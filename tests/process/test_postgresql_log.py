@@ -101,16 +101,25 @@ class Books:
 
 def numbers(live: Cluster, data: Path) -> list[int]:
     """Start the restored cluster, and return what is in its ledger."""
+    return [int(line) for line in answered(live, data, "select id from ledger order by id").split()]
+
+
+def answered(live: Cluster, data: Path, question: str) -> str:
+    """Start the restored cluster, and ask it something."""
     options = f"-c unix_socket_directories={data.parent} -c port=6543 -c max_slot_wal_keep_size=-1"
     control = [live.programs / "pg_ctl", "-D", data, "-w", "-l", data.parent / "log"]
     subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True, cwd="/", **identity())
     try:
-        words = [live.programs / "psql", "-XqAt", "-h", data.parent, "-p", "6543", "-U", "postgres"]
-        asked = subprocess.run([*words, "-c", "select id from ledger order by id"], check=True, capture_output=True,
-                               text=True, cwd="/")  # fmt: skip
+        words = [live.programs / "psql", "-XqAt", "-h", data.parent, "-p", "6543", "-U", "postgres", "-c"]
+
+        def asked(question: str) -> str:
+            found = subprocess.run([*words, question], check=True, capture_output=True, text=True, cwd="/")
+            return found.stdout.strip()
+
+        until(lambda: asked("select not pg_is_in_recovery()") == "t", "the end of its recovery")
+        return asked(question)
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/", **identity())
-    return [int(line) for line in asked.stdout.split()]
 
 
 def restored(house: House, at: str, name: str, *way: str) -> tuple[Path, Any]:

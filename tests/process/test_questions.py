@@ -79,6 +79,14 @@ def test_a_deleted_row_comes_back_by_the_hand_of_the_administrator(house: House)
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("select text from note where id = 7").fetchall() == [(NEEDLE,)]
         assert db.execute("select count(*) from note").fetchall() == [(40,)]
+        db.execute("update note set text = 'all of them'")
+        db.commit()
+    house.does("backup", "app")
+    assert house.does(*words)["differing"] == 1
+    assert house.does(*words[:-2], "--changed", "--to", str(house.place / "set.sql"))["differing"] == 40
+    subprocess.run(["sqlite3", "-bail", path], input=(house.place / "set.sql").read_bytes(), check=True, timeout=60)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("select text from note where id = 7").fetchall() == [(NEEDLE,)]
 
 
 def test_a_table_is_taken_out_whole_or_not_at_all(house: House) -> None:

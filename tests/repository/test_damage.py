@@ -158,7 +158,7 @@ class Lying(Drawer):
         if self._verb == "put" and self._countdown():
             raise Unreachable(f"{name}: input/output error")
         if self._verb == "keep" and self._countdown():
-            data = bytes(data[:1000]) + bytes(1) + bytes(data[1001:])
+            data = bytes(data[:1000]) + bytes([data[1000] ^ 1]) + bytes(data[1001:])
         super().put(name, data)
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tempfile
 
@@ -73,3 +74,41 @@ def test_a_check_reads_every_byte_of_it():
     storage.delete(name)
     storage.put(name, data[:-1] + bytes([data[-1] ^ 1]))
     assert len(checked(storage)) == 1
+
+
+@pytest.mark.parametrize("wrong", ["missing", "truncated", "duplicate", "foreign", "reordered"])
+def test_a_segment_that_is_not_the_one_of_its_place_is_refused(wrong):
+    """Whatever stands there under a name that is right: it is sealed for its place, and nothing else opens there."""
+    storage, others = Memory(), Memory()
+    for seed, place in enumerate((storage, others)):
+        log = open_log(place, seed=seed)
+        chain = log.begin(PLACE, "new", NOW)
+        for number in range(1, 6):
+            chain = log.append(chain, piece(number, b"%d" % number * 1000))
+    mine, theirs = ({one.first: one for one in open_log(place).chains()[0].pieces} for place in (storage, others))
+    data = {number: storage.get(one.name) for number, one in mine.items()}
+
+    def put(number: int, content: bytes) -> None:
+        storage.delete(mine[number].name)
+        storage.put(f"log/{DOMAIN.id.hex()}/{mine[number].slot}-{hashlib.sha256(content).hexdigest()}", content)
+
+    match wrong:
+        case "missing":
+            storage.delete(mine[3].name)
+        case "truncated":
+            put(3, data[3][:-1])
+        case "duplicate":
+            put(3, data[2])
+        case "foreign":
+            put(3, others.get(theirs[3].name))
+        case "reordered":
+            put(3, data[4])
+            put(4, data[3])
+    log = open_log(storage)
+    with (
+        Tree(storage, DOMAIN, save(storage, {"main": b"m"})) as base,
+        pytest.raises(ObjectMissing if wrong == "missing" else Damaged) as refused,
+        LogTree(base, log, Until(log.chains()[0], 0, 5, BYTES)).read("wal") as source,
+    ):
+        source.read()
+    assert LOG in refused.value.facts

@@ -21,7 +21,7 @@ CONTENT = (b"", b"a", b"page " * 60, os.urandom(300), bytes(2000))
 
 
 def frame(data: bytes, kind: int = PAGES) -> Frame:
-    return compress(kind, data, DIGESTS.parts(data), DIGESTS, zstandard.ZstdCompressor(level=1))
+    return compress(kind, data, DIGESTS, zstandard.ZstdCompressor(level=1))
 
 
 def sealed(contents: tuple[bytes, ...] = CONTENT) -> tuple[Drawer, str]:
@@ -38,10 +38,36 @@ def read(storage: Drawer, name: str, count: int = len(CONTENT), domain: object =
 def test_roundtrip() -> None:
     storage, name = sealed()
     assert read(storage, name) == CONTENT
-    data = bytearray(storage.objects[object_name(name)])
-    prove(DOMAIN, data, name, len(CONTENT), DIGESTS)
+
+
+def test_a_pack_is_proven_to_hold_what_was_compressed() -> None:
+    frames = [frame(content) for content in CONTENT]
+    checks = [made.check for made in frames]
+    pack = seal_pack(DOMAIN, frames)
+    prove(DOMAIN, pack, pack_name(pack), checks)
+    for others in (checks[:-1], [*checks, checks[0]], [checks[1], checks[0], *checks[2:]]):
+        with pytest.raises(Damaged):
+            prove(DOMAIN, pack, pack_name(pack), others)
+    pack[HEADER + 3] ^= 1
     with pytest.raises(Damaged):
-        prove(DOMAIN, data, name, len(CONTENT) + 1, DIGESTS)
+        prove(DOMAIN, pack, pack_name(pack), checks)
+
+
+@pytest.mark.parametrize("change", [{"body": frame(b"b").body}, {"digest": frame(b"b").digest}])
+def test_what_became_another_frame_before_it_was_sealed_is_found(change: dict[str, bytes]) -> None:
+    made = frame(b"a")
+    pack = seal_pack(DOMAIN, [dataclasses.replace(made, **change)])
+    with pytest.raises(Damaged):
+        prove(DOMAIN, pack, pack_name(pack), [made.check])
+
+
+def test_what_does_not_come_out_as_it_went_in_becomes_no_frame() -> None:
+    class Faulty:
+        def compress(self, data: bytes) -> bytes:
+            return zstandard.ZstdCompressor().compress(bytes(data[:-1]) + b"!")
+
+    with pytest.raises(Damaged):
+        compress(PAGES, b"page " * 60, DIGESTS, Faulty())  # type: ignore[arg-type]
 
 
 def test_every_flipped_bit_is_damage() -> None:
@@ -119,8 +145,7 @@ def test_a_key_is_never_used_for_two_contents() -> None:
         salts[content] = pack[40:72]
     assert len(set(salts.values())) == len(salts)
     data = b"".join(b"row %d, %d; " % (n, n * n) for n in range(3000))
-    parts = DIGESTS.parts(data)
-    levels = [compress(PAGES, data, parts, DIGESTS, zstandard.ZstdCompressor(level=level)) for level in (1, 19)]
+    levels = [compress(PAGES, data, DIGESTS, zstandard.ZstdCompressor(level=level)) for level in (1, 19)]
     assert levels[0].digest == levels[1].digest
     assert levels[0].body != levels[1].body
     one, other = [bytes(seal_pack(DOMAIN, [made], same)) for made in levels]

@@ -102,6 +102,29 @@ def test_over_another_state_only_what_differs_is_fetched_and_written(tmp_path: P
     assert target.read_bytes() == data
 
 
+@pytest.mark.parametrize("as_kept", [True, False])
+def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Path, as_kept: bool) -> None:
+    storage, target = Drawer(), tmp_path / "out"
+    data = noise(3_000_000)
+    other = bytearray(data + noise(300_000, 3))
+    other[100_000], other[1_500_000], other[2_999_999] = (byte ^ 1 for byte in b"abc")
+    backup, kept = save(storage, {"main": (data, 8192)}), save(storage, {"main": (bytes(other), 8192)})
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+    target.write_bytes(other if as_kept else other[:-8192])  # it is of no use for a file of another size
+    with (
+        open(target, "r+b", buffering=0) as file,
+        Tree(storage, DOMAIN, kept) as there,
+        Tree(storage, DOMAIN, backup, there=there) as tree,
+    ):
+        before = read()
+        assert tree.deliver("main", file.fileno(), over=True) == len(data)
+        assert (read() - before < 5 * 65536) is as_kept
+    assert target.read_bytes() == data
+
+
 def test_over_another_state_nothing_wrong_is_written_from_a_damaged_pack(tmp_path: Path) -> None:
     storage, target = Drawer(), tmp_path / "out"
     backup = save(storage, {"main": (noise(300_000), 8192)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from dbguardd.rules.coverage import Logged, Stretch, coverage
-from dbguardd.rules.retention import Dated
+from dbguardd.rules.dated import Dated
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbguardd.rules.dated import Dated
 from dbguardd.rules.reliance import choose, doubt
-from dbguardd.rules.retention import Dated, Keep, decide
+from dbguardd.rules.retention import Keep, decide
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 

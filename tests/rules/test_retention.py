@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbguardd.rules.retention import EVIDENCE, Dated, Keep, breaker, decide, departures, shrinks
+from dbguardd.rules.dated import Dated
+from dbguardd.rules.retention import EVIDENCE, Keep, breaker, decide, departures, shrinks
 
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 ZONES = st.sampled_from(

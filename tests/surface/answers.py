@@ -9,6 +9,7 @@ from typing import Any
 
 from dbguardd import wire
 from dbguardd.errors import NoSpace, ProofFailed
+from dbguardd.plain import to_json
 from dbguardd.states import Grade, Health, JobState
 
 NOW = datetime(2026, 9, 12, 7, 14, 7, tzinfo=UTC)
@@ -76,7 +77,7 @@ def status(
         policy_problem=None, timezone="Europe/Berlin", attention=[], databases=list(databases),
         storages=list(storages), keys=list(keys),
     )  # fmt: skip
-    return wire.to_json(replace(answer, **fields))
+    return to_json(replace(answer, **fields))
 
 
 def backup(id: str, created_at: str, **fields: Any) -> wire.BackupRow:
@@ -105,8 +106,8 @@ EXPIRED = [
 
 def listing() -> dict[str, Any]:
     return {
-        "schema": "dbguard.list/1", "database": "app", "backups": wire.to_json(BACKUPS),
-        "expired": wire.to_json(EXPIRED),
+        "schema": "dbguard.list/1", "database": "app", "backups": to_json(BACKUPS),
+        "expired": to_json(EXPIRED),
     }  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def job(verb: str = "backup", state: str = "done", **fields: Any) -> dict[str, A
         request={"database": "app"}, created_at="2026-09-12T07:14:00Z", started_at="2026-09-12T07:14:00Z",
         finished_at="2026-09-12T07:14:11.800000Z" if state not in ("queued", "running") else None,
     )  # fmt: skip
-    return wire.to_json(replace(plain, **fields))
+    return to_json(replace(plain, **fields))
 
 
 FINDINGS = [
@@ -163,7 +164,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "diff": {
         **_BOTH, "tables": 3, "differing": 2, "not_compared": 1, "added": 1, "removed": 1, "changed": 1, "listed": 2,
     },
-    "undelete": {**_BOTH, "table": "orders", "rows": 7, "listed": 2},
+    "undelete": {**_BOTH, "table": "orders", "changed": False, "rows": 7, "listed": 2},
     "backup": {
         "backup": {
             "id": APP_1, "database": "app", "engine": "sqlite", "created_at": "2026-09-11T23:00:00.000Z",

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from dbguardd.api import strict
 from dbguardd.api.routes import find
 from dbguardd.errors import GuardError, NotFound
-from dbguardd.wire import REQUESTS
+from dbguardd.requests import REQUESTS
 from tests.surface import answers
 
 Answer = Any

@@ -15,7 +15,7 @@ import pytest
 
 from dbguardctl.app import SECTIONS, Command, app, global_options
 from dbguardd.errors import EXIT_STATUSES, OUTCOMES
-from dbguardd.wire import REQUESTS
+from dbguardd.requests import REQUESTS
 from tests.surface import errors_page
 from tests.surface.conftest import environment
 from tests.surface.fake import FakeDaemon
@@ -235,12 +235,12 @@ def test_the_client_loads_little(words: list[str], daemon: FakeDaemon) -> None:
     ours = {name for name in loaded if name.startswith("dbguardd")}
     assert ours <= {
         "dbguardd",
-        *(f"dbguardd.{name}" for name in ("errors", "lean", "places", "states", "wire", "words")),
+        *(f"dbguardd.{name}" for name in ("errors", "lean", "places", "requests", "states", "words")),
     }
-    assert "status" not in words or "dbguardd.wire" not in ours, "its records cost more than all that status does"
+    assert "status" not in words or "dbguardd.requests" not in ours, "its records cost more than all that status does"
 
 
-SHARED = ("errors", "events", "lean", "places", "sentences", "states", "wire", "words")
+SHARED = ("errors", "events", "lean", "places", "requests", "sentences", "states", "words")
 
 
 def test_the_source_imports_only_what_it_may() -> None:

@@ -102,3 +102,20 @@ def test_missing_rows_are_shown_with_the_command_that_writes_the_sql(ctl: Ctl) -
     assert (done["schema"], done["missing"], len(done["rows"])) == ("dbguard.undelete/1", 7, 2)
     without = ctl("undelete", "app", "--table", "orders")
     assert (without.returncode, "--at or --id" in without.stderr) == (2, True)
+
+
+def test_rows_with_other_values_are_told_of_and_shown_with_both(ctl: Ctl, daemon: FakeDaemon, monkeypatch) -> None:
+    found = {**answers.RESULTS["undelete"], "rows": 0, "listed": 0, "differing": 3}
+    daemon.verb_jobs["undelete"] = [answers.job("undelete", result=found, request={"sql": False})]
+    words = ["undelete", "app", "--table", "orders", "--id", APP_1]
+    done = ctl(*words)
+    assert "3 rows of it are there with other values than then" in done.stderr
+    assert f"dbguardctl undelete app --table orders --id {APP_1} --changed" in done.stderr
+    changes = [line for line in answers.DIFFERENCE if line.get("change") == "changed"]
+    monkeypatch.setitem(answers.ANSWERS, "undelete", b"".join(json.dumps(line).encode() + b"\n" for line in changes))
+    found = {**answers.RESULTS["undelete"], "changed": True, "rows": 1, "listed": 1}
+    daemon.verb_jobs["undelete"] = [answers.job("undelete", result=found, request={"sql": False})]
+    done = ctl(*words, "--changed")
+    assert " -> " in done.stdout and "1 row of orders with other values" in done.stderr and "--to FILE" in done.stderr
+    told = json.loads(ctl("--json", *words, "--changed").stdout)
+    assert (told["missing"], told["differing"], told["changes"], told["rows"]) == (None, 1, changes, [])

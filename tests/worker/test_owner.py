@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from dbguardd.errors import SourceDenied
-from dbguardd.wire import NOWHERE
+from dbguardd.requests import NOWHERE
 from dbguardd.worker.owner import owner as opens
 from dbguardd.worker.owner import owner_of
 

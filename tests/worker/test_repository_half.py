@@ -1,14 +1,19 @@
-"""Which jobs may make a repository, and where."""
+"""Which jobs may make a repository, and where; and what is done for a database whose repository is away."""
 
+import json
+import socket
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from dbguardd.errors import NotARepository, Unreachable
+from dbguardd.errors import NoSpace, NotARepository, Unreachable, WorkerDied
 from dbguardd.jobs import JOBS
 from dbguardd.keys import new_identity
-from dbguardd.worker.repository_half import Voice, open_repository
+from dbguardd.worker.channel import Channel
+from dbguardd.worker.repository_half import Voice, open_repository, run
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 MAKERS = {"backup", "scan", "recovery-sheet"}
@@ -43,3 +48,30 @@ def test_what_reads_or_deletes_makes_nothing_in_an_empty_mount_point(tmp_path, v
         open_repository(spec(tmp_path, verb), voice, NOW)
     assert not any((tmp_path / "store").iterdir())
     assert not (tmp_path / "key").exists()
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_server_whose_log_cannot_be_stored_is_looked_after_all_the_same(tmp_path, capfd, short):
+    """Its engine half is asked to let go of the log if that takes the last room; that is told, else what is away."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asked = []
+
+    def unfollow(name, args):
+        asked.append((name, args))
+        if short:
+            raise NoSpace("the server needs the room", detail="It lets go.")
+
+    def serve():
+        with there, suppress(WorkerDied):  # when the other half hangs up
+            Channel(there, lambda: False).serve(unfollow)
+
+    engine = threading.Thread(target=serve)
+    engine.start()
+    told = {**spec(tmp_path, "follow"), "job": "j", "actor": "follower", "database": {"name": "cluster"}}
+    assert run(Channel(here, lambda: False), told, lambda: False) == 1
+    here.close()
+    engine.join()
+    problem = json.loads(capfd.readouterr().out)["problem"]
+    assert asked == [("unfollow", {"if_short": True})]
+    assert problem["code"] == (NoSpace.code if short else Unreachable.code)
+    assert "the storage is not there" in (problem["detail"] if short else problem["message"])

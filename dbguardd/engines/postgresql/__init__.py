@@ -29,8 +29,8 @@ from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothin
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
+from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
-from dbguardd.engines.postgresql.physical.forward import find_point
 from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files

@@ -90,7 +90,7 @@ def manual(contents: Contents, target: Path) -> str:
             "",
             safe(f"# Database {name!r}" + (f"; without the rows of {', '.join(part.excluded)}" * bool(part.excluded))),
             "# Beside the one that is there (nothing of it changes):",
-            f"createdb {shlex.join(how_made(part.database))} {beside}",
+            f"createdb {shlex.join(how_made(part.database))} -- {beside}",
             f"pg_restore -d {into} {part.stream}",
             "# Or under its own name, on a server that does not have it:",
             f"pg_restore -C -d postgres {part.stream}",

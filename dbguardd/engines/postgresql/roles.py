@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows, text
-from dbguardd.errors import GuardError, ServerUnreachable, SourceReplaced
+from dbguardd.errors import GuardError, PolicyInvalid, ServerUnreachable, SourceReplaced
 from dbguardd.words import size
 
 ROLE = "target_session_attrs"
@@ -50,12 +50,15 @@ class Seen:
 def each(address: Address) -> list[Address]:
     """Return an address of each server that an address names: one for itself, of which none is asked for by its role.
 
-    An address of one server, or of a service, is what it is.
+    An address of one server, or of a service, is what it is. Raises PolicyInvalid for lists that do not fit.
     """
     told = {name: address[name].split(",") for name in _TOGETHER if name in address}
     count = max((len(found) for found in told.values()), default=1)
     if count == 1:
         return [address]
+    if any(len(found) not in (1, count) for found in told.values()):
+        lists = ", ".join(f"{len(found)} of {name}" for name, found in told.items())
+        raise PolicyInvalid(f"{place_of(address)}: the url names servers by lists that do not fit: {lists}")
     alone = {name: value for name, value in address.items() if name not in (*_TOGETHER, ROLE, "load_balance_hosts")}
     # libpq: one port is that of all hosts; nothing in its place in the list is the usual one
     values = {name: found * count if len(found) == 1 else found for name, found in told.items()}

@@ -10,6 +10,7 @@ objects that only a superuser may make (see _LEFT_OUT).
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.place import how_made
 from dbguardd.engines.postgresql.server import Server
 from dbguardd.engines.postgresql.tools import Tools, find_tools
-from dbguardd.errors import Degraded, NoSpace, ServerUnreachable
+from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, TooCostly
 
 _LEFT_OUT = re.compile(r"\d+; \d+ \d+ (EVENT TRIGGER|EXTENSION|COMMENT|PROCEDURAL LANGUAGE|FOREIGN DATA WRAPPER) ")
 """Kinds of objects that only a superuser makes, or owns; extensions are there already."""
+LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
+_NUMBERS = re.compile(r"^\d+; \d+ \d+ ")
+_OF_PUBLIC = "pg_database_owner"  # no role that anybody made
 _ONLY_CONTENT = (
     *("--no-password", "--no-owner", "--no-privileges", "--no-comments", "--no-tablespaces", "--no-security-labels"),
     *("--no-publications", "--no-subscriptions"),
@@ -138,11 +142,11 @@ def listed(tools: Tools, dump: Path, alive: Alive) -> list[str]:
     return said.output.decode(errors="surrogateescape").split("\n")
 
 
-def restorable(lines: Sequence[str], part: Part) -> list[str]:
+def restorable(lines: Sequence[str], contents: Contents, part: Part) -> list[str]:
     """Return those lines that the role can bring back: all but what only a superuser makes, or has made."""
-    schemas = (extension.schema.replace("\n", " ").replace("\r", " ") for extension in part.extensions)
-    made = [f" SCHEMA - {schema} " for schema in schemas]
-    return [line for line in lines if not _LEFT_OUT.match(line) and not any(schema in line for schema in made)]
+    owners, schemas = (*contents.roles, _OF_PUBLIC), {extension.schema for extension in part.extensions}
+    made = {re.sub(r"[\r\n]", " ", f"SCHEMA - {schema} {owner}") for schema in schemas for owner in owners}
+    return [line for line in lines if not _LEFT_OUT.match(line) and _NUMBERS.sub("", line, 1) not in made]
 
 
 def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *more: str) -> Said:
@@ -162,6 +166,19 @@ def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *
     if trouble(said.errors) is not None:
         raise Degraded(f"{name}: the throw-away server gave up", detail=log)
     return said
+
+
+def within(size: int, alive: Alive, least_seconds: float = LEAST_SECONDS) -> Alive:
+    """Return `alive` for bringing back so many bytes: what their owner wrote runs meanwhile, and perhaps for ever."""
+    seconds = least_seconds + size / _LEAST_BYTES_A_SECOND
+    end = time.monotonic() + seconds
+
+    def look() -> None:
+        alive()
+        if time.monotonic() > end:
+            raise TooCostly(f"the rows did not come back in {seconds:.0f} s")
+
+    return look
 
 
 @contextmanager

@@ -62,9 +62,18 @@ def _is_elsewhere(address: Address) -> bool:
 
 
 def _line(words: Sequence[str]) -> str:
-    return " ".join(" ".join(map(_quoted, words)).split())  # one, whatever is in a name
+    return " ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:
-    """Return a word for a shell; SQL has its strings between single quotes, which are easier to read in double ones."""
+    """Return a word for a shell; SQL has its strings between single quotes, which are easier to read in double ones.
+
+    It is of one line, whatever is in a name, and that stays the same name: there may be another one with one blank.
+    """
+    if word.split() != word.split(" "):
+        return "$'" + "".join(char if char.isprintable() and char not in "'\\" else _bytes(char) for char in word) + "'"
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def _bytes(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))

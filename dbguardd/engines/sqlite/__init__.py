@@ -80,7 +80,7 @@ class SqliteLog:
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         follow(self._path, self._pace, ship, resume)
 
-    def unfollow(self) -> None:
+    def unfollow(self, *, if_short: bool = False) -> None:
         """Nothing: a mark ends with who holds it."""
 
 

@@ -35,7 +35,7 @@ _OLD, _NEW = "o", "n"
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """A table that both have, the key of its rows, and the columns of both."""
 
     old: Table
@@ -125,7 +125,7 @@ class _Comparison:
         about = {"table": self._name, "state": state, "why": why, "keyed_by": list(keyed_by)}
         return {**about, **known_counts, "listed": self._listed}
 
-    def _paired(self, old: Table, new: Table) -> tuple[_Pair | None, str]:
+    def _paired(self, old: Table, new: Table) -> tuple[Pair | None, str]:
         """Return how rows of both find each other, or why they cannot."""
         columns = tuple(name for name in old.columns if name in new.columns)
         lost = [name for name in old.columns if name not in columns]
@@ -137,7 +137,7 @@ class _Comparison:
             keys = (old.rowid,), (new.rowid,)  # only one of both has a NULL in its key
         if keys[0] != keys[1] or not keys[0]:
             return None, "nothing tells its rows apart" if keys[0] == keys[1] else "its key has changed"
-        return _Pair(old, new, keys[0], columns), why
+        return Pair(old, new, keys[0], columns), why
 
     def _all(self, table: Table, change: str) -> int:
         """Count, and list, the rows of a table that only one of both has."""
@@ -145,7 +145,7 @@ class _Comparison:
         query = f"SELECT {exact(columns)} FROM {table.path} NOT INDEXED"  # noqa: S608 - names of the catalog
         return self._alone(change, self._both.connection.execute(query), (), columns)
 
-    def _rows(self, pair: _Pair) -> dict[str, int]:
+    def _rows(self, pair: Pair) -> dict[str, int]:
         """Count, and list, what differs: one pass over the newer table, and one over the older."""
         old, new = f"{pair.old.path} AS {_OLD}", f"{pair.new.path} AS {_NEW}"
         fresh = f"{_OLD}.{quoted(pair.key[0])} IS NULL"
@@ -162,7 +162,7 @@ class _Comparison:
         gone = self._alone("removed", self._both.connection.execute(query), pair.key, pair.old.columns)
         return {**counts, "removed": gone}
 
-    def _now_and_then(self, pair: _Pair, change: str, row: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
+    def _now_and_then(self, pair: Pair, change: str, row: Sequence[Any]) -> dict[str, Mapping[str, Any]]:
         cut = 2 * len(pair.key)
         middle = cut + 2 * len(pair.new.columns)
         key = _named(pair.key, values(row[:cut], self._encoding))

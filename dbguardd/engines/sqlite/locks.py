@@ -24,9 +24,9 @@ from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceLocked
 from dbguardd.flow import Facts
 
-_PENDING = 0x4000_0000
-_RESERVED = _PENDING + 1
-_SHARED, _SHARED_LENGTH = _PENDING + 2, 510
+PENDING = 0x4000_0000
+_RESERVED = PENDING + 1
+_SHARED, _SHARED_LENGTH = PENDING + 2, 510
 _DEAD_MAN = 128  # of -shm: every connection in WAL mode holds it shared as long as it lives
 _FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux
 _PAUSE_SECONDS = 0.005
@@ -55,12 +55,12 @@ def _holder(file: int, start: int, length: int) -> int | None:
 
 def try_shared(file: int) -> bool:
     """Take SHARED as unixLock does; False if a writer is in the way. A waiting writer (PENDING) goes first."""
-    if not _set(file, fcntl.F_RDLCK, _PENDING, 1):
+    if not _set(file, fcntl.F_RDLCK, PENDING, 1):
         return False
     try:
         return _set(file, fcntl.F_RDLCK, _SHARED, _SHARED_LENGTH)
     finally:
-        _set(file, fcntl.F_UNLCK, _PENDING, 1)
+        _set(file, fcntl.F_UNLCK, PENDING, 1)
 
 
 def drop_shared(file: int) -> None:
@@ -80,13 +80,13 @@ def try_reserved(file: int) -> bool:
 
 def wait_exclusive(file: int, deadline: float) -> bool:
     """Keep readers out, who has RESERVED; False if some are still in at `deadline` (monotonic seconds)."""
-    while not _set(file, fcntl.F_WRLCK, _PENDING, 1):
+    while not _set(file, fcntl.F_WRLCK, PENDING, 1):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_PAUSE_SECONDS)
     while not _set(file, fcntl.F_WRLCK, _SHARED, _SHARED_LENGTH):
         if time.monotonic() >= deadline:
-            _set(file, fcntl.F_UNLCK, _PENDING, 1)
+            _set(file, fcntl.F_UNLCK, PENDING, 1)
             return False
         time.sleep(_PAUSE_SECONDS)
     return True
@@ -94,14 +94,14 @@ def wait_exclusive(file: int, deadline: float) -> bool:
 
 def drop_all(file: int) -> None:
     """Give back every lock that this descriptor has on the main file."""
-    _set(file, fcntl.F_UNLCK, _PENDING, 2 + _SHARED_LENGTH)
+    _set(file, fcntl.F_UNLCK, PENDING, 2 + _SHARED_LENGTH)
 
 
 def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
     """Take SHARED, waiting until `deadline` (monotonic seconds). Raises SourceLocked naming the holder."""
     while not try_shared(live.file):
         if time.monotonic() >= deadline:
-            pid = _holder(live.file, _PENDING, 2 + _SHARED_LENGTH)
+            pid = _holder(live.file, PENDING, 2 + _SHARED_LENGTH)
             raise SourceLocked(
                 f"{live.path}: another process holds an exclusive lock",
                 detail=describe(pid),
@@ -114,7 +114,7 @@ def wait_shared(live: Live, deadline: float, alive: Callable[[], None]) -> None:
 
 def user(live: Live) -> int | None:
     """Return a process that holds any lock on the main file, None if there is none."""
-    return _holder(live.file, _PENDING, 2 + _SHARED_LENGTH)
+    return _holder(live.file, PENDING, 2 + _SHARED_LENGTH)
 
 
 def holders(paths: Iterable[str]) -> set[int]:

@@ -1,4 +1,7 @@
-"""Finds the rows of a table that a later backup has no more, and writes the SQL that puts them back."""
+"""Finds the rows of a table that a later backup has no more, or has with other values; writes the SQL for both.
+
+What is set back is a row that still has, in each of its columns, the type and the bytes that the later backup has.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,22 @@ import apsw
 
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.sqlite.ask import encoded, stored_names
+from dbguardd.engines.sqlite.compare import Pair
 from dbguardd.engines.sqlite.pages import Opened, opened
 from dbguardd.engines.sqlite.refuse import Refusals
-from dbguardd.engines.sqlite.tables import Table, encoding, exact, known, plain, same_row, tables, told_apart, values
-from dbguardd.engines.sqlite.take_out import inserts, one_line, write_whole
+from dbguardd.engines.sqlite.tables import (
+    Table,
+    encoding,
+    exact,
+    known,
+    plain,
+    quoted,
+    same_row,
+    tables,
+    told_apart,
+    values,
+)
+from dbguardd.engines.sqlite.take_out import inserts, literal_of, one_line, write_whole
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import Facts, Pages
 
@@ -27,8 +42,15 @@ def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, boun
         old = known(before, name, bounds.about, stored_names(both.connection))
         key = _key(both, old, after.get(old.name))
         columns = [column for column in old.columns if column in after[old.name].columns]
+        if form.startswith("changed "):
+            pairs = _changed(both, Pair(old, after[old.name], key, tuple(columns)), where)
+            return (_set_back if form.endswith("sql") else _compared)(both, old, key, columns, pairs)
         rows = _rows(both, old, key, (columns, where))
-        return _script(both, old, columns, rows) if form == "sql" else _listed(both, columns, rows)
+        facts = _script(both, old, columns, rows) if form == "sql" else _listed(both, columns, rows)
+        if facts["rows"]:
+            return facts
+        pairs = _changed(both, Pair(old, after[old.name], key, tuple(columns)), where)
+        return {**facts, "differing": sum(1 for _ in pairs)}
 
 
 def _key(both: Opened, old: Table, new: Table | None) -> tuple[str, ...]:
@@ -54,6 +76,18 @@ def _rows(both: Opened, old: Table, key: Sequence[str], what: tuple[Sequence[str
         yield values(row, known_as)
 
 
+def _changed(both: Opened, pair: Pair, where: str) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Yield rows as they were, and as they are, whose values differ."""
+    only = f" WHERE (\n{where}\n)" if where else ""  # in there its names are those of one table
+    old = f"(SELECT * FROM {pair.old.path}{only}) AS {_OLD}"  # noqa: S608 - names of the catalog
+    what = f"{exact(pair.columns, _OLD)}, {exact(pair.columns, _NEW)}"
+    query = f"SELECT {what} FROM {old} JOIN {pair.new.path} AS {_NEW} ON {pair.same_key} WHERE {pair.differ}"  # noqa: S608
+    _must_be_one(both, query, where)
+    known_as, cut = encoding(both.connection), 2 * len(pair.columns)
+    for row in both.connection.execute(query):
+        yield values(row[:cut], known_as), values(row[cut:], known_as)
+
+
 def _must_be_one(both: Opened, query: str, where: str) -> None:
     """Have SQLite understand a query before it runs: what is wrong with it is wrong with its condition."""
     seen: list[str] = []
@@ -70,6 +104,19 @@ def _must_be_one(both: Opened, query: str, where: str) -> None:
         raise Usage(f"{both.bounds.about}: a condition is one expression", detail=f"in: {where}") from error
     except (apsw.SQLError, apsw.AuthError) as error:
         raise Refusals(both.bounds.about).of_statement(error, where, list(tables(both.connection))) from error
+
+
+def _compared(
+    both: Opened, table: Table, key: Sequence[str], columns: Sequence[str], pairs: Iterator[tuple[list[Any], list[Any]]]
+) -> Facts:
+    count = listed = 0
+    for row in pairs:
+        count += 1
+        if listed < both.bounds.rows:
+            before, after = (dict(zip(columns, map(plain, side), strict=True)) for side in row)
+            told = {"key": {name: after[name] for name in key}, "before": before, "after": after}
+            listed += both.fits(encoded({"table": table.name, "change": "changed", **told}))
+    return {"rows": count, "listed": listed}
 
 
 def _listed(both: Opened, columns: Sequence[str], rows: Iterator[list[Any]]) -> Facts:
@@ -92,4 +139,31 @@ def _script(both: Opened, table: Table, columns: Sequence[str], rows: Iterator[l
         write_whole(both, f"{statement}\nON CONFLICT DO NOTHING;\n")
         count += inserted
     write_whole(both, "COMMIT;\n")
+    return {"rows": count, "listed": count}
+
+
+def _set_back(
+    both: Opened, table: Table, key: Sequence[str], columns: Sequence[str], pairs: Iterator[tuple[list[Any], list[Any]]]
+) -> Facts:
+    """Write a statement for each row that sets back what differs, if the row is as the newer backup has it."""
+    known_as, count = encoding(both.connection), 0
+    write_whole(
+        both, f"-- Made by dbguard: rows of {one_line(table.name)} that have other values, {both.bounds.about}.\n"
+    )
+    write_whole(
+        both, "-- A row that was changed since, or is gone, stays; triggers run. Run: sqlite3 -bail DB < THIS\n"
+    )
+    write_whole(both, "BEGIN IMMEDIATE;\n")
+    for was, now in pairs:
+        then, there = ([literal_of(item, known_as) for item in side] for side in (was, now))
+        sets = [f"{quoted(one)} = {old}" for one, old, new in zip(columns, then, there, strict=True) if old != new]
+        same = [f"{quoted(name)} = {there[columns.index(name)]}" for name in key]
+        same += [
+            f"typeof({quoted(one)}) IS typeof({new}) AND {quoted(one)} COLLATE BINARY IS {new}"
+            for one, new in zip(columns, there, strict=True)
+        ]
+        change = f"UPDATE {quoted(table.name)} SET {', '.join(sets)}"  # noqa: S608 - names of the catalog
+        write_whole(both, f"{change}\nWHERE {' AND '.join(same)};\n")
+        count += 1
+    write_whole(both, "COMMIT;\nSELECT 'rows set back, those of triggers counted: ' || total_changes();\n")
     return {"rows": count, "listed": count}

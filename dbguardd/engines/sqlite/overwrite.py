@@ -121,9 +121,13 @@ def sides(path: Path) -> list[Path]:
 
 
 def _write_journal(journal: Path, file: int, change: Change) -> None:
-    """Write what the pages are now that will be others, durable."""
-    lost = range(change.after + 1, change.before + 1)
-    numbers = [*(number for number in change.numbers() if number <= change.before), *lost]
+    """Write what the pages are now that will be others, durable.
+
+    But for the page with the bytes of locks: nothing is in it, and who rolls back takes its record for the last.
+    """
+    lost, locked = range(change.after + 1, change.before + 1), locks.PENDING // change.page_size + 1
+    changed = (number for number in change.numbers() if number <= change.before)
+    numbers = [number for number in (*changed, *lost) if number != locked]
     nonce = int.from_bytes(os.urandom(4), "big")
     head = _HEADER.pack(_MAGIC, len(numbers), nonce, change.before, _SECTOR, change.page_size)
     with _created(journal, file) as out:

@@ -106,7 +106,7 @@ def inserts(table: str, columns: Sequence[str], rows: Iterable[list[Any]], known
     waiting: list[str] = []
     size = 0
     for row in rows:
-        words = f"({','.join([_literal(item, known_as) for item in row])})"
+        words = f"({','.join([literal_of(item, known_as) for item in row])})"
         waiting.append(words)
         size += len(words)
         if size >= _STATEMENT_BYTES or len(waiting) >= _STATEMENT_ROWS:
@@ -116,7 +116,8 @@ def inserts(table: str, columns: Sequence[str], rows: Iterable[list[Any]], known
         yield opening + ",\n".join(waiting), len(waiting)
 
 
-def _literal(item: Any, known_as: str) -> str:
+def literal_of(item: Any, known_as: str) -> str:
+    """Return a value of values() as SQL."""
     return f"CAST(x'{item.raw.hex()}' AS TEXT)" if isinstance(item, Text) else literal(item, known_as)
 
 

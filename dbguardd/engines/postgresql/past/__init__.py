@@ -1,7 +1,7 @@
 """Questions to clusters of the past. Implements engines.base.Reviving.
 
 Modules, in reading order: revive (a cluster that answers, and who asks it), reading (what it answers), tables, ask,
-take_out, compare.
+take_out, compare, missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from dbguardd.engines.base import Answer, Bounds, Progress, Revived
 from dbguardd.engines.postgresql.connect import address_of
 from dbguardd.engines.postgresql.past.ask import query
-from dbguardd.engines.postgresql.past.compare import Side, difference, missing
+from dbguardd.engines.postgresql.past.compare import Side, difference
+from dbguardd.engines.postgresql.past.missing import missing
 from dbguardd.engines.postgresql.past.reading import Meter, Reader
 from dbguardd.engines.postgresql.past.revive import Revival
 from dbguardd.engines.postgresql.past.take_out import table

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from dbguardd.engines.postgresql.past.dumped import excluded
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, encoded, plain
 from dbguardd.engines.postgresql.past.revive import Past
 from dbguardd.engines.postgresql.past.tables import load, load_all
-from dbguardd.errors import Usage
+from dbguardd.errors import TooCostly, Usage
 from dbguardd.flow import Facts
+
+_CATCHING = """
+SELECT 1 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE l.lanname NOT IN ('sql', 'internal', 'c') AND (l.lanname <> 'plpgsql' OR p.prosrc ~* 'exception.*when')
+AND p.prorettype <> 'pg_catalog.trigger'::pg_catalog.regtype
+"""
+_CALLED = "SELECT funcid FROM pg_catalog.pg_stat_xact_user_functions"
 
 
 def query(past: Past, sql: str, meter: Meter) -> Facts:
@@ -15,6 +25,12 @@ def query(past: Past, sql: str, meter: Meter) -> Facts:
         return _Asking(past, sql, meter).run()
     with past.reading() as connection:
         load(past, _understood(Reader(connection, meter), past, sql).about(), meter)
+    if _goes_on_after_errors(past, sql, meter):
+        load_all(past, meter)
+        if left_out := past.dump.part.excluded:
+            error = excluded(left_out)
+            error.detail += " A function that is asked goes on after errors, and may take them for none."
+            raise error
     asking = _Asking(past, sql, meter)
     try:
         return asking.run()
@@ -23,6 +39,26 @@ def query(past: Past, sql: str, meter: Meter) -> Facts:
             raise
     load_all(past, meter)  # a function reads what is not there yet; which tables, it alone knows
     return asking.run()
+
+
+def _goes_on_after_errors(past: Past, sql: str, meter: Meter) -> bool:
+    """Say if a function is called that may take what it cannot read for nothing: then nobody hears that it could not.
+
+    Where there is such a function it is tried, as far as the rows that would be shown.
+    """
+    with past.reading() as connection:
+        if [*Reader(connection, meter).rows(_CATCHING)] == []:
+            return False
+    with past.reading() as connection, suppress(Usage, TooCostly):  # which are told when it is asked
+        reader = Reader(connection, meter)
+        reader.use_search_path()
+        only = sql.rstrip().removesuffix(";")
+        reader.understand(f"SELECT * FROM (\n{only}\n) AS tried LIMIT {meter.rows + 1}", sql)  # noqa: S608
+        with meter.part():
+            for _ in reader.run():
+                pass
+        return [*reader.rows(f"{_CATCHING} AND p.oid IN ({_CALLED})")] != []
+    return False
 
 
 class _Asking:

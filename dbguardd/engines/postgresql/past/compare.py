@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.past.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, load, load_all, owned, tables
-from dbguardd.engines.postgresql.past.take_out import remark
+from dbguardd.engines.postgresql.past.tables import Column, Table, known, load, load_all, tables
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
 
 _CHANGES = ("added", "removed", "changed")
-_STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
 _TEXT = "pg_catalog.textsend(pg_catalog.format('%s', {}))"
 _NUMBER = "pg_catalog.int8send({}::pg_catalog.int8 OPERATOR(pg_catalog.#) (-9223372036854775808)::pg_catalog.int8)"
 _AND, _END = " OPERATOR(pg_catalog.||) ", "'\\x00'::pg_catalog.bytea"
@@ -212,15 +209,16 @@ class _Comparison:
     ) -> None:
         if self._listed >= self._meter.rows:
             return
-        told = _named(columns, values)
+        told = named(columns, values)
         sides = {"before": told} if change == "removed" else {"after": told}
         if then is not None:
-            sides = {"before": _named(*then), **sides}
+            sides = {"before": named(*then), **sides}
         line = encoded({"table": self._name, "change": change, "key": key, **sides})
         self._listed += self._meter.fits(line, self._meter.all // 4)  # what is left is for the counts
 
 
-def _named(columns: Sequence[Column], values: Row) -> dict[str, Any]:
+def named(columns: Sequence[Column], values: Row) -> dict[str, Any]:
+    """Return the values of a row by the names of its columns, for JSON."""
     return {one.name: plain(value, one.kind) for one, value in zip(columns, values, strict=True)}
 
 
@@ -263,64 +261,3 @@ def walked(before: Iterator[Row], after: Iterator[Row]) -> Iterator[tuple[Row | 
 def _order(old: Row, new: Row) -> int:
     one, other = old[0] or b"", new[0] or b""
     return (one > other) - (one < other)
-
-
-def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
-    name, where = search
-    old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
-    new = newer.tables.get(old.quoted)
-    if new is None:
-        detail = "Take out the whole table instead."
-        raise Unsupported(f"{meter.about}: the newer one has no table {old.quoted}", detail=detail)
-    if not old.key or old.key != new.key:
-        raise Unsupported(
-            f"{meter.about}: nothing tells for sure which rows of {old.quoted} are missing",
-            detail="Its primary key has changed, or it has none. Compare the two, and take the table out.",
-        )
-    columns = [one for one in old.columns if one.name in {other.name for other in new.columns}]
-    then, now = ordered(old, new)
-    sides = older.rows(old, then, columns, where), newer.rows(new, now, ())
-    found = (row[1:] for row, other in walked(*sides) if row is not None and other is None)
-    first = next(found, None)  # by now the condition is understood
-    rows = chain(() if first is None else (first,), found)
-    return _script(older, old, columns, rows, meter) if form == "sql" else _listed(columns, rows, meter)
-
-
-def _listed(columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Facts:
-    meter.write(encoded([one.name for one in columns]))
-    count = listed = 0
-    for row in rows:
-        count += 1
-        if listed < meter.rows:
-            listed += meter.fits(encoded([plain(value, one.kind) for value, one in zip(row, columns, strict=True)]))
-    return {"rows": count, "listed": listed}
-
-
-def _script(side: Side, table: Table, columns: Sequence[Column], rows: Iterator[Row], meter: Meter) -> Facts:
-    """Write the rows as statements. What is there by now, under the same key, stays as it is."""
-    mine = owned(side.past, table)
-    what = f"rows of {table.quoted} that are missing, {meter.about}."
-    meter.write(remark(what, mine, side.past.running(mine.owner)))
-    meter.write(b"-- What is there under the same key stays.\n")
-    settings = ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "lc_monetary = 'C'", "xmloption = 'content'")
-    always = (f"client_encoding = '{side.reader.encoding}'", "standard_conforming_strings = on")
-    meter.write("".join(f"SET {setting};\n" for setting in (*always, *settings)).encode())
-    names = ", ".join(one.quoted for one in columns)
-    insisting = " OVERRIDING SYSTEM VALUE" if any(one.identity for one in columns) else ""
-    opening = f"INSERT INTO {table.quoted} ({names}){insisting} VALUES\n".encode(errors="surrogateescape")
-    waiting, size, count = list[bytes](), 0, 0
-    for row in chain(rows, (None,)):
-        if waiting and (row is None or size >= _STATEMENT_BYTES or len(waiting) >= _STATEMENT_ROWS):
-            meter.write(opening + b",\n".join(waiting) + b"\nON CONFLICT DO NOTHING;\n")
-            waiting, size = [], 0
-        if row is not None:
-            waiting.append(b"(" + b", ".join(map(_value, row)) + b")")
-            size, count = size + len(waiting[-1]), count + 1
-    return {"rows": count, "listed": count}
-
-
-def _value(value: bytes | None) -> bytes:
-    return (
-        b"NULL" if value is None else literal(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from dbguardd.engines.postgresql.sandbox import (
     quoted,
     restorable,
     tools_for,
+    within,
 )
 from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throwaway
 from dbguardd.engines.postgresql.tools import Tools
@@ -39,7 +39,6 @@ from dbguardd.words import some
 
 _PIECE_BYTES = 1 << 20
 _DEFINED_SECONDS = 5.0
-_LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
 _AT_ONCE = 500  # relations in one statement
 _LINE = re.compile(r"\d+; \d+ \d+ (TABLE DATA|MATERIALIZED VIEW DATA|BLOB[A-Z ]*|ACL|COMMENT|SECURITY LABEL) (.*)")
 """What is no definition, in the list of a dump."""
@@ -138,7 +137,7 @@ class Dumped:
         needed = [one for one in needed if one.quoted not in self.loaded]
         names, lines = [one.quoted for one in needed], self._rows(needed)
         if lines:
-            look = _within(self.file.stat().st_size, sandbox.alive)
+            look = within(self.file.stat().st_size, sandbox.alive)
             said = bring_back(replace(sandbox, alive=look), self.file, self.part, lines, "--data-only")
             failed = set(_FAILED.findall(said.errors))
             if said.status != 0 and not (some_may_fail and failed):
@@ -257,7 +256,7 @@ def _define(
     lacking = make_database(sandbox, part)
     with sandbox.superuser("template1") as db:
         reader = make_reader(db, quoted(part.database.name), reads="pg_monitor")
-    definitions = [line for line in restorable(lines, part) if not _LINE.match(line)]
+    definitions = [line for line in restorable(lines, contents, part) if not _LINE.match(line)]
     with sandbox.superuser("template1") as db:
         said = bring_back(replace(sandbox, alive=_impatient(db, sandbox)), dump, part, definitions)
     with sandbox.ordinary(part.database.name) as db:
@@ -280,19 +279,6 @@ def _write(tree: Tree, stream: str, place: Path, progress: Progress) -> None:
 def _each(db: Connection, statement: bytes, names: Sequence[bytes]) -> None:
     for start in range(0, len(names), _AT_ONCE):
         db.execute(statement.replace(b"%s", b", ".join(names[start : start + _AT_ONCE])), prepare=False)
-
-
-def _within(size: int, alive: Alive) -> Alive:
-    """Return `alive` for what may run for ever: what its owner wrote may run while rows come."""
-    seconds = _LEAST_SECONDS + size / _LEAST_BYTES_A_SECOND
-    end = time.monotonic() + seconds
-
-    def look() -> None:
-        alive()
-        if time.monotonic() > end:
-            raise TooCostly(f"the rows that are asked for were not there in {seconds:.0f} s")
-
-    return look
 
 
 def _impatient(db: Connection, sandbox: Sandbox) -> Alive:

@@ -111,7 +111,8 @@ class Revival:
         try:
             if (dump := self._dumps.pop(revived.place, None)) is not None:
                 user = dump.superuser
-                with throwaway(dump.cluster, dump.tools, alive, user=user, settings=bounded) as server:
+                told = {**bounded, "track_functions": "pl"}  # see ask
+                with throwaway(dump.cluster, dump.tools, alive, user=user, settings=told) as server:
                     ours = pwd.getpwuid(os.geteuid()).pw_name  # a dump does not say who is one
                     yield Past(server, dump.reader, dump.part.database.name, self._live, ours, dump)
                 return

@@ -34,8 +34,9 @@ from dbguardd.engines.postgresql.connect import Address, connected, place_of, ro
 from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
-from dbguardd.engines.postgresql.physical.history import Place, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
+from dbguardd.engines.postgresql.physical.others import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
 from dbguardd.engines.postgresql.physical.way import way_of
@@ -65,6 +66,7 @@ class ArchivedLog:
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         address = meant(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
+            others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             cluster = look(keeper, self._about)
             way = stack.enter_context(way_of(keeper, cluster))
             if way.directory is None:
@@ -74,7 +76,7 @@ class ArchivedLog:
                     hints=["set continuous = true: then the server sends its log"],
                 )
             slot = Slot(keeper, name_of(self._staging))
-            server = Server(address, self._about, keeper, cluster, slot, way.directory)
+            server = Server(address, self._about, keeper, cluster, slot, way.directory, others)
             taking = Taking(server, way.directory, ship, self._pace)
             if resume is not None:
                 server.check_not_left_behind(Place.read(resume))
@@ -85,8 +87,8 @@ class ArchivedLog:
             with listening(Path(self._staging)) as door:
                 taking.run(door)
 
-    def unfollow(self) -> None:
-        PagesLog(self._address, self._staging, self._pace).unfollow()
+    def unfollow(self, *, if_short: bool = False) -> None:
+        PagesLog(self._address, self._staging, self._pace).unfollow(if_short=if_short)
 
 
 class Taking:
@@ -107,21 +109,38 @@ class Taking:
         _, flushed = self._server.ends()
         if across(since.round) != across(self._place.round):
             return "a tablespace was made or dropped"
-        if since.timeline != self._log.timeline:
-            return f"the server is on timeline {self._log.timeline}, and timeline {since.timeline} was followed"
-        if flushed < since.position:
+        left = self._server.left(since.timeline)
+        if left is None and since.timeline != self._log.timeline:
+            return f"the server is on timeline {self._log.timeline}, which does not come of timeline {since.timeline}"
+        if len(since.turns) >= MOST_TURNS:
+            return f"other servers have taken over {MOST_TURNS} times"
+        if left is None and flushed < since.position:
             return "the server has less of its log than was stored of it"
         for name, known in dict(resume.get(FILES) or {}).items():
-            if self._digest(name)[:_DIGEST] not in ("", known):
+            kept = left is None or _start_of(name, self._log.segment) + self._log.segment <= left
+            if kept and self._digest(name)[:_DIGEST] not in ("", known):
                 return "the server has another log than was stored of it"
-        start = since.position // self._log.segment * self._log.segment
-        if flushed < start + self._log.segment:
-            return ""  # the file with the place has not ended: it is there when it has
-        if not self._directory.has(f"{WAL}/{self._log.name(start)}"):
+        return self._lacks_files(since, since.position if left is None else min(since.position, left), flushed)
+
+    def _lacks_files(self, since: Place, at: int, flushed: int) -> str:
+        """Say why the files of the server do not go on at a place, which is `since` or where that timeline was left."""
+        start = at // self._log.segment * self._log.segment
+        there = self._directory.has(f"{WAL}/{self._name(start)}")
+        if not there and (at > start or flushed >= start + self._log.segment):
             return "the server has removed a part of its log before it was stored"
-        if since.position > start and self._check(since.position) != since.check:
+        if start < since.position == at and self._check(at) != since.check:
             return "the server has another log than was stored of it"
         return ""
+
+    def _name(self, start: int) -> str:
+        """Return the name of the file at a place.
+
+        A server that begins a timeline begins a file, with a copy of what the one before has there up to that place.
+        """
+        return self._log.on(self._server.on(start + self._log.segment - 1)).name(start)
+
+    def _opened(self, start: int) -> int:
+        return open_segment(self._directory, self._log.on(self._server.on(start)), self._name(start), start)
 
     def begin(self, resume: Facts | None, because: str) -> None:
         """Go on at a place, or begin anew with the file that is written now."""
@@ -129,6 +148,7 @@ class Taking:
             self._place, self._files = Place.read(resume), dict(resume.get(FILES) or {})
             self._facts = {name: resume[name] for name in (*self._place.facts(), FILES) if name in resume}
             self._at = datetime.fromisoformat(str(resume["at"]))
+            self._turn()
             self._ship.begin(self._facts, continued=True, because="")
             return
         at, (_, flushed) = datetime.now(UTC), self._server.ends()
@@ -152,6 +172,7 @@ class Taking:
                     self._answer(door)
 
     def _watch(self) -> None:
+        self._server.others.check()
         if tablespaces(self._server.keeper) != self._server.cluster.tablespaces:
             raise LogBroken(f"{self._server.about}: a tablespace was made or dropped", detail="No log goes past that.")
 
@@ -186,35 +207,46 @@ class Taking:
             self._at = max(self._at, stored[-1][0])
             self._seen = [stored[-1], *self._seen[len(stored) :]]
 
+    def _turn(self) -> None:
+        """Go over to the next timeline, if the one that is followed was left before the place, or just there."""
+        while (left := self._server.left(self._place.timeline)) is not None and left <= self._place.position:
+            since, timeline = self._place, self._server.after(self._place.timeline)
+            turn = Turn(since.round, left, since.position, self._server.turned_at(timeline))
+            self._place = Place(round_of(self._server.cluster, timeline), left, "", (*since.turns, turn))
+
     def _store(self) -> None:
         """Store what is not stored yet of the next file, which has ended."""
         start = self._place.position // self._log.segment * self._log.segment
-        name, whole, at = self._log.name(start), hashlib.sha256(), start
+        name, whole, tail, at = self._name(start), hashlib.sha256(), b"", start
         if not self._directory.has(f"{WAL}/{name}"):
             raise LogBroken(
                 f"{self._server.about}: has removed {name} of its log before it was stored",
                 detail="archive_command has succeeded for it, or archive_mode is off.",
                 hints=["dbguardctl check"],
             )
-        file = open_segment(self._directory, self._log, name, start)
+        file = self._opened(start)
         try:
-            while at < start + self._log.segment:
-                part = os.pread(file, min(self._pace.segment_bytes, start + self._log.segment - at), at - start)
+            while at < (end := start + self._log.segment):
+                left = self._server.left(self._place.timeline)
+                until = end if left is None or left <= at else min(end, left)
+                part = os.pread(file, min(self._pace.segment_bytes, until - at), at - start)
                 if not part:
                     raise LogBroken(f"{name}: has ended before its end")
                 whole.update(part)
+                tail = (tail + part)[-PAGE:]
                 at += len(part)
-                self._put(part[max(0, self._place.position - (at - len(part))) :], at, name, whole.hexdigest())
+                if at == end:
+                    self._files = dict([*self._files.items(), (name, whole.hexdigest()[:_DIGEST])][-_KEPT:])
+                self._put(part[max(0, self._place.position - (at - len(part))) :], at, tail)
+                self._turn()
         finally:
             os.close(file)
 
-    def _put(self, part: bytes, until: int, name: str, digest: str) -> None:
+    def _put(self, part: bytes, until: int, tail: bytes) -> None:
         if not part:
             return
         since = self._facts
-        if not until % self._log.segment:
-            self._files = dict([*self._files.items(), (name, digest[:_DIGEST])][-_KEPT:])
-        self._move(until, hashlib.sha256(part[-PAGE:]).hexdigest())
+        self._move(until, hashlib.sha256(tail).hexdigest())
         self._reached()
         self._ship.ship(Segment(STREAM, since, self._facts, self._at, part))
 
@@ -239,8 +271,8 @@ class Taking:
         """Return "ok ..." for a file that the server may remove, "no ..." and why for all others."""
         if not _FILE.fullmatch(name):
             return "no that is no file of a log"
-        mine = _SEGMENT.fullmatch(name) is not None and int(name[:8], 16) == self._log.timeline
-        end = _start_of(name, self._log.segment) + self._log.segment if mine else 0
+        start = _start_of(name, self._log.segment) if _SEGMENT.fullmatch(name) else None
+        end = start + self._log.segment if start is not None and self._name(start) == name else 0
         if end > self._place.position:
             self.look()  # it may have ended just now
         if (known := self._files.get(name)) is not None:
@@ -270,7 +302,7 @@ class Taking:
     def _check(self, position: int) -> str:
         """Return the digest of what lies right before a place within a file."""
         start = position // self._log.segment * self._log.segment
-        file = open_segment(self._directory, self._log, self._log.name(start), start)
+        file = self._opened(start)
         try:
             first = max(position - PAGE, start)
             return hashlib.sha256(os.pread(file, position - first, first - start)).hexdigest()

@@ -44,7 +44,9 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     told = {}
     for setting, name in _FILES:
         ((place,),) = rows(connection, b"SELECT current_setting(%s)", setting)
-        told[name] = os.fsdecode(place or b"")
+        told[name] = path = os.fsdecode(place or b"")
+        if PurePath(path).parent == PurePath(directory) and os.path.islink(path):  # of links there is no backup
+            told[name] = os.path.realpath(path)
     main = PurePath(told["postgresql.conf"])
     if main.parent == PurePath(directory):
         return {}

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from dbguardd.engines.postgresql.child import Alive, run
+from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
-from dbguardd.engines.postgresql.physical.segments import open_segment, recycled, shown
+from dbguardd.engines.postgresql.physical.segments import open_segment, recycled
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
-from dbguardd.engines.postgresql.tools import Tools
-from dbguardd.errors import Degraded
 from dbguardd.flow import Sink
 
 FILES, LOG = "files.tar", "log.tar"
@@ -130,18 +128,6 @@ class Copy:
             write = partial(self._segments, archive, ended.start)
             write(ended.start, ended.next)
             yield write
-
-    def records(self, tools: Tools, alive: Alive, kinds: Sequence[str], between: tuple[int, int]) -> bytes:
-        """Return what pg_waldump says of the records of some kinds between two places of the log. Raises Degraded."""
-        alive()
-        self.reach(*between, alive)
-        start, end = (shown(at) for at in between)
-        words = [f"--timeline={self._cluster.log.timeline}", f"--start={start}", f"--end={end}"]
-        words += [f"--rmgr={kind}" for kind in kinds]
-        said = run([tools.path("pg_waldump"), f"--path={self.directory.path}/{WAL}", *words], alive)
-        if said.status != 0:
-            raise Degraded("PostgreSQL: pg_waldump cannot read the log", detail=said.errors[-500:])
-        return said.output
 
     def control(self) -> None:
         """Write pg_control alone: of a cluster that rests the log is among the files."""

@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical import configuration
@@ -29,14 +29,14 @@ _EMPTY = frozenset(
     (WAL, "pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans")
 )
 """What is in there does not outlive a server, or (the log) is kept by itself."""
-_LEFT_OUT = frozenset(
+MADE_ANEW = frozenset(
     (
         *("backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest"),
         *("postmaster.pid", "postmaster.opts", "postgresql.auto.conf.tmp", "current_logfiles.tmp"),
         *("recovery.signal", "standby.signal", configuration.DIRECTORY),
     )
 )
-"""What is at the top and are made anew by whoever restores or starts a cluster."""
+"""What is at the top and is made anew by whoever restores or starts a cluster."""
 _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
 _LEFT_OUT_AT_REST = frozenset(("postmaster.pid", "postmaster.opts"))
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
@@ -243,7 +243,9 @@ class DataDirectory:
                     detail="It is not read, and a backup without it would lack all that is in it.",
                     hints=[shlex.join(["chown", str(self._owner), location])],
                 )
-            self._walked.add(name)
+            with suppress(FileNotFoundError):  # else an empty directory is there, where its disk is not
+                os.stat(self._version, dir_fd=place, follow_symlinks=False)
+                self._walked.add(name)
             yield Member(path, True, False, above, name)
             inner = f"{path}/{self._version}"  # another version's files may lie beside
             yield Member(inner, True, False, place, self._version)
@@ -305,7 +307,7 @@ def belongs(path: str) -> bool:
 def _skipped(above: str, name: str, path: str) -> bool:
     return (
         name.startswith(_LEFT_OUT_ANYWHERE)
-        or path in _LEFT_OUT
+        or path in MADE_ANEW
         or (_TEMPORARY.fullmatch(name) is not None and _WITH_RELATIONS.fullmatch(above) is not None)
     )
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dbguardd.engines.landing import outcomes
-from dbguardd.engines.postgresql.physical.datadir import TABLESPACES, WAL
+from dbguardd.engines.postgresql.physical.datadir import MADE_ANEW, TABLESPACES, WAL
 from dbguardd.errors import Damaged, Usage
 from dbguardd.flow import Facts
 
@@ -60,8 +60,9 @@ def where_to(facts: Facts, places: Mapping[str, str]) -> dict[str, Path]:
 def sweep(work: Path, kept: Collection[str], links: Collection[str], alive: Callable[[], None]) -> None:
     """Take away what is in a cluster and not in its backup. No link is followed but `links`.
 
-    A tablespace that lies in the cluster itself is met by its link. In one that lies elsewhere only what is below a
-    directory of `kept` is looked at: beside it others may have theirs.
+    Links at the top stay, to a certificate, say: no backup has them, and no server may start without them. A tablespace
+    that lies in the cluster itself is met by its link. In one that lies elsewhere only what is below a directory of
+    `kept` is looked at: beside it others may have theirs.
     """
     inside = {os.path.relpath(os.path.realpath(work / link), os.path.realpath(work)) for link in links}
     needed = {*kept, *inside}
@@ -77,7 +78,7 @@ def sweep(work: Path, kept: Collection[str], links: Collection[str], alive: Call
         for entry in entries:
             path = f"{above}/{entry.name}" if above else entry.name
             if path not in needed:
-                if not shared:
+                if not shared and (above or not entry.is_symlink() or path in MADE_ANEW):
                     shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
                     alive()
             elif path in links or (path not in inside and entry.is_dir(follow_symlinks=False)):

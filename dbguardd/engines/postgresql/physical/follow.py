@@ -25,11 +25,12 @@ from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.datadir import DataDirectory
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
+from dbguardd.engines.postgresql.physical.others import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
-from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_room, name_of
+from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming
 from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
@@ -42,6 +43,7 @@ STREAM = "log"
 FILES = "files"
 """The member of a place where the log was taken file by file (see archived): the newest files before it."""
 
+_ROOM = ("dbguardctl status  # why it is not stored", "or give the log of the server more room")
 _ENDS = b"SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text"
 _WRITTEN = b"SELECT modification FROM pg_ls_waldir() WHERE name = %s"
 _DELAY = b"SELECT setting::int8 FROM pg_settings WHERE name = 'wal_writer_delay'"
@@ -57,6 +59,11 @@ class Pace:
     segment_bytes: int = 8 << 20
     watch_seconds: float = 5.0
 
+    @property
+    def others_seconds(self) -> float:
+        """How often the other servers of the url are asked."""
+        return self.watch_seconds * 12
+
 
 class PagesLog:
     """The log of a cluster whose pages are backed up. Implements engines.base.Log."""
@@ -66,14 +73,19 @@ class PagesLog:
         self._about, self._slot = place_of(address), name_of(staging)
 
     def follow(self, ship: Ship, resume: Facts | None) -> None:
-        address = writing(self._address, self._about)
+        try:
+            address = writing(self._address, self._about)
+        except SourceReplaced:
+            self.unfollow(if_short=True)
+            raise
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
+            others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
             keeper.execute(b"SET idle_session_timeout = 0", prepare=False)
             cluster = look(keeper, self._about)
             slot = Slot(keeper, self._slot)
             try:
                 directory = stack.enter_context(way_of(keeper, cluster)).directory
-                server = Server(address, self._about, keeper, cluster, slot, directory)
+                server = Server(address, self._about, keeper, cluster, slot, directory, others)
                 if resume is not None:
                     server.check_not_left_behind(Place.read(resume))
                 check_bound(keeper, None if directory is None else directory.free_for_log(), slot, self._about)
@@ -82,7 +94,8 @@ class PagesLog:
                 self._let_others_go(address)
                 self._follow(server, became, ship, resume)
             except (NoSpace, SourceInvalid, SourceReplaced, Unsupported):
-                slot.drop()
+                if others.problem is None:  # of two that take writes each keeps its log: a person says which goes on
+                    slot.drop()
                 raise
 
     def _let_others_go(self, meant: Address) -> None:
@@ -123,16 +136,33 @@ class PagesLog:
                 begun = True
                 since = follower.run(at)
 
-    def unfollow(self) -> None:
+    def unfollow(self, *, if_short: bool = False) -> None:
         lost = list[GuardError]()
         for address in each(self._address):
             try:
                 with connected(address, about=place_of(address)) as keeper:
-                    Slot(keeper, self._slot).drop()
+                    slot = Slot(keeper, self._slot)
+                    if not if_short:
+                        slot.drop()
+                    elif slot.holds():
+                        self._let_go_if_short(keeper, slot)
             except GuardError as error:
                 lost.append(error)
+        lost = [error for error in lost if not if_short or isinstance(error, NoSpace)]
         if lost:
             raise lost[0]
+
+    def _let_go_if_short(self, keeper: Connection, slot: Slot) -> None:
+        cluster = look(keeper, self._about)
+        directory = DataDirectory(cluster.directory, {}, cluster.version_directory)
+        try:
+            check_own(directory, slot.name, cluster.log.system)
+            check_room(keeper, slot.name, directory, "until it is stored", _ROOM)
+        except NoSpace:
+            slot.drop()
+            raise
+        finally:
+            directory.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +175,7 @@ class Server:
     cluster: Cluster
     slot: Slot
     directory: DataDirectory | None  # of a server elsewhere: None
+    others: Others
 
     def left(self, timeline: int) -> int | None:
         """Return where the history of the server leaves a timeline; None for its own."""
@@ -155,11 +186,18 @@ class Server:
         later = [one for one, _ in self._turns() if one > timeline]
         return min(later, default=self.cluster.log.timeline)
 
+    def on(self, at: int) -> int:
+        """Return the timeline by which a place of its log was written."""
+        return next((timeline for timeline, left in self._turns() if left > at), self.cluster.log.timeline)
+
     def _turns(self) -> list[tuple[int, int]]:
-        if not self.cluster.log.history:
+        log = self.cluster.log
+        if not log.history:
             return []
+        if self.directory is not None:  # whose archiver hands the log over, may take no connection for replication
+            return turns_of(self.directory.read(f"{WAL}/{log.history}").decode(errors="replace"))
         with replicating(self.address, self.about) as connection:
-            return turns_of(history(connection, self.cluster.log.timeline).decode(errors="replace"))
+            return turns_of(history(connection, log.timeline).decode(errors="replace"))
 
     def turned_at(self, timeline: int) -> str:
         """Return when a timeline was begun: when its history was written."""
@@ -190,11 +228,12 @@ class Server:
     def watch(self) -> None:
         """Raise NoSpace before the log takes the last room of the server, LogBroken where no log goes on.
 
-        Of a server elsewhere the room is not seen from here: it lets go of the slot that holds more than it allows.
+        And SourceReplaced where another server of the url takes writes as well. Of a server elsewhere the room is not
+        seen from here: it lets go of the slot that holds more than it allows.
         """
-        hints = ["dbguardctl status  # why it is not stored", "or give the log of the server more room"]
         if self.directory is not None:
-            check_room(self.keeper, self.slot.name, self.directory, "until it is stored", hints)
+            check_room(self.keeper, self.slot.name, self.directory, "until it is stored", _ROOM)
+        self.others.check()
         if tablespaces(self.keeper) != self.cluster.tablespaces:
             raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")
 

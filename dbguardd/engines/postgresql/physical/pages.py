@@ -30,6 +30,7 @@ from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
+from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
@@ -37,7 +38,8 @@ from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
 from dbguardd.engines.postgresql.physical.rebuild import rebuild
 from dbguardd.engines.postgresql.physical.received import Source
-from dbguardd.engines.postgresql.physical.replayed import Dumped, catch_up, last_record, replayed
+from dbguardd.engines.postgresql.physical.records import Records
+from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
 from dbguardd.engines.postgresql.physical.segments import place as place_in
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
 from dbguardd.engines.postgresql.physical.way import way_to
@@ -45,6 +47,7 @@ from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import (
     Cancelled,
+    Degraded,
     GuardError,
     ServerUnreachable,
     SourceChanged,
@@ -113,8 +116,9 @@ class Pages:
             check_room()
             progress(step, 0, None)
 
-        def dumped(step: str) -> Dumped:
-            return partial(copy.records, tools, partial(alive, step))
+        def records(step: str) -> Records:
+            where, tell = (f"{copy.directory.path}/{WAL}", cluster.log.timeline), partial(alive, step)
+            return Records(tools, *where, tell, self._unreadable, reach=partial(copy.reach, alive=tell))
 
         def copied(done: int) -> None:
             check_room()
@@ -137,19 +141,19 @@ class Pages:
             ended = copy.all(mode, alive)
             if cluster.standby:
                 catch_up(keeper, at, partial(alive, "standby"))
-            self._check_replayed(keeper, cluster, dumped("log"), (ended.start, ended.stop))
+            self._check_replayed(keeper, cluster, records("log"), (ended.start, ended.stop))
             copy.directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
-                snapshots = self._place(keeper, cluster, dumped("snapshot"), ended, stack) if compared else None
+                snapshots = self._place(keeper, cluster, records("snapshot"), ended, stack) if compared else None
                 end = _end(keeper, cluster) if snapshots is None else snapshots.end
-                self._check_replayed(keeper, cluster, dumped("log"), (ended.next, end))
+                self._check_replayed(keeper, cluster, records("log"), (ended.next, end))
                 write(ended.next, end)
             mode.let_go()
             if self._continuous == "archive":
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
             facts = {**self._facts(keeper, cluster, copy, ended, snapshots), **way.facts()}
             self._held = snapshots
-            return {**facts, **_placed(cluster, facts, dumped("log"), (ended.start, end))}
+            return {**facts, **_placed(cluster, facts, records("log"), (ended.start, end))}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
         stack.enter_context(refusals(self._about))
@@ -164,7 +168,7 @@ class Pages:
         return session
 
     def _place(
-        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, stack: ExitStack
+        self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, stack: ExitStack
     ) -> place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
@@ -174,7 +178,7 @@ class Pages:
         with ExitStack() as opened:
             try:
                 with refusals(self._about):
-                    placed = self._snapshots(keeper, cluster, dumped, ended, opened)
+                    placed = self._snapshots(keeper, cluster, records, ended, opened)
             except Cancelled:
                 raise
             except GuardError as error:
@@ -186,7 +190,7 @@ class Pages:
             return placed
 
     def _snapshots(
-        self, keeper: Connection, cluster: Cluster, dumped: Dumped, ended: Ended, opened: ExitStack
+        self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, opened: ExitStack
     ) -> place.Placed | None:
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         ((free,),) = rows(keeper, _FREE)
@@ -201,14 +205,10 @@ class Pages:
         for name in names:
             connections[name] = connect(self._server, os.fsdecode(name), about=self._about)
             opened.callback(connections[name].close)
-
-        def commits(start: int, end: int) -> bytes:
-            return dumped(("Transaction",), (start, end))
-
         if cluster.standby:
-            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), dumped)
+            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
         else:
-            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, commits)
+            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
             self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
             return None
@@ -217,22 +217,25 @@ class Pages:
             return None
         return placed
 
-    def _check_replayed(self, keeper: Connection, cluster: Cluster, dumped: Dumped, between: tuple[int, int]) -> None:
+    def _unreadable(self, said: str) -> GuardError:
+        return Degraded(f"{self._about}: pg_waldump cannot read the log", detail=said)
+
+    def _check_replayed(self, keeper: Connection, cluster: Cluster, records: Records, between: tuple[int, int]) -> None:
         """Raise SourceChanged if the log has what a recovery cannot do again as it was done.
 
         If a tablespace came or went: who replays that empties its directory, on this host. If the files of a database
         were copied: the log says only from where to where, and there lies by then what the template was when it was
         read for the backup, which may be later, or nothing at all.
         """
-        said = dumped(("Tablespace", "Database"), between)
-        if b"desc: CREATE_FILE_COPY " in said:
+        told = {(one.kind, one.what) for one in records.between(*between, "Tablespace", "Database")}
+        if (b"Database", b"CREATE_FILE_COPY") in told:
             raise SourceChanged(
                 f"{self._about}: the files of a database were copied or moved during the backup",
                 detail="CREATE DATABASE with STRATEGY file_copy, or ALTER DATABASE SET TABLESPACE: the log does not "
                 "tell what was copied, so a recovery would copy something else.",
                 hints=["back up again", "CREATE DATABASE ... STRATEGY wal_log  -- goes well beside a backup"],
             )
-        if tablespaces(keeper) != cluster.tablespaces or b"rmgr: Tablespace " in said:
+        if tablespaces(keeper) != cluster.tablespaces or any(kind == b"Tablespace" for kind, _ in told):
             raise SourceChanged(
                 f"{self._about}: a tablespace was made or dropped during the backup",
                 detail="The log tells where, and a recovery would do it again at that very place.",
@@ -327,7 +330,7 @@ class Pages:
         raise _restored_over()
 
 
-def _placed(cluster: Cluster, facts: Facts, dumped: Dumped, log: tuple[int, int]) -> Facts:
+def _placed(cluster: Cluster, facts: Facts, records: Records, log: tuple[int, int]) -> Facts:
     """Return the place that a backup is of, for the log that goes on from it; it has the log between two places.
 
     And, of a standby, where a recovery ends: no mark was written behind it.
@@ -336,7 +339,7 @@ def _placed(cluster: Cluster, facts: Facts, dumped: Dumped, log: tuple[int, int]
     where = {"round": round_of(cluster), "end": end}
     if not cluster.standby:
         return {"log_place": {**where, "position": place_in(str(facts["recovery_lsn"]))}}
-    last = last_record(dumped, cluster.log, start, end)
+    last = last_record(records, cluster.log, start, end)
     found = {"recovery_lsn": shown_place(last.at), "recovery_record_bytes": last.size}
     return {**found, "log_place": {**where, "position": end}}
 

@@ -12,22 +12,18 @@ proof, which asks the recovered server how the transactions ended that were runn
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from dbguardd.engines.postgresql.connect import Connection, rows, text
 from dbguardd.engines.postgresql.physical.cluster import clock
-from dbguardd.engines.postgresql.physical.replayed import Dumped, near, quiet, replayed, replayed_at
+from dbguardd.engines.postgresql.physical.records import Record, Records
+from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, place
 
 TRIES = 40
 _BACK = 1 << 20
-_COMMIT = re.compile(
-    rb"^rmgr: Transaction +len [^,]*, tx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+), prev [0-9A-F/]+, "
-    rb"desc: COMMIT(?:_PREPARED (\d+))?\b"
-)
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
 _MARK = (
     b"BEGIN; SET LOCAL synchronous_commit = 'local'; SELECT pg_logical_emit_message(true, 'dbguard', 'snapshot'); "
@@ -82,13 +78,12 @@ def find(
     keeper: Connection,
     least: int,
     segment: int,
-    commits: Callable[[int, int], bytes],
+    records: Records,
 ) -> Placed | None:
     """Take a snapshot on each connection until all of them have one place in the log, not before `least`.
 
-    `commits` returns what pg_waldump says of transactions between two places. It finds nothing in a file of the log
-    (of `segment` bytes) that was ended early, as at the end of backup mode: it is asked about the last file only. None
-    if there was no such place.
+    Nothing is found in a file of the log (of `segment` bytes) that was ended early, as at the end of backup mode: the
+    last file only is read. None if there was no such place.
     """
     for attempt in range(1, TRIES + 1):
         before, moment = _inserted(keeper), clock(keeper)
@@ -96,27 +91,23 @@ def find(
         after = _inserted(keeper)
         end = mark(keeper)
         found = between(
-            commits_of(commits(max(least, before - _BACK, before // segment * segment), end)),
+            commits(records, max(least, before - _BACK, before // segment * segment), end),
             [Snapshot.parse(said) for said in snapshots.values()],
             after,
         )
-        if found is not None and found >= least and (found == after or _is_commit(found, commits(found, end))):
+        if found is not None and found >= least and (found == after or _is_commit(records.at(found, end))):
             return Placed(snapshots, found, end, moment, attempt, connections)
         for connection in connections.values():
             connection.execute(b"ROLLBACK", prepare=False)
     return None
 
 
-def _is_commit(at: int, said: bytes) -> bool:
-    """Say if there is a commit at a place from which on pg_waldump was asked: its first line tells of what is there.
-
-    Further ones may not be records: whoever prepares a transaction gives it a name, which may look like a line.
-    """
-    return [found for found, _ in commits_of(said.split(b"\n", 1)[0])] == [at]
+def _is_commit(record: Record | None) -> bool:
+    return record is not None and record.committed is not None
 
 
 def find_replayed(
-    connections: Mapping[bytes, Connection], keeper: Connection, log: Log, known: tuple[int, int], dumped: Dumped
+    connections: Mapping[bytes, Connection], keeper: Connection, log: Log, known: tuple[int, int], records: Records
 ) -> Placed | None:
     """Take a snapshot of each database of a standby, as find() does; see replayed.
 
@@ -126,8 +117,8 @@ def find_replayed(
         (before, _), moment = replayed(keeper), replayed_at(keeper)
         snapshots = _taken(connections)
         after, there = replayed(keeper)
-        said = dumped(("Transaction",), (near(log, known[0], before), there))
-        if before >= known[1] and quiet(commits_of(said), before, after):
+        told = commits(records, near(log, known[0], before), there)
+        if before >= known[1] and quiet(told, before, after):
             return Placed(snapshots, before, before, moment, attempt, connections)
         for connection in connections.values():
             connection.execute(b"ROLLBACK", prepare=False)
@@ -151,10 +142,10 @@ def mark(keeper: Connection) -> int:
     return place(text(at))
 
 
-def commits_of(said: bytes) -> list[tuple[int, int]]:
-    """Return place and number of each transaction whose commit pg_waldump tells of, in order."""
-    found = (_COMMIT.match(line) for line in said.splitlines())
-    return [(place(match[2].decode()), int(match[3] or match[1])) for match in found if match is not None]
+def commits(records: Records, start: int, end: int) -> list[tuple[int, int]]:
+    """Return place and number of each transaction whose commit is told of between two places, in order."""
+    told = ((record.at, record.committed) for record in records.between(start, end, "Transaction"))
+    return [(at, xid) for at, xid in told if xid is not None]
 
 
 def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], after: int) -> int | None:

@@ -70,11 +70,12 @@ def fill(
     """
     done, facts = 0, tree.facts
     moment = facts.get("moment")
+    total = int(facts["size_bytes"]) + (moment["until"]["position"] - moment["since"]["position"] if moment else 0)
 
     def tell(size: int) -> None:
         nonlocal done
         done += size
-        progress("restore", done, None)
+        progress("restore", min(done, total), total)
 
     tell(0)
     names = list(tree.names())
@@ -95,7 +96,7 @@ def fill(
         if over and name == FILES:  # so there is room for what is larger now
             sweep(work, kept, links, lambda: tell(0))
     if moment:
-        facts = roll_forward(tree, work, tell, lambda: progress("restore", done, None))
+        facts = roll_forward(tree, work, tell, lambda: tell(0))
     _finish(work, target, {**facts, "placed": list(spaces)})
     return {**facts, "elsewhere": [os.path.realpath(work / link) for link in links]}
 
@@ -182,12 +183,16 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
         f"# It goes on with timeline {int(facts['timeline']) + 1}: standbys are made anew, and what an archive of",
         "# its log has of that timeline already, by an earlier restore, is moved away first:",
         f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
-        f"if test -e {new}; then mv -nT {new} {old}; fi",
-        f"mv -nT {shlex.quote(str(target))} {new}",
+    ]
+    steps = [  # a whole chain: where one is not done, none that follows may be
+        f"if test -e {old}; then echo {old}: is there already, give it another name first; false; fi",
+        f"if test -e {new}; then mv -T {new} {old}; fi",
+        f"mv -T {shlex.quote(str(target))} {new}",
     ]
     for number in sorted({*(facts.get("tablespaces") or {})}.difference(facts.get("placed", ()))):
-        lines.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
-    return [*lines, f"systemctl start {shlex.quote(service)}" if service else "# Start the server."]
+        steps.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
+    steps += [f"systemctl start {shlex.quote(service)}"] if service else []
+    return [*lines, *(f"{step} &&" for step in steps[:-1]), steps[-1], *([] if service else ["# Start the server."])]
 
 
 def starting(facts: Facts) -> str:

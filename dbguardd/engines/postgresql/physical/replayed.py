@@ -9,28 +9,21 @@ Nobody stops the replaying for that: a standby whose replaying is paused stays s
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from typing import cast
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.segments import Log, place
-from dbguardd.errors import Degraded, SourceChanged
-
-Dumped = Callable[[Sequence[str], tuple[int, int]], bytes]
-"""What pg_waldump says of the records of some kinds (of all, if none is named) between two places."""
+from dbguardd.errors import SourceChanged
 
 _PATIENCE_SECONDS = 45.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
 _LOOK_SECONDS = 0.25
 _BACK = 1 << 20
-_UNREAL = 8  # lines in a row are not all names of transactions: such a name has 200 bytes at most
 _HEADS = 64  # bytes: between two records with nothing but the head of a page of the log between them
-_RECORD = re.compile(rb"^rmgr: .*?len \(rec/tot\): +\d+/ +(\d+), .*?lsn: ([0-9A-F]+/[0-9A-F]+), ", re.MULTILINE)
 _REPLAYED = (
     b"SELECT pg_last_wal_replay_lsn()::text, greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text"
 )
@@ -38,15 +31,6 @@ _AT = b"""
 SELECT coalesce(greatest(pg_last_xact_replay_timestamp(), (SELECT last_msg_send_time FROM pg_stat_wal_receiver
   WHERE latest_end_lsn <= pg_last_wal_replay_lsn())), (pg_control_checkpoint()).checkpoint_time)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """The last record that was replayed: where it is, how many bytes it has, and where the next one is looked for."""
-
-    at: int
-    size: int
-    end: int
 
 
 def replayed_at(keeper: Connection) -> datetime:
@@ -69,22 +53,12 @@ def replayed(keeper: Connection) -> tuple[int, int]:
     return place(text(done)), place(text(there))
 
 
-def last_record(dumped: Dumped, log: Log, start: int, end: int) -> Record:
-    """Return the record that ends where the log was replayed up to. Raises Degraded, SourceChanged if there is none.
-
-    Whoever prepares a transaction names it, and that may look like a line: a record is what is there when looked at.
-    """
-    found = list[tuple[bytes, bytes]]()
-    with suppress(Degraded):  # it finds no first record in a file of which so little is used
-        found = _RECORD.findall(dumped((), (near(log, start, end), end)))
-    found = found or _RECORD.findall(dumped((), (start, end)))
-    if not found:
-        raise SourceChanged("PostgreSQL: the standby has replayed nothing since the backup began")
-    for size, where in found[: -_UNREAL - 1 : -1]:
-        at = place(where.decode())
-        if _RECORD.findall(dumped((), (at, end)).split(b"\n", 1)[0]) == [(size, where)]:
-            return Record(at, int(size), end)
-    raise SourceChanged("PostgreSQL: where the standby has replayed to is no record of its log")
+def last_record(records: Records, log: Log, start: int, end: int) -> Record:
+    """Return the record that ends where the log was replayed up to. Raises SourceChanged if there is none."""
+    found = records.last(near(log, start, end), end) or records.last(start, end)
+    if found is None:
+        raise SourceChanged("PostgreSQL: no record of the log ends where the standby has replayed to")
+    return found
 
 
 def near(log: Log, start: int, end: int) -> int:

@@ -156,6 +156,7 @@ def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Fact
         )
         copy = Copy(directory, cluster, sink, now(), lambda done: progress("copy", done, None))
         copy.relations()
+        directory.check_walked()  # an undo without a tablespace, on a disk that is not there, would be a mixture
         copy.files()
         copy.last()
         copy.control()

@@ -1,16 +1,24 @@
 """Restores backups of dbguard without dbguard: one file, for the day when nothing else is left.
 
     python3 recover.py KEY STORAGE list
-    python3 recover.py KEY STORAGE restore BACKUP TARGET
-    python3 recover.py STORAGE scrub
+    python3 recover.py KEY STORAGE restore BACKUP TARGET [--until MOMENT]
+    python3 recover.py [KEY] STORAGE scrub
 
 STORAGE is the directory of the repository, or a copy of it. KEY is one of: --machine-key FILE (32 bytes), --identity
 FILE (an age identity, as on the recovery sheet), --passphrase-file FILE (or `-`: the first line of standard input),
---root-key FILE (32 bytes, the root key itself); scrub compares every object with its name and needs no key. TARGET is a
-directory that does not exist; each stream of the backup becomes a file in it, checked against its digest.
+--root-key FILE (32 bytes, the root key itself). scrub compares every object with its name, which needs no key; only
+with a key it sees what is missing: a copy made while a backup ran can lack packs. TARGET is a directory that does not
+exist; each stream of the backup becomes a file in it, checked against its digest. The directory is for you alone, the
+file has the mode that the database had; the owner that it had stands in facts.dbguard.json. With --until
+(2026-09-12T08:59:00Z) the log that was stored since the backup is put over it, up to that moment; that of a PostgreSQL
+cluster is put beside it, for its server to recover by.
 
-Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage. Without
-pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key in hex.
+Needs Python 3.11 or newer and the packages cryptography, zstandard and blake3; for --identity also pyrage:
+
+    python3 -m venv ~/v; . ~/v/bin/activate; pip install blake3 cryptography pyrage zstandard
+
+Without pyrage, age itself opens the wrapped key in keys/ (base64); the member "secret" of what is in it is the root key
+in hex.
 
 This is a second implementation of the format in dbguard-repository(5), written from it: it shares no code with dbguard.
 """
@@ -27,16 +35,22 @@ import struct
 import sys
 import unicodedata
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import zstandard
-from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+lacking = ""
+try:
+    import zstandard
+    from blake3 import blake3
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+except ModuleNotFoundError as missing:  # neither --help nor scrub needs any of them
+    packages = "blake3 cryptography pyrage zstandard"
+    lacking = f"recover: {missing}. Try: python3 -m venv ~/v; . ~/v/bin/activate; pip install {packages}"
 
 FORMAT = 1
 PART = 65536
@@ -87,17 +101,21 @@ def listed(storage: Path, folder: str) -> list[str]:
 
 
 def opened(key: Key, data: bytes, kind: str, slot: str, name: str) -> dict[str, Any]:
-    """Open a small sealed object."""
+    """Open a small sealed object: a record."""
+    value: dict[str, Any] = json.loads(unsealed(key, data, kind, slot, name))
+    return value
+
+
+def unsealed(key: Key, data: bytes, kind: str, slot: str, name: str) -> bytes:
+    """Open a sealed object."""
     header, body = data[:104], data[104:]
     if header[:8] != b"DBGOBJ01":
         raise Unusable(f"{name}: not a sealed object")
     place = header + kind.encode() + b"\0" + slot.encode()
     try:
-        plain = key.cipher(b"object", header, name).decrypt(bytes(12), body, place)
+        return key.cipher(b"object", header, name).decrypt(bytes(12), body, place)
     except InvalidTag as error:
         raise Unusable(f"{name}: does not open: altered or moved") from error
-    value: dict[str, Any] = json.loads(plain)
-    return value
 
 
 class Repository:
@@ -134,6 +152,8 @@ class Repository:
 
 def described(storage: Path) -> dict[str, Any]:
     """Return repo.json."""
+    if not (storage / "repo.json").is_file():
+        raise Unusable(f"{storage}: there is no repo.json in it, so it is not the directory of a repository")
     body: dict[str, Any] = json.loads((storage / "repo.json").read_bytes())
     if body["min_reader"] > FORMAT or body["features"]["required"]:
         raise Unusable(f"repo.json: needs a newer reader: {body['min_reader']}, {body['features']['required']}")
@@ -169,7 +189,7 @@ class Packs:
         """Return the plaintext of a frame, checked."""
         if self.last[0] == (pack, number):
             return self.last[1]
-        where = f"packs/{pack[:2]}/{pack}"
+        where = place_of(pack)
         cipher, header, table = self.known.get(pack) or self._open(pack, where)
         if number >= len(table) or table[number][1] != kind:
             raise Unusable(f"{where}: frame {number} is not there or of another kind")
@@ -225,6 +245,27 @@ class Packs:
 
 
 # ---------------------------------------------------------------------------------------------- streams
+
+
+def place_of(pack: str) -> str:
+    """Return where a pack lies in the storage."""
+    return f"packs/{pack[:2]}/{pack}"
+
+
+def needed(packs: Packs, body: dict[str, Any]) -> set[str]:
+    """Return the names of all packs that a backup needs, from the roots of its streams."""
+    found = set()
+    for stream in body["streams"]:
+        home = stream["root"]["pack"]
+        raw = packs.root(home, stream["root"]["frame"])
+        if raw[4:8] == b"PMAP":
+            (count,) = struct.unpack_from("<I", raw, 68)
+            at = 80 + 12 * count
+        else:
+            (count,) = struct.unpack_from("<I", raw, 48)
+            at = 56
+        found |= {home, *(own(raw[at + 32 * i : at + 32 * i + 32], home) for i in range(count))}
+    return found
 
 
 def flow(packs: Packs, raw: bytes, home: str) -> Iterator[tuple[bytes, bytes]]:
@@ -297,14 +338,19 @@ def own(name: bytes, home: str) -> str:
     return name.hex() if any(name) else home
 
 
+def private(name: str, flags: int) -> int:
+    """Open a file that nobody else may read."""
+    return os.open(name, flags, 0o600)
+
+
 def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
     """Write one stream to a new file and compare its size and digest."""
     home, number = stream["root"]["pack"], stream["root"]["frame"]
     raw = packs.root(home, number)
     pieces = (paged if raw[4:8] == b"PMAP" else flow)(packs, raw, home)
     line, size = blake3(struct.pack(">Q", stream["size"]), key=packs.line), 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("xb") as file:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(target, "xb", opener=private) as file:  # noqa: PTH123 - Path.open takes no opener
         for data, digest in pieces:
             line.update(digest)
             size += len(data)
@@ -317,6 +363,183 @@ def restore(packs: Packs, stream: dict[str, Any], target: Path) -> None:
         os.fsync(file.fileno())
     if size != stream["size"] or line.digest().hex() != stream["digest"]:
         raise Unusable(f"{stream['name']}: the whole is not what was backed up")
+
+
+# ---------------------------------------------------------------------------------------------- the log
+
+
+def segments(storage: Path, key: Key, chain: str, first: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield head and body of the segments of a log from number `first` on; it ends where one is missing."""
+    row = []
+    for name in listed(storage, f"log/{key.id.hex()}"):
+        slot = name.rpartition("/")[2].rpartition("-")[0]
+        whose, low, high, *_ = slot.split("-")
+        if whose == chain:
+            row.append((int(low), -int(high), name, slot))
+    place = None
+    for begin, end, name, slot in sorted(row):
+        if begin > first:
+            return
+        if -end < first:
+            continue
+        plain, at = unsealed(key, named(storage, name), "log", slot, name), 0
+        while at < len(plain):
+            parts = []
+            for _ in range(2):
+                (length,) = struct.unpack_from(">I", plain, at)
+                parts.append(plain[at + 4 : at + 4 + length])
+                at += 4 + length
+            head = json.loads(parts[0])
+            begins = head["number"] - head.get("merged", 0)  # where several were made one
+            if begins <= first <= head["number"]:
+                if begins == first and place not in (None, head["since"]):
+                    raise Unusable(f"{name}: segment {first} does not follow {first - 1}")
+                first, place = head["number"] + 1, head["until"]
+                yield head, parts[1]
+
+
+def replay(storage: Path, key: Key, backup: dict[str, Any], until: datetime, target: Path) -> str:
+    """Put the log over the restored streams in `target`, up to a moment; return the moment that was reached."""
+    log, place, made_at = backup["facts"].get("log"), backup["facts"].get("log_place"), str(backup["created_at"])
+    if not log or not place:
+        raise Unusable("no log goes on from this backup; take another one, or leave --until away")
+    reached, past, waiting = "", False, list[tuple[dict[str, Any], bytes]]()
+    last: dict[str, Any] = {}
+    for head, body in segments(storage, key, log["chain"], log["after"]):
+        if datetime.fromisoformat(head["at"]) > until:
+            break
+        end = head["until"]
+        past = past or (end["round"] == place["round"] and end["position"] >= place["position"])
+        past = past or (not place["position"] and head["at"] >= made_at)  # an empty log gets another round later
+        waiting += [(head, body)] if head["number"] > log["after"] else []
+        if past and head["size"]:  # a transaction ends here, and all that is in the backup is in what was read
+            for one in waiting:
+                overlay(target, *one)
+            reached, waiting, last = head["at"], [], head
+    if not reached:
+        raise Unusable("the log has nothing between this backup and that moment; leave --until away")
+    if last.get("sum") and summed(safe(target, last["stream"]), last["page_size"]) != last["sum"]:
+        raise Unusable(f"segment {last['number']}: what the log makes of the backup is not what the database was")
+    return reached
+
+
+def keep_log(storage: Path, key: Key, backup: dict[str, Any], until: datetime, target: Path) -> str:
+    """Write a log of bytes into files as a PostgreSQL server names them; return up to when it goes at least.
+
+    Its restore_command finds them in `log` below the target: all that had committed by the moment is in them, and more,
+    so the server needs the moment as its recovery_target_time. What a file has before the log begins has the backup.
+    """
+    facts = backup["facts"]
+    if not facts.get("log"):
+        raise Unusable("no log goes on from this backup; take another one, or leave --until away")
+    reached, round = "", ""
+    (target / "log").mkdir(mode=0o700)
+    for head, body in segments(storage, key, facts["log"]["chain"], facts["log"]["after"] + 1):
+        data, at = memoryview(zstandard.ZstdDecompressor().decompress(body)), head["since"]["position"]
+        turns = head["until"].get("turns", [])
+        if len(turns) > len(head["since"].get("turns", [])):  # another server took over
+            left_round, at, _stored, left_at = turns[-1]
+            if datetime.fromisoformat(left_at) > until:
+                break  # up to then it was the one before
+            if (
+                round
+                and left_round == round
+                and (round != facts["log_place"]["round"] or facts["log_place"]["position"] <= at)
+            ):
+                round = turned(target, facts, round, head["until"]["round"], at)
+        round = round or (head["until"]["round"] if head["until"]["round"] == facts["log_place"]["round"] else "")
+        if not round:
+            continue  # of before the backup, which another server made
+        if head["until"]["round"] != round or len(data) != head["size"]:
+            raise Unusable(f"segment {head['number']}: is not of the log that goes on from the backup")
+        lay(target, facts, timeline_of(round), at, data)
+        reached = head["at"]
+        if datetime.fromisoformat(reached) > until:
+            break
+    if not reached:
+        raise Unusable("the log has nothing after this backup; leave --until away")
+    return str(reached)
+
+
+def lay(target: Path, facts: dict[str, Any], timeline: int, at: int, data: memoryview) -> None:
+    """Write bytes of the log into its files, from a place on; what is older than the backup needs is of no use."""
+    size = facts["segment_bytes"]
+    high, low = facts["start_lsn"].split("/")
+    oldest = ((int(high, 16) << 32) + int(low, 16)) // size
+    while data:
+        start = at % size
+        part, data = data[: size - start], data[size - start :]
+        path = target / "log" / log_name(facts, timeline, at)
+        if at // size >= oldest:
+            if not path.exists():
+                path.write_bytes(member(target / "log.tar", f"pg_wal/{path.name}") or bytes(size))
+            with path.open("r+b") as file:
+                file.seek(start)
+                file.write(part)
+        at += len(part)
+
+
+def turned(target: Path, facts: dict[str, Any], before: str, after: str, at: int) -> str:
+    """Go on along the timeline of another server, whose first file has what lies before; return its round."""
+    size, old, new = facts["segment_bytes"], timeline_of(before), timeline_of(after)
+    path = target / "log" / log_name(facts, old, at)
+    whole = path.read_bytes() if path.exists() else member(target / "log.tar", f"pg_wal/{path.name}")
+    path.with_name(log_name(facts, new, at)).write_bytes(whole[: at % size] + bytes(size - at % size))
+    history = target / "log" / f"{old:08X}.history"
+    told = history.read_bytes() if history.exists() else member(target / "log.tar", f"pg_wal/{history.name}")
+    line = f"{old}\t{at >> 32:X}/{at & 0xFFFFFFFF:X}\tanother server took over\n"
+    history.with_name(f"{new:08X}.history").write_bytes(told + line.encode())
+    return after
+
+
+def log_name(facts: dict[str, Any], timeline: int, at: int) -> str:
+    """Return the name that a server gives the file in which a place of its log lies."""
+    number, each = at // facts["segment_bytes"], (1 << 32) // facts["segment_bytes"]
+    return f"{timeline:08X}{number // each:08X}{number % each:08X}"
+
+
+def timeline_of(round: str) -> int:
+    """Return the timeline of a round, "cluster/timeline"."""
+    return int(round.split("/")[1])
+
+
+def member(archive: Path, name: str) -> bytes:
+    """Return a file in a tar archive that has only short names; nothing if it is not there."""
+    with archive.open("rb") as file:
+        while (header := file.read(512)).strip(b"\0"):
+            size = int(header[124:136].strip(b"\0 "), 8)
+            if header[:100].rstrip(b"\0") == name.encode():
+                return file.read(size)
+            file.seek(size + -size % 512, os.SEEK_CUR)
+    return b""
+
+
+def summed(file: Path, page_size: int) -> str:
+    """Return the sum of a file: of one hash for each page, of its number and its bytes."""
+    total, number = 0, 0
+    with file.open("rb") as opened:
+        while page := opened.read(page_size):
+            number += 1
+            total += int.from_bytes(blake3(struct.pack(">I", number) + page).digest(8), "big")
+    return f"{total % (1 << 64):016x}"
+
+
+def overlay(target: Path, head: dict[str, Any], body: bytes) -> None:
+    """Write the pages of a segment over a restored stream."""
+    length = head["count"] * (4 + head["page_size"])
+    data = zstandard.ZstdDecompressor().decompress(body, max_output_size=length)
+    if len(data) != length:
+        raise Unusable(f"segment {head['number']}: {len(data)} bytes instead of {length}")
+    pages = 4 * head["count"]
+    with safe(target, head["stream"]).open("r+b") as file:
+        for place, (number,) in enumerate(struct.iter_unpack(">I", data[:pages])):
+            start = pages + place * head["page_size"]
+            file.seek((number - 1) * head["page_size"])
+            file.write(data[start : start + head["page_size"]])
+        if head["size"]:
+            file.truncate(head["size"])
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # ---------------------------------------------------------------------------------------------- keys
@@ -367,10 +590,18 @@ def stretched(file: str, wrapped: bytes) -> bytes:
 
 def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
     """Open a wrap for an age recipient: an age file with one line of JSON."""
-    import pyrage  # noqa: PLC0415  # only this kind of key needs it
+    try:
+        import pyrage  # noqa: PLC0415  # only this kind of key needs it
+    except ModuleNotFoundError as missing:
+        raise Unusable(f"{missing}. Try: {sys.executable} -m pip install pyrage") from missing
 
-    lines = [line for line in Path(file).read_text().splitlines() if not line.lstrip().startswith("#")]
-    identity = pyrage.x25519.Identity.from_str("".join("".join(lines).split()).upper())
+    _, begin, rest = Path(file).read_text().upper().partition("AGE-SECRET-KEY-1")
+    typed = "".join(rest.split())[:58]  # spaces and line ends do not matter, nor what stands around it on the sheet
+    try:
+        identity = pyrage.x25519.Identity.from_str(begin + typed)
+    except pyrage.IdentityError as error:
+        what = f"{len(typed)} of 58 characters follow AGE-SECRET-KEY-1" if len(typed) < 58 else "its checksum is wrong"
+        raise Unusable(f"{file}: no identity, or it is mistyped: {what}") from error
     try:
         plain = json.loads(pyrage.decrypt(wrapped, [identity]))
     except pyrage.DecryptError as error:
@@ -383,8 +614,8 @@ def unaged(file: str, wrapped: bytes, repo: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------- commands
 
 
-def scrub(storage: Path) -> int:
-    """Compare every object with the hash in its name; needs no key."""
+def scrub(storage: Path, repository: Repository | None) -> int:
+    """Compare every object with the hash in its name; with a key, look what is missing of each backup as well."""
     bad = seen = 0
     for file in sorted(storage.rglob("*")):
         digest = file.name.rpartition("-")[2]
@@ -393,8 +624,20 @@ def scrub(storage: Path) -> int:
             if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
                 bad += 1
                 print(f"damaged: {file.relative_to(storage)}")
-    print(f"{seen} objects, {bad} damaged")
-    return 1 if bad else 0
+    cut = 0
+    for key, body, expired in repository.backups() if repository else ():
+        try:
+            gone = [place_of(pack) for pack in needed(Packs(storage, key), body)]
+            gone = [place for place in gone if not (storage / place).is_file()]
+        except (OSError, Unusable, LookupError, struct.error) as error:
+            gone = [str(error)]
+        if gone and not expired:
+            cut += 1
+            print(f"incomplete: {body['id']} of {body['database']} lacks {min(gone)}: copied while a backup ran?")
+    unseen = "" if repository else "; what is missing was not looked for, that needs a key"
+    lack = f", backups that cannot be restored: {cut}" if cut else ""
+    print(f"{'DAMAGED' if bad or cut else 'ok'}: {seen} objects, {bad or 'none'} damaged{lack}{unseen}")
+    return 1 if bad or cut else 0
 
 
 def safe(target: Path, name: str) -> Path:
@@ -404,43 +647,86 @@ def safe(target: Path, name: str) -> Path:
     return target / name
 
 
+def show(repository: Repository) -> int:
+    """Print what could be restored."""
+    for _, body, expired in sorted(repository.backups(), key=lambda found: str(found[1]["created_at"])):
+        note = " (expired)" if expired else ""
+        print(f"{body['id']}  {body['created_at']}  {body['database']}  {body['source_bytes']} bytes{note}")
+    for key in repository.keys.values():
+        for name in listed(repository.storage, f"log/{key.id.hex()}")[-1:]:
+            end = datetime.fromtimestamp(int(name.split("-")[3]) / 1000, UTC)
+            print(f"the log of {key.name} is stored up to {end.isoformat()}; try the newest backup before the moment")
+    return 0
+
+
+def take_log(options: argparse.Namespace, key: Key, body: dict[str, Any], moment: datetime) -> None:
+    """Put the log over the restored backup, or beside it, and say how far it goes."""
+    if "segment_bytes" in body["facts"]:
+        reached = keep_log(options.storage, key, body, moment, options.target)
+        print(f"the log is beside it, up to {reached} at least; man dbguard-recovery says how the server takes it")
+    else:
+        reached = replay(options.storage, key, body, moment, options.target)
+        print(f"the log is put over it, up to {reached}")
+    if (moment - datetime.fromisoformat(reached)).total_seconds() > 2:
+        print("that is earlier than asked: the log of this backup has nothing nearer", file=sys.stderr)
+
+
 def run(options: argparse.Namespace) -> int:
     """Do what was asked."""
-    if options.verb == "scrub":
-        return scrub(options.storage)
+    keyed = options.root_key or options.machine_key or options.identity or options.passphrase_file
+    if options.verb == "scrub" and (lacking or not keyed):
+        print(lacking if keyed else "", end="\n" if keyed else "", file=sys.stderr)
+        return scrub(options.storage, None)
+    if lacking:
+        sys.exit(lacking)
     repository = Repository(options.storage, root_key(options.storage, options))
-    if options.verb == "list":
-        for _, body, expired in repository.backups():
-            note = " (expired)" if expired else ""
-            print(f"{body['id']}  {body['created_at']}  {body['database']}  {body['source_bytes']} bytes{note}")
-        return 0
+    if options.identity:  # anybody can make a repository for a recipient; only the right root key gives the mark
+        mark = repository.root.derive(b"sheet")[:10].hex()
+        shown = "-".join(mark[at : at + 4] for at in range(0, len(mark), 4))
+        print(f"mark {shown}: yours only if the recovery sheet says the same", file=sys.stderr)
+    if options.verb != "restore":
+        return show(repository) if options.verb == "list" else scrub(options.storage, repository)
     found = [(key, body) for key, body, _ in repository.backups() if body["id"].startswith(options.backup.upper())]
     if len(found) != 1:
         raise Unusable(f"{options.backup}: {len(found)} backups start with that")
     key, body = found[0]
-    options.target.mkdir(parents=True)
+    moment = datetime.fromisoformat(options.until or body["created_at"])  # said to be wrong before anything is written
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    options.target.mkdir(mode=0o700, parents=True)
+    mode = body["facts"].get("mode")
     for stream in body["streams"]:
-        restore(Packs(options.storage, key), stream, safe(options.target, stream["name"]))
+        target = safe(options.target, stream["name"])
+        restore(Packs(options.storage, key), stream, target)
+        if isinstance(mode, int):  # only now, when all of it is there
+            target.chmod(mode & 0o777)
         print(f"{stream['name']}: {stream['size']} bytes, checked")
-    (options.target / "facts.dbguard.json").write_bytes(canonical(body["facts"]))
+    if options.until:
+        take_log(options, key, body, moment)
+    with open(options.target / "facts.dbguard.json", "xb", opener=private) as file:  # noqa: PTH123
+        file.write(canonical(body["facts"]))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description="Restore backups of dbguard without dbguard.")
+    plain, about = argparse.RawDescriptionHelpFormatter, (__doc__ or "").partition("This is a second")[0]
+    parser = argparse.ArgumentParser(description=about, formatter_class=plain)
     parser.add_argument("storage", type=Path)
     for name in ("--root-key", "--machine-key", "--identity", "--passphrase-file"):
-        parser.add_argument(name)
+        parser.add_argument(name, metavar="FILE")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("list")
-    verbs.add_parser("scrub")
-    verb = verbs.add_parser("restore")
+    verbs.add_parser("list", help="say which backups there are")
+    verbs.add_parser("scrub", help="compare every object with its name, and with a key look what is missing")
+    verb = verbs.add_parser("restore", help="write one backup into a new directory")
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)
+    verb.add_argument("--until", help="with the log since then, up to this moment")
     try:
         return run(parser.parse_args(arguments))
-    except (Unusable, OSError, LookupError, ValueError, TypeError, struct.error) as error:
+    except OSError as error:
+        print(f"recover: {error.filename or 'reading or writing'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except (Unusable, LookupError, ValueError, TypeError, struct.error) as error:
         print(f"recover: {error}", file=sys.stderr)
         return 1
 

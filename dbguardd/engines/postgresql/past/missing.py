@@ -1,0 +1,171 @@
+"""Finds the rows that a later backup has no more, or has with other values, and writes the SQL that sets them right.
+
+Nothing runs it but who reads it. What is inserted leaves alone what is there by then under the same key. What is set
+back is a row of which each column is still written as in the later backup; so whoever has changed it since is not
+overwritten. The server looks it up by the index of its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from dbguardd.engines.postgresql.past.compare import Side, named, ordered, walked
+from dbguardd.engines.postgresql.past.reading import Meter, Row, encoded, plain
+from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, owned
+from dbguardd.engines.postgresql.past.take_out import one_line, remark
+from dbguardd.errors import Unsupported
+from dbguardd.flow import Facts
+
+_STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
+_WRITTEN = (
+    *("standard_conforming_strings = on", "datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'"),
+    *(
+        "timezone = 'UTC'",
+        "lc_monetary = 'C'",
+        "xmloption = 'content'",
+        "bytea_output = 'hex'",
+        "extra_float_digits = 1",
+    ),
+)
+"""With what values are written here, and so have to be read and compared there."""
+
+Both = tuple[Row, Row]
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """A table in both, the columns that both have, and which of its rows are meant."""
+
+    older: Side
+    newer: Side
+    old: Table
+    new: Table
+    where: str
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns that both have, as they are now."""
+        then = {one.name for one in self.old.columns}
+        return [one for one in self.new.columns if one.name in then]
+
+    def rows(self, *, changed: bool) -> Iterator[Both]:
+        """Yield rows that are missing, as they were; or as they were and are."""
+        then, now = ordered(self.old, self.new)
+        was = [self.old.column(one.name) for one in self.columns]
+        before = self.older.rows(self.old, then, was, self.where)
+        after = self.newer.rows(self.new, now, self.columns if changed else ())
+        for row, other in walked(before, after):
+            if row is not None and (other is None) is not changed and (other is None or row[1:] != other[1:]):
+                yield row[1:], () if other is None else other[1:]
+
+
+def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter: Meter) -> Facts:
+    """See engines.base.Past."""
+    name, where = search
+    old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
+    new = newer.tables.get(old.quoted)
+    if new is None:
+        detail = "Take out the whole table instead."
+        raise Unsupported(f"{meter.about}: the newer one has no table {old.quoted}", detail=detail)
+    if not old.key or old.key != new.key:
+        raise Unsupported(
+            f"{meter.about}: nothing tells for sure which rows of {old.quoted} are missing",
+            detail="Its primary key has changed, or it has none. Compare the two, and take the table out.",
+        )
+    found, changed = _Search(older, newer, old, new, where), form.startswith("changed ")
+    rows = found.rows(changed=changed)
+    first = next(rows, None)  # by now the condition is understood
+    rows = chain(() if first is None else (first,), rows)
+    if changed:
+        return (_set_back if form.endswith("sql") else _compared)(found, rows, meter)
+    facts = (_put_back if form == "sql" else _listed)(found, rows, meter)
+    return facts if facts["rows"] else {**facts, "differing": sum(1 for _ in found.rows(changed=True))}
+
+
+def _listed(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
+    meter.write(encoded([one.name for one in found.columns]))
+    count = listed = 0
+    for row, _ in rows:
+        count += 1
+        if listed < meter.rows:
+            told = [plain(value, one.kind) for value, one in zip(row, found.columns, strict=True)]
+            listed += meter.fits(encoded(told))
+    return {"rows": count, "listed": listed}
+
+
+def _compared(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
+    count = listed = 0
+    for was, now in rows:
+        count += 1
+        if listed < meter.rows:
+            before, after = named(found.columns, was), named(found.columns, now)
+            key = {name: after[name] for name in found.new.key}
+            line = {"table": found.new.quoted, "change": "changed", "key": key, "before": before, "after": after}
+            listed += meter.fits(encoded(line))
+    return {"rows": count, "listed": listed}
+
+
+def _put_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
+    """Write the rows as statements that insert them."""
+    _begin(found, f"rows of {found.old.quoted} that are missing", "What is there under the same key stays.", meter)
+    names = ", ".join(one.quoted for one in found.columns)
+    insisting = " OVERRIDING SYSTEM VALUE" if any(one.identity for one in found.columns) else ""
+    opening = _bytes(f"INSERT INTO {found.old.quoted} ({names}){insisting} VALUES\n")
+    waiting, size, count = list[bytes](), 0, 0
+    for row in chain((row for row, _ in rows), (None,)):
+        if waiting and (row is None or size >= _STATEMENT_BYTES or len(waiting) >= _STATEMENT_ROWS):
+            meter.write(opening + b",\n".join(waiting) + b"\nON CONFLICT DO NOTHING;\n")
+            waiting, size = [], 0
+        if row is not None:
+            waiting.append(b"(" + b", ".join(map(_value, row)) + b")")
+            size, count = size + len(waiting[-1]), count + 1
+    return {"rows": count, "listed": count}
+
+
+def _set_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
+    """Write a statement for each row that sets back what differs; what only the server may set is left, and said."""
+    stays = [one.quoted for one in found.columns if one.identity and one.place < 0]
+    said = "A row that was changed again since, or is gone, is left alone: UPDATE 0."
+    more = f" So is what the server numbers by itself: {one_line(', '.join(stays))}." if stays else ""
+    _begin(found, f"rows of {found.new.quoted} that have other values", said + more, meter)
+    opening, count = _bytes(f"UPDATE {found.new.rows} SET "), 0  # noqa: S608 - names of the catalog
+    key = {name: found.columns.index(found.new.column(name)) for name in found.new.key}
+    for was, now in rows:
+        sets = [
+            _bytes(one.quoted) + b" = " + _value(then)
+            for one, then, value in zip(found.columns, was, now, strict=True)
+            if then != value and not (one.identity and one.place < 0)
+        ]
+        same = [_bytes(found.columns[at].quoted) + b" = " + _value(now[at]) for at in key.values()]
+        same += [_still(one, value) for one, value in zip(found.columns, now, strict=True)]
+        if sets:
+            meter.write(opening + b", ".join(sets) + b"\nWHERE " + b" AND ".join(same) + b";\n")
+            count += 1
+    return {"rows": count, "listed": count}
+
+
+def _still(column: Column, value: bytes | None) -> bytes:
+    """Return the condition that a column has this very value: the text that is written of it, of any type."""
+    name = _bytes(column.quoted)
+    if value is None:
+        return name + b" IS NOT DISTINCT FROM NULL"
+    text = b"pg_catalog.format('%s', " + name + b") OPERATOR(pg_catalog.=) " + _value(value)
+    return text if value else name + b" IS DISTINCT FROM NULL AND " + text  # of NULL it is empty, too
+
+
+def _begin(found: _Search, what: str, said: str, meter: Meter) -> None:
+    mine = owned(found.older.past, found.old)
+    meter.write(remark(f"{what}, {meter.about}.", mine, found.older.past.running(mine.owner)))
+    meter.write(_bytes(f"-- {said}\n"))
+    settings = (f"client_encoding = '{found.newer.reader.encoding}'", *_WRITTEN)
+    meter.write(_bytes("".join(f"SET {setting};\n" for setting in settings)))
+
+
+def _value(value: bytes | None) -> bytes:
+    return b"NULL" if value is None else _bytes(literal(value.decode(errors="surrogateescape")))
+
+
+def _bytes(words: str) -> bytes:
+    return words.encode(errors="surrogateescape")

@@ -1,0 +1,188 @@
+"""At which record a recovery ends: the one place that decides what a moment is in the log of a cluster.
+
+What is meant comes from the job, as the `target` of repository.Until: a time, a place, a restore point, the place of a
+later backup, or the end of what is stored. What it is, says the log, of which each record is read and checked before
+anything is started. Of a time it is the last transaction that had ended by then, and the recovery ends right behind it.
+PostgreSQL's own recovery_target_time would end before the first one that ended later, and so behind all that this one
+did before its end: a dropped database would be gone then, and still be listed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.physical.history import stretches
+from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
+from dbguardd.engines.postgresql.physical.segments import PAGE, place, shown
+from dbguardd.errors import Damaged, Unsupported
+from dbguardd.flow import LOG, Facts, Tree
+
+_HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, and of the first of a file
+_POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48(.{8})"
+"""How the record of a restore point begins: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
+_POINT_BYTES = 97
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # since which PostgreSQL counts microseconds
+_ENDS = (b"COMMIT", b"COMMIT_PREPARED", b"ABORT_PREPARED", b"PREPARE")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the stored log on one timeline: read from `start` to `end`, and new from `since`.
+
+    It starts at the last file of the timeline before, as the server has copied it: so what is new is seen to follow
+    what was before, record by record.
+    """
+
+    records: Records
+    start: int
+    since: int
+    end: int
+
+    def last_end(self, base: int, by: datetime | None) -> tuple[Record | None, int | None, bool]:
+        """Read all of it; return the last end of a transaction behind `base`, before one later than `by`.
+
+        And where the first tablespace is made; and if there was an end later than the moment: what comes after that was
+        not read.
+        """
+        ends, space = deque[Record](maxlen=UNREAL), None
+        doubtful = later = False  # doubtful: a transaction was prepared, so names have been read
+        for told in self.records.between(self.start, self.end, "Transaction", "Tablespace"):
+            if told.at < max(base, self.since):
+                continue
+            doubtful = doubtful or told.what == b"PREPARE"
+            if told.kind == b"Tablespace":
+                space = told.at if told.what == b"CREATE" and space is None and self._real(told, doubtful) else space
+            elif told.what in _ENDS:
+                if by is not None and (told.time or by) > by and self._real(told, doubtful):
+                    later = True
+                    break
+                ends.append(told)
+        return next((end for end in reversed(ends) if self._real(end, doubtful)), None), space, later
+
+    def _real(self, told: Record, doubtful: bool) -> bool:
+        return not doubtful or self.records.real(told, self.end)
+
+    def last_before(self, at: int, segment: int) -> Record | None:
+        """Return the last record that ends at a place or before; None if there is none.
+
+        It begins in the file of the log in which the place lies; or in an earlier one, and is so long.
+        """
+        for start in range((at - 1) // segment * segment, self.start - segment, -segment):
+            if found := self.records.last(max(start, self.start), at):
+                return found
+        return None
+
+
+def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
+    """Return in which part the moment is, what a recovery has to be told, and what the text beside it says.
+
+    `facts` are those of the backup and of the moment. Raises Damaged, Unsupported.
+    """
+    target, base = facts["moment"]["target"], place(str(facts["recovery_lsn"]))
+    if "position" in target:
+        return _place(target, facts, parts)
+    later = target.get("backup")
+    by = datetime.fromisoformat(target["at"]) if "at" in target else None
+    reached, found, space = 0, None, None
+    for number, part in enumerate(parts):
+        end, made, past = part.last_end(base, by)
+        space = made if space is None else space
+        reached, found = (number, end) if end is not None else (reached, found)
+        if past:
+            break
+    if later:
+        names = ("recovery_lsn", "recovery_record_bytes", "snapshots", "snapshot_at")
+        _check_spaces(space, place(str(later["recovery_lsn"])))
+        return len(parts) - 1, {name: later[name] for name in names if name in later}
+    if found is None:  # nothing has ended since: the moment is that of the backup
+        return 0, {"snapshots": {}}
+    _check_spaces(space, found.at)
+    at = by or found.time
+    return reached, _told(found, facts["snapshot_at"] if at is None else at.isoformat())
+
+
+def _place(target: Facts, facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
+    """Return what ending() does, of a place: behind the last record before, or at a restore point."""
+    base, at = place(str(facts["recovery_lsn"])), int(target["position"])
+    spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of what is stored
+    reached = max(number for number, part in enumerate(parts) if not number or part.since < at)
+    part, where = parts[reached], f"{shown(at)} in its log"
+    if name := str(target.get("name") or ""):
+        found = part.records.at(at, part.end)
+        if found is None or found.what != b"RESTORE_POINT" or not found.line.endswith(b" " + os.fsencode(name)):
+            told = b"" if found is None else found.line[:200]
+            raise wrong(f"at {shown(at)} in its log is no restore point {name!r}", told.decode(errors="replace"))
+        where = f"the restore point {name!r}"
+    else:
+        found = part.last_before(at, int(facts["segment_bytes"]))
+    if found is None or found.at < base:
+        return 0, {"snapshots": {}}
+    _check_spaces(next((space for space in spaces if space is not None), None), found.at)
+    return reached, _told(found, where)
+
+
+def _told(end: Record, when: str) -> Facts:
+    return {
+        "recovery_lsn": shown(end.at),
+        "recovery_record_bytes": end.size,
+        "snapshots": {},
+        "snapshot_at": when,
+    }
+
+
+def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
+    """Return the last restore point of that name in the log of a moment; None if there is none.
+
+    The record is looked for as the server writes it; whether it is one is known when the log is read (_place). What was
+    stored of a timeline behind the place where it was left, has none.
+    """
+    moment, segment, found, done = tree.facts["moment"], int(tree.facts["segment_bytes"]), None, 0
+    pattern = re.compile(_POINT + re.escape(os.fsencode(name) + b"\0"), re.DOTALL)
+    parts = stretches(moment["since"], moment["until"])
+    total = sum(part.stored - part.since for part in parts)
+    with tree.read(moment["stream"]) as source:
+        for part in parts:
+            at, tail = part.since, b""
+            while at < part.stored and (data := source.read(min(PAGE - at % PAGE, part.stored - at))):
+                head = max(0, (_HEAD if (at - at % PAGE) % segment else _FIRST_HEAD) - at % PAGE)
+                for match in pattern.finditer(tail + data[head:]):
+                    begun = match.start() - len(tail)
+                    place_of = at + head + begun if begun >= 0 else at + begun
+                    when = _instant(match[1])
+                    found = (place_of, when) if place_of < part.until and when is not None else found
+                tail = (tail + data[head:])[-_POINT_BYTES:]
+                at, done = at + len(data), done + len(data)
+                progress("search", done, total)
+    return found
+
+
+def _instant(stamp: bytes) -> datetime | None:
+    """Return a time as the server writes it; None for what is none, of bytes that only look like a record."""
+    try:
+        return _EPOCH + timedelta(microseconds=int.from_bytes(stamp, sys.byteorder, signed=True))
+    except OverflowError:
+        return None
+
+
+def _check_spaces(space: int | None, end: int) -> None:
+    """Raise Unsupported if a tablespace is made on the way: who replays that empties its directory, on this host."""
+    if space is not None and space < end:
+        raise Unsupported(
+            f"a tablespace was made at {shown(space)} in the log: a restore does not go past that",
+            detail="A recovery would make it again at its place on this host, and empty the directory there.",
+            hints=["restore a moment before that, or one after the next backup"],
+            facts={LOG: shown(space)},
+        )
+
+
+def wrong(what: str, detail: str = "") -> Damaged:
+    """Return an error about the log; the backup before it can be restored all the same."""
+    return Damaged(f"the backup is whole, and {what}", detail=detail, facts={LOG: what})

@@ -1,0 +1,73 @@
+"""The other servers of a url, asked now and then while one of them is followed, whether they are still one cluster.
+
+No stream shows that: a server that was left behind goes on taking writes, and sends them. The others are asked by
+connections of their own, in a thread, so that one that does not answer holds up nothing of the log.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dbguardd.engines.postgresql.connect import Address
+from dbguardd.engines.postgresql.roles import check_one, each, look_at
+from dbguardd.errors import SourceReplaced
+
+_BRIEF = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "10000",
+}
+"""For libpq: whoever does not answer so soon is asked again the next time. What the url says counts more."""
+_LOOKS = 2
+
+
+class Others:
+    """What was seen of the servers of a url since one of them is followed."""
+
+    def __init__(self, address: Address, about: str) -> None:
+        self._several, self._about = [{**_BRIEF, **one} for one in each(address)], about
+        self.problem: SourceReplaced | None = None
+
+    def __len__(self) -> int:
+        return len(self._several) - 1
+
+    def look(self) -> None:
+        """Ask all. What is no cluster is so twice in a row: a role may change hands while one after the other is asked.
+
+        Who does not answer says nothing against it.
+        """
+        found: SourceReplaced | None = None
+        for _ in range(_LOOKS):
+            try:
+                check_one(look_at(self._several)[0], self._about)
+            except SourceReplaced as error:
+                found = error
+            else:
+                return
+        self.problem = found
+
+    def check(self) -> None:
+        """Raise SourceReplaced if servers were seen that are no cluster, or two primaries of one."""
+        if self.problem is not None:
+            raise self.problem
+
+
+@contextmanager
+def watching(address: Address, about: str, seconds: float) -> Iterator[Others]:
+    """Look at the servers of a url every so many seconds, for the length of a block."""
+    others, ended = Others(address, about), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(seconds):
+            others.look()
+
+    if others:
+        threading.Thread(target=watch, name="others", daemon=True).start()
+    try:
+        yield others
+    finally:
+        ended.set()

@@ -1,0 +1,115 @@
+"""The records of a log, as PostgreSQL's own program tells of them (pg_waldump): the one reader of what that writes.
+
+It checks each record, and that it follows the one before. It writes a line for each; but whoever prepares a transaction
+gives it a name, which may have line feeds and look like records. So what matters is looked at once more, at its place:
+the first line from there on is the program's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from dbguardd.engines.postgresql.child import Alive, Tool, tool
+from dbguardd.engines.postgresql.physical.segments import place, shown
+from dbguardd.engines.postgresql.tools import Tools
+from dbguardd.errors import GuardError
+
+_LINE = re.compile(
+    rb"^rmgr: (\w+) +len \(rec/tot\): +\d+/ +(\d+), tx: +(\d+), lsn: ([0-9A-F]+/[0-9A-F]+), prev [0-9A-F/]+, "
+    rb"desc: (\w+)"
+)
+_TIME = re.compile(rb"(\d{4,}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC")
+_PREPARED = re.compile(rb"desc: COMMIT_PREPARED (\d+)")
+_MOST = 4096  # bytes of a line; that of a commit names each of its subtransactions, of which there may be millions
+UNREAL = 8
+"""Lines in a row are not all names of transactions: such a name has 200 bytes at most."""
+
+Failed = Callable[[str], GuardError]
+"""Makes the error that a log cannot be read, from what the program said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it is told: its kind (resource manager), what it is, of which transaction, where, of how many bytes.
+
+    `line` is the beginning of what is said of it.
+    """
+
+    kind: bytes
+    what: bytes
+    xid: int
+    at: int
+    size: int
+    line: bytes = field(repr=False)
+
+    @property
+    def time(self) -> datetime | None:
+        """When a transaction ended; None of one that was prepared: its name comes before that."""
+        found = _TIME.search(self.line) if self.what != b"PREPARE" else None
+        return None if found is None else datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC)
+
+    @property
+    def committed(self) -> int | None:
+        """The number of the transaction that it commits."""
+        prepared = _PREPARED.search(self.line)
+        if self.kind != b"Transaction" or self.what not in (b"COMMIT", b"COMMIT_PREPARED"):
+            return None
+        return int(prepared[1]) if prepared and self.what == b"COMMIT_PREPARED" else self.xid
+
+
+Reach = Callable[[int, int], None]
+"""Has the log from the file with a place on, up to another one, in the directory."""
+
+
+class Records:
+    """Reads a log on one timeline, in the files of a directory; where they are yet to come, `reach` has them there."""
+
+    def __init__(
+        self, tools: Tools, directory: str, timeline: int, alive: Alive, failed: Failed, *, reach: Reach | None = None
+    ) -> None:
+        self._words = [tools.path("pg_waldump"), f"--path={directory}", f"--timeline={timeline}"]
+        self._alive, self._failed, self._reach = alive, failed, reach
+
+    def between(self, start: int, end: int, *kinds: str, most: int = 0, partly: bool = False) -> Iterator[Record]:
+        """Yield what looks like the records of some kinds (all, if none is named) from a place on, at most so many.
+
+        Raises at its end if it could not read all; if `partly` is meant, it just ends.
+        """
+        words = [f"--start={shown(start)}", f"--end={shown(end)}", *(f"--rmgr={kind}" for kind in kinds)]
+        self._alive()
+        if self._reach is not None:
+            self._reach(start, end)
+        with tool([*self._words, *words, *([f"--limit={most}"] if most else [])]) as child:
+            for line in _lines(child, self._alive):
+                if match := _LINE.match(line):
+                    kind, size, xid, at, what = match.groups()
+                    yield Record(kind, what, int(xid), place(at.decode()), int(size), line)
+            if child.wait(self._alive) != 0 and not partly:
+                raise self._failed(child.last_words()[-500:])
+
+    def at(self, where: int, end: int) -> Record | None:
+        """Return the record at a place; None if none begins there."""
+        found = next(self.between(where, end, most=1, partly=True), None)
+        return found if found is not None and found.at == where else None
+
+    def real(self, told: Record, end: int) -> bool:
+        """Say if there is such a record."""
+        return self.at(told.at, end) == told
+
+    def last(self, start: int, end: int) -> Record | None:
+        """Return the last record between two places; None if none is found, as from a file on of which none is used."""
+        told = deque(self.between(start, end, partly=True), maxlen=UNREAL)
+        return next((record for record in reversed(told) if self.real(record, end)), None)
+
+
+def _lines(child: Tool, alive: Alive) -> Iterator[bytes]:
+    """Yield what a program writes, line by line; of each its beginning, whatever it has more."""
+    rest = b""
+    while piece := child.read(alive):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line[:_MOST] for line in lines)
+        rest = rest[:_MOST]

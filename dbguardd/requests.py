@@ -1,0 +1,175 @@
+"""What can be asked for over the socket: the request of every job. Standard library only.
+
+A request's docstring is its help, its fields are its options: the command line, the API with its OpenAPI description
+and the man page are made from them. A worker is given one of them. The answers are in wire.py, which it need not load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+UNDO_REASON = "restore undo"
+"""Why the state is held that a restore in place has replaced."""
+
+
+def option(text: str, default: Any = "") -> Any:
+    """A request field with its help text; bool fields become flags, a field named `database` an argument."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What every job request has in common: nothing but being one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup(Request):
+    """Back up a database now."""
+
+    database: str
+    full: bool = option("store every page again instead of only what changed", False)
+    verify: bool = option("prove the backup by a test restore right away, whatever the policy says", False)
+    note: str = option("a remark that is kept with the backup")
+    successor: bool = option("the server is what has become of the cluster that was backed up (pg_upgrade)", False)
+
+
+@dataclass(frozen=True, slots=True)
+class Verify(Request):
+    """Restore a backup into a private place, compare it with what was backed up, and record the proof."""
+
+    database: str
+    backup: str = option("id of the backup, or its first characters; the newest if not given")
+
+
+@dataclass(frozen=True, slots=True)
+class Restore(Request):
+    """Restore a database to a new place; the live one is only replaced with --in-place."""
+
+    database: str
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the moment to go back to: '2026-09-12 08:59', 'yesterday 09:00', '5 min ago'")
+    lsn: str = option("the place in the log of a PostgreSQL cluster to go back to: 16/B374D848")
+    name: str = option("the restore point of a PostgreSQL cluster to go back to, by its pg_create_restore_point()")
+    to: str = option("path of the restored database, which must not exist; if not given, beside the live one")
+    tablespace: str = option(
+        "where tablespaces of a PostgreSQL cluster go: OLD=NEW, several with commas; else below it"
+    )
+    in_place: bool = option("replace the live database; keeps its present state for `restore undo`", False)
+    confirm: str = option("the name of the database, typed in full: needed for --in-place")
+    dry_run: bool = option("print what would be done, and do nothing", False)
+
+
+@dataclass(frozen=True, slots=True)
+class Undo(Request):
+    """Put back the state that the last restore --in-place replaced."""
+
+    database: str
+    confirm: str = option("the name of the database, typed in full")
+
+
+@dataclass(frozen=True, slots=True)
+class Check(Request):
+    """Check settings, database, storage, keys and repository without restoring."""
+
+    database: str
+    data: bool = option("read and decrypt every stored byte, not only the structure", False)
+
+
+@dataclass(frozen=True, slots=True)
+class Expire(Request):
+    """Delete the backups that the policy's `keep` no longer asks for; each verdict has its reasons."""
+
+    database: str
+    dry_run: bool = option("print what would be deleted and why, and delete nothing", False)
+    confirm: str = option("the name of the database, to let one run delete more than the breaker allows")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep(Request):
+    """Free the space of expired backups whose grace is over."""
+
+    storage: str
+    dry_run: bool = option("print what would be freed, and free nothing", False)
+    confirm: str = option("the name of the storage, to let one run free more than the breaker allows")
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Request):
+    """Answer one SELECT from a backup, without restoring it."""
+
+    database: str
+    sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log"})
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
+    rows: int = option("at most so many rows", 1000)
+    seconds: int = option("give up after so many seconds", 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Get(Request):
+    """Take one table out of a backup, as SQL text or CSV, without restoring the rest."""
+
+    database: str
+    table: str = option("the table; SCHEMA.* is all of a schema of a server")
+    backup: str = option("id of the backup, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
+    format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL is nothing, blobs are hex", "sql")
+    seconds: int = option("give up after so many seconds", 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(Request):
+    """Compare two backups row by row: what was added, removed and changed between them."""
+
+    database: str
+    older: str = option("the backup before: a moment, as 'yesterday 09:00', or the id of a backup")
+    newer: str = option("the backup after, said in the same way; the newest to rely on if not given")
+    table: str = option("only this table")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
+    rows: int = option("list at most so many rows of each table; all are counted", 100)
+    seconds: int = option("give up after so many seconds", 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Undelete(Request):
+    """Find rows that a backup has and the newest backup has no more, or not as they were, and write SQL for them."""
+
+    database: str
+    table: str = option("the table")
+    where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"')
+    backup: str = option("id of the backup that has the rows, or its first characters")
+    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    in_database: str = option("of a server: the database that is asked; the only one if not given")
+    rows: int = option("show at most so many rows; all are counted", 20)
+    changed: bool = option("the rows that are still there with other values, and SQL that sets those back", False)
+    sql: bool = option("write the SQL instead of showing the rows; nothing runs it", False)
+    seconds: int = option("give up after so many seconds", 3600)
+
+
+REQUESTS: Mapping[str, type[Request]] = {
+    "backup": Backup,
+    "verify": Verify,
+    "restore": Restore,
+    "undo": Undo,
+    "check": Check,
+    "expire": Expire,
+    "sweep": Sweep,
+    "query": Query,
+    "get": Get,
+    "diff": Diff,
+    "undelete": Undelete,
+}
+"""Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
+
+NOWHERE = "/nonexistent"
+"""The path of a database of which only backups are left: no policy says where it was."""
+
+ENGINE_VERBS = frozenset(("backup", "follow", "verify", "restore", "undo", "check", "standby", "promote"))
+"""The verbs whose worker has an engine half, because they open a database, live or restored."""
+
+QUESTION_VERBS = frozenset(("query", "get", "diff", "undelete"))
+"""The verbs that ask something of backups as they lie: what is found is an answer beside the job, and kept nowhere."""

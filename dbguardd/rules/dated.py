@@ -1,0 +1,28 @@
+"""What the rules know of a backup. Apart from retention.py, whose calendar a worker only loads to expire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Dated:
+    """What the rules need to know of a backup.
+
+    `failed`: its last verification did, or a check has since found it damaged; `safety`: of a restore in place.
+    """
+
+    id: str
+    created_at: datetime
+    proven: bool = False
+    holds: tuple[str, ...] = ()
+    failed: bool = False
+    failed_at: datetime | None = None  # None: as old as the backup
+    safety: bool = False
+
+
+def newest_first(backups: Iterable[Dated]) -> list[Dated]:
+    """Return the backups, newest first."""
+    return sorted(backups, key=lambda backup: (backup.created_at, backup.id), reverse=True)

@@ -17,10 +17,8 @@ from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, WAL, DataDirectory, Member
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
-from dbguardd.engines.postgresql.physical.records import Failed, Records
 from dbguardd.engines.postgresql.physical.segments import open_segment, recycled
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, writing
-from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.flow import Sink
 
 FILES, LOG = "files.tar", "log.tar"
@@ -130,12 +128,6 @@ class Copy:
             write = partial(self._segments, archive, ended.start)
             write(ended.start, ended.next)
             yield write
-
-    def records(self, tools: Tools, alive: Alive, failed: Failed) -> Records:
-        """Return the reader of the log: what is read of it has come here before."""
-        where = f"{self.directory.path}/{WAL}"
-        timeline, reach = self._cluster.log.timeline, partial(self.reach, alive=alive)
-        return Records(tools, where, timeline, alive, failed, reach=reach)
 
     def control(self) -> None:
         """Write pg_control alone: of a cluster that rests the log is among the files."""

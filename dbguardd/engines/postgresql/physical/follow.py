@@ -25,7 +25,7 @@ from psycopg import errors
 
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
-from dbguardd.engines.postgresql.physical.datadir import DataDirectory
+from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
 from dbguardd.engines.postgresql.physical.others import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
@@ -191,10 +191,13 @@ class Server:
         return next((timeline for timeline, left in self._turns() if left > at), self.cluster.log.timeline)
 
     def _turns(self) -> list[tuple[int, int]]:
-        if not self.cluster.log.history:
+        log = self.cluster.log
+        if not log.history:
             return []
+        if self.directory is not None:  # whose archiver hands the log over, may take no connection for replication
+            return turns_of(self.directory.read(f"{WAL}/{log.history}").decode(errors="replace"))
         with replicating(self.address, self.about) as connection:
-            return turns_of(history(connection, self.cluster.log.timeline).decode(errors="replace"))
+            return turns_of(history(connection, log.timeline).decode(errors="replace"))
 
     def turned_at(self, timeline: int) -> str:
         """Return when a timeline was begun: when its history was written."""

@@ -30,6 +30,7 @@ from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
+from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
@@ -116,7 +117,8 @@ class Pages:
             progress(step, 0, None)
 
         def records(step: str) -> Records:
-            return copy.records(tools, partial(alive, step), self._unreadable)
+            where, tell = (f"{copy.directory.path}/{WAL}", cluster.log.timeline), partial(alive, step)
+            return Records(tools, *where, tell, self._unreadable, reach=partial(copy.reach, alive=tell))
 
         def copied(done: int) -> None:
             check_room()

@@ -65,7 +65,7 @@ class Record:
 
 
 class Records:
-    """Reads a log on one timeline, in the files of a directory, once it has been made to `reach` a place."""
+    """Reads a log on one timeline, in the files of a directory; where they are yet to come, `reach` has them there."""
 
     def __init__(
         self, tools: Tools, directory: str, timeline: int, alive: Alive, failed: Failed, *, reach: Reach | None = None

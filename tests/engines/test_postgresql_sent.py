@@ -250,3 +250,28 @@ def test_what_was_not_all_there_is_no_backup(live):
     sent = Sent(Hostile(b"n7.tar\0/x\0", *whole), "it", {}, lambda: None)
     with pytest.raises(SourceChanged, match="a tablespace was made"):
         list(sent.entries())
+
+
+def test_no_backup_lacks_what_a_server_silently_leaves_out(live, place):
+    """It sends no link, and of a tablespace whose disk is not there nothing."""
+    live.sql("VACUUM; CHECKPOINT", "shop")
+    live.stop(signal.SIGINT)
+    xact, aside = live.data / "pg_xact", live.place / "aside"
+    xact.rename(aside)
+    xact.symlink_to(aside)
+    (live.data / "more").symlink_to("/nonexistent")
+    live.start()
+    with pytest.raises(SourceInvalid, match=f"{xact}: is a link"):
+        here(sent, live, place)
+    live.stop(signal.SIGINT)
+    xact.unlink()
+    aside.rename(xact)
+    live.start()
+    assert here(sent, live, place)[1]["left_out"] == ["more"]
+    (live.data / "more").unlink()
+    (live.place / "far").rename(aside)
+    (live.place / "far").mkdir()
+    with pytest.raises(SourceInvalid, match=f"{live.place}/far: the tablespace"):
+        here(sent, live, place)
+    (live.place / "far").rmdir()
+    aside.rename(live.place / "far")

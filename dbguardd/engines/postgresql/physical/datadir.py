@@ -163,8 +163,14 @@ class DataDirectory:
         self._walked.clear()
         yield from self._below(self.file, "")
 
+    def met(self, path: str) -> None:
+        """Note that a directory came that a server has sent: with that of its version a tablespace is there."""
+        above, _, number = os.path.dirname(path).rpartition("/")
+        if above == TABLESPACES and os.path.basename(path) == self._version:
+            self._walked.add(number)
+
     def check_walked(self) -> None:
-        """Raise SourceInvalid if the last members() has not come to a tablespace: it was dropped, or is not there."""
+        """Raise SourceInvalid if members(), or what was met, has not come to a tablespace: dropped, or not there."""
         for number in sorted(set(self._tablespaces) - self._walked):
             raise SourceInvalid(
                 f"{self._tablespaces[number]}: the tablespace that the server has there is not there",
@@ -223,13 +229,7 @@ class DataDirectory:
         location = self._tablespaces.get(name) if os.path.dirname(path) == TABLESPACES else None
         try:
             if location is None or os.readlink(name, dir_fd=above) != location or not os.path.isabs(location):
-                if _NEEDED.fullmatch(path) or is_relation(path):
-                    raise SourceInvalid(
-                        f"{self.path}/{path}: is a link, and no link of the server's own making",
-                        detail="It is not followed, and a backup without what it leads to would not be whole.",
-                        hints=["stop the server, and move what it leads to back in its place", 'set method = "dump"'],
-                    )
-                self._leave(path)
+                self.leave(path, self.path)
                 return
             place = os.open(location, _DIRECTORY)
         except FileNotFoundError:
@@ -263,6 +263,16 @@ class DataDirectory:
             yield from self._below(place, path)
         finally:
             os.close(place)
+
+    def leave(self, path: str, at: str) -> None:
+        """Leave out a link in the data directory `at`. Raises SourceInvalid where no cluster is whole without it."""
+        if _NEEDED.fullmatch(path) or is_relation(path):
+            raise SourceInvalid(
+                f"{at}/{path}: is a link, and no link of the server's own making",
+                detail="It is not followed, and a backup without what it leads to would not be whole.",
+                hints=["stop the server, and move what it leads to back in its place", 'set method = "dump"'],
+            )
+        self._leave(path)
 
     def _leave(self, path: str) -> None:
         if len(self.left_out) < self._TOLD:

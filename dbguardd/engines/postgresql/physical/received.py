@@ -8,6 +8,7 @@ at the end the log that was written during the backup, so that pg_waldump reads 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
+
+from psycopg.errors import Diagnostic
 
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Address, Connection, connected
@@ -41,6 +44,7 @@ from dbguardd.flow import Sink
 
 _PIECE, _KEPT_BYTES = 1 << 20, 1 << 20
 _WAIT_SECONDS = 0.25
+_QUOTED = re.compile(r"""["'`«»„“] ?(?:\./)?(.+?) ?["'«»“”]""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,21 @@ class Received(Copy):
         super().__init__(directory, source.cluster, sink, begun, tell)
         self._source = source
         self._kept = dict[str, bytes]()
+        self._skipped = list[str]()
         self._log_at = 0  # up to where the log was received
 
     def all(self, mode: BackupMode, alive: Alive) -> Ended:
         source, spaces = self._source, {oid: place for oid, (_, place) in self._cluster.tablespaces.items()}
         at = replayed_at(source.keeper) if self._cluster.standby else clock(source.keeper)
         with self._spool() as small, replicating(source.address, source.about, source.slot) as connection:
+            connection.add_notice_handler(self._noticed)
             archive = TarWriter(small)
             archive.directory(TABLESPACES)
             sent = Sent(connection, source.about, spaces, alive)
             for entry in sent.entries():
                 self._take(entry, archive)
+            for path in self._skipped:
+                self.directory.leave(path, self._cluster.directory)
             with connected(source.address, about=source.about) as other:  # a refusal drops the slots of its session
                 self._configuration(archive, configuration.Asked(other))
             archive.end()
@@ -86,6 +94,11 @@ class Received(Copy):
         self._control = self._kept[CONTROL]
         return mode.ended(at, sent.stop, self._kept[LABEL], self._kept.get(MAP, b""))
 
+    def _noticed(self, said: Diagnostic) -> None:
+        """Keep what a server says that it leaves out, in its language: what is no file and no directory, as a link."""
+        if said.source_function == "sendDir" and (path := _QUOTED.search(said.message_primary or "")):
+            self._skipped.append(path[1])
+
     def _take(self, entry: Entry, archive: TarWriter) -> None:
         if entry.path in (CONTROL, LABEL, MAP) and entry.size <= _KEPT_BYTES:
             self._kept[entry.path] = b"".join(entry.pieces())
@@ -93,6 +106,7 @@ class Received(Copy):
             return
         elif entry.directory:
             archive.directory(entry.path)
+            self.directory.met(entry.path)
         elif entry.size >= PAGED_BYTES and is_relation(entry.path):
             with self._spool() as spool:
                 file = spool.fileno()
@@ -156,7 +170,8 @@ def receiving(source: Source, sink: Sink, begun: float, tell: Tell) -> Iterator[
     with _in_room(source.room):
         made = tempfile.mkdtemp(dir=source.room)
         (Path(made) / WAL).mkdir()
-    directory = DataDirectory(made, {}, source.cluster.version_directory)
+    spaces = {oid: place for oid, (_, place) in source.cluster.tablespaces.items()}
+    directory = DataDirectory(made, spaces, source.cluster.version_directory)
     try:
         yield Received(source, directory, sink, begun, tell)
     finally:

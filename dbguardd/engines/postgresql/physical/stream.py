@@ -107,7 +107,8 @@ def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connec
 
     Raises SourceInvalid if the server that answers has not that `slot`: then it is another one than that which made it.
     """
-    connection = connect_bare({**address, "replication": "true"}, "", about)
+    options = f"{address.get('options', '')} -c client_min_messages=warning"  # it tells what it does not send
+    connection = connect_bare({**address, "options": options, "replication": "true"}, "", about)
     try:
         with refusals(about):
             if slot and asked(connection, f'READ_REPLICATION_SLOT "{slot}"')[0] is None:

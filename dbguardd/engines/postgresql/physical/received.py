@@ -76,7 +76,7 @@ class Received(Copy):
             connection.add_notice_handler(self._noticed)
             archive = TarWriter(small)
             archive.directory(TABLESPACES)
-            sent = Sent(connection, source.about, spaces, alive)
+            sent = Sent(connection, source.about, spaces, lambda: self._count(0) if self.done else alive())
             for entry in sent.entries():
                 self._take(entry, archive)
             for path in self._skipped:
@@ -142,6 +142,7 @@ class Received(Copy):
         at = self._log_at or start // log.segment * log.segment
         if at >= end:
             return
+        clock(source.keeper)  # raises what became of the session that has the slot
         with _in_room(source.room), replicating(source.address, source.about, source.slot) as connection:
             if log.history and not self._log_at:
                 (Path(self.directory.path) / WAL / log.history).write_bytes(history(connection, log.timeline))

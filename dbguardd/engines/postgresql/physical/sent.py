@@ -19,7 +19,7 @@ from psycopg import pq
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.physical.datadir import TABLESPACES
-from dbguardd.errors import ServerUnreachable, SourceChanged, SourceInvalid
+from dbguardd.errors import ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
 
 _ASKED = (
     b"BASE_BACKUP (LABEL 'dbguard', CHECKPOINT 'fast', WAL false, WAIT false, MANIFEST 'no', TABLESPACE_MAP true, "
@@ -64,7 +64,7 @@ class Sent:
                 raise self._wrong("it sends no base backup")
         self._fill()
         if not self._archive:
-            raise self._wrong("it does not begin with an archive")
+            raise self._ended("it does not begin with an archive")
         while self._archive:
             number = self._archive
             if number not in self._missing:
@@ -126,7 +126,7 @@ class Sent:
         data = b""
         while len(data) < count:
             if not (more := self._some(count - len(data))):
-                raise self._wrong("an archive ends early")
+                raise self._ended("an archive ends early")
             data += more
         return data
 
@@ -163,7 +163,11 @@ class Sent:
             self._wait()
         found = self._pq.get_result()
         if found is not None and found.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
-            raise psycopg.errors.error_from_result(found)
+            error = psycopg.errors.error_from_result(found)
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):  # ours was seen when we connected
+                said = error.diag.message_primary or ""
+                raise SourceDenied(f"{self._about}: the server may not read what is in its directory", detail=said)
+            raise error
         if found is None and self._pq.status != pq.ConnStatus.OK:
             raise ServerUnreachable(f"{self._about}: the server has ended the connection")
         return found
@@ -171,8 +175,14 @@ class Sent:
     def _wait(self) -> None:
         """Show life, and wait a moment for what comes."""
         self._alive()
-        if select.select([self._pq.socket], [], [], _WAIT_SECONDS)[0]:
-            self._pq.consume_input()
+        select.select([self._pq.socket], [], [], _WAIT_SECONDS)
+        self._pq.consume_input()  # also of a silent socket: TLS may have taken more than was asked for
+
+    def _ended(self, what: str) -> SourceInvalid:
+        """Return an error: there is no more. Raises what the server says of it, such as that it cannot read a file."""
+        while self._result() is not None:
+            pass
+        return self._wrong(what)
 
     def _wrong(self, what: str) -> SourceInvalid:
         return SourceInvalid(
@@ -183,7 +193,7 @@ class Sent:
     def some(self, most: int) -> memoryview:
         """Return the next bytes of the file that is being sent. Raises SourceInvalid if its archive ends."""
         if not (found := self._some(most)):
-            raise self._wrong("an archive ends early")
+            raise self._ended("an archive ends early")
         return found
 
 

@@ -18,6 +18,7 @@ from psycopg import pq
 from dbguardctl.commands.grants import grants
 from dbguardd.engines.base import Fingerprint
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.sent import Sent
 from dbguardd.errors import LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
 
@@ -124,6 +125,26 @@ def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, pla
     streams, facts, taken = here(sent, live, place, url)
     assert facts["left_out"] == [] and b"work_mem = '7MB'" in streams["files.tar"]
     assert isinstance(taken, Fingerprint) and facts["read_by"] == "replication"
+
+
+def test_what_takes_no_connection_for_replication_is_mended_by_what_is_said(live, place):
+    def lively():
+        with connected(address_of(over(live, place)), about="it") as connection:
+            line = socket.socket(fileno=os.dup(connection.fileno()))
+            with line:
+                return line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+
+    assert lively() == 60
+    live.sql("ALTER SYSTEM SET max_wal_senders = 0")
+    live.stop(signal.SIGINT)
+    live.start()
+    try:
+        _, words = here(probed, live, place, live.url)[0]["backups by pages"]
+        assert "SET max_wal_senders" in words.partition("Fix: ")[2] and "pg_hba" not in words
+    finally:
+        live.sql("ALTER SYSTEM RESET max_wal_senders")
+        live.stop(signal.SIGINT)
+        live.start()
 
 
 def test_its_log_is_followed_over_the_network_and_has_no_gap_after_a_kill(live, place):

@@ -39,7 +39,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
 """What libpq is told: host, port, user, dbname, service, sslmode ..."""
 
-_CONNECT_SECONDS = 15
+_LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
+"""For libpq. While a server sends its files, the session that holds its log is silent for hours: what stands between
+forgets it, and a server that is gone is waited for. What the url says counts more."""
 _SETTINGS = (
     "SET search_path = ''",
     "SET row_security = off",
@@ -143,7 +145,7 @@ def connect(address: Address, database: str = "", about: str = "") -> Connection
 def connect_bare(address: Address, database: str, about: str) -> Connection:
     """Return a connection on which nothing was said yet: not all take SQL. Raises as connect()."""
     where = told(address, database)
-    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "dbguard", "client_encoding": "SQL_ASCII"}
+    usual = {"application_name": "dbguard", "client_encoding": "SQL_ASCII", **_LIVELY}
     if where.get("sslrootcert") == "system":
         _trust_whom_the_system_trusts()
     try:
@@ -264,6 +266,12 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
             f"{about}: the server lets us not in",
             detail=said,
             hints=_hints_for_denied(said),
+        )
+    if "max_wal_senders" in said:
+        return ServerUnreachable(
+            f"{about}: takes no more connections for replication",
+            detail=said,
+            hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- then restart the server"],
         )
     if re.search("permission denied for database", said):
         return SourceDenied(f"{about}: no permission to connect", detail=said)

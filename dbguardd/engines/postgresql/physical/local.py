@@ -107,10 +107,13 @@ def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
     if standbys:
         what = "synchronous_standby_names has *, so commits would wait for dbguard."
         yield Lack(what, "name the standbys in synchronous_standby_names")
+    if senders < 1:
+        return
     try:
         _check_replicates(connection, address, about)
-    except Unsupported as error:
-        yield Lack(f"it takes no connection for replication: {error.detail}.", error.hints[0])
+    except GuardError as error:
+        said = error.detail or error.message
+        yield Lack(f"it takes no connection for replication: {said}.", next(iter(error.hints), ""))
 
 
 def left_over(address: Address) -> Finding | None:
@@ -183,7 +186,7 @@ def _check_replicates(connection: Connection, address: Address, about: str, slot
     try:
         with replicating(address, about, slot):
             pass
-    except GuardError as error:
+    except SourceDenied as error:
         ((role, host),) = rows(connection, _FROM)
         line = f"{text(role)} peer" if host is None else f"{text(role)} {text(host)} scram-sha-256"
         kind = "local" if host is None else "host"

@@ -3,7 +3,7 @@
 import pytest
 
 from dbguardd.engines.base import REPLACED, Examination, Finding
-from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse
+from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse, Unsupported
 from tests.jobs.world import ToyOver, World
 
 
@@ -147,3 +147,18 @@ def test_who_goes_on_with_half_of_a_restore_and_is_refused_leaves_the_way_back(w
     world.over.overwrite = overwrite
     world.do("undo", database="app", confirm="app")
     assert world.live() == {"users": [2]}
+
+
+def test_a_cluster_that_has_moved_to_another_host_is_not_restored_over_what_it_left_here(world):
+    world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
+    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path), "read_by": "files"}
+    before = world.backup(users=[1])
+    world.engine.rights = {"directory": None, "read_by": "replication"}
+    for id in (world.backup(users=[2]), before):
+        with pytest.raises(Unsupported, match="no place on this host"):
+            world.do("restore", database="app", backup=id, in_place=True, confirm="app")
+    assert world.live() == {"users": [2]}
+    world.engine.rights = {"directory": str(world.path), "read_by": "files"}  # it came back
+    world.backup(users=[3])
+    world.do("restore", database="app", backup=before, in_place=True, confirm="app")
+    assert world.live() == {"users": [1]}

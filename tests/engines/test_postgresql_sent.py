@@ -6,6 +6,8 @@ import resource
 import shutil
 import signal
 import socket
+import struct
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +21,10 @@ from dbguardctl.commands.grants import grants
 from dbguardd.engines.base import Fingerprint
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
+from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.sent import Sent
+from dbguardd.engines.postgresql.physical.slot import check_own
+from dbguardd.engines.postgresql.physical.stream import Stream
 from dbguardd.errors import LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
 
 BOUNDED = "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'"
@@ -280,6 +285,22 @@ def test_what_tls_has_taken_already_is_not_waited_for():
         silent.socket = ours.fileno()
         entries = Sent(silent, "it", {}, lambda: next(waits)).entries()
         assert next(entries).path == "a"
+
+
+def test_a_server_that_says_nothing_but_that_it_lives_holds_nobody_up():
+    said, lives = iter(range(1000)), struct.pack(">cQqB", b"k", 0, 0, 0)
+    server = SimpleNamespace(
+        get_copy_data=lambda _: next(said) is not None and (len(lives), memoryview(lives)),
+        put_copy_data=lambda data: None,
+        flush=lambda: None,
+    )
+    assert Stream(SimpleNamespace(pgconn=server), "it").receive(0.0) == b""
+
+
+def test_a_name_that_leads_elsewhere_makes_no_directory_that_of_a_server(live):
+    system = int(live.sql("SELECT system_identifier FROM pg_control_system()"))
+    with closing(DataDirectory(str(live.data), {}, "")) as directory, pytest.raises(SourceInvalid, match="is not the"):
+        check_own(directory, "../base", system)
 
 
 def test_what_was_not_all_there_is_no_backup(live):

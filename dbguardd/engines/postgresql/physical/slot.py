@@ -109,7 +109,7 @@ def check_own(directory: DataDirectory, slot: str, system: int) -> None:
     The number of the cluster alone would not do: a standby or a copy on this host has the same.
     """
     found = int.from_bytes(directory.control()[:_SYSTEM_BYTES], sys.byteorder)
-    if found != system or not directory.has(f"pg_replslot/{slot}"):
+    if found != system or "/" in slot or not directory.has(f"pg_replslot/{slot}"):
         raise SourceInvalid(
             f"{directory.path}: is not the data directory of the server that was asked",
             detail=f"the server is {system}, the directory {found}; the server may run on another host",

@@ -59,10 +59,10 @@ class Stream:
             if kind == b"k" and _ALIVE.unpack(data)[3]:
                 self._told = 0.0
             self.confirm(self._confirmed)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return memoryview(b"")
             if not size:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return memoryview(b"")
                 select.select([self._pq.socket], [], [], left)
                 self._pq.consume_input()
 

@@ -70,9 +70,10 @@ def over(live, place, user="dbguard"):
     return f"postgresql://{user}@127.0.0.1:{live.port}/?passfile={place}/pass"
 
 
-def opened(live, place, url=""):
+def opened(live, place, url="", **settings):
     (place / "room").mkdir(exist_ok=True)
-    return open_postgresql({"url": url or live.url, "staging": str(place / "room"), "method": "pages"}).snapshots
+    room = {"staging": str(place / "room"), "method": "pages", **settings}
+    return open_postgresql({"url": url or live.url, **room}).snapshots
 
 
 def sent(live, place, url="", before=None, *, compared=True, progress=no_progress):
@@ -95,8 +96,8 @@ def test_what_the_server_sends_comes_back_equal_while_it_is_written(live, place)
     assert live.sql("SELECT count(*) FROM pg_replication_slots") == "0" and live.sql(OURS) == "0"
 
 
-def probed(live, place, url):
-    found = opened(live, place, url).probe()
+def probed(live, place, url="", continuous=False):
+    found = opened(live, place, url, continuous=continuous, follows=str(place)).probe()
     return {one.name: (one.outcome, one.detail) for one in found.findings}, found.facts
 
 
@@ -150,6 +151,11 @@ def test_what_takes_no_connection_for_replication_is_mended_by_what_is_said(live
         live.sql("ALTER SYSTEM RESET max_wal_senders")
         live.stop(signal.SIGINT)
         live.start()
+
+
+def test_an_archiver_elsewhere_is_told_that_it_cannot_hand_over_its_files(live, place):
+    outcome, words = here(probed, live, place, "", "archive")[0]["following its log"]
+    assert outcome == "failed" and words.endswith("Fix: set continuous = true: then the server sends its log"), words
 
 
 def test_its_log_is_followed_over_the_network_and_has_no_gap_after_a_kill(live, place):

@@ -70,11 +70,7 @@ class ArchivedLog:
             cluster = look(keeper, self._about)
             way = stack.enter_context(way_of(keeper, cluster))
             if way.directory is None:
-                raise Unsupported(
-                    f"{self._about}: its files are not read here, so an archiver cannot hand them over",
-                    detail=way.why,
-                    hints=["set continuous = true: then the server sends its log"],
-                )
+                raise _elsewhere(self._about, way.why)
             slot = Slot(keeper, name_of(self._staging))
             server = Server(address, self._about, keeper, cluster, slot, way.directory, others)
             taking = Taking(server, way.directory, ship, self._pace)
@@ -310,6 +306,14 @@ class Taking:
             os.close(file)
 
 
+def _elsewhere(about: str, why: str) -> Unsupported:
+    return Unsupported(
+        f"{about}: its files are not read here, so an archiver cannot hand them over",
+        detail=why,
+        hints=["set continuous = true: then the server sends its log"],
+    )
+
+
 def _start_of(name: str, segment: int) -> int:
     """Return the place at which a file begins."""
     return (int(name[8:16], 16) * ((1 << 32) // segment) + int(name[16:24], 16)) * segment
@@ -354,9 +358,13 @@ def archived(address: Address, staging: str) -> Finding:
     """Say whether the server archives its log by us, and how that goes; if not, each with what mends it."""
     try:
         with connected(address) as keeper:
+            with way_of(keeper, look(keeper, about := place_of(address))) as way:
+                if way.directory is None:
+                    raise _elsewhere(about, way.why)
             ((on, *told, timeout, failed, failing, waiting),) = rows(keeper, _ARCHIVER)
     except GuardError as error:
-        return Finding(FOLLOWED, "failed", f"{error.message}. {error.detail}".strip())
+        mend = f" Fix: {error.hints[0]}" if error.hints else ""
+        return Finding(FOLLOWED, "failed", f"{error.message}. {error.detail}".strip() + mend)
     said, library = (text(one) for one in told)
     wanted, lacking = command(staging), list[str]()
     if library:

@@ -7,13 +7,14 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 from engine_memory import MemorySink, no_progress
 from postgres_follow_world import Follower
-from postgres_pages_world import OURS, failed, move_out, own_place, proven, shop, writers
+from postgres_pages_world import OURS, failed, move_out, own_place, proven, shop, tree, writers
 from postgres_world import as_user, stranger, until
 from psycopg import pq
 
@@ -127,6 +128,12 @@ def test_a_role_for_replication_is_enough_and_check_says_what_it_lacks(live, pla
     assert "all of them each time" in words
     streams, facts, _ = here(sent, live, place, url)
     assert f"{live.config}/postgresql.conf" in facts["left_out"] and b"dbguard-config" not in streams["files.tar"]
+    here(lambda: opened(live, place, url).restore(tree(streams, facts), place / "bare", no_progress))
+    text = (place / "bare" / "RESTORE.txt").read_text().partition("role of his name:\n")[2]
+    typed = text.partition("#")[0]
+    asked = f"{live.programs}/postgres -D {place}/bare -C data_directory"
+    assert here(subprocess.call, ["sh", "-c", asked]) and not here(subprocess.call, ["sh", "-ec", typed])
+    assert not here(subprocess.call, ["sh", "-c", asked]) and (place / "bare" / "pg_hba.conf").exists()
     mended(words)
     streams, facts, taken = here(sent, live, place, url)
     assert facts["left_out"] == [] and b"work_mem = '7MB'" in streams["files.tar"]

@@ -135,7 +135,8 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         link.rename(place)
         link.symlink_to(target / _SPACES / number)
     (work / "tablespace_map").unlink(missing_ok=True)
-    text = manual(target, facts, options(target) if (work / DIRECTORY).is_dir() else "")
+    bare = not (work / DIRECTORY).is_dir() and not (work / "postgresql.conf").exists()
+    text = manual(target, facts, options(target) if (work / DIRECTORY).is_dir() else "", bare=bare)
     (work / MANUAL).write_text(text, encoding="utf-8", errors="backslashreplace")
     if facts.get("resting"):
         return
@@ -145,8 +146,11 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         settings.write(f"{_BEGIN}{lines}{_END}")
 
 
-def manual(target: Path, facts: Facts, settings: str) -> str:
-    """Return the text in the restored directory: how to start a server on it, by commands that can be pasted."""
+def manual(target: Path, facts: Facts, settings: str, *, bare: bool = False) -> str:
+    """Return the text in the restored directory: how to start a server on it, by commands that can be pasted.
+
+    It is `bare` where nothing that configured the cluster may be read, and so is in the backup.
+    """
     major, place = facts["major"], shlex.quote(str(target))
     beside = " ".join(filter(None, (settings, _BESIDE)))
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
@@ -156,6 +160,7 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         "# or that was cut short, its first start does it.",
         "# These commands are for the owner of this directory; as root, first: su - postgres",
         "# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=...",
+        *(_configured(place) if bare else ()),
         "# Beside the server that runs:",
         f"{control} -o {shlex.quote(beside)} -l {place}.log -w start",
         "# (What shared_preload_libraries starts, such as pg_cron, works there too. If it must not, add to the above:",
@@ -170,6 +175,15 @@ def manual(target: Path, facts: Facts, settings: str) -> str:
         said = f"# The files that configured it lay elsewhere. As they were, they are in {DIRECTORY} beside this text."
         lines.append(said)
     return "\n".join([*lines, ""])
+
+
+def _configured(place: str) -> list[str]:
+    return [
+        "# The files that configured it lay elsewhere, and could not be read: they are in no backup. No server starts",
+        "# without them. With these its owner comes in, by the role of his name:",
+        f"touch {place}/postgresql.conf {place}/pg_ident.conf",
+        f"echo 'local all all peer' > {place}/pg_hba.conf",
+    ]
 
 
 def _in_its_place(target: Path, facts: Facts) -> list[str]:

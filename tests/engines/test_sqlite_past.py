@@ -307,6 +307,20 @@ def test_changed_rows_are_set_back_but_those_that_were_changed_again(tmp_path):
     )
 
 
+def test_what_is_set_back_replaces_no_other_row(tmp_path):
+    old = make(tmp_path / "old", "create table t (k integer primary key, v unique on conflict replace)",
+               "insert into t values (1, 'a')")  # fmt: skip
+    new = tmp_path / "new"
+    new.write_bytes(old.read_bytes())
+    make(new, "update t set v = 'b'")
+    told = Told()
+    PAST.missing((FilePages(old), FilePages(new)), ("t", ""), "changed sql", BOUNDS, told)
+    make(new, "insert into t values (2, 'a')")
+    run = subprocess.run(["sqlite3", "-bail", new], input=told.data, capture_output=True, check=False, timeout=60)
+    assert run.returncode == 1 and b"UNIQUE constraint failed" in run.stderr
+    assert read(new, "select * from t")[1] == [(1, "b"), (2, "a")]
+
+
 @settings(max_examples=25)
 @given(contents(), st.data())
 def test_what_was_changed_is_set_back(content, data):

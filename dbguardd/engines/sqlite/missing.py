@@ -158,12 +158,14 @@ def _set_back(
         both, "-- A row that was changed since, or is gone, stays; triggers run. Run: sqlite3 -bail DB < THIS\n"
     )
     write_whole(both, "BEGIN IMMEDIATE;\n")
+    # of the table: a name alone that is no column (any more) is a text for the shell, and may be the very value
+    named = {name: f"{quoted(table.name)}.{quoted(name)}" for name in columns}
     for was, now in pairs:
         then, there = ([literal_of(item, known_as) for item in side] for side in (was, now))
         sets = [f"{quoted(one)} = {old}" for one, old, new in zip(columns, then, there, strict=True) if old != new]
-        same = [f"{quoted(name)} = {there[columns.index(name)]}" for name in key]
+        same = [f"{named[name]} = {there[columns.index(name)]}" for name in key]
         same += [
-            f"typeof({quoted(one)}) IS typeof({new}) AND {quoted(one)} COLLATE BINARY IS {new}"
+            f"typeof({named[one]}) IS typeof({new}) AND {named[one]} COLLATE BINARY IS {new}"
             for one, new in zip(columns, there, strict=True)
         ]
         change = f"{update} {quoted(table.name)} SET {', '.join(sets)}"  # noqa: S608 - names of the catalog

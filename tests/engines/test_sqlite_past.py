@@ -307,6 +307,29 @@ def test_changed_rows_are_set_back_but_those_that_were_changed_again(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("columns", "since", "said", "left"),
+    [
+        ("v unique on conflict replace, w", "insert into t values (2, 'a', 0)", "UNIQUE constraint", ("b", "w")),
+        ("v, w", "alter table t rename w to x; update t set x = 0", "no such column", ("b", 0)),
+    ],
+)
+def test_what_is_set_back_replaces_nothing_that_somebody_has_made_since(tmp_path, columns, since, said, left):
+    old = make(
+        tmp_path / "old", f"create table t (k integer primary key, {columns})", "insert into t values (1,'a','w')"
+    )
+    new = tmp_path / "new"
+    new.write_bytes(old.read_bytes())
+    make(new, "update t set v = 'b'")
+    told = Told()
+    PAST.missing((FilePages(old), FilePages(new)), ("t", ""), "changed sql", BOUNDS, told)
+    make(new, *since.split("; "))
+    before = read(new, "select * from t")[1]
+    run = subprocess.run(["sqlite3", "-bail", new], input=told.data, capture_output=True, check=False, timeout=60)
+    assert run.returncode == 1 and said in run.stderr.decode()
+    assert read(new, "select * from t")[1] == before and before[0] == (1, *left)
+
+
 @settings(max_examples=25)
 @given(contents(), st.data())
 def test_what_was_changed_is_set_back(content, data):

@@ -44,7 +44,7 @@ def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, boun
         columns = [column for column in old.columns if column in after[old.name].columns]
         if form.startswith("changed "):
             pairs = _changed(both, Pair(old, after[old.name], key, tuple(columns)), where)
-            return (_set_back if form.endswith("sql") else _compared)(both, old, key, columns, pairs)
+            return (_set_back if form.endswith("sql") else _compared)(both, after[old.name], key, columns, pairs)
         rows = _rows(both, old, key, (columns, where))
         facts = _script(both, old, columns, rows) if form == "sql" else _listed(both, columns, rows)
         if facts["rows"]:
@@ -145,8 +145,12 @@ def _script(both: Opened, table: Table, columns: Sequence[str], rows: Iterator[l
 def _set_back(
     both: Opened, table: Table, key: Sequence[str], columns: Sequence[str], pairs: Iterator[tuple[list[Any], list[Any]]]
 ) -> Facts:
-    """Write a statement for each row that sets back what differs, if the row is as the newer backup has it."""
+    """Write a statement for each row that sets back what differs, if the row is as the newer backup has it.
+
+    A table may say itself what comes of a conflict, as to replace the other row: none is touched for that.
+    """
     known_as, count = encoding(both.connection), 0
+    update = "UPDATE OR ABORT" if "conflict" in table.sql.lower() else "UPDATE"  # it would count in triggers, too
     write_whole(
         both, f"-- Made by dbguard: rows of {one_line(table.name)} that have other values, {both.bounds.about}.\n"
     )
@@ -154,15 +158,17 @@ def _set_back(
         both, "-- A row that was changed since, or is gone, stays; triggers run. Run: sqlite3 -bail DB < THIS\n"
     )
     write_whole(both, "BEGIN IMMEDIATE;\n")
+    # of the table: a name alone that is no column (any more) is a text for the shell, and may be the very value
+    named = {name: f"{quoted(table.name)}.{quoted(name)}" for name in columns}
     for was, now in pairs:
         then, there = ([literal_of(item, known_as) for item in side] for side in (was, now))
         sets = [f"{quoted(one)} = {old}" for one, old, new in zip(columns, then, there, strict=True) if old != new]
-        same = [f"{quoted(name)} = {there[columns.index(name)]}" for name in key]
+        same = [f"{named[name]} = {there[columns.index(name)]}" for name in key]
         same += [
-            f"typeof({quoted(one)}) IS typeof({new}) AND {quoted(one)} COLLATE BINARY IS {new}"
+            f"typeof({named[one]}) IS typeof({new}) AND {named[one]} COLLATE BINARY IS {new}"
             for one, new in zip(columns, there, strict=True)
         ]
-        change = f"UPDATE {quoted(table.name)} SET {', '.join(sets)}"  # noqa: S608 - names of the catalog
+        change = f"{update} {quoted(table.name)} SET {', '.join(sets)}"  # noqa: S608 - names of the catalog
         write_whole(both, f"{change}\nWHERE {' AND '.join(same)};\n")
         count += 1
     write_whole(both, "COMMIT;\nSELECT 'rows set back, those of triggers counted: ' || total_changes();\n")

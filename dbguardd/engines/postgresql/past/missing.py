@@ -147,11 +147,14 @@ def _set_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
 
 
 def _still(column: Column, value: bytes | None) -> bytes:
-    """Return the condition that a column has this very value: the text that is written of it, of any type."""
+    """Return the condition that a column has this very value: the text that is written of it, of any type.
+
+    By its bytes: a collation may take two texts for equal, which would have a row that was changed since set back.
+    """
     name = _bytes(column.quoted)
     if value is None:
         return name + b" IS NOT DISTINCT FROM NULL"
-    text = b"pg_catalog.format('%s', " + name + b") OPERATOR(pg_catalog.=) " + _value(value)
+    text = b"pg_catalog.format('%s', " + name + b') COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ' + _value(value)
     return text if value else name + b" IS DISTINCT FROM NULL AND " + text  # of NULL it is empty, too
 
 

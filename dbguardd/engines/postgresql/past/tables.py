@@ -107,7 +107,7 @@ def tables(reader: Reader) -> dict[str, Table]:
     """Return the tables of users by `quoted`. What is unlogged has no rows in a backup, and is none."""
     columns = dict[bytes, list[Column]]()
     for number, name, quoted, kind, identity, place in reader.rows(_COLUMNS):
-        column = Column(said(name), said(quoted), int(kind or 0), bool(identity), int(place or 0))
+        column = Column(said(name), said(quoted), int(kind or 0), identity == b"a", int(place or 0))
         columns.setdefault(number or b"", []).append(column)
     found = dict[str, Table]()
     for number, schema, name, quoted, kind, owner, partition in reader.rows(_TABLES):

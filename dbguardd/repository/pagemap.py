@@ -179,7 +179,8 @@ class Root:
     @classmethod
     def decode(cls, raw: bytes, pack: Pack) -> Root:
         """Read what encode() made; `pack` is the pack in which it lay."""
-        total, magic, size, page_size, unit, base, digest, next_number, *counts = _HEAD.unpack_from(raw)
+        head = raw[: _HEAD.size].ljust(_HEAD.size, b"\0")  # that of a list of chunks may be shorter
+        total, magic, size, page_size, unit, base, digest, next_number, *counts = _HEAD.unpack(head)
         packs, leaves, extents = counts
         wanted = _HEAD.size + 44 * packs + (6 + DIGEST) * leaves + 4 * extents
         if magic != b"PMAP" or not total == wanted == len(raw) or extents != -(-size // EXTENT):

@@ -89,6 +89,15 @@ def test_an_older_pack_of_ours_under_the_name_of_a_newer_one_is_found():
     assert b"".join(blocks(storage, made[3])[1]) == data
 
 
+def test_a_pack_of_another_kind_of_stream_under_this_name_is_damage():
+    storage = Drawer()
+    pages, text = (save(storage, {"main": what}) for what in ((b"", 512), b""))
+    (one,), (other,) = (packs_of(storage, DOMAIN, backup) for backup in (pages, text))
+    storage.objects[object_name(one)] = storage.objects[object_name(other)]
+    with pytest.raises(Damaged):
+        blocks(storage, pages)
+
+
 # ------------------------------------------------------------------------------------------------ how much is fetched
 
 

@@ -2,7 +2,8 @@
 
 Nothing runs it but who reads it. What is inserted leaves alone what is there by then under the same key. What is set
 back is a row of which each column is still written as in the later backup; so whoever has changed it since is not
-overwritten. The server looks it up by the index of its key.
+overwritten. The server looks it up by the index of its key, but for a key of a type that is none of its own: whose
+operator that would be, says the search path of who runs it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dbguardd.errors import Unsupported
 from dbguardd.flow import Facts
 
 _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
+_ALL = "true"
 _WRITTEN = (
     *("standard_conforming_strings = on", "datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'"),
     *(
@@ -27,6 +29,7 @@ _WRITTEN = (
         "xmloption = 'content'",
         "bytea_output = 'hex'",
         "extra_float_digits = 1",
+        "array_nulls = on",
     ),
 )
 """With what values are written here, and so have to be read and compared there."""
@@ -51,11 +54,14 @@ class _Search:
         return [one for one in self.new.columns if one.name in then]
 
     def rows(self, *, changed: bool) -> Iterator[Both]:
-        """Yield rows that are missing, as they were; or as they were and are."""
+        """Yield rows that are missing, as they were; or as they were and are.
+
+        Both are asked as an application asks, by whose search path names are written in values (regclass), too.
+        """
         then, now = ordered(self.old, self.new)
         was = [self.old.column(one.name) for one in self.columns]
-        before = self.older.rows(self.old, then, was, self.where)
-        after = self.newer.rows(self.new, now, self.columns if changed else ())
+        before = self.older.rows(self.old, then, was, self.where or _ALL)
+        after = self.newer.rows(self.new, now, self.columns if changed else (), _ALL)
         for row, other in walked(before, after):
             if row is not None and (other is None) is not changed and (other is None or row[1:] != other[1:]):
                 yield row[1:], () if other is None else other[1:]
@@ -131,14 +137,14 @@ def _set_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
     more = f" So is what the server numbers by itself: {one_line(', '.join(stays))}." if stays else ""
     _begin(found, f"rows of {found.new.quoted} that have other values", said + more, meter)
     opening, count = _bytes(f"UPDATE {found.new.rows} SET "), 0  # noqa: S608 - names of the catalog
-    key = {name: found.columns.index(found.new.column(name)) for name in found.new.key}
+    key = [at for at, one in enumerate(found.columns) if one.place >= 0 and one.native]
     for was, now in rows:
         sets = [
             _bytes(one.quoted) + b" = " + _value(then)
             for one, then, value in zip(found.columns, was, now, strict=True)
             if then != value and not (one.identity and one.place < 0)
         ]
-        same = [_bytes(found.columns[at].quoted) + b" = " + _value(now[at]) for at in key.values()]
+        same = [_bytes(found.columns[at].quoted) + b" OPERATOR(pg_catalog.=) " + _value(now[at]) for at in key]
         same += [_still(one, value) for one, value in zip(found.columns, now, strict=True)]
         if sets:
             meter.write(opening + b", ".join(sets) + b"\nWHERE " + b" AND ".join(same) + b";\n")

@@ -20,8 +20,10 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS} ORDER B
 """  # noqa: S608 - a constant
 _COLUMNS = f"""
 SELECT a.attrelid, a.attname, pg_catalog.quote_ident(a.attname), a.atttypid, a.attidentity,
-  coalesce(pg_catalog.array_position(i.indkey::int2[], a.attnum), -1)
+  coalesce(pg_catalog.array_position(i.indkey::int2[], a.attnum), -1),
+  t.typtype = 'e' OR coalesce(b.typnamespace, t.typnamespace) = 'pg_catalog'::pg_catalog.regnamespace
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype AND t.typtype = 'd'
 LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary AND i.indisvalid
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS}
   AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attrelid, a.attnum
@@ -41,6 +43,7 @@ class Column:
     kind: int
     identity: bool  # values for it are only taken from who insists
     place: int
+    native: bool  # of a type of the server itself, which has its operators in pg_catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,9 @@ def load_all(past: Past, meter: Meter) -> None:
 def tables(reader: Reader) -> dict[str, Table]:
     """Return the tables of users by `quoted`. What is unlogged has no rows in a backup, and is none."""
     columns = dict[bytes, list[Column]]()
-    for number, name, quoted, kind, identity, place in reader.rows(_COLUMNS):
-        column = Column(said(name), said(quoted), int(kind or 0), identity == b"a", int(place or 0))
+    for number, name, quoted, kind, identity, place, native in reader.rows(_COLUMNS):
+        kinds = identity == b"a", int(place or 0), native == b"t"
+        column = Column(said(name), said(quoted), int(kind or 0), *kinds)
         columns.setdefault(number or b"", []).append(column)
     found = dict[str, Table]()
     for number, schema, name, quoted, kind, owner, partition in reader.rows(_TABLES):

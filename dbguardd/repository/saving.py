@@ -25,11 +25,12 @@ from dbguardd.errors import (
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap
+from dbguardd.repository.examine import Examiner
 from dbguardd.repository.filling import Filling
 from dbguardd.repository.flowing import FlowSaver
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.model import Backup, Root, Stream, encode
-from dbguardd.repository.paged import Examiner, PagesSaver, Saved
+from dbguardd.repository.paged import PagesSaver, Saved
 from dbguardd.repository.pagemap import UNIT, PageMap
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.tree import open_flow, open_pages, stream_needs

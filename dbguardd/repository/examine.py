@@ -1,0 +1,155 @@
+"""Looking at a file that is saved: what of it the parent has not, as frames that are ready to be sealed.
+
+Threads read batches of 2 MiB and digest their extents. An extent with the digest that the parent's map has is no news.
+Of the others the units are tagged; units with the parent's tag keep their place, the changed ones are collected into
+frames of 256 KiB.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zstandard
+
+from dbguardd.errors import SourceChanged, SourceDenied
+from dbguardd.repository.filling import Filling
+from dbguardd.repository.frames import PAGES, TAG, Digests, Frame, compress
+from dbguardd.repository.pagemap import DIGEST, EXTENT
+
+BATCH = 32  # extents
+FRAME = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One extent that differs: `runs` are (first unit, units, position among the new units of the batch)."""
+
+    number: int  # in the batch
+    digest: bytes
+    tags: bytes
+    runs: tuple[tuple[int, int, int], ...]
+    fresh: bool  # nothing of the parent is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a thread found in one batch; `tail` are the new units that did not fill a frame."""
+
+    digests: bytes
+    changes: list[Change]
+    frames: list[Frame]
+    tail: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """What the parent knows about a batch."""
+
+    digests: bytes
+    tags: Callable[[int], bytes]  # of one extent of the batch, only of the units that the parent has
+
+
+class Examiner:
+    """Looks at batches of one file. Several threads may call it."""
+
+    def __init__(self, file: int, name: str, digests: Digests, *, filling: Filling, unit: int, level: int) -> None:
+        self._file, self._name, self.unit, self._level = file, name, unit, level
+        self.digests, self.filling, self.size = digests, filling, filling.size
+        self._own = threading.local()
+        self._zeros = bytes(EXTENT)
+        self._zero = digests.parts(self._zeros)
+        self._zero_tags = digests.tags(memoryview(self._zeros), unit)
+
+    def examine(self, batch: int, old: Old | None) -> Examined:
+        """Read one batch and compare it."""
+        view = self._read(batch)
+        if old is None and not self._holes(view):  # the digests come with the frames
+            frames, tail = self._frames(view)
+            digests = b"".join([frame.parts for frame in frames]) + self.digests.parts(tail)
+            return Examined(digests, self._changes(view, digests, None)[0], frames, tail)
+        digests = self.digests.parts(view)
+        if old is not None and digests == old.digests:
+            return Examined(digests, [], [], b"")
+        changes, pieces = self._changes(view, digests, old)
+        return Examined(digests, changes, *self._frames(memoryview(b"".join(pieces))))
+
+    def _changes(self, view: memoryview, digests: bytes, old: Old | None) -> tuple[list[Change], list[memoryview]]:
+        """Return the extents that differ, and their new units."""
+        changes: list[Change] = []
+        pieces: list[memoryview] = []
+        position = 0
+        for number in range(len(digests) // DIGEST):
+            digest = digests[DIGEST * number : DIGEST * number + DIGEST]
+            if old is not None and old.digests[DIGEST * number : DIGEST * number + DIGEST] == digest:
+                continue
+            if digest == self._zero:
+                changes.append(Change(number, digest, self._zero_tags, (), True))
+                continue
+            extent = view[EXTENT * number : EXTENT * number + EXTENT]
+            tags = self.digests.tags(extent, self.unit)
+            runs = _differing(tags, old.tags(number) if old else b"")
+            placed = []
+            for first, count in runs:
+                pieces.append(extent[first * self.unit : (first + count) * self.unit])
+                placed.append((first, count, position))
+                position += count
+            changes.append(Change(number, digest, tags, tuple(placed), old is None))
+        return changes, pieces
+
+    def _holes(self, view: memoryview) -> bool:
+        """Say whether an extent has nothing but zeros, or perhaps has."""
+        buffer: bytearray = self._own.buffer
+        return any([buffer.startswith(self._zeros, at) for at in range(0, len(view), EXTENT)])
+
+    def _frames(self, fresh: memoryview) -> tuple[list[Frame], bytes]:
+        end = len(fresh) // FRAME * FRAME
+        return [self.frame(fresh[at : at + FRAME]) for at in range(0, end, FRAME)], bytes(fresh[end:])
+
+    def frame(self, data: memoryview | bytes) -> Frame:
+        """Make a frame of pages."""
+        if not hasattr(self._own, "squeezer"):
+            self._own.squeezer = zstandard.ZstdCompressor(level=self._level)
+        return compress(PAGES, data, self.digests, self._own.squeezer)
+
+    def _read(self, batch: int) -> memoryview:
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = bytearray(BATCH * EXTENT)
+        start = batch * BATCH * EXTENT
+        length = min(BATCH * EXTENT, self.size - start)
+        view = memoryview(self._own.buffer)[:length]
+        done = 0
+        while done < length:
+            try:
+                count = os.preadv(self._file, [view[done:]], start + done)
+            except OSError as error:
+                raise SourceDenied(
+                    f"{self._name}: cannot be read", detail=f"at byte {start + done}: {error}"
+                ) from error
+            if not count and self.filling.changing:
+                view[done:] = bytes(length - done)
+                break
+            if not count:
+                raise SourceChanged(
+                    f"{self._name}: became shorter during the backup",
+                    detail=f"it had {self.size} bytes, now it ends at {start + done}",
+                )
+            done += count
+        return view
+
+
+def _differing(tags: bytes, old: bytes) -> list[tuple[int, int]]:
+    """Return (first, count) of the runs of units whose tags differ."""
+    if not old:
+        return [(0, len(tags) // TAG)]
+    runs: list[tuple[int, int]] = []
+    for at in range(0, len(tags), TAG):
+        if tags[at : at + TAG] != old[at : at + TAG]:
+            unit = at // TAG
+            if runs and sum(runs[-1]) == unit:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((unit, 1))
+    return runs

@@ -76,8 +76,6 @@ def test_what_a_tired_administrator_reads(served: House, journal: Journal) -> No
     assert re.search(rf"^app: backup {id} is proven: a restore takes [0-9.]+ m?s$", told, re.M)
     restored = rf"^app: backup {id} is restored to {served.place}/again.db, as of [0-9:+ -]+, [0-9.]+ m?s$"
     assert re.search(restored, told, re.M)
-        rf"^app: backup {id} is restored to {served.place}/again.db, as of [0-9:+ -]+, [0-9.]+ m?s$", told, re.M
-    )
     assert "=" not in told and "job." not in told
     (stored,) = ours(served, journal, "DBGUARD_EVENT=backup.stored")
     assert (stored["DBGUARD_BACKUP"], stored["DBGUARD_JOB"]) == (id, made["job"]["id"])

@@ -210,9 +210,7 @@ class PagesSaver:
             if any([row.pending for row in rows]):
                 return
             del self._rows[:LEAVES_PER_FRAME]
-            data = encode_leaves(rows, self._units)
-            digests = self._examiner.digests
-            frame = compress(LEAVES, data, digests, self._squeezer)
+            frame = compress(LEAVES, encode_leaves(rows, self._units), self._examiner.digests, self._squeezer)
             number, index = self._add(frame)
             for row in rows:
                 self._leaf_of[row.extent] = len(self._leaf_packs)
@@ -256,10 +254,8 @@ class PagesSaver:
         base = self._old.base if self._old else self._stored
         lead = (size, self._page_size, self._unit, base, digest, self._next)
         root = Root(*lead, packs, leaf_packs, leaf_frames, leaf_of, leaf_digests).encode()
-        digests, frames = self._examiner.digests, []
-        for at in range(0, len(root), FRAME_LIMIT):
-            data = root[at : at + FRAME_LIMIT]
-            frames.append(compress(ROOT, data, digests, self._squeezer))
+        parts = [root[at : at + FRAME_LIMIT] for at in range(0, len(root), FRAME_LIMIT)]
+        frames = [compress(ROOT, part, self._examiner.digests, self._squeezer) for part in parts]
         place = self._writer.add_all(frames)
         needs: list[str | PackHandle] = [use.name.hex() for use in packs.values() if use.name != SELF]
         inherited = self._old is not None and any([number < self._old.next_number for number in packs])

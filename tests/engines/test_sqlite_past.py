@@ -307,6 +307,16 @@ def test_changed_rows_are_set_back_but_those_that_were_changed_again(tmp_path):
     )
 
 
+def test_no_table_has_too_many_columns_to_be_told_that_nothing_is_missing(tmp_path):
+    columns = ", ".join(['"true"', *(f"c{number}" for number in range(600))])
+    old = make(tmp_path / "old", f"create table t (k integer primary key, {columns})", "insert into t (k) values (1)")
+    new = tmp_path / "new"
+    new.write_bytes(old.read_bytes())
+    make(new, 'update t set "true" = 1')
+    facts = PAST.missing((FilePages(old), FilePages(new)), ("t", ""), "rows", BOUNDS, Told())
+    assert facts == {"rows": 0, "listed": 0, "differing": 1}
+
+
 @pytest.mark.parametrize(
     ("columns", "since", "said", "left"),
     [

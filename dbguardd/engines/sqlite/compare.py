@@ -32,6 +32,7 @@ from dbguardd.flow import Facts, Pages
 
 _CHANGES = ("added", "removed", "changed")
 _OLD, _NEW = "o", "n"
+_TOGETHER = 64  # of a chain of a thousand SQLite says that it is too deep
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ class Pair:
         """The condition that they have different values."""
         pairs = [(f"{_OLD}.{quoted(name)}", f"{_NEW}.{quoted(name)}") for name in self.columns]
         # SQLite compares IS with the collation of the left, and numbers by value
-        return " OR ".join(
-            f"typeof({old}) <> typeof({new}) OR {old} COLLATE BINARY IS NOT {new}" for old, new in pairs
-        ) or "0"  # fmt: skip
+        differ = [f"typeof({old}) <> typeof({new}) OR {old} COLLATE BINARY IS NOT {new}" for old, new in pairs]
+        parts = [" OR ".join(differ[at : at + _TOGETHER]) for at in range(0, len(differ), _TOGETHER)]
+        return " OR ".join(f"({part})" for part in parts) or "0"
 
 
 def difference(older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:

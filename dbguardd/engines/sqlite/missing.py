@@ -49,8 +49,9 @@ def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, boun
         facts = _script(both, old, columns, rows) if form == "sql" else _listed(both, columns, rows)
         if facts["rows"]:
             return facts
-        pairs = _changed(both, Pair(old, after[old.name], key, tuple(columns)), where)
-        return {**facts, "differing": sum(1 for _ in pairs)}
+        query = f"SELECT count(*) {_differing(Pair(old, after[old.name], key, tuple(columns)), where)}"
+        _must_be_one(both, query, where)
+        return {**facts, "differing": both.connection.execute(query).fetchall()[0][0]}
 
 
 def _key(both: Opened, old: Table, new: Table | None) -> tuple[str, ...]:
@@ -76,12 +77,17 @@ def _rows(both: Opened, old: Table, key: Sequence[str], what: tuple[Sequence[str
         yield values(row, known_as)
 
 
+def _differing(pair: Pair, where: str) -> str:
+    """Return whence the rows of both come whose values differ."""
+    old = f"{pair.old.path} AS {_OLD}"
+    if where:  # in there its names are those of one table; but SQLite has no name for a column "true" that comes so
+        old = f"(SELECT * FROM {pair.old.path} WHERE (\n{where}\n)) AS {_OLD}"  # noqa: S608 - names of the catalog
+    return f"FROM {old} JOIN {pair.new.path} AS {_NEW} ON {pair.same_key} WHERE {pair.differ}"
+
+
 def _changed(both: Opened, pair: Pair, where: str) -> Iterator[tuple[list[Any], list[Any]]]:
     """Yield rows as they were, and as they are, whose values differ."""
-    only = f" WHERE (\n{where}\n)" if where else ""  # in there its names are those of one table
-    old = f"(SELECT * FROM {pair.old.path}{only}) AS {_OLD}"  # noqa: S608 - names of the catalog
-    what = f"{exact(pair.columns, _OLD)}, {exact(pair.columns, _NEW)}"
-    query = f"SELECT {what} FROM {old} JOIN {pair.new.path} AS {_NEW} ON {pair.same_key} WHERE {pair.differ}"  # noqa: S608
+    query = f"SELECT {exact(pair.columns, _OLD)}, {exact(pair.columns, _NEW)} {_differing(pair, where)}"
     _must_be_one(both, query, where)
     known_as, cut = encoding(both.connection), 2 * len(pair.columns)
     for row in both.connection.execute(query):

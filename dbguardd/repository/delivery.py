@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
-from dbguardd.errors import Damaged, NoSpace, Unreachable
+from dbguardd.errors import Damaged, NoSpace, ObjectMissing, Unreachable
 
 THREADS = 2
 _AHEAD = 3
@@ -122,7 +122,9 @@ def mend(source: Mending, file: int, progress: Callable[[int], None], known: Men
         raise refused(source.name, error, f"{source.size} bytes") from error
 
     def write(numbers: range) -> tuple[int, bytes]:
-        there = known.digests(numbers) if known is not None else b""
+        there = b""
+        with suppress(Damaged, ObjectMissing):  # of what is there; it is read then
+            there = known.digests(numbers) if known is not None else b""
         pieces, digests = source.differing(numbers, lambda at, length: _there(source, file, at, length, own), there)
         with one_writer:
             for at, piece in pieces:

@@ -102,19 +102,21 @@ def compress(kind: int, data: Buffer, digests: Digests, squeezer: zstandard.Zstd
     length = len(data)
     body = bytes(memoryview(squeezer.compress(data)))  # what it returns takes as much memory as the worst case
     smaller = len(body) < length
-    opened = decompress(body, length, "a new frame", digests.unpacker) if smaller else bytes(data)
+    body = body if smaller else bytes(data)
+    told = blake3(body)  # before it is opened: what changes in it from now on is found when it is sealed
+    opened = decompress(body, length, "a new frame", digests.unpacker) if smaller else body
     if not opened.startswith(data):  # both have that length; == takes one byte of a memoryview at a time
         raise Damaged("a new frame: other bytes than were compressed", detail="the memory or the processor is faulty")
     parts = digests.parts(opened)
     digest = digests.frame(parts, length)
-    body = body if smaller else opened
-    return Frame(kind, smaller, length, digest, body, parts, check(digest, body))
+    told.update(digest)
+    return Frame(kind, smaller, length, digest, body, parts, told.digest())
 
 
 def check(digest: bytes, body: Buffer) -> bytes:
     """Return what tells that a frame still has the body that was proven to be of this digest."""
-    told = blake3(digest)
-    told.update(body)
+    told = blake3(body)
+    told.update(digest)
     return told.digest()
 
 

@@ -7,7 +7,7 @@ big-endian::
     8    16  repository id
     24   16  domain id
     40   32  salt = HMAC-SHA256(derive("salt"), 32 random bytes || BLAKE3(records of the trailer
-                 || BLAKE3(digest || plaintext) of each frame))
+                 || BLAKE3(plaintext || digest) of each frame))
     72   32  key commitment
     104      frames, one after the other: AES-256-GCM ciphertext and 16-byte tag
              trailer: ciphertext and tag of one record of 42 bytes per frame, in order:

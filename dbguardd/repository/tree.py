@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from dbguardd.errors import Damaged, NotFound, Unsupported
+from dbguardd.errors import Damaged, NotFound, ObjectMissing, Unsupported
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
@@ -98,8 +98,10 @@ class Tree:
         there = self._there
         if there is None or there._domain != self._domain or name not in there._streams:
             return None
-        known = there._source(name)
-        return known if isinstance(known, PagesReader) else None
+        with suppress(Damaged, ObjectMissing):
+            known = there._source(name)
+            return known if isinstance(known, PagesReader) else None
+        return None
 
     def _source(self, name: str) -> Source:
         found = self._streams.get(name)

@@ -102,8 +102,8 @@ def test_over_another_state_only_what_differs_is_fetched_and_written(tmp_path: P
     assert target.read_bytes() == data
 
 
-@pytest.mark.parametrize("as_kept", [True, False])
-def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Path, as_kept: bool) -> None:
+@pytest.mark.parametrize("of_use", ["", "the file has another size", "what was kept is damaged", "or is gone"])
+def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Path, of_use: str) -> None:
     storage, target = Drawer(), tmp_path / "out"
     data = noise(3_000_000)
     other = bytearray(data + noise(300_000, 3))
@@ -113,7 +113,12 @@ def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Pat
     def read() -> int:
         return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
 
-    target.write_bytes(other if as_kept else other[:-8192])  # it is of no use for a file of another size
+    target.write_bytes(other[:-8192] if "size" in of_use else other)
+    for name in map(object_name, set(packs_of(storage, DOMAIN, kept)) - set(packs_of(storage, DOMAIN, backup))):
+        if "damaged" in of_use:
+            storage.objects[name] = bytes(byte ^ 1 for byte in storage.objects[name])
+        elif "gone" in of_use:
+            del storage.objects[name]
     with (
         open(target, "r+b", buffering=0) as file,
         Tree(storage, DOMAIN, kept) as there,
@@ -121,7 +126,7 @@ def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Pat
     ):
         before = read()
         assert tree.deliver("main", file.fileno(), over=True) == len(data)
-        assert (read() - before < 5 * 65536) is as_kept
+        assert (read() - before < 5 * 65536) is (not of_use)
     assert target.read_bytes() == data
 
 

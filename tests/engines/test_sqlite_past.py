@@ -191,6 +191,15 @@ def test_tables_that_cannot_be_compared_are_said_to_be_so(tmp_path):
     PAST.difference(FilePages(old), FilePages(wider), "a", BOUNDS, told)
     assert told.lines[-1]["table"]["why"] == "column no longer there, not compared: w; new column, not compared: z"
     assert told.lines[0]["after"] == {"id": 1, "v": 5}
+    columns = ", ".join(f"c{number}" for number in range(1200))
+    many = [f"create table many (id integer primary key, {columns})", "insert into many (id) values (1)"]
+    make(wider, *many)
+    for both in (wider, make(tmp_path / "more", "create table a (v)", *many)):
+        told = Told()
+        facts = PAST.difference(FilePages(both), FilePages(wider), "", BOUNDS, told)
+        facts_of = [line["table"] for line in told.lines if isinstance(line.get("table"), dict)]
+        assert "too many columns" in next(row["why"] for row in facts_of if row["table"] == "many")
+        assert facts["not_compared"] == 1 + (both != wider)
 
 
 @settings(max_examples=80)

@@ -32,6 +32,8 @@ from dbguardd.flow import Facts, Pages
 
 _CHANGES = ("added", "removed", "changed")
 _OLD, _NEW = "o", "n"
+_CANNOT = ("no such", "too many")
+"""What is said of a collation or function that only the application has, and of more columns than SQLite hands out."""
 _TOGETHER = 64  # of a chain of a thousand SQLite says that it is too deep
 
 
@@ -101,6 +103,14 @@ class _Comparison:
 
     def run(self, old: Table | None, new: Table | None) -> dict[str, Any]:
         """Return the facts of the table; the rows go into the answer as far as the bounds allow."""
+        try:
+            return self._compared(old, new)
+        except apsw.SQLError as error:
+            if self._both.raised is not None or self._both.late or not any(say in str(error) for say in _CANNOT):
+                raise
+            return self._facts("not compared", {}, why=str(error))
+
+    def _compared(self, old: Table | None, new: Table | None) -> dict[str, Any]:
         if old is None or new is None:
             only = new or old
             assert only is not None  # noqa: S101 - it is of one of both
@@ -110,12 +120,7 @@ class _Comparison:
         pair, why = self._paired(old, new)
         if pair is None:
             return self._facts("not compared", {}, why=why)
-        try:
-            counts = self._rows(pair)
-        except apsw.SQLError as error:  # a collation or function that only the application has
-            if self._both.raised is not None or self._both.late or "no such" not in str(error):
-                raise
-            return self._facts("not compared", {}, why=str(error))
+        counts = self._rows(pair)
         state = "differs" if any(counts.values()) else "same"
         return self._facts(state, counts, keyed_by=pair.key, why=why)
 

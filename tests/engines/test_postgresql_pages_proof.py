@@ -243,3 +243,26 @@ def test_a_check_that_does_not_end_is_ended():
         until(
             lambda: live.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%bt_index%check%'") == "1", "end"
         )
+
+
+def test_an_index_that_another_library_has_sorted_is_not_called_damaged():
+    """Of a server elsewhere: there a newer library may have put a before B, and here stands B before a."""
+    sorted_there = """CREATE TABLE t AS SELECT word COLLATE "C" FROM unnest(ARRAY['a', 'B']) AS word;
+      CREATE INDEX words ON t (word);
+      UPDATE pg_index SET indcollation = '"und-x-icu"'::regcollation::oid::text::oidvector
+      WHERE indexrelid = 'words'::regclass"""
+
+    def tried(live):
+        found = []
+        for version in ("pg_collation_actual_version(oid)", "'1.2.3'"):
+            live.sql(f"UPDATE pg_collation SET collversion = {version} WHERE collname = 'und-x-icu'")
+            with connected(address_of(live.url), "postgres") as connection:
+                connection.execute(b"BEGIN", prepare=False)
+                found.append(check_structure(connection, "postgres", lambda: None))
+        return found
+
+    with cluster() as live:
+        live.sql(sorted_there)
+        same, other = as_owner(tried, live)
+    assert same.outcome == "failed" and "words" in same.detail
+    assert other.outcome == "inconclusive" and "another version of its collation" in other.detail

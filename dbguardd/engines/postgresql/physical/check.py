@@ -18,20 +18,27 @@ LOCK_MILLISECONDS = 1000
 """A lock is not waited for longer: nobody is here who would let it go."""
 LOCKED = "a prepared transaction has locked it (end it in the original: pg_prepared_xacts; and back up again)"
 
+_ELSEWHERE = "this host has another version of its collation than the server, and so may sort it otherwise"
 _TOLD = 5
 _LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
 _INSTALLED = b"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'amcheck')"
 _HEAPS = b"""
-SELECT c.oid::int8, n.nspname, c.relname
+SELECT c.oid::int8, n.nspname, c.relname, false
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
 WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p' AND a.amname = 'heap' ORDER BY c.oid
 """
 _BTREES = b"""
-SELECT c.oid::int8, n.nspname, c.relname
+SELECT c.oid::int8, n.nspname, c.relname, EXISTS (
+  SELECT FROM unnest(i.indcollation::oid[]) AS used(number)
+  JOIN pg_collation k ON k.oid = used.number CROSS JOIN pg_database d
+  WHERE d.datname = current_database() AND CASE WHEN k.collprovider = 'd'
+    THEN d.datcollversion IS DISTINCT FROM pg_database_collation_actual_version(d.oid)
+    ELSE k.collversion IS DISTINCT FROM pg_collation_actual_version(k.oid) END)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
 JOIN pg_index i ON i.indexrelid = c.oid
 WHERE c.relkind = 'i' AND c.relpersistence = 'p' AND a.amname = 'btree' AND i.indisvalid AND i.indisready ORDER BY c.oid
 """
+"""The last column: this host may sort its text otherwise than the server that made it, as its library is another."""
 
 _SIZE = b"""
 SELECT pg_relation_size(c.oid) + coalesce(pg_relation_size(i.indrelid), 0)
@@ -59,12 +66,14 @@ def check_structure(
     tree = b"SELECT 0, NULL FROM (SELECT " + calls + b"bt_index_check(%s::int8::oid, true)) AS done"
     told = {"failed": list[str](), "inconclusive": list[str](), "ok": list[str]()}
     for query, listed in ((heap, _HEAPS), (tree, _BTREES)):
-        for number, namespace, relation in rows(connection, listed):
+        for number, namespace, relation, elsewhere in rows(connection, listed):
             about = f"{shown(bytes(namespace))}.{shown(bytes(relation))}"
             try:
                 outcome, said = _asked(connection, query, number, alive, least_seconds)
             except _Expired as expired:
                 return Finding(name, "inconclusive", f"{about}: its check did not end in {expired.seconds:.0f} s")
+            if elsewhere and outcome == "failed":
+                outcome, said = "inconclusive", f"{said}: {_ELSEWHERE}"
             told[outcome].append(f"{about}: {said}")
     for outcome in ("failed", "inconclusive"):
         if bad := told[outcome]:

@@ -69,6 +69,15 @@ class Chain:
     def until(self) -> Any:
         return self.segments[-1].until if self.segments else self.place
 
+    def reaches(self, base: Base) -> int:
+        """Return which segment is the first to hold all that is in a base: of those after it, whatever its round."""
+        before = self.segments[base.after - 1] if base.after else None
+        at = before.at if before else datetime.fromtimestamp(self.begun_at, UTC)
+        if base.reached(before.until if before else self.place, at):
+            return base.after
+        later = range(base.after, len(self.segments))
+        return next((n for n in later if base.reached(self.segments[n].until, self.segments[n].at)), len(self.segments))
+
 
 @dataclass
 class Base:
@@ -298,14 +307,8 @@ class World:
         proven = 0
         for base in self.bases:
             chain = chains[base.chain]
-            before = chain.segments[base.after - 1] if base.after else None
-            at = before.at if before else datetime.fromtimestamp(chain.begun_at, UTC)
-            reached = base.reached(before.until if before else chain.place, at)
-            ends = []
-            for at, segment in enumerate(chain.segments):
-                reached = reached or (at >= base.after and base.reached(segment.until, segment.at))
-                if at >= base.after and reached and chain.segments[at].body.size:
-                    ends.append(at)
+            reached = chain.reaches(base)
+            ends = [at for at, segment in enumerate(chain.segments) if at >= reached and segment.body.size]
             chosen = {*self.dice.sample(ends, min(most, len(ends))), *ends[-1:]}
             proven += self._prove_base(base, chain, chosen, books)
         self.positions += proven

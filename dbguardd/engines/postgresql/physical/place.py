@@ -12,11 +12,12 @@ proof, which asks the recovered server how the transactions ended that were runn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
@@ -25,6 +26,7 @@ from dbguardd.engines.postgresql.physical.segments import Log, place
 TRIES = 40
 _BACK = 1 << 20
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
+_SAID = re.compile(rb"\d{1,20}:\d{1,20}:[\d,]*")
 _MARK = (
     b"BEGIN; SET LOCAL synchronous_commit = 'local'; SELECT pg_logical_emit_message(true, 'dbguard', 'snapshot'); "
     b"COMMIT"
@@ -129,7 +131,9 @@ def _taken(connections: Mapping[bytes, Connection]) -> dict[bytes, str]:
     snapshots = dict[bytes, str]()
     for name, connection in connections.items():
         connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
-        ((said,),) = rows(connection, _SNAPSHOT)
+        (said,) = row(connection, (bytes,), _SNAPSHOT)
+        if not _SAID.fullmatch(said):
+            raise no_answer(said)
         snapshots[name] = text(said)
     return snapshots
 
@@ -138,7 +142,7 @@ def mark(keeper: Connection) -> int:
     """Commit a transaction that changes nothing: all of the log before is on disk then. Return where the log ends."""
     for statement in _MARK.split(b"; "):
         keeper.execute(statement, prepare=False)
-    ((at,),) = rows(keeper, b"SELECT pg_current_wal_flush_lsn()::text")
+    (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_flush_lsn()::text")
     return place(text(at))
 
 
@@ -164,5 +168,5 @@ def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], a
 
 
 def _inserted(keeper: Connection) -> int:
-    ((at,),) = rows(keeper, b"SELECT pg_current_wal_insert_lsn()::text")
+    (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_insert_lsn()::text")
     return place(text(at))

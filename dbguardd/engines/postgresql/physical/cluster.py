@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, text, version_of
+from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, shown, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
@@ -100,6 +100,15 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         )
     if not directory:
         raise SourceDenied(f"{about}: the server does not say where its data directory is")
+    spaces = tablespaces(connection)
+    for number, (name, place) in spaces.items():
+        if place == f"pg_tblspc/{number}":
+            raise Unsupported(
+                f"{about}: the tablespace {shown(name)} lies within the data directory",
+                detail="It was made with allow_in_place_tablespaces, for PostgreSQL's own tests: a server does "
+                "not send what is in it, and starts on no copy of it.",
+                hints=["ALTER TABLE ... SET TABLESPACE for what is in it, then DROP TABLESPACE", 'set method = "dump"'],
+            )
     return Cluster(
         version_of(connection),
         major,
@@ -114,7 +123,7 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         started,
         follows,
         Log(system, timeline, segment),
-        tablespaces(connection),
+        spaces,
         configuration.outside(connection, os.fsdecode(directory)),
     )
 
@@ -141,7 +150,7 @@ def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     if any(tuple(map(type, one)) != (int, bytes, bytes) for one in found):
         raise no_answer(found)
     told = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in found)
-    return {oid: (name, place) for oid, name, place in told if place not in ("", f"pg_tblspc/{oid}")}
+    return {oid: (name, place) for oid, name, place in told if place}
 
 
 def clock(connection: Connection) -> datetime:

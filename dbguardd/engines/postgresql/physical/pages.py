@@ -203,7 +203,9 @@ class Pages:
         else:
             placed = place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
-            self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
+            self._untold = (
+                "no place in the log is that of a snapshot: too much commits at once, whenever they are taken"
+            )
             return None
         if sum(map(len, placed.snapshots.values())) > _SNAPSHOT_BYTES:
             self._untold = "too many transactions were running"

@@ -23,7 +23,7 @@ from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, place
 
-TRIES = 40
+TRIES, _EACH = 40, 25
 _BACK = 1 << 20
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
 _SAID = re.compile(rb"\d{1,20}:\d{1,20}:[\d,]*")
@@ -88,7 +88,9 @@ def find(
     last file only is read. None if there was no such place.
     """
     for attempt in range(1, TRIES + 1):
-        before, moment = _inserted(keeper), clock(keeper)
+        moment = clock(keeper)
+        _begin(connections)
+        before = _inserted(keeper)
         snapshots = _taken(connections)
         after = _inserted(keeper)
         end = mark(keeper)
@@ -99,8 +101,7 @@ def find(
         )
         if found is not None and found >= least and (found == after or _is_commit(records.at(found, end))):
             return Placed(snapshots, found, end, moment, attempt, connections)
-        for connection in connections.values():
-            connection.execute(b"ROLLBACK", prepare=False)
+        _let_go(connections)
     return None
 
 
@@ -115,22 +116,35 @@ def find_replayed(
 
     `known` is where the log of the backup begins, and the least place of the snapshot.
     """
-    for attempt in range(1, TRIES + 1):
-        (before, _), moment = replayed(keeper), replayed_at(keeper)
+    for attempt in range(1, TRIES * _EACH + 1):
+        moment = replayed_at(keeper)
+        _begin(connections)
+        before, _ = replayed(keeper)
         snapshots = _taken(connections)
         after, there = replayed(keeper)
-        told = commits(records, near(log, known[0], before), there)
-        if before >= known[1] and quiet(told, before, after):
-            return Placed(snapshots, before, before, moment, attempt, connections)
-        for connection in connections.values():
-            connection.execute(b"ROLLBACK", prepare=False)
+        worth = before == after or attempt % _EACH == 0  # beside a writer few are, and to read the log takes long
+        if worth and before >= known[1]:
+            told = commits(records, near(log, known[0], before), there)
+            if quiet(told, before, after):
+                return Placed(snapshots, before, before, moment, attempt, connections)
+        _let_go(connections)
     return None
 
 
+def _begin(connections: Mapping[bytes, Connection]) -> None:
+    for connection in connections.values():
+        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
+
+
+def _let_go(connections: Mapping[bytes, Connection]) -> None:
+    for connection in connections.values():
+        connection.execute(b"ROLLBACK", prepare=False)
+
+
 def _taken(connections: Mapping[bytes, Connection]) -> dict[bytes, str]:
+    """Take a snapshot in each transaction: one question to each, as soon after one another as can be."""
     snapshots = dict[bytes, str]()
     for name, connection in connections.items():
-        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
         (said,) = row(connection, (bytes,), _SNAPSHOT)
         if not _SAID.fullmatch(said):
             raise no_answer(said)

@@ -22,9 +22,9 @@ from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress, unmet
-from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
+from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import BYTES, Chain, Link, Log, Piece
+from dbguardd.repository.log import Link, Log
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
 from dbguardd.repository.moment import LogTree, MomentTree, StretchTree, Until
 from dbguardd.repository.notes import Notes
@@ -35,8 +35,10 @@ from dbguardd.repository.seal import Domain, Keyring, Randomness
 from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Told, Tree, packs_of, untold
+from dbguardd.rules.chains import BYTES, Chain, Piece
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
+from dbguardd.ulids import ulid
 
 __all__ = [
     "BYTES",

@@ -14,6 +14,7 @@ from dbguardd.flow import Facts, Tree
 from dbguardd.jobs.base import Run, excluded, instant, reading, stored
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Until
+from dbguardd.repository import Tree as Kept
 from dbguardd.rules import moment as rule
 from dbguardd.rules.chains import Stored, end_of
 from dbguardd.rules.moment import Base, Ending
@@ -81,7 +82,7 @@ class Moment:
         return self.size or self.backup.source_bytes
 
 
-def opened(run: Run, moment: Moment, there: Backup | None = None) -> AbstractContextManager[Tree]:
+def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractContextManager[Tree]:
     """Open what a moment is read from; `there` is a backup of what it goes over. Raises what the repository raises."""
     if moment.until is None:
         return run.repository.tree(moment.backup, reading(run, moment.bytes), there=there)

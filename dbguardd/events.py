@@ -399,6 +399,14 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("run.started", "debug", "a scheduled {action} is taken", "A scheduled run was taken."),
     Kind(
+        "safety.unreadable", "error", "the safety copy {backup}, just stored, cannot be read: {problem} ({code})",
+        "The safety copy of a restore in place, which was just stored, cannot be read.",
+        title="A safety copy is damaged",
+        meaning="Backup {backup} of {database} keeps what was there before a restore in place. The restore is not "
+                "affected: it has read the files themselves. But the state before may not come back.",
+        advice=("Learn what is affected:  dbguardctl check {database} --data",),
+    ),
+    Kind(
         "scan.refused", "error", "its repository cannot be read into the catalog: {problem} ({code})[. {detail}]",
         "A repository could not be read into the catalog.",
     ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+from dbguardd.ulids import ulid
 
 Now = Callable[[], datetime]
 
@@ -28,5 +28,4 @@ def system_clock() -> Clock:
 
 def new_id(now: datetime) -> str:
     """Return a new ULID: 26 characters that sort by time."""
-    number = int(now.timestamp() * 1000) << 80 | secrets.randbits(80)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return ulid(now, os.urandom)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from dbguardd.engines.base import Progress, Untold
 from dbguardd.errors import GuardError, Usage
+from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
 from dbguardd.jobs.history import check_same, going_on, tip, tip_at
@@ -62,15 +63,15 @@ def take(
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
-            facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
+            said = Said.read(told)
+            goes_on = _goes_on(run, log, said) if database.get("continuous") else None
+            facts = {**told, "log": None if goes_on is None else to_json(goes_on)}
             facts |= {"no_fingerprint": spared} if spared else {}
-            if log and facts.get("standby"):
-                facts["log"] = tip_at(run, facts["log_place"])
             if successor:
                 facts["successor"] = True
             elif dump is None:  # what somebody puts something over is kept, whatever it is
-                check_same(run, facts)
-            made = saving.seal(facts, _moment(facts, began, run.now()))
+                check_same(run, said)
+            made = saving.seal(facts, _moment(said, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
         run.report(
@@ -78,7 +79,7 @@ def take(
             **row(made, run.spec["storage"]["name"]),
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
-            blocked_seconds=facts.get("blocked_seconds"),
+            blocked_seconds=said.blocked_seconds,
             **seen(made),
         )
         if compared:
@@ -110,13 +111,17 @@ def _spared(run: Run) -> str:
     return ""
 
 
-def _moment(facts: Facts, began: datetime, ended: datetime) -> datetime:
+def _goes_on(run: Run, before: GoesOn | None, said: Said) -> GoesOn | None:
+    """Return where the log goes on from a backup, which had come to `before` when that began; a standby lags."""
+    if before is not None and said.standby and said.place is not None:
+        return tip_at(run, said.place)
+    return going_on(run, before, said.place)
+
+
+def _moment(said: Said, began: datetime, ended: datetime) -> datetime:
     """Return the moment that a backup is of: what the engine says, if it lies within the job, or a standby lags."""
-    with suppress(KeyError, TypeError, ValueError, OverflowError):
-        at = datetime.fromisoformat(facts["snapshot_at"]).astimezone(UTC)
-        if (began <= at or facts.get("standby") is True) and at <= ended:
-            return at
-    return began
+    at = said.snapshot_at
+    return at if at is not None and (began <= at or said.standby) and at <= ended else began
 
 
 BACKUP = Job("backup", Request, backup)

@@ -17,6 +17,7 @@ from dbguardd.engines.base import Find, Finding, Log, Over, Progress, Revived, R
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.requests import Request
+from dbguardd.rules.chains import Stored
 from dbguardd.storage.base import Storage
 
 R = TypeVar("R", bound=Request)
@@ -78,8 +79,8 @@ class Job(Generic[R]):
 
 def excluded(backup: Backup) -> tuple[list[str], int]:
     """Return the first tables whose rows the policy has left out of a backup, and how many there are."""
-    names = [_cut(str(name)) for name in backup.facts.get("excluded") or ()][:_EXCLUDED]
-    return names, int(backup.facts.get("excluded_count") or len(names))
+    said = backup.said
+    return [_cut(name) for name in said.excluded[:_EXCLUDED]], said.excluded_count
 
 
 def row(backup: Backup, storage: str) -> dict[str, Any]:
@@ -103,10 +104,15 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
 
 def seen(backup: Backup) -> dict[str, Any]:
     """Return what is remembered of the server that a backup is of: where it lies, which it is, how far its log was."""
-    facts, place = backup.facts, backup.facts.get("log_place") or {}
-    system = facts.get("system")
-    position = place.get("position") if system else None
-    return {"directory": facts.get("directory"), "system": system, "position": position}
+    said = backup.said
+    position = said.place.position if said.system and said.place else None
+    return {"directory": said.directory or None, "system": said.system or None, "position": position}
+
+
+def stored(run: Run) -> Stored:
+    """Return the log of the run's database, for the rules to look into."""
+    log = run.repository.log(run.name)
+    return Stored((), lambda _: ()) if log is None else Stored(log.chains(), log.open)
 
 
 def reading(run: Run, size: int) -> Callable[[int], None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError, SourceReplaced
-from dbguardd.flow import Facts
+from dbguardd.facts import Said
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
 from dbguardd.jobs.history import check_same
@@ -59,21 +59,20 @@ def _database(run: Run) -> Iterator[Finding]:
     for warning in probe.warnings:
         yield Finding("database", "ok", f"note: {warning}")
     yield from probe.findings
-    yield from _same(run, probe.facts)
+    yield from _same(run, Said.read(probe.facts))
 
 
-def _same(run: Run, facts: Facts) -> Iterator[Finding]:
+def _same(run: Run, said: Said) -> Iterator[Finding]:
     """Say whether backups and log would go on with the server that is there: they are refused if it is another one."""
-    about = {name: facts[name] for name in ("system", "timeline") if facts.get(name) is not None}
-    if "system" not in about or run.database["settings"].get("method") != "pages":
+    if not said.system or run.database["settings"].get("method") != "pages":
         return
     try:
-        check_same(run, about)
+        check_same(run, said)
     except SourceReplaced as error:
         ways = "; ".join(error.hints)
         yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")
     else:
-        yield Finding("the server", "ok", f"is the one whose backups there are: cluster {about['system']}")
+        yield Finding("the server", "ok", f"is the one whose backups there are: cluster {said.system}")
 
 
 def _storage(run: Run) -> Iterator[Finding]:

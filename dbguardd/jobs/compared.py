@@ -13,7 +13,7 @@ from dbguardd.jobs.base import Run, brief
 from dbguardd.jobs.moment import Moment, opened
 from dbguardd.jobs.target import making_another, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
-from dbguardd.repository import Backup
+from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
@@ -82,7 +82,7 @@ def _write(
     """Write the copy, durable; return where it is, and which rights of the original it lacks."""
     started, backup = run.monotonic(), moment.backup
     try:
-        with opened(run, moment, there) as tree:
+        with _known(run, there) as known, opened(run, moment, known) as tree:
             lost: Sequence[str] = ()
             if over:
                 target = way_over(run).overwrite(tree, target, run.progress)
@@ -102,6 +102,20 @@ def _write(
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)
     return target, lost
+
+
+@contextmanager
+def _known(run: Run, there: Backup | None) -> Iterator[Tree | None]:
+    """Open the backup that was made just now of what is written over; what of that cannot be read is told."""
+    if there is None:
+        yield None
+        return
+    with run.repository.tree(there) as tree:
+        try:
+            yield tree
+        finally:
+            for doubt in tree.doubts:
+                run.report("safety.unreadable", backup=there.id, code=doubt.code, problem=doubt.message)
 
 
 def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tuple[Examination, Finding]:

@@ -109,8 +109,8 @@ def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
     sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
     bases, ends = [backup for backup in backups if backup.id in sound], dict[str, int]()
     for base in [*bases[:1], *(base for base in bases[1:] if base.created_at >= start)]:
-        if said := base.facts.get("log"):
-            ends[said["chain"]] = min(int(said["after"]), ends.get(said["chain"], int(said["after"])))
+        if (goes_on := base.said.goes_on) is not None:
+            ends[goes_on.chain] = min(goes_on.after, ends.get(goes_on.chain, goes_on.after))
     ends[chains[-1].id] = min(ends.get(chains[-1].id, -1), chains[-1].last - 1)
     found: list[Piece] = []
     for chain in chains:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, SourceReplaced, WorkerDied
-from dbguardd.flow import TURNS, Facts, Images, Segment
+from dbguardd.facts import Turn, turns_in
+from dbguardd.flow import Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.history import put_over, successor
 from dbguardd.lean import hold_on
@@ -110,17 +111,16 @@ class Shipping:
             raise Internal("a segment came before the log was begun")
         segment = replace(segment, at=min(segment.at, self._run.now()))  # nobody can have stored what is yet to come
         self._chain = self._patiently(self._chain, segment)
-        if segment.until.get(TURNS, []) != segment.since.get(TURNS, []):
-            self._turned(segment)
+        if (turns := turns_in(segment.until)) != turns_in(segment.since):
+            self._turned(segment, turns[-1])
         self._bytes += len(segment.body.pages if isinstance(segment.body, Images) else segment.body)
 
-    def _turned(self, segment: Segment) -> None:
+    def _turned(self, segment: Segment, turn: Turn) -> None:
         """Tell that the log goes on along another round, and how much of the one before is no part of that."""
-        _round, left, stored, _at = segment.until[TURNS][-1]
         facts = {
             "round": segment.until["round"],
             "left_round": segment.since["round"],
-            "lost_bytes": stored - left or None,
+            "lost_bytes": turn.stored - turn.left or None,
         }
         self._run.report("log.turned", database=self._run.name, at=instant(self._run.now()), **facts)
 
@@ -148,9 +148,9 @@ class Shipping:
 
 def _succeeded(run: Run, chain: Chain) -> bool:
     """Say if somebody has said since that another database is the successor: no log goes on to that."""
-    facts = (backup.facts for backup in run.repository.backups(run.name))
-    said = any(one.get("successor") and (one.get("log") or {}).get("chain") == chain.id for one in facts)
-    return said or put_over(run, chain.id)
+    said = (backup.said for backup in run.repository.backups(run.name))
+    named = any(one.successor and one.goes_on is not None and one.goes_on.chain == chain.id for one in said)
+    return named or put_over(run, chain.id)
 
 
 FOLLOW = Job("follow", Follow, follow)

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
-from typing import Any
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
-from dbguardd.flow import TURNS, Facts
-from dbguardd.jobs.base import Run
-from dbguardd.repository import Chain, Link
+from dbguardd.facts import GoesOn, Place, Said
+from dbguardd.jobs.base import Run, stored
 from dbguardd.requests import UNDO_REASON
+from dbguardd.rules.chains import end_of
+from dbguardd.rules.moment import leads
 
 
-def check_same(run: Run, facts: Facts) -> None:
+def check_same(run: Run, said: Said) -> None:
     """Raise SourceReplaced if a backup is of another cluster than those before, or of a past that nothing goes on from.
 
     An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
     would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
     a new initdb.
     """
-    before = next((backup.facts for backup in run.repository.backups(run.name) if "system" in backup.facts), None)
-    if before is not None and facts.get("system", before["system"]) != before["system"]:
+    known = (backup.said for backup in run.repository.backups(run.name))
+    before = next((known for known in known if known.system), Said())
+    if said.system and before.system and said.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {facts['system']}, that of the newest backup is {before['system']}. "
+            detail=f"Its system identifier is {said.system}, that of the newest backup is {before.system}. "
             "Nothing was stored: the backups of that one would in time make room for its own. Which of these is it?",
             hints=[
                 f"dbguardctl restore {run.name}  # that one was lost; RESTORE.txt says how it takes its place",
@@ -38,8 +37,8 @@ def check_same(run: Run, facts: Facts) -> None:
         )
     if put_over(run):
         return
-    timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
-    if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
+    left = said.timeline is not None and before.timeline is not None and said.timeline < before.timeline
+    if left or not _goes_on(run, said):
         raise SourceReplaced(
             f"{run.name}: its server was left behind when another one took over, or was put back",
             detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
@@ -58,23 +57,20 @@ def put_over(run: Run, chain: str | None = None) -> bool:
     """
     holds = run.repository.holds()
     for backup in run.repository.backups(run.name):
-        resting, log = backup.facts.get("resting"), backup.facts.get("log") or {}
-        if resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
-            if chain is None or log.get("chain") == chain:
+        said = backup.said
+        if said.resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
+            if chain is None or (said.goes_on is not None and said.goes_on.chain == chain):
                 return True
-        elif chain is None and not resting:
+        elif chain is None and not said.resting:
             return False
     return False
 
 
-def _goes_on(run: Run, facts: Facts) -> bool:
+def _goes_on(run: Run, said: Said) -> bool:
     """Say if the log that is stored has not left the round of a backup before the place of it."""
-    log = run.repository.log(run.name) if "timeline" in facts else None
-    chains = [] if log is None else log.chains()
-    if log is None or not chains:
-        return True
-    with suppress(Damaged, ObjectMissing):
-        return leads(facts.get("log_place"), log.open(chains[-1].pieces[-1])[-1].until)
+    if said.timeline is not None and (log := stored(run)).chains:
+        with suppress(Damaged, ObjectMissing):
+            return leads(said.place, end_of(log.end(log.chains[-1])))
     return True
 
 
@@ -83,59 +79,33 @@ def successor(run: Run) -> str:
     return f"dbguardctl backup {run.name} --successor"
 
 
-def holds(link: Link, place: Any, at: datetime) -> bool:
-    """Say if a segment reaches the place in the log that a backup is of; see flow.Segment.
-
-    A log that was empty then may have another round when the next commit comes. So it is enough that all of a segment
-    was committed by a moment not before that of the backup.
-    """
-    until = link.until
-    if not isinstance(place, dict) or not isinstance(place.get("position"), int):
-        return False  # none is known; what is there is the engine half's word
-    if not place["position"] and link.at >= at:
-        return True
-    return bool(until["round"] == place.get("round") and until["position"] >= place["position"])
-
-
-def leads(base: Any, until: Facts) -> bool:
-    """Say if the log that ends at a place goes on from the one that a backup is of, and has not left its round before.
-
-    What was stored of a round behind the position where it was left is no part of what follows; see flow.Segment.
-    """
-    if not isinstance(base, dict) or base.get("round") == until["round"] or not until.get(TURNS):
-        return True
-    left = next((position for round, position, *_ in until[TURNS] if round == base.get("round")), None)
-    return left is not None and base["position"] <= left
-
-
-def tip(run: Run) -> dict[str, Any] | None:
+def tip(run: Run) -> GoesOn | None:
     """Return where the stored log of the database ends now: a backup that is made from now on contains all of that."""
-    log = run.repository.log(run.name)
-    chains: Sequence[Chain] = log.chains() if log is not None else ()
-    return {"chain": chains[-1].id, "after": chains[-1].last} if chains else None
+    chains = stored(run).chains
+    return GoesOn(chains[-1].id, chains[-1].last) if chains else None
 
 
-def going_on(run: Run, before: dict[str, Any] | None, place: Any) -> dict[str, Any] | None:
+def going_on(run: Run, before: GoesOn | None, place: Place | None) -> GoesOn | None:
     """Return where the log goes on from a backup of a place in it: at its end `before` that, or where it began since.
 
     Only if that beginning is not behind the place: then nothing lies between.
     """
-    log = run.repository.log(run.name)
-    if log is not None and (chains := log.chains()) and chains[-1].id != (before or {}).get("chain"):
+    log = stored(run)
+    if place is not None and log.chains and (before is None or log.chains[-1].id != before.chain):
         with suppress(Damaged, ObjectMissing):
-            begin, at = log.open(chains[-1].pieces[0])[0], place if isinstance(place, dict) else {}
-            known = begin.number == 0 and begin.until["round"] == at.get("round") and "position" in at
-            if known and begin.until["position"] <= at["position"]:
-                return {"chain": chains[-1].id, "after": 0}
+            link = log.open(log.chains[-1].pieces[0])[0]
+            begin = end_of(link)
+            if link.number == 0 and begin.round == place.round and begin.position <= place.position:
+                return GoesOn(log.chains[-1].id, 0)
     return before
 
 
-def tip_at(run: Run, place: Facts) -> dict[str, Any] | None:
+def tip_at(run: Run, place: Place) -> GoesOn | None:
     """Return the last segment of the stored log that a backup has, which was made of what lags; None if it has none."""
-    log = run.repository.log(run.name)
-    chains: Sequence[Chain] = log.chains() if log is not None else ()
-    for piece in reversed(chains[-1].pieces if chains else ()):
-        for link in reversed(log.open(piece) if log is not None else ()):
-            if link.until["round"] == place["round"] and link.until["position"] <= place["end"]:
-                return {"chain": piece.chain, "after": link.number}
+    log, end = stored(run), place.position if place.end is None else place.end
+    for piece in reversed(log.chains[-1].pieces if log.chains else ()):
+        for link in reversed(log.open(piece)):
+            until = end_of(link)
+            if until.round == place.round and until.position <= end:
+                return GoesOn(piece.chain, link.number)
     return None

@@ -302,10 +302,10 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
 def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
     """Return what came of owner and rights as a finding, with the command that gives them."""
     found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
-    owner, group = backup.facts.get("owner"), backup.facts.get("group")
+    owner, group = backup.said.owner, backup.said.group
     if owner and any(line.startswith(("owner ", "group ")) for line in lost):
         known = owner_of(backup)
-        command = shlex.join(["chown", f"{owner}:{group or ''}", str(target)])
+        command = shlex.join(["chown", f"{owner}:{group}", str(target)])
         found["hints"] = [command if known else f"{command}  # when this host has a user {owner}"]
     return found
 

@@ -27,13 +27,14 @@ from dbguardd.errors import (
     Usage,
     WorkerDied,
 )
+from dbguardd.facts import Place
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
-from dbguardd.jobs.history import holds
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live
 from dbguardd.plain import to_json
 from dbguardd.repository import Chain, Link, Log, StretchTree, Until
 from dbguardd.requests import NOWHERE
+from dbguardd.rules.moment import holds
 from dbguardd.verbs import Promote
 from dbguardd.verbs import Standby as Keep
 
@@ -54,7 +55,7 @@ class Mark:
     chain: str
     segment: int
     at: str
-    place: Mapping[str, Any] | None = None
+    place: Place | None = None
 
     def reached(self, link: Link) -> bool:
         """Say if a segment holds all that is in the copy."""
@@ -105,12 +106,11 @@ class Keeping:
 
     def _mark_of(self, moment: Moment) -> Mark:
         """Return what a copy of that moment is. Raises Unsupported if no log goes on from it."""
-        run, said = self._run, moment.backup.facts.get("log")
-        place = moment.backup.facts.get("log_place")
+        run, goes_on, place = self._run, moment.backup.said.goes_on, moment.backup.said.place
         if moment.until is not None:
             chain, segment, place = moment.until.chain.id, moment.until.last, None
-        elif said and place:
-            chain, segment = str(said["chain"]), int(said["after"])
+        elif goes_on is not None and place is not None:
+            chain, segment = goes_on.chain, goes_on.after
         else:
             raise Unsupported(
                 f"{run.name}: no log goes on from its newest backup {moment.backup.id}",
@@ -275,14 +275,13 @@ def _target(run: Run, to: str) -> Path:
 def _read(found: Mapping[str, Any], target: Path) -> Mark:
     """Read a mark that lay beside the copy. Raises TargetExists for what is none."""
     try:
-        place = found["place"]
         mark = Mark(
             str(found["repository"]),
             str(found["database"]),
             str(found["chain"]),
             segment=int(found["segment"]),
             at=datetime.fromisoformat(found["at"]).astimezone(UTC).isoformat(),
-            place=None if place is None else dict(place),
+            place=Place.read(found["place"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TargetExists(f"{target}: its mark is none that a standby has", detail=repr(error)) from error

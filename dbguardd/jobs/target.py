@@ -12,13 +12,11 @@ from typing import Any
 
 from dbguardd.engines.landing import reachable
 from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
+from dbguardd.facts import SENT
 from dbguardd.jobs.base import Run
 from dbguardd.jobs.moment import Moment
 from dbguardd.repository import Backup
 from dbguardd.requests import NOWHERE, Restore
-
-SENT = "replication"
-"""The fact `read_by` of a backup whose server was elsewhere."""
 
 _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""
@@ -28,9 +26,9 @@ def live(run: Run) -> Path:
     """Return the path of the live database; of a cluster, the directory that its newest backup is of."""
     if not served(run):
         return Path(str(run.database["settings"]["path"]))
-    directories = (str(backup.facts.get("directory") or "") for backup in run.repository.backups(run.name))
-    if not (found := next(filter(None, directories), "")):
-        if any(backup.facts.get("read_by") == SENT for backup in run.repository.backups(run.name)):
+    said = [backup.said for backup in run.repository.backups(run.name)]
+    if not (found := next((one.directory for one in said if one.directory), "")):
+        if any(one.read_by == SENT for one in said):
             raise _not_here(run)
         raise _no_way_in(run)
     return Path(found)
@@ -46,7 +44,7 @@ def check_way_in(run: Run, backup: Backup) -> None:
     if served(run) and backup.method != "pages":
         raise _no_way_in(run)
     newest = next(iter(run.repository.backups(run.name)), backup)
-    if served(run) and newest.facts.get("read_by") == SENT:
+    if served(run) and newest.said.read_by == SENT:
         raise _not_here(run)
 
 
@@ -61,7 +59,7 @@ def places(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
     if found and (request.in_place or backup.method != "pages" or not served(run)):
         why = "in place they stay where they are" if request.in_place else "this backup has none"
         raise Unsupported(f"{run.name}: --tablespace is for a PostgreSQL cluster that goes to a new place: {why}")
-    told = backup.facts.get("tablespaces") or {}
+    told = backup.said.tablespaces
     for old in found:
         if not any(old in names for names in told.values()):
             known = ", ".join(f"{name} ({place})" for name, place in told.values()) or "none"
@@ -72,7 +70,7 @@ def places(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
 def spaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_place: bool) -> list[dict[str, str]]:
     """Return where each tablespace of a backup was, and where it goes."""
     found = []
-    for number, (name, place) in (backup.facts.get("tablespaces") or {}).items():
+    for number, (name, place) in backup.said.tablespaces.items():
         below = place if in_place else str(target / "tablespaces" / number)
         found.append({"name": name, "from": place, "to": others.get(name, others.get(place, below))})
     return found
@@ -184,9 +182,8 @@ def making_another(backup: Backup, target: Path) -> str:
 
 def owner_of(backup: Backup) -> str:
     """Return the owner of the original if this host knows him, else nothing."""
-    name = str(backup.facts.get("owner") or "")
     try:
-        return pwd.getpwnam(name).pw_name
+        return pwd.getpwnam(backup.said.owner).pw_name
     except KeyError:
         return ""
 
@@ -212,7 +209,7 @@ def check_staging(run: Run, backup: Backup, size: int, what: str = "a test resto
     except OSError:
         return
     free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    needs = size + (int(backup.facts.get("size_bytes") or 0) if served(run) and backup.method == "dump" else 0)
+    needs = size + (backup.said.size_bytes if served(run) and backup.method == "dump" else 0)
     spare = needs // 10 + min(_SPARE_BYTES, total // 20)
     if free < needs + spare:
         raise NoSpace(

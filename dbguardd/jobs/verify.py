@@ -183,7 +183,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None, back
     name = "content equals the snapshot"
     if expected is None:
         later = f"dbguardctl log has the cause. Make another backup: dbguardctl backup {backup.database}"
-        more = backup.facts.get("no_fingerprint") or later
+        more = backup.said.no_fingerprint or later
         said = "a safety copy has none" if backup.note == SAFETY_NOTE else more
         return Finding(name, "inconclusive", f"the backup has no fingerprint: {said}")
     if examined.fingerprint is None:

@@ -22,9 +22,9 @@ from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress, unmet
-from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time, ulid
+from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import BYTES, Chain, Link, Log, Piece
+from dbguardd.repository.log import Link, Log
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
 from dbguardd.repository.moment import LogTree, MomentTree, StretchTree, Until
 from dbguardd.repository.notes import Notes
@@ -35,8 +35,10 @@ from dbguardd.repository.seal import Domain, Keyring, Randomness
 from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Told, Tree, packs_of, untold
+from dbguardd.rules.chains import BYTES, Chain, Piece
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
+from dbguardd.ulids import ulid
 
 __all__ = [
     "BYTES",
@@ -258,21 +260,18 @@ class Repository:
 
     @contextmanager
     def tree(
-        self, backup: Backup, progress: Told = untold, *, beside: Tree | None = None, there: Backup | None = None
+        self, backup: Backup, progress: Told = untold, *, beside: Tree | None = None, there: Tree | None = None
     ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
 
-        Opened `beside` another one of its database, what both have is fetched and decrypted once. `there` is a backup
-        of what it is delivered over, made just now, while nobody wrote: what is the same in both is not read again.
+        Opened `beside` another one of its database, what both have is fetched and decrypted once. `there` is one of
+        what it is delivered over, made just now, while nobody wrote: what is the same in both is not read again; what
+        of that cannot be read comes to its `doubts`.
 
         Raises NotFound, Damaged, ObjectMissing, KeyRefused, and what `progress` raises.
         """
         found, domain = self._ledger.find(backup.id)
-        known = None
-        if there is not None:
-            kept, its_domain = self._ledger.find(there.id)
-            known = beside = Tree(self._storage, its_domain, kept, beside=beside)
-        with Tree(self._storage, domain, found, progress, beside=beside, there=known) as tree:
+        with Tree(self._storage, domain, found, progress, beside=there or beside, there=there) as tree:
             yield tree
 
     @contextmanager
@@ -286,7 +285,7 @@ class Repository:
 
     @contextmanager
     def with_log(
-        self, backup: Backup, until: Until, progress: Told = untold, *, there: Backup | None = None
+        self, backup: Backup, until: Until, progress: Told = untold, *, there: Tree | None = None
     ) -> Iterator[LogTree]:
         """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
         with self.tree(backup, progress, there=there) as tree:

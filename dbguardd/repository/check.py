@@ -22,13 +22,14 @@ from dbguardd.errors import Damaged, GuardError, ObjectMissing
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
-from dbguardd.repository.log import Link, Log, Piece
+from dbguardd.repository.log import Link, Log
 from dbguardd.repository.model import Backup, Finding
 from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
 from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
+from dbguardd.rules.chains import Piece
 from dbguardd.storage.base import Entry, Storage
 from dbguardd.words import count
 

@@ -1,4 +1,4 @@
-"""Time for deletions: the storage's own, and reasons to doubt it. Also ULIDs.
+"""Time for deletions: the storage's own, and reasons to doubt it.
 
 Grace periods are measured with the times that the storage itself gives its objects, so that hosts with different
 clocks agree. A local directory has the host's clock, and that one can be wrong too; so every deletion is frozen while
@@ -15,13 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from dbguardd.errors import ClockDoubt, NoSpace
 from dbguardd.repository.model import rfc3339
 from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
+from dbguardd.ulids import ulid
 
 SKEW = timedelta(minutes=5)
 SILENCE = timedelta(days=45)
@@ -32,7 +33,6 @@ PROMPT_SECONDS = 1.0
 """A publication that took longer looks again at what it relied on; a grace must not be shorter than twice this."""
 
 _PROBE = timedelta(hours=1)
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +63,6 @@ def margin(grace: timedelta) -> timedelta:
 def recallable_until(expired_at: datetime, grace: timedelta) -> datetime:
     """Return the end of the time in which an expired backup can be recalled."""
     return expired_at + grace - margin(grace)
-
-
-def ulid(now: datetime, randomness: Randomness, after: str = "") -> str:
-    """Return a new ULID: 48 bits of milliseconds, 80 random bits, as 26 letters that sort by time.
-
-    It sorts behind the ULID `after`, whatever the clock says.
-    """
-    milliseconds = max(int(now.timestamp() * 1000), _milliseconds(after) + 1)
-    value = milliseconds << 80 | int.from_bytes(randomness(10), "big")
-    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
-
-
-def born(id: str) -> datetime:
-    """Return the moment that a ULID is of."""
-    return datetime.fromtimestamp(_milliseconds(id) / 1000, UTC)
-
-
-def _milliseconds(id: str) -> int:
-    found = 0
-    for letter in id[:10]:
-        found = found << 5 | _ALPHABET.index(letter)
-    return found
 
 
 def storage_time(storage: Storage, now: datetime, randomness: Randomness) -> datetime:

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
-from dbguardd.errors import Damaged, NoSpace, ObjectMissing, Unreachable
+from dbguardd.errors import Damaged, GuardError, NoSpace, ObjectMissing, Unreachable
 
 THREADS = 2
 _AHEAD = 3
@@ -109,10 +109,17 @@ def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
     return source.size
 
 
-def mend(source: Mending, file: int, progress: Callable[[int], None], known: Mending | None = None) -> int:
+def mend(
+    source: Mending,
+    file: int,
+    progress: Callable[[int], None],
+    known: Mending | None = None,
+    doubt: Callable[[GuardError], None] = lambda _: None,
+) -> int:
     """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver().
 
-    `known` is what is there, of a moment ago, if the size is the same: then only what differs is read.
+    `known` is what is there, of a moment ago, if the size is the same: then only what differs is read. Where that is
+    damaged the file is read, and `doubt` is told; by several threads.
     """
     digest, one_writer, own = source.hash(), Lock(), local()
     known = known if known is not None and os.fstat(file).st_size == known.size else None
@@ -123,8 +130,10 @@ def mend(source: Mending, file: int, progress: Callable[[int], None], known: Men
 
     def write(numbers: range) -> tuple[int, bytes]:
         there = b""
-        with suppress(Damaged, ObjectMissing):  # of what is there; it is read then
+        try:
             there = known.digests(numbers) if known is not None else b""
+        except (Damaged, ObjectMissing) as error:
+            doubt(error)
         pieces, digests = source.differing(numbers, lambda at, length: _there(source, file, at, length, own), there)
         with one_writer:
             for at, piece in pieces:

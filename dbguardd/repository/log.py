@@ -35,73 +35,22 @@ import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
 from dbguardd.flow import Facts, Images, Segment
-from dbguardd.repository.clock import born, ulid
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
 from dbguardd.repository.records import Records
 from dbguardd.repository.seal import Domain, Randomness, seal, unseal
+from dbguardd.rules.chains import BYTES, Chain, Piece
 from dbguardd.storage.base import Entry, Storage
+from dbguardd.ulids import ulid
 
 FOLD = 32
 FOLDED_BYTES = 8 << 20
-BYTES = "bytes"
-"""The form of a segment that has bytes of the log itself, not images of pages."""
 _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"log/[0-9a-f]{32}/([0-9A-Z]{26})-([0-9]{10})-([0-9]{10})-([0-9]{13})(?:-([0-9]{5}))?-[0-9a-f]{64}")
 LEVEL = 1  # 3 takes twice the processor time and 6 % fewer bytes (measured)
 _LARGEST = 128 << 20  # bytes of what a segment has
 _MORE_LOOKS = 2
 _KEPT = 8 * FOLD  # pieces that a writer knows: more than folding looks at, and no more however long it writes
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One object of a log, by its name: segments `first` to `last` of a chain; `until` is what the last one reaches."""
-
-    name: str
-    chain: str
-    first: int
-    last: int
-    until: datetime
-    size: int
-    stored_at: datetime
-    grain: int = 0  # seconds: it has one moment in so many; 0: it has every moment
-
-    @property
-    def slot(self) -> str:
-        """The place that the object is sealed for."""
-        return self.name.rpartition("/")[2].rpartition("-")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A log without a gap, or as much of it as is there: pieces that follow one another."""
-
-    id: str
-    pieces: tuple[Piece, ...] = field(repr=False)
-
-    @property
-    def first(self) -> int:
-        return self.pieces[0].first
-
-    @property
-    def last(self) -> int:
-        return self.pieces[-1].last
-
-    @property
-    def until(self) -> datetime:
-        """The moment that it reaches."""
-        return self.pieces[-1].until
-
-    @property
-    def begun_at(self) -> datetime:
-        """When it was begun."""
-        return born(self.id)
-
-    @property
-    def since(self) -> datetime:
-        """The moment from which on it is there: its beginning may have been forgotten."""
-        return self.begun_at if self.first == 0 else self.pieces[0].until
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from dbguardd.facts import Said
+
 
 @dataclass(frozen=True, slots=True)
 class Root:
@@ -53,6 +55,11 @@ class Backup:
     packs: int
     tool_version: str
     seq: int
+
+    @property
+    def said(self) -> Said:
+        """What is said of it to those who are not its engine."""
+        return Said.read(self.facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, cast
 from dbguardd.errors import Damaged, ObjectMissing, Usage
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
-from dbguardd.repository.log import BYTES, Chain, Link, Log
+from dbguardd.repository.log import Link, Log
 from dbguardd.repository.tree import Tree
+from dbguardd.rules.chains import BYTES, Chain
 from dbguardd.sums import as_text, file_sum
 
 

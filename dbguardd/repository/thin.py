@@ -20,7 +20,8 @@ from itertools import takewhile
 import zstandard
 
 from dbguardd.flow import Facts
-from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Chain, Link, Log, Piece
+from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, Log
+from dbguardd.rules.chains import Chain, Piece
 
 MERGED_BYTES = 16 << 20  # of the pages of a segment: as much is in memory
 

@@ -16,11 +16,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import Busy, ClockDoubt, Damaged, ObjectMissing
-from dbguardd.repository.clock import SKEW, Pulse, margin, ulid
+from dbguardd.repository.clock import SKEW, Pulse, margin
 from dbguardd.repository.model import Backup, moment, rfc3339
 from dbguardd.repository.records import Record, Records
 from dbguardd.repository.seal import Randomness
 from dbguardd.storage.base import Entry, Storage
+from dbguardd.ulids import ulid
 
 PER_TOMB = 4096
 """Packs in one tomb: about 280 KiB of JSON."""

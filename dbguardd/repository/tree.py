@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from dbguardd.errors import Damaged, NotFound, ObjectMissing, Unsupported
+from dbguardd.errors import Damaged, GuardError, NotFound, ObjectMissing, Unsupported
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
@@ -49,6 +49,7 @@ class Tree:
         shared = beside is not None and beside._domain == domain
         self._reader: PackReader = beside._reader if beside is not None and shared else PackReader(storage, domain)
         self._streams = {stream.name: stream for stream in backup.streams}
+        self._doubts: dict[str, GuardError] = {}
 
     def __enter__(self) -> Tree:
         return self
@@ -83,7 +84,8 @@ class Tree:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
         source = self._source(name)
         if over and isinstance(source, PagesReader):
-            return mend(source, file, self._progress, self._known(name))
+            doubt = self._doubt if self._there is None else self._there._doubt
+            return mend(source, file, self._progress, self._known(name), doubt)
         return deliver(source, file, self._progress)
 
     def pages(self, name: str) -> PagesReader:
@@ -98,10 +100,20 @@ class Tree:
         there = self._there
         if there is None or there._domain != self._domain or name not in there._streams:
             return None
-        with suppress(Damaged, ObjectMissing):
+        try:
             known = there._source(name)
-            return known if isinstance(known, PagesReader) else None
-        return None
+        except (Damaged, ObjectMissing) as error:
+            there._doubt(error)
+            return None
+        return known if isinstance(known, PagesReader) else None
+
+    @property
+    def doubts(self) -> list[GuardError]:
+        """What of it could not be read when another one was delivered over it."""
+        return [*self._doubts.values()]
+
+    def _doubt(self, error: GuardError) -> None:
+        self._doubts.setdefault(error.message, error)
 
     def _source(self, name: str) -> Source:
         found = self._streams.get(name)

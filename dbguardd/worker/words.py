@@ -77,6 +77,8 @@ def of_report(event: str, facts: Json) -> str | None:
             return _of_standby(facts)
         case "parent.unreadable":
             return f"note  the backup before cannot be built upon, so all is stored again: {facts['problem']}"
+        case "safety.unreadable":
+            return f"FAIL  the safety copy {facts['backup']} cannot be read, an undo may fail: {facts['problem']}"
         case "recovery.added":
             return f"note  recovery recipient {facts['recipient']} can open the repository from now on"
     return None

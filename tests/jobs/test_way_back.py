@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbguardd.engines.base import REPLACED, Examination, Finding
+from dbguardd.engines.base import REPLACED, Examination, Finding, Untold
 from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse, Unsupported
 from tests.jobs.world import ToyOver, World
 
@@ -162,3 +162,42 @@ def test_a_cluster_that_has_moved_to_another_host_is_not_restored_over_what_it_l
     world.backup(users=[3])
     world.do("restore", database="app", backup=before, in_place=True, confirm="app")
     assert world.live() == {"users": [1]}
+
+
+class PagedOver(ToyOver):
+    """Keeps and restores the toy as pages, as a real engine does; what is stored between the two may be lost."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.engine)
+        self.world = world
+        self.lose: set[str] = set()
+
+    def keep(self, live, facts, sink, progress):
+        before = {entry.name for entry in self.world.storage.list("packs/")}
+        with live.open("rb") as file:
+            sink.adopt("pages", file.fileno(), 512)
+        self.lose = before
+        return {"directory": str(live), "resting": True}
+
+    def overwrite(self, tree, live, progress):
+        for entry in [*self.world.storage.list("packs/")]:
+            if entry.name not in self.lose:
+                self.world.storage.delete(entry.name)
+        live.rename(self.aside)
+        with self.aside.open("r+b") as file:
+            tree.deliver("pages", file.fileno(), over=True)
+        self.engine.restored = dict(tree.facts)
+        return self.aside
+
+
+def test_a_safety_copy_that_cannot_be_read_back_is_told_and_keeps_nobody_from_the_restore(world):
+    world.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
+    world.over = over = PagedOver(world)
+    world.engine.dump = lambda sink, progress, *, compared=True: over.keep(world.path, {}, sink, progress)
+    world.engine.fingerprint = lambda progress: Untold("a toy of pages")
+    wanted = world.backup(users=[7])
+    world.write(users=[8])
+    safety = world.do("restore", database="app", backup=wanted, in_place=True, confirm="app")["safety_copy"]
+    assert world.live() == {"users": [7]}
+    (told,) = world.said("safety.unreadable")
+    assert told["backup"] == safety and "packs/" in told["problem"]

@@ -11,9 +11,9 @@ import pytest
 from dbguardd.errors import Damaged, ObjectMissing
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import Until
-from dbguardd.repository.log import BYTES
 from dbguardd.repository.moment import LogTree
 from dbguardd.repository.tree import Tree
+from dbguardd.rules.chains import BYTES
 from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN, NOW, save
 from tests.repository.test_log import PLACE, checked, open_log, segment

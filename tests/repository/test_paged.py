@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbguardd.errors import Cancelled, Damaged, SourceChanged, SourceInvalid, Unsupported, Usage
+from dbguardd.errors import Cancelled, Damaged, ObjectMissing, SourceChanged, SourceInvalid, Unsupported, Usage
 from dbguardd.repository.frames import LEAVES
 from dbguardd.repository.model import Backup
 from dbguardd.repository.packs import object_name
@@ -127,6 +127,8 @@ def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Pat
         before = read()
         assert tree.deliver("main", file.fileno(), over=True) == len(data)
         assert (read() - before < 5 * 65536) is (not of_use)
+        kinds = {"what was kept is damaged": [Damaged], "or is gone": [ObjectMissing]}
+        assert [type(doubt) for doubt in there.doubts] == kinds.get(of_use, [])
     assert target.read_bytes() == data
 
 

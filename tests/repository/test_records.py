@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from dbguardd.repository.clock import ulid
 from dbguardd.repository.ledger import Ledger
 from dbguardd.repository.model import backup_from, encode, manifest
 from dbguardd.repository.opening import make_domain
 from dbguardd.repository.records import Record
+from dbguardd.ulids import ulid
 from tests.repository.lifecycle_kit import World
 
 

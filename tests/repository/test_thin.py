@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from dbguardd.errors import ObjectMissing
 from dbguardd.repository import recover, thin
-from dbguardd.repository.log import FOLD, Chain, Link, Log
+from dbguardd.repository.log import FOLD, Link, Log
 from dbguardd.repository.thin import Due, Grain
+from dbguardd.rules.chains import Chain
 from dbguardd.storage.memory import Memory
 from tests.repository.data_path import DOMAIN, NOW
 from tests.repository.lifecycle_kit import Killed, Mortal

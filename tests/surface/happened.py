@@ -117,6 +117,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("run.refused", verb="backup", planned_at="2026-09-12T01:00:00Z", problem=FULL),
     of("run.skipped", verb="backup", reason="missed while the machine was off"),
     of("run.started", None, verb="sweep", storage="local"),
+    of("safety.unreadable", backup=APP_1, code="DBG-4001", problem="pack 7f3a: damaged"),
     of("scan.refused", None, storage="local", problem=FULL),
     of("schedule.failed", None, problem=FULL),
     of("snapshot.fingerprinted", backup=APP_1, tables=41, rows=9016812),

@@ -34,7 +34,7 @@ from dbguardd.engines.postgresql.connect import Address, connected, place_of, ro
 from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.others import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
@@ -42,6 +42,7 @@ from dbguardd.engines.postgresql.physical.slot import Slot, name_of
 from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import meant
 from dbguardd.errors import GuardError, LogBroken, Unsupported
+from dbguardd.facts import Turn
 from dbguardd.flow import Facts, Segment, Ship
 from dbguardd.places import PUSH_SOCKET
 

@@ -26,7 +26,7 @@ from psycopg import errors
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, Turn, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
 from dbguardd.engines.postgresql.physical.others import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
@@ -35,6 +35,7 @@ from dbguardd.engines.postgresql.physical.stream import Stream, history, replica
 from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
+from dbguardd.facts import Turn
 from dbguardd.flow import Facts, Segment, Ship
 
 STREAM = "log"

@@ -12,23 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical.cluster import Cluster
+from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import TURNS, Facts
 
 MOST_TURNS = 20
 """A place has a bound (see worker.remote); a log that turns more often begins anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """The log left the timeline of a `round` at the place `left`; it was `stored` up to there, or further.
-
-    `at` is when another server took over (RFC 3339, by its clock).
-    """
-
-    round: str
-    left: int
-    stored: int
-    at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +76,6 @@ def across(round: str) -> tuple[str, str]:
     """Return what is the same of a round on every timeline: the cluster, and a digest of its tablespaces."""
     system, _, rest = round.partition("/")
     return system, rest.partition("/")[2]
-
-
-def turns_in(facts: Facts) -> tuple[Turn, ...]:
-    """Return the turns of a place as it was stored."""
-    return tuple(
-        Turn(str(round), int(left), int(stored), str(at)) for round, left, stored, at in facts.get(TURNS) or ()
-    )
 
 
 def stretches(since: Facts, until: Facts) -> Sequence[Stretch]:

@@ -17,9 +17,10 @@ from dbguardd.engines.postgresql.physical.mode import BackupMode, Watch, watched
 from dbguardd.engines.postgresql.physical.received import Source, receiving
 from dbguardd.engines.postgresql.physical.slot import check_bound, check_own
 from dbguardd.errors import SourceChanged, SourceDenied, SourceInvalid, SourceMissing
+from dbguardd.facts import SENT
 from dbguardd.flow import Facts, Sink
 
-READ, SENT = "files", "replication"
+READ = "files"
 """What the fact `read_by` of a backup says."""
 
 _SUPERUSER = b"SELECT rolsuper FROM pg_roles WHERE rolname = current_user"

@@ -1,0 +1,116 @@
+"""What the rules know of a stored log: by the names of its objects nearly everything, and the rest by opening a few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from dbguardd.facts import Place
+from dbguardd.flow import Facts
+from dbguardd.ulids import born
+
+BYTES = "bytes"
+"""The form of a segment that has bytes of the log itself, not images of pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One object of a log, by its name: segments `first` to `last` of a chain; `until` is what the last one reaches."""
+
+    name: str
+    chain: str
+    first: int
+    last: int
+    until: datetime
+    size: int
+    stored_at: datetime
+    grain: int = 0  # seconds: it has one moment in so many; 0: it has every moment
+
+    @property
+    def slot(self) -> str:
+        """The place that the object is sealed for."""
+        return self.name.rpartition("/")[2].rpartition("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A log without a gap, or as much of it as is there: pieces that follow one another."""
+
+    id: str
+    pieces: tuple[Piece, ...] = field(repr=False)
+
+    @property
+    def first(self) -> int:
+        return self.pieces[0].first
+
+    @property
+    def last(self) -> int:
+        return self.pieces[-1].last
+
+    @property
+    def until(self) -> datetime:
+        """The moment that it reaches."""
+        return self.pieces[-1].until
+
+    @property
+    def begun_at(self) -> datetime:
+        """When it was begun."""
+        return born(self.id)
+
+    @property
+    def since(self) -> datetime:
+        """The moment from which on it is there: its beginning may have been forgotten."""
+        return self.begun_at if self.first == 0 else self.pieces[0].until
+
+
+class Link(Protocol):
+    """One segment of a chain. `size` is nothing where it is no moment; see repository.log."""
+
+    @property
+    def number(self) -> int: ...  # noqa: D102
+
+    @property
+    def at(self) -> datetime: ...  # noqa: D102
+
+    @property
+    def since(self) -> Facts: ...  # noqa: D102
+
+    @property
+    def until(self) -> Facts: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def form(self) -> str: ...  # noqa: D102
+
+    @property
+    def sum(self) -> str: ...  # noqa: D102
+
+
+def end_of(link: Link) -> Place:
+    """Return the place in the log of the database where a segment ends."""
+    return Place.read(link.until) or Place("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The log of a database: its chains, oldest first, and how to look into one of their objects.
+
+    A chain that lacks something is several of the same id. open() raises Damaged, ObjectMissing.
+    """
+
+    chains: Sequence[Chain]
+    open: Callable[[Piece], Sequence[Link]]
+
+    def links(self, chain: Chain, first: int) -> Iterator[Link]:
+        """Yield the segments of a chain from a number on."""
+        for piece in chain.pieces:
+            if piece.last >= first:
+                yield from (link for link in self.open(piece) if link.number >= first)
+
+    def end(self, chain: Chain) -> Link:
+        """Return the last segment of a chain."""
+        return self.open(chain.pieces[-1])[-1]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import takewhile
 
 from dbguardd.errors import Breaker, ClockDoubt, Damaged, ObjectMissing
-from dbguardd.jobs.base import Job, Result, Run, grace, instant
+from dbguardd.jobs.base import Job, Result, Run, grace, instant, stored
 from dbguardd.jobs.choose import dated
+from dbguardd.jobs.moment import base_of
 from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Grain, Hold, Piece, make_coarser, recallable_until
 from dbguardd.requests import UNDO_REASON, Expire, Sweep
 from dbguardd.rules import retention
+from dbguardd.rules.keep_log import outlived
 
 _CLOCK_DOUBT_SECONDS = 300.0
 
@@ -90,36 +91,14 @@ def _thin(run: Run) -> None:
 
 
 def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
-    """Return what of the log is older than keep_log by the storage's own time: always its beginning.
-
-    What was made coarser was as old as that asks for when it was stored. What goes on from the newest backup that can
-    be relied on stays, however old it is; so does what goes on from one that is not older than keep_log itself, which
-    may have taken hours. And so does the end of the log: the follower and the next backup go on from there.
-    """
-    log = run.repository.log(run.name)
-    chains = [] if log is None else log.chains()
+    """Return what of the log is older than keep_log by the storage's own time."""
+    chains = stored(run).chains
     if not chains:
         return []
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
-    ages = {grain.seconds: grain.age for grain in grains(run)}
-
-    def is_old(piece: Piece) -> bool:
-        return piece.stored_at < start + ages.get(piece.grain, timedelta())
-
     sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
-    bases, ends = [backup for backup in backups if backup.id in sound], dict[str, int]()
-    for base in [*bases[:1], *(base for base in bases[1:] if base.created_at >= start)]:
-        if (goes_on := base.said.goes_on) is not None:
-            ends[goes_on.chain] = min(goes_on.after, ends.get(goes_on.chain, goes_on.after))
-    ends[chains[-1].id] = min(ends.get(chains[-1].id, -1), chains[-1].last - 1)
-    found: list[Piece] = []
-    for chain in chains:
-        end = ends.get(chain.id, chain.last)
-        old = list(takewhile(lambda piece: is_old(piece) and piece.last <= end, chain.pieces))  # noqa: B023
-        found += old
-        if len(old) < len(chain.pieces):
-            break
-    return found
+    bases = [base_of(backup) for backup in backups if backup.id in sound]
+    return outlived(chains, bases, start, {grain.seconds: grain.age for grain in grains(run)})
 
 
 def decide(

@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from engine_memory import MemorySink, no_progress
 from postgres_between_world import between
-from postgres_pages_world import OURS
+from postgres_pages_world import OURS, made
 from postgres_sent_world import clean, here, live, over, place, sent
-from postgres_world import cluster, until
+from postgres_world import as_owner, cluster, until
 from psycopg.conninfo import conninfo_to_dict
 
 from dbguardd.engines.postgresql.connect import address_of, connected
@@ -36,9 +37,11 @@ def its_processes(server):
     return [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
 
 
-def test_a_server_that_is_stopped_and_keeps_its_connections_is_not_waited_for_for_ever(reached, place):  # noqa: F811
+@pytest.mark.parametrize("way", ["sent", "read"])
+def test_a_server_that_is_stopped_and_keeps_its_connections_is_not_waited_for_for_ever(reached, place, way):  # noqa: F811
     url, now, done = over(reached, place), place / "now", place / "done"
     stopped = []
+    place.chmod(0o777)
 
     def stop():
         until(now.exists, "the first file")
@@ -55,12 +58,16 @@ def test_a_server_that_is_stopped_and_keeps_its_connections_is_not_waited_for_fo
     stopping.start()
     try:
         with pytest.raises(ServerUnreachable, match="answers nothing") as caught:
-            here(lambda: sent(reached, place, url, before, patience_seconds=1.5))
+            if way == "sent":
+                here(lambda: sent(reached, place, url, before, patience_seconds=1.5))
+            else:
+                as_owner(lambda: made(reached, patience_seconds=1.5).dump(MemorySink(before), no_progress))
     finally:
         stopping.join()
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    assert caught.value.transient and "stopped" in caught.value.detail and not list((place / "room").iterdir())
+    assert caught.value.transient and "stopped" in caught.value.detail
+    assert way == "read" or not list((place / "room").iterdir())
     until(lambda: clean(reached), "the end of it")
 
 

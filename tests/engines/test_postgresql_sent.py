@@ -216,6 +216,51 @@ def test_messages_that_nobody_asked_for_are_refused(messages):
         list(Sent(Hostile(*messages), "it", {}, lambda: None, 60.0).entries())
 
 
+def test_a_server_that_says_what_it_likes_for_ever_ends_with_the_job():
+    """Nothing is waited for there, so nothing else looks whether the job is to end."""
+
+    class Endless(Hostile):
+        status_found = pq.ExecStatus.TUPLES_OK
+
+        def get_result(self):
+            return SimpleNamespace(status=self.status_found, ntuples=2)
+
+        def get_copy_data(self, _):
+            return 9, memoryview(b"p12345678")
+
+    class Sending(Endless):
+        status_found = pq.ExecStatus.COPY_OUT
+
+    for kind in (Endless, Sending):
+        lives = iter(range(100))
+        with pytest.raises(RuntimeError):  # StopIteration, in a generator
+            list(Sent(kind(), "it", {}, lambda lives=lives: next(lives), 60.0).entries())
+
+
+def test_a_server_that_sends_nothing_more_is_not_waited_for():
+    """Its connection is there; and before the first byte it makes a checkpoint, which takes what it takes."""
+
+    class Busy(Hostile):
+        asked = 0
+
+        def is_busy(self):
+            self.asked += 1
+            return self.asked < 3
+
+        def get_copy_data(self, _):
+            return 0, memoryview(b"")
+
+        def consume_input(self):
+            pass
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(ServerUnreachable, match="sends nothing more") as caught:
+        busy = Busy()
+        busy.socket = ours.fileno()
+        list(Sent(busy, "it", {}, lambda: None, 0.01).entries())
+    assert busy.asked == 3 and caught.value.transient
+
+
 def test_what_tls_has_taken_already_is_not_waited_for():
     class Silent(Hostile):
         """Nothing comes by its socket: the rest of a record lies here, and is got by asking."""
@@ -228,7 +273,7 @@ def test_what_tls_has_taken_already_is_not_waited_for():
         def consume_input(self):
             self.here = True
 
-    waits = iter([None] * 4)
+    waits = iter([None] * 6)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         silent = Silent(b"nbase.tar\0\0", b"d" + header(b"a", size=b"0"), b"d" + bytes(1024))

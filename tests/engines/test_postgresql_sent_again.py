@@ -40,6 +40,8 @@ def test_a_moment_of_what_was_sent_by_one_of_several_servers_and_its_rows_come_b
         follower.catches_up()
     finally:
         follower.kill()
+    until(lambda: live.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0", "the end of it")
+    live.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
     live.sql("DELETE FROM rows WHERE n IN (7, 9)", "shop")
     second = here(lambda: sent(live, place, url, compared=False))
     then = moment(first, *follower.body())

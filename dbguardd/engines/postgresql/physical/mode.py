@@ -190,6 +190,8 @@ class BackupMode:
                 hints=["CHECKPOINT;  -- on the primary, and back up again"],
             )
         end, size = place(stop), self._log.segment
+        if end < start:
+            raise no_answer((label, stop))
         return Ended(
             start,
             end,

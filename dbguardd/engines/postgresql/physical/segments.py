@@ -17,7 +17,7 @@ _HEAD = struct.Struct("=HHIQI4xQII")
 _FIRST_PAGE = 2
 _FILE = re.compile("[0-9A-F]{24}")
 _PLACE = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
-_TURN = re.compile(r"^[ \t]*(\d+)[ \t]+([0-9A-F]+/[0-9A-F]+)", re.MULTILINE)
+_TURN = re.compile(r"^[ \t]*(\d{1,10})[ \t]+([0-9A-F]{1,8}/[0-9A-F]{1,8})", re.MULTILINE)
 
 
 def place(text: str) -> int:
@@ -108,8 +108,8 @@ def turns_of(history: str) -> list[tuple[int, int]]:
 
 def label_start(label: bytes) -> tuple[int, int]:
     """Return where a backup begins, from its backup_label: place and timeline. Raises LogBroken."""
-    at = re.search(rb"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", label, re.MULTILINE)
-    timeline = re.search(rb"^START TIMELINE: (\d+)$", label, re.MULTILINE)
+    at = re.search(rb"^START WAL LOCATION: ([0-9A-F]{1,8}/[0-9A-F]{1,8}) ", label, re.MULTILINE)
+    timeline = re.search(rb"^START TIMELINE: (\d{1,10})$", label, re.MULTILINE)
     if at is None or timeline is None:
         raise LogBroken("backup_label: does not say where the backup begins", detail=repr(label[:200]))
     return place(at[1].decode()), int(timeline[1])

@@ -170,6 +170,7 @@ class Sent:
             self._wait(since)
 
     def _result(self) -> pq.abc.PGresult | None:
+        self._alive()
         since = time.monotonic()
         while self._pq.is_busy():
             self._wait(since)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import pq
 
-from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, refusals
+from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, no_answer, refusals
 from dbguardd.engines.postgresql.physical.cluster import two_servers
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.slot import patiently
@@ -114,7 +114,7 @@ def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connec
     connection = connect_bare({**address, "options": options, "replication": "true"}, "", about)
     try:
         with refusals(about):
-            if slot and asked(connection, f'READ_REPLICATION_SLOT "{slot}"')[0] is None:
+            if slot and asked(connection, f'READ_REPLICATION_SLOT "{slot}"', 3)[0] is None:
                 raise two_servers(about)
             yield connection
     finally:
@@ -123,12 +123,14 @@ def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connec
 
 def history(connection: Connection, timeline: int) -> bytes:
     """Return the file that says how a timeline came to be."""
-    return asked(connection, f"TIMELINE_HISTORY {timeline}")[1] or b""
+    return asked(connection, f"TIMELINE_HISTORY {timeline}", 2)[1] or b""
 
 
-def asked(connection: Connection, words: str) -> list[bytes | None]:
+def asked(connection: Connection, words: str, columns: int) -> list[bytes | None]:
     """Return the one row that the server answers with."""
     found = connection.pgconn.exec_(words.encode())
-    if found.status != pq.ExecStatus.TUPLES_OK or found.ntuples != 1:
+    if found.status != pq.ExecStatus.TUPLES_OK:
         raise psycopg.errors.error_from_result(found)
+    if (found.ntuples, found.nfields) != (1, columns):
+        raise no_answer(words)
     return [found.get_value(0, column) for column in range(found.nfields)]

@@ -41,7 +41,11 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
     A time without a day is today's. A local time that a change of clocks skips or repeats is refused, because nobody
     can know which one is meant: it needs an offset. Raises Usage, also for the future.
     """
-    moment = _moment(text.strip(), now, zone)
+    try:
+        moment = _moment(text.strip(), now, zone)
+        moment = None if moment is None else moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day that there is, in another zone
+        moment = None
     if moment is None:
         raise Usage(f"{text!r} is not a moment that dbguardctl understands", detail=f"Write it like: {_EXAMPLES}")
     if moment > now:
@@ -49,7 +53,7 @@ def parse_moment(text: str, now: datetime, zone: tzinfo | None) -> datetime:
             f"{text!r} is in the future",
             detail=f"It means {absolute(utc_text(moment), zone)}, and now is {absolute(utc_text(now), zone)}.",
         )
-    return moment.astimezone(UTC)
+    return moment
 
 
 def _moment(text: str, now: datetime, zone: tzinfo | None) -> datetime | None:

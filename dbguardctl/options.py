@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dbguardctl.session import Session
-from dbguardd.errors import GuardError
+from dbguardd.errors import GuardError, Usage
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -31,6 +32,20 @@ class Given(click.ParamType[str]):
         if not (value or self._empty):
             self.fail("it is empty; leave the option out if that is meant", param, ctx)
         return str(value)
+
+
+def from_root(path: str) -> str:
+    """Return a path from / on, as the daemon takes it. Raises Usage."""
+    try:
+        whole = os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise Usage(f"{path}: the directory that you are in is gone", detail="Write the path from / on.") from error
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        link = "ln -s FILE LINK  # a link with another name is read like the file"
+        raise Usage(f"{path}: its name is not UTF-8, and cannot stand in a policy", hints=[link]) from error
+    return whole
 
 
 def text_option(*names: str, **settings: Any) -> Decorator:

@@ -16,7 +16,7 @@ import click
 from dbguardctl import watch
 from dbguardctl.app import PROGRAM, Command, pass_session
 from dbguardctl.moments import parse_moment
-from dbguardctl.options import complete_id, database_argument, request_options, text_option
+from dbguardctl.options import complete_id, database_argument, from_root, request_options, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
@@ -80,7 +80,7 @@ def get(session: Session, database: str, format: str, to: str, **fields: Any) ->
     result = job["result"]
     if session.json:
         session.print_json({"schema": "dbguard.get/1", "job": job["id"], "database": database, **result,
-                            "to": os.path.abspath(to)})  # fmt: skip
+                            "to": from_root(to)})  # fmt: skip
     _conclude(session, view.taken_out(result, to), to)
 
 
@@ -224,7 +224,7 @@ def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any)
                             "missing": None if changed else result["rows"],
                             "differing": result["rows"] if changed else result.get("differing"),
                             "columns": columns, "rows": [] if changed else rows, "changes": rows if changed else [],
-                            "to": os.path.abspath(to) if to else None})  # fmt: skip
+                            "to": from_root(to) if to else None})  # fmt: skip
     elif changed and not asked["sql"]:
         session.out.show(view.changes(result["table"], rows, result["rows"]))
     elif not asked["sql"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from dbguardctl.app import Command, pass_session
 from dbguardctl.commands.work import seconds
 from dbguardctl.consent import can_ask, confirmed
 from dbguardctl.moments import parse_moment
-from dbguardctl.options import Name, complete_database, database_argument, request_options, wait_options
+from dbguardctl.options import Name, complete_database, database_argument, from_root, request_options, wait_options
 from dbguardctl.session import Session
 from dbguardctl.words import utc_text, when
 from dbguardd import requests
@@ -54,7 +53,7 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     if fields["in_place"] and fields["to"]:
         raise Usage("restore: --to is a new place and --in-place the live one; give one")
     if fields["to"]:
-        fields["to"] = os.path.abspath(fields["to"])
+        fields["to"] = from_root(fields["to"])
     if fields["at"]:
         fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
         session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")

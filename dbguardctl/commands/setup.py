@@ -14,7 +14,7 @@ from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.commands.grants import grants
 from dbguardctl.consent import confirmed
-from dbguardctl.options import Given, database_argument, text_option
+from dbguardctl.options import Given, database_argument, from_root, text_option
 from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views.setup import loaded, promise, protected, unprotected
@@ -122,7 +122,7 @@ def protect(session: Session, path: str, dry_run: bool, **asked: Any) -> int:
     """Protect a database: find out what it is, write its policy, back it up, prove the backup by a restore."""
     if not path:
         raise Usage("protect: the path is empty", hints=["dbguardctl protect PATH"])
-    body = {"path": path if _is_server(path) else os.path.abspath(path), "dry_run": dry_run}
+    body = {"path": path if _is_server(path) else from_root(path), "dry_run": dry_run}
     body |= {word: value for word, value in asked.items() if value}
     answer = session.daemon.post("protect", body=body)
     if not session.json:

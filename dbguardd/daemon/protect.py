@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import re
@@ -137,13 +138,22 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
     if not head:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
-    closely = {"empty": seen.get("empty")}
-    return Found(str(seen["path"]), what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2", closely=closely)
+    closely, real = {"empty": seen.get("empty")}, _writable(str(seen["path"]), path)
+    return Found(real, what, wal=bytes.fromhex(seen["head"])[18:20] == b"\2\2", closely=closely)
+
+
+def _writable(real: str, path: str) -> str:
+    """Return the real path, or that of the link to it if its bytes are not UTF-8: a policy is text."""
+    try:
+        real.encode()
+    except UnicodeEncodeError:
+        return path
+    return real
 
 
 def _unseen(path: str, error: OSError) -> SourceDenied:
     """Say why nobody could look: of a link its owner does, who may not see what the owner of that sees."""
-    if not os.path.islink(path):
+    if not os.path.islink(path) or error.errno == errno.ELOOP:
         return SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error))
     there = os.path.join(os.path.dirname(path), os.readlink(path))
     hints = [f"dbguardctl protect {_shown(there)}"]

@@ -215,7 +215,21 @@ def _paths(policy: Policy, state: str) -> Iterator[Mistake]:
         plain = own.keep_plain
         if plain is not None:
             yield from _plain_path(name, plain.path, own.path, storages)
+    yield from _beside_state(storages, state)
     yield from _storages(storages)
+
+
+def _beside_state(storages: dict[str, Storage], state: str) -> Iterator[Mistake]:
+    """A storage may lie in the state directory, but not be it, nor lie where anybody may write."""
+    for name, storage in storages.items():
+        what = ""
+        if _inside(state, storage.path):
+            what = f'storage "{name}" would hold the state directory of dbguard ({state})'
+        elif _inside(storage.path, f"{state}/staging"):
+            what = f'storage "{name}" lies in {state}/staging, where every user may write'
+        if what:
+            hint = "a repository holds nothing but its own objects"
+            yield _error("path-in-state", what, "storage", name, "path", hint=hint)
 
 
 def _thing(own: Database) -> str:

@@ -282,6 +282,8 @@ def _syntax(name: str, text: str, message: str) -> Mistake:
     key = where["source"].partition("=")[0].strip()
     if what.startswith("Cannot overwrite a value") and key:
         what = f'the key "{key}" stands there twice'
+    elif what.startswith("Cannot declare") and key:
+        what = f"the table {key} stands there twice"
     what = f"not TOML: {what[:1].lower()}{what[1:]}"
     return Mistake("error", "config/syntax", what, file=name, hint=_UNREAD, **where)
 

@@ -4,8 +4,9 @@ Pure. A daemon asks at every tick, after a restart and after a change of the clo
 timing, on now, and on when the job last started.
 
 1. Missed runs become at most one.
-2. A late run is left out when the next regular one is nearer than a quarter of the interval, and, with missed = skip,
-   when it is later than its window.
+2. A late run is left out when the next regular one is nearer than a quarter of the interval; but not twice in a row,
+   or a machine that is off at that time each night would never be backed up. And, with missed = skip, when it is later
+   than its window.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def due(timing: Timing, now: datetime, last_started_at: datetime | None, known_s
     found = Due(Verdict.RUN, next_at, planned, missed, overdue, "makes up for a missed run" if overdue else "planned")
     if overdue and timing.missed == "skip":
         return _skip(found, "missed, and missed = skip")
-    if next_at is not None and (next_at - now) * CATCH_UP_SHARE < next_at - planned:
+    if not missed and next_at is not None and (next_at - now) * CATCH_UP_SHARE < next_at - planned:
         return _skip(found, "late, and the next regular run is near")
     return found
 

@@ -93,8 +93,8 @@ def asked_of_server(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def seen(path: str) -> dict[str, Any]:
     """Return what lies at a path for this process, or the `errno` of looking."""
-    real = os.path.realpath(path)
     try:
+        real = os.path.realpath(path)  # it raises what it may not follow, below /proc for one
         status = os.stat(real)
     except OSError as error:
         return {"errno": error.errno}

@@ -11,8 +11,9 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,6 +33,7 @@ from dbguardd.worker.remote_past import RemotePast
 from dbguardd.worker.remote_standby import RemoteStandby
 
 _PROGRESS_SECONDS = 0.2
+_SEEN = 1000  # objects in the wrong directory: there may be any number
 _LIMITLESS = frozenset(("verify", "expire", "sweep", "hold", "release", "recall"))
 """Verbs that write small records only, and may use the room that is kept free: what frees space must not need it."""
 _MAKES = frozenset(("backup", "scan", "recovery-sheet"))
@@ -144,9 +146,7 @@ def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tup
             repository = Repository.open(storage, _wrappers(spec))
         except (NotARepository, KeyMissing) as error:
             if not may_make or not _is_free(storage):
-                with suppress(KeyMissing):
-                    Repository.open(storage, ())  # that there is none matters more than a key that is missing
-                raise
+                raise _no_repository(storage, error, may_make) from error
             if isinstance(error, KeyMissing):
                 make_key(spec["key"], error)
             repository = Repository.create(storage, open_wrappers(spec["key"]), now)
@@ -192,6 +192,20 @@ def _one_maker(state: str) -> Iterator[None]:
 def _is_free(storage: Storage) -> bool:
     """Say if a repository may be made: nothing is there, or what an attempt left that ended before its first backup."""
     return all(entry.name.startswith(Repository.PRELUDE) for entry in storage.list(""))
+
+
+def _no_repository(storage: Storage, error: GuardError, may_make: bool) -> GuardError:
+    """Return why nothing opens: that there is no repository matters more than a key that is missing."""
+    try:
+        Repository.open(storage, ())
+    except NotARepository as none:
+        if may_make:
+            there = sorted({entry.name.partition("/")[0] for entry in islice(storage.list(""), _SEEN)})
+            none.detail = f"{none.detail}. One is made only where nothing else is, and there is: {', '.join(there[:5])}"
+        return none
+    except GuardError:
+        pass
+    return error
 
 
 def _wrappers(spec: Mapping[str, Any]) -> list[KeyWrapper]:

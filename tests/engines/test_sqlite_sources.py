@@ -1,14 +1,18 @@
 """Whatever lies at the path: a clear outcome, never a hang, never a change."""
 
 import os
+import random
 import sqlite3
 import stat
+import tracemalloc
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import directory, ledger, make, round_trip
 
+from dbguardd.engines.sqlite.wal import Logged
 from dbguardd.errors import (
     PolicyInvalid,
     SourceDamaged,
@@ -233,3 +237,22 @@ def test_the_probe_says_what_is_there(live, staging):
     fixed = sqlite3.sqlite_version_info >= (3, 51, 3)
     assert bool(found.warnings) != fixed or sqlite3.sqlite_version_info[:2] in ((3, 44), (3, 50))
     assert directory(live.parent) == before
+
+
+def test_the_pages_of_a_long_log_are_known_in_little_memory():
+    dice, page, pages = random.Random(7), 512, 400_000
+    numbers = [0, 1, 2, pages, pages + 1, pages + 3] + [dice.randrange(1, pages) for _ in range(100_000)]
+    tracemalloc.start()
+    try:
+        logged = Logged(page, bytearray(pages // 8 + 1))
+        for number in numbers:
+            logged.note(number)
+        count = sum(1 for _ in logged.spans())
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert count > 50_000
+    spans = list(logged.spans())
+    named = {number for start, end in spans for number in range(start // page + 1, end // page + 1)}
+    assert named == {*numbers, *range(1, 65536 // page + 1)} - {0}
+    assert all(end < start for (_, end), (start, _) in pairwise(spans))

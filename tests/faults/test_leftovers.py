@@ -48,6 +48,7 @@ def test_a_directory_with_other_things_in_it_is_not_made_a_repository(hand):
     (hand.store / "holiday.jpg").write_bytes(b"beach")
     ended = hand.run("backup", "shop")
     assert (ended.status, ended.problem["code"]) == (11, "DBG-4002"), ended.stderr
+    assert "holiday.jpg" in ended.problem["detail"]
     assert [path.name for path in hand.store.iterdir()] == ["holiday.jpg"]
 
 

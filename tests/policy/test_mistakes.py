@@ -113,6 +113,23 @@ def test_a_key_that_stands_twice_is_named():
     assert "what else is wrong" in found[0].hint
 
 
+def test_a_table_that_stands_twice_is_named():
+    text = 'version = 1\n[database.a]\npath = "/x"\n[database.a]\n'
+    _, found = check_text({FILE: text}, HOST)
+    assert [mistake.message for mistake in found] == ["not TOML: the table [database.a] stands there twice"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/var/lib", "/var/lib/dbguard", "/var/lib/dbguard/staging", "/var/lib/dbguard/staging/x"]
+)
+def test_a_storage_leaves_the_state_of_the_daemon_alone(path):
+    table = f'version = 1\n[storage.local]\ntype = "directory"\npath = "{path}"\n'
+    _, found = check_text({FILE: table}, HOST)
+    assert [mistake.code for mistake in found] == ["config/path-in-state"]
+    _, found = check_text({FILE: table.replace(path, "/var/lib/dbguard/staged")}, HOST)
+    assert not found
+
+
 def test_as_json():
     _, (mistake,) = check_text({FILE: "version = 1\n[defaults]\nkeeep = 3\n"}, HOST)
     assert mistake.to_json() == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -200,3 +201,12 @@ def test_its_own_files_are_no_databases_to_protect(house: House) -> None:
     assert not (house.place / "conf.d").exists()
     house.protects(house.table("app", path=house.state / "catalog.db"))
     assert "lies in the state directory" in house.fails("DBG-1001", 9, "reload")["detail"]
+
+
+def test_a_file_whose_name_is_no_text_is_protected_by_a_link_to_it(house: House) -> None:
+    house.start()
+    house.database("app").rename(os.fsdecode(os.fsencode(house.place) + b"/caf\xe9.db"))
+    (house.place / "app.db").symlink_to(os.fsdecode(b"caf\xe9.db"))
+    assert house.does("protect", str(house.place / "app.db"))["proof"]["grade"] == "proven"
+    house.does("restore", "app", "--to", str(house.place / "copy.db"))
+    assert rows(house.place / "copy.db") == rows(house.place / "app.db")

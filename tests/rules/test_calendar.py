@@ -148,9 +148,19 @@ def test_three_days_off_are_made_up_for_once():
 
 
 def test_nothing_is_made_up_for_shortly_before_the_next_run():
-    found = due(DAILY, at("2026-01-10 19:30"), at("2026-01-06 01:00:02"), SINCE)
+    found = due(DAILY, at("2026-01-10 19:30"), at("2026-01-09 01:00:02"), SINCE)
     assert (found.verdict, found.reason) == (Verdict.SKIP, "late, and the next regular run is near")
     assert found.next_at == at("2026-01-11 01:00")
+
+
+def test_a_machine_that_is_off_each_night_is_backed_up_all_the_same():
+    last, ran = None, []
+    for day in range(1, 31):  # it is on from 19:30 to 23:30
+        for minute in range(0, 240, 10):
+            now = at("2026-03-01 19:30") + timedelta(days=day, minutes=minute)
+            if due(DAILY, now, last, at("2026-03-01 19:30")).verdict is Verdict.RUN:
+                last, ran = now, [*ran, day]
+    assert ran == list(range(2, 31, 2))
 
 
 def test_missed_skip_skips_what_is_later_than_its_window():

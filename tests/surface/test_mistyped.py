@@ -110,6 +110,20 @@ def test_a_path_that_no_socket_can_have_is_called_so(ctl: Ctl) -> None:
     assert "at most 107 bytes" in done.stderr
 
 
+@pytest.mark.parametrize("words", [["protect"], ["restore", "app", "--to"]])
+def test_a_path_that_cannot_be_told_is_said_to_be_so(
+    inside: Callable[..., int], capsys, tmp_path: Path, monkeypatch, words: list[str]
+) -> None:
+    assert inside(*words, "/srv/caf\udce9.db") == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert inside(*words, "app.db") == 2
+    assert "the directory that you are in is gone" in capsys.readouterr().err
+
+
 def test_a_place_that_may_not_be_written_is_no_matter_of_roles(inside: Callable[..., int], capsys) -> None:
     assert inside("init", "--policy", "/sys/dbguard/policy.toml") == 5
     said = capsys.readouterr().err

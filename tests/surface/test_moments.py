@@ -43,7 +43,9 @@ def test_understood(text: str, moment: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "25:00", "today 24:30", "12.9.2026", "2026-13-01", "ago", "x ago", "-3h ago", "today today"]
+    "text",
+    ["", "soon", "25:00", "today 24:30", "12.9.2026", "2026-13-01", "ago", "x ago", "-3h ago", "today today"]
+    + ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"],
 )
 def test_nonsense_is_refused_with_examples(text: str) -> None:
     with pytest.raises(Usage) as refused:

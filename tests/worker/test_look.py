@@ -43,6 +43,16 @@ def test_a_name_that_is_not_utf8_is_a_name(tmp_path):
     assert looked(path)["path"] == os.path.realpath(path)
 
 
+def test_what_may_not_even_be_followed_is_an_error_of_stat(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    with pytest.raises(OSError, match="Too many levels"):
+        looked(link)
+    if os.geteuid() == 0:  # the kernel lets nobody follow this one who has given up what we give up
+        with pytest.raises(PermissionError):
+            looked("/proc/1/fd/0")
+
+
 @pytest.mark.parametrize(("name", "error"), [("gone.db", FileNotFoundError), ("file/gone.db", NotADirectoryError)])
 def test_errors_are_those_of_stat(tmp_path, name, error):
     (tmp_path / "file").touch()

@@ -1,9 +1,8 @@
 """SQLite: a file, copied raw beside its users and proven through SQLite.
 
 Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, wal and rollback (the
-copy), follow and keep (its log), standby and overwrite (a copy
-that follows it), content (the fingerprint), script (SQL text), publish and examine (restore and its
-proof), pour (in place).
+copy), follow and keep (its log), standby and overwrite (a copy that follows it), content (the fingerprint), newer
+(words of a later SQLite), script (SQL text), publish and examine (restore and its proof), pour (in place).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query
+from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query, Untold
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
@@ -24,6 +23,7 @@ from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, open_live, read_header, resolve
+from dbguardd.engines.sqlite.newer import Unread
 from dbguardd.engines.sqlite.publish import fresh
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
@@ -175,11 +175,13 @@ class Sqlite:
             "log_place": taken.place,
         }
 
-    def fingerprint(self, progress: Progress) -> Fingerprint:
+    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         if not self._snapshot.exists():
             raise SourceMissing(f"{self._path}: no snapshot is at hand", detail="dump() makes it, release() ends it")
         try:
             return read_fingerprint(self._snapshot, progress, "fingerprint")
+        except Unread as unread:
+            return Untold(str(unread))
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 

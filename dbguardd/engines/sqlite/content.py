@@ -46,7 +46,7 @@ def text(raw: bytes) -> str:
 
 def stored_tables(connection: sqlite3.Connection) -> list[str]:
     """Return the names of the tables that own pages, sorted."""
-    with _texts(connection, text):
+    with texts(connection, text):
         found = connection.execute("SELECT name FROM main.sqlite_schema WHERE type='table' AND rootpage>0")
         return sorted(name for (name,) in found)
 
@@ -71,7 +71,7 @@ def fingerprint(connection: sqlite3.Connection, file_bytes: int, tick: Tick) -> 
 
 def schema_digest(connection: sqlite3.Connection) -> str:
     """Return the digest of everything that defines the database but its rows."""
-    with _texts(connection, text):
+    with texts(connection, text):
         rows: list[tuple[Any, ...]] = connection.execute(
             "SELECT type, name, tbl_name, sql FROM main.sqlite_schema"
         ).fetchall()
@@ -91,7 +91,7 @@ def _shown(name: str) -> str:
 
 def stored_columns(connection: sqlite3.Connection, table: str) -> list[str]:
     """Return the columns whose values are stored: all but VIRTUAL generated ones."""
-    with _texts(connection, text):
+    with texts(connection, text):
         return [row[1] for row in connection.execute(f"PRAGMA main.table_xinfo({quoted(table)})") if row[6] in (0, 3)]
 
 
@@ -104,14 +104,14 @@ def _table(connection: sqlite3.Connection, name: str, file_bytes: int, tick: Tic
     query = f"SELECT {columns} FROM main.{quoted(name)} NOT INDEXED"  # noqa: S608 - names come from the catalog
     small = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _SMALL_VALUE)
     try:
-        with _texts(connection, str):
+        with texts(connection, str):
             return _scan(connection.execute(query), _BATCH_ROWS, file_bytes, tick)
     except (sqlite3.DataError, sqlite3.OperationalError, UnicodeError) as error:
         if isinstance(error, Endless):
             raise
     finally:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, small)
-    with _texts(connection, text):
+    with texts(connection, text):
         return _scan(connection.execute(query), 1, file_bytes, tick)
 
 
@@ -131,7 +131,8 @@ def _scan(cursor: sqlite3.Cursor, batch: int, file_bytes: int, tick: Tick) -> tu
 
 
 @contextmanager
-def _texts(connection: sqlite3.Connection, factory: Any) -> Iterator[None]:
+def texts(connection: sqlite3.Connection, factory: Any) -> Iterator[None]:
+    """Have text values made by `factory` inside the block."""
     before = connection.text_factory
     connection.text_factory = factory
     try:

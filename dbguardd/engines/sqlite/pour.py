@@ -15,9 +15,10 @@ import select
 import sqlite3
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+from dbguardd.engines.sqlite import newer
 from dbguardd.engines.sqlite.child import uri
 from dbguardd.engines.sqlite.content import fingerprint
 from dbguardd.engines.sqlite.still import open_still, page_span
@@ -69,13 +70,13 @@ def say(**message: object) -> None:
 
 def pour(live: str, source: Path, pouring: Pouring) -> None:
     """Replace the content of `live` by that of `source`. Raises sqlite3.Error, Stopped."""
-    address = uri(live, "mode=rw")
+    address, version = uri(live, "mode=rw"), newer.version_of(Path(live))
     with (
         open_still(source) as origin,
         closing(sqlite3.connect(address, uri=True, isolation_level=None, timeout=0)) as target,
     ):
         target.execute("PRAGMA trusted_schema=0")
-        _lock(target, origin)
+        _lock(target, origin, version)
         pouring.at = "pour"
         origin.backup(target, pages=_PAGES, progress=pouring.step)
         pouring.at = "verify"
@@ -84,17 +85,21 @@ def pour(live: str, source: Path, pouring: Pouring) -> None:
         def tick(done: int) -> None:
             pouring.show(min(done, size), size)
 
-        if fingerprint(origin, size, tick) != fingerprint(target, size, tick):
-            raise sqlite3.DatabaseError("the content read back differs from the restored database")
+        newer.bear(target, newer.version_of(source))
+        with suppress(newer.Unread):  # what cannot be read cannot be compared: SQLite itself has copied its pages
+            newer.check_all_read(origin)
+            if fingerprint(origin, size, tick) != fingerprint(target, size, tick):
+                raise sqlite3.DatabaseError("the content read back differs from the restored database")
 
 
-def _lock(target: sqlite3.Connection, origin: sqlite3.Connection) -> None:
+def _lock(target: sqlite3.Connection, origin: sqlite3.Connection, version: tuple[int, ...]) -> None:
     """Prove that nobody else uses the file. Raises sqlite3.OperationalError (busy).
 
     In WAL mode everybody stays out for as long as the connection lives. In a rollback mode the lock is only tried: kept
     for longer it would leave a journal behind, and the transaction of the backup interface locks for itself.
     """
     target.execute("PRAGMA locking_mode=EXCLUSIVE")
+    newer.bear(target, version)
     target.execute("BEGIN EXCLUSIVE")
     target.execute("COMMIT")
     (mode,) = target.execute("PRAGMA journal_mode").fetchone()

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dbguardd.engines.base import Fingerprint, Progress
-from dbguardd.engines.sqlite import content
+from dbguardd.engines.sqlite import content, newer
 from dbguardd.engines.sqlite.child import uri
 from dbguardd.engines.sqlite.publish import SIDES
 
@@ -22,14 +22,16 @@ another third, for memory as large as the database, and for a signal instead of 
 def open_still(path: Path, *, many_threads: bool = False) -> Iterator[sqlite3.Connection]:
     """Open `path` read-only. Raises sqlite3.Error.
 
-    Without a log or journal beside it the file is opened as immutable, so that reading leaves no file behind.
+    Without a log or journal beside it the file is opened as immutable, so that reading leaves no file behind. What only
+    a newer SQLite understands is borne (see `newer`).
     """
     alone = not any((path.parent / f"{path.name}{side}").exists() for side in SIDES)
     query = "mode=ro&immutable=1" if alone else "mode=ro"
-    address = uri(os.fspath(path.absolute()), query)
+    address, version = uri(os.fspath(path.absolute()), query), newer.version_of(path)
     with closing(
         sqlite3.connect(address, uri=True, isolation_level=None, timeout=5.0, check_same_thread=not many_threads)
     ) as connection:
+        newer.bear(connection, version)  # some of these need the schema
         for pragma in (
             "query_only=1",
             "trusted_schema=0",
@@ -59,7 +61,7 @@ def is_empty(path: Path) -> bool | None:
 
 
 def read_fingerprint(path: Path, progress: Progress, step: str) -> Fingerprint:
-    """Return the content of a database at rest. Raises sqlite3.Error for damage."""
+    """Return the content of a database at rest. Raises sqlite3.Error for damage, and Unread (see `newer`)."""
     total = path.stat().st_size
 
     def tick(done: int) -> None:
@@ -69,6 +71,7 @@ def read_fingerprint(path: Path, progress: Progress, step: str) -> Fingerprint:
         pages, size = page_span(connection)
         if pages * size > total:
             raise content.Endless(f"the header counts {pages} pages of {size} bytes, the file has {total} bytes")
+        newer.check_all_read(connection)
         return content.fingerprint(connection, total, tick)
 
 

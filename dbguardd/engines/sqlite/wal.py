@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from struct import unpack_from
 
 from dbguardd.engines.sqlite import locks
@@ -196,19 +198,19 @@ def _around_log(run: Attempt) -> Iterator[int]:
     live, base = run.live, run.done
     with copying(live.file, run.staged(), live.path) as copy:
         run.cloned = copy.clone()
-        copied = [(0, _HEAD), *(_logged(run) if run.staged("-wal").exists() else ())]
+        there = copy.source_bytes
+        logged = _logged(run, there)
         if not run.cloned:
-            there = copy.source_bytes
             copy.check_room(there)
             copy.extend(there)
-            for start, end in copied:  # pages behind the end are in the log only, or named by a torn frame
+            for start, end in logged.spans():  # pages behind the end are in the log only, or named by a torn frame
                 for _ in _span(run, copy, (start, min(end, there)), base):
                     pass
         recover(run)
         size = run.staged().stat().st_size
         run.shown = True
         yield size if run.cloned else 0
-        for span in _between(copied, size) if not run.cloned else ():
+        for span in _between(logged.spans(), size) if not run.cloned else ():
             yield from _span(run, copy, span, base)
 
 
@@ -220,26 +222,57 @@ def _span(run: Attempt, copy: Copy, span: Span, base: int) -> Iterator[int]:
         yield copy.position
 
 
-def _logged(run: Attempt) -> Sequence[Span]:
-    """Return where the pages lie that the frames of the copied log name, valid or not: sorted, joined, in bytes."""
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """Which pages the frames of a log name, valid or not: a bit for each page of the main file, and those behind it.
+
+    A log may have millions of frames, each of which may name any page: a list of them takes more memory than a worker
+    has.
+    """
+
+    page_size: int = 1
+    inside: bytearray = field(default_factory=bytearray, repr=False)
+    behind: set[int] = field(default_factory=set, repr=False)
+
+    def note(self, number: int) -> None:
+        """Note that a frame is of a page."""
+        if number >> 3 < len(self.inside):
+            self.inside[number >> 3] |= 1 << (number & 7)
+        else:
+            self.behind.add(number)
+
+    def spans(self) -> Iterator[Span]:
+        """Yield where they lie, with the head of the file: sorted, neighbours joined, in bytes."""
+        begin, end = 0, _HEAD
+        for number in chain(self._inside(), sorted(self.behind)):
+            start = (number - 1) * self.page_size
+            if start > end:
+                yield begin, end
+                begin = start
+            end = max(end, start + self.page_size)
+        yield begin, end
+
+    def _inside(self) -> Iterator[int]:
+        for place, bits in enumerate(self.inside):
+            if bits:
+                yield from (place * 8 + bit for bit in range(8) if bits >> bit & 1 and place + bit)
+
+
+def _logged(run: Attempt, there: int) -> Logged:
+    """Return the pages that the copied log names, of a main file of so many bytes."""
+    if not run.staged("-wal").exists():
+        return Logged()
     with _reading(run.staged("-wal")) as log:
         page = int.from_bytes(os.pread(log, 4, 8), "big")
         if page not in (1 << bits for bits in range(9, 17)):
-            return ()  # SQLite ignores such a log
-        frames = (os.fstat(log).st_size - _LOG_HEADER) // (_FRAME_HEADER + page)
-        starts = [_LOG_HEADER + number * (_FRAME_HEADER + page) for number in range(frames)]
-        numbers = sorted({unpack_from(">I", os.pread(log, 4, start))[0] for start in starts} - {0})
-    spans: list[Span] = []
-    for number in numbers:
-        start = (number - 1) * page
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], start + page)
-        else:
-            spans.append((start, start + page))
-    return spans
+            return Logged()  # SQLite ignores such a log
+        found = Logged(page, bytearray(there // page // 8 + 1))
+        for start in range(_LOG_HEADER, os.fstat(log).st_size - _FRAME_HEADER - page + 1, _FRAME_HEADER + page):
+            found.note(unpack_from(">I", os.pread(log, 4, start))[0])
+    return found
 
 
-def _between(spans: Sequence[Span], size: int) -> Iterator[Span]:
+def _between(spans: Iterable[Span], size: int) -> Iterator[Span]:
     """Yield what of `size` bytes the spans leave. They are sorted by their starts."""
     at = 0
     for start, end in spans:

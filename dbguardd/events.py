@@ -416,7 +416,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "snapshot.fingerprinted", "debug",
-        "the fingerprint of backup {backup} is stored: {tables:table}, {rows:row}",
+        "the fingerprint of backup {backup} is stored: {tables:table}, {rows:row}[, as of {same_as}, page by page]",
         "The fingerprint of a backup is stored.",
     ),
     Kind(

@@ -1,9 +1,12 @@
 """Not every backup reads every row."""
 
+from __future__ import annotations
+
 from datetime import timedelta
 
 import pytest
 
+from dbguardd.errors import Cancelled
 from tests.jobs.world import World
 
 
@@ -25,3 +28,30 @@ def test_rows_are_read_only_as_often_as_the_policy_says(world):
     proof = world.do("verify", database="app", backup=between)["proof"]
     assert (proof["grade"], proof["failure"]) == ("restored", None)
     assert proof["findings"][-1]["detail"].endswith(f"fingerprint_every asks for none yet, backup {first} has one")
+
+
+def test_rows_of_pages_that_are_equal_are_not_read_again(world, monkeypatch):
+    world.engine.paged = True
+    first, same = world.backup(), world.backup()
+    assert world.engine.read == 1
+    assert world.repository.fingerprint(same) == world.repository.fingerprint(first) is not None
+    assert [said["same_as"] for said in world.said("snapshot.fingerprinted")] == [None, first]
+    assert world.do("verify", database="app", backup=same)["proof"]["grade"] == "proven"
+    other = world.backup(users=[1, 2, 4])
+    assert world.engine.read == 2
+    assert world.repository.fingerprint(other) != world.repository.fingerprint(first)
+    monkeypatch.setattr("dbguardd.repository.__version__", "0.0.9")  # it may have read them in another way
+    world.backup()
+    assert world.engine.read == 3
+
+
+def test_rows_are_read_where_nobody_has_read_the_same_before(world):
+    world.engine.paged = world.engine.break_fingerprint = True
+    with pytest.raises(Cancelled):
+        world.backup()
+    world.engine.break_fingerprint = False
+    assert world.repository.fingerprint(world.backup())
+    world.engine.paged = False  # equal text of other rows: what is left out of a text is in no digest
+    world.backup()
+    world.backup()
+    assert world.engine.read == 3

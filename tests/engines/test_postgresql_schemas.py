@@ -2,7 +2,7 @@
 
 import pytest
 from postgres_world import as_owner, cluster
-from test_postgresql_dump import outcomes, place, round_trip, url
+from test_postgresql_dump import made, outcomes, place, round_trip, url
 
 __all__ = ["place"]
 
@@ -89,3 +89,18 @@ def test_no_kind_of_object_and_no_type_looks_changed_by_a_restore(live, place): 
     assert outcomes(found)["database wild"][0] == "ok", outcomes(found)
     assert found.fingerprint.tables == taken.tables
     assert found.fingerprint.schema_digest == taken.schema_digest
+
+
+def test_what_users_made_a_template_is_dumped_and_what_nobody_can_read_is_named_and_holds_nothing_up(live, place):  # noqa: F811
+    for name in ("mould", "shut", "broken"):
+        live.sql(f"CREATE DATABASE {name}")
+        live.sql("CREATE TABLE t AS SELECT 1 AS n", name)
+    live.sql("ALTER DATABASE mould IS_TEMPLATE true; ALTER DATABASE shut ALLOW_CONNECTIONS false")
+    live.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'broken'")  # as a DROP that was interrupted
+    _, facts, taken, found = as_owner(lambda: round_trip(live, place))
+    assert facts["databases"] == ["mould", "postgres", "wild"] and facts["left_out"] == ["broken", "shut"]
+    assert found.fingerprint == taken and "mould.public.t" in taken.tables
+    (said,) = [finding for finding in as_owner(made(live, place).probe).findings if finding.name == "databases"]
+    assert said.outcome == "inconclusive" and "broken, shut: nobody can connect" in said.detail
+    live.sql(said.detail.partition("Fix: ")[2].replace("; ", ";\n"))
+    assert not [finding for finding in as_owner(made(live, place).probe).findings if finding.name == "databases"]

@@ -36,7 +36,7 @@ from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.roles import meant, servers
-from dbguardd.engines.postgresql.snapshot import Held, holding, list_databases, roles_of
+from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Cancelled, GuardError, PolicyInvalid, SourceDamaged, SourceMissing, Unsupported
 from dbguardd.flow import Facts, Sink, Tree
@@ -144,6 +144,7 @@ class PostgresqlDumps:
         with connected(address) as connection:
             version, major, plain = version_of(connection), major_of(connection), is_plain(connection)
             databases = list_databases(connection, only)
+            closed = [] if only else [name for name, _ in list_closed(connection)]
         tools = find_tools("pg_dump", major, or_newer=True, need="the backup is made with it")
         roles, passwords = roles_of(address)
         dumper = Dumper(address, tools, sink, progress, self._lock_seconds, plain=plain)
@@ -161,7 +162,7 @@ class PostgresqlDumps:
         contents = Contents(version, tuple(taking.parts), tuple(roles), passwords, tools.version)
         dumper.contents(contents)
         self._taken = taking
-        return {**_facts(contents), **taking.facts()}
+        return {**_facts(contents), **taking.facts(), "left_out": closed[:_NAMED]}
 
     def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
         progress("fingerprint", 0, None)

@@ -17,7 +17,7 @@ from dbguardd.engines.postgresql.connect import Address, Connection, connected, 
 from dbguardd.engines.postgresql.content import Stored, stored_tables
 from dbguardd.engines.postgresql.dump import fits_nothing, left_out
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, by_pages, followed, lacking
-from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_databases
+from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_closed, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
 from dbguardd.words import some
@@ -39,6 +39,7 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
     with connected(address) as connection:
         version, major = version_of(connection), connection.info.server_version // 10000
         databases = list_databases(connection, only)
+        closed = [] if only else list_closed(connection)
         ((role, superuser, bypass, checksums),) = rows(
             connection,
             b"SELECT rolname, rolsuper, rolbypassrls, current_setting('data_checksums') FROM pg_roles "
@@ -53,6 +54,7 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
         *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
         *_programs(major),
         *_extensions(address, databases, major),
+        *(_closed(closed) if closed else ()),
         *(_excluded(address, databases, exclude) if exclude else ()),
         *physical,
     ]
@@ -91,6 +93,12 @@ def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
                 ((size,),) = rows(connection, _STORED)
             empty = not size
     return {"empty": empty, "system": str(system), "position": int(position), "timeline": timeline}
+
+
+def _closed(databases: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Say which databases nobody can read, so that no dump has them and no proof compares their rows."""
+    said = f"{some([name for name, _ in databases])}: nobody can connect, so it is in no dump, and no proof compares it"
+    yield Finding("databases", "inconclusive", f"{said}. Fix: {'; '.join(mend for _, mend in databases[:_SHOWN])}")
 
 
 def _privileges(

@@ -71,7 +71,9 @@ class Held:
 
 
 def list_databases(connection: Connection, only: str = "") -> list[Database]:
-    """Return the databases that have content: all that take connections and are no templates, or the one named.
+    """Return the databases that have content: all that take connections, but the server's own templates; or one named.
+
+    What users have made a template has content like any other. One whose DROP DATABASE was interrupted has none.
 
     Raises Unsupported for a name that is not UTF-8, SourceMissing if the one named is not there.
     """
@@ -85,7 +87,8 @@ def list_databases(connection: Connection, only: str = "") -> list[Database]:
         + locale
         + b", "
         b"CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) ELSE 0 END "
-        b"FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"
+        b"FROM pg_database WHERE datallowconn AND datconnlimit <> -2 AND datname <> ALL ('{template0,template1}') "
+        b"ORDER BY datname"
     )
     found = []
     for name, *rest in rows(connection, asked):
@@ -98,8 +101,18 @@ def list_databases(connection: Connection, only: str = "") -> list[Database]:
         encoding, kind, collate, ctype, named = ("" if value is None else text(value) for value in rest[:5])
         found.append(Database(decoded, encoding, kind, collate, ctype, named, int(rest[5])))
     if only and only not in [one.name for one in found]:
-        raise SourceMissing(f"{only}: there is no such database, or it is a template or takes no connections")
+        raise SourceMissing(f"{only}: there is no such database, or it is the server's template, or takes none in")
     return [one for one in found if only in ("", one.name)]
+
+
+def list_closed(connection: Connection) -> list[tuple[str, str]]:
+    """Return the databases that nobody can connect to, each with the SQL that ends that."""
+    asked = (
+        b"SELECT datname, format(CASE WHEN datconnlimit = -2 THEN 'DROP DATABASE %I' "  # which was interrupted
+        b"ELSE 'ALTER DATABASE %I ALLOW_CONNECTIONS true' END, datname) FROM pg_database "
+        b"WHERE (NOT datallowconn OR datconnlimit = -2) AND datname <> 'template0' ORDER BY datname"
+    )
+    return [(shown(bytes(name)), shown(bytes(mend))) for name, mend in rows(connection, asked)]
 
 
 @contextmanager

@@ -50,6 +50,7 @@ _DATABASES = b"SELECT datname FROM pg_database WHERE datallowconn AND datconnlim
 _PREPARED = 1000  # transactions, at least: the log of a moment may be of a server that was given more since its backup
 _MORE_CONNECTIONS = 10  # than one for each database
 _LOCKS, _MOST_LOCKS = 64, 1 << 20  # of each transaction, as usual; of all that were in the original: 300 MB
+_LOG_MEGABYTES, _MOST_LOG_MEGABYTES = 80, 1024  # that a server keeps, and writes between two checkpoints, as usual
 _RECOVERY = "recovery to its place in the log"
 _COMMITTED = b"""
 SELECT xid FROM (
@@ -119,7 +120,10 @@ def settings_for(facts: Facts) -> dict[str, str]:
     """Return what a server on the cluster has to be told, or it would not start."""
     prepared = max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)
     connections = _MORE_CONNECTIONS + len(facts.get("snapshots") or {})
+    log_megabytes = max(_LOG_MEGABYTES, 2 * int(facts["segment_bytes"]) >> 20)  # no server starts with less
     return {
+        "min_wal_size": f"{log_megabytes}MB",
+        "max_wal_size": f"{max(log_megabytes, _MOST_LOG_MEGABYTES)}MB",
         "max_prepared_transactions": str(prepared),
         "max_connections": str(connections),
         "max_locks_per_transaction": str(_locks(facts, prepared + connections)),

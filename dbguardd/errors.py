@@ -75,6 +75,13 @@ def from_problem(problem: Mapping[str, Any]) -> GuardError:
     )
 
 
+def bare(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a problem with what it is and none of its words: they may quote what was asked."""
+    kept = ("type", "title", "status", "code", "retryable", "exit_code")
+    told = {name: problem[name] for name in kept if name in problem}
+    return {**told, "message": problem.get("title") or "unknown error", "detail": "", "hints": []}
+
+
 def message_id(code: str) -> str:
     """Return the journal MESSAGE_ID (32 hex digits) of an outcome."""
     from uuid import UUID, uuid5  # noqa: PLC0415 slow to load, and only the journal needs it

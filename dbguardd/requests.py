@@ -7,16 +7,19 @@ and the man page are made from them. A worker is given one of them. The answers 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 UNDO_REASON = "restore undo"
 """Why the state is held that a restore in place has replaced."""
 
 
-def option(text: str, default: Any = "") -> Any:
-    """A request field with its help text; bool fields become flags, a field named `database` an argument."""
-    return field(default=default, metadata={"help": text})
+def option(text: str, default: Any = "", *, reserved: bool = False) -> Any:
+    """A request field with its help text; bool fields become flags, a field named `database` an argument.
+
+    What is `reserved` is not told to who may only read: see RESERVED.
+    """
+    return field(default=default, metadata={"help": text, "reserved": reserved})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Query(Request):
     """Answer one SELECT from a backup, without restoring it."""
 
     database: str
-    sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log"})
+    sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log", "reserved": True})
     backup: str = option("id of the backup, or its first characters")
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
@@ -140,7 +143,7 @@ class Undelete(Request):
 
     database: str
     table: str = option("the table")
-    where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"')
+    where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"', reserved=True)
     backup: str = option("id of the backup that has the rows, or its first characters")
     at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
@@ -164,6 +167,11 @@ REQUESTS: Mapping[str, type[Request]] = {
     "undelete": Undelete,
 }
 """Every verb that is a job, and what it takes. POST /v1/jobs/VERB with the fields as a JSON object."""
+
+RESERVED = frozenset(
+    member.name for kind in REQUESTS.values() for member in fields(kind) if member.metadata.get("reserved")
+)
+"""The fields that hold what somebody looks for, and so whom it is about: see decision 0077."""
 
 NOWHERE = "/nonexistent"
 """The path of a database of which only backups are left: no policy says where it was."""

@@ -9,6 +9,7 @@ from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, findings, one_line
 from dbguardctl.views.restore import planned, restored
 from dbguardctl.words import shorten, ulid_at, when
+from dbguardd.requests import RESERVED
 from dbguardd.words import absolute, count, hint_word, parse_utc, size, span
 
 Json = dict[str, Any]
@@ -84,6 +85,8 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
         rows.append(("next try", absolute(at, zone)))
     if asked := one_line({name: part for name, part in row["request"].items() if part not in (False, "")}, zone):
         rows.append(("request", asked))
+    if reserved := [name for name, part in row["request"].items() if part is None and name in RESERVED]:
+        rows.append(("not shown", f"{', '.join(reserved)}: for who may ask the same (access.operate in the policy)"))
     blocks: list[Block] = [
         text(f"job {row['verb']} ", Cell(row["id"], "strong"), f" of {row['database']}" if row["database"] else ""),
         Table((), rows, indent=2),

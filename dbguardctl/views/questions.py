@@ -81,6 +81,14 @@ def taken_out(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
     left = f" \N{MIDDLE DOT} without {count(result['triggers'], 'trigger')}" if result["triggers"] else ""
     yield Cell("ok", "good"), f"  table {result['table']}, {count(result['rows'], 'row')}{where}{left}"
     yield from _run(result, to)
+    yield from _large(result)
+
+
+def _large(result: Json) -> Iterator[Sequence[Cell | str]]:
+    """Yield the line that says that large objects are in no table, where the rows have numbers of some."""
+    if columns := result.get("large_objects"):
+        one = "one comes by query: SELECT lo_get(NUMBER)"
+        yield Cell("note", "warn"), f"  large objects are not in it, only their numbers ({', '.join(columns)}); {one}"
 
 
 def _run(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
@@ -104,6 +112,7 @@ def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Ce
         yield Cell("try  ", "dim"), Cell(join([*again, "--to", "FILE"]), "try")
     if result["rows"]:
         yield from _run(result, to)
+        yield from _large(result)
     if result.get("differing"):
         yield Cell("note", "warn"), f"  {count(result['differing'], 'row')} of it are there with other values than then"
         yield Cell("try  ", "dim"), Cell(join([*_without_place(again), "--changed"]), "try")

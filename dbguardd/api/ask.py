@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from dbguardd.api.service import Actor, Json, Service
+from dbguardd.states import Role
 from dbguardd.wire import Event
 
 
@@ -16,6 +17,7 @@ class Ask:
 
     service: Service
     actor: Actor
+    role: Role
     path: Mapping[str, str]  # what stands for the {names} of the route
     query: Mapping[str, Any]  # every parameter of the route, typed
     body: Mapping[str, Any]  # every field of the route's request, typed

@@ -92,7 +92,7 @@ async def _answer(
     fields = await _fields(request, route, body_seconds)
     if route.stricter is not None and _RANKS[role] < _RANKS[route.stricter(fields)]:
         raise _denied(service, actor, role, route.stricter(fields), action)
-    ask = Ask(service, actor, names, query, fields, request.headers, finish)
+    ask = Ask(service, actor, role, names, query, fields, request.headers, finish)
     result = route.handler(ask)
     if isawaitable(result):
         result = await result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from dbguardd.api import discretion
 from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.service import Json
 from dbguardd.api.strict import unfit
@@ -41,7 +42,8 @@ def backups(ask: Ask) -> Json:
 
 def show(ask: Ask) -> Json:
     """One backup, job or database in full; by id, by the first characters of an id, or by name."""
-    return ask.service.show(ask.path["id"])
+    found = ask.service.show(ask.path["id"])
+    return {**found, "job": discretion.job(found["job"], ask.role)} if found["kind"] == "job" else found
 
 
 async def submit(ask: Ask) -> Reply:
@@ -52,13 +54,13 @@ async def submit(ask: Ask) -> Reply:
     job = ask.service.submit(ask.path["verb"], ask.body, ask.actor, key)
     if ask.query["wait"]:
         job = await ask.service.wait(job.id, ask.query["wait"])
-    return Reply(200 if job.state in _ENDED else 202, _job(job), {"Location": f"/v1/jobs/{job.id}"})
+    return Reply(200 if job.state in _ENDED else 202, _job(ask, job), {"Location": f"/v1/jobs/{job.id}"})
 
 
 def jobs(ask: Ask) -> Json:
     """Jobs, newest first."""
     found = ask.service.jobs(ask.query["database"], ask.query["state"], ask.query["limit"])
-    return {"jobs": to_json(found)}
+    return {"jobs": [discretion.job(row, ask.role) for row in to_json(found)]}
 
 
 async def job(ask: Ask) -> Json:
@@ -66,7 +68,7 @@ async def job(ask: Ask) -> Json:
     found = ask.service.job(ask.path["id"])
     if ask.query["wait"]:
         found = await ask.service.wait(found.id, ask.query["wait"])
-    return _job(found)
+    return _job(ask, found)
 
 
 def answer(ask: Ask) -> Download:
@@ -76,7 +78,7 @@ def answer(ask: Ask) -> Download:
 
 def cancel(ask: Ask) -> Json:
     """Stop a job."""
-    return _job(ask.service.cancel(ask.path["id"], ask.actor))
+    return _job(ask, ask.service.cancel(ask.path["id"], ask.actor))
 
 
 def events(ask: Ask) -> Json | Stream:
@@ -211,7 +213,8 @@ async def recover(ask: Ask) -> Json:
 
 async def audit(ask: Ask) -> Json:
     """Entries of the audit log."""
-    return await ask.service.audit(ask.query["after"], ask.query["limit"])
+    found = await ask.service.audit(ask.query["after"], ask.query["limit"])
+    return {**found, "entries": [discretion.entry(row, ask.role) for row in found["entries"]]}
 
 
 async def audit_verify(ask: Ask) -> Json:
@@ -219,5 +222,5 @@ async def audit_verify(ask: Ask) -> Json:
     return await ask.service.audit_verify()
 
 
-def _job(row: JobRow) -> Json:
-    return {"job": to_json(row)}
+def _job(ask: Ask, row: JobRow) -> Json:
+    return {"job": discretion.job(to_json(row), ask.role)}

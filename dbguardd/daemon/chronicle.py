@@ -13,7 +13,7 @@ from dbguardd.catalog import Audit, Catalog, Run, to_moment
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
-from dbguardd.errors import GuardError, Internal, NotFound, Usage
+from dbguardd.errors import GuardError, Internal, NotFound, Usage, bare
 from dbguardd.requests import QUESTION_VERBS
 from dbguardd.states import JobState
 from dbguardd.wire import EventRange, JobRow
@@ -50,7 +50,8 @@ class Chronicle:
             with self._catalog.transaction():
                 self._catalog.jobs.put(row, live.terms.storage)
                 self._remember(live, error)
-                facts = {"seconds": round(seconds, 3), "problem": row.problem}
+                problem = bare(row.problem) if row.problem and row.verb in QUESTION_VERBS else row.problem
+                facts = {"seconds": round(seconds, 3), "problem": problem}
                 self.tell(f"job.{row.state}", live, facts)
 
         self._unkept[row.id] = (replace(row), keep)

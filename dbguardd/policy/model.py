@@ -372,7 +372,7 @@ class Access(Table):
     """Who may ask what: lists of "USER" and "group:NAME", as the kernel knows them."""
 
     read: Accounts = ("group:adm",)
-    """may see status, backups, jobs and events"""
+    """may see status, backups, jobs, events and the audit log; of questions to backups not what was looked for"""
     operate: Accounts = ("group:dbguard",)
     """may also start backups, verifications and restores to new places"""
     admin: Accounts = ("root",)

@@ -33,6 +33,7 @@ class Store:
         self.by_key = {}
         self.past = [Event(n, AT, "backup.stored", "app", "j1", {"n": n}) for n in range(1, 6)]
         self.payload = ""
+        self.request = {}
         self.listed = [FAILED, BACKUP]
         self.ended = threading.Event()  # a job that waits, ends
         self.gate = threading.Event()  # a hold that is being made, may go on
@@ -203,7 +204,8 @@ class Store:
         return self._called("recover", key, identity)
 
     async def audit(self, after, limit):
-        return {**self._called("audit", after, limit), "entries": [self.payload]}
+        entry = {"facts": {"request": self.request}, "text": self.payload}
+        return {**self._called("audit", after, limit), "entries": [entry]}
 
     async def audit_verify(self):
         return self._called("audit_verify")

@@ -128,6 +128,10 @@ CREATE TABLE session (n int); INSERT INTO session VALUES (1);
 CREATE FUNCTION total() RETURNS bigint LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN (SELECT sum(n) FROM account); END $$;
 CREATE FUNCTION sessions() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT sum(n) FROM session); END $$;
 CREATE FUNCTION seen() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT sum(n) FROM session';
+CREATE TABLE scan (id int PRIMARY KEY, page oid);
+INSERT INTO scan SELECT n, lo_from_bytea(0, 'a page') FROM generate_series(1, 2) n;
+CREATE FUNCTION page(n int) RETURNS text LANGUAGE plpgsql AS
+  $$ BEGIN RETURN (SELECT encode(lo_get(page), 'escape') FROM scan WHERE id = n); END $$;
 CREATE VIEW rich AS SELECT b.id FROM booking b JOIN account a ON a.id = b.account;
 CREATE MATERIALIZED VIEW sums AS SELECT sum(n) FROM account;
 """

@@ -354,6 +354,42 @@ def test_a_function_that_goes_on_after_errors_takes_nothing_for_empty(past):
         assert books[1].lines[1:] == [[1]]
 
 
+def test_a_condition_that_goes_on_after_errors_takes_nothing_for_empty_either(past):
+    (found,) = past.several(("missing", ("buyer", "id < 10 AND calm('keyless') = 4 -- all"), "rows"), of=("one", "two"))
+    assert [row[0] for row in found[1].lines[1:]] == [7]
+    heard, books = past.several(
+        ("missing", ("account", "total() = 45"), "rows"), ("missing", ("account", "calm('session') = 1"), "rows"),
+        of=("one", "two"), database="books",
+    )  # fmt: skip
+    assert heard[0] == {"rows": 0, "listed": 0, "differing": 0}
+    if past.backups is past.all["dump"]:
+        assert isinstance(books, Unsupported) and "goes on after errors" in books.detail
+    else:
+        assert books[0] == heard[0]
+
+
+def test_large_objects_can_be_asked_for_and_are_said_to_be_in_no_table(past):
+    """Each is asked of a server of its own: what brings it back for one question must not be there for the next."""
+    for sql, found in (
+        ("SELECT encode(lo_get(page), 'escape') FROM scan WHERE id = 2", [["a page"]]),
+        ("SELECT page(1)", [["a page"]]),
+        ("SELECT count(*) FROM pg_largeobject", [[2]]),
+    ):  # fmt: skip
+        ((_, told),) = past.several(("query", sql), database="books")
+        assert told.lines[1:] == found
+    gone, table, calm = past.several(
+        ("query", "SELECT lo_get(1)"), ("table", "scan", "sql"), ("table", "account", "csv"), database="books"
+    )
+    assert isinstance(gone, Usage) and "a large object that was deleted" in gone.message
+    assert table[0]["large_objects"] == ["page"] and b"only their numbers: page." in table[1].data
+    assert "large_objects" not in calm[0]
+    missing, (_, told) = past.several(
+        ("missing", ("scan", ""), "sql"), ("difference", "scan"), of=("one", "two"), database="books"
+    )
+    assert missing[0]["large_objects"] == ["page"] and b"only their numbers: page." in missing[1].data
+    assert told.lines[0]["table"]["why"] == "large objects are not compared, only their numbers: page"
+
+
 @pytest.mark.parametrize("past", ["dump"], indirect=True)
 def test_rows_that_the_policy_left_out_are_said_to_be(past):
     both, questions = {"of": ("one", "two")}, [

@@ -12,15 +12,14 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from engine_memory import MemorySink, no_progress
+from engine_memory import no_progress
 from postgres_follow_world import Follower
-from postgres_pages_world import OURS, failed, move_out, own_place, proven, shop, tree, writers
-from postgres_world import as_user, stranger, until
+from postgres_pages_world import OURS, failed, proven, tree, writers
+from postgres_sent_world import clean, here, live, opened, over, place, sent
+from postgres_world import stranger, until
 from psycopg import pq
 
-from dbguardctl.commands.grants import grants
 from dbguardd.engines.base import Fingerprint
-from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.sent import Sent
@@ -28,62 +27,7 @@ from dbguardd.engines.postgresql.physical.slot import check_own
 from dbguardd.engines.postgresql.physical.stream import Stream
 from dbguardd.errors import LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
 
-BOUNDED = "ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'"
-
-
-@pytest.fixture(scope="module")
-def live():
-    """A server at a port, where it wants a password; its owner's socket lets everybody in, as ever."""
-    with shop() as made:
-        move_out(made)
-        made.stop(signal.SIGINT)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            made.port = free.getsockname()[1]
-        with (made.config / "postgresql.conf").open("a") as conf:
-            conf.write(f"listen_addresses = '127.0.0.1'\nport = {made.port}\n")
-        known = (made.config / "pg_hba.conf").read_text()
-        known = known.replace("host    replication", "# host    replication")
-        (made.config / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n" + known)
-        made.start()
-        made.sql(BOUNDED)
-        made.sql("SELECT pg_reload_conf()")
-        made.sql(grants(f"postgresql://127.0.0.1:{made.port}/"))
-        made.sql("ALTER ROLE dbguard PASSWORD 'secret'")
-        yield made
-
-
-@pytest.fixture
-def place():
-    with own_place(stranger()) as made:
-        yield made
-
-
-def here(action, *arguments):
-    """Do it as somebody who reads nothing of the data directory."""
-    return as_user(stranger(), action, *arguments)
-
-
-def over(live, place, user="dbguard"):
-    """Where the server is for who comes over the network, and has his password in a file."""
-    (place / "pass").write_text(f"127.0.0.1:*:*:{user}:secret")
-    (place / "pass").chmod(0o600)
-    os.chown(place / "pass", stranger(), -1)
-    return f"postgresql://{user}@127.0.0.1:{live.port}/?passfile={place}/pass"
-
-
-def opened(live, place, url="", **settings):
-    (place / "room").mkdir(exist_ok=True)
-    room = {"staging": str(place / "room"), "method": "pages", **settings}
-    return open_postgresql({"url": url or live.url, **room}).snapshots
-
-
-def sent(live, place, url="", before=None, *, compared=True, progress=no_progress):
-    engine, sink = opened(live, place, url), MemorySink(before)
-    facts = engine.dump(sink, progress, compared=compared)
-    assert not list((place / "room").iterdir())
-    taken = engine.fingerprint(no_progress)
-    engine.release()
-    return sink.streams, facts, taken
+__all__ = ["live", "place"]
 
 
 def test_what_the_server_sends_comes_back_equal_while_it_is_written(live, place):
@@ -185,13 +129,6 @@ def test_its_log_is_followed_over_the_network_and_has_no_gap_after_a_kill(live, 
 # --------------------------------------------------------------------------------------------------- ends in the middle
 
 
-def clean(live):
-    """Say if nothing is left of us at the server: no slot, no session, no backup mode."""
-    held = "SELECT count(*) FROM pg_replication_slots"
-    senders = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'"
-    return live.sql(held) == live.sql(senders) == live.sql(OURS) == "0"
-
-
 def test_what_ends_in_the_middle_leaves_nothing_behind(live, place):
     def sender_ended(name):
         live.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
@@ -268,7 +205,7 @@ def header(name, kind=b"0", size=b"0", link=b"", magic=b"ustar\0", prefix=b""):
 def test_what_is_no_base_backup_is_refused(wrong):
     hostile = Hostile(b"nbase.tar\0\0", b"d" + wrong)
     with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
-        [list(entry.pieces()) for entry in Sent(hostile, "it", {}, lambda: None).entries()]
+        [list(entry.pieces()) for entry in Sent(hostile, "it", {}, lambda: None, 60.0).entries()]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +213,7 @@ def test_what_is_no_base_backup_is_refused(wrong):
 )
 def test_messages_that_nobody_asked_for_are_refused(messages):
     with pytest.raises(SourceInvalid, match="what it sends as its base backup is none"):
-        list(Sent(Hostile(*messages), "it", {}, lambda: None).entries())
+        list(Sent(Hostile(*messages), "it", {}, lambda: None, 60.0).entries())
 
 
 def test_what_tls_has_taken_already_is_not_waited_for():
@@ -291,12 +228,12 @@ def test_what_tls_has_taken_already_is_not_waited_for():
         def consume_input(self):
             self.here = True
 
-    waits = iter([None, None])
+    waits = iter([None] * 4)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         silent = Silent(b"nbase.tar\0\0", b"d" + header(b"a", size=b"0"), b"d" + bytes(1024))
         silent.socket = ours.fileno()
-        entries = Sent(silent, "it", {}, lambda: next(waits)).entries()
+        entries = Sent(silent, "it", {}, lambda: next(waits), 60.0).entries()
         assert next(entries).path == "a"
 
 
@@ -318,11 +255,11 @@ def test_a_name_that_leads_elsewhere_makes_no_directory_that_of_a_server(live):
 
 def test_what_was_not_all_there_is_no_backup(live):
     whole = (b"nbase.tar\0\0", b"d" + header(b"a\n b", size=b"3"), b"dxyz" + bytes(509), b"d" + bytes(1024))
-    sent = Sent(Hostile(*whole), "it", {"16384": "/far"}, lambda: None)
+    sent = Sent(Hostile(*whole), "it", {"16384": "/far"}, lambda: None, 60.0)
     with pytest.raises(SourceChanged, match="not all of its files came") as caught:
         assert [(entry.path, b"".join(entry.pieces())) for entry in sent.entries()] == [("a\n b", b"xyz")]
     assert "/far" in caught.value.detail
-    sent = Sent(Hostile(b"n7.tar\0/x\0", *whole), "it", {}, lambda: None)
+    sent = Sent(Hostile(b"n7.tar\0/x\0", *whole), "it", {}, lambda: None, 60.0)
     with pytest.raises(SourceChanged, match="a tablespace was made"):
         list(sent.entries())
 

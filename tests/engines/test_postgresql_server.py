@@ -123,13 +123,33 @@ def test_what_keeps_us_from_a_server_is_told_apart(live, change, kind):
     assert caught.value.detail
 
 
-def test_what_a_role_may_not_read_is_denied(live):
-    with (
-        pytest.raises(SourceDenied, match="refused") as denied,
-        connected({**address_of(live.url), "user": "low"}, "postgres") as db,
-    ):
-        db.execute(b"SELECT * FROM public.t")
-    assert denied.value.hints[0].startswith("GRANT pg_read_all_data TO ")  # and not what a file of SQLite needs
+@pytest.mark.parametrize(
+    ("refused", "mend"),
+    [
+        (b"SELECT * FROM public.t", "GRANT pg_read_all_data TO "),  # and not what a file of SQLite needs
+        (b"SELECT current_setting('data_directory')", "GRANT pg_monitor TO "),
+        (b"SELECT count(*) FROM pg_ls_waldir()", "GRANT EXECUTE ON FUNCTION pg_ls_waldir TO "),
+        (b"SELECT pg_create_physical_replication_slot('mine', false, true)", "ALTER ROLE "),
+        (b"SELECT count(*) FROM public.hidden", "ALTER ROLE "),
+    ],
+)
+def test_what_a_role_may_not_do_is_denied_with_what_lets_it(live, refused, mend):
+    live.sql("CREATE ROLE lower LOGIN; CREATE TABLE hidden (n int); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; "
+             "GRANT SELECT ON hidden TO lower")  # fmt: skip
+
+    def ask():
+        with connected({**address_of(live.url), "user": "lower"}, "postgres") as db:
+            rows(db, refused)
+
+    try:
+        with pytest.raises(SourceDenied, match="refused") as denied:
+            ask()
+        (hint,) = denied.value.hints
+        assert hint.startswith(mend)
+        live.sql(hint.replace("ROLE;", "lower;").replace("ROLE ROLE", "ROLE lower"))
+        ask()
+    finally:
+        live.sql("DROP TABLE hidden; REVOKE ALL ON FUNCTION pg_ls_waldir FROM lower; DROP ROLE lower")
 
 
 def test_a_server_whose_replication_slots_are_all_in_use_is_told_with_which_they_are_and_how_to_have_more(live):

@@ -326,6 +326,19 @@ def test_no_table_has_too_many_columns_to_be_told_that_nothing_is_missing(tmp_pa
     assert facts == {"rows": 0, "listed": 0, "differing": 1}
 
 
+def test_a_column_may_be_called_as_nothing_that_comes_out_of_a_select_is(tmp_path):
+    made = 'create table t (k integer, "true", False, primary key (k, false)) without rowid'
+    old = make(tmp_path / "old", made, "insert into t values (1, 'a', 1), (1, 'b', 2), (2, 'c', 1)")
+    new = tmp_path / "new"
+    new.write_bytes(old.read_bytes())
+    make(new, "update t set \"true\" = 'z'")
+    for where, found in (("k = 1 -- all", ["a", "b"]), ("\"true\" = 'b'", ["b"]), ("false = 3", [])):
+        told, sides = Told(), (FilePages(old), FilePages(new))
+        facts = PAST.missing(sides, ("t", where), "changed rows", BOUNDS, told)
+        assert [line["before"]["true"] for line in told.lines] == found and facts["rows"] == len(found)
+        assert PAST.missing(sides, ("t", where), "rows", BOUNDS, Told())["differing"] == len(found)
+
+
 @pytest.mark.parametrize(
     ("columns", "since", "said", "left"),
     [

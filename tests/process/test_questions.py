@@ -141,6 +141,25 @@ def test_who_may_restore_may_ask_and_nobody_gets_the_answer_of_another(house: Ho
     assert said.json["rows"] == [[NEEDLE]]
     for words in (["query", "app", "select 1"], ["get", "app", "--table", "note"], ["diff", "app", "--from", "now"]):
         assert house.ctl(*words, uid=stranger).status == 5
+    looked_for = f"id = 7 and text = '{NEEDLE}'"
+    undelete = ["undelete", "app", "--table", "note", "--id", house.backups("app")[0]["id"], "--where"]
+    assert house.ctl(*undelete, looked_for, uid=one).status == 0
+    wrong = house.ctl("--json", "query", "app", f"select nope('{NEEDLE}')", uid=one)
+    assert wrong.status == 2 and NEEDLE in wrong.err  # who asked is told what is wrong with it
+    asked = [row for row in house.jobs() if row["verb"] in ("query", "undelete")]
+    assert {row["id"] for row in asked if NEEDLE in str(row)} == {row["id"] for row in asked[:2]}
+    looking = [["job", "list"], ["events"], ["audit", "show"], ["log", "app"]]
+    looking += [[*show, row["id"]] for show in (["job", "show"], ["show"]) for row in asked]
+    for words in looking:
+        for uid, told in (
+            (stranger, False),
+            (other, words[0] in ("job", "audit", "show") and asked[2]["id"] not in words),
+        ):
+            said = house.ctl("--json", *words, uid=uid)
+            assert said.status in (0, 3) and (NEEDLE in said.out) is told, (words, uid, said.out)
+    said = house.ctl("job", "show", asked[0]["id"], uid=stranger)
+    assert "not shown  sql: for who may ask the same" in said.out and "DBG-0001 Wrong usage" in said.out
+    assert NEEDLE.encode() not in house.log.read_bytes()
     job = house.submit("query", "app", sql="select text from note where id = 7")  # as whoever runs the test
     assert house.ended(job)["state"] == "done"
     script = (

@@ -29,6 +29,7 @@ from dbguardd.errors import (
     SourceChanged,
     SourceDamaged,
     SourceDenied,
+    SourceInvalid,
     SourceLocked,
     SourceMissing,
     Unsupported,
@@ -39,7 +40,10 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
 """What libpq is told: host, port, user, dbname, service, sslmode ..."""
 
-_LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
+_LIVELY = {
+    **{"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6},
+    "tcp_user_timeout": 120_000,
+}
 """For libpq. While a server sends its files, the session that holds its log is silent for hours: what stands between
 forgets it, and a server that is gone is waited for. What the url says counts more."""
 _SETTINGS = (
@@ -71,7 +75,9 @@ UNHAMPERED = (
 )
 """Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
 out at once, to wait for ever until others have ended."""
-_OPTIONS = f"-c role=none {UNHAMPERED}"
+_MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=6 -c tcp_user_timeout=120000"
+"""The same for the server: where our host has lost its power, it ends our sessions in minutes, and a slot with them."""
+_OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What stands before a server (pgbouncer) says of a connection with options."""
 
@@ -185,8 +191,26 @@ def major_of(connection: Connection) -> int:
 
 
 def rows(connection: Connection, query: bytes, *values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that has few; text comes as bytes."""
-    return connection.execute(query, values or None, prepare=False).fetchall()
+    """Return all rows of a query that has few; text comes as bytes. Raises SourceInvalid for what are no rows."""
+    try:
+        return connection.execute(query, values or None, prepare=False).fetchall()
+    except (psycopg.Error, ValueError, ArithmeticError) as error:
+        if isinstance(error, psycopg.OperationalError) or getattr(error, "sqlstate", None):
+            raise
+        raise no_answer(error) from error
+
+
+def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: Any) -> tuple[Any, ...]:
+    """Return the one row of a query, whose values are of these kinds. Raises SourceInvalid: the server may be any."""
+    found = rows(connection, query, *values)
+    if [tuple(map(type, one)) for one in found] != [tuple(kinds)]:
+        raise no_answer(found)
+    return found[0]
+
+
+def no_answer(said: Any) -> SourceInvalid:
+    """Return an error: a server has answered what none of PostgreSQL's answers."""
+    return SourceInvalid("PostgreSQL: the server answers what no server of its kind answers", detail=repr(said)[:500])
 
 
 def text(value: Any) -> str:
@@ -205,7 +229,8 @@ def refusals(about: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
+        lost = isinstance(error, psycopg.OperationalError) or type(error) is psycopg.DatabaseError  # no such protocol
+        if error.sqlstate is None and not lost:
             raise
         raise refusal(about, error) from error
 
@@ -226,11 +251,18 @@ _STATES: Mapping[str, type[GuardError]] = {
 }
 
 
-READ_ALL = "GRANT pg_read_all_data TO ROLE;  -- as a superuser; ROLE is the user of the url"
+_BY = "  -- as a superuser; ROLE is the user of the url"
+READ_ALL = f"GRANT pg_read_all_data TO ROLE;{_BY}"
 """What lets a role read all tables; `check` names the role, and what else it lacks."""
 
+_RIGHTS: Mapping[str, str] = {
+    "check_enable_rls": "ALTER ROLE ROLE BYPASSRLS;",
+    "CheckSlotPermissions": "ALTER ROLE ROLE REPLICATION;",
+    "GetConfigOptionByName": "GRANT pg_monitor TO ROLE;",
+}
+"""What lets a role do what a function of the server refuses it."""
+
 _MENDS: Mapping[str, Sequence[str]] = {
-    "42501": (READ_ALL,),
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- then restart the server",),
     "ReplicationSlotCreate": (  # 53400 has other limits, too
@@ -241,6 +273,15 @@ _MENDS: Mapping[str, Sequence[str]] = {
 """What a person does, by SQLSTATE, or by the function of the server that has come to a limit."""
 
 
+def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
+    """Return an error: a server keeps its connections, and says nothing."""
+    return ServerUnreachable(
+        f"{about}: {what}, for {seconds:g} s",
+        detail="The connections are there: the server is stopped, its disk hangs, or what it sends is swallowed on its "
+        "way. It was waited for, and is left alone now.",
+    )
+
+
 def refusal(about: str, error: psycopg.Error) -> GuardError:
     """Return what an error of a server that answered means. Its words are kept: they name objects, and quote no row."""
     state, said = error.sqlstate or "", _first_line(error)
@@ -248,8 +289,21 @@ def refusal(about: str, error: psycopg.Error) -> GuardError:
         return ServerUnreachable(f"{about}: the connection was lost", detail=said)
     kind = _STATES.get(state) or _STATES.get(state[:2]) or SourceChanged
     limit = error.diag.source_function if state == "53400" else None
-    hints = _MENDS.get(limit or state, ())
+    hints = _rights(error, said) if state == "42501" else _MENDS.get(limit or state, ())
     return kind(f"{about}: the server refused", detail=f"{said} (SQLSTATE {state})", hints=hints)
+
+
+def _rights(error: psycopg.Error, said: str) -> Sequence[str]:
+    """Return what gives a role the right that it lacks, where that is known: not of a database or a large object."""
+    if mend := _RIGHTS.get(error.diag.source_function or ""):
+        return [f"{mend}{_BY}"]
+    if found := re.search(r"permission denied for (\w+)(?: (\w+)$)?", said):
+        match found.groups():
+            case ("table" | "view" | "materialized" | "foreign" | "sequence" | "schema", _):
+                return [READ_ALL]
+            case ("function", str() as name):
+                return [f"GRANT EXECUTE ON FUNCTION {name} TO ROLE;{_BY}"]
+    return ["dbguardctl check NAME  # it says what the role lacks"]
 
 
 def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardError:

@@ -32,6 +32,8 @@ from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import Facts, Pages
 
 _OLD, _NEW = "o", "n"
+_UNNAMED = frozenset(("true", "false"))
+"""Columns that SQLite has no name for where they come out of a SELECT."""
 
 
 def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer) -> Facts:
@@ -78,11 +80,14 @@ def _rows(both: Opened, old: Table, key: Sequence[str], what: tuple[Sequence[str
 
 
 def _differing(pair: Pair, where: str) -> str:
-    """Return whence the rows of both come whose values differ."""
-    old = f"{pair.old.path} AS {_OLD}"
-    if where:  # in there its names are those of one table; but SQLite has no name for a column "true" that comes so
+    """Return whence the rows of both come whose values differ; names in a condition are those of one table."""
+    old, only = f"{pair.old.path} AS {_OLD}", ""
+    if where and _UNNAMED & {name.lower() for name in pair.columns}:
+        named, key = (", ".join(f"{alias}{quoted(name)}" for name in pair.key) for alias in (f"{_OLD}.", ""))
+        only = f" AND ({named}) IN (SELECT {key} FROM {pair.old.path} WHERE (\n{where}\n))"  # noqa: S608 - see above
+    elif where:  # by an index of what it says, where there is one
         old = f"(SELECT * FROM {pair.old.path} WHERE (\n{where}\n)) AS {_OLD}"  # noqa: S608 - names of the catalog
-    return f"FROM {old} JOIN {pair.new.path} AS {_NEW} ON {pair.same_key} WHERE {pair.differ}"
+    return f"FROM {old} JOIN {pair.new.path} AS {_NEW} ON {pair.same_key} WHERE ({pair.differ}){only}"
 
 
 def _changed(both: Opened, pair: Pair, where: str) -> Iterator[tuple[list[Any], list[Any]]]:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.past.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
+from dbguardd.engines.postgresql.past.ready import bring, make_ready, understood
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, load, load_all, tables
+from dbguardd.engines.postgresql.past.tables import Column, Table, known, load, load_all, tables, with_large
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
+
+ALL = "true"
+"""The condition that all rows fulfil, asked as an application does."""
 
 _CHANGES = ("added", "removed", "changed")
 _TEXT = "pg_catalog.textsend(pg_catalog.format('%s', {}))"
@@ -74,16 +79,25 @@ class Side:
         what = ", ".join([key, *(one.quoted for one in columns)])
         only = f" WHERE (\n{where}\n)" if where else ""  # a remark at its end ends there
         query = f"SELECT {what} FROM {table.rows}{only} ORDER BY 1"  # noqa: S608 - names of the catalog
-        if where and self.past.dump is not None:
+        if where not in ("", ALL):
+            make_ready(self.past, query, where, self.meter)
+        while True:
             with self.past.reading() as connection:
-                load(self.past, self._understood(connection, query, where).about(), self.meter)
-        with self.past.reading() as connection:
-            yield from self._understood(connection, query, where).run()
+                reader = self._understood(connection, query, where)
+                found = reader.run()
+                try:
+                    first = next(found, None)  # sorted: by now all has been read
+                except Usage:
+                    if not bring(self.past, reader.lacks, self.meter):
+                        raise
+                    continue
+                yield from () if first is None else chain((first,), found)
+                return
 
     def _understood(self, connection: Connection, query: str, where: str) -> Reader:
         reader = Reader(connection, self.meter)
         if where:
-            reader.use_search_path()
+            return understood(reader, self.past, query, where)
         reader.understand(query, where)
         return reader
 
@@ -161,6 +175,10 @@ class _Comparison:
             return self._facts(state, {state: count})
         shared = [one.name for one in new.columns if one.name in {other.name for other in old.columns}]
         why = _columns_beside(old, new, shared)
+        if large := with_large(self._older.past, self._older.reader, old.columns):
+            why = "; ".join(
+                filter(None, [why, f"large objects are not compared, only their numbers: {', '.join(large)}"])
+            )
         if old.key != new.key:
             return self._facts("not compared", {}, why="its key has changed")
         counts = self._rows(old, new, shared)

@@ -44,6 +44,7 @@ _LINE = re.compile(r"\d+; \d+ \d+ (TABLE DATA|MATERIALIZED VIEW DATA|BLOB[A-Z ]*
 """What is no definition, in the list of a dump."""
 _FAILED = re.compile(r"^pg_restore: error: COPY failed for table \"(.*?)\": ", re.MULTILINE)
 _BESIDE = ("ACL", "COMMENT", "SECURITY LABEL")
+_LARGE, _LARGE_ALL, _ALL = b"pg_catalog.pg_largeobject", b"large objects", b"all"
 _SHOWN = 5
 _MINE = b"""
 SELECT format('%I.%I', n.nspname, c.relname), c.relkind IN ('r', 'p') FROM pg_class c
@@ -94,7 +95,8 @@ class Dumped:
     """A database whose definitions were made anew below `place`, and what its rows are loaded from.
 
     `data` are the lines of the dump's list that bring rows, by table and owner as the list names them; `beside` those
-    of rights and comments. `lacking` is what of its definitions could not be made here, in words.
+    of rights and comments, `large` those of large objects. `lacking` is what of its definitions could not be made here,
+    in words. `loaded` are names of tables, and what else was brought back at once.
     """
 
     place: Path
@@ -105,6 +107,7 @@ class Dumped:
     owners: Sequence[str]
     data: Mapping[str, str]
     beside: Mapping[str, str]
+    large: Sequence[str]
     lacking: Sequence[str]
     loaded: set[bytes] = field(default_factory=set)
 
@@ -122,14 +125,36 @@ class Dumped:
         """Load the rows of tables, and of what inherits from them; `numbers` is a list in SQL. Raises Unsupported."""
         sandbox = self._sandbox(server, alive)
         with sandbox.ordinary(self.part.database.name) as db:
-            self._load(sandbox, db, self._needed(db, numbers))
+            needed = self._needed(db, numbers)
+            self._load(sandbox, db, needed)
+        if any(one.quoted == _LARGE for one in needed):
+            self.load_large(server, alive)
 
-    def load_all(self, server: Server, alive: Alive) -> None:
-        """Load all rows that are in the dump."""
+    def load_large(self, server: Server, alive: Alive) -> bool:
+        """Bring all large objects back; say if they were not there. Raises Unsupported."""
+        if not self.large or _LARGE_ALL in self.loaded:
+            return False
+        sandbox = replace(self._sandbox(server, alive), alive=within(self.file.stat().st_size, alive))
+        said = bring_back(sandbox, self.file, self.part, self.large)
+        if said.status != 0:
+            raise Unsupported(
+                "the large objects cannot be brought back on this host",
+                detail="; ".join(errors_of(said.errors)[:_SHOWN]),
+            )
+        self.loaded.add(_LARGE_ALL)
+        return True
+
+    def load_all(self, server: Server, alive: Alive) -> bool:
+        """Load all that is in the dump; say if it was not."""
+        if _ALL in self.loaded:
+            return False
+        self.loaded.add(_ALL)
+        self.load_large(server, alive)
         sandbox = self._sandbox(server, alive)
         with sandbox.ordinary(self.part.database.name) as db:
             there = [one for one in _found(db, _OF_USERS) if shown(one.quoted) not in self.part.excluded]
             self._load(sandbox, db, there, some_may_fail=True)
+        return True
 
     def _load(
         self, sandbox: Sandbox, db: Connection, needed: Sequence[_Needed], *, some_may_fail: bool = False
@@ -240,11 +265,12 @@ def fetch(tree: Tree, place: Path, choose: Callable[[Sequence[str]], str], progr
     found = [(match, line) for line in lines if (match := _LINE.match(line)) is not None]
     data = {match[2]: line for match, line in found if match[1] == "TABLE DATA"}
     beside = {match[2]: line for match, line in found if match[1] in _BESIDE}
+    large = [line for match, line in found if match[1].startswith("BLOB")]
     owners = tuple(_listed_as(role.encode(errors="surrogateescape")) for role in contents.roles)
     with throwaway(_cluster(place), tools, alive, user=superuser, keep=True) as server:
         sandbox = Sandbox(server, _role(superuser), alive)
         reader, lacking = _define(sandbox, place / part.stream, contents, part, lines)
-        made = Dumped(place, tools, superuser, reader, part, owners, data, beside, lacking)
+        made = Dumped(place, tools, superuser, reader, part, owners, data, beside, large, lacking)
         made.load(server, _OF_EXTENSIONS, alive)  # a few rows, that somebody has added to theirs
     return made
 
@@ -259,6 +285,8 @@ def _define(
     lacking = make_database(sandbox, part)
     with sandbox.superuser("template1") as db:
         reader = make_reader(db, quoted(part.database.name), reads="pg_monitor")
+    with sandbox.superuser(part.database.name) as db:
+        db.execute(b"GRANT SELECT ON pg_largeobject TO " + reader.encode())
     definitions = [line for line in restorable(lines, contents, part) if not _LINE.match(line)]
     with sandbox.superuser("template1") as db:
         said = bring_back(replace(sandbox, alive=_impatient(db, sandbox)), dump, part, definitions)

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from dbguardd.engines.postgresql.past.compare import Side, named, ordered, walked
+from dbguardd.engines.postgresql.past.compare import ALL, Side, named, ordered, walked
 from dbguardd.engines.postgresql.past.reading import Meter, Row, encoded, plain
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, owned
-from dbguardd.engines.postgresql.past.take_out import one_line, remark
+from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, owned, with_large
+from dbguardd.engines.postgresql.past.take_out import one_line, remark, without_large
 from dbguardd.errors import Unsupported
 from dbguardd.flow import Facts
 
 _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
-_ALL = "true"
 _WRITTEN = (
     *("standard_conforming_strings = on", "datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'"),
     *(
@@ -53,6 +52,11 @@ class _Search:
         then = {one.name for one in self.old.columns}
         return [one for one in self.new.columns if one.name in then]
 
+    @property
+    def large(self) -> list[str]:
+        """The columns that may have the numbers of large objects, which no row brings back."""
+        return with_large(self.older.past, self.older.reader, self.columns)
+
     def rows(self, *, changed: bool) -> Iterator[Both]:
         """Yield rows that are missing, as they were; or as they were and are.
 
@@ -60,8 +64,8 @@ class _Search:
         """
         then, now = ordered(self.old, self.new)
         was = [self.old.column(one.name) for one in self.columns]
-        before = self.older.rows(self.old, then, was, self.where or _ALL)
-        after = self.newer.rows(self.new, now, self.columns if changed else (), _ALL)
+        before = self.older.rows(self.old, then, was, self.where or ALL)
+        after = self.newer.rows(self.new, now, self.columns if changed else (), ALL)
         for row, other in walked(before, after):
             if row is not None and (other is None) is not changed and (other is None or row[1:] != other[1:]):
                 yield row[1:], () if other is None else other[1:]
@@ -84,9 +88,10 @@ def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter:
     rows = found.rows(changed=changed)
     first = next(rows, None)  # by now the condition is understood
     rows = chain(() if first is None else (first,), rows)
+    large = {"large_objects": columns} if (columns := found.large) else {}
     if changed:
-        return (_set_back if form.endswith("sql") else _compared)(found, rows, meter)
-    facts = (_put_back if form == "sql" else _listed)(found, rows, meter)
+        return {**(_set_back if form.endswith("sql") else _compared)(found, rows, meter), **large}
+    facts = {**(_put_back if form == "sql" else _listed)(found, rows, meter), **large}
     return facts if facts["rows"] else {**facts, "differing": sum(1 for _ in found.rows(changed=True))}
 
 
@@ -167,7 +172,7 @@ def _still(column: Column, value: bytes | None) -> bytes:
 def _begin(found: _Search, what: str, said: str, meter: Meter) -> None:
     mine = owned(found.older.past, found.old)
     meter.write(remark(f"{what}, {meter.about}.", mine, found.older.past.running(mine.owner)))
-    meter.write(_bytes(f"-- {said}\n"))
+    meter.write(_bytes(f"-- {said}\n") + without_large(found.large))
     settings = (f"client_encoding = '{found.newer.reader.encoding}'", *_WRITTEN)
     meter.write(_bytes("".join(f"SET {setting};\n" for setting in settings)))
 

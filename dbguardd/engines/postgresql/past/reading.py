@@ -32,6 +32,8 @@ Row = Sequence[bytes | None]
 _BEAT_SECONDS = 0.25
 _BOOL, _BYTEA = 16, 17
 _REALS = frozenset((700, 701))
+ROWS, LARGE = "rows", "large objects"
+_LACKS = {ROWS: ("42501", "permission denied for table"), LARGE: ("42704", "large object ")}
 INTEGERS = frozenset((20, 21, 23, 26))
 """Types that are whole numbers, by their number."""
 _LOCKED = """
@@ -124,7 +126,7 @@ class Reader:
         self._pg: PGconn = connection.pgconn
         self._meter = meter
         self.columns: list[tuple[str, int]] = []
-        self.denied = False  # a table may not be read by who asks
+        self.lacks = ""  # what it was that who asks has not: ROWS of a table, or a LARGE object
         known = self._pg.parameter_status(b"server_encoding") or b""
         self.encoding = "SQL_ASCII"
         if known != b"SQL_ASCII" and self._pg.exec_(b"SET client_encoding = 'UTF8'").status == ExecStatus.COMMAND_OK:
@@ -234,7 +236,9 @@ class Reader:
     def _refusal(self, result: PGresult) -> GuardError:
         """Return what an error that came while something ran means. Its words may quote a row: they are not kept."""
         state, about = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode(), self._meter.about
-        self.denied = state == "42501" and said_of(result).startswith("permission denied for table")
+        self.lacks = next(
+            (what for what, told in _LACKS.items() if (state, said_of(result)[: len(told[1])]) == told), ""
+        )
         if state == "57014":
             return self._meter.late()
         name = f"{_name_of(state)} (SQLSTATE {state})"
@@ -245,6 +249,7 @@ class Reader:
 _GAVE_UP = (Degraded, "the throw-away server gave up")
 _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
     "25006": (Usage, "a question can only read"),
+    "42704": (Usage, "something that it names is not there, such as a large object that was deleted before"),
     "55000": (Unsupported, "something is not as it has to be for that: a materialized view has no rows in a dump"),
     "55P03": (SourceLocked, "what is asked for cannot be read"),
     "53100": (NoSpace, "the question needs more room than there is"),

@@ -107,7 +107,7 @@ class Revival:
     @contextmanager
     def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
         """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
-        bounded = {"temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB"}
+        bounded = {"temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB", "lo_compat_privileges": "on"}
         try:
             if (dump := self._dumps.pop(revived.place, None)) is not None:
                 user = dump.superuser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -21,13 +21,15 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS} ORDER B
 _COLUMNS = f"""
 SELECT a.attrelid, a.attname, pg_catalog.quote_ident(a.attname), a.atttypid, a.attidentity,
   coalesce(pg_catalog.array_position(i.indkey::int2[], a.attnum), -1),
-  t.typtype = 'e' OR coalesce(b.typnamespace, t.typnamespace) = 'pg_catalog'::pg_catalog.regnamespace
+  t.typtype = 'e' OR coalesce(b.typnamespace, t.typnamespace) = 'pg_catalog'::pg_catalog.regnamespace,
+  coalesce(b.oid, t.oid) = 'pg_catalog.oid'::pg_catalog.regtype
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype AND t.typtype = 'd'
 LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary AND i.indisvalid
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {_OF_USERS}
   AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attrelid, a.attnum
 """  # noqa: S608 - a constant
+_HAS_LARGE = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
 _OTHERS = f"""
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE (c.relkind IN ('v', 'm', 'f', 'S') OR c.relkind IN ('r', 'p') AND c.relpersistence <> 'p') AND {_OF_USERS}
@@ -44,6 +46,7 @@ class Column:
     identity: bool  # values for it are only taken from who insists
     place: int
     native: bool  # of a type of the server itself, which has its operators in pg_catalog
+    number: bool  # of type oid: it may be that of a large object
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +102,31 @@ def load(past: Past, numbers: bytes, meter: Meter) -> None:
             raise
 
 
-def load_all(past: Past, meter: Meter) -> None:
-    """Have all rows there that can be; what lacks, load() tells."""
+def load_all(past: Past, meter: Meter) -> bool:
+    """Have all there that can be, and say if it was not; what lacks, load() tells."""
+    with meter.paused():
+        return past.dump is not None and past.dump.load_all(past.server, meter.ready)
+
+
+def load_large(past: Past, meter: Meter) -> bool:
+    """Have the large objects there; say if they were not. Raises Unsupported."""
+    with meter.paused():
+        return past.dump is not None and past.dump.load_large(past.server, meter.ready)
+
+
+def with_large(past: Past, reader: Reader, columns: Iterable[Column]) -> list[str]:
+    """Return which columns may hold the number of a large object: of that nothing is in a table but the number."""
+    numbers = [one.name for one in columns if one.number]
     if past.dump is not None:
-        with meter.paused():
-            past.dump.load_all(past.server, meter.ready)
+        return numbers if past.dump.part.large else []
+    return numbers if numbers and [*reader.rows(_HAS_LARGE)] == [[b"t"]] else []
 
 
 def tables(reader: Reader) -> dict[str, Table]:
     """Return the tables of users by `quoted`. What is unlogged has no rows in a backup, and is none."""
     columns = dict[bytes, list[Column]]()
-    for number, name, quoted, kind, identity, place, native in reader.rows(_COLUMNS):
-        kinds = identity == b"a", int(place or 0), native == b"t"
+    for number, name, quoted, kind, identity, place, native, large in reader.rows(_COLUMNS):
+        kinds = identity == b"a", int(place or 0), native == b"t", large == b"t"
         column = Column(said(name), said(quoted), int(kind or 0), *kinds)
         columns.setdefault(number or b"", []).append(column)
     found = dict[str, Table]()

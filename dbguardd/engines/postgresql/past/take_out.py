@@ -13,7 +13,7 @@ from dbguardd.engines.postgresql.connect import shown
 from dbguardd.engines.postgresql.past.dumped import Dumped
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, owned, tables
+from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, owned, tables, with_large
 from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
@@ -37,11 +37,14 @@ def table(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Fac
     if name.endswith(_ALL):
         return _schema(past, reader, name.removesuffix(_ALL), form, meter)
     found = known(tables(reader), name, meter.about, reader, past.lacking())
+    large = with_large(past, reader, found.columns)
     if form == "csv":
-        return _csv(past, reader, found, meter)
-    if past.dump is not None:
-        return _out_of_dump(past, past.dump, reader, found, meter)
-    return _sql(past, reader, found, meter)
+        facts = _csv(past, reader, found, meter)
+    else:
+        mine = owned(past, found)
+        meter.write(remark(f"{found.quoted} of {meter.about}.", mine, past.running(mine.owner)) + without_large(large))
+        facts = _sql(reader, found, past, meter)
+    return {**facts, "large_objects": large} if large else facts
 
 
 def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
@@ -50,7 +53,9 @@ def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> F
     if name not in names or form != "sql":
         what = f"no such schema: {name}" if name not in names else "a schema comes as sql only"
         raise Usage(f"{meter.about}: {what}", detail=f"Its schemas: {some(names, most=_SHOWN)}.")
-    meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.running()))
+    columns = [column for one in tables(reader).values() if one.schema == name for column in one.columns]
+    large = without_large(with_large(past, reader, columns))
+    meter.write(_head(f"all of the schema {one_line(name)} of {meter.about}.", past.running()) + large)
     if past.dump is None:
         quoted = '"' + name.replace('"', '""') + '"'
         return {"rows": _copied(_dumped(past, [f"--schema={quoted}"], meter), meter), "triggers": 0}
@@ -76,11 +81,11 @@ def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     return {"rows": lines - 1, "triggers": 0}
 
 
-def _sql(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
+def _sql(reader: Reader, table: Table, past: Past, meter: Meter) -> Facts:
     """Write all that the table is: it is alone when its rows come, so its triggers may be there afterwards."""
+    if past.dump is not None:
+        return _out_of_dump(past, past.dump, reader, table, meter)
     ((rows,),) = reader.rows(f"SELECT count(*) FROM {table.rows}")  # noqa: S608 - names of the catalog
-    mine = owned(past, table)
-    meter.write(remark(f"{table.quoted} of {meter.about}.", mine, past.running(mine.owner)))
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
     for piece in _dumped(past, [*encoding, *_of(reader, table)], meter):
         meter.write(piece)
@@ -119,8 +124,6 @@ def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: 
     """
     ours = ["--no-owner", "--no-privileges", *_of(reader, table)]
     lines, about = dump.taken(past.server, table.number, meter.alive)
-    mine = owned(past, table)
-    meter.write(remark(f"{table.quoted} of {meter.about}.", mine, past.running(mine.owner)))
     for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty there
         meter.write(piece)
     rows = _copied(_restored(past, dump, lines, meter), meter)
@@ -160,6 +163,16 @@ def remark(what: str, table: Table, run: str) -> bytes:
         f"-- As its owner ({one_line(table.owner)}): its checks and triggers run as who runs this. A hostile one can\n"
         "-- undo a SET ROLE: if that is to be feared, log in as the owner, by his password.\n"
     ).encode(errors="surrogateescape")
+
+
+def without_large(columns: Sequence[str]) -> bytes:
+    """Return the line that says what a text lacks whose rows have the numbers of large objects."""
+    if not columns:
+        return b""
+    named = one_line(", ".join(columns))
+    return f"-- Large objects are not in it, only their numbers: {named}. One comes by: SELECT lo_get(NUMBER)\n".encode(
+        errors="surrogateescape"
+    )
 
 
 def _head(what: str, run: str) -> bytes:

@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any, cast
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, major_of, rows, text, version_of
+from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, shown, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.segments import Log
-from dbguardd.errors import SourceDenied, Unsupported
+from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
 
 OLDEST = 15
 """The first version whose backup mode ends with the session that began it."""
@@ -31,9 +31,14 @@ SELECT current_setting('data_directory'), current_setting('block_size')::int,
        current_setting('max_locks_per_transaction')::int8 * (
          SELECT sum(setting::int8) FROM pg_settings WHERE name IN ('max_connections', 'max_prepared_transactions',
            'max_worker_processes', 'max_wal_senders', 'autovacuum_max_workers', 'autovacuum_worker_slots'))::int8,
-       (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
+       (SELECT setting::bigint >= 0 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+       pg_postmaster_start_time()::text
 FROM pg_control_system()
 """
+_KINDS = (bytes, int, int, bytes, bool, bool, bool, int, int, int, int, int, bool, bytes)
+_SAME = b"SELECT system_identifier, pg_postmaster_start_time()::text FROM pg_control_system()"
+_PAGE_BYTES = tuple(1 << bits for bits in range(10, 16))
+_SEGMENT_BYTES = tuple(1 << bits for bits in range(20, 31))
 _TABLESPACES = b"SELECT oid::int8, spcname, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY oid"
 
 
@@ -55,6 +60,7 @@ class Cluster:
     prepared: int
     locks: int  # that there is room for: prepared transactions may hold all of them
     bounded: bool  # what a slot may hold of the log
+    started: bytes  # when the server was: with the number of the cluster, no other has the same
     standby: bool
     log: Log
     tablespaces: Mapping[str, tuple[bytes, str]]
@@ -75,10 +81,11 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
             detail=f"This is {version_of(connection)}.",
             hints=['set method = "dump"'],
         )
-    (told,) = rows(connection, _ABOUT)
-    directory, page, segment, level, checksums, whole, follows, system, catalog, timeline, prepared, locks, bounded = (
-        told
-    )
+    told = row(connection, _KINDS, _ABOUT)
+    directory, page, segment, level, checksums, whole, follows, system, catalog, timeline, prepared, locks = told[:12]
+    bounded, started = told[12:]
+    if page not in _PAGE_BYTES or segment not in _SEGMENT_BYTES or not 0 < timeline < 1 << 32 or b"\0" in directory:
+        raise no_answer(told)
     if follows and not standby:
         raise Unsupported(
             f"{about}: the server is a standby",
@@ -93,6 +100,15 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         )
     if not directory:
         raise SourceDenied(f"{about}: the server does not say where its data directory is")
+    spaces = tablespaces(connection)
+    for number, (name, place) in spaces.items():
+        if place == f"pg_tblspc/{number}":
+            raise Unsupported(
+                f"{about}: the tablespace {shown(name)} lies within the data directory",
+                detail="It was made with allow_in_place_tablespaces, for PostgreSQL's own tests: a server does "
+                "not send what is in it, and starts on no copy of it.",
+                hints=["ALTER TABLE ... SET TABLESPACE for what is in it, then DROP TABLESPACE", 'set method = "dump"'],
+            )
     return Cluster(
         version_of(connection),
         major,
@@ -104,23 +120,42 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         prepared,
         locks,
         bounded,
+        started,
         follows,
         Log(system, timeline, segment),
-        tablespaces(connection),
+        spaces,
         configuration.outside(connection, os.fsdecode(directory)),
+    )
+
+
+def check_same(connection: Connection, cluster: Cluster, about: str) -> None:
+    """Raise SourceInvalid if a connection came to another server than that of a cluster."""
+    if rows(connection, _SAME) != [(cluster.log.system, cluster.started)]:
+        raise two_servers(about)
+
+
+def two_servers(about: str) -> SourceInvalid:
+    """Return an error: a backup is of one server, and our connections came to several."""
+    return SourceInvalid(
+        f"{about}: two connections came to two servers",
+        detail="A backup is of one. Something between here and there chooses anew for each connection, or the server "
+        "was restarted meanwhile.",
+        hints=["name the server itself in the url"],
     )
 
 
 def tablespaces(connection: Connection) -> dict[str, tuple[bytes, str]]:
     """Return name and place of each tablespace that lies elsewhere, by its number."""
-    found = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in rows(connection, _TABLESPACES))
-    return {oid: (name, place) for oid, name, place in found if place not in ("", f"pg_tblspc/{oid}")}
+    found = rows(connection, _TABLESPACES)
+    if any(tuple(map(type, one)) != (int, bytes, bytes) for one in found):
+        raise no_answer(found)
+    told = ((str(oid), bytes(name), os.fsdecode(place)) for oid, name, place in found)
+    return {oid: (name, place) for oid, name, place in told if place}
 
 
 def clock(connection: Connection) -> datetime:
     """Return the time by the clock of the server: what has committed by then is in whatever is taken from then on."""
-    ((at,),) = rows(connection, b"SELECT clock_timestamp()")
-    return cast(datetime, at)
+    return cast(datetime, row(connection, (datetime,), b"SELECT clock_timestamp()")[0])
 
 
 def waited(connection: Connection, alive: Alive, query: bytes, *values: Any) -> list[tuple[Any, ...]]:

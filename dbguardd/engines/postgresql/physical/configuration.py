@@ -18,7 +18,8 @@ from typing import Protocol
 import psycopg
 from psycopg import errors
 
-from dbguardd.engines.postgresql.connect import Connection, rows
+from dbguardd.engines.postgresql.connect import Connection, row, rows
+from dbguardd.errors import SourceInvalid
 
 DIRECTORY = "dbguard-config"
 """Where they lie below a restored data directory."""
@@ -43,18 +44,18 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     """
     told = {}
     for setting, name in _FILES:
-        ((place,),) = rows(connection, b"SELECT current_setting(%s)", setting)
-        told[name] = path = os.fsdecode(place or b"")
+        (place,) = row(connection, (bytes,), b"SELECT coalesce(current_setting(%s), '')", setting)
+        told[name] = path = os.fsdecode(place)
         if PurePath(path).parent == PurePath(directory) and os.path.islink(path):  # of links there is no backup
             told[name] = os.path.realpath(path)
     main = PurePath(told["postgresql.conf"])
     if main.parent == PurePath(directory):
         return {}
     found = {f"{DIRECTORY}/{name}": place for name, place in told.items() if place}
-    included_files = list[tuple[bytes]]()
+    included_files = list[tuple[object, ...]]()
     with suppress(errors.InsufficientPrivilege):  # then it is backed up without
         included_files = rows(connection, _INCLUDED)
-    for (place,) in included_files:
+    for place in (place for one in included_files for place in one if isinstance(place, bytes)):
         included = PurePath(os.fsdecode(place))
         if included.is_relative_to(main.parent) and not included.is_relative_to(directory):
             found.setdefault(f"{DIRECTORY}/{included.relative_to(main.parent)}", str(included))
@@ -97,14 +98,15 @@ class Asked:
         self._connection = connection
 
     def read(self, path: str) -> bytes | None:
-        with suppress(psycopg.Error):  # who asks may not, or it is gone
-            ((data,),) = rows(self._connection, _READ, path, _MOST_BYTES + 1)
-            return bytes(data) if data is not None and len(data) <= _MOST_BYTES else None
+        with suppress(psycopg.Error, SourceInvalid):  # who asks may not, or it is gone
+            (data,) = row(self._connection, (bytes,), _READ, path, _MOST_BYTES + 1)
+            return bytes(data) if len(data) <= _MOST_BYTES else None
         return None
 
     def directories(self, path: str) -> list[str]:
-        with suppress(psycopg.Error):
-            return [os.fsdecode(name) for (name,) in rows(self._connection, _DIRECTORIES, path, path)]
+        with suppress(psycopg.Error, SourceInvalid):
+            found = rows(self._connection, _DIRECTORIES, path, path)
+            return [os.fsdecode(name) for one in found for name in one if isinstance(name, bytes)]
         return []
 
 
@@ -117,11 +119,17 @@ def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes 
     if (main := files.get(MAIN)) is not None and host.read(main) is None:
         return
     made = _directories(files, host)
-    for name in sorted(made):
+    for name in sorted(filter(_leads_below, made)):
         yield name, None
     for name, place in files.items():
-        if (content := host.read(place)) is not None:  # a restore that lacks it can be started by another one
+        content = host.read(place) if _leads_below(name) else None
+        if content is not None:  # a restore that lacks it can be started by another one
             yield name, content
+
+
+def _leads_below(name: str) -> bool:
+    """Say if a name can be that of a file of a backup: a server says what it likes."""
+    return "\0" not in name and not {"", ".", ".."}.intersection(name.split("/"))
 
 
 def _directories(files: Mapping[str, str], host: Host) -> set[str]:

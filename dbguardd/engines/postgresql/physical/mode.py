@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,15 +16,16 @@ import psycopg
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.connect import Connection, no_answer, row, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
-from dbguardd.engines.postgresql.physical.slot import check_room
+from dbguardd.engines.postgresql.physical.slot import Slot, check_room
 from dbguardd.errors import GuardError, SourceChanged
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS, _ASK_EACH = 1.0, 10
+_NAME = re.compile(rb"[a-z0-9_]{1,63}")
 _MORE_ROOM = ("give the log more room, or back up when less is written", 'or set method = "dump"')
 
 
@@ -35,50 +38,81 @@ def bounded(about: str) -> Iterator[None]:
         raise let_go(f"{about}: the server has ended the session that held its log", str(error).strip()) from error
 
 
-class Room:
-    """The room that a server has for its log, from now on, while a slot of ours holds some of it."""
+class Watch:
+    """What has to last while a slot of ours holds the log: that the server answers, has the slot, and has room for it.
 
-    def __init__(self, keeper: Connection, slot: str, directory: DataDirectory) -> None:
-        self._keeper, self._slot, self._directory = keeper, slot, directory
-        self._bytes = directory.free_for_log()
+    Asked over a session of its own. Of a server elsewhere (without a `directory`) its room is not seen from here.
+    """
 
-    def check(self) -> None:
-        """Raise NoSpace if the log that the slot holds has taken half of the room that it had; see slot.check_room.
+    def __init__(
+        self, session: Connection, slot: str, directory: DataDirectory | None, about: str, patience: float
+    ) -> None:
+        self._session, self._slot, self._directory = session, slot, directory
+        self._about, self._patience, self.each = about, patience, patience / _ASK_EACH
+        self._bytes = 0 if directory is None else directory.free_for_log()
+        self._asked = 0.0
 
-        Asked of the file system each time, and of the server only where the room has become less: that can be the work
-        of others.
+    def look(self) -> None:
+        """Raise what has become of it.
+
+        NoSpace if the log has taken half of the room that there was, see slot.check_room: asked of the file system each
+        time, and of the server only then, as that can be the work of others. LogBroken if the slot is gone. And
+        ServerUnreachable if there is no answer: a server that is stopped, or hangs, keeps its connections.
         """
-        if self._directory.free_for_log() < self._bytes // 2:
-            check_room(self._keeper, self._slot, self._directory, "during the backup", _MORE_ROOM)
+        if self._directory is not None and self._directory.free_for_log() < self._bytes // 2:
+            with self._answered():
+                check_room(self._session, self._slot, self._directory, "during the backup", _MORE_ROOM)
+        if time.monotonic() - self._asked >= self.each:
+            self._asked = time.monotonic()
+            with self._answered():
+                held = Slot(self._session, self._slot).holds()
+            if not held:
+                raise let_go(f"{self._about}: the server has let go of the log that the backup needs")
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Have a question answered in time."""
+        late, began = threading.Timer(self._patience, hang_up, [self._session]), time.monotonic()
+        late.start()
+        try:
+            yield
+        except psycopg.OperationalError as error:
+            if time.monotonic() - began < self._patience:
+                raise
+            raise silent(self._about, "the server answers nothing", self._patience) from error
+        finally:
+            late.cancel()
 
 
 @contextmanager
-def watched(keeper: Connection, room: Room) -> Iterator[Callable[[], None]]:
-    """Let go of the log before it takes the last room of the server, and raise NoSpace then; see Room.
+def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callable[[], None]]:
+    """Let go of the log when something of it does not last, see Watch, and raise what that is.
 
-    Storing one file, reading the log, a checkpoint: each may take minutes. So a thread of its own looks,
-    over a connection of its own, and ends the session of `keeper`, whatever that one is waiting for: slot and backup
-    mode are gone with it. The block ends at its next word to the server, or where it calls what is yielded.
+    Storing one file, reading the log, a checkpoint: each may take minutes. So a thread of its own looks, and ends all
+    `connections`, of which the first has the slot, whatever they are waiting for: slot and backup mode are gone with
+    it. The block ends at its next word to the server, or where it calls what is yielded.
     """
     found = list[Exception]()
     over = threading.Event()
 
     def look() -> None:
-        while not (over.wait(_LOOK_SECONDS) or found):
+        while not (over.wait(min(_LOOK_SECONDS, watch.each)) or found):
             try:
-                room.check()
+                watch.look()
             except (psycopg.Error, GuardError) as error:  # that it cannot be asked is no reason to take more of it
                 found.append(error)
-                hang_up(keeper)
+                for connection in tuple(connections):
+                    hang_up(connection)
 
     def check() -> None:
         if found:
             raise found[0]
 
-    looking = threading.Thread(target=look, name="room")
+    looking = threading.Thread(target=look, name="watch")
     looking.start()
     try:
         yield check
+        check()
     except (psycopg.Error, GuardError) as error:
         if found and found[0] is not error:
             raise found[0] from error
@@ -90,7 +124,7 @@ def watched(keeper: Connection, room: Room) -> Iterator[Callable[[], None]]:
 
 def hang_up(connection: Connection) -> None:
     """End a session from another thread than that which uses it: the server sees at once that nobody is there."""
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 
 
@@ -120,11 +154,14 @@ class BackupMode:
 
     def hold(self) -> str:
         """Make the slot, and return its name: by that the server is known, see slot.check_own."""
-        ((name,),) = rows(
+        (name,) = row(
             self._keeper,
+            (bytes,),
             b"SELECT slot_name FROM pg_create_physical_replication_slot("
             b"'dbguard_' || pg_backend_pid()::text, immediately_reserve => true, temporary => true)",
         )
+        if not _NAME.fullmatch(name):
+            raise no_answer(name)
         self._slot = text(name)
         return self._slot
 

@@ -16,10 +16,10 @@ from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
     address_of,
-    connect,
     connected,
     place_of,
     refusals,
+    row,
     rows,
     shown,
     text,
@@ -27,7 +27,7 @@ from dbguardd.engines.postgresql.connect import (
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.physical import place
 from dbguardd.engines.postgresql.physical.archived import archived
-from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
+from dbguardd.engines.postgresql.physical.cluster import Cluster, check_same, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL
@@ -52,6 +52,7 @@ from dbguardd.errors import (
     ServerUnreachable,
     SourceChanged,
     SourceDamaged,
+    SourceInvalid,
     SourceMissing,
     Unsupported,
 )
@@ -72,7 +73,9 @@ SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_a
   WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int
 """
 _END_FILE = b"SELECT pg_switch_wal()::text"
-_SUPERUSER = b"SELECT (SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1)"
+_SUPERUSER = (
+    b"SELECT coalesce((SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1), '')"
+)
 
 
 class Pages:
@@ -88,8 +91,9 @@ class Pages:
         self._about = place_of(self._address)
         self._continuous = settings.get("continuous") or False
         self._follows = str(settings.get("follows") or "")
+        self._patience = float(settings.get("patience_seconds", 120.0))
         self._staging = Path(str(settings.get("staging") or "/nonexistent"))
-        self._held: place.Placed | None = None
+        self._held: tuple[place.Placed, Cluster] | None = None
         self._untold = ""
         self.restored: dict[Path, Facts] = {}
 
@@ -113,7 +117,7 @@ class Pages:
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         def alive(step: str = "checkpoint") -> None:
-            check_room()
+            check_held()
             progress(step, 0, None)
 
         def records(step: str) -> Records:
@@ -121,7 +125,7 @@ class Pages:
             return Records(tools, *where, tell, self._unreadable, reach=partial(copy.reach, alive=tell))
 
         def copied(done: int) -> None:
-            check_room()
+            check_held()
             progress("copy", done, None)
 
         self.release()
@@ -132,10 +136,12 @@ class Pages:
                 "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
             )
             mode = BackupMode(keeper, cluster.log, standby=cluster.standby)
-            source = Source(cluster, self._server, self._about, keeper, mode.hold(), self._staging)
-            way = stack.enter_context(way_to(keeper, cluster, source.slot))
+            slot = mode.hold()
+            source = Source(cluster, self._server, self._about, [keeper], slot, self._staging, self._patience)
+            way = stack.enter_context(way_to(keeper, cluster, slot))
             stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
-            check_room = stack.enter_context(way.roomy(source, lambda: self._session(stack)))
+            held = stack.enter_context(ExitStack())
+            check_held = held.enter_context(way.held(source, source.session(held)))
             begun, at = now(), datetime.now(UTC)
             copy = stack.enter_context(way.copying(source, sink, begun, copied))
             ended = copy.all(mode, alive)
@@ -144,32 +150,23 @@ class Pages:
             self._check_replayed(keeper, cluster, records("log"), (ended.start, ended.stop))
             copy.directory.check_walked()
             with copy.log(ended) as write:  # most of it, before others are hampered by snapshots
-                snapshots = self._place(keeper, cluster, records("snapshot"), ended, stack) if compared else None
+                snapshots = self._place(source, records("snapshot"), ended, stack) if compared else None
                 end = _end(keeper, cluster) if snapshots is None else snapshots.end
                 self._check_replayed(keeper, cluster, records("log"), (ended.next, end))
                 write(ended.next, end)
+            held.close()
             mode.let_go()
             if self._continuous == "archive":
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
             facts = {**self._facts(keeper, cluster, copy, ended, snapshots), **way.facts()}
-            self._held = snapshots
+            self._held = None if snapshots is None else (snapshots, cluster)
             return {**facts, **_placed(cluster, facts, records("log"), (ended.start, end))}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
-        stack.enter_context(refusals(self._about))
-        keeper = self._session(stack)
+        keeper = stack.enter_context(connected(self._server, about=self._about))
         return keeper, look(keeper, self._about, standby=self._server.get(ROLE) in STANDBYS)
 
-    def _session(self, stack: ExitStack) -> Connection:
-        """Return a connection that may be idle for as long as the backup takes."""
-        session = connect(self._server, about=self._about)
-        stack.callback(session.close)
-        session.execute(b"SET idle_session_timeout = 0", prepare=False)
-        return session
-
-    def _place(
-        self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, stack: ExitStack
-    ) -> place.Placed | None:
+    def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
         What fails here takes nothing from the copy, which is whole: whoever owns a database may let nobody in, no
@@ -178,8 +175,8 @@ class Pages:
         with ExitStack() as opened:
             try:
                 with refusals(self._about):
-                    placed = self._snapshots(keeper, cluster, records, ended, opened)
-            except Cancelled:
+                    placed = self._snapshots(source, records, ended, opened)
+            except (Cancelled, SourceInvalid):
                 raise
             except GuardError as error:
                 self._untold = f"no snapshot of every database could be taken: {error.message}. {error.detail}"
@@ -189,11 +186,10 @@ class Pages:
                 stack.push(lambda kind, *_: kept.close() if kind is not None else None)
             return placed
 
-    def _snapshots(
-        self, keeper: Connection, cluster: Cluster, records: Records, ended: Ended, opened: ExitStack
-    ) -> place.Placed | None:
+    def _snapshots(self, source: Source, records: Records, ended: Ended, opened: ExitStack) -> place.Placed | None:
+        keeper, cluster = source.keeper, source.cluster
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
-        ((free,),) = rows(keeper, _FREE)
+        (free,) = row(keeper, (int,), _FREE)
         if len(names) > min(MOST_DATABASES, free // _SHARE):
             self._untold = (
                 f"there are {len(names)} databases, and {free} connections are free for everybody: snapshots are held "
@@ -201,16 +197,15 @@ class Pages:
                 "restart the server"
             )
             return None
-        connections = {}
-        for name in names:
-            connections[name] = connect(self._server, os.fsdecode(name), about=self._about)
-            opened.callback(connections[name].close)
+        connections = {name: source.session(opened, os.fsdecode(name)) for name in names}
         if cluster.standby:
             placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
         else:
             placed = place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
-            self._untold = f"no place in the log is that of a snapshot: {place.TRIES} were looked at"
+            self._untold = (
+                "no place in the log is that of a snapshot: too much commits at once, whenever they are taken"
+            )
             return None
         if sum(map(len, placed.snapshots.values())) > _SNAPSHOT_BYTES:
             self._untold = "too many transactions were running"
@@ -246,7 +241,7 @@ class Pages:
         self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: place.Placed | None
     ) -> Facts:
         """Return what the restore, its proof and a person who reads the backup have to know."""
-        ((superuser,),) = rows(keeper, _SUPERUSER)
+        (superuser,) = row(keeper, (bytes,), _SUPERUSER)
         snapshots = {} if placed is None else {shown(name): said for name, said in placed.snapshots.items()}
         return {
             "method": "pages",
@@ -259,7 +254,7 @@ class Pages:
             "checksums": cluster.checksums,
             "prepared": cluster.prepared,
             "locks": cluster.locks,
-            "superuser": None if superuser is None else text(superuser),
+            "superuser": text(superuser) or None,
             "timeline": ended.timeline,
             "start_lsn": shown_place(ended.start),
             "stop_lsn": shown_place(ended.stop),
@@ -281,13 +276,13 @@ class Pages:
             return Untold(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
-                return fingerprint(self._in_turn(self._held), lambda: progress("fingerprint", 0, None))
+                return fingerprint(self._in_turn(*self._held), lambda: progress("fingerprint", 0, None))
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
 
-    def _in_turn(self, held: place.Placed) -> Iterator[tuple[bytes, Connection]]:
+    def _in_turn(self, held: place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
         """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.
 
         The template first: nobody can make a database as long as anybody is in there.
@@ -295,20 +290,21 @@ class Pages:
         for name in sorted(held.connections, key=lambda name: (name != _TEMPLATE, name)):
             with closing(held.connections[name]) as connection:
                 yield name, connection
-                self._check_names(name, connection)
+                self._check_names(name, connection, cluster)
 
-    def _check_names(self, name: bytes, connection: Connection) -> None:
+    def _check_names(self, name: bytes, connection: Connection, cluster: Cluster) -> None:
         """Raise SourceChanged if what was read may not be as it was in the snapshot: values are written by names."""
         before = seen(connection)
         if not before.names:
             return
         with connected(self._server, os.fsdecode(name), about=self._about) as now:
+            check_same(now, cluster, self._about)
             if what := before.changed(now):
                 raise SourceChanged(f"database {shown(name)}: {what} was changed while values that name it were read")
 
     def release(self) -> None:
         if self._held is not None:
-            self._held.close()
+            self._held[0].close()
         self._held, self._untold = None, ""
 
     def restore(

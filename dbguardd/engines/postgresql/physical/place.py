@@ -12,19 +12,21 @@ proof, which asks the recovered server how the transactions ended that were runn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, place
 
-TRIES = 40
+TRIES, _EACH = 40, 25
 _BACK = 1 << 20
 _SNAPSHOT = b"SELECT pg_current_snapshot()::text"
+_SAID = re.compile(rb"\d{1,20}:\d{1,20}:[\d,]*")
 _MARK = (
     b"BEGIN; SET LOCAL synchronous_commit = 'local'; SELECT pg_logical_emit_message(true, 'dbguard', 'snapshot'); "
     b"COMMIT"
@@ -86,7 +88,9 @@ def find(
     last file only is read. None if there was no such place.
     """
     for attempt in range(1, TRIES + 1):
-        before, moment = _inserted(keeper), clock(keeper)
+        moment = clock(keeper)
+        _begin(connections)
+        before = _inserted(keeper)
         snapshots = _taken(connections)
         after = _inserted(keeper)
         end = mark(keeper)
@@ -97,8 +101,7 @@ def find(
         )
         if found is not None and found >= least and (found == after or _is_commit(records.at(found, end))):
             return Placed(snapshots, found, end, moment, attempt, connections)
-        for connection in connections.values():
-            connection.execute(b"ROLLBACK", prepare=False)
+        _let_go(connections)
     return None
 
 
@@ -113,23 +116,38 @@ def find_replayed(
 
     `known` is where the log of the backup begins, and the least place of the snapshot.
     """
-    for attempt in range(1, TRIES + 1):
-        (before, _), moment = replayed(keeper), replayed_at(keeper)
+    for attempt in range(1, TRIES * _EACH + 1):
+        moment = replayed_at(keeper)
+        _begin(connections)
+        before, _ = replayed(keeper)
         snapshots = _taken(connections)
         after, there = replayed(keeper)
-        told = commits(records, near(log, known[0], before), there)
-        if before >= known[1] and quiet(told, before, after):
-            return Placed(snapshots, before, before, moment, attempt, connections)
-        for connection in connections.values():
-            connection.execute(b"ROLLBACK", prepare=False)
+        worth = before == after or attempt % _EACH == 0  # beside a writer few are, and to read the log takes long
+        if worth and before >= known[1]:
+            told = commits(records, near(log, known[0], before), there)
+            if quiet(told, before, after):
+                return Placed(snapshots, before, before, moment, attempt, connections)
+        _let_go(connections)
     return None
 
 
+def _begin(connections: Mapping[bytes, Connection]) -> None:
+    for connection in connections.values():
+        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
+
+
+def _let_go(connections: Mapping[bytes, Connection]) -> None:
+    for connection in connections.values():
+        connection.execute(b"ROLLBACK", prepare=False)
+
+
 def _taken(connections: Mapping[bytes, Connection]) -> dict[bytes, str]:
+    """Take a snapshot in each transaction: one question to each, as soon after one another as can be."""
     snapshots = dict[bytes, str]()
     for name, connection in connections.items():
-        connection.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", prepare=False)
-        ((said,),) = rows(connection, _SNAPSHOT)
+        (said,) = row(connection, (bytes,), _SNAPSHOT)
+        if not _SAID.fullmatch(said):
+            raise no_answer(said)
         snapshots[name] = text(said)
     return snapshots
 
@@ -138,7 +156,7 @@ def mark(keeper: Connection) -> int:
     """Commit a transaction that changes nothing: all of the log before is on disk then. Return where the log ends."""
     for statement in _MARK.split(b"; "):
         keeper.execute(statement, prepare=False)
-    ((at,),) = rows(keeper, b"SELECT pg_current_wal_flush_lsn()::text")
+    (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_flush_lsn()::text")
     return place(text(at))
 
 
@@ -164,5 +182,5 @@ def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], a
 
 
 def _inserted(keeper: Connection) -> int:
-    ((at,),) = rows(keeper, b"SELECT pg_current_wal_insert_lsn()::text")
+    (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_insert_lsn()::text")
     return place(text(at))

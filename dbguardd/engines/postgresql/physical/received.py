@@ -11,18 +11,20 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from psycopg.errors import Diagnostic
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Address, Connection, connected
+from dbguardd.engines.postgresql.connect import Address, Connection, connect, silent
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.engines.postgresql.physical.cluster import Cluster, clock
+from dbguardd.engines.postgresql.physical.cluster import Cluster, check_same, clock
 from dbguardd.engines.postgresql.physical.copy import FILES, LABEL, MAP, PAGED_BYTES, Copy, Tell
 from dbguardd.engines.postgresql.physical.datadir import (
     CONTROL,
@@ -39,24 +41,45 @@ from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.engines.postgresql.physical.sent import Entry, Sent
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
-from dbguardd.errors import SourceInvalid, of_file
+from dbguardd.errors import NoSpace, SourceChanged, SourceInvalid, of_file
 from dbguardd.flow import Sink
 
 _PIECE, _KEPT_BYTES = 1 << 20, 1 << 20
 _WAIT_SECONDS = 0.25
+_HANGS = 3  # times the patience: a server that answers may have a slow disk
 _QUOTED = re.compile(r"""["'`«»„“] ?(?:\./)?(.+?) ?["'«»“”]""")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A cluster to copy: how its server is reached, by whom its log is held, and our room for what it may send."""
+    """A cluster to copy: how its server is reached, our room for what it may send, and how long it may say nothing.
+
+    The first of our `sessions` there has the slot that holds its log.
+    """
 
     cluster: Cluster
     address: Address
     about: str
-    keeper: Connection
+    sessions: list[Connection]
     slot: str
     room: Path
+    patience: float
+
+    @property
+    def keeper(self) -> Connection:
+        """The session that has the slot."""
+        return self.sessions[0]
+
+    def session(self, stack: ExitStack, database: str = "") -> Connection:
+        """Return one more session there, for as long as a stack; it may be idle, and is ended with the others.
+
+        Raises SourceInvalid if it came to another server.
+        """
+        session = connect(self.address, database, about=self.about)
+        stack.callback(session.close)
+        check_same(session, self.cluster, self.about)
+        self.sessions.append(session)
+        return session
 
 
 class Received(Copy):
@@ -76,23 +99,37 @@ class Received(Copy):
             connection.add_notice_handler(self._noticed)
             archive = TarWriter(small)
             archive.directory(TABLESPACES)
-            sent = Sent(connection, source.about, spaces, lambda: self._count(0) if self.done else alive())
+            life = partial(self._alive, alive)
+            sent = Sent(connection, source.about, spaces, life, source.patience * _HANGS)
             for entry in sent.entries():
                 self._take(entry, archive)
             for path in self._skipped:
                 self.directory.leave(path, self._cluster.directory)
-            with connected(source.address, about=source.about) as other:  # a refusal drops the slots of its session
-                self._configuration(archive, configuration.Asked(other))
+            with ExitStack() as stack:  # a refusal drops the slots of its session: the keeper asks nothing of this
+                self._configuration(archive, configuration.Asked(source.session(stack)))
             archive.end()
             small.seek(0)
             with self._sink.write(FILES) as out:
                 while data := small.read(_PIECE):
                     out.write(data)
                     self._count(0)
-        if not is_control(self._kept.get(CONTROL, b"")) or LABEL not in self._kept:
+        if not {LABEL, CONTROL} <= self._kept.keys():
             raise SourceInvalid(f"{source.about}: what it sends as its base backup has no {LABEL}, or no {CONTROL}")
         self._control = self._kept[CONTROL]
+        if not is_control(self._control):
+            raise SourceChanged(
+                f"{source.about}: {CONTROL} came with a wrong checksum",
+                detail="The server wrote that file while it sent it; or the file is damaged, if it comes so again.",
+                hints=["back up again"],
+            )
         return mode.ended(at, sent.stop, self._kept[LABEL], self._kept.get(MAP, b""))
+
+    def _alive(self, alive: Alive) -> None:
+        """Show life in the step that it is: no step back."""
+        if self.done:
+            self._count(0)
+        else:
+            alive()
 
     def _noticed(self, said: Diagnostic) -> None:
         """Keep what a server says that it leaves out, in its language: what is no file and no directory, as a link."""
@@ -143,17 +180,33 @@ class Received(Copy):
         if at >= end:
             return
         clock(source.keeper)  # raises what became of the session that has the slot
+        self._check_room(end - at)
         with _in_room(source.room), replicating(source.address, source.about, source.slot) as connection:
             if log.history and not self._log_at:
                 (Path(self.directory.path) / WAL / log.history).write_bytes(history(connection, log.timeline))
             stream = Stream(connection, source.about)
             stream.start("", log.timeline, at)
+            came = time.monotonic()
             while at < end:
                 for name, offset, piece in _in_files(log, at, stream.receive(_WAIT_SECONDS)):
                     self._write(name, offset, piece)
                     at += len(piece)
+                    came = time.monotonic()
+                if time.monotonic() - came > source.patience * _HANGS:
+                    raise silent(source.about, "nothing comes of the log that the server has", source.patience * _HANGS)
                 alive()
         self._log_at = at
+
+    def _check_room(self, size: int) -> None:
+        """Raise NoSpace before the log of the backup fills a disk on which others write, too."""
+        free = shutil.disk_usage(self._source.room).free
+        if size + self._cluster.log.segment > free:
+            raise NoSpace(
+                f"{self._source.room}: has no room for the log that was written during the backup",
+                detail=f"It has {size} bytes, and {free} bytes are free there. It is read there before it is stored.",
+                hints=["give that file system more room, or back up when less is written"],
+                facts={"needed_bytes": size, "free_bytes": free},
+            )
 
     def _write(self, name: str, offset: int, piece: memoryview) -> None:
         file = os.open(f"{self.directory.path}/{WAL}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import cast
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, rows, text
+from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.segments import Log, place
 from dbguardd.errors import SourceChanged
@@ -35,8 +35,7 @@ SELECT coalesce(greatest(pg_last_xact_replay_timestamp(), (SELECT last_msg_send_
 
 def replayed_at(keeper: Connection) -> datetime:
     """Return a time by which all that had committed is in what was replayed, by the clock of the primary."""
-    ((at,),) = rows(keeper, _AT)
-    return cast(datetime, at)
+    return cast(datetime, row(keeper, (datetime,), _AT)[0])
 
 
 def catch_up(keeper: Connection, since: datetime, alive: Alive) -> None:
@@ -49,7 +48,7 @@ def catch_up(keeper: Connection, since: datetime, alive: Alive) -> None:
 
 def replayed(keeper: Connection) -> tuple[int, int]:
     """Return up to where the log was replayed, and up to where it is there."""
-    ((done, there),) = rows(keeper, _REPLAYED)
+    done, there = row(keeper, (bytes, bytes), _REPLAYED)
     return place(text(done)), place(text(there))
 
 

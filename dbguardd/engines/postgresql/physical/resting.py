@@ -149,6 +149,7 @@ def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Fact
             prepared=int(facts["prepared"]),
             locks=int(facts.get("locks") or 0),
             bounded=False,
+            started=b"",
             standby=False,
             log=log,
             tablespaces=spaces,

@@ -16,13 +16,15 @@ _HEAD = struct.Struct("=HHIQI4xQII")
 """Magic, flags, timeline, place, length of the rest of a record; system identifier, bytes of a file, of a page."""
 _FIRST_PAGE = 2
 _FILE = re.compile("[0-9A-F]{24}")
+_PLACE = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _TURN = re.compile(r"^[ \t]*(\d+)[ \t]+([0-9A-F]+/[0-9A-F]+)", re.MULTILINE)
 
 
 def place(text: str) -> int:
-    """Return a place in the log ("16/B374D848") as a number."""
-    high, low = text.split("/")
-    return int(high, 16) << 32 | int(low, 16)
+    """Return a place in the log ("16/B374D848") as a number. Raises LogBroken for what is none."""
+    if not (found := _PLACE.fullmatch(text)):
+        raise LogBroken(f"{text[:50]!r}: is no place in the log of PostgreSQL")
+    return int(found[1], 16) << 32 | int(found[2], 16)
 
 
 def shown(at: int) -> str:

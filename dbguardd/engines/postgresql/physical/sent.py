@@ -10,6 +10,7 @@ import os
 import re
 import select
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import psycopg
 from psycopg import pq
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection
+from dbguardd.engines.postgresql.connect import Connection, silent
 from dbguardd.engines.postgresql.physical.datadir import TABLESPACES
 from dbguardd.errors import ServerUnreachable, SourceChanged, SourceDenied, SourceInvalid
 
@@ -47,10 +48,17 @@ class Entry:
 
 
 class Sent:
-    """One base backup on its way here. `alive` is called often, and what it raises ends it."""
+    """One base backup on its way here. `alive` is called often, and what it raises ends it.
 
-    def __init__(self, connection: Connection, about: str, spaces: Mapping[str, str], alive: Alive) -> None:
+    Once something came, a server that sends nothing for `patience` seconds is not waited for any longer. Before, it
+    makes a checkpoint, which takes what it takes.
+    """
+
+    def __init__(
+        self, connection: Connection, about: str, spaces: Mapping[str, str], alive: Alive, patience: float
+    ) -> None:
         self._pq, self._about, self._alive = connection.pgconn, about, alive
+        self._patience, self._sends = patience, False
         self._spaces, self._missing = spaces, {*spaces, "base"}
         self._data = memoryview(b"")
         self._archive = ""
@@ -62,6 +70,7 @@ class Sent:
         while (found := self._result()) is None or found.status != pq.ExecStatus.COPY_OUT:
             if found is None:
                 raise self._wrong("it sends no base backup")
+        self._sends = True
         self._fill()
         if not self._archive:
             raise self._ended("it does not begin with an archive")
@@ -140,6 +149,7 @@ class Sent:
     def _fill(self) -> None:
         """Take the next message: of the archive, or the begin of another; neither if there is none."""
         while not self._data and (message := self._message()):
+            self._alive()
             kind, body = bytes(message[:1]), message[1:]
             if kind == b"d":
                 self._data = body
@@ -150,17 +160,19 @@ class Sent:
                 raise self._wrong(f"a message is none that was asked for: {bytes(message[:20])!r}")
 
     def _message(self) -> memoryview:
+        since = time.monotonic()
         while True:
             size, data = self._pq.get_copy_data(1)
             if size > 0:
                 return data
             if size < 0:
                 return memoryview(b"")
-            self._wait()
+            self._wait(since)
 
     def _result(self) -> pq.abc.PGresult | None:
+        since = time.monotonic()
         while self._pq.is_busy():
-            self._wait()
+            self._wait(since)
         found = self._pq.get_result()
         if found is not None and found.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE):
             error = psycopg.errors.error_from_result(found)
@@ -172,8 +184,10 @@ class Sent:
             raise ServerUnreachable(f"{self._about}: the server has ended the connection")
         return found
 
-    def _wait(self) -> None:
-        """Show life, and wait a moment for what comes."""
+    def _wait(self, since: float) -> None:
+        """Show life, and wait a moment for what comes. Raises ServerUnreachable if nothing came for too long."""
+        if self._sends and time.monotonic() - since > self._patience:
+            raise silent(self._about, "the server sends nothing more of its base backup", self._patience)
         self._alive()
         select.select([self._pq.socket], [], [], _WAIT_SECONDS)
         self._pq.consume_input()  # also of a silent socket: TLS may have taken more than was asked for

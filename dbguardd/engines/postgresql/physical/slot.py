@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from psycopg import errors
 
-from dbguardd.engines.postgresql.connect import Connection, rows
+from dbguardd.engines.postgresql.connect import Connection, row, rows
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import NoSpace, SourceInvalid, Unsupported
@@ -80,7 +80,7 @@ class Slot:
 
 def bound(keeper: Connection) -> int | None:
     """Return how many bytes of its log the server keeps for a slot at most; None: any number."""
-    ((size,),) = rows(keeper, _BOUND)
+    (size,) = row(keeper, (int,), _BOUND)
     return None if size < 0 else int(size) * _MIB
 
 

@@ -16,9 +16,10 @@ import psycopg
 from psycopg import pq
 
 from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, refusals
+from dbguardd.engines.postgresql.physical.cluster import two_servers
 from dbguardd.engines.postgresql.physical.segments import shown
 from dbguardd.engines.postgresql.physical.slot import patiently
-from dbguardd.errors import LogBroken, ServerUnreachable, SourceInvalid
+from dbguardd.errors import LogBroken, ServerUnreachable
 
 _DATA, _ALIVE = struct.Struct(">cQQq"), struct.Struct(">cQqB")
 _CONFIRMED = struct.Struct(">cQQQqB")
@@ -54,10 +55,12 @@ class Stream:
             if size < 0:
                 raise self._ended()
             kind = bytes(data[:1])
-            if kind == b"w":
+            if kind == b"w" and len(data) >= _DATA.size:
                 return self._taken(data)
-            if kind == b"k" and _ALIVE.unpack(data)[3]:
-                self._told = 0.0
+            if kind == b"k" and len(data) == _ALIVE.size:
+                self._told = 0.0 if _ALIVE.unpack(data)[3] else self._told
+            elif size:
+                raise LogBroken(f"{self._about}: what it sends is no log", detail=repr(bytes(data[:50])))
             self.confirm(self._confirmed)
             left = deadline - time.monotonic()
             if left <= 0:
@@ -112,11 +115,7 @@ def replicating(address: Address, about: str, slot: str = "") -> Iterator[Connec
     try:
         with refusals(about):
             if slot and asked(connection, f'READ_REPLICATION_SLOT "{slot}"')[0] is None:
-                raise SourceInvalid(
-                    f"{about}: two connections came to two servers",
-                    detail="A backup is of one. Something between here and there chooses anew for each connection.",
-                    hints=["name the server itself in the url"],
-                )
+                raise two_servers(about)
             yield connection
     finally:
         connection.close()

@@ -13,7 +13,7 @@ from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.copy import Copy, Tell
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
-from dbguardd.engines.postgresql.physical.mode import BackupMode, Room, watched
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Watch, watched
 from dbguardd.engines.postgresql.physical.received import Source, receiving
 from dbguardd.engines.postgresql.physical.slot import check_bound, check_own
 from dbguardd.errors import SourceChanged, SourceDenied, SourceInvalid, SourceMissing
@@ -53,16 +53,15 @@ class Way:
         }
 
     @contextmanager
-    def roomy(self, source: Source, session: Callable[[], Connection]) -> Iterator[Callable[[], None]]:
-        """Keep the log that is held from taking the last room of the server, for the length of a block; see watched().
+    def held(self, source: Source, session: Connection) -> Iterator[Callable[[], None]]:
+        """See that the log is held, and takes the last room of no server, for the length of a block; see watched().
 
         Of a server elsewhere nobody here sees how much room it has: there it has to bound what a slot holds.
         """
         if self.directory is None:
             check_bound(source.keeper, None, None, source.about)
-            yield lambda: None
-            return
-        with watched(source.keeper, Room(session(), source.slot, self.directory)) as check:
+        watch = Watch(session, source.slot, self.directory, source.about, source.patience)
+        with watched(source.sessions, watch) as check:
             yield check
 
     @contextmanager

@@ -21,6 +21,7 @@ STATE = "/var/lib/dbguard"
 
 def main() -> int:
     """Run the daemon, check a policy, or run one job by hand."""
+    os.umask(os.umask(0o022) | 0o022)  # where it makes directories, nobody else may put others in their place
     try:
         options = _parser().parse_args()
         if options.command == "run":

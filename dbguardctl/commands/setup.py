@@ -61,6 +61,7 @@ def init(session: Session, policy: str | None, sql: str) -> None:
         return
     policy = policy or POLICY
     path = Path(policy)
+    os.umask(os.umask(0o022) | 0o022)  # nor may others write in the directories above it
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ from dbguardd.catalog import Audit, Catalog, Run, to_moment
 from dbguardd.daemon.around import Surroundings
 from dbguardd.daemon.diary import Diary
 from dbguardd.daemon.live import Live
-from dbguardd.errors import GuardError, Internal, bare
+from dbguardd.errors import GuardError, Internal, NotFound, Usage, bare
 from dbguardd.requests import QUESTION_VERBS
 from dbguardd.states import JobState
 from dbguardd.wire import EventRange, JobRow
@@ -97,8 +97,14 @@ class Chronicle:
         return None
 
     def _remember(self, live: Live, error: GuardError | None) -> None:
-        """Write what the schedule goes by. An interrupted run does not count: it is due again."""
+        """Write what the schedule goes by. An interrupted run does not count: it is due again.
+
+        Nor does the id of a backup that a person has mistyped: it says nothing of the database.
+        """
         row = live.row
+        named = row.request.get("backup") and live.order.who.uid is not None
+        if named and isinstance(error, Usage | NotFound):
+            return
         if live.dry or row.state is JobState.INTERRUPTED or not live.attempt_started_at:
             return
         old = self._catalog.runs.get(live.target, row.verb) or Run(live.target, row.verb, known_at=row.created_at)

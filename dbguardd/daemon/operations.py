@@ -96,9 +96,12 @@ class Operations:
         self.scheduler.plan(timetable(self.inforce, self.machine_id))
         self.tell("policy.loaded", None, {"databases": len(self.inforce.policy.names())})
         self.runner.wake()
-        for name in self.inforce.storages():
-            new = self.catalog.settings.get(f"repository:{name}") is None
-            if at_start or new or self.views.storages.is_unread(name):
+        get, names, backups = self.catalog.settings.get, self.inforce.storages(), self.catalog.backups
+        newest = [row for name in backups.databases() if (row := backups.summary(name).newest)]
+        left = {get(f"repository:{row.storage}") for row in newest if row.storage not in names}
+        for name in names:  # what was in a storage that left the policy may be there under another name
+            seen = get(f"repository:{name}")
+            if at_start or seen is None or seen in left or self.views.storages.is_unread(name):
                 self.index(name)
         if at_start:
             self._go_on()

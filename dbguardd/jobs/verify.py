@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +138,8 @@ def prove(run: Run, backup: Backup) -> Proof:
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         seconds = run.monotonic() - started  # a restore compares as well before it says that it is done
-        findings += brief([*examined.findings, same_content(examined, run.repository.fingerprint(backup.id), backup)])
+        same = same_content(examined, run.repository.fingerprint(backup.id), backup)
+        findings += brief([*examined.findings, same, *_emptied(run, backup, examined)])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
         findings.append(Finding("restore", "failed", _line(error)))
@@ -156,6 +157,23 @@ def prove(run: Run, backup: Backup) -> Proof:
             facts={"database": run.name, "backup": backup.id},
         )
     return proof
+
+
+def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
+    """Yield what is said of a database that has no row any more, where the last proven backup has some.
+
+    A full disk, a new installation or a slip of the hand leaves one, and it passes every check. It is kept as it is,
+    but what is not proven takes the place of no proven backup: those stay (`min_proven`), and are what is restored.
+    """
+    if examined.fingerprint is None or examined.fingerprint.rows:
+        return
+    proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
+    older = (one for one in run.repository.backups(run.name) if one.id < backup.id and one.id in proven)
+    before = next(older, None)
+    known = (run.repository.fingerprint(before.id) or {}) if before else {}
+    if before and (rows := sum(int(table["rows"]) for table in known.get("tables", {}).values())):
+        said = f"no table has a row any more; {before.id}, the last proven backup before, has {rows} rows"
+        yield Finding("content is not lost", "inconclusive", said)
 
 
 def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:

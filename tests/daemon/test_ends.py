@@ -1,11 +1,13 @@
 """Whatever fails while a job ends: it has an end, that is told, and nobody waits behind it."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from dbguardd.errors import NoSpace, NotFound, Unreachable, WorkerDied
+from dbguardd.daemon.operations import SCHEDULE
+from dbguardd.errors import NoSpace, NotFound, Unreachable, Usage, WorkerDied
 from dbguardd.states import JobState
 from dbguardd.wire import JobRow
 from tests.daemon.conftest import World, ended, order, raising, started, until_cancelled
@@ -169,3 +171,19 @@ def test_what_a_dead_daemon_left_half_replaced_is_told_at_the_next_start(world: 
             assert "was just being replaced" in problem["detail"]
 
     run(main())
+
+
+def test_what_a_person_has_mistyped_says_nothing_of_the_database(world: World) -> None:
+    async def main() -> None:
+        async with world.runner() as (runner, worker):
+            worker.acts = raising(NotFound("app: backup 01 has expired"), Usage("app: 01 fits two"), NotFound("no"))
+            for _ in range(2):
+                row = await ended(runner, runner.submit(order("verify", backup="01")))
+                assert row.state is JobState.FAILED
+                assert world.catalog.runs.get("app", "verify") is None
+            await ended(runner, runner.submit(replace(order("verify", backup="01"), who=SCHEDULE)))
+            memory = world.catalog.runs.get("app", "verify")
+            assert memory is not None
+            assert memory.failures == 1
+
+    asyncio.run(main())

@@ -14,7 +14,7 @@ import pytest
 
 from dbguardd.errors import OUTCOMES
 from dbguardd.keys import new_identity
-from tests.process.house import House, a_place, add, rows, until
+from tests.process.house import House, a_place, add, far, rows, until
 
 CALM = ('verify = "off"', 'expire = "off"')
 
@@ -376,3 +376,18 @@ def test_a_storage_that_appears_is_shown_as_unread_and_read_by_a_reload(house: H
     house.does("reload")
     house.idle()
     assert house.status("app")["backups"] == 1
+
+
+def test_a_storage_that_gets_its_old_name_back_has_its_backups_under_that(house: House) -> None:
+    house.database("app")
+    place = f'\n[storage.{{}}]\ntype = "directory"\npath = "{house.place}/kept"\nkeep_free = "0B"\n'
+    named = [f'[defaults]\nbackup = "{far(12)}"\nstorage = ["{name}"]{place.format(name)}' for name in ("one", "two")]
+    house.write(named[0] + house.table("app"))
+    house.start()
+    house.does("backup", "app", "--verify")
+    for text, name in ((named[1], "two"), (named[0], "one")):
+        house.write(text + house.table("app"))
+        house.does("reload")
+        house.idle()
+        assert [row["storage"] for row in house.backups("app")] == [name]
+        assert house.status("app")["recoverable_to_at"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import stat
 import subprocess
 
 import pytest
@@ -48,3 +49,15 @@ def test_an_empty_option_is_not_one_left_out(house: House, option: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert f"argument {option}: it is empty" in done.stderr
+
+
+def test_what_it_makes_may_others_not_write_whatever_the_umask_is(house: House) -> None:
+    place = house.place / "made"
+    where = ["--policy", place / "a/b/policy.toml", "--state", place / "c/d/state"]
+    begin = [house.python.with_name("dbguardctl"), "init", "--policy", place / "a/b/policy.toml"]
+    subprocess.run(begin, check=True, capture_output=True, umask=0)
+    job = [house.python.with_name("dbguardd"), *where, "run", "sweep", "local"]
+    subprocess.run(job, check=False, capture_output=True, umask=0)
+    assert (place / "c/d/state/staging").is_dir()
+    written = [path for path in (place, *place.rglob("*")) if stat.S_IMODE(path.lstat().st_mode) & 0o022]
+    assert written == [place / "c/d/state/staging"]

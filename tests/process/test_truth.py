@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -261,3 +263,24 @@ def test_a_protection_that_did_not_come_about_leaves_nothing_or_says_how_it_ends
         assert f"The policy {dropins[0]} stays" in said.err and "dbguardctl unprotect new --dry-run" in said.err
         assert house.ctl("unprotect", "new", "--confirm", "new").status == 0
         assert not list((house.place / "conf.d").glob("*"))
+
+
+def test_a_database_that_lost_every_row_takes_the_place_of_no_proven_backup(house: House) -> None:
+    path = house.database("app")
+    house.protects(house.table("app", "keep = { last = 1 }", "min_proven = 1"))
+    house.start()
+    house.does("backup", "app", "--verify")
+    for sql in ("delete from note", "drop table note"):
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute(sql)
+        proof = house.does("backup", "app", "--verify")["proof"]
+        assert proof["grade"] == "restored"
+        assert "50 rows" in next(one["detail"] for one in proof["findings"] if one["name"] == "content is not lost")
+        house.idle()
+        assert house.backups("app")[-1]["grade"] == "proven"
+    house.does("restore", "app", "--to", str(house.place / "back.db"))
+    assert rows(house.place / "back.db") == 50
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("create table note (id integer primary key, text text, body blob)")
+    add(path)
+    assert house.does("backup", "app", "--verify")["proof"]["grade"] == "proven"

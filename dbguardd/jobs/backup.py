@@ -61,6 +61,8 @@ def take(
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
+            if not successor and dump is None:  # what somebody puts something over is kept, whatever it is
+                saving.admits = partial(check_same, run)
             told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
             facts = {**told, "log": going_on(run, log, told.get("log_place")) if database.get("continuous") else None}
             facts |= {"no_fingerprint": spared} if spared else {}
@@ -68,8 +70,8 @@ def take(
                 facts["log"] = tip_at(run, facts["log_place"])
             if successor:
                 facts["successor"] = True
-            elif dump is None:  # what somebody puts something over is kept, whatever it is
-                check_same(run, facts)
+            elif dump is None:
+                check_same(run, facts)  # as it is now: another server may have taken over meanwhile
             made = saving.seal(facts, _moment(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)

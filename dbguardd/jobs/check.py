@@ -9,7 +9,7 @@ from dbguardd.errors import Cancelled, GuardError, SourceReplaced
 from dbguardd.flow import Facts
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
-from dbguardd.jobs.history import check_same
+from dbguardd.jobs.history import check_followed, check_same
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
 from dbguardd.plain import to_json
@@ -64,11 +64,12 @@ def _database(run: Run) -> Iterator[Finding]:
 
 def _same(run: Run, facts: Facts) -> Iterator[Finding]:
     """Say whether backups and log would go on with the server that is there: they are refused if it is another one."""
-    about = {name: facts[name] for name in ("system", "timeline") if facts.get(name) is not None}
+    about = {name: facts[name] for name in ("system", "timeline", "log_place") if facts.get(name) is not None}
     if "system" not in about or run.database["settings"].get("method") != "pages":
         return
     try:
         check_same(run, about)
+        check_followed(run, about)
     except SourceReplaced as error:
         ways = "; ".join(error.hints)
         yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")

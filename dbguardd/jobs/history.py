@@ -38,16 +38,50 @@ def check_same(run: Run, facts: Facts) -> None:
         )
     if put_over(run):
         return
-    timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
-    if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
+    if set_back(facts, before or {}):
         raise SourceReplaced(
-            f"{run.name}: its server was left behind when another one took over, or was put back",
-            detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
-            "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
-            "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
-            f"whatever was written to the other: {successor(run)}",
+            f"{run.name}: its server was set back to before its newest backup",
+            detail="Its log ends before the place that the newest backup is of: a snapshot of its disk was put back, "
+            f"or an older copy was started. If that is to go on: {successor(run)}",
             hints=[successor(run)],
         )
+    timelines = [int(each["timeline"]) for each in (facts, before) if each is not None and "timeline" in each]
+    if (len(timelines) == 2 and timelines[0] < timelines[1]) or not _goes_on(run, facts):
+        raise _left_behind(run)
+
+
+def _left_behind(run: Run) -> SourceReplaced:
+    return SourceReplaced(
+        f"{run.name}: its server was left behind when another one took over, or was put back",
+        detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
+        "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
+        "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
+        f"whatever was written to the other: {successor(run)}",
+        hints=[successor(run)],
+    )
+
+
+def set_back(facts: Facts, before: Facts) -> bool:
+    """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
+    now, then = facts.get("log_place"), before.get("log_place")
+    if facts.get("standby") or not isinstance(now, dict) or not isinstance(then, dict):
+        return False
+    return bool(now.get("round") == then.get("round") and now.get("position", 0) < then.get("position", 0))
+
+
+def check_followed(run: Run, facts: Facts) -> None:
+    """Raise SourceReplaced if the stored log has left the round that a server is on now, whatever lies in its place.
+
+    Nothing of what it writes from now on is in the history that is followed, also if it has written nothing yet.
+    """
+    log = run.repository.log(run.name)
+    chains, round = [] if log is None else log.chains(), (facts.get("log_place") or {}).get("round")
+    if log is None or not chains or put_over(run, chains[-1].id):
+        return
+    with suppress(Damaged, ObjectMissing):
+        until = log.open(chains[-1].pieces[-1])[-1].until
+        if round != until["round"] and any(left == round for left, *_ in until.get(TURNS, [])):
+            raise _left_behind(run)
 
 
 def put_over(run: Run, chain: str | None = None) -> bool:

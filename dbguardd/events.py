@@ -262,7 +262,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("log.known", "debug", "{chains:part} of its log found in the storage",
          "The log of a database was found in a storage."),
     Kind(
-        "log.left", "warning", "its log is followed no more, and its server may keep it still: {problem} ({code})",
+        "log.left", "warning",
+        "its log is followed no more, and its server may keep it still: {problem} ({code})[. {detail}]",
         "A log is not followed any more, as the policy says.",
         title="A server may keep its log for nobody",
         meaning="The log of {database} is followed no more. On its server a replication slot may be left over, which "

@@ -32,6 +32,12 @@ TURNS = "turns"
 class Sink(Protocol):
     """Where an engine writes one backup."""
 
+    def admit(self, facts: Facts) -> None:
+        """Say which of the facts that dump() will return are known already, before anything is read.
+
+        Raises what the backup will be refused for: an hour of copying later it would come to the same.
+        """
+
     def write(self, name: str, *, stamp: str = "") -> AbstractContextManager[BinaryIO]:
         """Open the flow stream `name` for writing; it is kept when the block ends without an exception.
 

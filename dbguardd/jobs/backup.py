@@ -62,6 +62,8 @@ def take(
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
+            if not successor and dump is None:  # what somebody puts something over is kept, whatever it is
+                saving.admits = lambda about: check_same(run, Said.read(about))
             told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
             said = Said.read(told)
             goes_on = _goes_on(run, log, said) if database.get("continuous") else None
@@ -69,8 +71,8 @@ def take(
             facts |= {"no_fingerprint": spared} if spared else {}
             if successor:
                 facts["successor"] = True
-            elif dump is None:  # what somebody puts something over is kept, whatever it is
-                check_same(run, said)
+            elif dump is None:
+                check_same(run, said)  # as it is now: another server may have taken over meanwhile
             made = saving.seal(facts, _moment(said, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)

@@ -9,7 +9,7 @@ from dbguardd.errors import Cancelled, GuardError, SourceReplaced
 from dbguardd.facts import Said
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
-from dbguardd.jobs.history import check_same
+from dbguardd.jobs.history import check_followed, check_same
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
 from dbguardd.plain import to_json
@@ -68,6 +68,7 @@ def _same(run: Run, said: Said) -> Iterator[Finding]:
         return
     try:
         check_same(run, said)
+        check_followed(run, said)
     except SourceReplaced as error:
         ways = "; ".join(error.hints)
         yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")

@@ -25,16 +25,16 @@ _PATIENCE_SECONDS, _PAUSE_SECONDS = 60.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Follow(Request):
-    """Store the log of the database from now on, or from where it was read last; with `end`, let go of it for good."""
+    """Store the log of the database from now on, or from where it was read last.
+
+    With `end` it is let go of for good, by who needs neither storage nor key for that: see worker.repository_half.
+    """
 
     end: bool = False
 
 
 def follow(run: Run, request: Follow) -> Result:
     """Follow; ends with an error only, mostly Cancelled."""
-    if request.end:
-        run.log.unfollow()
-        return {}
     hold_on()
     log = run.repository.log(run.name, run.now())
     if log is None:

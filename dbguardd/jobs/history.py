@@ -37,16 +37,49 @@ def check_same(run: Run, said: Said) -> None:
         )
     if put_over(run):
         return
-    left = said.timeline is not None and before.timeline is not None and said.timeline < before.timeline
-    if left or not _goes_on(run, said):
+    if set_back(said, before):
         raise SourceReplaced(
-            f"{run.name}: its server was left behind when another one took over, or was put back",
-            detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
-            "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
-            "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
-            f"whatever was written to the other: {successor(run)}",
+            f"{run.name}: its server was set back to before its newest backup",
+            detail="Its log ends before the place that the newest backup is of: a snapshot of its disk was put back, "
+            f"or an older copy was started. If that is to go on: {successor(run)}",
             hints=[successor(run)],
         )
+    left = said.timeline is not None and before.timeline is not None and said.timeline < before.timeline
+    if left or not _goes_on(run, said):
+        raise _left_behind(run)
+
+
+def _left_behind(run: Run) -> SourceReplaced:
+    return SourceReplaced(
+        f"{run.name}: its server was left behind when another one took over, or was put back",
+        detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
+        "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
+        "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
+        f"whatever was written to the other: {successor(run)}",
+        hints=[successor(run)],
+    )
+
+
+def set_back(said: Said, before: Said) -> bool:
+    """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
+    now, then = said.place, before.place
+    if said.standby or now is None or then is None:
+        return False
+    return now.round == then.round and now.position < then.position
+
+
+def check_followed(run: Run, said: Said) -> None:
+    """Raise SourceReplaced if the stored log has left the round that a server is on now, whatever lies in its place.
+
+    Nothing of what it writes from now on is in the history that is followed, also if it has written nothing yet.
+    """
+    log = stored(run)
+    if said.place is None or not log.chains or put_over(run, log.chains[-1].id):
+        return
+    with suppress(Damaged, ObjectMissing):
+        end = end_of(log.end(log.chains[-1]))
+        if end.round != said.place.round and end.left(said.place.round) is not None:
+            raise _left_behind(run)
 
 
 def put_over(run: Run, chain: str | None = None) -> bool:

@@ -82,6 +82,8 @@ class Saving:
         self._inherited = False
         self._progress = progress
         self.written_bytes = 0
+        self.admits: Callable[[Facts], None] = lambda facts: None
+        """Raises what the backup is refused for, by the facts that are known before."""
         self.doubts: list[GuardError] = []
 
     def __enter__(self) -> Saving:
@@ -93,6 +95,10 @@ class Saving:
         self._writer.__exit__(kind, error, trace)
         self._reader.forget()
         give_back()
+
+    def admit(self, facts: Facts) -> None:
+        """Refuse what the job refuses; see flow.Sink."""
+        self.admits(facts)
 
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:

@@ -38,6 +38,11 @@ class SeamSink:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
+    def admit(self, facts: Facts) -> None:
+        """Ask whether such a backup is taken."""
+        self._channel.send({"sink": "admit", "facts": facts})
+        self._channel.answer()
+
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
         """Open a flow stream; leaving the block without an exception keeps it."""

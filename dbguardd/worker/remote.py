@@ -199,8 +199,10 @@ class RemoteEngine:
         return body
 
     def _serve_sink(self, message: Object, file: int | None, progress: Progress, sink: Sink) -> None:
-        name, stamp = str(message["name"]), str(message["stamp"])
+        name, stamp = str(message.get("name", "")), str(message.get("stamp", ""))
         match message["sink"]:
+            case "admit":
+                self._answer(lambda: sink.admit(message["facts"]))
             case "write":
                 self._take_stream(name, stamp, progress, sink)
             case "adopt" if file is not None:

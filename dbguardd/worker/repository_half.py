@@ -78,6 +78,10 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
     voice = Voice(1, cancelled)
     try:
         engine = RemoteEngine(channel)
+        if spec["verb"] == "follow" and spec["request"]["end"]:  # nothing of the log that is stored is needed for that
+            engine.unfollow()
+            voice.say({"type": "result", "result": {}})
+            return 0
         try:
             storage, repository = open_repository(spec, voice, datetime.now(UTC))
         except GuardError as error:

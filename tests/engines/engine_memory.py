@@ -19,6 +19,9 @@ class MemorySink:
         self.page_sizes: dict[str, int] = {}
         self._before = before or (lambda name: None)
 
+    def admit(self, facts: Any) -> None:
+        self.admitted = facts
+
     @contextmanager
     def write(self, name: str, *, stamp: str = "") -> Iterator[BinaryIO]:
         self._before(name)

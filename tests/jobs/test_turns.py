@@ -78,8 +78,14 @@ def test_what_was_lost_is_in_the_moments_before_and_in_none_after(world: World) 
 def test_a_server_that_was_left_behind_makes_no_backup_unless_somebody_says_so(world: World) -> None:
     follow(world, *map(place, (0, 1, 2, 3)))
     base(world, 3)
+    world.engine.rights["log_place"] = {**place(2), "end": 2}  # a snapshot of its disk was put back
+    with pytest.raises(SourceReplaced, match="set back"):
+        world.backup()
     turns = [["7/1", 3, 3, instant(world.now)]]
     follow(world, place(3), place(5, turns))
+    world.engine.found = {"system": "7", "timeline": 1, "log_place": place(3)}  # it has written nothing since
+    (said,) = [row for row in world.do("check", database="app")["findings"] if row["name"] == "the server"]
+    assert said["outcome"] == "failed" and "left behind" in said["detail"]
     for position in (4, 9):
         with pytest.raises(SourceReplaced, match="left behind") as caught:
             base(world, position)

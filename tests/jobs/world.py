@@ -46,7 +46,10 @@ class ToyEngine:
             raise SourceMissing(f"{self.path} is gone")
         if self.refuse_dump:
             raise self.refuse_dump
+        if "system" in self.rights:
+            sink.admit({name: self.rights[name] for name in ("system", "timeline") if name in self.rights})
         content = self.path.read_bytes()
+        self.read = True
         self.snapshot = content if compared else None
         progress("snapshot", 0, len(content))
         if self.paged:

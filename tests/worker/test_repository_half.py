@@ -54,6 +54,24 @@ def test_what_reads_or_deletes_makes_nothing_in_an_empty_mount_point(tmp_path, v
     assert not (tmp_path / "key").exists()
 
 
+def test_a_log_is_let_go_of_for_good_while_its_storage_is_away(tmp_path, capfd):
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asked = []
+
+    def serve():
+        with there, suppress(WorkerDied):
+            Channel(there, lambda: False).serve(lambda name, args: asked.append((name, args)))
+
+    engine = threading.Thread(target=serve)
+    engine.start()
+    told = {**spec(tmp_path, "follow"), "request": {"end": True}, "job": "j", "actor": "follower", "database": None}
+    assert run(Channel(here, lambda: False), told, lambda: False) == 0
+    here.close()
+    engine.join()
+    assert asked == [("unfollow", {"if_short": False})]
+    assert json.loads(capfd.readouterr().out) == {"type": "result", "result": {}}
+
+
 @pytest.mark.parametrize("short", [False, True])
 def test_a_server_whose_log_cannot_be_stored_is_looked_after_all_the_same(tmp_path, capfd, short):
     """Its engine half is asked to let go of the log if that takes the last room; that is told, else what is away."""
@@ -71,7 +89,13 @@ def test_a_server_whose_log_cannot_be_stored_is_looked_after_all_the_same(tmp_pa
 
     engine = threading.Thread(target=serve)
     engine.start()
-    told = {**spec(tmp_path, "follow"), "job": "j", "actor": "follower", "database": {"name": "cluster"}}
+    told = {
+        **spec(tmp_path, "follow"),
+        "request": {"end": False},
+        "job": "j",
+        "actor": "follower",
+        "database": {"name": "cluster"},
+    }
     assert run(Channel(here, lambda: False), told, lambda: False) == 1
     here.close()
     engine.join()

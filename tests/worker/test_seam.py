@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dbguardd.engines.base import Engine, Examination, Finding, Fingerprint, Probe, TablePrint
-from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, TargetInUse, WorkerDied
+from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, SourceReplaced, TargetInUse, WorkerDied
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.engine_half import EngineHalf
 from dbguardd.worker.remote import RemoteEngine
@@ -50,6 +50,10 @@ class MemorySink:
         self.streams[name] = os.pread(file, os.fstat(file).st_size, 0)
         self.told[name] = {"stamp": stamp, "changing": changing}
 
+    def admit(self, facts):
+        if facts["system"] != "7":
+            raise SourceReplaced("another cluster")
+
     def reuse(self, name: str, stamp: str) -> bool:
         return stamp == "same"
 
@@ -84,6 +88,9 @@ class FakeEngine:
         return Probe("1.0", 5, {"a": 1}, ("careful",))
 
     def dump(self, sink, progress, *, compared):
+        with pytest.raises(SourceReplaced):
+            sink.admit({"system": "8"})
+        sink.admit({"system": "7"})
         progress("snapshot", 1, 2)
         with sink.write("dump") as out:
             for number in range(50):

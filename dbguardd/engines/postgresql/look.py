@@ -16,6 +16,8 @@ from dbguardd.engines.postgresql.child import run
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, shown, text, version_of
 from dbguardd.engines.postgresql.content import Stored, stored_tables
 from dbguardd.engines.postgresql.dump import fits_nothing, left_out
+from dbguardd.engines.postgresql.physical.cluster import tablespaces
+from dbguardd.engines.postgresql.physical.history import round_on
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, by_pages, followed, lacking
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_closed, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
@@ -86,13 +88,16 @@ def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
     """
     with connected(address) as connection:
         ((system, position, timeline),) = rows(connection, _CLUSTER)
+        spaces = {} if timeline is None else tablespaces(connection)
     empty = True
     for database in databases:
         if empty:
             with connected(address, database.name, about=f"database {database.name}") as connection:
                 ((size,),) = rows(connection, _STORED)
             empty = not size
-    return {"empty": empty, "system": str(system), "position": int(position), "timeline": timeline}
+    found = {"empty": empty, "system": str(system), "position": int(position), "timeline": timeline}
+    place = None if timeline is None else {"round": round_on(system, timeline, spaces), "position": int(position)}
+    return {**found, "log_place": place}
 
 
 def _closed(databases: Sequence[tuple[str, str]]) -> Iterator[Finding]:

@@ -148,6 +148,8 @@ class PagesLog:
                     elif slot.holds():
                         self._let_go_if_short(keeper, slot)
             except GuardError as error:
+                drop = f"SELECT pg_drop_replication_slot('{self._slot}')"
+                error.detail = f"{error.detail} Its slot may be there still: {drop}".strip()
                 lost.append(error)
         lost = [error for error in lost if not if_short or isinstance(error, NoSpace)]
         if lost:

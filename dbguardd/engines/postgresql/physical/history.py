@@ -8,7 +8,7 @@ when another server took over that had less of it. So a place names the turns th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dbguardd.engines.postgresql.physical.cluster import Cluster
@@ -60,9 +60,14 @@ def round_of(cluster: Cluster, timeline: int = 0) -> str:
     And, if there are tablespaces, a digest of which: the making of one empties a directory of this host where it is
     replayed, so no log goes past that.
     """
-    spaces = sorted((oid, place) for oid, (_name, place) in cluster.tablespaces.items())
+    return round_on(cluster.log.system, timeline or cluster.log.timeline, cluster.tablespaces)
+
+
+def round_on(system: int, timeline: int, tablespaces: Mapping[str, tuple[bytes, str]]) -> str:
+    """Return what round_of() does, of what a server says."""
+    spaces = sorted((oid, place) for oid, (_name, place) in tablespaces.items())
     digest = f"/{hashlib.sha256(repr(spaces).encode()).hexdigest()[:16]}" if spaces else ""
-    return f"{cluster.log.system}/{timeline or cluster.log.timeline}{digest}"
+    return f"{system}/{timeline}{digest}"
 
 
 def timeline_in(round: str) -> int:

@@ -132,6 +132,7 @@ class Pages:
         self._server = meant(self._address, self._about)
         with ExitStack() as stack:
             keeper, cluster = self._look(stack)
+            sink.admit(known(cluster))
             tools = find_tools(
                 "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
             )
@@ -324,6 +325,11 @@ class Pages:
 
     def replace(self, source: Path, progress: Progress) -> None:
         raise _restored_over()
+
+
+def known(cluster: Cluster) -> Facts:
+    """Return what tells a cluster from another one, before anything of it is read."""
+    return {"system": str(cluster.log.system), "timeline": cluster.log.timeline, "standby": cluster.standby}
 
 
 def _placed(cluster: Cluster, facts: Facts, records: Records, log: tuple[int, int]) -> Facts:

@@ -55,3 +55,15 @@ def test_rows_are_read_where_nobody_has_read_the_same_before(world):
     world.backup()
     world.backup()
     assert world.engine.read == 3
+
+
+def test_a_damaged_fingerprint_of_another_backup_is_no_verdict_on_one_without_rows(world):
+    before = world.backup(users=[1])
+    world.do("verify", database="app")
+    (entry,) = world.storage.list(f"records/print/{before}-")
+    world.storage.delete(entry.name)
+    world.storage.put(entry.name, b"x")
+    world.backup(users=[])
+    proof = world.do("verify", database="app")["proof"]
+    assert proof["grade"] == "restored"
+    assert (proof["findings"][-1]["name"], proof["findings"][-1]["outcome"]) == ("content is not lost", "inconclusive")

@@ -168,7 +168,8 @@ def test_what_the_text_beside_the_dumps_says_brings_them_back(live, place):
     environment = {"PATH": f"{live.programs}:/usr/bin:/bin", "PGUSER": "postgres"}
     try:
         for command in commands:
-            done = subprocess.run(["bash", "-c", f"{server}\n{command}"], cwd=place / "restored", env=environment, check=False,
+            words = ["bash", "-c", f"{server}\n{command}"]
+            done = subprocess.run(words, cwd=place / "restored", env=environment, check=False,
                                   capture_output=True, text=True)  # fmt: skip
             assert done.returncode == 0, (command, done.stderr)
         assert live.sql("SELECT count(*) FROM purchase", "shop_restored") == "1000"

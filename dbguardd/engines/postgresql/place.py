@@ -26,7 +26,7 @@ MANUAL = "RESTORE.txt"
 _STREAM = re.compile(r"[0-9]{4,}\.dump")
 _PIECE_BYTES = 1 << 20
 _VARIABLES = {"host": "PGHOST", "port": "PGPORT", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
-"""By which the programs of a server find it; who restores is another one than who backs up, and has his own password."""
+"""By which the programs of a server find it. Who restores is not who backs up: neither user nor password is told."""
 
 
 def write_files(tree: Tree, target: Path, progress: Progress, address: Mapping[str, str]) -> None:

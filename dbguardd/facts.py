@@ -121,7 +121,7 @@ class Said:
         return cls(
             place=Place.read(facts.get("log_place")),
             snapshot_at=_moment(facts.get("snapshot_at")),
-            blocked_seconds=_of(float, facts.get("blocked_seconds")),
+            blocked_seconds=_seconds(facts.get("blocked_seconds")),
             size_bytes=_of(int, facts.get("size_bytes")) or 0,
             owner=text("owner"),
             group=text("group"),
@@ -144,6 +144,13 @@ def _of(kind: type[T], value: Any) -> T | None:
     return value if isinstance(value, kind) else None
 
 
+def _seconds(value: Any) -> float | None:
+    match value:
+        case int() | float():
+            return float(value)
+    return None
+
+
 def _moment(value: Any) -> datetime | None:
     with suppress(TypeError, ValueError, OverflowError):
         return datetime.fromisoformat(value).astimezone(UTC)
@@ -151,5 +158,9 @@ def _moment(value: Any) -> datetime | None:
 
 
 def _spaces(value: Any) -> dict[str, tuple[str, str]]:
-    told = _of(dict, value) or {}
-    return {str(number): (str(name), str(place)) for number, (name, place) in told.items()}
+    found = dict[str, tuple[str, str]]()
+    for number, told in (_of(dict, value) or {}).items():
+        match told:
+            case [str() as name, str() as place]:
+                found[str(number)] = (name, place)
+    return found

@@ -9,7 +9,7 @@ from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
 from dbguardd.facts import GoesOn, Place, Said
 from dbguardd.jobs.base import Run, stored
 from dbguardd.requests import UNDO_REASON
-from dbguardd.rules.chains import end_of
+from dbguardd.rules.chains import Stored, end_of
 from dbguardd.rules.moment import leads
 
 
@@ -76,10 +76,9 @@ def check_followed(run: Run, said: Said) -> None:
     log = stored(run)
     if said.place is None or not log.chains or put_over(run, log.chains[-1].id):
         return
-    with suppress(Damaged, ObjectMissing):
-        end = end_of(log.end(log.chains[-1]))
-        if end.round != said.place.round and end.left(said.place.round) is not None:
-            raise _left_behind(run)
+    end = _followed_to(run, log)
+    if end is not None and end.round != said.place.round and end.left(said.place.round) is not None:
+        raise _left_behind(run)
 
 
 def put_over(run: Run, chain: str | None = None) -> bool:
@@ -101,10 +100,20 @@ def put_over(run: Run, chain: str | None = None) -> bool:
 
 def _goes_on(run: Run, said: Said) -> bool:
     """Say if the log that is stored has not left the round of a backup before the place of it."""
-    if said.timeline is not None and (log := stored(run)).chains:
-        with suppress(Damaged, ObjectMissing):
-            return leads(said.place, end_of(log.end(log.chains[-1])))
-    return True
+    end = None if said.timeline is None else _followed_to(run, stored(run))
+    return end is None or leads(said.place, end)
+
+
+def _followed_to(run: Run, log: Stored) -> Place | None:
+    """Return where the stored log ends; None if that cannot be read, or a person has named a successor since."""
+    if not log.chains:
+        return None
+    backups = run.repository.backups(run.name)
+    if any(backup.said.successor and backup.created_at >= log.chains[-1].until for backup in backups):
+        return None
+    with suppress(Damaged, ObjectMissing):
+        return end_of(log.end(log.chains[-1]))
+    return None
 
 
 def successor(run: Run) -> str:

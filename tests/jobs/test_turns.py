@@ -145,3 +145,20 @@ def test_a_backup_of_a_standby_is_of_its_moment_and_the_log_goes_on_from_what_it
     (made,) = [one for one in world.repository.backups("app") if one.id == id]
     assert made.created_at == lagging and made.facts["log"]["after"] == 2
     assert plan(world, world.now) == (id, 2)
+
+
+def test_a_named_successor_is_backed_up_from_then_on_also_if_no_log_is_followed(world: World) -> None:
+    follow(world, *map(place, (0, 1, 2, 3)))
+    base(world, 3)
+    turns = [["7/1", 3, 3, instant(world.now)]]
+    follow(world, place(3), place(5, turns))
+    world.spec["database"]["continuous"] = False
+    world.engine.found = {"system": "7", "timeline": 1, "log_place": place(10)}
+    world.engine.rights = {"system": "7", "timeline": 1, "log_place": {**place(9), "end": 9}}
+    with pytest.raises(SourceReplaced, match="left behind"):
+        world.backup()
+    world.later(minutes=1)
+    world.do("backup", database="app", successor=True)
+    base(world, 10)
+    (said,) = [row for row in world.do("check", database="app")["findings"] if row["name"] == "the server"]
+    assert said["outcome"] == "ok"

@@ -5,6 +5,8 @@ import signal
 import struct
 import subprocess
 import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from postgres_pages_world import OURS, made
 from postgres_sent_world import clean, here, live, over, place, sent
 from postgres_world import as_owner, cluster, until
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
 from dbguardd.engines.postgresql.connect import address_of, connected
-from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceInvalid
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Watch, watched
+from dbguardd.errors import Cancelled, GuardError, LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceInvalid
 
 __all__ = ["live", "place"]
 
@@ -68,6 +72,45 @@ def test_a_server_that_is_stopped_and_keeps_its_connections_is_not_waited_for_fo
             os.kill(pid, signal.SIGCONT)
     assert caught.value.transient and "stopped" in caught.value.detail
     assert way == "read" or not list((place / "room").iterdir())
+    until(lambda: clean(reached), "the end of it")
+
+
+@contextmanager
+def asked(server, each, kind=Watch):
+    """Two sessions, of which the first has a slot, and who looks at it over the second."""
+    with connected(address_of(server.url)) as keeper, connected(address_of(server.url)) as session:
+        slot = BackupMode(keeper, None).hold()
+        yield keeper, session, kind(session, slot, None, "it", each * 10)
+
+
+def test_who_cancels_waits_for_no_answer(reached):  # noqa: F811
+    with asked(reached, 6.0) as (keeper, session, watch):
+        pid, began = session.info.backend_pid, time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Cancelled), watched([keeper, session], watch):
+                until(lambda: session.info.transaction_status == TransactionStatus.ACTIVE, "that it looks")
+                raise Cancelled("enough")
+            assert time.monotonic() - began < 50
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert keeper.execute("SELECT 1").fetchone() == (1,)  # and nothing else is ended
+
+
+class Wrong(Watch):
+    """Who looks, and has a bug."""
+
+    def look(self):
+        raise ArithmeticError("a bug")
+
+
+def test_a_bug_of_who_looks_ends_the_backup_as_well(reached):  # noqa: F811
+    with (
+        asked(reached, 1.0, Wrong) as (keeper, session, watch),
+        pytest.raises(ArithmeticError),
+        watched([keeper, session], watch) as check,
+    ):
+        until(check, "that it is told")
     until(lambda: clean(reached), "the end of it")
 
 

@@ -5,6 +5,8 @@ import signal
 import struct
 import subprocess
 import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from postgres_pages_world import OURS, made
 from postgres_sent_world import clean, here, live, over, place, sent
 from postgres_world import as_owner, cluster, until
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
 from dbguardd.engines.postgresql.connect import address_of, connected
-from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceInvalid
+from dbguardd.engines.postgresql.physical.mode import BackupMode, Watch, watched
+from dbguardd.errors import Cancelled, GuardError, LogBroken, NoSpace, ServerUnreachable, SourceChanged, SourceInvalid
 
 __all__ = ["live", "place"]
 
@@ -71,8 +75,50 @@ def test_a_server_that_is_stopped_and_keeps_its_connections_is_not_waited_for_fo
     until(lambda: clean(reached), "the end of it")
 
 
+@contextmanager
+def asked(server, each, kind=Watch):
+    """Two sessions, of which the first has a slot, and who looks at it over the second."""
+    with connected(address_of(server.url)) as keeper, connected(address_of(server.url)) as session:
+        slot = BackupMode(keeper, None).hold()
+        yield keeper, session, kind(session, slot, None, "it", each * 10)
+
+
+def test_who_cancels_waits_for_no_answer(reached):  # noqa: F811
+    with asked(reached, 6.0) as (keeper, session, watch):
+        pid, began = session.info.backend_pid, time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Cancelled), watched([keeper, session], watch):
+                until(lambda: session.info.transaction_status == TransactionStatus.ACTIVE, "that it looks")
+                raise Cancelled("enough")
+            assert time.monotonic() - began < 50
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert keeper.execute("SELECT 1").fetchone() == (1,)  # and nothing else is ended
+
+
+class Wrong(Watch):
+    """Who looks, and has a bug."""
+
+    def look(self):
+        raise ArithmeticError("a bug")
+
+
+def test_a_bug_of_who_looks_ends_the_backup_as_well(reached):  # noqa: F811
+    with (
+        asked(reached, 1.0, Wrong) as (keeper, session, watch),
+        pytest.raises(ArithmeticError),
+        watched([keeper, session], watch) as check,
+    ):
+        until(check, "that it is told")
+    until(lambda: clean(reached), "the end of it")
+
+
 def test_the_server_forgets_us_as_soon_as_we_forget_it(reached, place):  # noqa: F811
-    """Where nothing ends a connection: a host that lost its power, a network that is gone."""
+    """Where nothing ends a connection: a host that lost its power, a network that is gone.
+
+    But by no tcp_user_timeout of the server: that would end what waits for a storage that stalls.
+    """
 
     address = address_of(over(reached, place))
 
@@ -82,7 +128,7 @@ def test_the_server_forgets_us_as_soon_as_we_forget_it(reached, place):  # noqa:
                                        "current_setting('tcp_user_timeout')").fetchone()  # fmt: skip
             return [bytes(one) for one in asked], conninfo_to_dict(connection.info.dsn)["tcp_user_timeout"]
 
-    assert here(told) == ([b"60", b"120000"], "120000")
+    assert here(told) == ([b"60", b"0"], "120000")
 
 
 def test_a_slot_that_is_lost_ends_the_copy_at_once(reached, place):  # noqa: F811

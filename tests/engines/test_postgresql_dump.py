@@ -164,11 +164,12 @@ def test_what_the_text_beside_the_dumps_says_brings_them_back(live, place):
     commands = re.findall(r"^(?:createdb|pg_restore -d) .*(?:_restored'?|[0-9]\.dump)$", text, re.MULTILINE)
     commands = [command for command in commands if "-t TABLE" not in command]
     assert len(commands) == 6
-    programs = f"{live.programs}:/usr/bin:/bin"
-    environment = {"PATH": programs, "PGHOST": str(live.socket), "PGPORT": str(live.port), "PGUSER": "postgres"}
+    (server,) = re.findall(r"^export .*$", text, re.MULTILINE)
+    environment = {"PATH": f"{live.programs}:/usr/bin:/bin", "PGUSER": "postgres"}
     try:
         for command in commands:
-            done = subprocess.run(["bash", "-c", command], cwd=place / "restored", env=environment, check=False,
+            words = ["bash", "-c", f"{server}\n{command}"]
+            done = subprocess.run(words, cwd=place / "restored", env=environment, check=False,
                                   capture_output=True, text=True)  # fmt: skip
             assert done.returncode == 0, (command, done.stderr)
         assert live.sql("SELECT count(*) FROM purchase", "shop_restored") == "1000"
@@ -493,5 +494,5 @@ def test_no_name_of_a_table_becomes_a_command_of_the_text_that_is_pasted():
     """Its owner chooses it, a pattern of the policy leaves it out, and a superuser pastes what the text says."""
     database = Database("shop", "UTF8", "c", "C", "C", "", 0)
     part = Part("0001.dump", database, (), ('public."log_\ntouch /tmp/gained"',), large=False)
-    text = manual(Contents("15.1", (part,), ("postgres",), passwords=True), Path("/srv/back"))
+    text = manual(Contents("15.1", (part,), ("postgres",), passwords=True), Path("/srv/back"), {})
     assert "gained" in text and "touch" not in [line.split(" ")[0] for line in text.splitlines()]

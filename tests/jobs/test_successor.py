@@ -16,11 +16,11 @@ def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
     world.engine.rights = {"system": "7001"}
     first = world.backup()
     world.engine.rights = {"system": "7002"}
-    world.engine.read = False
+    world.engine.sent = False
     for full in (False, True):  # as full_every asks for it, and many a hint
         with pytest.raises(SourceReplaced, match="another cluster") as caught:
             world.do("backup", database="app", full=full)
-    assert not world.engine.read  # it was known before
+    assert not world.engine.sent  # it was known before
     world.engine.found = {"system": "7002"}
     (said,) = [row for row in world.do("check", database="app")["findings"] if row["name"] == "the server"]
     assert said["outcome"] == "failed" and "is another cluster" in said["detail"] and "--successor" in said["detail"]

@@ -32,6 +32,7 @@ class ToyEngine:
         self.in_use = False
         self.paged = False  # handed over as a file of pages
         self.read = 0  # how often a snapshot was
+        self.sent = False  # was anything of it
         self.snapshot_at = ""
         self.lost: list[str] = []
         self.rights: dict[str, Any] = {}
@@ -49,7 +50,7 @@ class ToyEngine:
         if "system" in self.rights:
             sink.admit({name: self.rights[name] for name in ("system", "timeline") if name in self.rights})
         content = self.path.read_bytes()
-        self.read = True
+        self.sent = True
         self.snapshot = content if compared else None
         progress("snapshot", 0, len(content))
         if self.paged:

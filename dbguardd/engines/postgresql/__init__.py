@@ -176,7 +176,7 @@ class PostgresqlDumps:
     def restore(
         self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
     ) -> Sequence[str]:
-        write_files(tree, target, progress)
+        write_files(tree, target, progress, address_of(self._url))
         return []
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:

@@ -75,8 +75,9 @@ UNHAMPERED = (
 )
 """Options for libpq. What the owner of a database may set for everybody who connects to it: not to get in, to be thrown
 out at once, to wait for ever until others have ended."""
-_MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=6 -c tcp_user_timeout=120000"
-"""The same for the server: where our host has lost its power, it ends our sessions in minutes, and a slot with them."""
+_MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=6"
+"""The same for the server: where our host has lost its power, it ends our silent sessions in minutes, and a slot with
+them. No tcp_user_timeout: that also ends a session whose data we do not take, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What stands before a server (pgbouncer) says of a connection with options."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.connect import address_of
 from dbguardd.engines.postgresql.dump import CONTENTS, ROLES, TABLESPACES, Contents, decode
 from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.snapshot import Database
@@ -23,10 +25,15 @@ from dbguardd.words import safe
 MANUAL = "RESTORE.txt"
 _STREAM = re.compile(r"[0-9]{4,}\.dump")
 _PIECE_BYTES = 1 << 20
+_VARIABLES = {"host": "PGHOST", "port": "PGPORT", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
+"""By which the programs of a server find it. Who restores is not who backs up: neither user nor password is told."""
 
 
-def write_files(tree: Tree, target: Path, progress: Progress) -> None:
-    """Write all streams of a backup into the new directory `target`, with the text that says what to do with them."""
+def write_files(tree: Tree, target: Path, progress: Progress, address: Mapping[str, str]) -> None:
+    """Write all streams of a backup into the new directory `target`, with the text that says what to do with them.
+
+    `address` is that of the server of the policy, if there is one.
+    """
     with fresh(target) as work:
         done = 0
         for name in tree.names():
@@ -41,7 +48,7 @@ def write_files(tree: Tree, target: Path, progress: Progress) -> None:
                 os.fsync(out.fileno())
         contents = read_contents(work)
         with (work / MANUAL).open("x", encoding="utf-8", errors="backslashreplace") as out:
-            out.write(manual(contents, target))
+            out.write(manual(contents, target, address))
             out.flush()
             os.fsync(out.fileno())
 
@@ -65,7 +72,19 @@ def how_made(database: Database) -> list[str]:
     return words
 
 
-def manual(contents: Contents, target: Path) -> str:
+def _reached(address: Mapping[str, str]) -> list[str]:
+    """Return the lines by which the commands below reach the server that was backed up."""
+    words = [f"{name}={shlex.quote(address[key])}" for key, name in _VARIABLES.items() if key in address]
+    if not words or address == address_of(""):
+        return ["# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=..."]
+    words += ["PGTARGETSESSIONATTRS=read-write"] * ("," in address.get("host", ""))
+    return [
+        "# The server that was backed up (for another one, its own host and port):",
+        safe(f"export {' '.join(words)}"),
+    ]
+
+
+def manual(contents: Contents, target: Path, address: Mapping[str, str]) -> str:
     """Return the text beside the dumps: how to bring each database back, by commands that can be pasted."""
     place = shlex.quote(str(target))
     lines = [
@@ -73,7 +92,7 @@ def manual(contents: Contents, target: Path) -> str:
         f"Run what follows as the superuser of a server {contents.restored_by} or newer; as root, first: su - postgres",
         "A dump is run by whoever restores it: bring it back into a server where its owners may do no more than here.",
         "",
-        "# For another server than the one that psql finds by itself, first: export PGHOST=... PGPORT=...",
+        *_reached(address),
         f"cd {place}",
         "# Roles, if the server does not have them (those that are there already are said to be, which does no harm):",
         f"psql -X -d postgres -f {ROLES}",

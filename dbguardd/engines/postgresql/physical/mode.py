@@ -69,6 +69,10 @@ class Watch:
             if not held:
                 raise let_go(f"{self._about}: the server has let go of the log that the backup needs")
 
+    def leave(self) -> None:
+        """Wait for no answer any more: from another thread than that which looks."""
+        hang_up(self._session)
+
     @contextmanager
     def _answered(self) -> Iterator[None]:
         """Have a question answered in time."""
@@ -99,10 +103,11 @@ def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callabl
         while not (over.wait(min(_LOOK_SECONDS, watch.each)) or found):
             try:
                 watch.look()
-            except (psycopg.Error, GuardError) as error:  # that it cannot be asked is no reason to take more of it
-                found.append(error)
-                for connection in tuple(connections):
-                    hang_up(connection)
+            except Exception as error:  # noqa: BLE001 - that nobody can look is no reason to take more of it
+                if not over.is_set():
+                    found.append(error)
+                    for connection in tuple(connections):
+                        hang_up(connection)
 
     def check() -> None:
         if found:
@@ -113,8 +118,10 @@ def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callabl
     try:
         yield check
         check()
-    except (psycopg.Error, GuardError) as error:
-        if found and found[0] is not error:
+    except BaseException as error:
+        over.set()
+        watch.leave()  # whoever cancels waits for no server
+        if found and found[0] is not error and isinstance(error, psycopg.Error | GuardError):
             raise found[0] from error
         raise
     finally:

@@ -8,12 +8,11 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from dbguardd.engines.base import Fingerprint, Progress, TablePrint, Untold
-from dbguardd.errors import GuardError, Usage
+from dbguardd.errors import GuardError
 from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
 from dbguardd.jobs.history import check_same, going_on, tip, tip_at
-from dbguardd.jobs.target import served
 from dbguardd.plain import to_json
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
@@ -22,8 +21,6 @@ from dbguardd.states import Grade
 
 def backup(run: Run, request: Request) -> Result:
     """Back up the live database and return the new backup."""
-    if request.successor and not (served(run) and run.database["settings"].get("method") == "pages"):
-        raise Usage(f"{run.name}: --successor is for a PostgreSQL cluster that is backed up by its pages")
     made = take(run, full=request.full, note=request.note, successor=request.successor)
     return {"backup": row(made, run.spec["storage"]["name"]), "facts": dict(made.facts)}
 

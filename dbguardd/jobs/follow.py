@@ -147,9 +147,11 @@ class Shipping:
 
 
 def _succeeded(run: Run, chain: Chain) -> bool:
-    """Say if somebody has said since that another database is the successor: no log goes on to that."""
+    """Say if somebody has said since that another cluster is the successor: no log goes on to that."""
     said = (backup.said for backup in run.repository.backups(run.name))
-    named = any(one.successor and one.goes_on is not None and one.goes_on.chain == chain.id for one in said)
+    named = any(
+        one.successor and one.system and one.goes_on is not None and one.goes_on.chain == chain.id for one in said
+    )
     return named or put_over(run, chain.id)
 
 

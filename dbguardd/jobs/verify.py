@@ -13,6 +13,7 @@ from dbguardd.engines.base import Examination, Finding, Query
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
+from dbguardd.jobs.history import successor
 from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain import keep_plain
 from dbguardd.jobs.target import check_staging
@@ -164,12 +165,17 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
 
     A full disk, a new installation or a slip of the hand leaves one, and it passes every check. It is kept as it is,
     but what is not proven takes the place of no proven backup: those stay (`min_proven`), and are what is restored.
+    Unless a person has said since that it is right so.
     """
     if examined.fingerprint is None or examined.fingerprint.rows:
         return
     proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
     older = (one for one in run.repository.backups(run.name) if one.id < backup.id and one.id in proven)
     before = next(older, None)
+    if before and any(
+        one.said.successor for one in run.repository.backups(run.name) if before.id < one.id <= backup.id
+    ):
+        return
     try:
         known = (run.repository.fingerprint(before.id) or {}) if before else {}
     except GuardError as error:  # which says nothing of this one
@@ -177,6 +183,7 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
         return
     if before and (rows := sum(int(table["rows"]) for table in known.get("tables", {}).values())):
         said = f"no table has a row any more; {before.id}, the last proven backup before, has {rows} rows"
+        said += f". If that is right: {successor(run)}"
         yield Finding("content is not lost", "inconclusive", said)
 
 

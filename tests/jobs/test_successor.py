@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbguardd.errors import SourceReplaced, Usage
+from dbguardd.errors import SourceReplaced
 from tests.jobs.world import World
 
 
@@ -32,6 +32,18 @@ def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
     world.do("backup", database="app")
 
 
-def test_only_a_cluster_has_a_successor(world):
-    with pytest.raises(Usage, match="--successor"):
-        world.do("backup", database="app", successor=True)
+def test_a_database_that_was_emptied_is_proven_again_when_a_person_has_said_that_it_is_right_so(world):
+    proven = lambda: world.do("verify", database="app")["proof"]["grade"] == "proven"  # noqa: E731
+    world.backup(users=[1, 2])
+    assert proven()
+    emptied = world.backup(users=[])
+    assert not proven()
+    assert "dbguardctl backup app --successor" in world.repository.proofs(emptied)[-1].findings[-1]["detail"]
+    world.do("backup", database="app", successor=True)
+    assert proven()
+    world.backup(users=[])
+    assert proven()
+    world.backup(users=[3])
+    assert proven()
+    world.backup(users=[])  # another time: nobody has said anything of that
+    assert not proven()

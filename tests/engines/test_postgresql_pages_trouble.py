@@ -143,7 +143,7 @@ def test_restores_beside_each_other_leave_each_others_work_alone_and_clear_what_
             made(live).restore(tree(*kept[:2]), place / "cluster", no_progress)
             assert work.is_dir()
 
-        write_files(MemoryTree(dump, {}), place / "dump", cluster_beside)
+        write_files(MemoryTree(dump, {}), place / "dump", cluster_beside, {})
         return sorted(os.listdir(place))
 
     assert as_owner(beside) == ["cluster", "dump"]

@@ -35,6 +35,7 @@ from dbguardd.jobs.target import (
     check_target,
     check_way_in,
     free_bytes,
+    left_beside,
     live,
     new_place,
     owner_of,
@@ -72,11 +73,12 @@ def restore(run: Run, request: Restore) -> Result:
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)
     others = places(run, moment.backup, request)
-    plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
+    aside = left_beside(run, target) if request.in_place else []
+    plan = {**_plan(run, moment, target, request.in_place), "warnings": [*moment.warnings, *aside]}
     plan["tablespaces"] = spaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
-        return {"plan": {**plan, "warnings": [*moment.warnings, *users], "in_use": bool(users)}}
+        return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",

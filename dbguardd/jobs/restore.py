@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump)
+        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False))
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:

@@ -7,9 +7,9 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,8 +67,13 @@ class Following:
 
     def covered(self, name: str) -> list[coverage.Covered]:
         """Which stretches the log of a database covers, up to what was heard just now."""
-        rows, follower = coverage.read(self._catalog.settings, name), self._followers.get(name)
-        return rows if follower is None or not follower.until_at else _reached(rows, follower)
+        return self._covered(name, self._followers.get(name))
+
+    def _covered(self, name: str, follower: Follower | None) -> list[coverage.Covered]:
+        rows = coverage.read(self._catalog.settings, name)
+        if follower is None or not follower.until_at:
+            return rows
+        return coverage.reached(rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at))
 
     def proof(self, name: str) -> LogProof | None:
         """What the test restores of the log of a database have shown."""
@@ -260,8 +265,7 @@ class Following:
         """Write down how far the log is stored, for the next daemon."""
         if follower.until_at:
             with suppress(GuardError):
-                rows = coverage.read(self._catalog.settings, name)
-                coverage.write(self._catalog.settings, name, _reached(rows, follower))
+                coverage.write(self._catalog.settings, name, self._covered(name, follower))
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
@@ -281,17 +285,6 @@ class Following:
             self._runner.diary.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
             return
         self._bases.discard(name)
-
-
-def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[coverage.Covered]:
-    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away.
-
-    Its last word counts, also if it is an earlier one: then a clock that was ahead was set right.
-    """
-    if follower.begun_at and all(row.chain != follower.chain for row in rows):
-        rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
-    mine = [row for row in coverage.last_rows(rows) if row.chain == follower.chain]
-    return [replace(row, until_at=follower.until_at) if row in mine else row for row in rows]
 
 
 def _unheard(message: dict[str, Any]) -> None:

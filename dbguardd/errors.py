@@ -361,7 +361,7 @@ class ToolMissing(GuardError):
 
 
 class SourceReplaced(GuardError):
-    """A server is another one than that whose backups there are."""
+    """A database is another one than that whose backups there are, or may be."""
 
     code, title = "DBG-2013", "Another database than before"
     http_status = 502

@@ -90,7 +90,7 @@ class Plan:
     file: Path
     text: str
     spared: int = 0  # backups that the usual `keep` would delete at once: it gets one that keeps all
-    successor: bool = False  # another cluster goes on with them
+    successor: bool = False  # somebody says that it goes on with them
 
 
 async def detect(path: str, look: Look, state: Path) -> Found:
@@ -237,7 +237,8 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
-    successor = bool(wanted.adopt) and adopting.is_another(chosen, seen, catalog)
+    said = engine_of(real) is None and not seen.empty  # a file may have been moved, and written anew since
+    successor = bool(wanted.adopt) and (said or adopting.is_another(chosen, seen, catalog))
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 

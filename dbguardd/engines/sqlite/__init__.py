@@ -206,8 +206,11 @@ class Sqlite:
         return examine(target, queries, progress)
 
     def check_unused(self) -> None:
-        with suppress(SourceMissing):
-            refuse_others(resolve(self._path))
+        try:
+            real = resolve(self._path)
+        except SourceMissing:
+            real = self._path  # who has the deleted file open uses it still
+        refuse_others(real)
 
     def replace(self, source: Path, progress: Progress) -> None:
         replace(self._path, source, progress)

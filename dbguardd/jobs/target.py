@@ -43,7 +43,7 @@ def check_way_in(run: Run, backup: Backup) -> None:
     """Raise Unsupported for a backup that cannot be restored in place, also where the cluster is no longer here."""
     if served(run) and backup.method != "pages":
         raise _no_way_in(run)
-    newest = next(iter(run.repository.backups(run.name)), backup)
+    newest = next(run.repository.newest(run.name), backup)
     if served(run) and newest.said.read_by == SENT:
         raise _not_here(run)
 

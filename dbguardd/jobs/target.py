@@ -133,6 +133,7 @@ def _sides(target: Path) -> list[Path]:
 
 def left_beside(run: Run, target: Path) -> list[str]:
     """Say what a file that was deleted has left beside it, and what a restore in place does with that."""
+    target = Path(os.path.realpath(target))  # beside what a link leads to
     found = [] if served(run) or _exists(target) else [path.name for path in _sides(target) if _exists(path)]
     aside = f"{target.name}{ASIDE}"
     return [f"of the file that is gone {', '.join(found)} is left: kept under the name {aside}*"] if found else []

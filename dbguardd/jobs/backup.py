@@ -12,7 +12,7 @@ from dbguardd.errors import GuardError
 from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.history import check_same, going_on, tip, tip_at
+from dbguardd.jobs.history import check_moved, check_same, going_on, tip, tip_at
 from dbguardd.plain import to_json
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
@@ -66,10 +66,12 @@ def take(
             goes_on = _goes_on(run, log, said) if database.get("continuous") else None
             facts = {**told, "log": None if goes_on is None else to_json(goes_on)}
             facts |= {"no_fingerprint": spared} if spared else {}
+            facts |= {"path": database["settings"]["path"]} if "path" in database["settings"] else {}
             if successor:
                 facts["successor"] = True
             elif dump is None:
                 check_same(run, said)  # as it is now: another server may have taken over meanwhile
+                check_moved(run, saving)
             made = saving.seal(facts, _moment(said, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)

@@ -52,11 +52,15 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
     "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous (true: the log is streamed;
     "archive": its archiver waits for us), follows (the staging of who follows), look_seconds (how often a log that is
-    followed is stored), watch_seconds (how often its server is looked at), patience_seconds (how long one that is
-    backed up by pages may answer nothing).
+    followed is stored), watch_seconds (how often its server is looked at), patience_seconds (how long one may
+    answer, or send, nothing).
     """
     address = address_of(str(settings.get("url") or ""))
-    pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
+    pace = Pace(
+        float(settings.get("look_seconds", 0.5)),
+        watch_seconds=float(settings.get("watch_seconds", 5.0)),
+        patience_seconds=float(settings.get("patience_seconds", 120.0)),
+    )
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
     over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)

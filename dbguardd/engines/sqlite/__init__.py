@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -234,8 +234,11 @@ class Sqlite:
         return examine(target, queries, progress)
 
     def check_unused(self) -> None:
-        with suppress(SourceMissing):
-            refuse_others(resolve(self._path))
+        try:
+            real = resolve(self._path)
+        except SourceMissing:
+            real = self._path  # who has the deleted file open uses it still
+        refuse_others(real)
 
     def replace(self, source: Path, progress: Progress) -> None:
         replace(self._path, source, progress)

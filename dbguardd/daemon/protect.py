@@ -29,7 +29,8 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
-from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, whole, wrong_with
+from dbguardd.kinds import KINDS, engine_of
+from dbguardd.policy.addresses import named_in, socket_of, whole, wrong_with
 from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy

@@ -36,6 +36,7 @@ from dbguardd.jobs.target import (
     check_target,
     check_way_in,
     free_bytes,
+    left_beside,
     live,
     new_place,
     owner_of,
@@ -73,11 +74,12 @@ def restore(run: Run, request: Restore) -> Result:
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)
     others = places(run, moment.backup, request)
-    plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
+    aside = left_beside(run, target) if request.in_place else []
+    plan = {**_plan(run, moment, target, request.in_place), "warnings": [*moment.warnings, *aside]}
     plan["tablespaces"] = spaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
-        return {"plan": {**plan, "warnings": [*moment.warnings, *users], "in_use": bool(users)}}
+        return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
@@ -193,10 +195,9 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     half = safety is None and _is_half(run, moment.backup)
     if half:
         safety = next((backup.id for backup in _held(run)), None)
-    way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety, half=half):
-        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True, there=there)
-        with replaced():
+        findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
+        with replaced(run):
             over.put(place)
     return findings, safety
 

@@ -144,12 +144,12 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
 
 
 def _writable(real: str, path: str) -> str:
-    """Return the real path, or that of the link to it if its bytes are not UTF-8: a policy is text."""
+    """Return the real path, or that of the link to it if it is no text that may stand in a policy."""
     try:
         real.encode()
     except UnicodeEncodeError:
         return path
-    return real
+    return path if any(unicodedata.category(char) == "Cc" for char in real) else real
 
 
 def _unseen(path: str, error: OSError) -> SourceDenied:

@@ -107,6 +107,7 @@ class Said:
     excluded_count: int = 0  # and how many these are
     left_out: tuple[str, ...] = ()  # the first of what is not in it: databases without a way in, links, unread files
     # jobs/backup.py
+    path: str = ""  # where the policy has the file
     goes_on: GoesOn | None = None  # `log`
     successor: bool = False  # a person says: this is what has become of the one before
     no_fingerprint: str = ""  # why there is none; the engine may say so, too
@@ -136,6 +137,7 @@ class Said:
             excluded=excluded,
             excluded_count=_of(int, facts.get("excluded_count")) or len(excluded),
             left_out=tuple(str(name) for name in _of(list, facts.get("left_out")) or ()),
+            path=text("path"),
             goes_on=GoesOn.read(facts.get("log")),
             successor=facts.get("successor") is True,
             no_fingerprint=text("no_fingerprint"),

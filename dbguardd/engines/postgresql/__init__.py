@@ -87,8 +87,8 @@ class Postgresql:
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         return self._way.dump(sink, progress, compared=compared)
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
-        return self._way.fingerprint(progress)
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+        return self._way.fingerprint(progress, stored)
 
     def release(self) -> None:
         for way in self._ways.values():
@@ -168,7 +168,7 @@ class PostgresqlDumps:
         self._taken = taking
         return {**_facts(contents), **taking.facts(), "left_out": closed[:_NAMED]}
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         progress("fingerprint", 0, None)
         if self._taken is None:
             raise SourceMissing("no snapshot is at hand", detail="dump() makes it, release() ends it")

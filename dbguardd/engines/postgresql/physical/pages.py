@@ -273,7 +273,7 @@ class Pages:
             "size_bytes": copy.done,
         }
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         if self._held is None:
             return Untold(self._untold or "no snapshot is held")
         try:

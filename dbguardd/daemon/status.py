@@ -285,6 +285,7 @@ class Views:
             source_bytes=newest.source_bytes if newest else None,
             excluded=newest.excluded if newest else [],
             excluded_tables=newest.excluded_tables if newest else 0,
+            left_out=newest.left_out if newest else [],
             rpo_seconds=None,
             rto_seconds=None,
             paused_until_at=None,

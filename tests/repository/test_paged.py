@@ -357,6 +357,25 @@ def test_a_file_that_is_still_being_written_is_read_no_further_than_it_is_there(
     assert load(storage, made) == {"main": data}
 
 
+def test_who_is_asked_hears_of_the_end_when_all_was_read(tmp_path: Any) -> None:
+    """What becomes of the file then is not in the backup; and a step is asked for when its bytes are wanted."""
+    storage, data, ahead = Drawer(), noise(40_000_000), 16 << 20
+    with open(tmp_path / "live", "w+b", buffering=0) as file, saving(storage) as sink:
+        file.write(data)
+
+        def watched() -> Iterator[int]:
+            for at in range(0, len(data), 4_000_000):
+                assert sink.written_bytes >= at - ahead
+                yield at
+            yield len(data)
+            assert sink.written_bytes == len(data)
+            os.pwrite(file.fileno(), bytes(len(data)), 0)
+
+        sink.adopt("main", file.fileno(), 4096, filled=watched(), asked=True)
+        made = sink.seal({})
+    assert load(storage, made) == {"main": data}
+
+
 @pytest.mark.parametrize("after", [0, 3_000_000, 9_000_000])
 def test_a_writer_that_fails_leaves_no_stream_and_may_begin_again(tmp_path: Any, after: int) -> None:
     storage, data = Drawer(), noise(9_000_000)

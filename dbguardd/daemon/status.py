@@ -256,7 +256,9 @@ class Views:
         gone = lost(held.storage) if held else None
         facts = Facts(name=name, in_policy=False, backups=summary.count, lost=gone.message if gone else "")
         row = self._row(facts, engine, summary, now, gone)
-        return _unrecoverable(row) if gone else row
+        if gone:
+            return _unrecoverable(row)
+        return replace(row, recoverable_to_at=self._logged(name, summary.proven) or row.recoverable_to_at)
 
     def _row(
         self, facts: Facts, engine: str, summary: Summary, now: datetime, problem: GuardError | None

@@ -210,9 +210,7 @@ class Views:
             what = "restore or undo it again" if guarded.url else "it is whole, as it was or as restored"
             row.attention.append(f"{name}: a restore in place was cut short; {what}")
             row.hints.append(f"dbguardctl restore undo {name}")
-        if troubles := self.following.trouble(name, now):
-            row.attention += [f"{name}: {one}" for one in troubles]
-            row.hints.append(f"dbguardctl log {name}")
+        self._say_of_log(row, now)
         if away:
             row = _unrecoverable(row)
         return replace(
@@ -226,6 +224,14 @@ class Views:
             paused_until_at=pause.until_at if pause else None,
             running_job=active.id if active else None,
         )
+
+    def _say_of_log(self, row: DatabaseStatus, now: datetime) -> None:
+        """Add what is wrong with the log of a database, and what helps."""
+        if troubles := self.following.trouble(row.name, now):
+            row.attention += [f"{row.name}: {one}" for one in troubles]
+            row.hints.append(f"dbguardctl log {row.name}")
+        if (problem := self.following.problem(row.name)) is not None:
+            row.hints += [hint for hint in problem.hints if hint not in row.hints]
 
     def _logged(self, name: str, proven: BackupRow | None) -> str | None:
         """Up to when the log is stored that goes on from the backup that was proven last."""

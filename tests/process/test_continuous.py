@@ -251,6 +251,7 @@ def test_a_database_without_a_log_says_so(house: House) -> None:
     house.does("backup", "app", "--verify")
     row = until(lambda: (row := house.status("app"))["state"] == "late" and row, lambda: house.status("app"))
     assert "not WAL" in row["attention"][0]
+    assert f"sqlite3 {path} 'PRAGMA journal_mode=WAL'" in row["hints"]
     other = house.database("other")
     problem = house.fails("DBG-2008", 2, "protect", str(other), "--continuous")
     assert f"sqlite3 {other} 'PRAGMA journal_mode=WAL'" in problem["hints"]

@@ -27,7 +27,7 @@ from dbguardd.jobs.verify import DAMAGE, condemn
 from dbguardd.repository import Backup, Tree
 from dbguardd.requests import Diff, Get, Query, Undelete
 from dbguardd.states import Grade
-from dbguardd.verbs import REVIVED
+from dbguardd.verbs import opens
 
 _ANSWER_BYTES = 64 << 20
 _PART = 2  # a table may take one part of so many of what is free where answers are kept
@@ -225,7 +225,7 @@ class _Noted:
 
 def _revives(run: Run) -> bool:
     """Say if backups are brought back to be asked."""
-    return run.database["engine"] in REVIVED
+    return opens("query", run.database["engine"])
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,9 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     half = safety is None and _is_half(run, moment.backup)
     if half:
         safety = next((backup.id for backup in _held(run)), None)
-    way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety, half=half):
-        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True, there=there)
-        with replaced():
+        findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
+        with replaced(run):
             over.put(place)
     return findings, safety
 
@@ -234,7 +234,7 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump)
+        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False))
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:

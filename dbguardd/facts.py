@@ -106,6 +106,7 @@ class Said:
     excluded: tuple[str, ...] = ()  # the first of the tables without rows, by the policy
     excluded_count: int = 0  # and how many these are
     # jobs/backup.py
+    path: str = ""  # where the policy has the file
     goes_on: GoesOn | None = None  # `log`
     successor: bool = False  # a person says: this is what has become of the one before
     no_fingerprint: str = ""  # why there is none; the engine may say so, too
@@ -134,6 +135,7 @@ class Said:
             tablespaces=_spaces(facts.get("tablespaces")),
             excluded=excluded,
             excluded_count=_of(int, facts.get("excluded_count")) or len(excluded),
+            path=text("path"),
             goes_on=GoesOn.read(facts.get("log")),
             successor=facts.get("successor") is True,
             no_fingerprint=text("no_fingerprint"),

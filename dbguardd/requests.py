@@ -35,7 +35,7 @@ class Backup(Request):
     full: bool = option("store every page again instead of only what changed", False)
     verify: bool = option("prove the backup by a test restore right away, whatever the policy says", False)
     note: str = option("a remark that is kept with the backup")
-    successor: bool = option("this is what has become of what was backed up: by pg_upgrade, or emptied", False)
+    successor: bool = option("this is what has become of what was backed up: pg_upgrade, a move, emptied", False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dbguardd.kinds import KINDS
 from dbguardd.requests import ENGINE_VERBS, QUESTION_VERBS, REQUESTS, Request, option
 
 
@@ -39,10 +40,7 @@ def apart(verb: str, request: Mapping[str, Any]) -> str:
     return f"{verb} {request.get('to', '')}" if verb == "follow" or verb in STANDBY else ""
 
 
-REVIVED = frozenset(("postgresql",))
-"""The engines whose backups are restored to be asked: their workers have an engine half for questions, too."""
-
-
 def opens(verb: str, engine: str | None) -> bool:
     """Say if the worker of a job has an engine half: it opens a database, live or restored."""
-    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and engine in REVIVED)
+    kind = KINDS.get(engine or "")
+    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.revived)

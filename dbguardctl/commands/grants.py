@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from dbguardd.errors import Usage
-from dbguardd.places import SERVERS
+from dbguardd.kinds import engine_of
 
 _ROLE = "dbguard"
 _TAG = "$dbguard$"
@@ -32,7 +32,7 @@ END {tag};
 
 def grants(url: str) -> str:
     """Return the SQL that makes the role whom an address names, for the databases that it means. Raises Usage."""
-    if not url.startswith(tuple(begin for begin, engine in SERVERS.items() if engine == "postgresql")):
+    if engine_of(url) != "postgresql":
         raise Usage(
             f"init: {url}: is no address of a PostgreSQL server", hints=["dbguardctl init --sql postgresql:///"]
         )

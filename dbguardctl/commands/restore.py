@@ -16,7 +16,7 @@ from dbguardctl.session import Session
 from dbguardctl.words import utc_text, when
 from dbguardd import requests
 from dbguardd.errors import NotFound, Usage
-from dbguardd.places import SERVERS
+from dbguardd.kinds import KINDS
 from dbguardd.requests import UNDO_REASON
 from dbguardd.words import absolute
 
@@ -66,7 +66,8 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
 def _is_served(session: Session, database: str) -> bool:
     """Say if no file could be replaced, which the job refuses: nobody types a name in full for that."""
     rows = session.daemon.get("status")["databases"]
-    return any(row["name"] == database and row["engine"] in SERVERS.values() for row in rows)
+    kind = next((KINDS.get(row["engine"]) for row in rows if row["name"] == database), None)
+    return kind is not None and bool(kind.addresses)
 
 
 @click.command(cls=Command, help=requests.Undo.__doc__)

@@ -19,7 +19,8 @@ from dbguardctl.screen import Block, Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views.setup import loaded, promise, protected, unprotected
 from dbguardd.errors import Busy, GuardError, TargetExists, Usage, of_file
-from dbguardd.places import POLICY, SERVERS
+from dbguardd.kinds import engine_of
+from dbguardd.places import POLICY
 
 STARTER = """\
 # What dbguardd protects, how often, where, and for how long. Every key: man 5 dbguard.toml
@@ -148,7 +149,7 @@ def protect(session: Session, path: str, dry_run: bool, **asked: Any) -> int:
 
 
 def _is_server(place: str) -> bool:
-    return "://" in place or place.startswith(tuple(SERVERS))
+    return "://" in place or engine_of(place) is not None
 
 
 def _with_what_stays(session: Session, error: GuardError) -> GuardError:

@@ -57,33 +57,26 @@ def begin(settings: Settings, database: str, row: Covered) -> None:
 def learn(settings: Settings, database: str, rows: Sequence[Covered]) -> None:
     """Take over what lies in a storage; a chain reaches further than that if nothing was committed at its end."""
     known = {row.chain: row.until_at for row in read(settings, database)}
-    ends = last_rows(rows)
+    ends = _last_rows(rows)
     found = [replace(row, until_at=max(row.until_at, known.get(row.chain, ""))) if row in ends else row for row in rows]
     write(settings, database, found)
 
 
-def last_rows(rows: Sequence[Covered]) -> Collection[Covered]:
+def reached(rows: Sequence[Covered], row: Covered) -> list[Covered]:
+    """Return the stretches with what a follower has told of its chain; `since_at` is empty if that is an older one.
+
+    Its last word counts, also if it is an earlier one: then a clock that was ahead was set right. One that it has begun
+    is added if it is not there: a scan that looked before took it away.
+    """
+    if row.since_at and all(known.chain != row.chain for known in rows):
+        return [*rows, row]
+    mine = [known for known in _last_rows(rows) if known.chain == row.chain]
+    return [replace(known, until_at=row.until_at) if known in mine else known for known in rows]
+
+
+def _last_rows(rows: Sequence[Covered]) -> Collection[Covered]:
     """Return the last row of each chain: one with a hole has several, and only the last can still grow."""
     return {row.chain: row for row in rows}.values()
-
-
-def forget(settings: Settings, database: str, until_at: str) -> None:
-    """Note that what reached up to a moment was deleted. The newest chain may have come further than is known here."""
-    rows = read(settings, database)
-    left = [row for row in rows[:-1] if row.until_at > until_at] + rows[-1:]
-    since = [max(row.since_at, until_at) for row in left]
-    write(
-        settings,
-        database,
-        [replace(row, since_at=at, until_at=max(row.until_at, at)) for row, at in zip(left, since, strict=True)],
-    )
-
-
-def thin(settings: Settings, database: str, chain: str, grain: str, until_at: str) -> None:
-    """Note up to when a chain was made coarser."""
-    rows = read(settings, database)
-    made = [replace(row, thinned={**row.thinned, grain: until_at}) if row.chain == chain else row for row in rows]
-    write(settings, database, made)
 
 
 def tried(settings: Settings, database: str, facts: Mapping[str, Any], at: str) -> None:

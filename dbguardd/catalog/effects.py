@@ -58,7 +58,7 @@ def remember(settings: Settings, event: str, facts: Facts, at: str) -> None:
             settings.put(f"replacing:{facts['database']}", at if event == "restore.replacing" else "")
             if event == "restore.done":
                 settings.put(f"restored:{facts['database']}", at)
-        case "log.begun" | "log.forgotten" | "log.known" | "log.thinned" | "log.tried":
+        case "log.begun" | "log.known" | "log.tried":
             _remember_log(settings, event, facts, at)
         case "recovery.tested" | "recovery.used" | "recovery.added" | "recovery.dropped" | "recovery.known":
             _remember_key(settings, event, facts, at)
@@ -93,17 +93,11 @@ def _remember_key(settings: Settings, event: str, facts: Facts, at: str) -> None
 def _remember_log(settings: Settings, event: str, facts: Facts, at: str) -> None:
     database = str(facts["database"])
     match event:
-        case "log.thinned" if facts["outcome"] == "ok":
-            coverage.thin(
-                settings, database, str(facts["chain"]), str(int(facts["grain_seconds"])), str(facts["until_at"])
-            )
         case "log.tried":
             coverage.tried(settings, database, facts, at)
         case "log.begun":
             row = coverage.Covered(str(facts["chain"]), str(facts["begun_at"]), str(facts["at"]))
             coverage.begin(settings, database, row)
-        case "log.forgotten":
-            coverage.forget(settings, database, str(facts["until_at"]))
         case "log.known":
             rows = [
                 coverage.Covered(

@@ -14,7 +14,7 @@ from typing import Any
 from dbguardd.catalog import Catalog
 from dbguardd.daemon.inforce import LOG, InForce
 from dbguardd.errors import ConfirmMissing, PolicyShrinks, Usage
-from dbguardd.policy.kinds import KINDS
+from dbguardd.kinds import KINDS
 from dbguardd.policy.policy import Policy
 from dbguardd.words import count as counted
 

@@ -7,9 +7,11 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -51,6 +53,23 @@ class Follower:
     over: bool = False  # nobody will go on from it: what keeps the log for us may go
 
 
+@dataclass(slots=True)
+class Base:
+    """The backup that the log of a database begins with. A log that keeps breaking asks for it less and less often."""
+
+    needed: bool = False
+    asked: float = -math.inf  # when it was asked for last, by the clock of the event loop
+    pause: float = _BASE_SECONDS[0]
+
+    def ask(self, now: float) -> bool:
+        """Say if it is time to ask for it; then that is noted."""
+        if now < self.asked + self.pause:
+            return False
+        again = now < self.asked + _BASE_SECONDS[1]
+        self.asked, self.pause = now, min(2 * self.pause, _BASE_SECONDS[1]) if again else _BASE_SECONDS[0]
+        return True
+
+
 class Following:
     """All followers of this daemon. Use it from the thread of the event loop."""
 
@@ -59,16 +78,20 @@ class Following:
         self._followers: dict[str, Follower] = {}
         self._alive: set[asyncio.Task[None]] = set()
         self._quiet: set[str] = set()
-        self._bases: set[str] = set()  # databases whose log needs a backup to begin with
-        self._made_base: dict[str, tuple[float, float]] = {}  # when the last one was asked for, and the pause after it
+        self._bases = defaultdict[str, Base](Base)
         self._open = True
 
     # ------------------------------------------------------------------------------------------ what is known
 
     def covered(self, name: str) -> list[coverage.Covered]:
         """Which stretches the log of a database covers, up to what was heard just now."""
-        rows, follower = coverage.read(self._catalog.settings, name), self._followers.get(name)
-        return rows if follower is None or not follower.until_at else _reached(rows, follower)
+        return self._covered(name, self._followers.get(name))
+
+    def _covered(self, name: str, follower: Follower | None) -> list[coverage.Covered]:
+        rows = coverage.read(self._catalog.settings, name)
+        if follower is None or not follower.until_at:
+            return rows
+        return coverage.reached(rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at))
 
     def proof(self, name: str) -> LogProof | None:
         """What the test restores of the log of a database have shown."""
@@ -236,20 +259,20 @@ class Following:
             if grown and now - follower.kept >= _KEEP_SECONDS:  # an idle database lets the disk rest
                 follower.kept = now
                 self._keep(name, follower)
-            if name in self._bases:
+            if self._bases[name].needed:
                 self._make_base(name, now)
             return
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
             follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
         if event == "log.turned":  # its first backup on the new server shows that the log leads there
-            self._bases.add(name)
+            self._bases[name].needed = True
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
             if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
-                self._bases.add(name)
+                self._bases[name].needed = True
         try:
             self._runner.diary.tell(event, name, None, facts)
         except GuardError as error:  # a catalog that is full is no reason to miss a commit; a scan tells it later
@@ -260,19 +283,15 @@ class Following:
         """Write down how far the log is stored, for the next daemon."""
         if follower.until_at:
             with suppress(GuardError):
-                rows = coverage.read(self._catalog.settings, name)
-                coverage.write(self._catalog.settings, name, _reached(rows, follower))
+                coverage.write(self._catalog.settings, name, self._covered(name, follower))
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
-        last, pause = self._made_base.get(name, (-_BASE_SECONDS[1], _BASE_SECONDS[0]))
         if self._runner.active(name) is not None:
             self._runner.wake(name)  # what waits after a failure need wait no longer: its storage takes what comes
             return
-        if now < last + pause or name in self._catalog.pauses.active(to_text(self._around.now())):
+        if name in self._catalog.pauses.active(to_text(self._around.now())) or not self._bases[name].ask(now):
             return
-        longer = min(2 * pause, _BASE_SECONDS[1])
-        self._made_base[name] = now, longer if now < last + _BASE_SECONDS[1] else _BASE_SECONDS[0]
         try:
             self._runner.submit(Order("backup", to_json(REQUESTS["backup"](name)), FOLLOWER, name))  # type: ignore[call-arg]
         except Busy:
@@ -280,18 +299,7 @@ class Following:
         except GuardError as error:
             self._runner.diary.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
             return
-        self._bases.discard(name)
-
-
-def _reached(rows: Sequence[coverage.Covered], follower: Follower) -> list[coverage.Covered]:
-    """Return the stretches with what a follower has told; also its own, if a scan that looked before took it away.
-
-    Its last word counts, also if it is an earlier one: then a clock that was ahead was set right.
-    """
-    if follower.begun_at and all(row.chain != follower.chain for row in rows):
-        rows = [*rows, coverage.Covered(follower.chain, follower.begun_at, follower.until_at)]
-    mine = [row for row in coverage.last_rows(rows) if row.chain == follower.chain]
-    return [replace(row, until_at=follower.until_at) if row in mine else row for row in rows]
+        self._bases[name].needed = False
 
 
 def _unheard(message: dict[str, Any]) -> None:

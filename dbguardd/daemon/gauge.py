@@ -28,6 +28,7 @@ class Level:
     error: str = ""
     device: int | None = None  # of the file system, as far as it can be seen
     missing: bool = False  # nothing is there, and we could have seen it
+    lies_in: tuple[tuple[int, int], ...] = ()  # device and inode of the directory, and of those above it
 
 
 class Gauge:
@@ -92,7 +93,18 @@ def _look(path: str) -> Level:
         gone = isinstance(error, FileNotFoundError | NotADirectoryError)
         return Level(error=f"{path}: {error.strerror}", device=None if gone else _device_above(path), missing=gone)
     free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-    return Level(free, total, repository, device=device)
+    return Level(free, total, repository, device=device, lies_in=_directories(path))
+
+
+def _directories(path: str) -> tuple[tuple[int, int], ...]:
+    """Return what tells a directory, and each above it, from others, by whatever link or mount it is named."""
+    real = Path(os.path.realpath(path))
+    found = []
+    for directory in (real, *real.parents):
+        with suppress(OSError):
+            seen = directory.stat()
+            found.append((seen.st_dev, seen.st_ino))
+    return tuple(found)
 
 
 def _device_above(path: str) -> int | None:

@@ -29,7 +29,8 @@ from dbguardd.errors import (
     Unsupported,
     Usage,
 )
-from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, whole, wrong_with
+from dbguardd.kinds import KINDS, engine_of
+from dbguardd.policy.addresses import named_in, socket_of, whole, wrong_with
 from dbguardd.policy.load import Loaded
 from dbguardd.policy.model import NAME
 from dbguardd.policy.policy import Policy
@@ -89,7 +90,7 @@ class Plan:
     file: Path
     text: str
     spared: int = 0  # backups that the usual `keep` would delete at once: it gets one that keeps all
-    successor: bool = False  # another cluster goes on with them
+    successor: bool = False  # somebody says that it goes on with them
 
 
 async def detect(path: str, look: Look, state: Path) -> Found:
@@ -236,7 +237,8 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
-    successor = bool(wanted.adopt) and adopting.is_another(chosen, seen, catalog)
+    moved = engine_of(real) is None  # a file may have been, and written anew since
+    successor = bool(wanted.adopt) and (moved or adopting.is_another(chosen, seen, catalog))
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 

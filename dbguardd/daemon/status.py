@@ -31,8 +31,8 @@ from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.coverage import Stretch, coverage
 from dbguardd.rules.objectives import Facts, judge
-from dbguardd.rules.reliance import UNDO_DAYS
-from dbguardd.states import JobState
+from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
+from dbguardd.states import Grade, JobState
 from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
 from dbguardd.words import size
 
@@ -171,6 +171,7 @@ class Views:
             served=guarded.url is not None,
             newest_at=_moment(newest.created_at if newest else None),
             newest_failure=(newest.failure or "") if newest else "",
+            newest_doubt=self._doubt(newest),
             failed=summary.failed,
             recoverable_to_at=_moment(logged or (proven.created_at if proven else None)),
             log_problem=unlogged,
@@ -226,6 +227,13 @@ class Views:
             paused_until_at=pause.until_at if pause else None,
             running_job=active.id if active else None,
         )
+
+    def _doubt(self, backup: BackupRow | None) -> str:
+        """Why a backup that was restored, and in which nothing failed, is not proven: that may be news."""
+        if backup is None or backup.grade is not Grade.RESTORED or backup.failure or backup.note == SAFETY_NOTE:
+            return ""
+        found = next((proof.facts.get("findings", ()) for proof in self.catalog.proofs.of(backup.id)), ())
+        return "; ".join(f"{one['name']}: {one['detail']}" for one in found if one["outcome"] == "inconclusive")
 
     def _logged(self, name: str, proven: BackupRow | None) -> str | None:
         """Up to when the log is stored that goes on from the backup that was proven last."""

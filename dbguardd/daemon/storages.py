@@ -18,6 +18,7 @@ from dbguardd.errors import (
     NoSpace,
     NotARepository,
     NotFound,
+    PolicyInvalid,
     Unreachable,
     from_problem,
 )
@@ -42,7 +43,7 @@ class Storages:
             floor = None if level.total_bytes is None else int(level.total_bytes * share)
         else:
             floor = int(keep_free)
-        problem = self.lost(name)
+        problem = self.lost(name) or self._shared(name)
         if problem is None and floor is not None and level.free_bytes is not None and level.free_bytes < floor:
             problem = NoSpace(
                 f"storage {name} is full",
@@ -60,6 +61,20 @@ class Storages:
             problem=None if problem is None else problem.problem(),
             beside=[one for one in self._kept_in(name) if level.device in self._devices(one)],
         )
+
+    def _shared(self, name: str) -> GuardError | None:
+        """Say that another storage of the policy is the same directory by another name, or lies in it."""
+        own = self.gauge.level(self.inforce.storage(name).path).lies_in
+        for other in self.inforce.storages():
+            there = self.gauge.level(self.inforce.storage(other).path).lies_in
+            if other != name and own and there and (own[0] in there or there[0] in own):
+                how = "are the same directory" if own[0] == there[0] else "lie in one another"
+                return PolicyInvalid(
+                    f"storages {name} and {other} {how}, through a link or a mount",
+                    detail="What takes one takes both, and each deletes by its own rules what both hold.",
+                    hints=[f"realpath {shlex.quote(self.inforce.storage(one).path)}" for one in (name, other)],
+                )
+        return None
 
     def _ways_to_room(self, name: str) -> list[str]:
         """Return what makes room in a storage: a prune only where something has expired and is not deleted yet."""

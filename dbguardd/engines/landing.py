@@ -20,6 +20,7 @@ from pathlib import Path
 from dbguardd.errors import GuardError, NoSpace, PlaceDenied, TargetExists, Unreachable, Unsupported, Usage
 
 WORK = ".dbguard"
+ASIDE = ".before-restore"  # what a file that is set aside is called, before a -wal or the like
 ELSEWHERE = Path("/srv/restored")
 _WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(WORK)}", re.DOTALL)
 _NAME_LETTERS = 200  # of the target's name: more would leave no room for the rest
@@ -42,17 +43,21 @@ def is_left(path: Path, found: os.stat_result) -> bool:
 
 
 def users(places: Sequence[str], *, below: bool = False) -> list[int]:
-    """Return the processes that have one of these open, as far as we may look; or something below, or are in it."""
+    """Return the processes that have one of these open, as far as we may look; or something below, or are in it.
+
+    Also those that have a file open which had one of these names until it was deleted (proc(5)).
+    """
     wanted, within = set[tuple[int, int]](), tuple(f"{place}/" for place in places) if below else ()
+    gone = {f"{place} (deleted)" for place in places}
     for place in places:
         with suppress(OSError):
             found = os.stat(place)
             wanted.add((found.st_dev, found.st_ino))
     others = (name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid())
-    return sorted(int(name) for name in others if _uses(name, wanted, within))
+    return sorted(int(name) for name in others if _uses(name, wanted, within, gone))
 
 
-def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...]) -> bool:
+def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...], gone: set[str]) -> bool:
     try:
         open_ = [f"/proc/{pid}/fd/{file}" for file in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
@@ -60,7 +65,11 @@ def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...]) -> bo
     for link in [*open_, *([f"/proc/{pid}/cwd"] if within else [])]:
         with suppress(OSError):
             found = os.stat(link)
-            if (found.st_dev, found.st_ino) in wanted or (within and os.readlink(link).startswith(within)):
+            if (found.st_dev, found.st_ino) in wanted:
+                return True
+            if found.st_nlink == 0 and os.readlink(link) in gone:
+                return True
+            if within and os.readlink(link).startswith(within):
                 return True
     return False
 

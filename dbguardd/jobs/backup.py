@@ -12,7 +12,7 @@ from dbguardd.errors import GuardError
 from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.history import check_same, going_on, tip, tip_at
+from dbguardd.jobs.history import check_moved, check_same, going_on, tip, tip_at
 from dbguardd.plain import to_json
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
@@ -66,10 +66,12 @@ def take(
             goes_on = _goes_on(run, log, said) if database.get("continuous") else None
             facts = {**told, "log": None if goes_on is None else to_json(goes_on)}
             facts |= {"no_fingerprint": spared} if spared else {}
+            facts |= {"path": database["settings"]["path"]} if "path" in database["settings"] else {}
             if successor:
                 facts["successor"] = True
             elif dump is None:
                 check_same(run, said)  # as it is now: another server may have taken over meanwhile
+                check_moved(run, saving)
             made = saving.seal(facts, _moment(said, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
@@ -93,13 +95,18 @@ def take(
 
 def _attest(run: Run, made: Backup) -> None:
     """Store what a backup contains. If its bytes are those of its parent, so are its rows, and nobody reads them."""
-    like, content = _known(run, made) or ("", run.snapshots.fingerprint(run.progress))
+    like, content = _known(run, made) or ("", _read(run, made))
     if isinstance(content, Untold):
         run.report("snapshot.untold", backup=made.id, reason=content.why)
         return
     run.repository.attest(made.id, to_json(content), run.now())
     facts = {"database": run.name, "tables": content.count, "rows": content.rows}
     run.report("snapshot.fingerprinted", backup=made.id, **facts, same_as=like or None)
+
+
+def _read(run: Run, made: Backup) -> Fingerprint | Untold:
+    with run.repository.tree(made, lambda done_bytes: run.progress("fingerprint", done_bytes, None)) as stored:
+        return run.snapshots.fingerprint(run.progress, stored)
 
 
 def _known(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from dbguardd.errors import ConfirmMissing, Damaged, Held, KeyMissing, NoSpace, NotFound
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, row, seen
+from dbguardd.jobs.moment import tell_log
 from dbguardd.jobs.verify import condemn, graded
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
-from dbguardd.repository import Backup, Chain, Repository, recallable_until
+from dbguardd.repository import Backup, Repository, recallable_until
 from dbguardd.requests import Request
 from dbguardd.states import Grade
 
@@ -92,8 +92,7 @@ def scan(run: Run, request: Scan) -> Result:
         facts = {"reasons": list(given_up.reasons), "at": instant(given_up.at), "grace_until_at": instant(until)}
         run.report("backup.expired", id=given_up.backup, **facts)
     for name, log in run.repository.logs().items():
-        if chains := [_covered(chain) for chain in log.chains()]:
-            run.report("log.known", database=name, chains=chains)
+        tell_log(run, name, log.chains())  # also if there is none: it may have been lost
     recipients = [label for kind, label, _ in run.repository.recipients() if kind == AgeRecipient.kind]
     if recipients:
         run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])
@@ -106,11 +105,6 @@ def _rows(run: Run, backup: Backup) -> int | None:
         tables = (run.repository.fingerprint(backup.id) or {}).get("tables", {})
         return sum(int(table["rows"]) for table in tables.values()) if tables else None
     return None
-
-
-def _covered(chain: Chain) -> dict[str, Any]:
-    thinned = {str(piece.grain): instant(piece.until) for piece in chain.pieces if piece.grain}
-    return {"chain": chain.id, "since_at": instant(chain.since), "until_at": instant(chain.until), "thinned": thinned}
 
 
 def hold(run: Run, request: Hold) -> Result:

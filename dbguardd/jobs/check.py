@@ -9,7 +9,7 @@ from dbguardd.errors import Cancelled, GuardError, SourceReplaced
 from dbguardd.facts import Said
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
-from dbguardd.jobs.history import check_followed, check_same
+from dbguardd.jobs.history import check_followed, check_same, elsewhere
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
 from dbguardd.plain import to_json
@@ -60,6 +60,7 @@ def _database(run: Run) -> Iterator[Finding]:
         yield Finding("database", "ok", f"note: {warning}")
     yield from probe.findings
     yield from _same(run, Said.read(probe.facts))
+    yield from _moved(run)
 
 
 def _same(run: Run, said: Said) -> Iterator[Finding]:
@@ -74,6 +75,14 @@ def _same(run: Run, said: Said) -> Iterator[Finding]:
         yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")
     else:
         yield Finding("the server", "ok", f"is the one whose backups there are: cluster {said.system}")
+
+
+def _moved(run: Run) -> Iterator[Finding]:
+    """Say that a file has another path than that of the newest backup: the next one is refused if it is another one."""
+    path, was = run.database["settings"].get("path"), elsewhere(run)
+    if was:
+        said = f"the policy says {path}; when the newest backup was made it was {was}. The next backup compares the two"
+        yield Finding("the file", "inconclusive", said)
 
 
 def _storage(run: Run) -> Iterator[Finding]:

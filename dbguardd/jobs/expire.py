@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from dbguardd.errors import Breaker, ClockDoubt, Damaged, ObjectMissing
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, stored
 from dbguardd.jobs.choose import dated
-from dbguardd.jobs.moment import base_of
+from dbguardd.jobs.moment import base_of, tell_log
 from dbguardd.jobs.restore import past_undo
-from dbguardd.repository import Backup, Grain, Hold, Piece, make_coarser, recallable_until
+from dbguardd.repository import Backup, Chain, Grain, Hold, Piece, make_coarser, recallable_until
 from dbguardd.requests import UNDO_REASON, Expire, Sweep
 from dbguardd.rules import retention
 from dbguardd.rules.keep_log import outlived
@@ -26,7 +26,8 @@ def expire(run: Run, request: Expire) -> Result:
     for id in outlived:
         holds[id] = [hold for hold in holds[id] if hold.reason != UNDO_REASON]
     verdict = decide(run, backups, holds, now)
-    forgotten = _outlived(run, backups)
+    chains = stored(run).chains
+    forgotten = _outlived(run, chains, backups)
     size = {"objects": len(forgotten), "bytes": sum(piece.size for piece in forgotten)}
     plan = {
         "log": size,
@@ -47,7 +48,7 @@ def expire(run: Run, request: Expire) -> Result:
             detail=verdict.breaker,
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
-    _forget(run, forgotten)
+    _forget(run, chains, forgotten)
     run.repository.expire({id: list(reasons) for id, reasons in verdict.drop.items()}, now, confirmed=confirmed)
     until = instant(recallable_until(now, grace(run)))
     for id, reasons in verdict.drop.items():
@@ -56,7 +57,7 @@ def expire(run: Run, request: Expire) -> Result:
     return {"plan": plan, "expired": list(verdict.drop), "recall_until_at": until}
 
 
-def _forget(run: Run, pieces: Sequence[Piece]) -> None:
+def _forget(run: Run, chains: Sequence[Chain], pieces: Sequence[Piece]) -> None:
     """Delete the beginning of the log, and tell what is gone, also if the storage does not let go of all of it."""
     log, gone = run.repository.log(run.name), list[Piece]()
     try:
@@ -68,6 +69,8 @@ def _forget(run: Run, pieces: Sequence[Piece]) -> None:
         if gone:
             size = {"objects": len(gone), "bytes": sum(piece.size for piece in gone)}
             run.report("log.forgotten", database=run.name, **size, until_at=instant(gone[-1].until))
+            left = ((chain.id, tuple(piece for piece in chain.pieces if piece not in gone)) for chain in chains)
+            tell_log(run, run.name, [Chain(id, pieces) for id, pieces in left if pieces])
 
 
 def grains(run: Run) -> list[Grain]:
@@ -86,13 +89,13 @@ def _thin(run: Run) -> None:
             facts = {"chain": made.chain, "grain_seconds": made.grain, "until_at": instant(made.until)}
             sizes = {"freed_bytes": made.freed_bytes, "bytes": made.stored_bytes}
             run.report("log.thinned", database=run.name, outcome="ok", **facts, **sizes)
+            tell_log(run, run.name, log.chains())
     except (Damaged, ObjectMissing) as error:
         run.report("log.thinned", database=run.name, outcome="failed", problem=error.message, code=error.code)
 
 
-def _outlived(run: Run, backups: Sequence[Backup]) -> list[Piece]:
+def _outlived(run: Run, chains: Sequence[Chain], backups: Sequence[Backup]) -> list[Piece]:
     """Return what of the log is older than keep_log by the storage's own time."""
-    chains = stored(run).chains
     if not chains:
         return []
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))

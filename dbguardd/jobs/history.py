@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
 from dbguardd.facts import GoesOn, Place, Said
 from dbguardd.jobs.base import Run, stored
+from dbguardd.repository import Backup, Hold, Saving
 from dbguardd.requests import UNDO_REASON
 from dbguardd.rules.chains import Stored, end_of
 from dbguardd.rules.moment import leads
+from dbguardd.rules.reliance import SAFETY_NOTE
 
 
 def check_same(run: Run, said: Said) -> None:
@@ -47,6 +50,42 @@ def check_same(run: Run, said: Said) -> None:
     left = said.timeline is not None and before.timeline is not None and said.timeline < before.timeline
     if left or not _goes_on(run, said):
         raise _left_behind(run)
+
+
+def check_moved(run: Run, saving: Saving) -> None:
+    """Raise SourceReplaced if a file has another path than that of the newest backup, and is mostly not what that was.
+
+    What was moved, or restored to a new place, has most of its pages as they were. What was written anew on the way
+    (VACUUM INTO) has not, and neither has another database with the same tables: only a person knows which it is.
+    """
+    before = _placed(run)
+    if before is None or not elsewhere(run) or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
+        return
+    raise SourceReplaced(
+        f"{run.name}: may be another database than the one whose backups there are",
+        detail=f"The policy says that it is {run.database['settings']['path']}; when the newest backup was made it was "
+        f"{before.said.path}. Of its {saving.written_bytes} bytes {saving.kept_bytes(before.id)} are as they were "
+        "then. Nothing was stored: its backups would in time take the place of those of the other. If it is another "
+        f"one, give {run.name} its path back in the policy, and this one a table of its own.",
+        hints=[f"{successor(run)}  # it is that one: moved, and written anew since"],
+    )
+
+
+def elsewhere(run: Run) -> str:
+    """Return the path of the file when the newest backup was made, if the policy has another one now; else nothing."""
+    before, path = _placed(run), run.database["settings"].get("path")
+    return before.said.path if path and before is not None and before.said.path != path else ""
+
+
+def _placed(run: Run) -> Backup | None:
+    """Return the newest backup of what is the database: not of what a restore was to replace, and did not."""
+    holds = run.repository.holds()
+    return next((made for made in run.repository.backups(run.name) if not _put_aside(made, holds)), None)
+
+
+def _put_aside(backup: Backup, holds: Mapping[str, Sequence[Hold]]) -> bool:
+    """Say if a backup is of what a restore was to replace, and did not."""
+    return backup.note == SAFETY_NOTE and all(hold.reason != UNDO_REASON for hold in holds.get(backup.id, ()))
 
 
 def _left_behind(run: Run) -> SourceReplaced:

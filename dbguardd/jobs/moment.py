@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,7 +16,8 @@ from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Until
 from dbguardd.repository import Tree as Kept
 from dbguardd.rules import moment as rule
-from dbguardd.rules.chains import Stored, end_of
+from dbguardd.rules.chains import Chain, Stored, end_of
+from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
 from dbguardd.words import count, some, span
 
@@ -123,6 +124,18 @@ def base_of(backup: Backup) -> Base:
     return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)
 
 
+def tell_log(run: Run, name: str, chains: Iterable[Chain]) -> None:
+    """Tell the catalog what is stored of the log of a database, in place of all that it knew of that."""
+    bases = [base_of(backup) for backup in run.repository.backups(name, expired=True)]  # one may be recalled
+    told = [_told(chain.id, logged(chain, bases)) for chain in chains]
+    run.report("log.known", database=name, chains=told)
+
+
+def _told(chain: str, log: Logged) -> dict[str, Any]:
+    thinned = {str(grain): instant(until) for grain, until in log.thinned.items()}
+    return {"chain": chain, "since_at": instant(log.since), "until_at": instant(log.until), "thinned": thinned}
+
+
 def _sound(run: Run) -> dict[str, Backup]:
     """Return the backups to rely on by their ids, newest first."""
     backups = existing(run)
@@ -210,7 +223,7 @@ def drawn(run: Run) -> Moment | None:
     chains = [chain for chain in stored(run).chains if chain.until > day]
     if not chains:
         return None
-    start, end = max(day, min(chain.since for chain in chains)), max(chain.until for chain in chains)
+    start, end = max(day, min(chain.begun_at for chain in chains)), max(chain.until for chain in chains)
     found: Moment | None = None
     for _ in range(_DRAWS):
         with suppress(NotFound):  # of before the first backup

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from dbguardd.jobs.target import (
     check_target,
     check_way_in,
     free_bytes,
+    left_beside,
     live,
     new_place,
     owner_of,
@@ -72,11 +74,12 @@ def restore(run: Run, request: Restore) -> Result:
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)
     others = places(run, moment.backup, request)
-    plan = {**_plan(run, moment, target, request.in_place), "warnings": moment.warnings}
+    aside = left_beside(run, target) if request.in_place else []
+    plan = {**_plan(run, moment, target, request.in_place), "warnings": [*moment.warnings, *aside]}
     plan["tablespaces"] = spaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
-        return {"plan": {**plan, "warnings": [*moment.warnings, *users], "in_use": bool(users)}}
+        return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
     if request.in_place and request.confirm != run.name:
         raise ConfirmMissing(
             f"{run.name}: restoring in place replaces the live database",
@@ -192,10 +195,9 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     half = safety is None and _is_half(run, moment.backup)
     if half:
         safety = next((backup.id for backup in _held(run)), None)
-    way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety, half=half):
-        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True, there=there)
-        with replaced():
+        findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
+        with replaced(run):
             over.put(place)
     return findings, safety
 
@@ -232,7 +234,7 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump)
+        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False))
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.landing import reachable
+from dbguardd.engines.landing import ASIDE, reachable
 from dbguardd.errors import NoSpace, TargetExists, Unsupported, Usage
 from dbguardd.facts import SENT
 from dbguardd.jobs.base import Run
@@ -117,13 +117,25 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
     if request.in_place:
         return
-    for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal"))):
+    for path in (target, *_sides(target)):
         if _exists(path):
+            lost = not served(run) and not left_policy(run) and target == live(run) and not _exists(target)
             raise TargetExists(
                 f"{run.name}: {path} exists",
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[_again(request, _beside(run, target, moment))],
+                hints=[_again(request, None if lost else _beside(run, target, moment))],
             )
+
+
+def _sides(target: Path) -> list[Path]:
+    return [target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal")]
+
+
+def left_beside(run: Run, target: Path) -> list[str]:
+    """Say what a file that was deleted has left beside it, and what a restore in place does with that."""
+    found = [] if served(run) or _exists(target) else [path.name for path in _sides(target) if _exists(path)]
+    aside = f"{target.name}{ASIDE}"
+    return [f"of the file that is gone {', '.join(found)} is left: kept under the name {aside}*"] if found else []
 
 
 def _beside(run: Run, target: Path, moment: Moment) -> Path:
@@ -146,14 +158,18 @@ def _may_write(directory: Path, user: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & writes or not user)
 
 
-def _again(request: Restore, to: Path) -> str:
-    """Return the command that asks for the same at another place: with less of it, it would do something else."""
+def _again(request: Restore, to: Path | None) -> str:
+    """Return the command that asks for the same at another place, or in place.
+
+    With less of it, it would do something else.
+    """
     words = ["dbguardctl", "restore", request.database]
     for option, value in (
         *(("--id", request.backup), ("--at", request.at), ("--lsn", request.lsn), ("--name", request.name)),
-        *(("--to", str(to)), ("--tablespace", request.tablespace)),
+        *(("--to", str(to or "")), ("--tablespace", request.tablespace)),
     ):
         words += [option, value] if value else []
+    words += [] if to else ["--in-place", "--confirm", request.database]
     return shlex.join([*words, *(["--dry-run"] if request.dry_run else [])])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
-from dbguardd.engines.base import Examination, Finding, Query
+from dbguardd.engines.base import Examination, Finding, Fingerprint, Query, TablePrint
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
@@ -26,6 +26,7 @@ from dbguardd.states import Grade
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
 """What says something about the stored bytes, wherever it is met."""
 _VERDICTS = (*DAMAGE, ProofFailed)
+_NAMED = 5  # tables
 
 
 def verify(run: Run, request: Verify) -> Result:
@@ -161,30 +162,44 @@ def prove(run: Run, backup: Backup) -> Proof:
 
 
 def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
-    """Yield what is said of a database that has no row any more, where the last proven backup has some.
+    """Yield what is said of a database in which no table has a row any more that had one when it was proven last.
 
-    A full disk, a new installation or a slip of the hand leaves one, and it passes every check. It is kept as it is,
-    but what is not proven takes the place of no proven backup: those stay (`min_proven`), and are what is restored.
-    Unless a person has said since that it is right so.
+    A full disk, a new installation, another database in its place or a slip of the hand leaves one, and it passes every
+    check. It is kept as it is, but what is not proven takes the place of no proven backup: those stay (`min_proven`),
+    and are what is restored. Unless a person has said since that it is right so.
     """
-    if examined.fingerprint is None or examined.fingerprint.rows:
+    if examined.fingerprint is None:
         return
     proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
     older = (one for one in run.repository.backups(run.name) if one.id < backup.id and one.id in proven)
     before = next(older, None)
-    if before and any(
+    if before is None or any(
         one.said.successor for one in run.repository.backups(run.name) if before.id < one.id <= backup.id
     ):
         return
     try:
-        known = (run.repository.fingerprint(before.id) or {}) if before else {}
+        known = run.repository.fingerprint(before.id) or {}
     except GuardError as error:  # which says nothing of this one
-        yield Finding("content is not lost", "inconclusive", f"what was in the backup before: {_line(error)}")
+        if not examined.fingerprint.rows:
+            yield Finding("content is not lost", "inconclusive", f"what was in the backup before: {_line(error)}")
         return
-    if before and (rows := sum(int(table["rows"]) for table in known.get("tables", {}).values())):
-        said = f"no table has a row any more; {before.id}, the last proven backup before, has {rows} rows"
-        said += f". If that is right: {successor(run)}"
-        yield Finding("content is not lost", "inconclusive", said)
+    tables = {name: TablePrint(**found) for name, found in known.get("tables", {}).items()}
+    if gone := emptied(Fingerprint("", tables), examined.fingerprint, alike=before.method == backup.method):
+        rows = sum(table.rows for table in tables.values())
+        said = f"{gone}; {before.id}, the last proven backup before, has {rows} rows"
+        yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor(run)}")
+
+
+def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
+    """Say what has become of every row there was, if nothing is left where they were; `alike`: names mean the same."""
+    had = {name for name, table in before.tables.items() if table.rows}
+    if had and not now.rows:
+        return "no table has a row any more"
+    folded = any(":" in table.digest for found in (before, now) for table in found.tables.values())
+    if not had or folded or not alike or any(name in had and table.rows for name, table in now.tables.items()):
+        return ""
+    named = ", ".join(sorted(had)[:_NAMED]) + (f" and {len(had) - _NAMED} more" if len(had) > _NAMED else "")
+    return f"of the tables that had rows none is there with a row any more ({named})"
 
 
 def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:

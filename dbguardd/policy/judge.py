@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from functools import partial
 
 from dbguardd.errors import PolicyInvalid
-from dbguardd.policy.kinds import KINDS, named_in
+from dbguardd.kinds import KINDS
+from dbguardd.policy.addresses import named_in
 from dbguardd.policy.mistakes import Mistake, Path
 from dbguardd.policy.model import Database, Key, Proof, Secret, Settings, Storage
 from dbguardd.policy.policy import Guarded, Policy

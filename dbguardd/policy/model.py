@@ -27,7 +27,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dbguardd.policy.kinds import KINDS, server_url, socket_of, sockets_of
+from dbguardd.kinds import KINDS
+from dbguardd.policy.addresses import server_url, socket_of, sockets_of
 from dbguardd.policy.schedule import Schedule, Timetable, parse_schedule
 from dbguardd.policy.units import Duration, Room, Size, refuse
 from dbguardd.states import Role

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, StrictStr
 
 from dbguardd.errors import NotFound
+from dbguardd.kinds import KINDS
 from dbguardd.policy.accounts import uid_of_user
-from dbguardd.policy.kinds import KINDS
 from dbguardd.policy.model import NAME, Access, Daemon, Database, Key, Settings, Storage, Table
 
 TableName = Annotated[StrictStr, Field(pattern=NAME)]

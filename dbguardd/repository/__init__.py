@@ -54,6 +54,7 @@ __all__ = [
     "Proof",
     "Recipient",
     "Repository",
+    "Saving",
     "Stream",
     "StretchTree",
     "Swept",

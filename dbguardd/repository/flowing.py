@@ -88,7 +88,7 @@ class FlowSaver(io.RawIOBase):
         hashed.update(b"".join([chunk[0] for chunk in self._chunks]))
         digest = hashed.digest()
         if self._parent is not None and digest == self._parent.root.digest:
-            return Saved(self._size, digest, None, tuple(self._parent.root.names), True)
+            return Saved(self._size, digest, None, tuple(self._parent.root.names), True, self._size)
         return self._list(digest)
 
     def _cut(self, *, last: bool) -> None:
@@ -146,7 +146,8 @@ class FlowSaver(io.RawIOBase):
             frames.append(compress(ROOT, data, self._digests, squeezer))
         place = self._writer.add_all(frames)
         inherited = any([isinstance(pack, str) for pack in numbers])
-        return Saved(self._size, digest, place, tuple(numbers), inherited)
+        kept = sum([length for _, length, pack, _ in self._chunks if isinstance(pack, str)])
+        return Saved(self._size, digest, place, tuple(numbers), inherited, kept)
 
 
 def _name(pack: str | PackHandle) -> bytes:

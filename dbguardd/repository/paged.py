@@ -35,6 +35,7 @@ class Saved:
     place: tuple[PackHandle, int] | None
     needs: tuple[str | PackHandle, ...]  # besides the pack of the root
     inherited: bool  # some pages are the parent's
+    kept_bytes: int  # of its size, what lies where it lay in the parent
 
 
 class PagesSaver:
@@ -71,7 +72,7 @@ class PagesSaver:
         self._rows: list[Row] = []
         self._tail = bytearray()
         self._tail_rows: list[tuple[Row, int]] = []
-        self._stored = 0
+        self._stored = self._changed = 0  # bytes in frames, and of the stream
 
     def run(self) -> Saved:
         """Read everything, store what is new."""
@@ -97,7 +98,7 @@ class PagesSaver:
             and digest == self._parent.root.digest
             and self._page_size == self._parent.root.page_size
         ):
-            return Saved(size, digest, None, tuple(self._parent.names.values()), True)
+            return Saved(size, digest, None, tuple(self._parent.names.values()), True, size)
         self._forget_behind_end()
         self._flush_tail()
         self._make_leaves(1)
@@ -129,6 +130,7 @@ class PagesSaver:
             for first, count, position in change.runs:
                 self._place(row, (first, count, position), placed)
             self._count(row, 1)
+            self._changed += sum([count for _, count, _ in change.runs]) * self._unit if change.runs else EXTENT
             self._rows.append(row)
         self._tail += examined.tail
         while len(self._tail_rows) >= self._per_frame:
@@ -259,4 +261,5 @@ class PagesSaver:
         place = self._writer.add_all(frames)
         needs: list[str | PackHandle] = [use.name.hex() for use in packs.values() if use.name != SELF]
         inherited = self._old is not None and any([number < self._old.next_number for number in packs])
-        return Saved(size, digest, place, tuple(needs), inherited)
+        kept = max(0, size - self._changed) if self._old else 0
+        return Saved(size, digest, place, tuple(needs), inherited, kept)

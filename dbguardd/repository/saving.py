@@ -80,6 +80,7 @@ class Saving:
         self._streams: dict[str, tuple[Stream, tuple[PackHandle, int] | None]] = {}
         self._needs: set[str | PackHandle] = set()
         self._inherited = False
+        self._kept_bytes = 0
         self._progress = progress
         self.written_bytes = 0
         self.admits: Callable[[Facts], None] = lambda facts: None
@@ -123,6 +124,7 @@ class Saving:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
+        asked: bool = False,  # it always is
         changing: bool = False,
     ) -> None:
         """Take a paged stream; see flow.Sink.
@@ -164,6 +166,7 @@ class Saving:
             self.doubts.append(error)
             return False
         self._inherited = True
+        self._kept_bytes += old.size
         self._streams[name] = (old, None)
         self._count(old.size)
         return True
@@ -197,6 +200,10 @@ class Saving:
         )
         return self._publish(backup, packs)
 
+    def kept_bytes(self, parent: str) -> int:
+        """Return how much of what was written is as it was in a backup; nothing of one that this does not build on."""
+        return self._kept_bytes if self._parent is not None and self._parent.id == parent else 0
+
     def _count(self, size: int) -> None:
         self.written_bytes += size
         self._progress(self.written_bytes)
@@ -213,6 +220,7 @@ class Saving:
         self._streams[stream.name] = (kept, saved.place)
         self._needs |= {*saved.needs, saved.place[0] if saved.place else root.pack}
         self._inherited |= saved.inherited
+        self._kept_bytes += saved.kept_bytes
 
     def _save_pages(self, examiner: Examiner, page_size: int, parent: PageMap | None) -> Saved:
         done = self.written_bytes

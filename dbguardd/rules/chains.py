@@ -59,11 +59,6 @@ class Chain:
         """When it was begun."""
         return born(self.id)
 
-    @property
-    def since(self) -> datetime:
-        """The moment from which on it is there: its beginning may have been forgotten."""
-        return self.begun_at if self.first == 0 else self.pieces[0].until
-
 
 class Link(Protocol):
     """One segment of a chain. `size` is nothing where it is no moment; see repository.log."""

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from dbguardd.rules.chains import Chain
 from dbguardd.rules.dated import Dated
+from dbguardd.rules.moment import Base, on
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,17 @@ class Logged:
     since: datetime
     until: datetime
     thinned: Mapping[int, datetime] = field(default_factory=dict)
+
+
+def logged(chain: Chain, bases: Iterable[Base]) -> Logged:
+    """Return what of a chain is there. The beginning may have been forgotten, up to where the log goes on from a base.
+
+    That is how it is forgotten; by its name alone, an object says of what moment its end is, not its beginning.
+    """
+    since = chain.begun_at
+    if chain.first:
+        since = min([chain.pieces[0].until, *(base.created_at for base in on(chain, bases))])
+    return Logged(since, chain.until, {piece.grain: piece.until for piece in chain.pieces if piece.grain})
 
 
 def coverage(logs: Iterable[Logged], backups: Sequence[Dated]) -> list[Stretch]:

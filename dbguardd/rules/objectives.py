@@ -37,7 +37,8 @@ class Facts:
     backups: int = 0
     newest_at: datetime | None = None
     newest_failure: str = ""  # why the last verification of the newest backup failed, or a check since then
-    failed: int = 0  # how many backups are like that
+    newest_doubt: str = ""  # why it is not proven, although it was restored and nothing failed
+    failed: int = 0  # how many backups did not pass
     recoverable_to_at: datetime | None = None
     restore_seconds: float | None = None
     rpo: timedelta | None = None
@@ -134,6 +135,9 @@ def _behind(facts: Facts, now: datetime) -> Iterator[_Point]:
         yield _unproven(facts)
     else:
         yield from _late(facts, now, facts.recoverable_to_at)
+    if facts.newest_doubt:
+        what = f"{name}: the newest backup is not proven: {facts.newest_doubt}"
+        yield _Point(Health.UNPROVEN, what, f"dbguardctl list {name}")
     if facts.log_problem:
         yield _Point(Health.LATE, f"{name}: {facts.log_problem}", f"dbguardctl log {name}")
     if facts.overdue_since_at is not None and not facts.paused:

@@ -20,8 +20,9 @@ from typing import Any
 from dbguardd.engines import ENGINES
 from dbguardd.engines.sqlite.still import is_empty
 from dbguardd.errors import GuardError, Stalled, WorkerDied, from_problem
+from dbguardd.kinds import engine_of
 from dbguardd.plain import to_json
-from dbguardd.policy.kinds import engine_of, socket_of
+from dbguardd.policy.addresses import socket_of
 from dbguardd.requests import NOWHERE
 from dbguardd.worker.channel import problem_of
 from dbguardd.worker.child import settle

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd.errors import GuardError, SourceDenied, WorkerDied
+from dbguardd.kinds import KINDS
 from dbguardd.requests import NOWHERE
 from dbguardd.worker.asking import cannot_read
 
 _MOST_LINKS = 40  # as the kernel
-_SERVANTS = {"postgresql": "postgres"}
 
 
 def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
@@ -41,7 +41,7 @@ def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
 def _servant(engine: str) -> int:
     """Return whom a kind of server usually runs as on this host; 0: nobody is, or we could not become him."""
     with suppress(KeyError):
-        return pwd.getpwnam(_SERVANTS[engine]).pw_uid if may_become_others() else 0
+        return pwd.getpwnam(KINDS[engine].account).pw_uid if may_become_others() else 0
     return 0
 
 

@@ -5,7 +5,11 @@ import re
 import stat
 import sys
 import tomllib
+from typing import get_args, get_type_hints
 
+from dbguardd.engines import ENGINES
+from dbguardd.kinds import KINDS
+from dbguardd.policy.model import Database
 from tests.architecture.tree import ROOT, imported, product, sources
 
 README = (ROOT / "README.md").read_text()
@@ -24,6 +28,15 @@ def test_decisions_have_numbers_and_reasons():
         for part in ("**Context.**", "**Options.**", "**Outcome.**"):
             assert part in text, (name, part)
         assert len(text) < 3000, f"{name}: a decision is short"
+
+
+def test_a_kind_of_database_has_a_row_in_each_table():
+    """Who adds an engine and forgets one would hear of it from its first user."""
+    assert list(ENGINES) == list(KINDS) == list(get_args(get_type_hints(Database)["engine"]))
+    settings = set(Database.model_fields)
+    for engine, kind in KINDS.items():
+        assert {kind.where, *kind.own} <= settings, engine
+        assert {*kind.followed} <= {*kind.methods}, engine
 
 
 def declared(requirements):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dbguardd.catalog import to_text
+from dbguardd.daemon.following import Base
 from dbguardd.errors import Cancelled, NoSpace
 from tests.daemon.life import Caller, Place, live, stored
 
@@ -261,3 +262,10 @@ def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place
         assert [row.until_at for row in following.covered("app")] == [right]
 
     guarding(place, test)
+
+
+def test_a_log_that_keeps_breaking_asks_for_its_backup_less_and_less_often() -> None:
+    base = Base()
+    assert [now for now in range(1000) if base.ask(now)] == [0, 5, 15, 35, 75, 155, 315, 635]
+    assert not base.ask(635 + 599)
+    assert base.ask(635 + 600) and base.ask(635 + 605)  # it has held for long

@@ -422,6 +422,14 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_daemon_that_starts_writes_nothing_again_that_is_there(place: Place) -> None:
+    async def main() -> int:
+        async with place.daemon():
+            return (place.state / "accepted.json").stat().st_ino
+
+    assert asyncio.run(main()) == asyncio.run(main())  # its disk may be full
+
+
 def test_a_full_storage_is_told_in_sizes(place: Place) -> None:
     place.guard()
 
@@ -465,5 +473,24 @@ def test_half_a_restore_in_place_is_something_to_look_at_for_as_long_as_it_can_b
             assert "dbguardctl restore undo app" in row.hints
             place.wall += timedelta(days=8)
             assert not any("restore in place" in line for line in service.status().databases[0].attention)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("leads_to", "how"), [("store", "are the same directory"), ("store/in", "lie in one another")])
+def test_two_storages_that_are_one_by_a_link_are_told(place: Place, tmp_path: Path, leads_to: str, how: str) -> None:
+    (tmp_path / "store" / "in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / leads_to)
+    (tmp_path / "other").mkdir()
+    table = '[storage.{0}]\ntype = "directory"\npath = "{1}/{0}"\n'
+    place.policy.write_text(POLICY + "".join(table.format(name, tmp_path) for name in ("store", "link", "other")))
+
+    async def main() -> None:
+        async with place.daemon() as (service, _):
+            await measured(service)
+            said = {row.name: (row.ok, (row.problem or {}).get("message", "")) for row in service.status().storages}
+            assert said["other"] == (True, "")
+            assert said["link"] == (False, f"storages link and store {how}, through a link or a mount")
+            assert said["store"] == (False, f"storages store and link {how}, through a link or a mount")
 
     asyncio.run(main())

@@ -269,6 +269,42 @@ def test_a_missing_database_is_created(live, staging, tmp_path):
     assert shell(live, "SELECT count(*) FROM a;") == "70\n"
 
 
+def test_what_a_deleted_database_has_left_is_set_aside_and_not_applied(live, staging, tmp_path):
+    """Whoever removes the file alone, with an application in WAL mode killed or running, leaves its log."""
+    ledger(live)
+    with using(live, "crash-after-commit"):
+        pass
+    log = Path(f"{live}-wal").read_bytes()
+    live.unlink()
+    ledger(tmp_path / "source.db", accounts=70)
+    (tmp_path / "source.db").chmod(0o640)
+    make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert shell(live, "SELECT count(*) FROM a; SELECT count(*) FROM moves;").split() == ["70", "0"]
+    assert live.stat().st_mode & 0o7777 == 0o640
+    assert Path(f"{live}.before-restore-wal").read_bytes() == log
+    live.unlink()
+    Path(f"{live}-wal").write_bytes(b"other")
+    with pytest.raises(TargetExists):
+        make(live, staging).replace(tmp_path / "source.db", no_progress)
+    assert Path(f"{live}.before-restore-wal").read_bytes() == log
+    assert directory(live.parent).keys() & {"app.db", "app.db-wal"} == {"app.db-wal"}
+
+
+@pytest.mark.parametrize("sides", [True, False])
+def test_who_goes_on_in_a_deleted_database_is_named_first(live, staging, tmp_path, sides):
+    ledger(live)
+    ledger(tmp_path / "source.db", accounts=70)
+    with using(live, "idle") as user:
+        for path in live.parent.glob("app.db*") if not sides else [live]:
+            path.unlink()
+        engine = make(live, staging)
+        for refuses in (engine.check_unused, lambda: engine.replace(tmp_path / "source.db", no_progress)):
+            with pytest.raises(TargetInUse, match="deleted") as refused:
+                refuses()
+            assert refused.value.facts["pids"] == [user.child.pid]
+    assert not live.exists()
+
+
 def test_a_file_without_a_header_is_set_aside_with_its_log(live, staging, tmp_path):
     ledger(tmp_path / "source.db", accounts=70)
     live.write_bytes(b"ruins" * 2000)

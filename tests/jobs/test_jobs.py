@@ -296,7 +296,13 @@ def test_a_lost_database_comes_back_in_place_without_a_safety_copy(world):
     world.path.unlink()
     with pytest.raises(SourceMissing):
         world.backup()
+    world.path.with_name(f"{world.path.name}-wal").touch()
+    with pytest.raises(TargetExists) as refused:
+        world.do("restore", database="app", to=str(world.path), at="2999-01-01T00:00:00Z")
+    asked = "dbguardctl restore app --at 2999-01-01T00:00:00Z --in-place --confirm app"
+    assert refused.value.hints == (asked,)
     done = world.do("restore", database="app", in_place=True, confirm="app")
+    assert f"{world.path.name}-wal is left" in done["plan"]["warnings"][0]
     assert (world.live(), done["safety_copy"], done["undo"]) == ({"users": [1]}, None, None)
 
 

@@ -142,7 +142,7 @@ def test_a_proof_restores_a_moment_that_is_drawn_and_says_which(world: World) ->
     begin = world.now
     follow(world, 4, 103, sum="0" * 16)
     second = base(world, 104)  # some commits later: no segment ends there
-    since, until = world.repository.log("app").chains()[0].since, world.repository.log("app").chains()[0].until  # type: ignore[union-attr]
+    since, until = world.repository.log("app").chains()[0].begun_at, world.repository.log("app").chains()[0].until  # type: ignore[union-attr]
     for seconds in (10, 70):
         world.chances = [(begin + timedelta(seconds=seconds, milliseconds=300) - since) / (until - since)]
         log = world.do("verify", database="app", backup=second)["log"]
@@ -263,6 +263,7 @@ def test_a_backup_that_nothing_was_committed_after_is_restored_alone(world: Worl
 
 def test_what_is_forgotten_is_told_although_the_storage_lets_go_of_some_only(world: World) -> None:
     """Else the catalog would go on claiming seconds that cannot be restored."""
+    made = world.now
     follow(world, 1, 6)
     base(world, 6)
     world.spec["database"]["keep_log_seconds"] = 0.0
@@ -281,6 +282,8 @@ def test_what_is_forgotten_is_told_although_the_storage_lets_go_of_some_only(wor
         world.do("expire", database="app")
     (told,) = world.said("log.forgotten")
     assert told["objects"] == 3
+    (chain,) = world.said("log.known")[-1]["chains"]
+    assert chain["since_at"] == instant(made + timedelta(seconds=3))  # segment 3 is there, and was stored then
 
 
 def test_damage_of_a_log_that_ended_before_the_newest_backup_does_not_keep_it_from_a_restore(world: World) -> None:

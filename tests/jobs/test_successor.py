@@ -2,7 +2,9 @@
 
 import pytest
 
-from dbguardd.errors import SourceReplaced
+from dbguardd.engines.base import Fingerprint, TablePrint
+from dbguardd.errors import SourceReplaced, TargetInUse
+from dbguardd.jobs.verify import emptied
 from tests.jobs.world import World
 
 
@@ -47,3 +49,67 @@ def test_a_database_that_was_emptied_is_proven_again_when_a_person_has_said_that
     assert proven()
     world.backup(users=[])  # another time: nobody has said anything of that
     assert not proven()
+
+
+def test_a_file_at_another_path_goes_on_with_the_backups_only_if_it_is_mostly_what_they_are_of(world):
+    world.engine.paged = True
+    pages = lambda first: [[page * 7919 + first] * 600 for page in range(40)]  # noqa: E731 - of more than a page each
+    first = world.backup(orders=pages(0))
+    moved = world.path.with_name("moved.json")
+    world.spec["database"]["settings"]["path"] = str(moved)
+    (said,) = [row for row in world.do("check", database="app")["findings"] if row["name"] == "the file"]
+    assert said["outcome"] == "inconclusive" and str(world.path) in said["detail"] and str(moved) in said["detail"]
+    second = world.backup(orders=[*pages(0), [8]])
+    assert not [row for row in world.do("check", database="app")["findings"] if row["name"] == "the file"]
+    world.spec["database"]["settings"]["path"] = str(world.path)
+    for full in (False, True):  # with the same tables, and as full_every asks for it
+        with pytest.raises(SourceReplaced, match="may be another database") as caught:
+            world.write(orders=pages(1))
+            world.do("backup", database="app", full=full)
+    assert caught.value.hints[0].partition("  #")[0] == "dbguardctl backup app --successor"
+    assert str(moved) in caught.value.detail and world.ids() == [second, first]
+    world.do("backup", database="app", successor=True)
+    world.backup(orders=pages(2))  # at the same path it is what the application has made of it
+
+
+def test_what_a_restore_has_replaced_says_where_the_database_is_and_what_it_did_not_replace_says_nothing(world):
+    world.engine.paged = True
+    world.backup(users=[1])
+    other = world.path.with_name("other.json")
+    world.spec["database"]["settings"]["path"] = str(other)
+    other.write_text("{}")
+    world.write(orders=[[number] * 900 for number in range(40)])
+    world.engine.used_at_last = True
+    with pytest.raises(TargetInUse):
+        world.do("restore", database="app", in_place=True, confirm="app")
+    assert len(world.ids()) == 2
+    with pytest.raises(SourceReplaced):
+        world.do("backup", database="app")
+    world.engine.used_at_last = world.engine.in_use = False
+    world.do("restore", database="app", in_place=True, confirm="app")
+    world.do("backup", database="app")
+
+
+def test_a_database_whose_every_table_is_another_takes_the_place_of_no_proven_backup(world):
+    proven = lambda: world.do("verify", database="app")["proof"]["grade"] == "proven"  # noqa: E731
+    world.backup(users=[1, 2], orders=[], notes=[1])
+    assert proven()
+    world.backup(users=[], orders=[1])
+    (said,) = world.do("verify", database="app")["proof"]["findings"][-1:]
+    assert said["outcome"] == "inconclusive" and "of the tables that had rows none is there" in said["detail"]
+    assert "(notes, users)" in said["detail"] and "has 3 rows" in said["detail"]
+    world.backup(users=[2], orders=[1])
+    assert proven()
+
+
+def test_names_of_tables_are_not_held_against_those_of_another_way_or_of_many_in_one():
+    def content(**tables: int | str) -> Fingerprint:
+        each = {name: TablePrint(rows, f"{name}") for name, rows in tables.items()}
+        return Fingerprint("", each)
+
+    folded = Fingerprint("", {"a*": TablePrint(3, "2:aa")})
+    assert emptied(content(a=3), content(b=3), alike=True)
+    assert not emptied(content(a=3), content(b=3), alike=False)
+    assert not emptied(content(a=3), folded, alike=True) and not emptied(folded, content(a=3), alike=True)
+    assert not emptied(content(a=0), content(b=3), alike=True) and not emptied(content(), content(), alike=True)
+    assert emptied(folded, content(a=0), alike=False)

@@ -30,6 +30,7 @@ class ToyEngine:
         self.refuse_examine: Exception | None = None
         self.refuse_dump: Exception | None = None
         self.in_use = False
+        self.used_at_last = False  # when it is to be replaced
         self.paged = False  # handed over as a file of pages
         self.read = 0  # how often a snapshot was
         self.sent = False  # was anything of it
@@ -61,7 +62,7 @@ class ToyEngine:
                 out.write(content)
         return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at, **self.rights}
 
-    def fingerprint(self, progress):
+    def fingerprint(self, progress, stored):
         if self.break_fingerprint:
             raise Cancelled("cancelled in the middle")
         self.read += 1
@@ -96,6 +97,7 @@ class ToyEngine:
             raise TargetInUse(f"{self.path} is in use")
 
     def replace(self, source, progress):
+        self.in_use |= self.used_at_last
         self.check_unused()
         self.path.write_bytes(source.read_bytes())
 

@@ -44,3 +44,28 @@ def test_a_message_that_quotes_the_database_does_not_fill_the_catalog(house: Hou
     assert "(900" in said.err
     assert house.stop() == 0
     assert (house.state / "catalog.db").stat().st_size < 500_000
+
+
+def test_another_file_under_the_name_of_one_that_has_backups_is_told_and_takes_no_place_of_theirs(house: House) -> None:
+    path, other = house.database("app", blob=5000), house.database("other", blob=5000)
+    house.protects(house.table("app"))
+    house.start()
+    first = house.does("backup", "app")["backup"]["id"]
+    house.protects(house.table("app", path=other))
+    house.does("reload")
+    refused = house.fails("DBG-2013", 1, "backup", "app")
+    assert refused["hints"][0].startswith("dbguardctl backup app --successor")
+    assert house.status("app")["state"] == "failing" and [row["id"] for row in house.backups("app")] == [first]
+
+    house.protects(house.table("app"))
+    house.does("reload")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript("create table another as select * from note; drop table note")
+    assert house.does("backup", "app")["proof"]["grade"] == "restored"
+    said = house.status("app")
+    assert (said["state"], said["proven_backup"]) == ("unproven", first)
+    (doubt,) = [line for line in said["attention"] if "not proven" in line]
+    assert "none is there with a row any more (note)" in doubt and "dbguardctl backup app --successor" in doubt
+    assert house.does("backup", "app", "--successor")["proof"]["grade"] == "proven"
+    assert house.status("app")["state"] == "safe"
+    house.is_sound()

@@ -73,6 +73,12 @@ def test_a_safe_database_needs_nobody():
             "app: 11 runs failed since 2026-09-12 06:00 UTC: no space",
             "dbguardctl job show 01J",
         ),
+        (
+            {"newest_doubt": "content is not lost: no table has a row any more"},
+            Health.UNPROVEN,
+            "app: the newest backup is not proven: content is not lost: no table has a row any more",
+            "dbguardctl list app",
+        ),
         ({"paused": True}, Health.PAUSED, "app: paused until somebody resumes it", "dbguardctl resume app"),
         (
             {"in_policy": False},

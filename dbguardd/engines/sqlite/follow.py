@@ -217,6 +217,7 @@ class Follower:
         """
         at, index = datetime.now(UTC), self._frames.index()
         self._frames.check_files()
+        self._watch.glance((index.salts, index.moved))
         if index.salts != self._place.salts:
             self._begin_anew(index)
         fresh = index.frames > self._place.frames

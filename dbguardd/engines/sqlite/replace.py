@@ -11,7 +11,7 @@ from typing import Any
 
 from dbguardd.durable import sync_directory
 from dbguardd.engines.base import REPLACED, Progress
-from dbguardd.engines.landing import describe, naming, outcome, users
+from dbguardd.engines.landing import ASIDE, describe, naming, outcome, users
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.follow import KEEP
@@ -31,7 +31,7 @@ from dbguardd.errors import (
     WorkerDied,
 )
 
-_ASIDE = ".before-restore"
+_INDEX = "-shm"  # made from the log, and nothing is lost with it
 _STEP = "replace"
 
 
@@ -39,24 +39,19 @@ def replace(path: str, source: Path, progress: Progress) -> None:
     """Put the content of `source` at `path`. Raises TargetInUse, TargetExists, NoSpace, PlaceDenied, ProofFailed.
 
     A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open any more is set
-    aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename.
+    aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename. So are the
+    side files that are left of one that was deleted without them.
     """
     try:
         real = resolve(path)
     except SourceMissing:
-        _create(Path(path), source, progress)
+        _refuse_users_of_lost(path)
+        _swap(Path(path), source, progress)
         return
     refuse_users(real)
     # SQLite is kept away from a file without a header: closing it would delete the log, which may be evidence.
     if not _has_header(real) or not _pour(real, source, progress):
         _swap(Path(real), source, progress)
-
-
-def _create(path: Path, source: Path, progress: Progress) -> None:
-    found = source.stat()
-    with fresh(path, found.st_mode) as work:
-        _copy(source, work, path, progress)
-        give(work, rights_of(source, found))
 
 
 def _copy(source: Path, work: Path, target: Path, progress: Progress) -> None:
@@ -80,8 +75,14 @@ def refuse_users(real: str) -> None:
         busy = locks.wal_in_use_at(live.path)
     found = sorted({*_openers(real), *([holder] if holder and holder > 0 else [])})
     if holder is not None or busy or found:
-        named = ", ".join(map(describe, found)) or "a process that cannot be named from here"
-        raise TargetInUse(f"{real}: in use by {named}", hints=[naming(found, real)], facts={"pids": found})
+        raise _in_use(real, found)
+
+
+def _refuse_users_of_lost(path: str) -> None:
+    """Raise TargetInUse if a process still has a deleted database open: what it writes from now on is nowhere."""
+    found = sorted({*_openers(path), *locks.holders(f"{path}{side}" for side in SIDES)})
+    if found or locks.wal_in_use_at(path):
+        raise _in_use(path, found)
 
 
 def refuse_others(real: str) -> None:
@@ -91,8 +92,13 @@ def refuse_others(real: str) -> None:
     """
     lockers = {pid for pid in locks.holders([f"{real}{side}" for side in ("", *SIDES)]) if pid != os.getpid()}
     if found := sorted(pid for pid in {*_openers(real), *lockers} if not _follows(pid)):
-        named = ", ".join(map(describe, found))
-        raise TargetInUse(f"{real}: in use by {named}", hints=[naming(found, real)], facts={"pids": found})
+        raise _in_use(real, found)
+
+
+def _in_use(real: str, pids: list[int]) -> TargetInUse:
+    named = ", ".join(map(describe, pids)) or "a process that cannot be named from here"
+    what = "" if os.path.lexists(real) else ", as it was before it was deleted"
+    return TargetInUse(f"{real}: in use by {named}{what}", hints=[naming(pids, real)], facts={"pids": pids})
 
 
 def _follows(pid: int) -> bool:
@@ -169,25 +175,32 @@ def _failure(real: str, text: str, code: int, at: str) -> GuardError:
 
 
 def _swap(real: Path, source: Path, progress: Progress) -> None:
-    """Set the broken files aside and rename a copy into place.
+    """Set what is there aside and put a copy into its place; a lost file may have left its side files.
 
     The side files go first: a new main file beside an old log would come up with the old rows (measured), while an old
     main file without its log is only what was going to be replaced anyway.
     """
-    aside = real.with_name(real.name + _ASIDE)
-    if os.path.lexists(aside):
+    lost, aside = not os.path.lexists(real), real.with_name(real.name + ASIDE)
+    if any(os.path.lexists(f"{aside}{side}") for side in ("", *(side for side in SIDES if side != _INDEX))):
         raise TargetExists(f"{aside}: an earlier restore set a database aside there", hints=[f"ls -l {aside}*"])
     work = real.with_name(f".{real.name}.dbguard")
     try:
         work.unlink(missing_ok=True)
-        with fresh(work, 0o600) as copy:
+        found = source.stat()
+        with fresh(work, found.st_mode if lost else 0o600) as copy:
             _copy(source, copy, real, progress)
-        _dress(work, real)
+            if lost:
+                give(copy, rights_of(source, found))
+        if not lost:
+            _dress(work, real)
         for side in SIDES:
             with suppress(FileNotFoundError):
                 os.rename(f"{real}{side}", f"{aside}{side}")
-        os.link(real, aside)
-        os.rename(work, real)
+        if lost:
+            os.link(work, real)  # not over what may have come meanwhile
+        else:
+            os.link(real, aside)
+            os.rename(work, real)
         sync_directory(real.parent)
     except OSError as error:
         raise outcome(real, error) from error

@@ -2,8 +2,9 @@
 
 import pytest
 
+from dbguardd.kinds import KINDS, engine_of
 from dbguardd.policy import check_text
-from dbguardd.policy.kinds import KINDS, engine_of, named_in, socket_of, sockets_of, whole, wrong_with
+from dbguardd.policy.addresses import named_in, socket_of, sockets_of, whole, wrong_with
 
 HERE = "/run/postgresql/.s.PGSQL.5432"
 

@@ -1,45 +1,16 @@
-"""What the policy says of each kind of database: where it is, its methods, and the settings that only it has."""
+"""The addresses of PostgreSQL servers: what is one, what must not be in it, and where it leads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from dbguardd.places import POSTGRESQL_SOCKETS, SERVERS
+from dbguardd.places import POSTGRESQL_SOCKETS
 from dbguardd.policy.units import refuse
 
 _SERVER = re.compile(r"(\[[^]]*\]|[^:]*)(?::(\d*))?")
 _URL = re.compile(r"postgres(ql)?://\S*|service=[A-Za-z0-9_.-]+")
 _PORT = "5432"
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of database. `where` is the setting that says where it is; the first method is the usual one."""
-
-    title: str
-    where: str
-    methods: tuple[str, ...]
-    engine: tuple[str, ...]  # its own settings that the engine is told
-    other: tuple[str, ...] = ()  # its own settings that others are told
-    followed: tuple[str, ...] = ()  # the methods whose backups a log goes on from
-    archived: bool = False  # its server can hand over that log file by file
-    thinned: bool = False  # that log has images of pages, so it can be made coarser
-
-    @property
-    def own(self) -> frozenset[str]:
-        """The settings of [database.NAME] that not every kind has."""
-        return frozenset((*self.engine, *self.other))
-
-
-KINDS: Mapping[str, Kind] = {
-    "sqlite": Kind(
-        "SQLite", "path", ("pages", "dump"), ("path", "max_block"), ("keep_plain",), ("pages",), thinned=True
-    ),
-    "postgresql": Kind("PostgreSQL", "url", ("dump", "pages"), ("url", "exclude"), followed=("pages",), archived=True),
-}
 
 
 def server_url(value: str) -> str:
@@ -72,11 +43,6 @@ def _servers(parts: SplitResult) -> list[tuple[str, str]]:
             raise ValueError(named)
         found.append((unquote(match[1].strip("[]")), match[2] or ""))  # hostname would be in small letters
     return found
-
-
-def engine_of(place: str) -> str | None:
-    """Return the engine that a place means if it is the address of a server; None for a path."""
-    return next((engine for begin, engine in SERVERS.items() if place.startswith(begin)), None)
 
 
 def whole(url: str) -> str:

@@ -127,7 +127,7 @@ def complete_database(ctx: click.Context, _param: click.Parameter, incomplete: s
 
 def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Suggest the ids of backups: of the database that was typed, else of all."""
-    named = ctx.params.get("database")
+    named = ctx.params.get("database") or next(iter(ctx.args), None)  # click leaves words before an open option there
     names = [named] if named else [row["name"] for row in _ask(ctx, "status").get("databases", [])]
     found = []
     for name in names:

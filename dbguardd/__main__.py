@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import faulthandler
 import os
+import shlex
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dbguardd import __version__
-from dbguardd.errors import GuardError, Usage
+from dbguardd.errors import GuardError, NoSpace, Usage
 from dbguardd.places import POLICY, SOCKET
 from dbguardd.verbs import BY_HAND, STANDBY
 
@@ -146,6 +147,13 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         asyncio.run(supervisor.run(setup))
     except GuardError as error:
+        if isinstance(error, NoSpace):  # nobody can ask it for a prune
+            error.hints = (
+                shlex.join(["df", "-h", str(setup.state)]),
+                "dbguardd run restore NAME --to PLACE  # on another disk: it needs no daemon, and no room there",
+                "dbguardd run expire NAME  # what the policy no longer keeps, then",
+                "dbguardd run sweep STORAGE  # makes room of what expired longer ago than its grace",
+            )
         if not log.to_journal():
             raise
         logger.error("daemon.failed", **plain({"problem": error.problem()}))

@@ -21,6 +21,9 @@ Facts = Mapping[str, Any]
 """JSON values that an engine wants to find again: versions, log positions, counts."""
 
 
+NO_TABLE = "no_table"
+"""The fact of an error that asks a backup for a table that is not in it: the name."""
+
 LOG = "log"
 """The fact of an error that is about a log, not about the backup that it goes on from."""
 
@@ -52,6 +55,7 @@ class Sink(Protocol):
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
+        asked: bool = False,
         changing: bool = False,
     ) -> None:
         """Take the paged stream `name` from the open file descriptor `file` and return when all of it was read.
@@ -61,6 +65,9 @@ class Sink(Protocol):
 
         With `filled` the file is still being written: it has its size, and iterating yields how many bytes, from its
         start, are there for good. It is iterated to its end; what it raises leaves no stream.
+
+        If `filled` is to be `asked`, somebody else may change the file, which makes all that was read of it void: no
+        step is taken before the bytes that it adds are wanted, and its end is not reached before all were read.
 
         With `changing` others write the file meanwhile, and a log that the engine keeps as well makes it whole again:
         taken are as many bytes as it has now, each page as it is at some moment, half old and half new even, and zeros

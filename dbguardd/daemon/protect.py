@@ -237,8 +237,8 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
-    said = engine_of(real) is None and not seen.empty  # a file may have been moved, and written anew since
-    successor = bool(wanted.adopt) and (said or adopting.is_another(chosen, seen, catalog))
+    moved = engine_of(real) is None  # a file may have been, and written anew since
+    successor = bool(wanted.adopt) and (moved or adopting.is_another(chosen, seen, catalog))
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
 
 

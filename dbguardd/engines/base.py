@@ -187,8 +187,11 @@ class Snapshots(Protocol):
         close() leaves nothing behind.
         """
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
-        """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content."""
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+        """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content.
+
+        `stored` is the backup that came of it, for an engine that wrote the live database itself: it may have changed.
+        """
 
     def release(self) -> None:
         """Let go of the snapshot of the last dump(), with all its temporary files. Safe to call at any time."""

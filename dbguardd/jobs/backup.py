@@ -95,13 +95,18 @@ def take(
 
 def _attest(run: Run, made: Backup) -> None:
     """Store what a backup contains. If its bytes are those of its parent, so are its rows, and nobody reads them."""
-    like, content = _known(run, made) or ("", run.snapshots.fingerprint(run.progress))
+    like, content = _known(run, made) or ("", _read(run, made))
     if isinstance(content, Untold):
         run.report("snapshot.untold", backup=made.id, reason=content.why)
         return
     run.repository.attest(made.id, to_json(content), run.now())
     facts = {"database": run.name, "tables": content.count, "rows": content.rows}
     run.report("snapshot.fingerprinted", backup=made.id, **facts, same_as=like or None)
+
+
+def _read(run: Run, made: Backup) -> Fingerprint | Untold:
+    with run.repository.tree(made, lambda done_bytes: run.progress("fingerprint", done_bytes, None)) as stored:
+        return run.snapshots.fingerprint(run.progress, stored)
 
 
 def _known(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:

@@ -15,6 +15,7 @@ from dbguardd.jobs.target import making_another, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.words import OVERWRITING
 
 
 def way_over(run: Run) -> Over:
@@ -25,12 +26,14 @@ def way_over(run: Run) -> Over:
 
 
 @contextmanager
-def replaced() -> Iterator[None]:
-    """Say of every error inside the block that the live database was changed before."""
+def replaced(run: Run) -> Iterator[None]:
+    """Say of every error inside the block that the live database was written over before, and what brings it back."""
     try:
         yield
     except GuardError as error:
         error.facts[REPLACED] = True
+        error.detail = f"{error.detail}\n{OVERWRITING}".lstrip()
+        error.hints = (*error.hints, f"dbguardctl restore undo {run.name} --confirm {run.name}")
         raise
 
 
@@ -52,8 +55,13 @@ def restore_and_compare(
     `there` is a backup that was made of that just now.
     """
     target, lost = _write(run, moment, target, others, in_staging=in_staging, over=over, there=there)
-    with replaced() if over else nullcontext():
-        examined, compared = _compare(run, moment, target, in_staging=in_staging)
+    with replaced(run) if over else nullcontext():
+        return _found(run, moment, target, hints, in_staging=in_staging), lost
+
+
+def _found(run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_staging: bool) -> list[Finding]:
+    """Return what is found of the copy. Raises ProofFailed."""
+    examined, compared = _compare(run, moment, target, in_staging=in_staging)
     then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
     findings = brief([*examined.findings, compared, *then])
     failed = [finding for finding in findings if finding.outcome == "failed"]
@@ -64,9 +72,8 @@ def restore_and_compare(
             f"{run.name}: the restored copy of {moment.backup.id} {what}",
             detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
             hints=[f"dbguardctl list {run.name}", *hints],
-            facts={REPLACED: True} if over else {},
         )
-    return findings, lost
+    return findings
 
 
 def _write(

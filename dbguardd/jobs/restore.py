@@ -195,10 +195,9 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     half = safety is None and _is_half(run, moment.backup)
     if half:
         safety = next((backup.id for backup in _held(run)), None)
-    way_back = f"dbguardctl restore undo {run.name} --confirm {run.name}"
     with _replacing(run, plan, safety, half=half):
-        findings, _ = restore_and_compare(run, moment, place, (way_back,), in_staging=True, over=True, there=there)
-        with replaced():
+        findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
+        with replaced(run):
             over.put(place)
     return findings, safety
 

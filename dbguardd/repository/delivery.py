@@ -119,12 +119,16 @@ def mend(
     """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver().
 
     `known` is what is there, of a moment ago, if the size is the same: then only what differs is read. Where that is
-    damaged the file is read, and `doubt` is told; by several threads.
+    damaged the file is read, and `doubt` is told; by several threads. A file that is right keeps its times.
     """
     digest, one_writer, own = source.hash(), Lock(), local()
-    known = known if known is not None and os.fstat(file).st_size == known.size else None
+    size = os.fstat(file).st_size
+    known = known if known is not None and size == known.size else None
+    if known is not None and (known.size, known.digest) == (source.size, source.digest):
+        return source.size
     try:
-        os.ftruncate(file, source.size)
+        if size != source.size:
+            os.ftruncate(file, source.size)
     except OSError as error:
         raise refused(source.name, error, f"{source.size} bytes") from error
 

@@ -168,7 +168,7 @@ def _runs(new: memoryview, old: memoryview, unit: int) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for start in range(0, len(new), unit):
         end = min(start + unit, len(new))
-        if new[start:end] != old[start:end]:
+        if bytes(new[start:end]) != bytes(old[start:end]):  # != takes one byte of a memoryview at a time
             if runs and runs[-1][1] == start:
                 runs[-1] = (runs[-1][0], end)
             else:

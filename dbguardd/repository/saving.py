@@ -124,6 +124,7 @@ class Saving:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
+        asked: bool = False,  # it always is
         changing: bool = False,
     ) -> None:
         """Take a paged stream; see flow.Sink.

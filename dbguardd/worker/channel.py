@@ -26,6 +26,8 @@ DATA_BYTES = 128 << 10
 OBJECT_BYTES = 16 << 20
 NAMES = 10_000
 """So many names of streams are in one message; fewer are the last."""
+ASKS = "filled?"
+"""The answer that asks how much of a file is there, see flow.Sink.adopt; no answer says that all of it was read."""
 _POLL_SECONDS = 0.25
 _TEXT, _SIGN, _ITEMS, _PROBLEM_BYTES = 4000, 40, 50, 64 << 10
 

@@ -22,7 +22,7 @@ from dbguardd.engines import ENGINES
 from dbguardd.engines.base import Engine, Fingerprint, Query, Revived, Untold
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
-from dbguardd.worker.channel import DATA_BYTES, NAMES, OBJECT_BYTES, Channel
+from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
 from dbguardd.worker.question_half import answered
 
 _BEAT_SECONDS = 0.1
@@ -67,29 +67,47 @@ class SeamSink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
+        asked: bool = False,
         changing: bool = False,
     ) -> None:
         """Hand an open file to the repository half and wait until it has read it."""
         growing = filled is not None
-        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "changing": changing}
+        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "asked": asked, "changing": changing}
         self._channel.send({"sink": "adopt", "name": name, **how}, file)
+        if filled is not None and asked:
+            self._step_when_asked(filled)
+            return
         if filled is not None:
             self._follow(filled)
         self._channel.answer()
 
+    def _step_when_asked(self, filled: Iterable[int]) -> None:
+        """Take a step each time that the repository half asks for one, until it says that it has all."""
+        steps = iter(filled)
+        while self._channel.answer() == ASKS:
+            with self._aborting():
+                there = next(steps, None)
+            self._channel.send({"sink": "end"} if there is None else {"sink": "filled", "bytes": there})
+
     def _follow(self, filled: Iterable[int]) -> None:
         """Tell how far the file is, as fast as it is filled: the repository half may lag behind."""
-        try:
+        with self._aborting():
             for there in filled:
                 self._channel.offer({"sink": "filled", "bytes": there})
                 if self._channel.said_something():
                     break  # it cannot go on; answer() says why
+        self._channel.send({"sink": "end"})
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """Let the repository half keep nothing of a file if the block does not end well."""
+        try:
+            yield
         except BaseException:
             self._channel.send({"sink": "abort"})
             with suppress(GuardError):
                 self._channel.answer()
             raise
-        self._channel.send({"sink": "end"})
 
     def reuse(self, name: str, stamp: str) -> bool:
         """Ask whether the parent backup has the stream already."""
@@ -241,7 +259,7 @@ class EngineHalf:
             case "dump":
                 return snapshots.dump(SeamSink(self._channel), progress, compared=args["compared"])
             case "fingerprint":
-                return _fitting(snapshots.fingerprint(progress))
+                return _fitting(snapshots.fingerprint(progress, SeamTree(self._channel)))
             case "restore":
                 more = [args["places"]] if args["places"] else []
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress, *more)

@@ -16,7 +16,7 @@ from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Prog
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
 from dbguardd.plain import to_json
-from dbguardd.worker.channel import DATA_BYTES, NAMES, Channel, Object, problem_of
+from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20
 _PAGE_BYTES = tuple(1 << bits for bits in range(9, 17))
@@ -48,9 +48,9 @@ class RemoteEngine:
         facts: Facts = self.call("dump", {"compared": compared}, progress, sink=sink)
         return facts
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         """Return the content of the snapshot that the last dump() wrote."""
-        found = self.call("fingerprint", {}, progress)
+        found = self.call("fingerprint", {}, progress, tree=stored)
         return Untold(str(found["why"])) if "why" in found else fingerprint_from(found)
 
     def release(self) -> None:
@@ -233,20 +233,24 @@ class RemoteEngine:
 
     def _adopt(self, message: Object, file: int, progress: Progress, sink: Sink) -> None:
         """Let the sink read a file, perhaps while the engine half fills it. There is one answer, also to an abort."""
-        filled = self._filled(progress) if message["growing"] else None
+        asked = bool(message["asked"])
+        filled = self._filled(progress, asked=asked) if message["growing"] else None
 
         def adopt() -> None:
             with suppress(_GivenUp):  # why, comes with the call's own problem
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
-                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, changing=bool(message["changing"]))
+                changing = bool(message["changing"])
+                sink.adopt(name, file, page_size, stamp=stamp, filled=filled, asked=asked, changing=changing)
 
         self._answer(adopt)
         with suppress(_GivenUp):
-            for _ in filled or ():  # if the sink failed: the engine half hears it and ends
+            for _ in filled if filled and not asked else ():  # if the sink failed: the engine half hears it and ends
                 pass
 
-    def _filled(self, progress: Progress) -> Iterator[int]:
+    def _filled(self, progress: Progress, *, asked: bool) -> Iterator[int]:
         while True:
+            if asked:
+                self._channel.send({"value": ASKS})
             message = self._channel.receive_object()
             match message.get("sink"):
                 case "filled":

@@ -422,6 +422,14 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_daemon_that_starts_writes_nothing_again_that_is_there(place: Place) -> None:
+    async def main() -> int:
+        async with place.daemon():
+            return (place.state / "accepted.json").stat().st_ino
+
+    assert asyncio.run(main()) == asyncio.run(main())  # its disk may be full
+
+
 def test_a_full_storage_is_told_in_sizes(place: Place) -> None:
     place.guard()
 

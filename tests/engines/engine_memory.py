@@ -37,6 +37,7 @@ class MemorySink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
+        asked: bool = False,
         changing: bool = False,
     ) -> None:
         assert 512 <= page_size <= 65536

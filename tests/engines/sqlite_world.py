@@ -113,7 +113,7 @@ def round_trip(engine, target):
     """Back up and restore; return facts, the source's fingerprint and the examination of the restored file."""
     sink = MemorySink()
     facts = engine.dump(sink, no_progress)
-    taken = engine.fingerprint(no_progress)
+    taken = engine.fingerprint(no_progress, MemoryTree(sink, facts))
     engine.release()
     engine.restore(MemoryTree(sink, facts), target, no_progress)
     return facts, taken, engine.examine(target, [], no_progress)

@@ -103,6 +103,22 @@ def test_a_server_that_is_stopped_waits_for_nobody_and_is_followed_again(live, f
     assert [begun[2] for begun in follower.events("begin")] == [False, True]
 
 
+def test_a_sender_that_hangs_while_its_server_answers_is_not_waited_for(live, follower):
+    follower.start(patience_seconds=1)
+    follower.catches_up()
+    sender = int(live.sql("SELECT pid FROM pg_stat_replication"))
+    os.kill(sender, signal.SIGSTOP)
+    try:
+        commits(live)
+        ended = follower.ended()
+        assert isinstance(ended, ServerUnreachable) and "nothing comes of the log that it has" in ended.message
+    finally:
+        os.kill(sender, signal.SIGCONT)
+    follower.start()
+    follower.catches_up()
+    assert [begun[2] for begun in follower.events("begin")] == [False, True]
+
+
 def test_what_is_not_stored_stays_on_the_server(live, follower):
     follower.start()
     commits(live)

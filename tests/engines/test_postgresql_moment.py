@@ -15,7 +15,9 @@ from postgres_world import as_owner, owner
 
 from dbguardd.engines.base import Untold
 from dbguardd.engines.postgresql.physical.ending import find_point
+from dbguardd.engines.postgresql.physical.forward import Files
 from dbguardd.engines.postgresql.physical.records import Records
+from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.engines.postgresql.physical.segments import place as place_of
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
@@ -345,6 +347,27 @@ class Telling:
 
     def path(self, name):
         return str(self._script)
+
+
+def test_a_log_that_turns_takes_no_memory_for_its_large_files(tmp_path):
+    size = 64 << 20
+    log, at = Log(7, 1, size), 5 * size + 3 * (1 << 20)
+    old, later = (tmp_path / log.name(place) for place in (at, at + size))
+    for path in (old, later):
+        path.write_bytes(b"x" * (4 << 20))
+        os.truncate(path, size)
+    with Files(tmp_path, log, at, (5 * size, 5 * size)) as files:
+        tracemalloc.start()
+        try:
+            files.turn(2, at)
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
+    assert not later.exists()
+    new = tmp_path / log.on(2).name(at)
+    assert new.read_bytes() == b"x" * (3 << 20)
+    assert old.read_bytes() == b"x" * (3 << 20) + bytes(size - (3 << 20))
+    assert (tmp_path / "00000002.history").read_text().startswith("1\t")
 
 
 def test_a_commit_of_millions_of_subtransactions_takes_no_memory(tmp_path):

@@ -114,6 +114,27 @@ def test_what_was_done_since_is_gone_and_the_undo_brings_every_byte_back(live, k
     live.sql("DELETE FROM afar WHERE n > 500", "shop")
 
 
+def test_a_file_that_is_as_it_was_keeps_its_times_so_a_backup_need_not_read_it_again(live, kept):
+    live.stop(signal.SIGINT)
+    safe = as_owner(keep, live, kept[1])
+    assert "PG_VERSION" not in safe[0]  # in the archive of the small files
+
+    def times():
+        found = {path: path.stat() for path in live.data.rglob("*") if path.is_file() and not path.is_symlink()}
+        return {
+            path: (one.st_ino, one.st_mtime_ns, one.st_ctime_ns)
+            for path, one in found.items()
+            if one.st_size < 1 << 20
+            and path.parent.name != "pg_wal"
+            and path.name not in ("RESTORE.txt", "postmaster.opts")
+        }
+
+    before = times()
+    as_owner(overwritten, live, *safe)
+    assert len(before) > 900 and times() == before
+    live.start()
+
+
 def killed(live, streams, facts, step, count):
     """Restore over the live cluster, and be killed at the so-many-th call of a step."""
     calls = 0

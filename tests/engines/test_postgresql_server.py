@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -14,6 +15,7 @@ from postgres_world import alive_processes, as_owner, cluster, ended, owner, unt
 
 from dbguardd.engines.postgresql.child import run, tool
 from dbguardd.engines.postgresql.connect import address_of, connected, rows, version_of
+from dbguardd.engines.postgresql.physical.stream import replicating
 from dbguardd.engines.postgresql.server import make_cluster, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import (
@@ -128,7 +130,8 @@ def test_what_keeps_us_from_a_server_is_told_apart(live, change, kind):
     [
         (b"SELECT * FROM public.t", "GRANT pg_read_all_data TO "),  # and not what a file of SQLite needs
         (b"SELECT current_setting('data_directory')", "GRANT pg_monitor TO "),
-        (b"SELECT count(*) FROM pg_ls_waldir()", "GRANT EXECUTE ON FUNCTION pg_ls_waldir TO "),
+        (b"SELECT count(*) FROM pg_ls_waldir()", "/*as a superuser"),
+        (b"SELECT pg_read_binary_file('PG_VERSION', 0, 1)", "/*as a superuser"),  # there are four of that name
         (b"SELECT pg_create_physical_replication_slot('mine', false, true)", "ALTER ROLE "),
         (b"SELECT count(*) FROM public.hidden", "ALTER ROLE "),
     ],
@@ -146,10 +149,50 @@ def test_what_a_role_may_not_do_is_denied_with_what_lets_it(live, refused, mend)
             ask()
         (hint,) = denied.value.hints
         assert hint.startswith(mend)
-        live.sql(hint.replace("ROLE;", "lower;").replace("ROLE ROLE", "ROLE lower"))
+        live.sql(hint.replace("ROLE;", "lower;").replace("ROLE ROLE", "ROLE lower").replace("TO ROLE'", "TO lower'"))
         ask()
     finally:
-        live.sql("DROP TABLE hidden; REVOKE ALL ON FUNCTION pg_ls_waldir FROM lower; DROP ROLE lower")
+        live.sql("DROP TABLE hidden; DROP OWNED BY lower; DROP ROLE lower")
+
+
+@pytest.mark.parametrize("replication", [False, True])
+def test_who_is_not_let_in_is_told_the_line_that_lets_him(live, replication):
+    """Whether a line refuses him, or none is there; and also where who follows comes first to be refused."""
+    kept = (live.data / "pg_hba.conf").read_text()
+    live.sql("CREATE ROLE lower LOGIN REPLICATION")
+    address = {**address_of(live.url), "user": "lower"}
+
+    def reach():
+        with replicating(address, "it") if replication else connected(address):
+            pass
+
+    def set_to(lines):
+        (live.data / "pg_hba.conf").write_text(lines)
+        live.sql("SELECT pg_reload_conf()")
+
+    try:
+        for refused in (
+            "local all lower reject\nlocal replication lower reject\n" + kept,
+            "local all postgres trust\n",
+        ):
+            set_to(refused)
+            with pytest.raises(SourceDenied, match="lets us not in") as denied:
+                until(reach, "the new lines")
+            (hint,) = denied.value.hints
+            said = re.match(r"first in pg_hba.conf: (local \w+ lower) peer  -- then SELECT pg_reload_conf", hint)
+            set_to(f"{said[1]} trust\n{refused}")
+            until(lambda: not outcome(reach), "it is let in")
+    finally:
+        set_to(kept)
+        live.sql("DROP ROLE lower")
+
+
+def outcome(action):
+    try:
+        action()
+    except SourceDenied as denied:
+        return denied
+    return None
 
 
 def test_a_server_whose_replication_slots_are_all_in_use_is_told_with_which_they_are_and_how_to_have_more(live):
@@ -258,6 +301,19 @@ def test_cancelling_the_start_leaves_nothing(live, place):
     with pytest.raises(Cancelled):
         as_owner(cancelled)
     assert alive_processes(str(place)) == []
+
+
+def test_a_server_that_ends_before_its_time_is_said_to_have_ended_and_nothing_of_the_data(live, place):
+    def killed():
+        make_cluster(place / "data", tools_of(live), quiet)
+        with throwaway(place / "data", tools_of(live), quiet) as server:
+            os.kill(int((server.data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+            with connected(server.address(), about="throw-away server") as db:
+                rows(db, b"SELECT pg_sleep(60)")
+
+    with pytest.raises(Degraded, match="has ended before") as caught:
+        as_owner(killed)
+    assert "says nothing about the data" in caught.value.detail and "pg_lsclusters" not in str(caught.value.hints)
 
 
 def test_it_ends_with_whoever_started_it_even_if_that_one_is_killed(live, place):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.postgres_world import Cluster, cluster, owner
+from tests.engines.postgres_world import Cluster, alive_processes, cluster, owner
 from tests.process.house import House, until
 from tests.process.test_postgresql_log import followed
 
@@ -96,3 +96,24 @@ def test_in_place_and_back_and_killed_between(served: House, live: Cluster) -> N
     assert counted(live) == "15000" and live.sql("SELECT n FROM later") == "1"
     house.idle()
     house.is_sound()
+
+
+def test_a_proof_in_place_whose_server_dies_says_where_the_cluster_is_and_the_way_back(
+    served: House, live: Cluster
+) -> None:
+    house, first, rows = served, served.backups("cluster")[0]["id"], counted(live)
+    live.sql("INSERT INTO t VALUES (0)")
+    live.stop(signal.SIGINT)
+    aside = Path(f"{live.data}.in-restore")
+    job = house.submit("restore", "cluster", backup=first, in_place=True, confirm="cluster")
+    until(lambda: house.job(job)["step"] in ("read", "examine"), lambda: house.job(job))
+    for pid in alive_processes("postgres", "-D", str(aside)):
+        os.kill(pid, signal.SIGKILL)
+    problem = house.ended(job)["problem"]
+    assert "throw-away server" in problem["message"] and ".in-restore" in problem["detail"], problem
+    undo = "dbguardctl restore undo cluster --confirm cluster"
+    assert problem["hints"][-1] == undo and aside.exists() and not live.data.exists()
+    house.does(*undo.split()[1:])
+    goes_on(house, live)
+    assert int(counted(live)) == int(rows) + 1
+    house.idle()

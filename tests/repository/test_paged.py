@@ -132,6 +132,33 @@ def test_what_was_kept_of_another_state_just_now_is_not_read_again(tmp_path: Pat
     assert target.read_bytes() == data
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_there_already_keeps_its_times_and_is_not_even_read_where_that_is_known(
+    tmp_path: Path, known: bool
+) -> None:
+    storage, target = Drawer(), tmp_path / "out"
+    data = noise(3_000_000)
+    backup = save(storage, {"main": (data, 8192)})
+    target.write_bytes(data)
+    os.utime(target, ns=(1, 1))
+    before = target.stat()
+    with (
+        open(target, "r+b", buffering=0) as file,
+        Tree(storage, DOMAIN, backup) as there,
+        Tree(storage, DOMAIN, backup, there=there if known else None) as tree,
+    ):
+        fetched = storage.fetched
+        assert tree.deliver("main", file.fileno(), over=True) == len(data)
+        assert storage.fetched - fetched < len(data) // 10
+        if known:
+            os.pwrite(file.fileno(), b"not read", 0)
+            assert tree.deliver("main", file.fileno(), over=True) == len(data)
+            assert os.pread(file.fileno(), 8, 0) == b"not read"
+        else:
+            after = os.fstat(file.fileno())
+            assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+
+
 def test_over_another_state_nothing_wrong_is_written_from_a_damaged_pack(tmp_path: Path) -> None:
     storage, target = Drawer(), tmp_path / "out"
     backup = save(storage, {"main": (noise(300_000), 8192)})
@@ -326,6 +353,25 @@ def test_a_file_that_is_still_being_written_is_read_no_further_than_it_is_there(
                 yield min(at + 700_001, len(data))
 
         sink.adopt("main", file.fileno(), 4096, filled=writer())
+        made = sink.seal({})
+    assert load(storage, made) == {"main": data}
+
+
+def test_who_is_asked_hears_of_the_end_when_all_was_read(tmp_path: Any) -> None:
+    """What becomes of the file then is not in the backup; and a step is asked for when its bytes are wanted."""
+    storage, data, ahead = Drawer(), noise(40_000_000), 16 << 20
+    with open(tmp_path / "live", "w+b", buffering=0) as file, saving(storage) as sink:
+        file.write(data)
+
+        def watched() -> Iterator[int]:
+            for at in range(0, len(data), 4_000_000):
+                assert sink.written_bytes >= at - ahead
+                yield at
+            yield len(data)
+            assert sink.written_bytes == len(data)
+            os.pwrite(file.fileno(), bytes(len(data)), 0)
+
+        sink.adopt("main", file.fileno(), 4096, filled=watched(), asked=True)
         made = sink.seal({})
     assert load(storage, made) == {"main": data}
 

@@ -5,8 +5,9 @@ import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -41,6 +42,7 @@ class MemorySink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
+        asked: bool = False,
         changing: bool = False,
     ) -> None:
         if self.full:
@@ -81,6 +83,8 @@ class MemoryTree:
 class FakeEngine:
     """Does everything an engine can do with a Sink and a Tree."""
 
+    asked: ClassVar[list[int]] = []  # which steps of what is only read when it is asked for were taken
+
     def __init__(self, file: Path) -> None:
         self.file = file
 
@@ -106,9 +110,19 @@ class FakeEngine:
                 sink.adopt("given up", source.fileno(), 4096, filled=(1 // (2 - number) for number in range(5)))
             steps = []
             sink.adopt("growing", source.fileno(), 4096, filled=(steps.append(n) or n for n in range(20_000)))
+            self.asked.clear()
+            for name, last in (("asked", 1), ("moved", 0)):
+                with nullcontext() if last else pytest.raises(ZeroDivisionError):
+                    sink.adopt(name, source.fileno(), 4096, filled=self.watched(100, last), asked=True)
         return {"reused": [sink.reuse("x", "same"), sink.reuse("x", "other")], "steps": len(steps)}
 
-    def fingerprint(self, progress):
+    def watched(self, steps, last):
+        for number in range(steps):
+            self.asked.append(number)
+            yield number
+        yield steps // last
+
+    def fingerprint(self, progress, stored):
         return Fingerprint("s", {f"table {n} with a long name": TablePrint(n, "d" * 64) for n in range(5000)})
 
     def release(self):
@@ -168,7 +182,8 @@ def test_dump_crosses_with_streams_files_and_answers(seam):
     facts = remote.dump(sink, lambda *step: steps.append(step))
     assert facts == {"reused": [True, False], "steps": 20_000}
     pages = b"p" * 10_000
-    assert sink.streams == {"dump": b"0123456789" * 50_000, "pages": pages, "alive": pages, "growing": pages}
+    streams = {name: pages for name in ("pages", "alive", "growing", "asked")}
+    assert sink.streams == {"dump": b"0123456789" * 50_000, **streams}
     assert sink.told["pages"] == {"stamp": "", "changing": False}
     assert sink.told["alive"] == {"stamp": "now", "changing": True}
     assert steps == [("snapshot", 1, 2), *((f"dump {number}", number, None) for number in range(50))]
@@ -210,15 +225,36 @@ def test_a_writer_is_told_when_nobody_can_read_on(seam):
     """Far more messages than the socket holds: the writer neither waits for the reader nor fills for nothing."""
 
     class Broken(MemorySink):
-        def adopt(self, name, file, page_size, *, stamp="", filled=None, changing=False):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, asked=False, changing=False):
             if name == "growing":
                 next(iter(filled))
                 raise NoSpace("storage: full")
-            super().adopt(name, file, page_size, stamp=stamp, filled=filled)
+            super().adopt(name, file, page_size, stamp=stamp, filled=filled, asked=asked)
 
     remote, _, _ = seam
     with pytest.raises(NoSpace):
         remote.dump(Broken(), silent)
+    assert remote.probe().version == "1.0"
+
+
+def test_who_is_asked_takes_no_step_that_nobody_wants(seam):
+    """A live file is watched for as long as it is read, and not a moment less: so the reader sets the pace."""
+    remote, _, _ = seam
+    paces = []
+
+    class Slow(MemorySink):
+        def adopt(self, name, file, page_size, *, stamp="", filled=None, asked=False, changing=False):
+            assert asked == (name in ("asked", "moved"))
+            if asked:
+                for there in filled:
+                    paces.append((there, len(FakeEngine.asked)))
+                    if there == 7:
+                        raise NoSpace("storage: full")
+            super().adopt(name, file, page_size, stamp=stamp, filled=filled, asked=asked)
+
+    with pytest.raises(NoSpace):
+        remote.dump(Slow(), silent)
+    assert paces == [(number, number + 1) for number in range(8)]
     assert remote.probe().version == "1.0"
 
 

@@ -52,11 +52,15 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     Settings: url (a restore and its proof need none), staging (a private directory of this job), method ("pages" or
     "dump"), lock_timeout_seconds, exclude (tables whose rows a dump leaves out), continuous (true: the log is streamed;
     "archive": its archiver waits for us), follows (the staging of who follows), look_seconds (how often a log that is
-    followed is stored), watch_seconds (how often its server is looked at), patience_seconds (how long one that is
-    backed up by pages may answer nothing).
+    followed is stored), watch_seconds (how often its server is looked at), patience_seconds (how long one may
+    answer, or send, nothing).
     """
     address = address_of(str(settings.get("url") or ""))
-    pace = Pace(float(settings.get("look_seconds", 0.5)), watch_seconds=float(settings.get("watch_seconds", 5.0)))
+    pace = Pace(
+        float(settings.get("look_seconds", 0.5)),
+        watch_seconds=float(settings.get("watch_seconds", 5.0)),
+        patience_seconds=float(settings.get("patience_seconds", 120.0)),
+    )
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
     over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)
@@ -83,8 +87,8 @@ class Postgresql:
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         return self._way.dump(sink, progress, compared=compared)
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
-        return self._way.fingerprint(progress)
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+        return self._way.fingerprint(progress, stored)
 
     def release(self) -> None:
         for way in self._ways.values():
@@ -164,7 +168,7 @@ class PostgresqlDumps:
         self._taken = taking
         return {**_facts(contents), **taking.facts(), "left_out": closed[:_NAMED]}
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         progress("fingerprint", 0, None)
         if self._taken is None:
             raise SourceMissing("no snapshot is at hand", detail="dump() makes it, release() ends it")

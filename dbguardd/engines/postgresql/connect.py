@@ -79,6 +79,7 @@ _MISSED = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepal
 """The same for the server: where our host has lost its power, it ends our silent sessions in minutes, and a slot with
 them. No tcp_user_timeout: that also ends a session whose data we do not take, and a storage may stall for longer."""
 _OPTIONS = f"-c role=none {UNHAMPERED} {_MISSED}"
+_FROM = re.compile(r"""["»„“]([0-9a-f.]*[.:][0-9a-f.:]*)["«“”]""")
 _TAKES_NONE = re.compile("startup parameter|command-line option")
 """What stands before a server (pgbouncer) says of a connection with options."""
 
@@ -302,8 +303,9 @@ def _rights(error: psycopg.Error, said: str) -> Sequence[str]:
         match found.groups():
             case ("table" | "view" | "materialized" | "foreign" | "sequence" | "schema", _):
                 return [READ_ALL]
-            case ("function", str() as name):
-                return [f"GRANT EXECUTE ON FUNCTION {name} TO ROLE;{_BY}"]
+            case ("function", str() as name):  # which of that name is not said: psql runs a line for each
+                grant = "SELECT format('GRANT EXECUTE ON FUNCTION %s TO ROLE', oid::regprocedure) FROM pg_proc"
+                return [f"/*{_BY.strip(' -')} */ {grant} WHERE proname = '{name}' \\gexec"]
     return ["dbguardctl check NAME  # it says what the role lacks"]
 
 
@@ -316,11 +318,11 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
             detail=said,
             hints=["su postgres -c 'psql -l'  # the databases that there are"],
         )
-    if re.search("authentication failed|no pg_hba.conf entry|no password supplied|role .* does not exist", said):
+    if re.search(r"authentication failed|pg_hba\.conf|no password supplied|role .* does not exist", said):
         return SourceDenied(
             f"{about}: the server lets us not in",
             detail=said,
-            hints=_hints_for_denied(said),
+            hints=_hints_for_denied(said, address),
         )
     if "max_wal_senders" in said:
         return ServerUnreachable(
@@ -351,11 +353,31 @@ def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
     )
 
 
-def _hints_for_denied(said: str) -> list[str]:
+def line_of_hba(database: str, role: str, host: str) -> str:
+    """Return what lets a role in, from a host; without one over the socket. By the first line that fits it is judged.
+
+    Names of `database` and `role` are quoted where they have to be; "replication" is no database.
+    """
+    line = f"host {database} {role} {host} scram-sha-256" if host else f"local {database} {role} peer"
+    return f"first in pg_hba.conf: {line}  -- then SELECT pg_reload_conf()"
+
+
+def _hints_for_denied(said: str, address: Address) -> list[str]:
+    if "pg_hba.conf" in said:
+        host = _FROM.search(said)  # as the server sees us
+        database = "replication" if "replication" in address else _in_hba(address["dbname"])
+        role = _in_hba(address.get("user") or pwd.getpwuid(os.geteuid()).pw_name)
+        here = address.get("host", "/").startswith("/")
+        seen = f"{host[1]}/{128 if ':' in host[1] else 32}" if host else "ADDRESS"
+        return [line_of_hba(database, role, "" if here else seen)]
     if "password" in said:
         user = pwd.getpwuid(os.geteuid())
         return [f"{user.pw_dir}/.pgpass, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
     return ["set run_as to the user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
+
+
+def _in_hba(name: str) -> str:
+    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) and name != "replication" else f'"{name}"'
 
 
 def _reaches_hosts() -> bool:

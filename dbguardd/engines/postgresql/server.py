@@ -22,7 +22,7 @@ from dbguardd.engines.postgresql.child import Alive, command, end, environment, 
 from dbguardd.engines.postgresql.connect import Address
 from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
-from dbguardd.errors import Degraded, Unsupported, of_file
+from dbguardd.errors import Degraded, ServerUnreachable, Unsupported, of_file
 
 USER = "dbguard"
 """The superuser of a throw-away server that initdb makes here."""
@@ -135,6 +135,16 @@ def throwaway(
         process = _start(data, told, tools, command(kind, signal.SIGQUIT, [], [str(place) for place in writes]))
         _await(data, told / _LOG, process, tools, alive)
         yield Server(tools, data, told, place, user)
+    except ServerUnreachable as error:
+        if process is None or process.poll() is None:
+            raise
+        said = _tail(told / _LOG) or error.detail
+        meaning = trouble(said) or Degraded
+        raise meaning(
+            f"{data}: the throw-away server of PostgreSQL {tools.version} has ended before it was asked everything",
+            detail=f"{said}\nThat says nothing about the data. A host without free memory ends its largest program.",
+            hints=["journalctl -k  # who ended it"],
+        ) from error
     finally:
         if process is not None:
             end(process, signal.SIGINT if keep else signal.SIGQUIT)  # at once where nothing of it is to be kept

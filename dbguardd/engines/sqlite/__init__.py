@@ -1,16 +1,16 @@
 """SQLite: a file, copied raw beside its users and proven through SQLite.
 
-Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, wal and rollback (the
-copy), follow and keep (its log), standby and overwrite (a copy that follows it), content (the fingerprint), newer
-(words of a later SQLite), script (SQL text), publish and examine (restore and its proof), pour (in place).
+Modules, in reading order: live (what is there), locks and hold (keeping it still), snapshot, unmoved, wal and rollback
+(reading it), follow and keep (its log), standby and overwrite (a copy that follows it), content (the fingerprint),
+newer (words of a later SQLite), script (SQL text), publish and examine (restore and its proof), pour (in place).
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
+from dbguardd.engines.sqlite.copy import NEW, opened
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
-from dbguardd.engines.sqlite.live import Header, open_live, read_header, resolve
+from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
 from dbguardd.engines.sqlite.publish import fresh
 from dbguardd.engines.sqlite.replace import refuse_others, replace
@@ -30,7 +31,16 @@ from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
 from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
-from dbguardd.errors import NoSpace, PolicyInvalid, ProofFailed, SourceMissing, Unreachable
+from dbguardd.errors import (
+    NoSpace,
+    PolicyInvalid,
+    ProofFailed,
+    SourceChanged,
+    SourceDenied,
+    SourceInvalid,
+    SourceMissing,
+    Unreachable,
+)
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
@@ -94,6 +104,7 @@ class Sqlite:
         self._path = str(settings["path"])
         self._method = method
         self._staging = Path(str(settings["staging"]))
+        self._state: State | None = None  # of the live database, while its rows are to be read as they were then
         self._budget = Budget(
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
@@ -116,28 +127,34 @@ class Sqlite:
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:  # it is the staged copy anyway
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._method == "pages":
-            return self._facts(self._hand_over(sink, progress))
-        facts = self._facts(snapshot.take(self._path, self._staging, self._budget, progress))
+            return self._hand_over(sink, progress)
+        taken = snapshot.take(self._path, self._staging, self._budget, progress)
+        with opened(self._snapshot) as file:
+            facts = self._facts(taken, *_content(file))
         self._write_script(sink, facts, progress)
         return facts
 
-    def _hand_over(self, sink: Sink, progress: Progress) -> Taken:
-        """Let the sink follow the copy while it is made. If somebody changes the database then: copy first."""
-        with closing(snapshot.Taking(self._path, self._staging, self._budget, progress)) as taking, suppress(Moved):
-            taking.begin()
-            self._adopt(sink, taking)
-            return taking.taken
+    def _hand_over(self, sink: Sink, progress: Progress) -> dict[str, Any]:
+        """Let the sink follow the copy while it is made, or read the live file itself. If that moves: copy first."""
+        self._state = None
+        with closing(snapshot.Taking(self._path, self._staging, self._budget, progress)) as taking:
+            try:
+                taking.begin()
+                with taking.opened() as file:
+                    content = _content(file)
+                    sink.adopt(_PAGES, file, content[0].page_size, filled=taking, asked=taking.in_place)
+                self._state = taking.taken.state
+                return self._facts(taking.taken, *content)
+            except Moved:
+                pass
+            except SourceChanged:  # the sink may have seen it first
+                if not taking.in_place:
+                    raise
         taken = snapshot.take(self._path, self._staging, self._budget, progress, tries=1)
-        self._adopt(sink, None)
-        return taken
-
-    def _adopt(self, sink: Sink, filled: Iterable[int] | None) -> None:
-        file = os.open(self._snapshot, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            header = Header.parse(os.pread(file, 100, 0).ljust(100, b"\0"))
-            sink.adopt(_PAGES, file, header.page_size, filled=filled)
-        finally:
-            os.close(file)
+        with opened(self._snapshot) as file:
+            content = _content(file)
+            sink.adopt(_PAGES, file, content[0].page_size)
+        return self._facts(taken, *content)
 
     def _write_script(self, sink: Sink, facts: Facts, progress: Progress) -> None:
         def tick(done: int) -> None:
@@ -151,18 +168,15 @@ class Sqlite:
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 
-    def _facts(self, taken: Taken) -> dict[str, Any]:
-        found = taken.found
-        with open(self._snapshot, "rb") as file:
-            header = Header.parse(file.read(100).ljust(100, b"\0"))
+    def _facts(self, taken: Taken, header: Header, size: int) -> dict[str, Any]:
         return {
             **_header_facts(header),
             "method": self._method,
             "name": os.path.basename(self._path),
             "journal_mode": _mode(header),
-            "size_bytes": self._snapshot.stat().st_size,
+            "size_bytes": size,
             "sqlite_version": sqlite3.sqlite_version,
-            **rights_of(self._path, found),
+            **rights_of(self._path, taken.found),
             "snapshot_at": datetime.fromtimestamp(taken.at, UTC).isoformat(),
             "way": taken.way,
             # A reader of a log keeps nobody from reading or writing; the log only cannot begin anew meanwhile.
@@ -175,7 +189,9 @@ class Sqlite:
             "log_place": taken.place,
         }
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+        if self._state is not None and not self._snapshot.exists():
+            self._stage(self._state, stored, progress)
         if not self._snapshot.exists():
             raise SourceMissing(f"{self._path}: no snapshot is at hand", detail="dump() makes it, release() ends it")
         try:
@@ -185,7 +201,19 @@ class Sqlite:
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 
+    def _stage(self, state: State, stored: Tree | None, progress: Progress) -> None:
+        """Copy what was read in place. Where it has changed since, the repository has its pages, each by its digest."""
+        try:
+            snapshot.again(self._path, self._staging, self._budget, progress, state)
+            return
+        except (Moved, SourceChanged, SourceDenied, SourceInvalid, SourceMissing) as error:
+            if stored is None:
+                raise SourceChanged(f"{self._path}: was changed since it was read") from error
+        with opened(self._snapshot, NEW) as file:
+            stored.deliver(_PAGES, file)
+
     def release(self) -> None:
+        self._state = None
         snapshot.wipe(self._staging)
 
     def restore(
@@ -218,11 +246,8 @@ class Sqlite:
 
 def _deliver(tree: Tree, work: Path, target: Path) -> None:
     try:
-        file = os.open(work, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
+        with opened(work, os.O_RDWR | os.O_NOFOLLOW) as file:
             tree.deliver(_PAGES, file)
-        finally:
-            os.close(file)
     except OSError as error:
         raise outcome(target, error) from error
 
@@ -238,6 +263,10 @@ def _replay(tree: Tree, work: Path, target: Path, tick: Callable[[int], None]) -
         kind = _MACHINE.get(_code(error) & 0xFF, ProofFailed)
         what = getattr(error, "sqlite_errorname", type(error).__name__)  # SQLite's own words may quote rows
         raise kind(f"{target}: the SQL text cannot be replayed", detail=what) from error
+
+
+def _content(file: int) -> tuple[Header, int]:
+    return Header.parse(os.pread(file, 100, 0).ljust(100, b"\0")), os.fstat(file).st_size
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
-from dbguardd.engines.sqlite.live import Live
+from dbguardd.engines.sqlite.live import Live, State
 from dbguardd.flow import Facts
 
 NAME = "snapshot.db"
@@ -29,7 +29,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """How the copy was made. `way` is wal, idle, rollback, split or hot-journal."""
+    """How the copy was made. `way` is unmoved (there is none), wal, idle, rollback, split or hot-journal."""
 
     way: str
     blocked_seconds: float  # wal: how long checkpoints could not reset the log; else the longest lock held
@@ -40,6 +40,7 @@ class Taken:
     found: os.stat_result
     at: float  # seconds since the epoch: every commit before is in the copy, none after
     place: Facts | None = None  # where in the log that is (see follow), if the way tells
+    state: State | None = None  # of the live database, if it was read itself and nothing is in staging
 
 
 class Moved(Exception):  # noqa: N818 - an event, not an error
@@ -63,6 +64,7 @@ class Attempt:
     slowest: float = 0.0
     cloned: bool = False
     shown: bool = False  # some of the copy was handed out as final
+    in_place: bool = False  # there is no copy: the live file is read itself
 
     def staged(self, suffix: str = "") -> Path:
         """Return the place of the copied database, or of a side file of it."""

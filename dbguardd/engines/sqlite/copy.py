@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dbguardd.errors import NoSpace, Unreachable
 
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _FICLONE = 0x40049409
 _NOT_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
@@ -89,10 +90,17 @@ class Copy:
 
 
 @contextmanager
-def copying(source: int, target: Path, name: str) -> Iterator[Copy]:
-    """Begin a copy of the open file `source` to the new file `target`; `name` stands in errors."""
-    file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY | os.O_NOFOLLOW) -> Iterator[int]:
+    """Open a file until the block ends; a new one is its owner's only."""
+    file = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
-        yield Copy(source, file, name)
+        yield file
     finally:
         os.close(file)
+
+
+@contextmanager
+def copying(source: int, target: Path, name: str) -> Iterator[Copy]:
+    """Begin a copy of the open file `source` to the new file `target`; `name` stands in errors."""
+    with opened(target, NEW) as file:
+        yield Copy(source, file, name)

@@ -8,8 +8,9 @@ SQLite result code}. On standard input it is asked for:
     Answer {"here": true}: all marks stood until now.
 ``renew``
     Take a newer mark, then give the old one up. Answers {"renewed": true}, or an error, and then the old one stays.
-``checkpoint``
-    Bring into the main file what the mark allows, beside writers. Answers {"all": whether that was all of the log}.
+``move``
+    As renew, and at once bring into the main file what the mark allows, beside writers. Answers {"renewed": true,
+    "seconds": what the second took}. What kept it from that is no error: then it stays in the log.
 ``turn``
     Let the log begin anew. Answers {"still": true} when it keeps writers out, so that the rest of the log can be read;
     on the line ``go`` checkpoints that too, takes a mark, lets writers in again and answers {"turned": whether all of
@@ -33,6 +34,7 @@ import select
 import sqlite3
 import sys
 import time
+from contextlib import suppress
 
 _PAUSE_SECONDS = 0.002
 
@@ -99,6 +101,17 @@ class Keeper:
         self._mark.execute("ROLLBACK")
         self._mark, self._spare = self._spare, self._mark
 
+    def move(self) -> float:
+        """Take a newer mark and write into the main file what it allows; return how long that took, in seconds.
+
+        Nothing may come in between: the next commit of the application would do it, and whoever waits for that commit.
+        """
+        self.renew()
+        began = time.monotonic()
+        with suppress(sqlite3.Error):  # a full disk is one
+            self.checkpoint()
+        return time.monotonic() - began
+
     def checkpoint(self) -> bool:
         """Write into the main file what the marks allow; True if that is all of the log.
 
@@ -146,8 +159,9 @@ def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
             elif line == b"renew":
                 keeper.renew()
                 _say(renewed=True)
-            elif line == b"checkpoint":
-                _say(all=keeper.checkpoint())
+            elif line == b"move":
+                seconds = keeper.move()
+                _say(renewed=True, seconds=seconds)
             elif line == b"turn":
                 _say(turned=keeper.turn())
         except sqlite3.Error as error:

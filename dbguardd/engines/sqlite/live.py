@@ -80,6 +80,10 @@ class Mark:
         return other is not None and (self.device, self.inode) == (other.device, other.inode)
 
 
+State = tuple[bytes, Mark, Mark | None, Mark | None, Mark | None]
+"""What tells one state of a database from another: the header fields that commits change, and its four files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Live:
     """The live file, open for raw reading. `path` has no symbolic links left: SQLite puts its side files beside it."""
@@ -102,6 +106,10 @@ class Live:
             return Mark.of(os.stat(self.path + suffix, follow_symlinks=False))
         except FileNotFoundError:
             return None
+
+    def state(self) -> State:
+        """Return the state of the database as it is now."""
+        return self.head()[24:], self.mark(), self.side("-wal"), self.side("-shm"), self.side("-journal")
 
     def check_same(self) -> None:
         """Raise SourceChanged if the path no longer leads to the open file."""

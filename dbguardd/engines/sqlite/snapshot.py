@@ -7,16 +7,19 @@ itself only ever opens the copy, to recover it. Why each way is consistent stand
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.attempt import NAME, SUFFIXES, Attempt, Budget, Moved, Taken
-from dbguardd.engines.sqlite.live import open_live, read_header
+from dbguardd.engines.sqlite.copy import opened
+from dbguardd.engines.sqlite.live import State, open_live, read_header
 from dbguardd.engines.sqlite.rollback import hot_journal, in_slices
+from dbguardd.engines.sqlite.unmoved import clones, copy_again, read_in_place
 from dbguardd.engines.sqlite.wal import beside_users, beside_writers, recover, while_idle
 from dbguardd.errors import Internal, SourceLocked, WouldBlock
 
@@ -49,17 +52,31 @@ def take(path: str, staging: Path, budget: Budget, progress: Progress, *, tries:
 class Taking:
     """A copy that its reader follows. Iterating goes on with it and yields how many bytes, from the start, are final.
 
-    There is one try: Moved says that all that was yielded is void. Else as take().
+    Or the live file itself (see `unmoved`); then each step is to be taken when its bytes are wanted, and the last one
+    when all were read. There is one try: Moved says that all that was yielded is void. Else as take().
     """
 
     def __init__(self, path: str, staging: Path, budget: Budget, progress: Progress) -> None:
         deadline = time.monotonic() + budget.lock_timeout_seconds
-        self._steps = _try(path, staging, budget, progress, deadline=deadline, tries=1)
+        self._runs: list[Attempt] = []
+        self._steps = _try(path, staging, budget, progress, deadline=deadline, tries=1, reader=self._runs)
         self._taken: Taken | None = None
 
     def begin(self) -> None:
-        """Return when staging/NAME has its size."""
+        """Return when there is a file to be read, with its size: see opened()."""
         next(self._steps)
+
+    @property
+    def in_place(self) -> bool:
+        """Say whether that is the live file itself."""
+        return any(run.in_place for run in self._runs)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Open what is to be read. Locks hang on the descriptor that we have of the live file: it gets another one."""
+        (run,) = self._runs
+        with opened(f"/proc/self/fd/{run.live.file}", os.O_RDONLY) if run.in_place else opened(run.staged()) as file:
+            yield file
 
     def __iter__(self) -> Iterator[int]:
         self._taken = yield from self._steps
@@ -76,17 +93,37 @@ class Taking:
         self._steps.close()
 
 
+def again(path: str, staging: Path, budget: Budget, progress: Progress, state: State) -> None:
+    """Copy a database that was read in place to staging/NAME. Raises Moved if it is not in this state any more."""
+    try:
+        with open_live(path) as live:
+            copy_again(Attempt(live, staging, budget, progress, 0.0, 1, live.found.st_size), state)
+    except BaseException:
+        wipe(staging)
+        raise
+
+
 def _try(
-    path: str, staging: Path, budget: Budget, progress: Progress, *, deadline: float, tries: int
+    path: str,
+    staging: Path,
+    budget: Budget,
+    progress: Progress,
+    *,
+    deadline: float,
+    tries: int,
+    reader: list[Attempt] | None = None,
 ) -> Generator[int, None, Taken]:
+    """Make one attempt. A `reader` gets it, and may be given the live file itself."""
     try:
         wipe(staging)
         with open_live(path) as live:
             run = Attempt(live, staging, budget, progress, deadline, tries, live.found.st_size)
+            if reader is not None:
+                reader.append(run)
             try:
-                taken = yield from _attempt(run)
+                taken = yield from _attempt(run, may_stay=reader is not None)
             except Moved as event:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline and not run.in_place:
                     raise _give_up(run) from event
                 raise
             live.check_same()
@@ -99,7 +136,7 @@ def _try(
         raise
 
 
-def _attempt(run: Attempt) -> Generator[int, None, Taken]:
+def _attempt(run: Attempt, *, may_stay: bool) -> Generator[int, None, Taken]:
     live = run.live
     run.alive()
     locks.wait_shared(live, run.deadline, run.alive)
@@ -107,10 +144,13 @@ def _attempt(run: Attempt) -> Generator[int, None, Taken]:
     if hot_journal(live):
         return in_slices(run, "-journal")
     wal = live.side("-wal")
+    used = locks.wal_in_use_at(live.path)
+    if may_stay and not used and not (wal and wal.size) and not clones(run):
+        return (yield from read_in_place(run))
     if not header.wal and not (wal and wal.size):
         return in_slices(run, None)
     run.total += wal.size if wal else 0
-    if not locks.wal_in_use_at(live.path):
+    if not used:
         return (yield from while_idle(run))
     return (yield from beside_users(run)) if run.tries == 1 else beside_writers(run)
 

@@ -19,7 +19,7 @@ from struct import unpack_from
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.attempt import SUFFIXES, TICK_SECONDS, Attempt, Moved, Taken
 from dbguardd.engines.sqlite.child import Hold, hold, refusal
-from dbguardd.engines.sqlite.copy import Copy, copying
+from dbguardd.engines.sqlite.copy import Copy, copying, opened
 from dbguardd.engines.sqlite.live import Mark, open_side
 from dbguardd.errors import SourceChanged, SourceDamaged
 from dbguardd.flow import Facts
@@ -262,7 +262,7 @@ def _logged(run: Attempt, there: int) -> Logged:
     """Return the pages that the copied log names, of a main file of so many bytes."""
     if not run.staged("-wal").exists():
         return Logged()
-    with _reading(run.staged("-wal")) as log:
+    with opened(run.staged("-wal")) as log:
         page = int.from_bytes(os.pread(log, 4, 8), "big")
         if page not in (1 << bits for bits in range(9, 17)):
             return Logged()  # SQLite ignores such a log
@@ -300,12 +300,3 @@ def recover(run: Attempt) -> None:
     left = [suffix for suffix in SUFFIXES[1:] if run.staged(suffix).exists()]
     if left:
         raise SourceDamaged(f"{run.live.path}: SQLite could not apply its log to the copy", detail=f"left over: {left}")
-
-
-@contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[int]:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        yield file
-    finally:
-        os.close(file)

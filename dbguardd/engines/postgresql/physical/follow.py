@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from psycopg import errors
 
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
@@ -59,6 +59,8 @@ class Pace:
     look_seconds: float = 0.5
     segment_bytes: int = 8 << 20
     watch_seconds: float = 5.0
+    patience_seconds: float = 120.0
+    """How long a server may have log that it does not send."""
 
     @property
     def others_seconds(self) -> float:
@@ -342,8 +344,13 @@ class Follower:
                 self._take(_SHORT_SECONDS)
             if self._stream.at < written:
                 self._rest, (_, flushed) = written, self._server.ends()
+        at, came = self._stream.at, time.monotonic()
         while self._stream.at < flushed:
             self._take(_WAIT_SECONDS)
+            if self._stream.at > at:
+                at, came = self._stream.at, time.monotonic()
+            elif time.monotonic() - came > self._pace.patience_seconds:
+                raise silent(self._server.about, "nothing comes of the log that it has", self._pace.patience_seconds)
 
     def _take(self, seconds: float) -> None:
         """Receive what comes next; store it, if much waits already."""

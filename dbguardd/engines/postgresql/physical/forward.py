@@ -10,6 +10,7 @@ server had it, and the recovery goes along that.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from collections.abc import Sequence
 from functools import partial
@@ -140,12 +141,12 @@ class Files:
         self._close()
         old, new, start = self._log, self._log.on(timeline), at % self._log.segment
         for path in self._directory.glob(f"{old.timeline:08X}{'?' * 16}"):
-            if path.name >= old.name(at):
-                before = path.read_bytes()[:start] if path.name == old.name(at) else b""
+            if path.name > old.name(at) or (path.name == old.name(at) and not start):
                 path.unlink()
-                if before:
-                    self._put(new.name(at), before)
-                    self._put(path.name, before + bytes(old.segment - start))
+            elif path.name == old.name(at):
+                os.truncate(path, start)
+                shutil.copy(path, self._directory / new.name(at))
+                os.truncate(path, old.segment)  # behind that place it is zeros
         history = self._directory / old.history if old.history else None
         told = history.read_text() if history is not None and history.exists() else ""
         self._put(new.history, f"{told}{old.timeline}\t{shown(at)}\tanother server took over\n".encode())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, line_of_hba, place_of, rows, text
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look
 from dbguardd.engines.postgresql.physical.mode import BackupMode
@@ -188,10 +188,8 @@ def _check_replicates(connection: Connection, address: Address, about: str, slot
             pass
     except SourceDenied as error:
         ((role, host),) = rows(connection, _FROM)
-        line = f"{text(role)} peer" if host is None else f"{text(role)} {text(host)} scram-sha-256"
-        kind = "local" if host is None else "host"
         raise Unsupported(
             f"{about}: it takes no connection for replication",
             detail=error.detail or error.message,
-            hints=[f"in pg_hba.conf: {kind} replication {line}  -- then SELECT pg_reload_conf()"],
+            hints=[line_of_hba("replication", text(role), "" if host is None else text(host))],
         ) from error

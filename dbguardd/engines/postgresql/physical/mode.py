@@ -16,13 +16,13 @@ import psycopg
 from psycopg import errors
 
 from dbguardd.engines.postgresql.child import Alive
-from dbguardd.engines.postgresql.connect import Connection, no_answer, row, rows, silent, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connect, no_answer, row, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
 from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
-from dbguardd.errors import GuardError, SourceChanged
+from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
 
 _LOOK_SECONDS, _ASK_EACH = 1.0, 10
 _NAME = re.compile(rb"[a-z0-9_]{1,63}")
@@ -30,12 +30,20 @@ _MORE_ROOM = ("give the log more room, or back up when less is written", 'or set
 
 
 @contextmanager
-def bounded(about: str) -> Iterator[None]:
-    """Say what it means when the server ends our session where it bounds what a slot may hold: so it takes one away."""
+def bounded(address: Address, about: str) -> Iterator[None]:
+    """Say what it means when the server ends our session where it bounds what a slot may hold: so it takes one away.
+
+    But a server that is stopped, or falls, ends all sessions, and lets nobody in afterwards.
+    """
     try:
         yield
     except errors.AdminShutdown as error:
-        raise let_go(f"{about}: the server has ended the session that held its log", str(error).strip()) from error
+        said = str(error).strip()
+        try:
+            connect(address, about=about).close()
+        except GuardError as gone:
+            raise ServerUnreachable(f"{about}: the server was stopped meanwhile", detail=said) from gone
+        raise let_go(f"{about}: the server has ended the session that held its log", said) from error
 
 
 class Watch:

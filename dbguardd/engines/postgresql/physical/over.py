@@ -70,7 +70,7 @@ class PagesOver:
         find_tools("postgres", int(facts["major"]), need="what is restored in place is proven before a server finds it")
         begun, spaces = where.name.endswith(ASIDE), _spaces(found, live, facts)
         if not begun:
-            _check_free({number: place for number, place in spaces.items() if not found or number not in found.spaces})
+            _check_free(spaces, found)
         _check_room(found, where, facts)
         service = str(facts.get("service") or "")
         with nullcontext() if found is None else resting.held(found, where, service):
@@ -81,6 +81,7 @@ class PagesOver:
             aside = _set_aside(where, found)
         with _begun(live, aside):
             clear_left(aside.parent)
+            _empty_newer(found, spaces)
             restored = fill(tree, aside, where, progress, spaces=spaces, over=begun or found is not None)
             if found is not None:
                 shutil.rmtree(aside / DIRECTORY, ignore_errors=True)  # what configures it is where it was
@@ -157,10 +158,11 @@ def _set_aside(where: Path, found: Resting | None) -> Path:
             aside.mkdir(mode=0o700)
         sync_directory(aside.parent)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        kept = {errno.EBUSY: "is a file system of its own", errno.EXDEV: "is in a lower layer of a container"}
+        if error.errno not in kept:
             raise outcome(where, error) from error
         raise Unsupported(
-            f"{where}: is a file system of its own, and cannot be given another name while it is written",
+            f"{where}: {kept[error.errno]}, and cannot be given another name while it is written",
             detail="So a server could be started on half of it, if that was cut short. It was not touched.",
             hints=["dbguardctl restore NAME --to DIRECTORY"],
         ) from error
@@ -180,14 +182,29 @@ def _begun(live: Path, aside: Path) -> Iterator[None]:
         raise
 
 
-def _check_free(spaces: Mapping[str, Path]) -> None:
-    """Raise TargetExists if a tablespace is in use whose cluster is gone: nobody can tell whether it is that one's."""
-    for place in spaces.values():
+def _empty_newer(found: Resting | None, spaces: Mapping[str, Path]) -> None:
+    """Empty tablespaces that a backup does not have: what was kept has them, and their places are free again.
+
+    Their links go later, when what is not in the backup is swept away: if we are killed, the next restore finds them.
+    """
+    for number, place in (found.spaces if found else {}).items():
+        if number not in spaces and found is not None:
+            with outcomes(Path(place)), suppress(FileNotFoundError):
+                shutil.rmtree(Path(place) / found.version_directory)
+
+
+def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
+    """Raise TargetExists if the place of a tablespace is in use, and by none of the cluster that is there."""
+    known = found.spaces if found else {}
+    why = "It is no tablespace of the cluster that is there, so nothing of it is overwritten."
+    if found is None:
+        why = "The data directory is gone, so it cannot be told whether it is a part of that cluster."
+    for number, place in spaces.items():
         with outcomes(place), suppress(FileNotFoundError):
-            if any(place.iterdir()):
+            if number not in known and str(place) not in known.values() and any(place.iterdir()):
                 raise TargetExists(
                     f"{place}: the tablespace that goes there is in use",
-                    detail="The data directory is gone, so it cannot be told whether it is a part of that cluster.",
+                    detail=why,
                     hints=[shlex.join(["mv", "-nT", str(place), f"{place}.before"]) + "  # and restore again"],
                 )
 

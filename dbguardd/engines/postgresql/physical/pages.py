@@ -72,6 +72,7 @@ SELECT current_setting('max_connections')::int - (SELECT count(*) FROM pg_stat_a
   WHERE backend_type = 'client backend')::int - (SELECT sum(setting::int) FROM pg_settings
   WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))::int
 """
+_FLUSHED = b"SELECT pg_current_wal_flush_lsn()::text"
 _END_FILE = b"SELECT pg_switch_wal()::text"
 _SUPERUSER = (
     b"SELECT coalesce((SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1), '')"
@@ -132,7 +133,7 @@ class Pages:
         self._server = meant(self._address, self._about)
         with ExitStack() as stack:
             keeper, cluster = self._look(stack)
-            sink.admit(known(cluster))
+            sink.admit(known(keeper, cluster))
             tools = find_tools(
                 "pg_waldump", cluster.major, need="the place of a snapshot in the log is looked up by it"
             )
@@ -140,7 +141,7 @@ class Pages:
             slot = mode.hold()
             source = Source(cluster, self._server, self._about, [keeper], slot, self._staging, self._patience)
             way = stack.enter_context(way_to(keeper, cluster, slot))
-            stack.enter_context(bounded(self._about) if cluster.bounded else nullcontext())
+            stack.enter_context(bounded(self._server, self._about) if cluster.bounded else nullcontext())
             held = stack.enter_context(ExitStack())
             check_held = held.enter_context(way.held(source, source.session(held)))
             begun, at = now(), datetime.now(UTC)
@@ -272,7 +273,7 @@ class Pages:
             "size_bytes": copy.done,
         }
 
-    def fingerprint(self, progress: Progress) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         if self._held is None:
             return Untold(self._untold or "no snapshot is held")
         try:
@@ -327,9 +328,13 @@ class Pages:
         raise _restored_over()
 
 
-def known(cluster: Cluster) -> Facts:
-    """Return what tells a cluster from another one, before anything of it is read."""
-    return {"system": str(cluster.log.system), "timeline": cluster.log.timeline, "standby": cluster.standby}
+def known(keeper: Connection, cluster: Cluster) -> Facts:
+    """Return what tells a cluster from another one, or from its own past, before anything of it is read."""
+    told = {"system": str(cluster.log.system), "timeline": cluster.log.timeline, "standby": cluster.standby}
+    if cluster.standby:
+        return told
+    (at,) = row(keeper, (bytes,), _FLUSHED)
+    return {**told, "log_place": {"round": round_of(cluster), "position": place_in(text(at))}}
 
 
 def _placed(cluster: Cluster, facts: Facts, records: Records, log: tuple[int, int]) -> Facts:

@@ -53,6 +53,11 @@ class Resting:
     spaces: Mapping[str, str]  # where its tablespaces are, by their number
 
     @property
+    def version_directory(self) -> str:
+        """The name of the directory of this version in a tablespace."""
+        return f"PG_{self.major}_{self.catalog}"
+
+    @property
     def directories(self) -> list[str]:
         """Where its files lie."""
         log = os.path.realpath(self.data / "pg_wal")
@@ -136,8 +141,8 @@ def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Fact
     log = Log(resting.system, resting.timeline, int(facts["segment_bytes"]))
     names = {oid: str(told[0]) for oid, told in (facts.get("tablespaces") or {}).items()}
     spaces = {oid: (names.get(oid, oid).encode(), place) for oid, place in resting.spaces.items()}
-    version_directory = f"PG_{resting.major}_{resting.catalog}"
-    with closing(DataDirectory(str(resting.data), resting.spaces, version_directory, resting=True)) as directory:
+    opened = DataDirectory(str(resting.data), resting.spaces, resting.version_directory, resting=True)
+    with closing(opened) as directory:
         cluster = Cluster(
             version=str(facts["server_version"]),
             major=resting.major,

@@ -126,12 +126,15 @@ def clear(path: Path, *, directory: bool) -> None:
 def _place(source: BinaryIO, path: Path, size: int, *, over: bool) -> None:
     anew = 0 if over else os.O_EXCL
     file = os.open(path, os.O_RDWR | os.O_CREAT | anew | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(file, "r+b", buffering=0) as out:
+    try:
         for start in range(0, size, _PIECE):
-            data = memoryview(_taken(source, min(_PIECE, size - start)))
-            if not over or os.pread(file, len(data), start) != data:
-                written(file, data, start)
-        out.truncate(size)
+            data = _taken(source, min(_PIECE, size - start))
+            if not over or os.pread(file, len(data), start) != data:  # of a memoryview, != takes one byte at a time
+                written(file, memoryview(data), start)
+        if over and os.fstat(file).st_size != size:  # else the file would get new times, and be no longer as it was
+            os.ftruncate(file, size)
+    finally:
+        os.close(file)
     _taken(source, -size % _BLOCK)
 
 

@@ -100,7 +100,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run_by_hand(options: argparse.Namespace) -> int:
-    from dbguardd.daemon import house  # noqa: PLC0415
+    from dbguardd.daemon import state_directory  # noqa: PLC0415
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker import by_hand  # noqa: PLC0415
     from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
@@ -114,7 +114,7 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}
     if request.get("to"):
         request["to"] = str(Path(request["to"]).absolute())
-    alone = house.furnished if options.verb in STANDBY else house.owned
+    alone = state_directory.furnished if options.verb in STANDBY else state_directory.owned
     with alone(state):  # a running daemon works on the same staging and storage; a standby on nothing of those
         return by_hand.run(policy, str(state), options.verb, request, as_json=options.json)
 

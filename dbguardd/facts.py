@@ -85,6 +85,22 @@ class GoesOn:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Which moment an engine finds in the bytes of a log. Nothing is said: all that is there."""
+
+    at: str = ""  # then: nothing that was committed later (RFC 3339)
+    position: int | None = None  # the one of this place
+    lsn: str = ""  # as a person has written that
+    name: str = ""  # or: it is the restore point of that name
+    backup: Facts = field(default_factory=dict)  # that of a later backup, which has these facts
+
+    @classmethod
+    def read(cls, value: Facts) -> Target:
+        """Read the `target` of the fact `moment` of a tree."""
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """What is said of a backup. What nobody has said is empty."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog
 from dbguardd.daemon import adopting
-from dbguardd.daemon.around import Look
+from dbguardd.daemon.environment import Look
 from dbguardd.daemon.inforce import InForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (

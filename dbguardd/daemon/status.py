@@ -135,7 +135,7 @@ class Views:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:
             yield f"the catalog could not be written: {self.runner.trouble.message}"
-        room = self.storages.gauge.level(str(self.inforce.state)).free_bytes
+        room = self.storages.paths.level(str(self.inforce.state)).free_bytes
         if room is not None and room < _LEAST_ROOM:
             yield f"the state directory {self.inforce.state} has {size(room)} left: jobs will fail"
         doubt = self.scheduler.doubt()
@@ -152,7 +152,7 @@ class Views:
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         restored = self.catalog.settings.get(f"restored:{name}") or ""
         failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
-        nowhere = all(self.storages.gauge.level(place).missing for place in guarded.places)
+        nowhere = all(self.storages.paths.level(place).missing for place in guarded.places)
         missing = guarded.place if guarded.place and nowhere else ""
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from dbguardd.errors import Damaged, ObjectMissing, Usage
+from dbguardd.facts import Target
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
+from dbguardd.plain import to_json
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.joined import joined
 from dbguardd.repository.log import Link, Log
@@ -26,16 +28,14 @@ from dbguardd.sums import as_text, file_sum
 class Until:
     """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
 
-    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which. It has `at`,
-    and then the moment is that one: nothing that was committed later (RFC 3339); or `backup`, the facts of a later
-    backup, whose moment it is; or nothing: all that is there.
+    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which.
     """
 
     chain: Chain
     after: int
     last: int
     form: str = ""
-    target: Facts = field(default_factory=dict)
+    target: Target = field(default_factory=Target)
 
 
 class MomentTree:
@@ -121,7 +121,7 @@ class LogTree:
     def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
         self.base, self._log, self._until, self._beat = base, log, until, beat
         first, last = self._link(until.after + 1), self._link(until.last)
-        moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": until.target}
+        moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": to_json(until.target)}
         self.facts: Facts = {**base.facts, "moment": moment}
         self._stream = last.stream
 

@@ -57,7 +57,7 @@ def guarding(place: Place, test: Any, **backup: Any) -> None:
 
     async def main(service: Any, worker: Any) -> None:
         workers = Workers()
-        service._do.following._around = _with(service, workers)
+        service._do.following._environment = _with(service, workers)
         facts = {**stored(1, to_text(place.wall)), "storage": "local", **backup}
         service._do.tell("backup.stored", "app", facts)
         try:
@@ -69,7 +69,7 @@ def guarding(place: Place, test: Any, **backup: Any) -> None:
 
 
 def _with(service: Any, workers: Workers) -> Any:
-    return replace(service._do.following._around, run_worker=workers)
+    return replace(service._do.following._environment, run_worker=workers)
 
 
 def rest(service: Any) -> None:
@@ -179,10 +179,10 @@ def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place
             raise NoSpace("the catalog cannot be written")
 
     async def test(service: Any, workers: Workers) -> None:
-        diary, at = service._do.runner.diary, to_text(place.wall)
+        events, at = service._do.runner.events, to_text(place.wall)
         facts = {"database": "app", "chain": "0" * 26, "at": at, "begun_at": at, "because": "", "continued": True}
         workers.begun.append({**facts, "stored_until_at": None})
-        catalog, diary._catalog = diary._catalog, Full(diary._catalog)
+        catalog, events._catalog = events._catalog, Full(events._catalog)
         service._do.following.reconsider()
         await until(lambda: workers.following)
         for _ in range(50):
@@ -190,7 +190,7 @@ def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place
         assert workers.following
         assert service._do.following.problem("app") is None
         assert "catalog.failed" in [event for _, event, _ in place.log.events]
-        diary._catalog = catalog
+        events._catalog = catalog
 
     guarding(place, test)
 

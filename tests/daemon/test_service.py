@@ -315,7 +315,7 @@ def test_events_are_followed_from_where_one_was(place: Place) -> None:
         beat = asyncio.create_task(anext(quiet))
         await asyncio.sleep(0)
         place.steady += 16
-        service._do.runner.bell.ring()
+        service._do.runner.wakeup.wake()
         assert await asyncio.wait_for(beat, 10) is None
         await quiet.aclose()  # type: ignore[attr-defined]
 

@@ -350,9 +350,10 @@ class Runner:
             return None
 
     def _again(self, live: Live, error: GuardError) -> bool:
-        """Queue the job for another try, if that can help and the window is open."""
+        """Queue the job for another try, if that can help and the window is open; who wants a plan is told at once."""
         row, terms = live.row, live.terms
-        if row.verb not in RETRIED or not error.transient or row.attempt > terms.retries or not self.accepting:
+        in_vain = live.dry or row.verb not in RETRIED or not error.transient
+        if in_vain or row.attempt > terms.retries or not self.accepting:
             return False
         wait = terms.wait_seconds * terms.backoff ** (row.attempt - 1) * (0.75 + 0.5 * self._environment.random())
         if (self._environment.now() - to_moment(row.created_at)).total_seconds() + wait > terms.window_seconds:

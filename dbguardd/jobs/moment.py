@@ -11,7 +11,7 @@ from typing import Any
 from dbguardd.errors import NotFound, ObjectMissing, Usage
 from dbguardd.facts import Place, Target
 from dbguardd.flow import Tree
-from dbguardd.jobs.base import Run, excluded, instant, reading, stored
+from dbguardd.jobs.base import Run, excluded, instant, left_out, reading, stored
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Until
 from dbguardd.repository import Tree as Kept
@@ -164,7 +164,9 @@ def _early(moment: Moment) -> str:
 
 
 def _left_out(backup: Backup) -> Iterator[str]:
-    """Say which rows the policy has left out of a backup."""
+    """Say which rows the policy has left out of a backup, and what else is not in it."""
+    if names := left_out(backup):
+        yield f"nothing of {some(names)} is in it: it was not read"
     names, tables = excluded(backup)
     if tables:
         yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"

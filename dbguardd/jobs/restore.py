@@ -289,6 +289,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
+        "undo_days": UNDO_DAYS if in_place else None,
         "replaceable": not served(run) or backup.method == "pages",
         "needs_bytes": needs,
         "free_bytes": free,

@@ -75,7 +75,7 @@ class PagesSaver:
         self._stored = self._changed = 0  # bytes in frames, and of the stream
 
     def run(self) -> Saved:
-        """Read everything, store what is new."""
+        """Read everything, store what is new. Raises Damaged, ObjectMissing also for the parent, at any time."""
         size = self._examiner.size
         stream = self._examiner.digests.stream(size)
         under_way: deque[tuple[int, Future[Examined]]] = deque()
@@ -87,7 +87,6 @@ class PagesSaver:
                     stream.update(self._collect(*under_way.popleft()))
             while under_way:
                 stream.update(self._collect(*under_way.popleft()))
-            self._examiner.filling.finish()
         finally:
             wait(
                 [future for _batch, future in under_way if not future.cancel()]

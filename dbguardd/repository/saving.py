@@ -136,17 +136,12 @@ class Saving:
         if page_size not in _PAGE_SIZES:
             raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
-        examiner = Examiner(
-            file,
-            name,
-            self._digests,
-            filling=Filling(size, filled, changing=changing),
-            unit=max(page_size, UNIT),
-            level=self._level,
-        )
+        filling, unit = Filling(size, filled, changing=changing), max(page_size, UNIT)
+        examiner = Examiner(file, name, self._digests, filling=filling, unit=unit, level=self._level)
         done = self.written_bytes
         try:
             saved = self._save_pages(examiner, page_size, self._parent_pages(name, page_size))
+            filling.finish()  # only now: what the parent lacks may have been found at the end, and all was read again
         except BaseException:
             self.written_bytes = done
             raise

@@ -186,6 +186,8 @@ def test_failures_end_with_their_problem(world: World, verb: str, error: GuardEr
             again = world.catalog.runs.get("app", verb)
             assert again is not None
             assert (again.failures, again.failing_since_at, again.problem) == (0, None, None)
+            worker.acts = raising(*[Unreachable("no")] * 5)  # who wants a plan sits there and waits for it
+            assert (await ended(runner, runner.submit(order("expire", dry_run=True)))).attempt == 1
 
     run(main())
 

@@ -22,13 +22,18 @@ class Enough(Exception):
 
 
 class Told:
-    """A child, with all that it is asked for; `slow` is what a checkpoint seems to take, in seconds."""
+    """A child, with all that it is asked for; `slow` is what a checkpoint seems to take, in seconds.
 
-    def __init__(self, keeper, lines, slow=None):
-        self.pid, self._keeper, self._lines, self._slow = keeper.pid, keeper, lines, slow
+    `turn` is what somebody else does just before writers are kept out.
+    """
+
+    def __init__(self, keeper, lines, slow=None, turn=lambda: None):
+        self.pid, self._keeper, self._lines, self._slow, self._turn = keeper.pid, keeper, lines, slow, turn
 
     def ask(self, line):
         self._lines.append(line)
+        if line == "turn":
+            self._turn()
         self._keeper.ask(line)
 
     def answer(self, alive):
@@ -50,7 +55,9 @@ class Steps:
         next(self._steps, lambda: None)()
 
     def reached(self, at):
-        self._looks -= at is not None
+        if at is None:  # only that the follower lives
+            return
+        self._looks -= 1
         if not self._looks:
             raise Enough
         self._look()
@@ -66,14 +73,14 @@ def kept(world):
         yield keeper
 
 
-def followed(world, ship, lines, slow=None, **pace):
+def followed(world, ship, lines, slow=None, turn=lambda: None, **pace):
     """Follow until the ship has enough; return the index of the log then."""
     with kept(world) as keeper, open_live(str(world.path)) as live:
         files = [os.open(f"{world.path}{side}", os.O_RDONLY) for side in ("-wal", "-shm")]
         try:
             pace = Pace(look_seconds=0.01, max_block_seconds=20.0, **pace)
             with pytest.raises(Enough):
-                Follower(live, pace, ship, Told(keeper, lines, slow), files).run(None)
+                Follower(live, pace, ship, Told(keeper, lines, slow, turn), files).run(None)
             return locks.read_index(files[1])
         finally:
             for file in files:
@@ -163,6 +170,7 @@ def test_nothing_is_moved_under_a_mark_of_0_either_that_a_turn_has_left(tmp_path
             held.close()
             sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
 
-        followed(world, Begun(Steps(lines, looks=2, look=look), begin), lines, turn_frames=10)
+        ship, turn = Steps(lines, looks=2, look=look), lambda: world.commits(1)
+        followed(world, Begun(ship, begin), lines, turn=turn, turn_frames=10)
     assert lines[-1] == "renew"
     assert lines.count("move") == 1

@@ -62,7 +62,7 @@ class ToyEngine:
                 out.write(content)
         return {"blocked_seconds": 0.001, "snapshot_at": self.snapshot_at, **self.rights}
 
-    def fingerprint(self, progress, stored):
+    def fingerprint(self, progress, stored=None):
         if self.break_fingerprint:
             raise Cancelled("cancelled in the middle")
         self.read += 1

@@ -445,20 +445,27 @@ def test_a_parent_that_is_damaged_or_gone_means_full_again() -> None:
         assert load(storage, backup) == {"main": data, "dump": data}
 
 
-def test_a_parent_with_one_damaged_leaf_means_full_again() -> None:
-    data = noise(3_000_000)
-    base = Drawer()
-    first = save(base, {"main": (data, 4096)})
-    reader = PackReader(base, DOMAIN)
-    pack = first.streams[0].root.pack
-    leaf = next(record for record in reader.pack(pack).records if record.kind == LEAVES)
-    broken = bytearray(base.objects[object_name(pack)])
-    broken[leaf.start] ^= 1
-    storage = Drawer({object_name(pack): bytes(broken)})
+@pytest.mark.parametrize("leaf", [0, 1])  # the other is of what is behind the end now, and looked at last
+def test_a_parent_with_one_damaged_leaf_means_full_again(leaf: int) -> None:
+    storage, data = Drawer(), noise(17 << 20)
+    first = save(storage, {"main": (data, 4096)})
+    reader = PackReader(storage, DOMAIN)
+    found = [(pack, record) for pack in packs_of(storage, DOMAIN, first) for record in reader.pack(pack).records]
+    leaves = sorted([(-record.length, pack, record) for pack, record in found if record.kind == LEAVES])
+    _, pack, record = leaves[leaf]
+    broken = bytearray(storage.objects[object_name(pack)])
+    broken[record.start] ^= 1
+    storage = Drawer({**storage.objects, object_name(pack): bytes(broken)})
+    data = data[: 16 << 20]
     with saving(storage, first) as sink, tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        sink.adopt("main", file.fileno(), 4096)
+
+        def owner() -> Iterator[int]:
+            yield len(data)
+            os.pwrite(file.fileno(), b"later", 1_000_000)  # nobody reads any more
+
+        sink.adopt("main", file.fileno(), 4096, filled=owner(), asked=True)
         backup = sink.seal({})
         assert [type(doubt) for doubt in sink.doubts] == [Damaged]
         assert sink.written_bytes == len(data)

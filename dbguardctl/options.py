@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,13 @@ def from_root(path: str) -> str:
         whole = os.path.abspath(path)
     except FileNotFoundError as error:
         raise Usage(f"{path}: the directory that you are in is gone", detail="Write the path from / on.") from error
+    link = "ln -s FILE LINK  # a link with another name is read like the file"
     try:
         whole.encode()
     except UnicodeEncodeError as error:
-        link = "ln -s FILE LINK  # a link with another name is read like the file"
         raise Usage(f"{path}: its name is not UTF-8, and cannot stand in a policy", hints=[link]) from error
+    if any(unicodedata.category(char) == "Cc" for char in whole):
+        raise Usage(f"{path!r}: its name has control characters, and cannot be asked for", hints=[link])
     return whole
 
 
@@ -127,7 +130,7 @@ def complete_database(ctx: click.Context, _param: click.Parameter, incomplete: s
 
 def complete_id(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Suggest the ids of backups: of the database that was typed, else of all."""
-    named = ctx.params.get("database")
+    named = ctx.params.get("database") or next(iter(ctx.args), None)  # click leaves words before an open option there
     names = [named] if named else [row["name"] for row in _ask(ctx, "status").get("databases", [])]
     found = []
     for name in names:

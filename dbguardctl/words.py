@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from dbguardd.words import UNKNOWN, offset, parse_utc, safe
 
 NEVER = "never"
+_WHILE_SECONDS = 60  # that an answer may take
 
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)(?: UTC\b|Z\b)")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -72,11 +73,15 @@ def date(text: str | None, now: datetime, zone: tzinfo | None) -> str:
 
 
 def ago(text: str | None, now: datetime, zone: tzinfo | None) -> str:
-    """Return how long ago a moment was if that is less than a day, and the moment itself if it is more."""
+    """Return how long ago a moment was if that is less than a day, and the moment itself if it is more.
+
+    A log goes on while the daemon answers a client that looked at the clock before: that much of the future is now.
+    """
     moment = parse_utc(text)
     if moment is None:
         return NEVER
     age = (now - moment).total_seconds()
+    age = 0 if -_WHILE_SECONDS < age < 0 else age
     return f"{_coarse(age)} ago" if 0 <= age < 86400 else when(text, now, zone)
 
 

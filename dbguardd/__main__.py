@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import faulthandler
 import os
+import shlex
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dbguardd import __version__
-from dbguardd.errors import GuardError, Usage
+from dbguardd.errors import GuardError, NoSpace, Usage
 from dbguardd.places import POLICY, SOCKET
 from dbguardd.verbs import BY_HAND, STANDBY
 
@@ -99,7 +100,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run_by_hand(options: argparse.Namespace) -> int:
-    from dbguardd.daemon import house  # noqa: PLC0415
+    from dbguardd.daemon import state_directory  # noqa: PLC0415
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker import by_hand  # noqa: PLC0415
     from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
@@ -113,7 +114,7 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}
     if request.get("to"):
         request["to"] = str(Path(request["to"]).absolute())
-    alone = house.furnished if options.verb in STANDBY else house.owned
+    alone = state_directory.furnished if options.verb in STANDBY else state_directory.owned
     with alone(state):  # a running daemon works on the same staging and storage; a standby on nothing of those
         return by_hand.run(policy, str(state), options.verb, request, as_json=options.json)
 
@@ -146,6 +147,13 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         asyncio.run(supervisor.run(setup))
     except GuardError as error:
+        if isinstance(error, NoSpace):  # nobody can ask it for a prune
+            error.hints = (
+                shlex.join(["df", "-h", str(setup.state)]),
+                "dbguardd run restore NAME --to PLACE  # on another disk: it needs no daemon, and no room there",
+                "dbguardd run expire NAME  # what the policy no longer keeps, then",
+                "dbguardd run sweep STORAGE  # makes room of what expired longer ago than its grace",
+            )
         if not log.to_journal():
             raise
         logger.error("daemon.failed", **plain({"problem": error.problem()}))

@@ -386,7 +386,7 @@ class NoSpace(GuardError):
 
     code, title = "DBG-3002", "Not enough space"
     exit_status, http_status, transient = 11, 507, True
-    meaning = "The backup or restore was not made; nothing that exists was changed or deleted to make room."
+    meaning = "What was to be done was not done; nothing that exists was changed or deleted to make room."
     advice = "Free space on the file system, or see what retention would free: dbguardctl prune --dry-run."
 
 

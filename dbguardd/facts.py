@@ -85,6 +85,22 @@ class GoesOn:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Which moment an engine finds in the bytes of a log. Nothing is said: all that is there."""
+
+    at: str = ""  # then: nothing that was committed later (RFC 3339)
+    position: int | None = None  # the one of this place
+    lsn: str = ""  # as a person has written that
+    name: str = ""  # or: it is the restore point of that name
+    backup: Facts = field(default_factory=dict)  # that of a later backup, which has these facts
+
+    @classmethod
+    def read(cls, value: Facts) -> Target:
+        """Read the `target` of the fact `moment` of a tree."""
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """What is said of a backup. What nobody has said is empty."""
 
@@ -105,6 +121,7 @@ class Said:
     tablespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by number: the name, and where it was
     excluded: tuple[str, ...] = ()  # the first of the tables without rows, by the policy
     excluded_count: int = 0  # and how many these are
+    left_out: tuple[str, ...] = ()  # the first of what is not in it: databases without a way in, links, unread files
     # jobs/backup.py
     path: str = ""  # where the policy has the file
     goes_on: GoesOn | None = None  # `log`
@@ -135,6 +152,7 @@ class Said:
             tablespaces=_spaces(facts.get("tablespaces")),
             excluded=excluded,
             excluded_count=_of(int, facts.get("excluded_count")) or len(excluded),
+            left_out=tuple(str(name) for name in _of(list, facts.get("left_out")) or ()),
             path=text("path"),
             goes_on=GoesOn.read(facts.get("log")),
             successor=facts.get("successor") is True,

@@ -21,6 +21,9 @@ Facts = Mapping[str, Any]
 """JSON values that an engine wants to find again: versions, log positions, counts."""
 
 
+NO_TABLE = "no_table"
+"""The fact of an error that asks a backup for a table that is not in it: the name."""
+
 LOG = "log"
 """The fact of an error that is about a log, not about the backup that it goes on from."""
 

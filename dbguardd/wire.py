@@ -37,6 +37,7 @@ class BackupRow:
     note: str = ""
     excluded: list[str] = field(default_factory=list)  # the first of those tables
     excluded_tables: int = 0  # of which the policy has left out the rows
+    left_out: list[str] = field(default_factory=list)  # the first of what else was not read: databases, files
     failure: str | None = None  # why the last verification failed, or a check since then; None if it did not
     verified_at: str | None = None  # when it was last looked at
 
@@ -146,6 +147,7 @@ class DatabaseStatus:
     log_proof: LogProof | None = None
     excluded: list[str] = field(default_factory=list)  # see BackupRow: of the newest backup
     excluded_tables: int = 0
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

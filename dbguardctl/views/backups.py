@@ -41,7 +41,7 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
     tally = f"{count(len(rows), 'backup')}, {proven} proven, from {oldest} to {newest}"
     blocks: list[Block] = [
         text(Cell(name, "strong"), f" \N{MIDDLE DOT} {rows[0]['engine']} \N{MIDDLE DOT} {tally}"),
-        *([text(f"The newest has {left_out(rows[0])}.")] if rows[0].get("excluded_tables") else []),
+        *([text(f"The newest has {left}.")] if (left := left_out(rows[0])) else []),
         *_log(answer.get("log") or [], answer.get("log_proof"), now, zone),
         text(f"Times are {zone_name(now, zone)}."),
         Line(),
@@ -87,9 +87,10 @@ def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | Non
 
 
 def left_out(row: Json) -> str:
-    """Say of which tables the policy has left out the rows."""
-    tables = int(row["excluded_tables"])
-    return f"no rows of {count(tables, 'table')}, by the policy: {some(row['excluded'], tables)}"
+    """Say of which tables the policy has left out the rows, and what was not read; nothing if all is there."""
+    tables, unread = int(row.get("excluded_tables") or 0), row.get("left_out") or []
+    said = [f"no rows of {count(tables, 'table')}, by the policy: {some(row['excluded'], tables)}"] if tables else []
+    return "; ".join([*said, *([f"nothing of {some(unread)}, which was not read"] if unread else [])])
 
 
 def log_proof(proof: Json | None, now: datetime, zone: tzinfo | None) -> str:
@@ -162,8 +163,8 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         ("kept because", _kept(row)),
         ("goes", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
     ]
-    if row.get("excluded_tables"):
-        lead.append(("left out", left_out(row)))
+    if left := left_out(row):
+        lead.append(("left out", left))
     if row.get("note"):
         lead.append(("note", row["note"]))
     if row.get("failure"):
@@ -171,7 +172,7 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
     known = frozenset(
         ("id", "database", "engine", "created_at", "kind", "method", "grade", "source_bytes", "stored_bytes", "storage")
         + ("proven_at", "restore_seconds", "kept_because", "expires_at", "holds", "note", "failure", "verified_at")
-        + ("excluded", "excluded_tables")
+        + ("excluded", "excluded_tables", "left_out")
     )
     lead += [(name.replace("_", " "), value(name, part, zone)) for name, part in row.items() if name not in known]
     blocks: list[Block] = [

@@ -28,7 +28,8 @@ def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[
     at = Cell(absolute(result["created_at"], zone), "strong")
     yield "as it was at ", at, f": backup {result['backup']}{of}, ", grade
     if log := result.get("segments"):
-        yield f"with {count(log, 'segment')} of its log; the sum of all pages, which a restore compares, was not"
+        partly = ", of which it reads what it needs: only a restore proves the whole"
+        yield f"and {count(log, 'segment')} of its log{partly if result['sum_compared'] is False else ''}"
     for warning in result["warnings"]:
         yield Cell("note  ", "warn"), str(warning)
 

@@ -11,6 +11,8 @@ from dbguardd.words import absolute, count, size, span
 
 Json = dict[str, Any]
 
+_KEPT = "what is there now is stored as a backup, which restore undo puts back"
+
 
 def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
     """Return what a restore would do, and the command that does it."""
@@ -30,6 +32,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
         ("from", f"backup {plan.get('backup')}, {sure}"),
         *([("and", f"{count(plan['segments'], 'segment')} of its log{_log(plan)}")] if plan.get("segments") else []),
         ("to", f"{place}   {untouched}"),
+        *([("before", f"{_KEPT}, for {plan['undo_days']} days")] if plan.get("undo_days") else []),
         *(("tablespace", f"{one['name']} ({one['from']}) to {one['to']}") for one in plan.get("tablespaces") or ()),
         ("needs", f"{size(plan.get('needs_bytes'))}{free}"),
         ("takes", f"about {span(takes)}{then}" if takes is not None else "unknown: no restore of it was measured"),

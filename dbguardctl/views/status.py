@@ -51,7 +51,7 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
     if rows:
         columns = ("", "DATABASE", "ENGINE", "COULD RESTORE TO", "PROVEN", "TAKES", "NEXT")
         table = Table(columns, [_row(row, screen, now, zone) for row in rows], fold=frozenset((3, 6)))
-        partial = [row for row in rows if row.get("excluded_tables")]
+        partial = [row for row in rows if left_out(row)]
         blocks += [Line(), table, *(text(Cell(f"{row['name']} has {left_out(row)}", "dim")) for row in partial)]
     elif any(not row["ok"] or row["stored_bytes"] is None for row in answer["storages"]):
         blocks += [Line(), text("The policy names no database. Of which there are backups is not known: see below.")]
@@ -277,8 +277,8 @@ def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> l
         ("next", _next(row, now, zone)),
         ("backups", f"{row['backups']}, database {size(row['source_bytes'])}"),
     ]
-    if row.get("excluded_tables"):
-        rows.append(("left out", left_out(row)))
+    if left := left_out(row):
+        rows.append(("left out", left))
     if row["continuous"]:
         followed = f"is followed; dbguardctl list {row['name']} says which seconds can be restored"
         rows.insert(1, ("its log", "see below" if row.get("log_problem") else followed))

@@ -14,7 +14,7 @@ from dbguardd.wire import BackupRow, ExpiredRow
 
 _COLUMNS = (
     "id, database, engine, created_at, kind, method, grade, source_bytes, stored_bytes, storage, proven_at, "
-    "restore_seconds, note, failure, excluded, excluded_tables"
+    "restore_seconds, note, failure, excluded, excluded_tables, left_out"
 )
 _LIVE = "expired_at IS NULL"
 _GIVEN_UP = "expired_at IS NOT NULL"
@@ -42,11 +42,11 @@ class Backups:
     def put(self, row: BackupRow) -> None:
         """Write the row as it is now; holds are kept in their own table and not written here."""
         self._session.change(
-            f"INSERT OR REPLACE INTO backups ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            f"INSERT OR REPLACE INTO backups ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
             (
                 *(row.id, row.database, row.engine, row.created_at, row.kind, row.method, row.grade.value),
                 *(row.source_bytes, row.stored_bytes, row.storage, row.proven_at, row.restore_seconds),
-                *(row.note, row.failure, json.dumps(row.excluded), row.excluded_tables),
+                *(row.note, row.failure, json.dumps(row.excluded), row.excluded_tables, json.dumps(row.left_out)),
             ),
         )
 
@@ -187,6 +187,7 @@ def _backup(row: sqlite3.Row, holds: list[str]) -> BackupRow:
         failure=row["failure"],
         excluded=json.loads(row["excluded"]),
         excluded_tables=row["excluded_tables"],
+        left_out=json.loads(row["left_out"]),
     )
 
 

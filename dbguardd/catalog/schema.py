@@ -118,5 +118,6 @@ STEPS: tuple[str, ...] = (
     ALTER TABLE backups ADD COLUMN excluded TEXT NOT NULL DEFAULT '[]';
     ALTER TABLE backups ADD COLUMN excluded_tables INTEGER NOT NULL DEFAULT 0;
     """,
+    "ALTER TABLE backups ADD COLUMN left_out TEXT NOT NULL DEFAULT '[]'",
 )
 """STEPS[n] leads from version n to version n + 1 (PRAGMA user_version)."""

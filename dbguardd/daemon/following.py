@@ -7,6 +7,8 @@ begins with is made at once: until then nothing after the gap can be restored to
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.catalog import Catalog, Who, coverage, to_moment, to_text
-from dbguardd.daemon.around import Surroundings
+from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
@@ -51,16 +53,32 @@ class Follower:
     over: bool = False  # nobody will go on from it: what keeps the log for us may go
 
 
+@dataclass(slots=True)
+class Base:
+    """The backup that the log of a database begins with. A log that keeps breaking asks for it less and less often."""
+
+    needed: bool = False
+    asked: float = -math.inf  # when it was asked for last, by the clock of the event loop
+    pause: float = _BASE_SECONDS[0]
+
+    def ask(self, now: float) -> bool:
+        """Say if it is time to ask for it; then that is noted."""
+        if now < self.asked + self.pause:
+            return False
+        again = now < self.asked + _BASE_SECONDS[1]
+        self.asked, self.pause = now, min(2 * self.pause, _BASE_SECONDS[1]) if again else _BASE_SECONDS[0]
+        return True
+
+
 class Following:
     """All followers of this daemon. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, inforce: InForce, around: Surroundings, runner: Runner) -> None:
-        self._catalog, self._inforce, self._around, self._runner = catalog, inforce, around, runner
+    def __init__(self, catalog: Catalog, inforce: InForce, environment: Environment, runner: Runner) -> None:
+        self._catalog, self._inforce, self._environment, self._runner = catalog, inforce, environment, runner
         self._followers: dict[str, Follower] = {}
         self._alive: set[asyncio.Task[None]] = set()
         self._quiet: set[str] = set()
-        self._bases: set[str] = set()  # databases whose log needs a backup to begin with
-        self._made_base: dict[str, tuple[float, float]] = {}  # when the last one was asked for, and the pause after it
+        self._bases = defaultdict[str, Base](Base)
         self._open = True
 
     # ------------------------------------------------------------------------------------------ what is known
@@ -138,7 +156,7 @@ class Following:
         asked = {name: spec["request"][name] for name in ("backup", "at", "lsn", "name") if spec["request"].get(name)}
         trial = {**spec, "verb": "restore", "request": {**request, **asked}}
         try:
-            found = await self._around.run_worker(trial, _unheard, asyncio.Event(), stall_timeout=_STALL_SECONDS)
+            found = await self._environment.run_worker(trial, _unheard, asyncio.Event(), stall_timeout=_STALL_SECONDS)
         except GuardError:
             return False  # the job itself says it
         return bool(found["plan"].get("in_use"))
@@ -152,7 +170,7 @@ class Following:
             if self._catalog.backups.summary(name).newest is None:
                 continue  # the first backup makes the repository, and shows that the database can be read
             with suppress(GuardError):  # as for a backup, which tells it
-                terms = self._around.terms(Order("follow", {"database": name}, FOLLOWER, name))
+                terms = self._environment.terms(Order("follow", {"database": name}, FOLLOWER, name))
                 seen = self._catalog.settings.get(f"repository:{terms.storage}")
                 found[name] = {**terms.spec, "storage": {**terms.spec["storage"], "repository_id": seen}}
         return found
@@ -184,7 +202,7 @@ class Following:
                 await self._leave(name, follower)
                 return
             if follower.problem is None or follower.problem.message != error.message:
-                self._runner.diary.note("log.interrupted", name, {"problem": error.problem()})
+                self._runner.events.note("log.interrupted", name, {"problem": error.problem()})
             follower.problem = error
             lived = asyncio.get_running_loop().time() - began
             wait = _WAIT_SECONDS[0] if lived > _WAIT_SECONDS[1] else min(2 * wait, _WAIT_SECONDS[1])
@@ -198,25 +216,25 @@ class Following:
         if not follower.over:
             return
         try:
-            await self._around.run_worker(
+            await self._environment.run_worker(
                 self._spec(follower, end=True), _unheard, asyncio.Event(), stall_timeout=_LEAVE_SECONDS
             )
         except GuardError as error:
-            self._runner.diary.note("log.left", name, {"problem": error.problem()})
+            self._runner.events.note("log.left", name, {"problem": error.problem()})
         except Exception as bug:  # noqa: BLE001 - a bug ends this, not the daemon
-            self._runner.diary.log("log.crashed", {"database": name}, bug)
+            self._runner.events.log("log.crashed", {"database": name}, bug)
         else:
-            self._runner.diary.note("log.left", name, {"problem": None})
+            self._runner.events.note("log.left", name, {"problem": None})
 
     def _spec(self, follower: Follower, *, end: bool = False) -> Facts:
         """Return what a worker is told."""
-        spec = {**follower.spec, "job": self._around.new_id(self._around.now()), "verb": "follow"}
-        return {**spec, "request": {"end": end}, "actor": FOLLOWER.user, "state": self._around.state}
+        spec = {**follower.spec, "job": self._environment.new_id(self._environment.now()), "verb": "follow"}
+        return {**spec, "request": {"end": end}, "actor": FOLLOWER.user, "state": self._environment.state}
 
     async def _once(self, name: str, follower: Follower) -> GuardError:
         """Run one worker until it ends, and return why it did."""
         try:
-            await self._around.run_worker(
+            await self._environment.run_worker(
                 self._spec(follower),
                 lambda message: self._heard(name, follower, message),
                 follower.cancel,
@@ -225,7 +243,7 @@ class Following:
         except GuardError as error:
             return error
         except Exception as bug:  # noqa: BLE001 - a bug ends this follower, not the daemon
-            self._runner.diary.log("log.crashed", {"database": name}, bug)
+            self._runner.events.log("log.crashed", {"database": name}, bug)
             return Internal(f"{name}: its log is not followed because of a bug", detail=repr(bug))
         return Internal(f"{name}: following its log came to an end")
 
@@ -241,24 +259,24 @@ class Following:
             if grown and now - follower.kept >= _KEEP_SECONDS:  # an idle database lets the disk rest
                 follower.kept = now
                 self._keep(name, follower)
-            if name in self._bases:
+            if self._bases[name].needed:
                 self._make_base(name, now)
             return
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
             follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
         if event == "log.turned":  # its first backup on the new server shows that the log leads there
-            self._bases.add(name)
+            self._bases[name].needed = True
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
             if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
-                self._bases.add(name)
+                self._bases[name].needed = True
         try:
-            self._runner.diary.tell(event, name, None, facts)
+            self._runner.events.tell(event, name, None, facts)
         except GuardError as error:  # a catalog that is full is no reason to miss a commit; a scan tells it later
-            self._runner.diary.log("catalog.failed", {"problem": error.problem()})
+            self._runner.events.log("catalog.failed", {"problem": error.problem()})
             self._runner.on_doubt(str(follower.spec["storage"]["name"]))
 
     def _keep(self, name: str, follower: Follower) -> None:
@@ -269,22 +287,19 @@ class Following:
 
     def _make_base(self, name: str, now: float) -> None:
         """Ask for the backup that the log begins with, unless one is just made that began before it."""
-        last, pause = self._made_base.get(name, (-_BASE_SECONDS[1], _BASE_SECONDS[0]))
         if self._runner.active(name) is not None:
             self._runner.wake(name)  # what waits after a failure need wait no longer: its storage takes what comes
             return
-        if now < last + pause or name in self._catalog.pauses.active(to_text(self._around.now())):
+        if name in self._catalog.pauses.active(to_text(self._environment.now())) or not self._bases[name].ask(now):
             return
-        longer = min(2 * pause, _BASE_SECONDS[1])
-        self._made_base[name] = now, longer if now < last + _BASE_SECONDS[1] else _BASE_SECONDS[0]
         try:
             self._runner.submit(Order("backup", to_json(REQUESTS["backup"](name)), FOLLOWER, name))  # type: ignore[call-arg]
         except Busy:
             return
         except GuardError as error:
-            self._runner.diary.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
+            self._runner.events.note("job.refused", name, {"verb": "backup", "problem": error.problem()})
             return
-        self._bases.discard(name)
+        self._bases[name].needed = False
 
 
 def _unheard(message: dict[str, Any]) -> None:

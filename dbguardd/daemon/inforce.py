@@ -296,6 +296,9 @@ class InForce:
         }
         found = {"fingerprint": policy.fingerprint(), "databases": {**left, **kept}}
         text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+        with suppress(OSError, ValueError):
+            if self._accepted_file.read_text() == text:
+                return  # a daemon starts on a full disk, too
         write_whole(self._accepted_file, text, 0o600)
 
 

@@ -237,7 +237,7 @@ def _where() -> Any:
     place = structlog.processors.CallsiteParameter
     return structlog.processors.CallsiteParameterAdder(
         {place.PATHNAME, place.LINENO, place.FUNC_NAME},
-        additional_ignores=["logging", "dbguardd.daemon.log", "dbguardd.daemon.diary", "dbguardd.daemon.chronicle"],
+        additional_ignores=["logging", "dbguardd.daemon.log", "dbguardd.daemon.events", "dbguardd.daemon.recorder"],
     )
 
 

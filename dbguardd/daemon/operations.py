@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Who, to_moment, to_text
-from dbguardd.daemon.around import Look
-from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import Clock
+from dbguardd.daemon.environment import Look
 from dbguardd.daemon.following import Following
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
@@ -20,6 +19,7 @@ from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
+from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import Busy, GuardError
 from dbguardd.plain import to_json
 from dbguardd.requests import REQUESTS
@@ -45,7 +45,7 @@ class Operations:
     look: Look
     host: str
     machine_id: str
-    nudge: Bell
+    nudge: Wakeup
     notify: Notify
     unread: set[str] = field(default_factory=set)  # storages that could not be read into the catalog when it was time
 
@@ -55,13 +55,13 @@ class Operations:
 
     def tell(self, event: str, database: str | None, facts: Mapping[str, Any]) -> None:
         """Keep an event that no job reported."""
-        self.runner.diary.tell(event, database, None, facts)
+        self.runner.events.tell(event, database, None, facts)
 
     def replan(self, target: str | None = None) -> None:
         """Look again when jobs are next."""
         self.scheduler.reconsider(target)
         self.following.reconsider()
-        self.nudge.ring()
+        self.nudge.wake()
 
     def reload(self) -> None:
         """Take over the policy files, or raise why not and keep what is in force."""
@@ -85,7 +85,7 @@ class Operations:
         try:
             yield
         except GuardError as error:
-            self.runner.diary.note("policy.refused", None, {"problem": error.problem()})
+            self.runner.events.note("policy.refused", None, {"problem": error.problem()})
             raise
         finally:
             self.notify.ready(self.line())
@@ -106,7 +106,7 @@ class Operations:
         if at_start:
             self._go_on()
         self.following.reconsider()
-        self.nudge.ring()
+        self.nudge.wake()
 
     def _go_on(self) -> None:
         """Go on where an earlier daemon ended: repeat the backups that it did not finish, prove those that it did."""
@@ -118,7 +118,7 @@ class Operations:
                     self.runner.submit(order)
                 except GuardError as error:
                     facts = {"verb": order.verb, "problem": error.problem()}
-                    self.runner.diary.note("job.refused", name, facts)
+                    self.runner.events.note("job.refused", name, facts)
 
     def _left(self, name: str) -> Order | None:
         """What an earlier daemon left to do for a database: a backup that was cut short, or the proof of the newest."""
@@ -146,7 +146,7 @@ class Operations:
             pass  # it waits already, or reads just now
         except GuardError as error:
             self.unread.add(name)
-            self.runner.diary.note("scan.refused", None, {"storage": name, "problem": error.problem()})
+            self.runner.events.note("scan.refused", None, {"storage": name, "problem": error.problem()})
 
     def look_again(self) -> None:
         """Have a storage read at once that could not be, and seems to be there now: who looks may have mended it."""

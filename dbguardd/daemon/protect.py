@@ -17,7 +17,7 @@ from typing import Any
 
 from dbguardd.catalog import Catalog
 from dbguardd.daemon import adopting
-from dbguardd.daemon.around import Look
+from dbguardd.daemon.environment import Look
 from dbguardd.daemon.inforce import InForce
 from dbguardd.durable import sync_directory
 from dbguardd.errors import (
@@ -144,12 +144,12 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
 
 
 def _writable(real: str, path: str) -> str:
-    """Return the real path, or that of the link to it if its bytes are not UTF-8: a policy is text."""
+    """Return the real path, or that of the link to it if it is no text that may stand in a policy."""
     try:
         real.encode()
     except UnicodeEncodeError:
         return path
-    return real
+    return path if any(unicodedata.category(char) == "Cc" for char in real) else real
 
 
 def _unseen(path: str, error: OSError) -> SourceDenied:
@@ -213,7 +213,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     for other in policy.names():
         theirs = policy.guarded(other)
         if _meant(real) == _meant(theirs.source):
-            raise Usage(f"{real}: is protected already, as database {other}", hints=[f"dbguardctl status {other}"])
+            raise _guarded_already(real, other, inforce, follows=not wanted.continuous or bool(theirs.continuous))
     if wanted.continuous and not found.wal:
         raise _not_followed(found, wanted)
     if wanted.confirm not in ("", wanted.adopt):
@@ -237,9 +237,20 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     settings |= {"keep": {"within": _ALL}} if spared else {}
     settings |= {"keep_log": _ALL} if logged else {}
     text = render_database(chosen, settings, now, asked + f" --adopt {chosen}" * bool(wanted.adopt))
-    said = engine_of(real) is None and not seen.empty  # a file may have been moved, and written anew since
-    successor = bool(wanted.adopt) and (said or adopting.is_another(chosen, seen, catalog))
+    moved = engine_of(real) is None  # a file may have been, and written anew since
+    successor = bool(wanted.adopt) and (moved or adopting.is_another(chosen, seen, catalog))
     return Plan(chosen, found.engine, real, found.what, file, text, spared, successor)
+
+
+def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -> Usage:
+    """Return the error that says as what, and where --continuous is said of it afterwards."""
+    message, hints = f"{real}: is protected already, as database {name}", [f"dbguardctl status {name}"]
+    if follows:
+        return Usage(message, hints=hints)
+    file = inforce.path.parent / "conf.d" / f"{name}.toml"
+    where = f"{file}, in its table" if file.exists() else "the policy, in the table"
+    detail = f"To follow its log from now on, write into {where} [database.{name}]: continuous = true"
+    return Usage(message, detail=detail, hints=["dbguardctl reload", f"dbguardctl check {name}"])
 
 
 def _not_followed(found: Found, wanted: Wanted) -> Unsupported:

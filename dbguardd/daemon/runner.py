@@ -19,10 +19,10 @@ from typing import Any
 from dbguardd.catalog import Audit, Catalog, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
 from dbguardd.daemon.answers import Answers
-from dbguardd.daemon.around import Surroundings
-from dbguardd.daemon.chronicle import Chronicle
-from dbguardd.daemon.diary import Diary
+from dbguardd.daemon.environment import Environment
+from dbguardd.daemon.events import Events
 from dbguardd.daemon.live import DELETING, RETRIED, SECRET, UNIQUE, Live, Order, startable
+from dbguardd.daemon.recorder import Recorder
 from dbguardd.errors import (
     Busy,
     Cancelled,
@@ -46,19 +46,19 @@ _CUT_SHORT = (WorkerDied, Stalled, Cancelled)
 class Runner:
     """All jobs of this daemon. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, max_jobs: int = 2) -> None:
+    def __init__(self, catalog: Catalog, audit: Audit, environment: Environment, max_jobs: int = 2) -> None:
         self._catalog = catalog
-        self._around = around
+        self._environment = environment
         self._waiting: list[Live] = []
         self._running: dict[str, Live] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._rung = 0.0
         self.max_jobs = max_jobs
         self.accepting = True
-        self.diary = Diary(catalog, around.now, around.log)
-        self.bell = self.diary.bell
+        self.events = Events(catalog, environment.now, environment.log)
+        self.wakeup = self.events.wakeup
         self.answers = Answers()
-        self._chronicle = Chronicle(catalog, audit, around, self.diary)
+        self._recorder = Recorder(catalog, audit, environment, self.events)
         self.on_end: Callable[[JobRow], None] = lambda row: None
         self.on_doubt: Callable[[str], None] = lambda storage: None
         """Called with a storage when a job on it may have done more than it could report, or could read it again."""
@@ -68,7 +68,7 @@ class Runner:
     @property
     def trouble(self) -> GuardError | None:
         """What kept the last end from being written down."""
-        return self._chronicle.trouble
+        return self._recorder.trouble
 
     # ------------------------------------------------------------------------------------------------ asking
 
@@ -76,7 +76,7 @@ class Runner:
         """Queue a job and return its row. Raises Busy, Overloaded, Interrupted, and what `terms` raises."""
         if not self.accepting:
             raise Interrupted("dbguardd is stopping and takes no new jobs")
-        terms = self._around.terms(order)
+        terms = self._environment.terms(order)
         for live in self._live():
             if order.verb in UNIQUE and live.same_as(order, terms.storage):
                 if live in self._waiting and live.awaited_by(order):
@@ -86,9 +86,9 @@ class Runner:
                 raise live.in_the_way(order.database or terms.storage)
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{len(self._waiting)} jobs are waiting already")
-        now = self._around.now()
+        now = self._environment.now()
         row = JobRow(
-            id=self._around.new_id(now),
+            id=self._environment.new_id(now),
             verb=order.verb,
             database=order.database,
             state=JobState.QUEUED,
@@ -99,7 +99,7 @@ class Runner:
         live = Live(row, order, terms)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, terms.storage)
-            self._chronicle.tell("job.queued", live, {"actor": row.actor})
+            self._recorder.tell("job.queued", live, {"actor": row.actor})
         self._waiting.append(live)
         self._pump()
         return replace(row)
@@ -157,15 +157,15 @@ class Runner:
     def close_leftovers(self) -> int:
         """Interrupt what an earlier daemon left without an end; return how many."""
         rows = self._catalog.jobs.unfinished()
-        now = to_text(self._around.now())
+        now = to_text(self._environment.now())
         for row in rows:
             error = Interrupted(f"job {row.id} ended with the daemon that ran it", detail=f"It was {row.state}.")
-            self._chronicle.say_what_is_live(row, error)
+            self._recorder.say_what_is_live(row, error)
             ended = replace(row, state=JobState.INTERRUPTED, finished_at=now, problem=error.problem())
             with self._catalog.transaction():
                 self._catalog.jobs.put(ended, None)
                 facts = {"verb": row.verb, "problem": ended.problem}
-                self.diary.tell("job.interrupted", row.database, row.id, facts)
+                self.events.tell("job.interrupted", row.database, row.id, facts)
         return len(rows)
 
     async def stop(self, seconds: float) -> None:
@@ -233,7 +233,7 @@ class Runner:
                 self._pump()
 
     def _crashed(self, live: Live, bug: Exception) -> Internal:
-        self.diary.log("job.crashed", {"job": live.row.id, "database": live.row.database}, bug)
+        self.events.log("job.crashed", {"job": live.row.id, "database": live.row.database}, bug)
         return Internal(f"job {live.row.id} failed because of a bug", detail=repr(bug))
 
     def _conclude(self, live: Live, error: GuardError | None) -> None:
@@ -255,15 +255,15 @@ class Runner:
             self.on_doubt(live.terms.storage)
 
     def _start(self, live: Live) -> None:
-        row, now = live.row, self._around.now()
+        row, now = live.row, self._environment.now()
         live.attempt_started_at = to_text(now)
-        live.terms = self._around.terms(live.order)  # the policy may have changed since submit
+        live.terms = self._environment.terms(live.order)  # the policy may have changed since submit
         row.state = JobState.RUNNING
         row.started_at = row.started_at or live.attempt_started_at
-        self._chronicle.announce(live)
+        self._recorder.announce(live)
         with self._catalog.transaction():
             self._catalog.jobs.put(row, live.terms.storage)
-            self._chronicle.tell("job.started", live, {"attempt": row.attempt})
+            self._recorder.tell("job.started", live, {"attempt": row.attempt})
 
     async def _work(self, live: Live) -> Mapping[str, Any]:
         row = live.row
@@ -278,7 +278,7 @@ class Runner:
             "verb": row.verb,
             "request": {**row.request, **live.order.hidden},
             "actor": row.actor,
-            "state": self._around.state,
+            "state": self._environment.state,
         }
         index: list[tuple[str, Mapping[str, Any]]] | None = [] if row.verb == "scan" else None
 
@@ -290,7 +290,9 @@ class Runner:
         terms = live.terms
         try:
             async with asyncio.timeout(terms.limit_seconds) as limit:
-                result = await self._around.run_worker(spec, on_message, live.cancel, stall_timeout=terms.stall_seconds)
+                result = await self._environment.run_worker(
+                    spec, on_message, live.cancel, stall_timeout=terms.stall_seconds
+                )
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -299,8 +301,8 @@ class Runner:
                 detail=f"It was at {row.step or 'its beginning'}, {row.done_bytes} bytes.",
             ) from error
         if index is not None:
-            count = self._catalog.replay(live.terms.storage, index, self._around.now())
-            self._chronicle.tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
+            count = self._catalog.replay(live.terms.storage, index, self._environment.now())
+            self._recorder.tell("catalog.indexed", live, {"storage": live.terms.storage, "facts_read": count})
         return result
 
     def _heard(self, live: Live, message: Mapping[str, Any], index: list[tuple[str, Mapping[str, Any]]] | None) -> None:
@@ -309,7 +311,7 @@ class Runner:
             now = asyncio.get_running_loop().time()
             if now - self._rung >= _RING_SECONDS:
                 self._rung = now
-                self.bell.ring()
+                self.wakeup.wake()
         elif message.get("type") == "answer":
             self.answers.put(live.row.id, live.order.who.uid, message["file"])
         elif message.get("type") == "report":
@@ -319,7 +321,7 @@ class Runner:
             if index is not None and event in EFFECTS:
                 index.append((event, facts))
             else:
-                self._chronicle.tell(event, live, facts)
+                self._recorder.tell(event, live, facts)
 
     def _follow(self, live: Live) -> None:
         """Start what follows from a success; the result of a job names the one that proves it, or that expires others.
@@ -344,26 +346,27 @@ class Runner:
                 raise ClockDoubt(why)
             return self.submit(order).id
         except GuardError as error:
-            self.diary.note("job.refused", order.database, {"verb": order.verb, "problem": error.problem()})
+            self.events.note("job.refused", order.database, {"verb": order.verb, "problem": error.problem()})
             return None
 
     def _again(self, live: Live, error: GuardError) -> bool:
-        """Queue the job for another try, if that can help and the window is open."""
+        """Queue the job for another try, if that can help and the window is open; who wants a plan is told at once."""
         row, terms = live.row, live.terms
-        if row.verb not in RETRIED or not error.transient or row.attempt > terms.retries or not self.accepting:
+        in_vain = live.dry or row.verb not in RETRIED or not error.transient
+        if in_vain or row.attempt > terms.retries or not self.accepting:
             return False
-        wait = terms.wait_seconds * terms.backoff ** (row.attempt - 1) * (0.75 + 0.5 * self._around.random())
-        if (self._around.now() - to_moment(row.created_at)).total_seconds() + wait > terms.window_seconds:
+        wait = terms.wait_seconds * terms.backoff ** (row.attempt - 1) * (0.75 + 0.5 * self._environment.random())
+        if (self._environment.now() - to_moment(row.created_at)).total_seconds() + wait > terms.window_seconds:
             return False
         row.state, row.attempt = JobState.QUEUED, row.attempt + 1
         row.step, row.done_bytes, row.total_bytes = "", 0, None
-        row.problem = {**error.problem(), "next_try_at": to_text(self._around.now() + timedelta(seconds=wait))}
+        row.problem = {**error.problem(), "next_try_at": to_text(self._environment.now() + timedelta(seconds=wait))}
         live.not_before = asyncio.get_running_loop().time() + wait
         try:
             with self._catalog.transaction():
                 self._catalog.jobs.put(row, terms.storage)
                 facts = {"wait_seconds": round(wait, 3), "attempt": row.attempt, "problem": row.problem}
-                self._chronicle.tell("job.retrying", live, facts)
+                self._recorder.tell("job.retrying", live, facts)
         except GuardError:
             return False
         self._waiting.append(live)
@@ -371,17 +374,17 @@ class Runner:
 
     def _end(self, live: Live, state: JobState, error: GuardError | None) -> None:
         row = live.row
-        row.state, row.finished_at = state, to_text(self._around.now())
+        row.state, row.finished_at = state, to_text(self._environment.now())
         if isinstance(error, WorkerDied | Internal):
             row.stderr_tail = error.detail
         if isinstance(error, (*_CUT_SHORT, Interrupted)):
-            self._chronicle.say_what_is_live(row, error)
+            self._recorder.say_what_is_live(row, error)
         row.problem = None if error is None else error.problem()
         row.result = None if error is not None else {} if row.verb in SECRET else dict(live.outcome)
-        self._chronicle.end(live, error)
+        self._recorder.end(live, error)
         live.ended.set()
-        self.bell.ring()
-        self._chronicle.tried(lambda: self.on_end(replace(row)))
+        self.wakeup.wake()
+        self._recorder.tried(lambda: self.on_end(replace(row)))
 
     def _live(self) -> list[Live]:
         return [*self._running.values(), *self._waiting]
@@ -389,7 +392,7 @@ class Runner:
     def _as_it_is(self, row: JobRow) -> JobRow:
         """The row of a job that the catalog knows from before."""
         live = self._find(row.id)
-        return self._chronicle.known(row) if live is None else replace(live.row)
+        return self._recorder.known(row) if live is None else replace(live.row)
 
     def _find(self, id: str) -> Live | None:
         return next((live for live in self._live() if live.row.id == id), None)

@@ -19,7 +19,7 @@ import schedule
 
 from dbguardd.catalog import Catalog, Run, to_moment, to_text
 from dbguardd.daemon.clock import Clock
-from dbguardd.daemon.diary import Diary
+from dbguardd.daemon.events import Events
 from dbguardd.daemon.live import DELETING
 from dbguardd.errors import Busy, GuardError, Interrupted
 from dbguardd.rules.calendar import CLOCK_TOLERANCE, Due, Timing, Verdict, due, upcoming
@@ -54,11 +54,11 @@ class Upcoming:
 class Scheduler:
     """All planned runs. `start` submits one; it raises Busy if that runs already."""
 
-    def __init__(self, catalog: Catalog, clock: Clock, start: Callable[[Planned], None], diary: Diary) -> None:
+    def __init__(self, catalog: Catalog, clock: Clock, start: Callable[[Planned], None], events: Events) -> None:
         self._catalog = catalog
         self._clock = clock
         self._start = start
-        self._diary = diary
+        self._events = events
         self._registry = schedule.Scheduler()
         self._served: dict[tuple[str, str], datetime] = {}  # submitted by this daemon, maybe not ended yet
         self._skipped: dict[tuple[str, str], datetime] = {}
@@ -86,7 +86,7 @@ class Scheduler:
                 for key, since in self._known.items():
                     self._catalog.runs.put(Run(*key, known_at=to_text(since)))
         except GuardError as error:
-            self._diary.log("schedule.failed", {"problem": error.problem()})
+            self._events.log("schedule.failed", {"problem": error.problem()})
         for item in items:
             _Recurring(registry, item, self._clock, self.next_look).do(self._serve, item)
         self._registry = registry
@@ -175,7 +175,7 @@ class Scheduler:
         verdict = self.judge(planned)
         if verdict.verdict is Verdict.SKIP and verdict.planned_at and self._skipped.get(key) != verdict.planned_at:
             self._skipped[key] = verdict.planned_at
-            self._diary.note("run.skipped", *_about(planned, {"reason": verdict.reason}))
+            self._events.note("run.skipped", *_about(planned, {"reason": verdict.reason}))
         if verdict.verdict is not Verdict.RUN:
             return
         facts: Mapping[str, Any] = {"planned_at": verdict.planned_at and to_text(verdict.planned_at)}
@@ -190,12 +190,12 @@ class Scheduler:
             return
         except GuardError as error:
             self._refused[key] = now + REFUSED_FOR
-            self._diary.note("run.refused", *_about(planned, {**facts, "problem": error.problem()}))
+            self._events.note("run.refused", *_about(planned, {**facts, "problem": error.problem()}))
             self._remember_refusal(planned, error)
             return
         self._served[key] = now
         database, about = _about(planned, facts)
-        self._diary.log("run.started", {"database": database, **about})
+        self._events.log("run.started", {"database": database, **about})
 
     def _remember_refusal(self, planned: Planned, error: GuardError) -> None:
         """Count it as a failure, so that status says so: no job will. It stays due."""
@@ -219,7 +219,7 @@ class Scheduler:
         step = (wall - before[0]) - timedelta(seconds=steady - before[1])
         if abs(step) <= STEP:
             return
-        self._diary.note("clock.stepped", None, {"seconds": round(step.total_seconds(), 3)})
+        self._events.note("clock.stepped", None, {"seconds": round(step.total_seconds(), 3)})
         self._served = {key: min(at, wall) for key, at in self._served.items()}
         self._refused = {key: min(at, wall + REFUSED_FOR) for key, at in self._refused.items()}
         self._check(Reading(*before), Reading(*self._read))
@@ -230,7 +230,7 @@ class Scheduler:
         if why:
             self._doubted = why
             self._doubt_until = self._clock.steady() + DOUBT_SECONDS
-            self._diary.note("clock.doubted", None, {"problem": why})
+            self._events.note("clock.doubted", None, {"problem": why})
 
 
 def _about(planned: Planned, facts: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:

@@ -62,7 +62,7 @@ class Service:
 
     async def look(self) -> None:
         """See anew whether storages and keys are there; what does not answer at once keeps nobody waiting."""
-        await self._do.views.storages.gauge.glance(self._do.views.storages.places())
+        await self._do.views.storages.paths.glance(self._do.views.storages.places())
         self._do.look_again()
 
     def status(self) -> Status:
@@ -187,7 +187,7 @@ class Service:
             last = self._catalog.events.last_id()
             while self._catalog.events.last_id() == last:
                 left = deadline - self._do.clock.steady()
-                if left <= 0 or not await self._do.runner.bell.wait(left):
+                if left <= 0 or not await self._do.runner.wakeup.wait(left):
                     yield None
                     break
 

@@ -135,7 +135,7 @@ class Views:
             yield f"the policy files were refused: {self.inforce.problem.message}"
         if self.runner.trouble is not None:
             yield f"the catalog could not be written: {self.runner.trouble.message}"
-        room = self.storages.gauge.level(str(self.inforce.state)).free_bytes
+        room = self.storages.paths.level(str(self.inforce.state)).free_bytes
         if room is not None and room < _LEAST_ROOM:
             yield f"the state directory {self.inforce.state} has {size(room)} left: jobs will fail"
         doubt = self.scheduler.doubt()
@@ -152,7 +152,7 @@ class Views:
         runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
         restored = self.catalog.settings.get(f"restored:{name}") or ""
         failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
-        nowhere = all(self.storages.gauge.level(place).missing for place in guarded.places)
+        nowhere = all(self.storages.paths.level(place).missing for place in guarded.places)
         missing = guarded.place if guarded.place and nowhere else ""
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
         pause = self.catalog.pauses.active(to_text(now)).get(name)
@@ -211,9 +211,7 @@ class Views:
             what = "restore or undo it again" if guarded.url else "it is whole, as it was or as restored"
             row.attention.append(f"{name}: a restore in place was cut short; {what}")
             row.hints.append(f"dbguardctl restore undo {name}")
-        if troubles := self.following.trouble(name, now):
-            row.attention += [f"{name}: {one}" for one in troubles]
-            row.hints.append(f"dbguardctl log {name}")
+        self._say_of_log(row, now)
         if away:
             row = _unrecoverable(row)
         return replace(
@@ -227,6 +225,14 @@ class Views:
             paused_until_at=pause.until_at if pause else None,
             running_job=active.id if active else None,
         )
+
+    def _say_of_log(self, row: DatabaseStatus, now: datetime) -> None:
+        """Add what is wrong with the log of a database, and what helps."""
+        if troubles := self.following.trouble(row.name, now):
+            row.attention += [f"{row.name}: {one}" for one in troubles]
+            row.hints.append(f"dbguardctl log {row.name}")
+        if (problem := self.following.problem(row.name)) is not None:
+            row.hints += [hint for hint in problem.hints if hint not in row.hints]
 
     def _doubt(self, backup: BackupRow | None) -> str:
         """Why a backup that was restored, and in which nothing failed, is not proven: that may be news."""
@@ -264,7 +270,9 @@ class Views:
         gone = lost(held.storage) if held else None
         facts = Facts(name=name, in_policy=False, backups=summary.count, lost=gone.message if gone else "")
         row = self._row(facts, engine, summary, now, gone)
-        return _unrecoverable(row) if gone else row
+        if gone:
+            return _unrecoverable(row)
+        return replace(row, recoverable_to_at=self._logged(name, summary.proven) or row.recoverable_to_at)
 
     def _row(
         self, facts: Facts, engine: str, summary: Summary, now: datetime, problem: GuardError | None
@@ -285,6 +293,7 @@ class Views:
             source_bytes=newest.source_bytes if newest else None,
             excluded=newest.excluded if newest else [],
             excluded_tables=newest.excluded_tables if newest else 0,
+            left_out=newest.left_out if newest else [],
             rpo_seconds=None,
             rto_seconds=None,
             paused_until_at=None,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from dbguardd.catalog import Catalog
 from dbguardd.catalog.effects import recovery
-from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce, opener
+from dbguardd.daemon.paths import Paths
 from dbguardd.errors import (
     Busy,
     GuardError,
@@ -31,12 +31,12 @@ class Storages:
 
     catalog: Catalog
     inforce: InForce
-    gauge: Gauge
+    paths: Paths
 
     def storage(self, name: str) -> StorageStatus:
         """One storage, as it was measured last."""
         storage = self.inforce.storage(name)
-        level = self.gauge.level(storage.path)
+        level = self.paths.level(storage.path)
         keep_free = storage.keep_free
         if isinstance(keep_free, str):
             share = float(keep_free.rstrip("%")) / 100
@@ -64,9 +64,9 @@ class Storages:
 
     def _shared(self, name: str) -> GuardError | None:
         """Say that another storage of the policy is the same directory by another name, or lies in it."""
-        own = self.gauge.level(self.inforce.storage(name).path).lies_in
+        own = self.paths.level(self.inforce.storage(name).path).lies_in
         for other in self.inforce.storages():
-            there = self.gauge.level(self.inforce.storage(other).path).lies_in
+            there = self.paths.level(self.inforce.storage(other).path).lies_in
             if other != name and own and there and (own[0] in there or there[0] in own):
                 how = "are the same directory" if own[0] == there[0] else "lie in one another"
                 return PolicyInvalid(
@@ -96,7 +96,7 @@ class Storages:
         return found
 
     def places(self) -> list[str]:
-        """Every path that backups and restores depend on, for the gauge."""
+        """Every path that backups and restores depend on."""
         inforce = self.inforce
         stores = [inforce.storage(name).path for name in inforce.storages()]
         names = inforce.policy.names()
@@ -115,7 +115,7 @@ class Storages:
             storage, key = self.inforce.storage(name), opener(self.inforce.keyring(), name)
         except NotFound as unknown:
             return self._unread(name) if seen is None else _taken_out(name, unknown)
-        level = self.gauge.level(storage.path)
+        level = self.paths.level(storage.path)
         if seen is None and (level.missing or not level.error):
             return self._unread(name)
         if level.error:
@@ -123,7 +123,7 @@ class Storages:
         if level.repository not in (None, seen):
             other = "another repository than before" if level.repository else "no repository any more"
             return NotARepository(f"storage {name} holds {other}", detail=f"{storage.path}: {seen} should be there.")
-        if error := self.gauge.level(self._key_file(key)).error:
+        if error := self.paths.level(self._key_file(key)).error:
             return KeyMissing(f"key {key} is gone", detail=error, hints=[f"dbguardctl key recover {key}"])
         return self._unread(name)
 
@@ -148,13 +148,13 @@ class Storages:
 
     def is_unread(self, name: str) -> bool:
         """Say if the catalog knows nothing of what lies in a storage, or may lie in one that cannot be looked at."""
-        level = self.gauge.level(self.inforce.storage(name).path)
+        level = self.paths.level(self.inforce.storage(name).path)
         may_hold = level.repository or (level.error and not level.missing)
         return bool(may_hold) and self.catalog.settings.get(f"indexed:{name}") is None
 
     def is_there(self, name: str) -> bool:
         """Say if a repository lies in a storage and nothing kept us from seeing it when it was measured last."""
-        level = self.gauge.level(self.inforce.storage(name).path)
+        level = self.paths.level(self.inforce.storage(name).path)
         return bool(level.repository) and not level.error
 
     def _kept_in(self, storage: str) -> list[str]:
@@ -162,7 +162,7 @@ class Storages:
         return [name for name in policy.names() if policy.guarded(name).storage[0] == storage]
 
     def _devices(self, database: str) -> set[int]:
-        device = self.gauge.level(self._lies_in(database)).device
+        device = self.paths.level(self._lies_in(database)).device
         return set() if device is None else {device}
 
     def _lies_in(self, database: str) -> str:

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dbguardd.catalog import Entry, Who
-from dbguardd.daemon import house
-from dbguardd.daemon.around import Log, Look, OnMessage, RunWorker, Surroundings
-from dbguardd.daemon.bell import Bell
+from dbguardd.daemon import state_directory
 from dbguardd.daemon.clock import Clock, new_id
+from dbguardd.daemon.environment import Environment, Log, Look, OnMessage, RunWorker
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.gauge import Gauge
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.notify import Notify
 from dbguardd.daemon.operations import Operations, scheduled
+from dbguardd.daemon.paths import Paths
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Planned, Scheduler
 from dbguardd.daemon.service import Service
 from dbguardd.daemon.status import Views
 from dbguardd.daemon.storages import Storages
+from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import GuardError
 from dbguardd.states import JobState
 from dbguardd.wire import JobRow
@@ -74,9 +74,9 @@ def this_host() -> tuple[str, str]:
 
 async def run(setup: Setup) -> None:
     """Be the daemon until a signal ends it. Raises what keeps it from starting."""
-    with house.owned(setup.state):
+    with state_directory.owned(setup.state):
         witness = _witness(setup.log)
-        with house.opened(setup.state, setup.clock.now(), witness) as books:
+        with state_directory.opened(setup.state, setup.clock.now(), witness) as books:
             inforce = InForce(setup.policy, setup.state, books.catalog, setup.clock.now)
             inforce.start()
             notify = Notify(os.environ)
@@ -89,13 +89,13 @@ async def run(setup: Setup) -> None:
 class Supervisor:
     """One life."""
 
-    def __init__(self, setup: Setup, books: house.Books, inforce: InForce, notify: Notify) -> None:
+    def __init__(self, setup: Setup, books: state_directory.Books, inforce: InForce, notify: Notify) -> None:
         self._setup = setup
         self._notify = notify
-        self._gauge = Gauge()
+        self._paths = Paths()
         self._stopping = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
-        around = Surroundings(
+        environment = Environment(
             run_worker=self._run_worker,
             terms=inforce.terms,
             now=setup.clock.now,
@@ -104,11 +104,11 @@ class Supervisor:
             log=setup.log,
             state=str(setup.state),
         )
-        runner = Runner(books.catalog, books.audit, around, inforce.policy.daemon.max_jobs)
-        scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, runner.diary)
+        runner = Runner(books.catalog, books.audit, environment, inforce.policy.daemon.max_jobs)
+        scheduler = Scheduler(books.catalog, setup.clock, self._start_planned, runner.events)
         host = (setup.host, setup.machine_id)
-        following = Following(books.catalog, inforce, around, runner)
-        storages = Storages(books.catalog, inforce, self._gauge)
+        following = Following(books.catalog, inforce, environment, runner)
+        storages = Storages(books.catalog, inforce, self._paths)
         views = Views(books.catalog, inforce, runner, scheduler, following, storages, *host, books.notes)
         self._do = Operations(
             catalog=books.catalog,
@@ -122,7 +122,7 @@ class Supervisor:
             look=setup.look,
             host=setup.host,
             machine_id=setup.machine_id,
-            nudge=Bell(),
+            nudge=Wakeup(),
             notify=notify,
         )
         runner.on_end = self._ended
@@ -131,7 +131,7 @@ class Supervisor:
 
     async def live(self) -> None:
         """Start, go on until a signal, stop."""
-        runner, diary = self._do.runner, self._do.runner.diary
+        runner, events = self._do.runner, self._do.runner.events
         runner.close_leftovers()
         self._do.take_over(at_start=True)
         try:
@@ -142,13 +142,13 @@ class Supervisor:
         self._listen_to_signals()
         count = len(self._do.inforce.policy.names())
         first = {} if count else {"next": "dbguardctl protect PATH"}
-        diary.note("daemon.ready", None, {"databases": count, "pid": os.getpid(), **first})
+        events.note("daemon.ready", None, {"databases": count, "pid": os.getpid(), **first})
         self._notify.ready(self._do.line())
         tasks = [asyncio.create_task(loop()) for loop in (self._tick, self._watch, self._measure, self._prove_audit)]
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
-            diary.note("daemon.stopping", None, {})
+            events.note("daemon.stopping", None, {})
             self._notify.stopping(STOP_SECONDS + 30)
             await self._rest()
         finally:
@@ -158,9 +158,9 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, stop, *self._background, return_exceptions=True)
         for task in broken:
-            diary.log("daemon.broken", {"problem": repr(task.exception())})
+            events.log("daemon.broken", {"problem": repr(task.exception())})
             await task  # raises
-        diary.log("daemon.stopped", {})
+        events.log("daemon.stopped", {})
 
     async def _rest(self) -> None:
         """Let all workers come to an end."""
@@ -184,7 +184,7 @@ class Supervisor:
                 seconds = self._do.scheduler.tick()
                 self._do.following.reconsider()  # a pause may have ended by itself
             except GuardError as error:  # the catalog cannot be written: look again soon
-                self._do.runner.diary.log("schedule.failed", {"problem": error.problem()})
+                self._do.runner.events.log("schedule.failed", {"problem": error.problem()})
                 seconds = 60.0
             await self._do.nudge.wait(max(seconds, 0.001))
 
@@ -195,7 +195,7 @@ class Supervisor:
             try:
                 self._do.catalog.probe(self._do.now())
             except GuardError as error:
-                self._do.runner.diary.log("catalog.failed", {"problem": error.problem()})
+                self._do.runner.events.log("catalog.failed", {"problem": error.problem()})
             else:
                 self._notify.alive()
                 for storage in sorted(self._do.unread):
@@ -204,7 +204,7 @@ class Supervisor:
 
     async def _measure(self) -> None:
         while True:
-            await self._gauge.measure(self._do.views.storages.places())
+            await self._paths.measure(self._do.views.storages.places())
             await asyncio.sleep(_GAUGE_SECONDS)
 
     async def _prove_audit(self) -> None:
@@ -229,7 +229,7 @@ class Supervisor:
         self._do.replan(target)
         self._notify.status(self._do.line())
         if row.verb in ("backup", "sweep", "scan"):
-            task = asyncio.get_running_loop().create_task(self._gauge.measure(self._do.views.storages.places()))
+            task = asyncio.get_running_loop().create_task(self._paths.measure(self._do.views.storages.places()))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 

@@ -83,6 +83,11 @@ def excluded(backup: Backup) -> tuple[list[str], int]:
     return [_cut(name) for name in said.excluded[:_EXCLUDED]], said.excluded_count
 
 
+def left_out(backup: Backup) -> list[str]:
+    """Return the first of what else is not in a backup: whole databases of a dump, files of a cluster."""
+    return [_cut(name) for name in backup.said.left_out[:_EXCLUDED]]
+
+
 def row(backup: Backup, storage: str) -> dict[str, Any]:
     """Return the part of wire.BackupRow that the repository itself knows."""
     names, tables = excluded(backup)
@@ -99,6 +104,7 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
         "note": backup.note,
         "excluded": names,
         "excluded_tables": tables,
+        "left_out": left_out(backup),
     }
 
 

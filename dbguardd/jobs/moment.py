@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing, Usage
-from dbguardd.facts import Place
-from dbguardd.flow import Facts, Tree
-from dbguardd.jobs.base import Run, excluded, instant, reading, stored
+from dbguardd.facts import Place, Target
+from dbguardd.flow import Tree
+from dbguardd.jobs.base import Run, excluded, instant, left_out, reading, stored
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Until
 from dbguardd.repository import Tree as Kept
@@ -42,14 +42,14 @@ class Moment:
         """Return what a plan says of it."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         log = self.size - self.backup.source_bytes if self.until is not None and self.until.form == BYTES else None
-        target = {} if self.until is None else {name: self.until.target.get(name) for name in ("lsn", "name")}
+        target = Target() if self.until is None else self.until.target
         return {
             "backup": self.backup.id,
             "created_at": instant(self.shown),
             "segments": segments,
             "log_bytes": log,
-            "lsn": target.get("lsn"),
-            "name": target.get("name"),
+            "lsn": target.lsn or None,
+            "name": target.name or None,
         }
 
     @property
@@ -107,7 +107,7 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     if ending is None:
         best = alone
     else:
-        within = {"at": wanted.isoformat()} if ending.link.form == BYTES and wanted is not None else None
+        within = Target(at=wanted.isoformat()) if ending.link.form == BYTES and wanted is not None else None
         best = _moment(known[ending.base.id], ending, within)
         best.warnings.extend(_doubts(log, ending, wanted))
     if wanted is not None and wanted - best.at > _NEAR and (why := _early(best)):
@@ -167,7 +167,9 @@ def _early(moment: Moment) -> str:
 
 
 def _left_out(backup: Backup) -> Iterator[str]:
-    """Say which rows the policy has left out of a backup."""
+    """Say which rows the policy has left out of a backup, and what else is not in it."""
+    if names := left_out(backup):
+        yield f"nothing of {some(names)} is in it: it was not read"
     names, tables = excluded(backup)
     if tables:
         yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"
@@ -185,7 +187,7 @@ def at_place(run: Run, lsn: str) -> Moment:
     ending = rule.at_position(log, [*map(base_of, known.values())], position)
     if ending is None:
         raise _not_covered(run, f"{lsn} is not covered by the log of a backup")
-    return _moment(known[ending.base.id], ending, {"position": position, "lsn": lsn})
+    return _moment(known[ending.base.id], ending, Target(position=position, lsn=lsn))
 
 
 def at_point(run: Run, name: str) -> Moment:
@@ -204,7 +206,7 @@ def at_point(run: Run, name: str) -> Moment:
                 link = rule.reaching(log, chain, base, position + _RECORD_BYTES) or log.end(chain)
                 if rule.leads(base.place, end_of(link)):
                     found = Ending(base, chain, link, at or link.at)
-                    return _moment(backup, found, {"position": position, "name": name})
+                    return _moment(backup, found, Target(position=position, name=name))
             last = min(last, base.after + 1)  # one more: it may lie across the two
     raise _not_covered(run, f"no log of a backup has a restore point {name!r}")
 
@@ -272,15 +274,15 @@ def between(run: Run, backup: Backup) -> Moment | None:
             ending = rule.up_to(log, chain, bases, later)
             if ending is None or later.place is None or later.place.end is None:
                 return None if ending is None else _moment(known[ending.base.id], ending)
-            moment = _moment(known[ending.base.id], ending, {"backup": dict(backup.facts)})
+            moment = _moment(known[ending.base.id], ending, Target(backup=backup.facts))
             return replace(moment, place=later.place)
     return None
 
 
-def _moment(backup: Backup, ending: Ending, target: Facts | None = None) -> Moment:
+def _moment(backup: Backup, ending: Ending, target: Target | None = None) -> Moment:
     """Return the moment at the end of a log over a backup, or at a target within its last segment."""
     base, link, end, size = ending.base, ending.link, end_of(ending.link), ending.link.size
     if link.form == BYTES and base.place is not None:
         size = backup.source_bytes + end.position - base.place.position
-    until = Until(ending.chain, base.after, link.number, link.form, target or {})
+    until = Until(ending.chain, base.after, link.number, link.form, target or Target())
     return Moment(backup, ending.at, until, [], size, link.sum, None if target else end)

@@ -8,15 +8,17 @@ row in it: it is kept, logged and shown to all who may read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dbguardd.engines.base import Bounds, Revived, Reviving
 from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
-from dbguardd.flow import LOG, Pages
+from dbguardd.flow import LOG, NO_TABLE, Pages
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
@@ -31,6 +33,7 @@ _ANSWER_BYTES = 64 << 20
 _PART = 2  # a table may take one part of so many of what is free where answers are kept
 _MOST_ROWS, _MOST_SECONDS = 1_000_000, 86_400
 _STREAM = "database"
+_LOOKED_AT = 100  # backups, for a table that another one lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def get(run: Run, request: Get) -> Result:
         raise Usage(f"{run.name}: which table?", hints=[f"dbguardctl get {run.name} --table TABLE"])
     bounds = _bounds(run, 1, request.seconds, _room(run))
     moment = chosen(run, request.backup, request.at)
-    with _asking(run, (moment,), request.in_database) as (asked,):
+    with _offering(run, moment, request.in_database), _asking(run, (moment,), request.in_database) as (asked,):
         facts = past(run).table(asked, request.table, request.format, _about(bounds, run, moment), answer(run))
     return {**source(run, moment), "table": request.table, **facts}
 
@@ -97,10 +100,39 @@ def undelete(run: Run, request: Undelete) -> Result:
     about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
     search, form = (request.table, request.where), "sql" if request.sql else "rows"
     form = f"changed {form}" if request.changed else form
-    with _asking(run, (older, newer), request.in_database) as (before, after):
+    asking = _asking(run, (older, newer), request.in_database)
+    with _offering(run, older, request.in_database), asking as (before, after):
         facts = past(run).missing((before, after), search, form, about, answer(run))
     of = {"older": source(run, older), "newer": source(run, newer)}
     return {**of, "table": request.table, "changed": request.changed, **facts}
+
+
+@contextmanager
+def _offering(run: Run, moment: Moment, database: str) -> Iterator[None]:
+    """Add to an error about a table that is not in a backup which earlier one had it, by the fingerprints."""
+    try:
+        yield
+    except Usage as error:
+        table = str(error.facts.get(NO_TABLE, ""))
+        earlier = (one for one in run.repository.backups(run.name) if table and one.created_at < moment.at)
+        for backup in islice(earlier, _LOOKED_AT):
+            if _has(run.repository.fingerprint(backup.id) or {}, table, database):
+                error.detail += f"\nBackup {backup.id} of {instant(backup.created_at)} had it."
+                where = ["--database", database] if database else []
+                words = ["dbguardctl", "get", run.name, "--table", table, *where, "--id", backup.id]
+                error.hints = (shlex.join([*words, "--to", "table.sql"]), *error.hints)
+                break
+        raise
+
+
+def _has(fingerprint: Mapping[str, Any], table: str, database: str) -> bool:
+    """Say if a table is in a fingerprint, whose names may have a database and a schema before them, and quotes."""
+    names = [str(name).replace('"', "").lower() for name in fingerprint.get("tables", ())]
+    asked = table.replace('"', "").lower()
+    return any(
+        f".{name}".endswith(f".{asked}") and name.startswith(f"{database.lower()}." if database else "")
+        for name in names
+    )
 
 
 def _room(run: Run) -> int:

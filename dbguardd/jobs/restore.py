@@ -257,15 +257,10 @@ def _which(moment: Moment) -> str:
     """Return the options that ask for the same moment again."""
     if moment.until is None:
         return f"--id {moment.backup.id}"
-    asked = next(
-        (
-            shlex.join([f"--{name}", moment.until.target[name]])
-            for name in ("lsn", "name")
-            if name in moment.until.target
-        ),
-        None,
-    )
-    return asked or f"--at {moment.at.isoformat()}"
+    target = moment.until.target
+    if target.lsn or target.name:
+        return shlex.join(["--lsn", target.lsn] if target.lsn else ["--name", target.name])
+    return f"--at {moment.at.isoformat()}"
 
 
 def _in_the_way(run: Run, backup: Backup) -> list[str]:
@@ -294,6 +289,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "failure": failure_of(newest) if newest else None,
         "to": str(target),
         "in_place": in_place,
+        "undo_days": UNDO_DAYS if in_place else None,
         "replaceable": not served(run) or backup.method == "pages",
         "needs_bytes": needs,
         "free_bytes": free,

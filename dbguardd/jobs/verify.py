@@ -15,7 +15,7 @@ from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.history import successor
 from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
-from dbguardd.jobs.plain import keep_plain
+from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
 from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Proof

@@ -5,17 +5,19 @@ Images of pages are put over the backup; bytes of a log are given to the engine 
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from dbguardd.errors import Damaged, ObjectMissing, Usage
+from dbguardd.facts import Target
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
+from dbguardd.plain import to_json
 from dbguardd.repository.delivery import refused
+from dbguardd.repository.joined import joined
 from dbguardd.repository.log import Link, Log
 from dbguardd.repository.tree import Tree
 from dbguardd.rules.chains import BYTES, Chain
@@ -26,16 +28,14 @@ from dbguardd.sums import as_text, file_sum
 class Until:
     """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
 
-    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which. It has `at`,
-    and then the moment is that one: nothing that was committed later (RFC 3339); or `backup`, the facts of a later
-    backup, whose moment it is; or nothing: all that is there.
+    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which.
     """
 
     chain: Chain
     after: int
     last: int
     form: str = ""
-    target: Facts = field(default_factory=dict)
+    target: Target = field(default_factory=Target)
 
 
 class MomentTree:
@@ -53,13 +53,9 @@ class MomentTree:
         """Yield the names of the streams in the order they were written."""
         return self.base.names()
 
-    @contextmanager
-    def read(self, name: str) -> Iterator[BinaryIO]:
+    def read(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open a stream for reading from its start: from a nameless copy, because its pages come out of order."""
-        with tempfile.TemporaryFile() as file:
-            self.deliver(name, file.fileno())
-            file.seek(0)
-            yield cast(BinaryIO, file)
+        return _copied(self, name)
 
     def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the whole stream, as it was at the moment, into the open file; see flow.Tree."""
@@ -125,7 +121,7 @@ class LogTree:
     def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
         self.base, self._log, self._until, self._beat = base, log, until, beat
         first, last = self._link(until.after + 1), self._link(until.last)
-        moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": until.target}
+        moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": to_json(until.target)}
         self.facts: Facts = {**base.facts, "moment": moment}
         self._stream = last.stream
 
@@ -138,7 +134,7 @@ class LogTree:
     def read(self, name: str) -> Iterator[BinaryIO]:
         """Open a stream for reading from its start."""
         if name == self._stream:
-            yield cast(BinaryIO, io.BufferedReader(_Joined(self._parts())))
+            yield joined(self._parts())
         else:
             with self.base.read(name) as file:
                 yield file
@@ -176,26 +172,6 @@ class LogTree:
         return link
 
 
-class _Joined(io.RawIOBase):
-    """Parts, one after the other, as one raw stream."""
-
-    def __init__(self, parts: Iterator[memoryview]) -> None:
-        self._parts, self._rest = parts, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            if (rest := next(self._parts, None)) is None:
-                return 0
-            self._rest = rest
-        taken = min(len(buffer), len(self._rest))
-        buffer[:taken] = self._rest[:taken]
-        self._rest = self._rest[taken:]
-        return taken
-
-
 class StretchTree:
     """What a stretch of a log changed, for who has all that lies before it. A flow.Tree of one stream.
 
@@ -215,13 +191,9 @@ class StretchTree:
         """Yield the name of the stream."""
         yield self._last.stream
 
-    @contextmanager
-    def read(self, name: str) -> Iterator[BinaryIO]:
+    def read(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open the stream for reading from its start."""
-        with tempfile.TemporaryFile() as file:
-            self.deliver(name, file.fileno())
-            file.seek(0)
-            yield cast(BinaryIO, file)
+        return _copied(self, name)
 
     def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the stream into the open file; see flow.Tree. Raises Damaged for a log of mixed streams or sizes."""
@@ -268,6 +240,14 @@ class MomentPages:
             if (place := self._places.get((start + at) // self.page_size)) is not None:
                 data[at : at + self.page_size] = os.pread(self._file, self.page_size, place * self.page_size)
         return bytes(data)
+
+
+@contextmanager
+def _copied(tree: MomentTree | StretchTree, name: str) -> Iterator[BinaryIO]:
+    with tempfile.TemporaryFile() as file:
+        tree.deliver(name, file.fileno())
+        file.seek(0)
+        yield cast(BinaryIO, file)
 
 
 def _put(name: str, file: int, page: memoryview, at: int) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 from dbguardd.errors import Damaged, GuardError, NotFound, ObjectMissing, Unsupported
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
-from dbguardd.repository.delivery import Piece, Source, deliver, mend, stream
+from dbguardd.repository.delivery import Source, deliver, mend, stream
 from dbguardd.repository.extents import PagesReader
+from dbguardd.repository.joined import joined
 from dbguardd.repository.model import Backup, Stream
 from dbguardd.repository.pagemap import PageMap
 from dbguardd.repository.reading import PackReader
@@ -74,11 +74,8 @@ class Tree:
     def read(self, name: str) -> Iterator[BinaryIO]:
         """Open a stream of either kind for reading from its start. Raises NotFound."""
         pieces = stream(self._source(name), self._progress)
-        with io.BufferedReader(_Pieces(pieces), 1 << 16) as reader:
-            try:
-                yield cast(BinaryIO, reader)
-            finally:
-                pieces.close()
+        with closing(pieces), joined(pieces) as file:
+            yield file
 
     def deliver(self, name: str, file: int, *, over: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
@@ -124,28 +121,6 @@ class Tree:
         if found.kind == "paged":
             return PagesReader(open_pages(self._reader, found), name)
         return FlowReader(open_flow(self._reader, found), name)
-
-
-class _Pieces(io.RawIOBase):
-    """The bytes of an iterator as a file."""
-
-    def __init__(self, pieces: Iterator[Piece]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
 
 
 def open_pages(reader: PackReader, stream: Stream) -> PageMap:

@@ -160,6 +160,7 @@ def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Cl
             yield _Claim(backup, "evidence", "until", until=until)
     good = [backup for backup in ordered if not (backup.failed or backup.safety)]
     yield from _guarantees(ordered, good, max(1, keep.min_proven))
+    yield from _made_last(good, max(1, keep.last))
     for rank, backup in enumerate(good[: keep.last]):
         yield _Claim(backup, f"last {rank + 1} of {keep.last}", "run", keep.last - rank)
     for unit in _BUCKETS:
@@ -179,6 +180,19 @@ def _guarantees(ordered: Sequence[Dated], good: Sequence[Dated], min_proven: int
     for rank, backup in enumerate([backup for backup in good if backup.proven][:min_proven]):
         reason = "newest proven" if rank == 0 else f"proven {rank + 1} of {min_proven}"
         yield _Claim(backup, reason, "run", min_proven - rank)
+
+
+def _made_last(good: Sequence[Dated], count: int) -> Iterator[_Claim]:
+    """Yield what was made last, where others bear later times: of days when the clock was ahead, and nobody knew.
+
+    Ids rise with every backup, whatever the clock says. Else each new backup would go as soon as it is made.
+    """
+    made = sorted(good, key=lambda backup: backup.id, reverse=True)
+    proven = [backup for backup in made if backup.proven][:1]
+    dated = [*good[:count], *[backup for backup in good if backup.proven][:1]]
+    for rank, backup in enumerate(dict.fromkeys([*made[:count], *proven])):
+        if backup not in dated:
+            yield _Claim(backup, "made last, whatever the clock said", "run", max(1, count - rank))
 
 
 def _bucket_claims(good: Sequence[Dated], unit: str, count: int, zone: ZoneInfo) -> Iterator[_Claim]:

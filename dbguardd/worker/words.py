@@ -152,6 +152,8 @@ def _plan(name: str, plan: Json) -> Iterator[str]:
         yield f"  and    {count(plan['segments'], 'segment')} of its log{much}{end}"
     yield from _warnings(plan)
     yield f"  to     {plan['to']}{'   (replaces the live database)' if plan['in_place'] else ''}"
+    if plan["undo_days"]:
+        yield f"  before what is there now is stored as a backup, which undo puts back, for {plan['undo_days']} days"
     for one in plan["tablespaces"]:
         yield f"  space  {one['name']} ({one['from']}) to {one['to']}"
     yield f"  needs  {size(plan['needs_bytes'])}, {size(plan['free_bytes'])} are free"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dbguardd.catalog import Audit, Catalog, Who
-from dbguardd.daemon.around import Surroundings
+from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.live import Order, Terms
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Cancelled, NotFound
@@ -124,7 +124,7 @@ class World:
     @asynccontextmanager
     async def runner(self, max_jobs: int = 4) -> AsyncIterator[tuple[Runner, FakeWorker]]:
         worker = FakeWorker()
-        around = Surroundings(
+        environment = Environment(
             run_worker=worker,
             terms=self.terms_of,
             now=self.now,
@@ -133,7 +133,7 @@ class World:
             log=self.log,
             state=str(self.path),
         )
-        runner = Runner(self.catalog, self.audit, around, max_jobs)
+        runner = Runner(self.catalog, self.audit, environment, max_jobs)
         try:
             yield runner, worker
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dbguardd.catalog import to_text
+from dbguardd.daemon.following import Base
 from dbguardd.errors import Cancelled, NoSpace
 from tests.daemon.life import Caller, Place, live, stored
 
@@ -56,7 +57,7 @@ def guarding(place: Place, test: Any, **backup: Any) -> None:
 
     async def main(service: Any, worker: Any) -> None:
         workers = Workers()
-        service._do.following._around = _with(service, workers)
+        service._do.following._environment = _with(service, workers)
         facts = {**stored(1, to_text(place.wall)), "storage": "local", **backup}
         service._do.tell("backup.stored", "app", facts)
         try:
@@ -68,7 +69,7 @@ def guarding(place: Place, test: Any, **backup: Any) -> None:
 
 
 def _with(service: Any, workers: Workers) -> Any:
-    return replace(service._do.following._around, run_worker=workers)
+    return replace(service._do.following._environment, run_worker=workers)
 
 
 def rest(service: Any) -> None:
@@ -178,10 +179,10 @@ def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place
             raise NoSpace("the catalog cannot be written")
 
     async def test(service: Any, workers: Workers) -> None:
-        diary, at = service._do.runner.diary, to_text(place.wall)
+        events, at = service._do.runner.events, to_text(place.wall)
         facts = {"database": "app", "chain": "0" * 26, "at": at, "begun_at": at, "because": "", "continued": True}
         workers.begun.append({**facts, "stored_until_at": None})
-        catalog, diary._catalog = diary._catalog, Full(diary._catalog)
+        catalog, events._catalog = events._catalog, Full(events._catalog)
         service._do.following.reconsider()
         await until(lambda: workers.following)
         for _ in range(50):
@@ -189,7 +190,7 @@ def test_a_catalog_that_cannot_be_written_keeps_no_log_from_being_followed(place
         assert workers.following
         assert service._do.following.problem("app") is None
         assert "catalog.failed" in [event for _, event, _ in place.log.events]
-        diary._catalog = catalog
+        events._catalog = catalog
 
     guarding(place, test)
 
@@ -261,3 +262,10 @@ def test_after_a_clock_that_was_ahead_nothing_is_claimed_of_a_time_to_come(place
         assert [row.until_at for row in following.covered("app")] == [right]
 
     guarding(place, test)
+
+
+def test_a_log_that_keeps_breaking_asks_for_its_backup_less_and_less_often() -> None:
+    base = Base()
+    assert [now for now in range(1000) if base.ask(now)] == [0, 5, 15, 35, 75, 155, 315, 635]
+    assert not base.ask(635 + 599)
+    assert base.ask(635 + 600) and base.ask(635 + 605)  # it has held for long

@@ -10,7 +10,7 @@ import pytest
 
 from dbguardd.catalog import Catalog, to_text
 from dbguardd.daemon import Clock, Setup, run
-from dbguardd.daemon.gauge import Level
+from dbguardd.daemon.paths import Level
 from dbguardd.daemon.protect import Found, Wanted, plan
 from dbguardd.daemon.service import Service
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
@@ -30,7 +30,7 @@ async def measured(service: Service) -> None:
     """Wait until all was looked at from now on: who asks for the status waits for a fifth of a second only."""
     storages = service._do.views.storages
     for _ in range(2):  # the first may be a look that has begun before
-        await storages.gauge.measure(storages.places())
+        await storages.paths.measure(storages.places())
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_what_is_due_starts_by_itself_and_its_chain_follows(place: Place) -> Non
             worker.acts = [reporting(reports()[7], result={"backup": {"id": stored(8, "")["id"]}})]
             place.wall += timedelta(hours=1)
             place.steady += 3600
-            service._do.nudge.ring()
+            service._do.nudge.wake()
             await started(worker, 3)
             assert [spec["verb"] for spec in worker.specs] == ["backup", "verify", "expire"]
             assert {spec["actor"] for spec in worker.specs} == {"schedule"}
@@ -414,7 +414,7 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
         async with place.daemon() as (service, _):
             await service.look()
             assert not service.status().attention
-            service._do.views.storages.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
+            service._do.views.storages.paths._look = lambda path: Level(1 << 20, 1 << 30, "")
             await measured(service)
             (said,) = service.status().attention
             assert said.startswith(f"the state directory {place.state} has 1 MiB left")
@@ -422,12 +422,20 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_daemon_that_starts_writes_nothing_again_that_is_there(place: Place) -> None:
+    async def main() -> int:
+        async with place.daemon():
+            return (place.state / "accepted.json").stat().st_ino
+
+    assert asyncio.run(main()) == asyncio.run(main())  # its disk may be full
+
+
 def test_a_full_storage_is_told_in_sizes(place: Place) -> None:
     place.guard()
 
     async def main() -> None:
         async with place.daemon() as (service, _):
-            service._do.views.storages.gauge._look = lambda path: Level(1 << 20, 1 << 30, "")
+            service._do.views.storages.paths._look = lambda path: Level(1 << 20, 1 << 30, "")
             await measured(service)
             (row,) = service.status().storages
             assert row.problem is not None
@@ -446,7 +454,7 @@ def test_what_takes_the_files_of_a_server_takes_a_storage_beside_them(place: Pla
             service._do.tell("backup.stored", "pg", {**facts, "directory": "/data/main"})
             on_socket = Level(1 << 40, 1 << 40, device=1)
             disk = Level(1 << 40, 1 << 40, device=2)
-            service._do.views.storages.gauge._look = lambda path: on_socket if "postgresql" in path else disk
+            service._do.views.storages.paths._look = lambda path: on_socket if "postgresql" in path else disk
             await measured(service)
             (row,) = service.status().storages
             assert row.beside == ["pg"]

@@ -1,4 +1,4 @@
-"""Small parts: ids, the bell, the gauge, the choice of names."""
+"""Small parts: ids, waking who waits, what is at paths, the choice of names."""
 
 import asyncio
 import threading
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dbguardd.daemon.bell import Bell
 from dbguardd.daemon.clock import new_id, system_clock
-from dbguardd.daemon.gauge import Gauge, Level
+from dbguardd.daemon.paths import Level, Paths
 from dbguardd.daemon.protect import choose_name
+from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.policy.policy import Policy
 
 MOMENT = datetime(2026, 9, 12, 7, 0, tzinfo=UTC)
@@ -32,12 +32,12 @@ def test_the_steady_clock_only_goes_on() -> None:
 
 def test_the_bell_wakes_all_who_wait_and_nobody_later() -> None:
     async def main() -> None:
-        bell = Bell()
-        waiting = [asyncio.create_task(bell.wait(10)) for _ in range(3)]
+        wakeup = Wakeup()
+        waiting = [asyncio.create_task(wakeup.wait(10)) for _ in range(3)]
         await asyncio.sleep(0)
-        bell.ring()
+        wakeup.wake()
         assert await asyncio.gather(*waiting) == [True] * 3
-        assert not await bell.wait(0)
+        assert not await wakeup.wait(0)
 
     asyncio.run(main())
 
@@ -45,15 +45,15 @@ def test_the_bell_wakes_all_who_wait_and_nobody_later() -> None:
 @pytest.mark.parametrize("steps", range(4))
 def test_who_is_cancelled_when_the_bell_rings_ends(steps: int) -> None:
     async def main() -> None:
-        bell = Bell()
+        wakeup = Wakeup()
 
         async def for_ever() -> None:
             while True:
-                await bell.wait(60)
+                await wakeup.wait(60)
 
         task = asyncio.create_task(for_ever())
         await asyncio.sleep(0)
-        bell.ring()
+        wakeup.wake()
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
@@ -71,10 +71,10 @@ def test_who_is_cancelled_when_a_measurement_is_there_ends() -> None:
         return Level(free_bytes=1)
 
     async def main() -> None:
-        task = asyncio.create_task(Gauge(look).measure(["/srv"]))
+        task = asyncio.create_task(Paths(look).measure(["/srv"]))
         await asyncio.sleep(0)
         gate.set()
-        for thread in [thread for thread in threading.enumerate() if thread.name == "gauge"]:
+        for thread in [thread for thread in threading.enumerate() if thread.name == "paths"]:
             thread.join()
         await asyncio.sleep(0)
         task.cancel()
@@ -94,10 +94,10 @@ def test_a_storage_that_hangs_is_said_to_and_keeps_no_daemon_from_ending() -> No
         return Level(free_bytes=1)
 
     async def main() -> None:
-        gauge = Gauge(look, 0.01)
+        paths = Paths(look, 0.01)
         for _ in range(3):
-            await gauge.measure(["/mnt/nfs"])
-        assert "does not answer" in gauge.level("/mnt/nfs").error
+            await paths.measure(["/mnt/nfs"])
+        assert "does not answer" in paths.level("/mnt/nfs").error
 
     asyncio.run(main())  # it ends, although the thread does not
     assert looks == ["/mnt/nfs"]
@@ -106,14 +106,14 @@ def test_a_storage_that_hangs_is_said_to_and_keeps_no_daemon_from_ending() -> No
 
 def test_the_gauge_knows_what_is_there_and_says_what_is_not(tmp_path: Path) -> None:
     async def main() -> None:
-        gauge = Gauge()
-        assert gauge.level(str(tmp_path)).free_bytes is None
-        await gauge.measure([str(tmp_path), str(tmp_path / "gone")])
-        level = gauge.level(str(tmp_path))
+        paths = Paths()
+        assert paths.level(str(tmp_path)).free_bytes is None
+        await paths.measure([str(tmp_path), str(tmp_path / "gone")])
+        level = paths.level(str(tmp_path))
         assert level.total_bytes is not None
         assert level.free_bytes is not None
         assert 0 < level.free_bytes <= level.total_bytes
-        assert "No such file" in gauge.level(str(tmp_path / "gone")).error
+        assert "No such file" in paths.level(str(tmp_path / "gone")).error
 
     asyncio.run(main())
 

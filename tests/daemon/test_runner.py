@@ -186,6 +186,8 @@ def test_failures_end_with_their_problem(world: World, verb: str, error: GuardEr
             again = world.catalog.runs.get("app", verb)
             assert again is not None
             assert (again.failures, again.failing_since_at, again.problem) == (0, None, None)
+            worker.acts = raising(*[Unreachable("no")] * 5)  # who wants a plan sits there and waits for it
+            assert (await ended(runner, runner.submit(order("expire", dry_run=True)))).attempt == 1
 
     run(main())
 
@@ -455,11 +457,11 @@ def test_waiting_ends_with_its_time_and_followers_hear_of_every_end(world: World
             worker.acts = [until_cancelled]
             job = runner.submit(order("backup"))
             assert (await runner.wait(job.id, 0.01)).state in (JobState.RUNNING, JobState.QUEUED)
-            heard = asyncio.create_task(runner.bell.wait(10))
+            heard = asyncio.create_task(runner.wakeup.wait(10))
             await started(worker)
             runner.cancel(job.id, "bob")
             assert await heard
-            assert not await runner.bell.wait(0.001)
+            assert not await runner.wakeup.wait(0.001)
 
     run(main())
 
@@ -477,7 +479,7 @@ def test_old_backups_go_after_the_new_one_is_proved_and_not_when_that_fails(worl
                 worker.acts = [storing, *outcome]
                 await ended(runner, runner.submit(order("backup")))
                 while not runner.idle():
-                    assert await runner.bell.wait(10)
+                    assert await runner.wakeup.wait(10)
                 assert [spec["verb"] for spec in worker.specs] == verbs
             worker.specs.clear()
             await ended(runner, runner.submit(order("verify")))

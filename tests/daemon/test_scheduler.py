@@ -11,7 +11,7 @@ import pytest
 
 from dbguardd.catalog import Catalog, Pause, Run, to_text
 from dbguardd.daemon.clock import Clock
-from dbguardd.daemon.diary import Diary
+from dbguardd.daemon.events import Events
 from dbguardd.daemon.scheduler import LONGEST_SLEEP, Planned, Scheduler
 from dbguardd.errors import Busy, Interrupted, NoSpace, PolicyInvalid
 from dbguardd.policy.schedule import parse_schedule
@@ -35,8 +35,8 @@ class Bench:
         self.scheduler = self.new()
 
     def new(self) -> Scheduler:
-        diary = Diary(self.catalog, lambda: self.wall, self.log)
-        return Scheduler(self.catalog, Clock(lambda: self.wall, lambda: self.steady), self.start, diary)
+        events = Events(self.catalog, lambda: self.wall, self.log)
+        return Scheduler(self.catalog, Clock(lambda: self.wall, lambda: self.steady), self.start, events)
 
     def restart(self, *planned: Planned) -> None:
         self.catalog.close()

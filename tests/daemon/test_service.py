@@ -315,7 +315,7 @@ def test_events_are_followed_from_where_one_was(place: Place) -> None:
         beat = asyncio.create_task(anext(quiet))
         await asyncio.sleep(0)
         place.steady += 16
-        service._do.runner.bell.ring()
+        service._do.runner.wakeup.wake()
         assert await asyncio.wait_for(beat, 10) is None
         await quiet.aclose()  # type: ignore[attr-defined]
 
@@ -378,8 +378,12 @@ def test_protect_writes_the_policy_and_proves_the_first_backup(place: Place) -> 
         await done(service, service.job(made["job"]["id"]))
         assert [row.name for row in service.status().databases] == ["app", "my-shop"]
         assert [path.name for path in drop_in.parent.iterdir()] == ["my-shop.toml"]
-        with pytest.raises(Usage, match="protected already"):
+        with pytest.raises(Usage, match="protected already") as refused:
             await service.protect({"path": str(file)}, ALICE)
+        assert refused.value.detail == ""
+        with pytest.raises(Usage, match="protected already") as refused:  # what does it, then?
+            await service.protect({"path": str(file), "continuous": True}, ALICE)
+        assert f"{drop_in}, in its table [database.my-shop]: continuous = true" in refused.value.detail
         link = place.path / "link.db"
         link.symlink_to(file)
         with pytest.raises(Usage, match="protected already"):

@@ -388,3 +388,23 @@ def wait_a_while(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
+
+
+@contextmanager
+def reading(path):
+    """Somebody else reads, and does not stop."""
+    code = """if True:
+        import sqlite3, sys
+        db = sqlite3.connect(sys.argv[1], isolation_level=None)
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM ledger").fetchone()
+        print(flush=True)
+        sys.stdin.read()
+    """
+    argv = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        assert process.stdin is not None
+        process.stdin.close()

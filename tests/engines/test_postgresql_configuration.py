@@ -1,10 +1,11 @@
 """What configures a cluster from outside of its data directory is in its backup, and starts what is restored."""
 
+import os
 import signal
 import subprocess
 
 from postgres_pages_world import by_hand, move_out, own_place, round_trip
-from postgres_world import as_owner, cluster, identity
+from postgres_world import as_owner, cluster, identity, owner
 
 
 def linked(live):
@@ -57,3 +58,47 @@ def test_a_cluster_that_was_configured_elsewhere_is_started_as_its_text_says():
         for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
             assert (place / "linked/dbguard-config" / name).read_text() == (live.place / "etc" / name).read_text()
             assert not (place / "linked" / name).exists()
+
+
+def test_what_alone_lies_elsewhere_is_in_the_backup_and_what_is_not_is_named():
+    with cluster() as live, own_place() as place:
+        live.stop(signal.SIGINT)
+        etc = live.place / "etc"
+        etc.mkdir()
+        for name in ("pg_hba.conf", "pg_ident.conf"):
+            (live.data / name).rename(etc / name)
+        (live.data / "pg_hba.conf").symlink_to(etc / "pg_hba.conf")
+        (live.data / "server.crt").symlink_to("/nonexistent/server.crt")
+        (etc / "more.conf").write_text("work_mem = '7MB'\n")
+        with (live.data / "postgresql.conf").open("a") as conf:
+            conf.write(f"ident_file = '{etc}/pg_ident.conf'\ninclude_if_exists '{etc}/more.conf'\n")
+        for path in (etc, *etc.iterdir()):
+            os.chown(path, owner(), -1)
+        live.start()
+        target = place / "restored"
+        streams, facts, _, found = as_owner(round_trip, live, target)
+        assert found.ok and facts["left_out"] == ["server.crt"]
+        config = target / "dbguard-config"
+        for name in ("pg_hba.conf", "pg_ident.conf"):
+            assert (config / name).read_text() == (etc / name).read_text()
+        assert (config / f"elsewhere{etc}/more.conf").read_text() == "work_mem = '7MB'\n"
+        text = (target / "RESTORE.txt").read_text()
+        assert f"hba_file={config}/pg_hba.conf" in text and "config_file" not in text
+        live.stop(signal.SIGINT)
+        (live.data / "postgresql.conf").write_text("")
+        for path in etc.iterdir():
+            path.unlink()
+        told = next(line for line in text.splitlines() if not line.startswith("#"))
+        told = told.replace(f"/usr/lib/postgresql/{live.major}/bin", str(live.programs))
+        for command, data in ((["/bin/sh", "-c", told], target), (None, place / "recovered")):
+            if command is None:
+                by_hand(live, streams, data)
+            else:
+                subprocess.run(command, check=True, cwd="/", **identity())
+            try:
+                live.port, own = 5433, live.port
+                assert live.sql("SHOW port; SHOW hba_file").split() == ["5433", f"{data}/dbguard-config/pg_hba.conf"]
+            finally:
+                live.port = own
+                stop = [live.programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
+                subprocess.run(stop, check=True, capture_output=True, cwd="/", **identity())

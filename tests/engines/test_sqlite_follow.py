@@ -8,14 +8,14 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from follow_user import Hooked
-from follow_world import SECONDS, World, sql, until, wait_a_while
+from follow_world import SECONDS, World, reading, sql, until, wait_a_while
 
 from dbguardd.engines.sqlite import keep
 from dbguardd.engines.sqlite.child import child, uri
@@ -301,26 +301,6 @@ def test_the_log_is_bounded_and_is_again_when_a_long_reader_has_gone(tmp_path):
             "a log that begins anew when its reader has gone",
         )
         assert world.ends() == []
-
-
-@contextmanager
-def reading(path):
-    """Somebody else reads, and does not stop."""
-    code = """if True:
-        import sqlite3, sys
-        db = sqlite3.connect(sys.argv[1], isolation_level=None)
-        db.execute("BEGIN")
-        db.execute("SELECT * FROM ledger").fetchone()
-        print(flush=True)
-        sys.stdin.read()
-    """
-    argv = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])

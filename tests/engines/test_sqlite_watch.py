@@ -89,6 +89,35 @@ def test_what_was_changed_past_the_log_is_found_and_the_log_begins_anew(tmp_path
     assert begins[1][3] == wrong
 
 
+def test_a_file_that_is_written_past_its_log_is_not_believed_until_the_day_is_over(tmp_path: Path) -> None:
+    world = World(tmp_path, seed=3, audit_seconds=86_400.0)
+    world.commits(50, kinds=["big"], auto=1)
+    with world.following(), world.open_writer(1):
+        until(lambda: any(sums(world)), "a sum of all pages")
+        flip(world.path, 20)
+        until(lambda: any(audits(world)), "a comparison that found it")
+        assert "changed past its log: 20 (1 of " in audits(world)[0]
+        until(lambda: len(world.chains()) == 2, "a new chain")
+
+
+def test_what_checkpoints_write_is_nothing_to_look_at(rests: Path) -> None:
+    with open_live(str(rests)) as live:
+        watch, times = Watch(live, "", 86_400.0, 1 << 20), iter(range(1000))
+        watch.begin(PAGE, 3)
+        while not watch._known:
+            watch.step()
+            watch.looked("")
+        due = watch._due
+        for moved in range(3):
+            os.utime(rests, ns=(0, next(times)))
+            watch.glance(moved)
+            assert watch._due == due
+        os.utime(rests, ns=(0, next(times)))
+        watch.glance(2)
+        assert watch._due == due  # it may just be synced
+        until(lambda: watch.glance(2) or watch._due < due, "what no checkpoint has written")
+
+
 @pytest.mark.parametrize("changed", [True, False])
 def test_what_was_changed_while_nobody_followed_is_found(tmp_path: Path, changed: bool) -> None:
     world = World(tmp_path, seed=4)

@@ -79,7 +79,7 @@ class Press:
 
 def main() -> None:
     """Fork a dbguardd for each question, and wait for those that one asks about."""
-    import dbguardd.daemon.house
+    import dbguardd.daemon.state_directory
     import dbguardd.policy
     import dbguardd.worker.by_hand  # noqa: F401
     from dbguardd.__main__ import main as dbguardd

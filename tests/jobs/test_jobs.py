@@ -287,8 +287,9 @@ def test_in_place_changes_nothing_if_the_copy_is_wrong_or_the_live_one_in_use(wo
         world.do("restore", database="app", in_place=True, confirm="app")
     assert (world.live(), world.ids()) == ({"users": [9]}, before)  # nothing was copied for nothing
     plan = world.do("restore", database="app", in_place=True, dry_run=True)["plan"]
-    assert "is in use: it would be refused" in plan["warnings"][-1]
-    assert world.do("restore", database="app", dry_run=True)["plan"]["warnings"] == []
+    assert "is in use: it would be refused" in plan["warnings"][-1] and plan["undo_days"] == 7
+    elsewhere = world.do("restore", database="app", dry_run=True)["plan"]
+    assert (elsewhere["warnings"], elsewhere["undo_days"]) == ([], None)
 
 
 def test_a_lost_database_comes_back_in_place_without_a_safety_copy(world):

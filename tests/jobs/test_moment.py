@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dbguardd.errors import GuardError, ProofFailed, Unreachable, Unsupported, Usage
+from dbguardd.facts import Target
 from dbguardd.flow import Images, Segment
 from dbguardd.jobs.base import instant
 from tests.jobs.world import World
@@ -230,7 +231,9 @@ def test_any_moment_lies_within_a_log_of_bytes(world: World) -> None:
     assert plan(world)["segments"] == 6
     wanted = (made + timedelta(seconds=9)).isoformat()
     world.do("restore", database="app", at=wanted, to=str(world.place / "copy"))
-    assert world.engine.restored["moment"]["target"] == {"at": wanted}  # nothing later that the last segment has
+    assert Target.read(world.engine.restored["moment"]["target"]) == Target(
+        at=wanted
+    )  # nothing later that the last segment has
 
 
 def test_a_log_of_bytes_is_proven_by_the_backup_after_it(world: World) -> None:

@@ -143,6 +143,11 @@ def test_any_moment_comes_back_with_what_was_committed_until_then(house: House) 
     (stretch,) = logged(house)
     assert stretch["since_at"] < moments[0].isoformat() < stretch["until_at"]
     assert house.status("app")["state"] == "safe"
+    house.protects()  # as on a new machine, whose policy does not name it: its log is no less there
+    house.does("reload")
+    assert house.status("app")["state"] == "orphaned"
+    until(lambda: house.status("app")["recoverable_to_at"] == logged(house)[-1]["until_at"], "the end of its log")
+    assert house.status("app")["recoverable_to_at"] > max(row["created_at"] for row in house.backups("app"))
 
 
 def test_a_killed_daemon_goes_on_or_says_what_it_missed(house: House) -> None:
@@ -246,6 +251,7 @@ def test_a_database_without_a_log_says_so(house: House) -> None:
     house.does("backup", "app", "--verify")
     row = until(lambda: (row := house.status("app"))["state"] == "late" and row, lambda: house.status("app"))
     assert "not WAL" in row["attention"][0]
+    assert f"sqlite3 {path} 'PRAGMA journal_mode=WAL'" in row["hints"]
     other = house.database("other")
     problem = house.fails("DBG-2008", 2, "protect", str(other), "--continuous")
     assert f"sqlite3 {other} 'PRAGMA journal_mode=WAL'" in problem["hints"]
@@ -323,7 +329,7 @@ def test_a_moment_of_the_log_can_be_asked_without_restoring_it(house: House) -> 
         assert tuple(answer["rows"][0]) == db.execute(count[2]).fetchone()
     assert (answer["created_at"], answer["segments"]) == (plan["created_at"], plan["segments"])
     assert answer["sum_compared"] is False
-    assert "which a restore compares, was not" in house.ctl(*count, "--at", moment.isoformat()).err
+    assert "only a restore proves the whole" in house.ctl(*count, "--at", moment.isoformat()).err
     assert house.does(*count)["rows"][0][0] > answer["rows"][0][0]
     (found,) = house.does("diff", "app", "--from", moment.isoformat())["tables"]
     assert found["added"] == house.does(*count)["rows"][0][0] - answer["rows"][0][0]

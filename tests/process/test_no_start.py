@@ -41,6 +41,7 @@ def test_it_says_why(refused, places, status: int, code: str) -> None:
     done = refused(**places)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
     assert f"error[{code}]: " in done.stderr
+    assert ("dbguardd run sweep STORAGE" in done.stderr) is (code == "DBG-3002")  # no ctl can ask for a prune
 
 
 @pytest.mark.parametrize("option", ["--policy", "--state", "--socket"])

@@ -119,6 +119,7 @@ def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_qu
     served.protects(table(served, live, queries, 'exclude = ["shop.public.scratch", "shop.public.nothing"]'))
     served.does("reload")
     live.sql("CREATE TABLE scratch AS SELECT n FROM generate_series(1, 1000) n", "shop")
+    live.sql('CREATE DATABASE "no way in" ALLOW_CONNECTIONS false')
     first = served.does("backup", "cluster")
     live.sql("INSERT INTO customer VALUES (101, 'one more') ON CONFLICT DO NOTHING", "shop")
     second = served.does("backup", "cluster")
@@ -132,6 +133,8 @@ def test_a_second_backup_stores_what_has_changed_and_is_proven_by_the_policys_qu
     reports += (served.ctl("show", second["backup"]["id"]), served.ctl("restore", "cluster", "--dry-run"))
     for said in reports:
         assert "rows of 1 table" in said.out and "shop.public.scratch" in said.out, said.out
+        assert "nothing of no way in" in said.out, said.out
+    live.sql('DROP DATABASE "no way in"')
     assert served.does("list", "cluster")["backups"][0]["excluded"] == ["shop.public.scratch"]
     named = ("cluster", "--database", "shop")
     assert served.does("query", *named, "SELECT count(*) FROM customer")["rows"] == [[101]]

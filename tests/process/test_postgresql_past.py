@@ -81,6 +81,13 @@ def test_a_lost_table_and_lost_rows_come_back_without_a_restore(guarded: House, 
     for text in (table, rows):  # as it says itself
         typed(text.read_text().splitlines()[1].partition("run it: ")[2].removesuffix(" <THIS"), text.read_text())
     assert live.sql("SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500491"
+    back = guarded.place / "back.sql"
+    changed = ["undelete", "cluster", "--id", first, "--table", "purchase", "--changed", *named]
+    assert [row["key"] for row in guarded.does(*changed)["changes"]] == [{"id": 9}]
+    guarded.does(*changed, "--to", str(back))
+    text = back.read_text()
+    typed(text.splitlines()[1].partition("run it: ")[2].removesuffix(" <THIS"), text)
+    assert live.sql("SELECT count(*), sum(total) FROM purchase", "shop") == "1000|500500"
     asked = guarded.events("question.restoring")
     assert asked[0]["backup"] == first and asked[0]["needs_bytes"] > 1 << 20
     guarded.idle()

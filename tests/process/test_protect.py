@@ -212,3 +212,6 @@ def test_a_file_whose_name_is_no_text_is_protected_by_a_link_to_it(house: House)
     assert house.does("protect", str(house.place / "app.db"))["proof"]["grade"] == "proven"
     house.does("restore", "app", "--to", str(house.place / "copy.db"))
     assert rows(house.place / "copy.db") == rows(house.place / "app.db")
+    house.database("odd").rename(house.place / "o\nd\x1b.db")
+    (house.place / "odd.db").symlink_to("o\nd\x1b.db")
+    assert house.does("protect", str(house.place / "odd.db"))["proof"]["grade"] == "proven"

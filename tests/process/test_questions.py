@@ -52,7 +52,7 @@ def test_a_row_of_the_past_is_found_without_restoring(house: House) -> None:
     changed = house.does("diff", "app", "--from", first)
     assert (changed["older"]["backup"], changed["newer"]["backup"]) == (first, second)
     assert [(row["change"], row["key"]["id"]) for row in changed["changes"]] == [
-        ("changed", 8), ("added", 99), ("removed", 7),
+        ("removed", 7), ("changed", 8), ("added", 99),
     ]  # fmt: skip
     assert changed["tables"][0] | {"added": 1, "removed": 1, "changed": 1} == changed["tables"][0]
     told = house.ctl("diff", "app", "--from", first, "--summary")
@@ -87,6 +87,20 @@ def test_a_deleted_row_comes_back_by_the_hand_of_the_administrator(house: House)
     subprocess.run(["sqlite3", "-bail", path], input=(house.place / "set.sql").read_bytes(), check=True, timeout=60)
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("select text from note where id = 7").fetchall() == [(NEEDLE,)]
+
+
+def test_who_asks_for_a_table_too_late_is_told_which_backup_had_it(house: House) -> None:
+    first = guarded(house)
+    with closing(sqlite3.connect(house.place / "app.db")) as db, db:
+        db.executescript("drop table note; create table left_over (a); insert into left_over values (1)")
+    house.does("backup", "app")
+    house.does("backup", "app")
+    out = str(house.place / "table.sql")
+    problem = house.fails("DBG-0001", 2, "get", "app", "--table", "Note", "--to", out)
+    assert f"Backup {first} of" in problem["detail"]
+    assert problem["hints"] == [f"dbguardctl get app --table Note --id {first} --to table.sql"]
+    assert house.does(*problem["hints"][0].split()[1:-1], out)["rows"] == 50
+    assert house.fails("DBG-0001", 2, "get", "app", "--table", "never", "--to", f"{out}.2")["hints"] == []
 
 
 def test_a_table_is_taken_out_whole_or_not_at_all(house: House) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import pytest
 
 from dbguardd.errors import Damaged, ObjectMissing
+from dbguardd.facts import Target
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import Until
 from dbguardd.repository.moment import LogTree
@@ -37,7 +38,7 @@ def test_bytes_are_there_in_order_and_folded_and_are_read_behind_a_backup():
     assert not checked(storage)
     backup = save(storage, {"main": b"m" * 5000})
     with Tree(storage, DOMAIN, backup) as base, tempfile.TemporaryFile() as file:
-        tree = LogTree(base, log, Until(chain, 10, 60, BYTES, {"at": "then"}))
+        tree = LogTree(base, log, Until(chain, 10, 60, BYTES, Target(at="then")))
         assert list(tree.names()) == ["main", "wal"]
         with tree.read("main") as main, tree.read("wal") as wal:
             assert (main.read(), wal.read()) == (b"m" * 5000, data[10_000:60_000])
@@ -45,7 +46,7 @@ def test_bytes_are_there_in_order_and_folded_and_are_read_behind_a_backup():
         file.seek(0)
         assert file.read() == data[10_000:60_000]
         moment = tree.facts["moment"]
-        assert (moment["stream"], moment["target"], tree.facts["n"]) == ("wal", {"at": "then"}, 1)
+        assert (moment["stream"], Target.read(moment["target"]), tree.facts["n"]) == ("wal", Target(at="then"), 1)
         assert (moment["since"]["position"], moment["until"]["position"]) == (10_000, 60_000)
 
 

@@ -95,13 +95,13 @@ def test_departures_are_told_for_what_stays_and_lie_ahead(backups, keep):
 
 
 def daily(days: int, **facts: bool) -> list[Dated]:
-    return [Dated(f"d{day:03}", NOW - timedelta(days=day), **facts) for day in range(days)]
+    return [Dated(f"d{999 - day}", NOW - timedelta(days=day), **facts) for day in range(days)]
 
 
 def test_last_daily_weekly_monthly():
     keep = Keep(last=3, daily=7, weekly=4, monthly=12, min_proven=2)
     verdict = decide(daily(400, proven=True), keep, NOW)
-    assert verdict.keep["d000"] == (
+    assert verdict.keep["d999"] == (
         "newest",
         "newest proven",
         "last 1 of 3",
@@ -109,10 +109,10 @@ def test_last_daily_weekly_monthly():
         "weekly 1 of 4",
         "monthly 1 of 12",
     )
-    assert verdict.keep["d006"] == ("daily 7 of 7",)
-    assert "d007" not in verdict.keep
+    assert verdict.keep["d993"] == ("daily 7 of 7",)
+    assert "d992" not in verdict.keep
     assert len(verdict.keep) == 7 + 2 + 10  # two of the Sundays and two of the ends of months are among the seven days
-    assert verdict.drop["d007"] == ("beyond last 3, daily 7, weekly 4, monthly 12",)
+    assert verdict.drop["d992"] == ("beyond last 3, daily 7, weekly 4, monthly 12",)
 
 
 def test_a_proven_backup_stands_for_its_day_before_a_newer_unproven_one():
@@ -134,6 +134,19 @@ def test_failed_backups_do_not_push_good_ones_out_and_stay_as_evidence():
     later = decide([*bad, good], Keep(last=1), NOW + EVIDENCE)
     assert list(later.keep) == ["bad0", "good"]
     assert later.drop["bad9"] == ("its verification failed a while ago",)
+
+
+def test_backups_of_a_clock_that_was_ahead_do_not_push_out_those_that_are_made_since():
+    ahead = [Dated(f"{number:04}", NOW + timedelta(days=3650, hours=number), proven=True) for number in range(3)]
+    since = [Dated(f"{number:04}", NOW + timedelta(hours=number), proven=number != 6) for number in range(3, 7)]
+    verdict = decide([*ahead, *since], Keep(last=2, min_proven=1), NOW)
+    assert {*verdict.keep} == {"0001", "0002", "0005", "0006"}
+    assert verdict.keep["0006"] == verdict.keep["0005"] == ("made last, whatever the clock said",)
+    assert {*decide([*ahead, *since], Keep(last=1, min_proven=1), NOW).keep} == {"0002", "0005", "0006"}
+    assert {*decide(since, Keep(last=2, min_proven=1), NOW).keep.values()} == {
+        ("newest", "last 1 of 2"),
+        ("newest proven", "last 2 of 2"),
+    }
 
 
 def test_days_are_those_of_the_zone():
@@ -161,7 +174,7 @@ def test_breaker_stands_in_the_verdict():
 
 def test_shrink_guard_names_only_what_the_new_policy_would_delete():
     backups = daily(10)
-    assert list(shrinks(backups, Keep(last=8), Keep(last=6), NOW)) == ["d006", "d007"]
+    assert list(shrinks(backups, Keep(last=8), Keep(last=6), NOW)) == ["d993", "d992"]
     assert shrinks(backups, Keep(last=6), Keep(last=8), NOW) == {}
 
 

@@ -182,7 +182,8 @@ RESULTS: dict[str, dict[str, Any]] = {
     },
     "restore": {"target": PLAN["to"], "plan": PLAN, "findings": FINDINGS, "seconds": 9.1},
     "undo": {
-        "target": "/var/lib/app/app.db", "plan": {**PLAN, "to": "/var/lib/app/app.db", "in_place": True},
+        "target": "/var/lib/app/app.db",
+        "plan": {**PLAN, "to": "/var/lib/app/app.db", "in_place": True, "undo_days": 7},
         "findings": FINDINGS, "seconds": 9.1, "safety_copy": APP_2,
         "undo": "dbguardctl restore undo app --confirm app",
     },

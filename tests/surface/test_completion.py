@@ -23,6 +23,7 @@ def test_completion(ctl: Ctl, daemon: FakeDaemon) -> None:
     assert "--errors" in _complete(ctl, "dbguardctl log --")
     assert _complete(ctl, "dbguardctl restore ") == ["app", "crm", "cache", "quiet"]
     assert _complete(ctl, "dbguardctl restore app --id 01K4Y") == [APP_1]
+    assert _complete(ctl, "dbguardctl restore crm --id 01K4Y") == []  # those of the other are no use
     assert _complete(ctl, "dbguardctl verify 01K4YJ") == [APP_1]
     assert _complete(ctl, "dbguardctl recall 01K4") == [APP_5]
     assert _complete(ctl, "dbguardctl job watch 01") == [JOB]

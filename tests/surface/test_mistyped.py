@@ -116,6 +116,10 @@ def test_a_path_that_cannot_be_told_is_said_to_be_so(
 ) -> None:
     assert inside(*words, "/srv/caf\udce9.db") == 2
     assert "not UTF-8" in capsys.readouterr().err
+    for char in "\n\x1b\x9b":
+        assert inside(*words, f"/srv/a{char}[31m.db") == 2
+        said = capsys.readouterr().err
+        assert "control characters" in said and "ln -s" in said and f"a{char}" not in said
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

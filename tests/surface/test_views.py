@@ -126,6 +126,13 @@ SCREENS: dict[str, Draw] = {
         answers.job("restore", result={**answers.RESULTS["restore"], "findings": [UNSURE]}), NOW, BERLIN
     ),
     "restore-plan": lambda s: _job("restore", dry_run=True, at="2026-09-12T06:59:00Z", to="/tmp/it's.db"),
+    "restore-plan-in-place": lambda s: jobs.finished(
+        answers.job(
+            "restore", request={"dry_run": True, "in_place": True}, result={"plan": answers.RESULTS["undo"]["plan"]}
+        ),
+        NOW,
+        BERLIN,
+    ),
     "undo": lambda s: _job("undo"),
     "check": lambda s: _job("check"),
     "prune-plan": lambda s: _job("expire", dry_run=True),

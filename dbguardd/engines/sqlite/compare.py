@@ -152,8 +152,11 @@ class _Comparison:
         return self._alone(change, self._both.connection.execute(query), (), columns)
 
     def _rows(self, pair: Pair) -> dict[str, int]:
-        """Count, and list, what differs: one pass over the newer table, and one over the older."""
+        """Count, and list, what differs: one pass over the older table, for what is lost, and one over the newer."""
         old, new = f"{pair.old.path} AS {_OLD}", f"{pair.new.path} AS {_NEW}"
+        what = f"{exact(pair.key, _OLD)}, {exact(pair.old.columns, _OLD)}"
+        query = f"SELECT {what} FROM {old} WHERE NOT EXISTS (SELECT 1 FROM {new} WHERE {pair.same_key})"  # noqa: S608
+        gone = self._alone("removed", self._both.connection.execute(query), pair.key, pair.old.columns)
         fresh = f"{_OLD}.{quoted(pair.key[0])} IS NULL"
         what = f"{fresh}, {exact(pair.key, _NEW)}, {exact(pair.new.columns, _NEW)}, {exact(pair.columns, _OLD)}"
         query = f"SELECT {what} FROM {new} LEFT JOIN {old} ON {pair.same_key} WHERE {fresh} OR {pair.differ}"  # noqa: S608
@@ -163,9 +166,6 @@ class _Comparison:
             counts[change] += 1
             if self._listed < self._both.bounds.rows:
                 self._list(change, **self._now_and_then(pair, change, row[1:]))
-        what = f"{exact(pair.key, _OLD)}, {exact(pair.old.columns, _OLD)}"
-        query = f"SELECT {what} FROM {old} WHERE NOT EXISTS (SELECT 1 FROM {new} WHERE {pair.same_key})"  # noqa: S608
-        gone = self._alone("removed", self._both.connection.execute(query), pair.key, pair.old.columns)
         return {**counts, "removed": gone}
 
     def _now_and_then(self, pair: Pair, change: str, row: Sequence[Any]) -> dict[str, Mapping[str, Any]]:

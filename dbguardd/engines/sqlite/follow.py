@@ -19,6 +19,7 @@ was taken (`resume`) nothing protects before it was read once: a log that begins
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -26,15 +27,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from struct import Struct
 from typing import Any
 
 from blake3 import blake3
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
+from dbguardd.engines.sqlite.frames import Frames, Place, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
-from dbguardd.engines.sqlite.live import Live, Mark, open_live, open_side, read_header
+from dbguardd.engines.sqlite.live import Live, open_live, open_side, read_header
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
 from dbguardd.flow import Facts, Images, Segment, Ship
@@ -42,10 +43,10 @@ from dbguardd.flow import Facts, Images, Segment, Ship
 KEEP = Path(__file__).with_name("keep.py")
 """The program of the child that holds the marks."""
 
-_FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
-_PAUSE_SECONDS = 0.001
 _ROUNDS = 8
+_TURN_LOOKS = 4  # between two turns: each keeps writers out for a moment
+_MOST = 16  # times turn_frames that a log may have before it is turned sooner than that
 _BEAT_FRAMES = 1000
 _LONG = 4  # times the frames at which a log is to begin anew: it is told who holds one that is longer
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
@@ -58,41 +59,13 @@ class Pace:
     stream: str = "database"
     look_seconds: float = 0.5
     segment_bytes: int = 4 << 20
-    turn_frames: int = 1000  # as SQLite's own automatic checkpoint
+    turn_frames: int = 1000  # as SQLite's own automatic checkpoint; from here on we do them
     behind_bytes: int = 1 << 30  # of a log that may wait to be read: as long as it does, it cannot begin anew
     max_block_seconds: float = 0.1
     lock_timeout_seconds: float = 10.0
     staging: str = ""
     scan_bytes: int = 32 << 20  # of the main file that are read beside a look, until each page was (see watch)
     audit_seconds: float = 86_400.0  # between two comparisons of the live file with its log
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place between two commits: `frames` of the round of the log named `salts`, the last one with `checksum`."""
-
-    salts: bytes
-    frames: int
-    checksum: bytes
-    file: int  # inode of the main file: a log of the same name may be left beside another one
-
-    def facts(self) -> Facts:
-        """Return it as it is stored."""
-        return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex(), "file": self.file}
-
-    @classmethod
-    def read(cls, facts: Facts) -> Place | None:
-        """Read what facts() returned; None for what another engine has stored under the same name."""
-        try:
-            check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
-            return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
-        except (KeyError, ValueError):
-            return None
-
-
-def _frames(page_size: int) -> Struct:
-    """Return what reads the head of one frame after the other."""
-    return Struct(f"{_FRAME.format}{page_size}x")
 
 
 def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
@@ -144,23 +117,23 @@ class Follower:
     def __init__(self, live: Live, pace: Pace, ship: Ship, keeper: Child, files: tuple[int, int]) -> None:
         self._live, self._pace, self._ship, self._keeper = live, pace, ship, keeper
         self._log, self._shm = files
-        self._sides = {"-wal": Mark.of(os.fstat(self._log)), "-shm": Mark.of(os.fstat(self._shm))}
+        self._frames = Frames(live, *files, pace.lock_timeout_seconds, self._alive)
         self._file = live.found.st_ino
         self._place = self._shipped = Place(b"", 0, b"", self._file)
         self._read = False  # all that was there when the first mark was taken
         self._free: Place | None = None  # where the log may begin anew, for all that we hold
+        self._most = (b"", 0)  # round and frames behind which our mark does not stand
+        self._move_seconds = 0.0  # what the last checkpoint beside writers took
         self._next_turn, self._tried = 0.0, 0
-        self._pause = pace.look_seconds
+        self._pause = _TURN_LOOKS * pace.look_seconds
         self._watch = Watch(live, pace.staging, pace.audit_seconds, pace.scan_bytes)
-        self._readers, self._held = (
-            set[Stay](),
-            set[Stay](),
-        )  # who held the log last; who was named
+        self._readers, self._held = set[Stay](), set[Stay]()  # who held the log last; who was named
         self._expected = ""  # the sum that the stored log ends with, as long as nothing came after it
 
     def run(self, resume: Facts | None) -> None:
         """Find the place to begin at, then look, ship and renew the mark for ever."""
-        index = self._index()
+        index = self._frames.index()
+        self._marked()
         check = index.checksum if index.frames else self._untouched()
         here = Place(index.salts, index.frames, check, self._file)
         since = None if resume is None else Place.read(resume)
@@ -178,8 +151,7 @@ class Follower:
             if self._look():
                 self._renew()
             self._audit()
-            long = self._place.frames >= self._pace.turn_frames and self._place != self._free
-            if long and (time.monotonic() >= self._next_turn or self._place.frames >= 2 * self._tried):
+            if self._is_due():
                 self._turn()
             self._ship.reached(at)
             if not self._keeper.silent():  # also while nothing is committed: no mark stands any more
@@ -189,15 +161,14 @@ class Follower:
     def _look_back(self, index: locks.Index) -> None:
         """Take in what the log had before the place to begin at; if it has begun anew, the main file has all of it."""
         page_size = index.page_size or read_header(self._live).page_size
-        frame, size, written = locks.FRAME_HEADER + page_size, self._live.mark().size // page_size, list[int]()
+        size, written = self._live.mark().size // page_size, list[int]()
         self._watch.begin(page_size, size)
-        for number in range(self._place.frames):
-            raw = os.pread(self._log, frame, self._start(number, page_size))
-            if len(raw) != frame or raw[8:16] != self._place.salts:
+        for number, found in enumerate(self._frames.up_to(self._place, page_size)):
+            if found is None:
                 size, written = index.pages, []
                 break
-            page, commit, _, _ = _FRAME.unpack_from(raw)
-            self._watch.saw({page: memoryview(raw)[_FRAME.size :]})
+            page, commit, image = found
+            self._watch.saw({page: image})
             written.append(page)
             if commit:
                 size = commit
@@ -229,8 +200,7 @@ class Follower:
         waits = (index.frames - since.frames) * index.page_size
         if since.salts != index.salts or not 0 <= waits <= self._pace.behind_bytes:
             return False
-        raw = os.pread(self._log, _FRAME.size, self._start(since.frames - 1, index.page_size))
-        return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (since.salts, since.checksum)
+        return self._frames.ends_with(since, index.page_size)
 
     def _untouched(self) -> bytes:
         """Return what is another one after the main file was written; nothing if it was written just now."""
@@ -245,8 +215,9 @@ class Follower:
         It is where something was read. Where all is in the main file it is 0, and lets go who waits for an end of all
         other marks, with the write lock in his hands (a checkpoint that restarts or truncates).
         """
-        at, index = datetime.now(UTC), self._index()
-        self._check_files()
+        at, index = datetime.now(UTC), self._frames.index()
+        self._frames.check_files()
+        self._watch.glance((index.salts, index.moved))
         if index.salts != self._place.salts:
             self._begin_anew(index)
         fresh = index.frames > self._place.frames
@@ -259,8 +230,7 @@ class Follower:
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True
-        free = index.moved == index.frames > 0 and self._free != self._place
-        if free:
+        if free := self._is_free(index):
             self._free = self._place
             self._name_holders(done=True)
         return fresh or free
@@ -274,61 +244,113 @@ class Follower:
         self._place = Place(index.salts, 0, b"", self._file)
 
     def _stretch(self, index: locks.Index, at: datetime) -> Segment:
-        """Read frames up to the last commit that fits into one segment; if none does, a part of a transaction.
+        """Read on, as far as one segment goes.
 
         Only the last one of a look has all that was committed before `at`, so only that one is a moment (`size`).
         """
-        frame = locks.FRAME_HEADER + index.page_size
-        most = max(1, self._pace.segment_bytes // frame)
-        first = self._place.frames
-        count = min(most, index.frames - first)
-        raw = os.pread(self._log, count * frame, self._start(first, index.page_size))
-        heads = list(_frames(index.page_size).iter_unpack(memoryview(raw)[: len(raw) // frame * frame]))
-        ours = next((n for n, (_, _, salts, _) in enumerate(heads) if salts != self._place.salts), len(heads))
-        taken = next((n + 1 for n in range(ours - 1, -1, -1) if heads[n][1]), ours if ours == most else 0)
-        if not taken or self._index().salts != index.salts:
-            raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
-        _, size, _, checksum = heads[taken - 1]
-        pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
-        until = Place(self._place.salts, first + taken, checksum, self._file)
-        if until.frames == index.frames and (until.checksum != index.checksum or size != index.pages):
-            raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
-        since, self._place, self._shipped = self._shipped, until, until
-        numbers = sorted(page for page in pages if not size or page <= size)
-        view, moment = memoryview(raw), until.frames == index.frames and size > 0
-        images = {page: view[pages[page] : pages[page] + index.page_size] for page in numbers}
-        self._watch.took(images, [head[1] for head in heads[:taken] if head[1]] if size else ())
+        found = self._frames.stretch(self._place, index, self._pace.segment_bytes)
+        since, self._place, self._shipped = self._shipped, found.until, found.until
+        self._watch.took(found.images, found.sizes)
         self._expected = ""
+        moment = found.last and bool(found.sizes)
         body = Images(
             page_size=index.page_size,
-            size=size * index.page_size if moment else 0,
-            numbers=tuple(numbers),
-            pages=b"".join(images.values()),
+            size=found.sizes[-1] * index.page_size if moment else 0,
+            numbers=tuple(found.images),
+            pages=b"".join(found.images.values()),
             sum=self._watch.sum if moment else "",
         )
-        return Segment(self._pace.stream, since.facts(), until.facts(), at, body)
+        return Segment(self._pace.stream, since.facts(), found.until.facts(), at, body)
 
     def _renew(self) -> None:
-        """Let checkpoints of the application go on up to here. Raises what kept the mark where it was."""
-        answer = self._asked("renew")
+        """Let checkpoints go on up to here, and do that of a long log at once: else a commit of the application does.
+
+        None is done under a mark of 0, beside which a writer can begin the log anew. The newer mark is not 0 if there
+        were frames behind the older one: these are not in the main file. Raises what kept the mark where it was.
+        """
+        long, (salts, frames) = self._place.frames >= self._pace.turn_frames, self._most
+        beyond = self._place.salts != salts or self._place.frames > frames
+        answer = self._asked("move" if long and beyond else "renew")
         if "error" in answer:  # left alone, the log of the application would grow and nobody would know
             raise refusal(self._live.path, str(answer["error"]), int(answer.get("code", 0)))
+        self._move_seconds = float(answer.get("seconds", self._move_seconds))
+        self._marked(int(answer.get("frames", -1)))
+
+    def _marked(self, frames: int = -1) -> None:
+        """Note that a newer mark stands behind so many frames at most; -1: at the end of the log, as it is now.
+
+        Or at 0, if the log has begun anew since; it cannot have if frames were moved under that mark.
+        """
+        index = self._frames.index()
+        self._most = index.salts, index.frames if frames < 0 else frames
+
+    def _is_due(self) -> bool:
+        """Say if it is time to let the log begin anew: when it is long, but not at each look."""
+        frames, now = self._place.frames, time.monotonic()
+        if frames < self._pace.turn_frames or self._place == self._free:
+            return False
+        return now >= self._next_turn or frames >= max(_MOST * self._pace.turn_frames, 2 * self._tried)
 
     def _turn(self) -> None:
-        """Let the log begin anew, in steps of which only the last, and shortest, keeps writers out.
-
-        What a fast writer adds while much is read and moved is less than that was, so it is done again until little is.
-        """
+        """Let the log begin anew, in steps of which only the last, and shortest, keeps writers out."""
         for _ in range(_ROUNDS):
-            self._asked("checkpoint")
+            index = self._frames.index()
+            if self._place == self._free or (self._is_little(index, []) and not self._is_free(index)):
+                break
             if self._look():
                 self._renew()
-            if self._little(self._index()):
-                break
-        done = bool(self._asked("turn").get("still")) and self._finish_round()
+        rest = list[Segment]()
+        done = self._place == self._free or (self._near(rest) and self._finish_round(rest))
+        for segment in rest:
+            self._ship.ship(segment)
         self._name_holders(done=done)
-        self._pause = self._pace.look_seconds if done else min(2 * self._pause, _HELD_SECONDS)
-        self._next_turn, self._tried = time.monotonic() + self._pause, self._place.frames
+        least = _TURN_LOOKS * self._pace.look_seconds
+        self._pause = least if done else min(2 * self._pause, _HELD_SECONDS)
+        self._next_turn, self._tried = time.monotonic() + self._pause, 0 if done else self._place.frames
+
+    def _near(self, rest: list[Segment]) -> bool:
+        """Come as near to the end of the log as a writer lets us; say if it is near enough.
+
+        While frames are stored and moved, others are committed. So what is read is stored later (`rest`), and each
+        round moves less than the one before, until that is no less any more.
+        """
+        before = math.inf
+        for _ in range(_ROUNDS):
+            since = self._place.frames
+            if not self._read_rest(rest):
+                return False
+            fresh = self._place.frames - since
+            if not fresh or fresh * 2 > before:
+                break
+            self._renew()
+            before = fresh
+        return True
+
+    def _finish_round(self, rest: list[Segment]) -> bool:
+        """Read the rest of the log while writers are kept out, and say if the log will begin anew.
+
+        It may have begun anew just before (under a mark of 0). The next look reads that; the mark must stay until then.
+        """
+        slow = self._move_seconds > self._pace.max_block_seconds / 2
+        if slow and self._place.frames < 2 * _MOST * self._pace.turn_frames:
+            return False  # a disk so busy would keep writers out for as long; nothing can end an fsync
+        if not self._asked("turn").get("still"):
+            return False
+        near = self._read_rest(rest)
+        done = bool(self._asked("go" if near else "stay").get("turned"))
+        self._marked()
+        if done:
+            self._free = self._place
+        return done
+
+    def _read_rest(self, rest: list[Segment]) -> bool:
+        """Read on to the end of the log, if that is not too much; say if it was not."""
+        at, index = datetime.now(UTC), self._frames.index()
+        if not self._is_little(index, rest):
+            return False
+        while self._place.frames < index.frames:
+            rest.append(self._stretch(index, at))
+        return True
 
     def _name_holders(self, *, done: bool) -> None:
         """Say who holds a long log, or that nobody does any more: who has stayed at one frame since the last try."""
@@ -336,29 +358,19 @@ class Follower:
         stay = before & self._readers if self._place.frames >= _LONG * self._pace.turn_frames else set()
         if stay or (done and self._held):
             self._held = stay
-            log_bytes = self._start(self._place.frames, self._index().page_size)
-            self._ship.held(log_bytes, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
+            length = log_bytes(self._place.frames, self._frames.index().page_size)
+            self._ship.held(length, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
 
-    def _finish_round(self) -> bool:
-        """Read the rest of the log while writers are kept out, and say if the log will begin anew; then ship that.
+    def _is_free(self, index: locks.Index) -> bool:
+        """Say if all of the log was read and is in the main file: a newer mark is 0 then, as far as nothing comes."""
+        all_moved = index.salts == self._place.salts and index.moved == index.frames == self._place.frames > 0
+        return all_moved and self._free != self._place
 
-        It may have begun anew just before (under a mark of 0). The next look reads that; the mark must stay until then.
-        """
-        index, rest = self._index(), list[Segment]()
-        little = self._little(index)
-        while little and self._place.frames < index.frames:
-            rest.append(self._stretch(index, datetime.now(UTC)))
-        done = bool(self._asked("go" if little else "stay").get("turned"))
-        if done:
-            self._free = self._place
-        for segment in rest:
-            self._ship.ship(segment)
-        return done
-
-    def _little(self, index: locks.Index) -> bool:
-        """Say if the rest of the log is short enough to be read while writers wait."""
-        rest = (index.frames - self._place.frames) * index.page_size
-        return index.salts == self._place.salts and rest <= self._pace.segment_bytes
+    def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
+        """Say if what lies behind here, and what was read and not stored, has room in one segment."""
+        waits = (index.frames - self._place.frames) * index.page_size
+        waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
+        return index.salts == self._place.salts and waits <= self._pace.segment_bytes
 
     def _asked(self, line: str) -> Mapping[str, Any]:
         """Return what the child answers to a line. Raises WorkerDied."""
@@ -373,26 +385,3 @@ class Follower:
 
     def _alive(self) -> None:
         self._ship.reached(None)
-
-    def _index(self) -> locks.Index:
-        """Read the index, however long a writer was stopped in the middle of changing it.
-
-        If it was killed there, the first mark of the next child mends that.
-        """
-        deadline = time.monotonic() + self._pace.lock_timeout_seconds
-        while (index := locks.read_index(self._shm)) is None:
-            if time.monotonic() >= deadline:
-                raise LogBroken(f"{self._live.path}: the index of its log cannot be read")
-            self._alive()
-            time.sleep(_PAUSE_SECONDS)
-        return index
-
-    def _check_files(self) -> None:
-        """Raise SourceChanged if the path leads to another database, or its log to another file."""
-        self._live.check_same()
-        for suffix, mark in self._sides.items():
-            if not mark.same_file(self._live.side(suffix)):
-                raise SourceChanged(f"{self._live.path}: its {suffix} was replaced while in use")
-
-    def _start(self, frames: int, page_size: int) -> int:
-        return locks.LOG_HEADER + frames * (locks.FRAME_HEADER + page_size)

@@ -11,6 +11,7 @@ from typing import Any
 import apsw
 
 from dbguardd.errors import Unsupported, Usage
+from dbguardd.flow import NO_TABLE
 
 _ROWID_NAMES = ("rowid", "_rowid_", "oid")
 _SHOWN = 20
@@ -105,7 +106,7 @@ def known(found: dict[str, Table], name: str, about: str, others: Sequence[str] 
     near = get_close_matches(name.lower(), by_lower, 3)
     meant = [f"Did you mean {' or '.join(by_lower[each].name for each in near)}?"] if near else []
     shown = [*list(found)[:_SHOWN], *["…"] * (len(found) > _SHOWN)]
-    raise Usage(f"{about}: no such table: {name}",
+    raise Usage(f"{about}: no such table: {name}", facts={NO_TABLE: name},
                 detail="\n".join([f"Its tables: {', '.join(shown) or 'none'}.", *meant]))  # fmt: skip
 
 

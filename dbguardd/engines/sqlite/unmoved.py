@@ -39,11 +39,12 @@ def read_in_place(run: Attempt) -> Generator[int, None, Taken]:
     locks.drop_shared(live.file)
     time.sleep(TICK_SECONDS)  # from here on every change gets another file time
     run.in_place = run.shown = True
-    for there in range(0, live.found.st_size, _LOOK_BYTES):
+    size = before[1].size
+    for there in range(0, size, _LOOK_BYTES):
         if live.state() != before:
             raise Moved
         yield there
-    yield live.found.st_size
+    yield size
     _check_unmoved(run, before)
     return Taken("unmoved", 0.0, 0.0, 0, run.tries, False, live.found, time.time(), state=before)
 

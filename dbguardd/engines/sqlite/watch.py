@@ -19,13 +19,14 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from dbguardd.engines.sqlite.live import Live
+from dbguardd.engines.sqlite.live import Live, Mark
 from dbguardd.sums import added, as_text, page_hash
 
 _HASH_BYTES = 8
 _LEAST_BYTES = 1 << 16
 _ALONE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _NAMED = 10  # of the pages that are wrong
+_STILL_SECONDS = 5.0  # after which a file that was written waits for no checkpoint that just syncs it
 
 
 class Watch:
@@ -47,6 +48,9 @@ class Watch:
         self._moving: set[int] | None = None  # while compared: pages that went through the log meanwhile
         self._suspects = list[int]()
         self._loose = set[int]()  # pages of which nobody says what is in them
+        self._moved: object = None  # how far checkpoints had come at the last look
+        self._mark: Mark | None = None  # the main file as they left it
+        self._latest: tuple[Mark, float] | None = None  # as it is now, and since when
 
     def begin(self, page_size: int, pages: int, written: Iterable[int] = ()) -> None:
         """Begin with a database of so many pages; of the transaction that goes on there, these were `written`."""
@@ -108,6 +112,19 @@ class Watch:
         return -(-os.fstat(self._live.file).st_size // self._page_size)
 
     # ------------------------------------------------------------------------------------------ the main file
+
+    def glance(self, moved: object) -> None:
+        """Have the main file compared at once if it was written and no checkpoint has `moved` anything there since.
+
+        In WAL mode nobody else writes it: a copy was put over it, byte by byte, or a tool that knows no log was at it.
+        """
+        mark, now = self._live.mark(), time.monotonic()
+        if self._latest is None or self._latest[0] != mark:
+            self._latest = (mark, now)
+        if moved != self._moved:
+            self._moved, self._mark = moved, mark
+        elif mark != self._mark and now - self._latest[1] >= _STILL_SECONDS:
+            self._mark, self._due = mark, now
 
     def looked(self, expected: str) -> str:
         """Take in that the log was read up to its end, after what step() did; return what is wrong, mostly nothing.

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.past.revive import Past
 from dbguardd.errors import Unsupported, Usage
+from dbguardd.flow import NO_TABLE
 
 _SHOWN = 20
 _OF_USERS = """n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'"""
@@ -160,4 +161,4 @@ def known(found: Mapping[str, Table], name: str, about: str, reader: Reader, lac
     meant = [f"Did you mean {' or '.join(names[one] for one in near)}?"] if near else []
     shown = [*list(found)[:_SHOWN], *["…"] * (len(found) > _SHOWN)]
     told = filter(None, [f"Its tables: {', '.join(shown) or 'none'}.", *meant, lacking])
-    raise Usage(f"{about}: no such table: {name}", detail="\n".join(told))
+    raise Usage(f"{about}: no such table: {name}", detail="\n".join(told), facts={NO_TABLE: name})

@@ -27,6 +27,7 @@ DIRECTORY = "dbguard-config"
 MAIN = f"{DIRECTORY}/postgresql.conf"
 """The name in a backup of the file that the others are named in."""
 
+_ELSEWHERE = "elsewhere"
 _FILES = (("config_file", "postgresql.conf"), ("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf"))
 _INCLUDED = b"SELECT DISTINCT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL"
 _READ = b"SELECT pg_read_binary_file(%s, 0, %s, true)"
@@ -40,7 +41,7 @@ _MOST_BYTES, _MOST_FILES = 1 << 20, 200
 def outside(connection: Connection, directory: str) -> dict[str, str]:
     """Return the files outside of the data directory: where each is, by the name that it has in a backup.
 
-    Those that postgresql.conf includes keep their place beside it. Empty if that is in the data directory itself.
+    Those that postgresql.conf includes keep their place beside it, or are below "elsewhere" with their whole path.
     """
     told = {}
     for setting, name in _FILES:
@@ -48,17 +49,19 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
         told[name] = path = os.fsdecode(place)
         if PurePath(path).parent == PurePath(directory) and os.path.islink(path):  # of links there is no backup
             told[name] = os.path.realpath(path)
-    main = PurePath(told["postgresql.conf"])
-    if main.parent == PurePath(directory):
-        return {}
+    main, inside = PurePath(told["postgresql.conf"]), PurePath(directory)
     found = {f"{DIRECTORY}/{name}": place for name, place in told.items() if place}
+    if main.parent == inside:  # which each backup has
+        found = {name: place for name, place in found.items() if PurePath(place).parent != inside}
     included_files = list[tuple[object, ...]]()
     with suppress(errors.InsufficientPrivilege):  # then it is backed up without
         included_files = rows(connection, _INCLUDED)
     for place in (place for one in included_files for place in one if isinstance(place, bytes)):
         included = PurePath(os.fsdecode(place))
-        if included.is_relative_to(main.parent) and not included.is_relative_to(directory):
-            found.setdefault(f"{DIRECTORY}/{included.relative_to(main.parent)}", str(included))
+        if not included.is_relative_to(inside) and str(included) not in told.values():
+            beside = included.is_relative_to(main.parent)
+            name = str(included.relative_to(main.parent)) if beside else f"{_ELSEWHERE}{included}"
+            found.setdefault(f"{DIRECTORY}/{name}", str(included))
     return dict(sorted(found.items())[:_MOST_FILES])
 
 
@@ -145,9 +148,13 @@ def service(files: Mapping[str, str]) -> str:
     return "" if found is None else f"postgresql@{found[1]}-{found[2]}"
 
 
-def options(target: Path) -> str:
-    """Return the options of a server that starts on a restored cluster with those files; quoted for a shell."""
-    place = target / DIRECTORY
-    told = {setting: place / name for setting, name in _FILES}
+def options(work: Path, target: Path) -> str:
+    """Return the options of a server that starts on the cluster in `work` with those files; quoted for a shell.
+
+    Nothing if there are none. It will be at `target`.
+    """
+    if not (work / DIRECTORY).is_dir():
+        return ""
+    told = {name: target / DIRECTORY / file for name, file in _FILES if (work / DIRECTORY / file).is_file()}
     settings = {**told, "data_directory": target, "external_pid_file": ""}
     return " ".join(f"-c {name}={shlex.quote(str(value))}" for name, value in settings.items())

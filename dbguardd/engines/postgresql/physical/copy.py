@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from dbguardd.engines.postgresql.child import Alive
@@ -109,6 +109,8 @@ class Copy:
             else:
                 archive.content(name, content)
                 del unread[name]
+                with suppress(ValueError):  # a link that led to it was met
+                    self.directory.left_out.remove(name.removeprefix(f"{configuration.DIRECTORY}/"))
         self.directory.left_out += unread.values()
 
     @contextmanager

@@ -1,6 +1,6 @@
 """At which record a recovery ends: the one place that decides what a moment is in the log of a cluster.
 
-What is meant comes from the job, as the `target` of repository.Until: a time, a place, a restore point, the place of a
+What is meant comes from the job, as a Target: a time, a place, a restore point, the place of a
 later backup, or the end of what is stored. What it is, says the log, of which each record is read and checked before
 anything is started. Of a time it is the last transaction that had ended by then, and the recovery ends right behind it.
 PostgreSQL's own recovery_target_time would end before the first one that ended later, and so behind all that this one
@@ -23,6 +23,7 @@ from dbguardd.engines.postgresql.physical.history import stretches
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
 from dbguardd.engines.postgresql.physical.segments import PAGE, place, shown
 from dbguardd.errors import Damaged, Unsupported
+from dbguardd.facts import Target
 from dbguardd.flow import LOG, Facts, Tree
 
 _HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, and of the first of a file
@@ -86,11 +87,10 @@ def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
 
     `facts` are those of the backup and of the moment. Raises Damaged, Unsupported.
     """
-    target, base = facts["moment"]["target"], place(str(facts["recovery_lsn"]))
-    if "position" in target:
-        return _place(target, facts, parts)
-    later = target.get("backup")
-    by = datetime.fromisoformat(target["at"]) if "at" in target else None
+    target, base = Target.read(facts["moment"]["target"]), place(str(facts["recovery_lsn"]))
+    if target.position is not None:
+        return _place(target.position, target.name, facts, parts)
+    by = datetime.fromisoformat(target.at) if target.at else None
     reached, found, space = 0, None, None
     for number, part in enumerate(parts):
         end, made, past = part.last_end(base, by)
@@ -98,7 +98,7 @@ def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
         reached, found = (number, end) if end is not None else (reached, found)
         if past:
             break
-    if later:
+    if later := target.backup:
         names = ("recovery_lsn", "recovery_record_bytes", "snapshots", "snapshot_at")
         _check_spaces(space, place(str(later["recovery_lsn"])))
         return len(parts) - 1, {name: later[name] for name in names if name in later}
@@ -109,13 +109,13 @@ def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
     return reached, _told(found, facts["snapshot_at"] if at is None else at.isoformat())
 
 
-def _place(target: Facts, facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
+def _place(at: int, name: str, facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
     """Return what ending() does, of a place: behind the last record before, or at a restore point."""
-    base, at = place(str(facts["recovery_lsn"])), int(target["position"])
+    base = place(str(facts["recovery_lsn"]))
     spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of what is stored
     reached = max(number for number, part in enumerate(parts) if not number or part.since < at)
     part, where = parts[reached], f"{shown(at)} in its log"
-    if name := str(target.get("name") or ""):
+    if name:
         found = part.records.at(at, part.end)
         if found is None or found.what != b"RESTORE_POINT" or not found.line.endswith(b" " + os.fsencode(name)):
             told = b"" if found is None else found.line[:200]

@@ -158,10 +158,11 @@ def _set_aside(where: Path, found: Resting | None) -> Path:
             aside.mkdir(mode=0o700)
         sync_directory(aside.parent)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        kept = {errno.EBUSY: "is a file system of its own", errno.EXDEV: "is in a lower layer of a container"}
+        if error.errno not in kept:
             raise outcome(where, error) from error
         raise Unsupported(
-            f"{where}: is a file system of its own, and cannot be given another name while it is written",
+            f"{where}: {kept[error.errno]}, and cannot be given another name while it is written",
             detail="So a server could be started on half of it, if that was cut short. It was not touched.",
             hints=["dbguardctl restore NAME --to DIRECTORY"],
         ) from error

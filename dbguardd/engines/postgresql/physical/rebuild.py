@@ -136,7 +136,7 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         link.symlink_to(target / _SPACES / number)
     (work / "tablespace_map").unlink(missing_ok=True)
     bare = not (work / DIRECTORY).is_dir() and not (work / "postgresql.conf").exists()
-    text = manual(target, facts, options(target) if (work / DIRECTORY).is_dir() else "", bare=bare)
+    text = manual(target, facts, options(work, target), bare=bare)
     (work / MANUAL).write_text(text, encoding="utf-8", errors="backslashreplace")
     if facts.get("resting"):
         return

@@ -40,7 +40,7 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """What the runner needs from outside. `terms` raises NotFound and the like when the policy does not allow it."""
 
     run_worker: RunWorker

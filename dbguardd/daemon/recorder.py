@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from dbguardd.catalog import Audit, Catalog, Run, to_moment
-from dbguardd.daemon.around import Surroundings
-from dbguardd.daemon.diary import Diary
+from dbguardd.daemon.environment import Environment
+from dbguardd.daemon.events import Events
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal, NotFound, Usage, bare
 from dbguardd.requests import QUESTION_VERBS
@@ -25,14 +25,14 @@ _AUDITED = frozenset(
 )
 
 
-class Chronicle:
+class Recorder:
     """The books of one runner. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, audit: Audit, around: Surroundings, diary: Diary) -> None:
+    def __init__(self, catalog: Catalog, audit: Audit, environment: Environment, events: Events) -> None:
         self._catalog = catalog
         self._audit = audit
-        self._around = around
-        self._diary = diary
+        self._environment = environment
+        self._events = events
         self._unkept: dict[str, tuple[JobRow, Callable[[], None]]] = {}  # ends that the catalog does not have yet
         self.trouble: GuardError | None = None  # what kept the last end from being written
 
@@ -89,10 +89,10 @@ class Chronicle:
         try:
             act()
         except GuardError as trouble:
-            self._diary.log("catalog.failed", {"problem": trouble.problem()})
+            self._events.log("catalog.failed", {"problem": trouble.problem()})
             return trouble
         except Exception as bug:  # noqa: BLE001 - nor may a bug
-            self._diary.log("job.crashed", {}, bug)
+            self._events.log("job.crashed", {}, bug)
             return Internal("the end of a job could not be told because of a bug", detail=repr(bug))
         return None
 
@@ -131,11 +131,11 @@ class Chronicle:
         about = {"action": row.verb, "storage": live.terms.storage, "engine": database.get("engine")}
         about |= {"actor": who.user, "actor_uid": who.uid, "step": row.step or None}
         # a check of one database looks at the whole repository, and may condemn backups of others
-        self._diary.tell(event, facts.get("database", row.database), row.id, facts, about)
+        self._events.tell(event, facts.get("database", row.database), row.id, facts, about)
 
     def _witness(self, live: Live, outcome: str, facts: Mapping[str, Any]) -> None:
         self._audit.append(
-            self._around.now(),
+            self._environment.now(),
             live.order.who,
             action=f"job.{live.row.verb}",
             object=live.target,

@@ -31,7 +31,7 @@ class Level:
     lies_in: tuple[tuple[int, int], ...] = ()  # device and inode of the directory, and of those above it
 
 
-class Gauge:
+class Paths:
     """The last measurement of each path. One that takes longer than `seconds` hangs."""
 
     def __init__(self, look: Callable[[str], Level] | None = None, seconds: float = 5.0) -> None:
@@ -59,7 +59,7 @@ class Gauge:
         if future is None or future.done():
             future = self._hanging[path] = _measured(self._look, path)
         try:
-            async with asyncio.timeout(self._seconds):  # see bell.py
+            async with asyncio.timeout(self._seconds):  # see wakeup.py
                 self._levels[path] = await asyncio.shield(future)
         except TimeoutError:
             self._levels[path] = Level(error=f"{path} does not answer since {self._seconds:g} s")
@@ -79,7 +79,7 @@ def _measured(look: Callable[[str], Level], path: str) -> asyncio.Future[Level]:
         with suppress(RuntimeError):  # the loop is closed: nobody asks any more
             loop.call_soon_threadsafe(tell, level)
 
-    threading.Thread(target=measure, name="gauge", daemon=True).start()
+    threading.Thread(target=measure, name="paths", daemon=True).start()
     return future
 
 

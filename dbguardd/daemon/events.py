@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from dbguardd.catalog import Catalog
-from dbguardd.daemon.around import Log
-from dbguardd.daemon.bell import Bell
+from dbguardd.daemon.environment import Log
+from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import GuardError
 from dbguardd.events import LEVELS, level_of
 from dbguardd.sentences import plain
@@ -20,14 +20,14 @@ _NOT_LOGGED = frozenset(("event", "level", "message", "exc_info", "exception", "
 _SERIOUS = LEVELS[2:]
 
 
-class Diary:
+class Events:
     """The events of one daemon. Use it from the thread of the event loop."""
 
     def __init__(self, catalog: Catalog, now: Callable[[], datetime], log: Log) -> None:
         self._catalog = catalog
         self._now = now
         self._log = log
-        self.bell = Bell()
+        self.wakeup = Wakeup()
 
     def tell(self, event: str, database: str | None, job: str | None, facts: Facts, more: Facts | None = None) -> None:
         """Keep an event, with its effect, and log it. `more` is for the log only.
@@ -35,7 +35,7 @@ class Diary:
         Raises Internal on bad facts, NoSpace, Degraded.
         """
         self._catalog.record(self._now(), event, database, job, facts)
-        self.bell.ring()
+        self.wakeup.wake()
         self.log(event, {**(more or {}), **facts, "database": database, "job": job})
 
     def note(self, event: str, database: str | None, facts: Facts) -> None:
@@ -45,7 +45,7 @@ class Diary:
             self._catalog.record(self._now(), event, database, None, facts)
         except GuardError as error:
             self.log("catalog.failed", {"problem": error.problem()})
-        self.bell.ring()
+        self.wakeup.wake()
 
     def log(self, event: str, facts: Facts, bug: BaseException | None = None) -> None:
         """Log an event, a bug with its trace; what is serious comes with the backup that was proven last."""

@@ -1,0 +1,143 @@
+"""Reads the log of a live database raw: places between two commits, and what was committed between two places.
+
+It takes no lock and holds no mark, so what it returns is right only as long as somebody else keeps the log from being
+overwritten (`follow`); what shows that it was overwritten all the same raises LogBroken.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from struct import Struct
+
+from dbguardd.engines.sqlite import locks
+from dbguardd.engines.sqlite.live import Live, Mark
+from dbguardd.errors import LogBroken, SourceChanged
+from dbguardd.flow import Facts
+
+_FRAME = Struct(">II8s8s")  # page number, pages of the database after a commit (else 0), salts, checksum
+_PAUSE_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place between two commits: `frames` of the round of the log named `salts`, the last one with `checksum`."""
+
+    salts: bytes
+    frames: int
+    checksum: bytes
+    file: int  # inode of the main file: a log of the same name may be left beside another one
+
+    def facts(self) -> Facts:
+        """Return it as it is stored."""
+        return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex(), "file": self.file}
+
+    @classmethod
+    def read(cls, facts: Facts) -> Place | None:
+        """Read what facts() returned; None for what another engine has stored under the same name."""
+        try:
+            check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
+            return cls(bytes.fromhex(facts["round"]), int(facts["position"]), check, file)
+        except (KeyError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What lies between two places: the newest image of each page, in ascending order, and up to where.
+
+    `sizes` is what the database has after each commit in it, in pages; there is none in the middle of a transaction.
+    `last` says that it ends where the index did: nothing had been committed behind it.
+    """
+
+    until: Place
+    images: Mapping[int, memoryview] = field(repr=False)
+    sizes: Sequence[int]
+    last: bool
+
+
+class Frames:
+    """The open log and index of one database. They stay the caller's to close."""
+
+    def __init__(self, live: Live, log: int, shm: int, patience_seconds: float, alive: Callable[[], None]) -> None:
+        """Read from `log` and `shm`; `alive` is called while the index is waited for."""
+        self._live, self._log, self._shm = live, log, shm
+        self._patience_seconds, self._alive = patience_seconds, alive
+        self._sides = {"-wal": Mark.of(os.fstat(log)), "-shm": Mark.of(os.fstat(shm))}
+        self._file = live.found.st_ino
+
+    def index(self) -> locks.Index:
+        """Read the index, however long a writer was stopped in the middle of changing it.
+
+        If it was killed there, the first mark of the next child mends that.
+        """
+        deadline = time.monotonic() + self._patience_seconds
+        while (index := locks.read_index(self._shm)) is None:
+            if time.monotonic() >= deadline:
+                raise LogBroken(f"{self._live.path}: the index of its log cannot be read")
+            self._alive()
+            time.sleep(_PAUSE_SECONDS)
+        return index
+
+    def check_files(self) -> None:
+        """Raise SourceChanged if the path leads to another database, or its log to another file."""
+        self._live.check_same()
+        for suffix, mark in self._sides.items():
+            if not mark.same_file(self._live.side(suffix)):
+                raise SourceChanged(f"{self._live.path}: its {suffix} was replaced while in use")
+
+    def ends_with(self, place: Place, page_size: int) -> bool:
+        """Say if the last frame before a place is the very one that was read there."""
+        raw = os.pread(self._log, _FRAME.size, _start(place.frames - 1, page_size))
+        return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (place.salts, place.checksum)
+
+    def up_to(self, place: Place, page_size: int) -> Iterator[tuple[int, int, memoryview] | None]:
+        """Yield page, pages after a commit (else 0) and image of each frame up to a place; None where it began anew."""
+        frame = locks.FRAME_HEADER + page_size
+        for number in range(place.frames):
+            raw = os.pread(self._log, frame, _start(number, page_size))
+            if len(raw) != frame or raw[8:16] != place.salts:
+                yield None
+                return
+            page, commit, _, _ = _FRAME.unpack_from(raw)
+            yield page, commit, memoryview(raw)[_FRAME.size :]
+
+    def stretch(self, since: Place, index: locks.Index, most_bytes: int) -> Stretch:
+        """Read frames up to the last commit that fits into so many bytes; if none does, a part of a transaction.
+
+        Raises LogBroken if they were overwritten meanwhile.
+        """
+        frame = locks.FRAME_HEADER + index.page_size
+        most = max(1, most_bytes // frame)
+        count = min(most, index.frames - since.frames)
+        raw = os.pread(self._log, count * frame, _start(since.frames, index.page_size))
+        heads = list(_heads(index.page_size).iter_unpack(memoryview(raw)[: len(raw) // frame * frame]))
+        ours = next((n for n, (_, _, salts, _) in enumerate(heads) if salts != since.salts), len(heads))
+        taken = next((n + 1 for n in range(ours - 1, -1, -1) if heads[n][1]), ours if ours == most else 0)
+        if not taken or self.index().salts != index.salts:
+            raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
+        _, size, _, checksum = heads[taken - 1]
+        pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
+        until = Place(since.salts, since.frames + taken, checksum, self._file)
+        last = until.frames == index.frames
+        if last and (until.checksum != index.checksum or size != index.pages):
+            raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
+        numbers, view = sorted(page for page in pages if not size or page <= size), memoryview(raw)
+        images = {page: view[pages[page] : pages[page] + index.page_size] for page in numbers}
+        return Stretch(until, images, [head[1] for head in heads[:taken] if head[1]] if size else (), last)
+
+
+def log_bytes(frames: int, page_size: int) -> int:
+    """Return how long a log of so many frames is, in bytes."""
+    return _start(frames, page_size)
+
+
+def _heads(page_size: int) -> Struct:
+    """Return what reads the head of one frame after the other."""
+    return Struct(f"{_FRAME.format}{page_size}x")
+
+
+def _start(frames: int, page_size: int) -> int:
+    return locks.LOG_HEADER + frames * (locks.FRAME_HEADER + page_size)

@@ -201,15 +201,12 @@ class Repository:
             seq=1 if last is None else last.seq + 1,
         )
 
-        def publish(backup: Backup, packs: AbstractSet[str]) -> Backup:
-            return self._publish(backup, domain, packs)
-
         with Saving(
             self._storage,
             domain,
             draft,
             parent=parent,
-            publish=publish,
+            publish=lambda backup, packs: self._publish(backup, domain, packs),
             level=level,
             cancelled=cancelled,
             progress=progress,

@@ -11,6 +11,9 @@ SQLite result code}. On standard input it is asked for:
 ``move``
     As renew, and at once bring into the main file what the mark allows, beside writers. Answers {"renewed": true,
     "seconds": what the second took}. What kept it from that is no error: then it stays in the log.
+``bring``
+    Bring into the main file what the mark that stands allows, beside writers. Answers {"brought": true}, also if
+    something kept it from that. Only to be asked for where that mark is above 0.
 ``turn``
     Let the log begin anew. Answers {"still": true} when it keeps writers out, so that the rest of the log can be read;
     on the line ``go`` checkpoints that too, takes a mark, lets writers in again and answers {"turned": whether all of
@@ -108,9 +111,13 @@ class Keeper:
         """
         self.renew()
         began = time.monotonic()
-        with suppress(sqlite3.Error):  # a full disk is one
-            self.checkpoint()
+        self.bring()
         return time.monotonic() - began
+
+    def bring(self) -> None:
+        """Write into the main file what the mark that stands allows; a full disk is no error."""
+        with suppress(sqlite3.Error):
+            self.checkpoint()
 
     def checkpoint(self) -> bool:
         """Write into the main file what the marks allow; True if that is all of the log.
@@ -162,6 +169,9 @@ def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
             elif line == b"move":
                 seconds = keeper.move()
                 _say(renewed=True, seconds=seconds)
+            elif line == b"bring":
+                keeper.bring()
+                _say(brought=True)
             elif line == b"turn":
                 _say(turned=keeper.turn())
         except sqlite3.Error as error:

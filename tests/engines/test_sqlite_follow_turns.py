@@ -174,3 +174,27 @@ def test_nothing_is_moved_under_a_mark_of_0_either_that_a_turn_has_left(tmp_path
         followed(world, Begun(ship, begin), lines, turn=turn, turn_frames=10)
     assert lines[-1] == "renew"
     assert lines.count("move") == 1
+
+
+def test_a_long_log_is_moved_before_writers_are_kept_out(tmp_path):
+    """No commit comes, so no newer mark either; and what lies there is no matter of milliseconds."""
+    world = World(tmp_path, seed=57)
+    lines, left = [], []
+
+    def turn():
+        with open(f"{world.path}-shm", "rb") as shm:
+            index = locks.read_index(shm.fileno())
+        left.append(index.frames - index.moved)
+
+    with world.open_writer(50):
+        followed(world, Steps(lines, looks=1), lines, turn=turn, turn_frames=10, segment_bytes=8 * 4096)
+    assert lines == ["bring", "turn", "go"]
+    assert left == [0]
+
+
+def test_writers_are_not_kept_out_for_a_long_log_that_somebody_reads(tmp_path):
+    world = World(tmp_path, seed=58)
+    lines = []
+    with reading(world.path), world.open_writer(50):
+        followed(world, Steps(lines, looks=1), lines, turn_frames=10, segment_bytes=8 * 4096)
+    assert "turn" not in lines

@@ -312,9 +312,11 @@ class Follower:
         """Come as near to the end of the log as a writer lets us; say if it is near enough.
 
         While frames are stored and moved, others are committed. So what is read is stored later (`rest`), and each
-        round moves less than the one before, until that is no less any more.
+        round moves less than the one before, until that is no less any more. What was there before is moved first.
         """
         before = math.inf
+        if self._is_much(self._frames.index()) and not locks.mark_0_stands(self._shm):
+            self._asked("bring")
         for _ in range(_ROUNDS):
             since = self._place.frames
             if not self._read_rest(rest):
@@ -334,6 +336,8 @@ class Follower:
         slow = self._move_seconds > self._pace.max_block_seconds / 2
         if slow and self._place.frames < 2 * _MOST * self._pace.turn_frames:
             return False  # a disk so busy would keep writers out for as long; nothing can end an fsync
+        if self._is_much(self._frames.index()):
+            return False  # another reader holds it; should he go now, all of that would be moved while writers wait
         if not self._asked("turn").get("still"):
             return False
         near = self._read_rest(rest)
@@ -365,6 +369,10 @@ class Follower:
         """Say if all of the log was read and is in the main file: a newer mark is 0 then, as far as nothing comes."""
         all_moved = index.salts == self._place.salts and index.moved == index.frames == self._place.frames > 0
         return all_moved and self._free != self._place
+
+    def _is_much(self, index: locks.Index) -> bool:
+        """Say if more of the log than one segment is not in the main file: too much to move while writers wait."""
+        return (index.frames - index.moved) * index.page_size > self._pace.segment_bytes
 
     def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
         """Say if what lies behind here, and what was read and not stored, has room in one segment."""

@@ -12,6 +12,9 @@ SQLite result code}. On standard input it is asked for:
     As renew, and at once bring into the main file what the mark allows, beside writers. Answers {"renewed": true,
     "seconds": what the second took, "frames": what the log had when it began, -1 if it did not}. What kept it from
     that is no error: then it stays in the log.
+``bring``
+    Bring into the main file what the mark that stands allows, beside writers. Answers {"brought": true}, also if
+    something kept it from that. Only to be asked for where that mark is above 0.
 ``turn``
     Let the log begin anew. Answers {"still": true} when it keeps writers out, so that the rest of the log can be read;
     on the line ``go`` checkpoints that too, takes a mark, lets writers in again and answers {"turned": whether all of
@@ -108,10 +111,19 @@ class Keeper:
         Nothing may come in between: the next commit of the application would do it, and whoever waits for that commit.
         """
         self.renew()
-        began, frames = time.monotonic(), -1
-        with suppress(sqlite3.Error):  # a full disk is one
-            frames, _ = self.checkpoint()
+        began = time.monotonic()
+        frames = self.bring()
         return time.monotonic() - began, frames
+
+    def bring(self) -> int:
+        """Write into the main file what the mark that stands allows; return the frames of the log, -1 if it failed.
+
+        What keeps it from that is no error; a full disk is one such thing.
+        """
+        with suppress(sqlite3.Error):
+            frames, _ = self.checkpoint()
+            return frames
+        return -1
 
     def checkpoint(self) -> tuple[int, bool]:
         """Write into the main file what the marks allow; return the frames of the log, and True if that was all of it.
@@ -163,6 +175,9 @@ def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
             elif line == b"move":
                 seconds, frames = keeper.move()
                 _say(renewed=True, seconds=seconds, frames=frames)
+            elif line == b"bring":
+                keeper.bring()
+                _say(brought=True)
             elif line == b"turn":
                 _say(turned=keeper.turn())
         except sqlite3.Error as error:

@@ -27,6 +27,7 @@ from dbguardd.flow import Facts
 PENDING = 0x4000_0000
 _RESERVED = PENDING + 1
 _SHARED, _SHARED_LENGTH = PENDING + 2, 510
+_MARK_0 = 123  # of -shm: held shared by readers that need nothing of the log
 _DEAD_MAN = 128  # of -shm: every connection in WAL mode holds it shared as long as it lives
 _FLOCK = "hhqqi0q"  # struct flock of 64-bit Linux
 _PAUSE_SECONDS = 0.005
@@ -138,6 +139,11 @@ def writer_present(live: Live) -> bool:
 def wal_in_use(shm: int) -> bool:
     """Return True if any connection has the WAL index (the open `-shm`) in use."""
     return _holder(shm, _DEAD_MAN, 1) is not None
+
+
+def mark_0_stands(shm: int) -> bool:
+    """Return True if any reader of the open `-shm` stands at mark 0, beside which the log can begin anew."""
+    return _holder(shm, _MARK_0, 1) is not None
 
 
 def wal_in_use_at(path: str) -> bool:

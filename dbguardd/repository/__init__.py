@@ -312,6 +312,10 @@ class Repository:
         """Return the backups that have not expired, newest first; with `expired`, also those that have."""
         return [backup for backup, _ in self._ledger.newest(database, expired=expired)]
 
+    def newest(self, database: str) -> Iterator[Backup]:
+        """Yield the backups of a database that have not expired, newest first; each is read when it is wanted."""
+        return (backup for backup, _ in self._ledger.newest(database))
+
     def backup(self, id: str) -> Backup:
         """Return the backup whose id starts with `id`. Raises NotFound, Usage if several do, Damaged."""
         return self._ledger.find(id)[0]

@@ -181,7 +181,6 @@ class Snapshots(Protocol):
         """Write a consistent backup of the live database into `sink`; return what restore() must know.
 
         The fact `snapshot_at` (RFC 3339, with its zone) is the moment that the backup is of.
-
         The database stays usable meanwhile. Afterwards the same snapshot is still at hand for fingerprint(), until
         release(); unless nobody will ask, because a restore of this backup shall not be `compared`. Whatever happens,
         close() leaves nothing behind.
@@ -189,7 +188,6 @@ class Snapshots(Protocol):
 
     def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content.
-
         `stored` is the backup that came of it, for an engine that wrote the live database itself: it may have changed.
         """
 
@@ -226,8 +224,8 @@ class Log(Protocol):
     def follow(self, ship: Ship, resume: Facts | None) -> None:
         """Ship every commit from now on, or from the place `resume` on if the log still has all since; never returns.
 
-        The live database stays usable: writers wait for max_block at most. Raises LogBroken when commits were missed,
-        Unsupported for a database without a log, and what `ship` raises.
+        Writers wait for max_block at most. Raises LogBroken when commits were missed, Unsupported for a database
+        without a log, and what `ship` raises.
         """
 
     def unfollow(self, *, if_short: bool = False) -> None:
@@ -265,7 +263,7 @@ class Past(Protocol[Asked]):
     def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
 
-        Facts: rows, more (why there are more rows than that: "rows", "bytes", or None).
+        Facts: rows, more (why there are more than that: "rows", "bytes", or None).
         """
 
     def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
@@ -377,8 +375,7 @@ class Over(Protocol):
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
         """Make it what `tree` has, durable; return where it is, for Snapshots.examine and put().
 
-        Raises TargetInUse, also if it was used since keep(), and NoSpace before anything is changed. All other errors
-        have the fact REPLACED if something was.
+        Raises TargetInUse, also if used since keep(), and NoSpace before a change; else REPLACED tells if there was one.
         """
 
     def put(self, live: Path) -> str:

@@ -252,7 +252,6 @@ _STATES: Mapping[str, type[GuardError]] = {
     "XX002": SourceDamaged,
 }
 
-
 _BY = "  -- as a superuser; ROLE is the user of the url"
 READ_ALL = f"GRANT pg_read_all_data TO ROLE;{_BY}"
 """What lets a role read all tables; `check` names the role, and what else it lacks."""

@@ -12,7 +12,7 @@ from dbguardd.errors import GuardError
 from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.history import check_moved, check_same, going_on, tip, tip_at
+from dbguardd.jobs.history import check_moved, check_same, elsewhere, going_on, tip, tip_at
 from dbguardd.plain import to_json
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
@@ -53,7 +53,7 @@ def take(
             str(database["engine"]),
             str(database["settings"].get("method", "pages")),
             began,
-            full=full,
+            full=full and (successor or elsewhere(run) is None),  # what has another path has to be compared
             note=note,
             level=int(database["compress_level"]),
             cancelled=run.cancelled,
@@ -133,7 +133,7 @@ def _spared(run: Run) -> str:
     if (every := run.database["fingerprint_every_seconds"]) is None:
         return ""
     now = run.now()
-    for backup in run.repository.backups(run.name):
+    for backup in run.repository.newest(run.name):
         if now - timedelta(seconds=every) < backup.created_at <= now:
             with suppress(GuardError):  # one that cannot be read is none
                 if run.repository.fingerprint(backup.id) is not None:

@@ -92,7 +92,8 @@ def scan(run: Run, request: Scan) -> Result:
         facts = {"reasons": list(given_up.reasons), "at": instant(given_up.at), "grace_until_at": instant(until)}
         run.report("backup.expired", id=given_up.backup, **facts)
     for name, log in run.repository.logs().items():
-        tell_log(run, name, log.chains())  # also if there is none: it may have been lost
+        mine = [backup for backup in backups if backup.database == name]
+        tell_log(run, name, log.chains(), mine)  # also if there is no log: it may have been lost
     recipients = [label for kind, label, _ in run.repository.recipients() if kind == AgeRecipient.kind]
     if recipients:
         run.report("recovery.known", recipients=recipients, key=run.spec["key"]["name"])

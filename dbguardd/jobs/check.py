@@ -79,9 +79,9 @@ def _same(run: Run, said: Said) -> Iterator[Finding]:
 
 def _moved(run: Run) -> Iterator[Finding]:
     """Say that a file has another path than that of the newest backup: the next one is refused if it is another one."""
-    path, was = run.database["settings"].get("path"), elsewhere(run)
-    if was:
-        said = f"the policy says {path}; when the newest backup was made it was {was}. The next backup compares the two"
+    if before := elsewhere(run):
+        said = f"the policy says {run.database['settings']['path']}; when the newest backup was made it was "
+        said += f"{before.said.path}. The next backup compares the two"
         yield Finding("the file", "inconclusive", said)
 
 

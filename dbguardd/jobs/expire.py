@@ -59,18 +59,20 @@ def expire(run: Run, request: Expire) -> Result:
 
 def _forget(run: Run, chains: Sequence[Chain], pieces: Sequence[Piece]) -> None:
     """Delete the beginning of the log, and tell what is gone, also if the storage does not let go of all of it."""
+    if not pieces:
+        return
     log, gone = run.repository.log(run.name), list[Piece]()
+    backups = run.repository.backups(run.name, expired=True)  # read before: the storage may fail in the middle
     try:
         for piece in pieces:
             gone.append(piece)  # it may be gone although that failed
             if log is not None:
                 log.forget([piece])
     finally:
-        if gone:
-            size = {"objects": len(gone), "bytes": sum(piece.size for piece in gone)}
-            run.report("log.forgotten", database=run.name, **size, until_at=instant(gone[-1].until))
-            left = ((chain.id, tuple(piece for piece in chain.pieces if piece not in gone)) for chain in chains)
-            tell_log(run, run.name, [Chain(id, pieces) for id, pieces in left if pieces])
+        size = {"objects": len(gone), "bytes": sum(piece.size for piece in gone)}
+        run.report("log.forgotten", database=run.name, **size, until_at=instant(gone[-1].until))
+        left = ((chain.id, tuple(piece for piece in chain.pieces if piece not in gone)) for chain in chains)
+        tell_log(run, run.name, [Chain(id, pieces) for id, pieces in left if pieces], backups)
 
 
 def grains(run: Run) -> list[Grain]:
@@ -83,13 +85,13 @@ def _thin(run: Run) -> None:
     log = run.repository.log(run.name)
     if log is None or not grains(run):
         return
-    now = run.repository.storage_time(run.now())
+    now, backups = run.repository.storage_time(run.now()), run.repository.backups(run.name, expired=True)
     try:
         for made in make_coarser(log, grains(run), now, lambda number: run.progress("log", number, None)):
             facts = {"chain": made.chain, "grain_seconds": made.grain, "until_at": instant(made.until)}
             sizes = {"freed_bytes": made.freed_bytes, "bytes": made.stored_bytes}
             run.report("log.thinned", database=run.name, outcome="ok", **facts, **sizes)
-            tell_log(run, run.name, log.chains())
+            tell_log(run, run.name, log.chains(), backups)
     except (Damaged, ObjectMissing) as error:
         run.report("log.thinned", database=run.name, outcome="failed", problem=error.message, code=error.code)
 

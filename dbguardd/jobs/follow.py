@@ -148,7 +148,7 @@ class Shipping:
 
 def _succeeded(run: Run, chain: Chain) -> bool:
     """Say if somebody has said since that another cluster is the successor: no log goes on to that."""
-    said = (backup.said for backup in run.repository.backups(run.name))
+    said = (backup.said for backup in run.repository.newest(run.name))
     named = any(
         one.successor and one.system and one.goes_on is not None and one.goes_on.chain == chain.id for one in said
     )

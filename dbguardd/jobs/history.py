@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
 from dbguardd.facts import GoesOn, Place, Said
 from dbguardd.jobs.base import Run, stored
-from dbguardd.repository import Backup, Hold, Saving
+from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
 from dbguardd.rules.chains import Stored, end_of
 from dbguardd.rules.moment import leads
@@ -23,9 +22,11 @@ def check_same(run: Run, said: Said) -> None:
     would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
     a new initdb.
     """
-    known = (backup.said for backup in run.repository.backups(run.name))
+    if not said.system:
+        return  # a file is none: see check_moved()
+    known = (backup.said for backup in run.repository.newest(run.name))
     before = next((known for known in known if known.system), Said())
-    if said.system and before.system and said.system != before.system:
+    if before.system and said.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
@@ -58,8 +59,8 @@ def check_moved(run: Run, saving: Saving) -> None:
     What was moved, or restored to a new place, has most of its pages as they were. What was written anew on the way
     (VACUUM INTO) has not, and neither has another database with the same tables: only a person knows which it is.
     """
-    before = _placed(run)
-    if before is None or not elsewhere(run) or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
+    before = elsewhere(run)
+    if before is None or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
         return
     raise SourceReplaced(
         f"{run.name}: may be another database than the one whose backups there are",
@@ -71,21 +72,19 @@ def check_moved(run: Run, saving: Saving) -> None:
     )
 
 
-def elsewhere(run: Run) -> str:
-    """Return the path of the file when the newest backup was made, if the policy has another one now; else nothing."""
-    before, path = _placed(run), run.database["settings"].get("path")
-    return before.said.path if path and before is not None and before.said.path != path else ""
+def elsewhere(run: Run) -> Backup | None:
+    """Return the newest backup of a file, if the policy has another path of it now than when that was made."""
+    if (path := run.database["settings"].get("path")) is None:
+        return None
+    before = next((made for made in run.repository.newest(run.name) if not _put_aside(run, made)), None)
+    return before if before and before.said.path not in ("", path) else None
 
 
-def _placed(run: Run) -> Backup | None:
-    """Return the newest backup of what is the database: not of what a restore was to replace, and did not."""
-    holds = run.repository.holds()
-    return next((made for made in run.repository.backups(run.name) if not _put_aside(made, holds)), None)
-
-
-def _put_aside(backup: Backup, holds: Mapping[str, Sequence[Hold]]) -> bool:
+def _put_aside(run: Run, backup: Backup) -> bool:
     """Say if a backup is of what a restore was to replace, and did not."""
-    return backup.note == SAFETY_NOTE and all(hold.reason != UNDO_REASON for hold in holds.get(backup.id, ()))
+    if backup.note != SAFETY_NOTE:
+        return False
+    return all(hold.reason != UNDO_REASON for hold in run.repository.holds().get(backup.id, ()))
 
 
 def _left_behind(run: Run) -> SourceReplaced:
@@ -127,7 +126,7 @@ def put_over(run: Run, chain: str | None = None) -> bool:
     is held for the undo. Who was refused, and has changed nothing, has let go of it.
     """
     holds = run.repository.holds()
-    for backup in run.repository.backups(run.name):
+    for backup in run.repository.newest(run.name):
         said = backup.said
         if said.resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
             if chain is None or (said.goes_on is not None and said.goes_on.chain == chain):

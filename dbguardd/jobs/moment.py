@@ -124,9 +124,12 @@ def base_of(backup: Backup) -> Base:
     return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)
 
 
-def tell_log(run: Run, name: str, chains: Iterable[Chain]) -> None:
-    """Tell the catalog what is stored of the log of a database, in place of all that it knew of that."""
-    bases = [base_of(backup) for backup in run.repository.backups(name, expired=True)]  # one may be recalled
+def tell_log(run: Run, name: str, chains: Iterable[Chain], backups: Iterable[Backup]) -> None:
+    """Tell the catalog what is stored of the log of a database, in place of all that it knew of that.
+
+    `backups` are all of it, also those that have expired: one may be recalled.
+    """
+    bases = [base_of(backup) for backup in backups]
     told = [_told(chain.id, logged(chain, bases)) for chain in chains]
     run.report("log.known", database=name, chains=told)
 

@@ -43,7 +43,7 @@ def check_way_in(run: Run, backup: Backup) -> None:
     """Raise Unsupported for a backup that cannot be restored in place, also where the cluster is no longer here."""
     if served(run) and backup.method != "pages":
         raise _no_way_in(run)
-    newest = next(iter(run.repository.backups(run.name)), backup)
+    newest = next(run.repository.newest(run.name), backup)
     if served(run) and newest.said.read_by == SENT:
         raise _not_here(run)
 
@@ -133,6 +133,7 @@ def _sides(target: Path) -> list[Path]:
 
 def left_beside(run: Run, target: Path) -> list[str]:
     """Say what a file that was deleted has left beside it, and what a restore in place does with that."""
+    target = Path(os.path.realpath(target))  # beside what a link leads to
     found = [] if served(run) or _exists(target) else [path.name for path in _sides(target) if _exists(path)]
     aside = f"{target.name}{ASIDE}"
     return [f"of the file that is gone {', '.join(found)} is left: kept under the name {aside}*"] if found else []

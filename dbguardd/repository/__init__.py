@@ -201,15 +201,12 @@ class Repository:
             seq=1 if last is None else last.seq + 1,
         )
 
-        def publish(backup: Backup, packs: AbstractSet[str]) -> Backup:
-            return self._publish(backup, domain, packs)
-
         with Saving(
             self._storage,
             domain,
             draft,
             parent=parent,
-            publish=publish,
+            publish=lambda backup, packs: self._publish(backup, domain, packs),
             level=level,
             cancelled=cancelled,
             progress=progress,
@@ -311,6 +308,10 @@ class Repository:
     def backups(self, database: str | None = None, *, expired: bool = False) -> list[Backup]:
         """Return the backups that have not expired, newest first; with `expired`, also those that have."""
         return [backup for backup, _ in self._ledger.newest(database, expired=expired)]
+
+    def newest(self, database: str) -> Iterator[Backup]:
+        """Yield the backups of a database that have not expired, newest first; each is read when it is wanted."""
+        return (backup for backup, _ in self._ledger.newest(database))
 
     def backup(self, id: str) -> Backup:
         """Return the backup whose id starts with `id`. Raises NotFound, Usage if several do, Damaged."""

@@ -222,10 +222,10 @@ class Log:
         match segment.body:
             case Images(page_size, size, numbers, pages, sum):
                 head |= {"page_size": page_size, "size": size, "count": len(numbers), "sum": sum}
-                plain = _numbers(numbers) + pages
+                body = _compressed(_numbers(numbers), pages)
             case plain:
                 head |= {"form": BYTES, "page_size": 0, "size": len(plain), "count": 0}
-        body = zstandard.ZstdCompressor(level=LEVEL).compress(plain)
+                body = _compressed(plain)
         until = max(segment.at, chain.until)  # a clock that went back does not undo what was reached
         piece = self._put(chain.id, (number, number), until, _join(head, body))
         return self._fold(Chain(chain.id, (*chain.pieces[-_KEPT:], piece)))
@@ -311,6 +311,12 @@ def _are(links: Sequence[Link], first: int, last: int) -> bool:
     """Say if segments are those with these numbers, each once."""
     ends = [first - 1, *(link.number for link in links)]
     return ends[-1] == last and all(link.first == end + 1 for link, end in zip(links, ends, strict=False))
+
+
+def _compressed(*parts: bytes | bytearray) -> bytes:
+    """Return one zstd frame of all parts, without another copy of them."""
+    work = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=sum(map(len, parts)))
+    return b"".join((*map(work.compress, parts), work.flush()))
 
 
 def _numbers(numbers: Sequence[int]) -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -71,6 +72,7 @@ class Kept:
         self._db.execute("INSERT INTO ledger VALUES (-2, 'prepared')")
         self._db.execute(f"PREPARE TRANSACTION '{FORGED}'")
         self.after_forged = now()
+        self.forged = self._stored()
         self._db.execute(f"ROLLBACK PREPARED '{FORGED}'")
         self._commit(10)
         self.before_space = now()
@@ -117,6 +119,10 @@ def kept(live, tmp_path_factory):
 def place():
     with own_place() as made:
         yield made
+
+
+def moment_of(restored):
+    return datetime.fromisoformat(re.search(r"as it was at (\S+)\.\n", (restored / "RESTORE.txt").read_text())[1])
 
 
 def at(when):
@@ -172,8 +178,7 @@ def test_the_newest_has_all_and_what_was_prepared(live, kept, place):
     found = as_owner(proven, live, moment(kept.first, *kept.plain), place / "restored")
     assert failed(found) == {} or set(failed(found)) <= {"page checksums", "the server was kept to its directory"}
     assert found.fingerprint is None
-    text = (place / "restored" / "RESTORE.txt").read_text()
-    assert kept.book[299][2].isoformat()[:16] in text
+    assert kept.book[299][2] <= moment_of(place / "restored") <= kept.book[300][1], "its last end was prepared"
     count, prepared = asked(
         live, place / "restored", "SELECT count(*) FROM ledger", "SELECT gid FROM pg_prepared_xacts"
     )
@@ -275,6 +280,11 @@ def test_the_name_of_a_prepared_transaction_is_no_record_whatever_it_looks_like(
     as_owner(restored, live, moment(kept.first, *kept.whole, at(getattr(kept, when))), place / "restored")
     (count,) = asked(live, place / "restored", "SELECT count(*) FROM ledger")
     assert count == "320"
+
+
+def test_the_name_of_a_prepared_transaction_is_not_when_that_was(live, kept, place):
+    as_owner(restored, live, moment(kept.first, *kept.forged), place / "restored")
+    assert kept.before_forged <= moment_of(place / "restored") <= kept.after_forged
 
 
 def test_a_moment_of_which_nothing_had_committed_since_is_the_backup(live, kept, place):

@@ -290,6 +290,18 @@ def test_what_a_deleted_database_has_left_is_set_aside_and_not_applied(live, sta
     assert directory(live.parent).keys() & {"app.db", "app.db-wal"} == {"app.db-wal"}
 
 
+def test_a_deleted_database_comes_back_where_the_link_of_its_path_leads(live, staging, tmp_path):
+    ledger(tmp_path / "source.db", accounts=70)
+    (live.parent / "data").mkdir()
+    live.symlink_to("data/real.db")
+    (live.parent / "data/real.db-wal").write_bytes(b"left")
+    engine = make(live, staging)
+    engine.check_unused()
+    engine.replace(tmp_path / "source.db", no_progress)
+    assert live.is_symlink() and shell(live.resolve(), "SELECT count(*) FROM a;") == "70\n"
+    assert directory(live.parent / "data").keys() == {"real.db", "real.db.before-restore-wal"}
+
+
 @pytest.mark.parametrize("sides", [True, False])
 def test_who_goes_on_in_a_deleted_database_is_named_first(live, staging, tmp_path, sides):
     ledger(live)

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from dbguardd.catalog import Catalog, coverage
 from dbguardd.daemon.inforce import dated
-from dbguardd.errors import GuardError
+from dbguardd.errors import GuardError, Unreachable
 from dbguardd.flow import Images, Segment
 from dbguardd.jobs.base import instant
+from dbguardd.keys import MachineKey
+from dbguardd.repository import Repository
 from dbguardd.rules.coverage import Stretch
 from dbguardd.rules.coverage import coverage as covered
+from dbguardd.storage import Recording
 from tests.jobs.world import World
 
 HOUR = 3600.0
@@ -141,3 +144,46 @@ def test_a_log_is_covered_from_the_backup_on_that_its_beginning_was_forgotten_up
     assert instant(begins) < instant(first.until)
     assert world.says() == world.scanned() == [Stretch(begins, world.says()[0].until)]
     world.catalog.close()
+
+
+class Lost(Recording):
+    """A storage that goes away once something of a log was deleted."""
+
+    def delete(self, name: str) -> None:
+        super().delete(name)
+        self._check()
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        self._check()
+        return super().get(name, start, length)
+
+    def _check(self) -> None:
+        if any(call.verb == "delete" and "log" in call.name for call in self.calls):
+            raise Unreachable("gone")
+
+
+def test_what_was_forgotten_is_not_covered_although_the_storage_went_away_then(tmp_path: Path) -> None:
+    world = Living(tmp_path)
+    for _ in range(3):
+        world.base()
+        world.follow(40)
+        world.later(hours=20)
+    before, there = world.says(), world.repository
+    world.repository = Repository.open(Lost(world.storage), [MachineKey.from_file(tmp_path / "key")])
+    with pytest.raises(Unreachable, match="gone"):
+        world.do("expire", database="app")
+    world.repository = there
+    assert world.says() == world.scanned() != before
+    world.catalog.close()
+
+
+def test_a_scan_reads_the_books_no_more_often_the_more_databases_there_are(tmp_path: Path) -> None:
+    world, often = World(tmp_path), []
+    for number in range(8):
+        world.spec["database"]["name"] = f"app{number}"
+        world.do("backup", database=f"app{number}")
+        storage = Recording(world.storage)
+        world.repository = Repository.open(storage, [MachineKey.from_file(tmp_path / "key")])
+        world.do("scan")
+        often.append(sum(call.verb == "get" and call.name.startswith("records/backup/") for call in storage.calls))
+    assert often[-1] / 8 <= often[0]

@@ -5,6 +5,9 @@ import pytest
 from dbguardd.engines.base import Fingerprint, TablePrint
 from dbguardd.errors import SourceReplaced, TargetInUse
 from dbguardd.jobs.verify import emptied
+from dbguardd.keys import MachineKey
+from dbguardd.repository import Repository
+from dbguardd.storage import Recording
 from tests.jobs.world import World
 
 
@@ -70,6 +73,28 @@ def test_a_file_at_another_path_goes_on_with_the_backups_only_if_it_is_mostly_wh
     assert str(moved) in caught.value.detail and world.ids() == [second, first]
     world.do("backup", database="app", successor=True)
     world.backup(orders=pages(2))  # at the same path it is what the application has made of it
+
+
+def test_a_file_that_was_moved_is_compared_also_when_a_full_backup_is_due(world):
+    """The policy asks for one each night until there is one: each would be refused."""
+    world.engine.paged = True
+    rows = [[page * 7919] * 600 for page in range(40)]
+    world.backup(orders=rows)
+    moved = world.path.with_name("moved.json")
+    world.path.rename(moved)
+    world.engine.path, world.spec["database"]["settings"]["path"] = moved, str(moved)
+    for kind in ("incremental", "full"):
+        world.later(minutes=1)
+        assert world.do("backup", database="app", full=True)["backup"]["kind"] == kind
+
+
+def test_a_backup_of_a_file_reads_no_more_of_the_books_the_more_there_are(world):
+    for _ in range(20):
+        world.backup()
+    storage = Recording(world.storage)
+    world.repository = Repository.open(storage, [MachineKey.from_file(world.place / "key")])
+    world.backup(users=[9])
+    assert sum(call.verb == "get" and call.name.startswith("records/backup/") for call in storage.calls) < 10
 
 
 def test_what_a_restore_has_replaced_says_where_the_database_is_and_what_it_did_not_replace_says_nothing(world):

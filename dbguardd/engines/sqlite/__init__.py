@@ -237,7 +237,7 @@ class Sqlite:
         try:
             real = resolve(self._path)
         except SourceMissing:
-            real = self._path  # who has the deleted file open uses it still
+            real = os.path.realpath(self._path)  # who has the deleted file open uses it still
         refuse_others(real)
 
     def replace(self, source: Path, progress: Progress) -> None:

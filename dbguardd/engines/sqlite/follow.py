@@ -274,12 +274,15 @@ class Follower:
         if "error" in answer:  # left alone, the log of the application would grow and nobody would know
             raise refusal(self._live.path, str(answer["error"]), int(answer.get("code", 0)))
         self._move_seconds = float(answer.get("seconds", self._move_seconds))
-        self._marked()
+        self._marked(int(answer.get("frames", -1)))
 
-    def _marked(self) -> None:
-        """Note that there is a newer mark: it stands here or before, or at 0 if the log began anew since."""
+    def _marked(self, frames: int = -1) -> None:
+        """Note that a newer mark stands behind so many frames at most; -1: at the end of the log, as it is now.
+
+        Or at 0, if the log has begun anew since; it cannot have if frames were moved under that mark.
+        """
         index = self._frames.index()
-        self._most = index.salts, index.frames
+        self._most = index.salts, index.frames if frames < 0 else frames
 
     def _is_due(self) -> bool:
         """Say if it is time to let the log begin anew: when it is long, but not at each look."""

@@ -10,7 +10,8 @@ SQLite result code}. On standard input it is asked for:
     Take a newer mark, then give the old one up. Answers {"renewed": true}, or an error, and then the old one stays.
 ``move``
     As renew, and at once bring into the main file what the mark allows, beside writers. Answers {"renewed": true,
-    "seconds": what the second took}. What kept it from that is no error: then it stays in the log.
+    "seconds": what the second took, "frames": what the log had when it began, -1 if it did not}. What kept it from
+    that is no error: then it stays in the log.
 ``bring``
     Bring into the main file what the mark that stands allows, beside writers. Answers {"brought": true}, also if
     something kept it from that. Only to be asked for where that mark is above 0.
@@ -104,23 +105,28 @@ class Keeper:
         self._mark.execute("ROLLBACK")
         self._mark, self._spare = self._spare, self._mark
 
-    def move(self) -> float:
-        """Take a newer mark and write into the main file what it allows; return how long that took, in seconds.
+    def move(self) -> tuple[float, int]:
+        """Take a newer mark and write into the main file what it allows; return the seconds, and the frames there were.
 
         Nothing may come in between: the next commit of the application would do it, and whoever waits for that commit.
         """
         self.renew()
         began = time.monotonic()
-        self.bring()
-        return time.monotonic() - began
+        frames = self.bring()
+        return time.monotonic() - began, frames
 
-    def bring(self) -> None:
-        """Write into the main file what the mark that stands allows; a full disk is no error."""
+    def bring(self) -> int:
+        """Write into the main file what the mark that stands allows; return the frames of the log, -1 if it failed.
+
+        What keeps it from that is no error; a full disk is one such thing.
+        """
         with suppress(sqlite3.Error):
-            self.checkpoint()
+            frames, _ = self.checkpoint()
+            return frames
+        return -1
 
-    def checkpoint(self) -> bool:
-        """Write into the main file what the marks allow; True if that is all of the log.
+    def checkpoint(self) -> tuple[int, bool]:
+        """Write into the main file what the marks allow; return the frames of the log, and True if that was all of it.
 
         Waits for a checkpoint of the application to end, but no longer than writers may be kept out.
         """
@@ -128,7 +134,7 @@ class Keeper:
         while True:
             busy, frames, done = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if not busy or time.monotonic() >= deadline:
-                return bool(frames == done and not busy)
+                return frames, bool(frames == done and not busy)
             time.sleep(_PAUSE_SECONDS)
 
     def turn(self) -> bool:
@@ -142,7 +148,7 @@ class Keeper:
             if self._asked.line(self._block_seconds / 2) != b"go":  # the other half is for the checkpoint
                 return False
             self.renew()
-            done = self.checkpoint()
+            _, done = self.checkpoint()
             if done:
                 self.renew()  # a mark of 0: from now on no checkpoint writes, so it begins anew with frames only once
             return done
@@ -167,8 +173,8 @@ def main(uri: str, timeout_seconds: float, block_seconds: float) -> int:
                 keeper.renew()
                 _say(renewed=True)
             elif line == b"move":
-                seconds = keeper.move()
-                _say(renewed=True, seconds=seconds)
+                seconds, frames = keeper.move()
+                _say(renewed=True, seconds=seconds, frames=frames)
             elif line == b"bring":
                 keeper.bring()
                 _say(brought=True)

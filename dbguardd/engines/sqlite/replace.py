@@ -40,13 +40,14 @@ def replace(path: str, source: Path, progress: Progress) -> None:
 
     A live database that SQLite can open is written through SQLite (`pour`). One that it cannot open any more is set
     aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename. So are the
-    side files that are left of one that was deleted without them.
+    side files that are left of one that was deleted without them. A link stays: what it leads to is the database.
     """
     try:
         real = resolve(path)
     except SourceMissing:
-        _refuse_users_of_lost(path)
-        _swap(Path(path), source, progress)
+        lost = os.path.realpath(path)
+        _refuse_users_of_lost(lost)
+        _swap(Path(lost), source, progress)
         return
     refuse_users(real)
     # SQLite is kept away from a file without a header: closing it would delete the log, which may be evidence.

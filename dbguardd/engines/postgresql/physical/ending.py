@@ -105,7 +105,7 @@ def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
     if found is None:  # nothing has ended since: the moment is that of the backup
         return 0, {"snapshots": {}}
     _check_spaces(space, found.at)
-    at = by or found.time
+    at = by or parts[reached].records.ended_at(found, parts[reached].end)
     return reached, _told(found, facts["snapshot_at"] if at is None else at.isoformat())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -23,6 +23,7 @@ _LINE = re.compile(
     rb"desc: (\w+)"
 )
 _TIME = re.compile(rb"(\d{4,}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC")
+_PREPARED_AT = re.compile(rb": " + _TIME.pattern)
 _PREPARED = re.compile(rb"desc: COMMIT_PREPARED (\d+)")
 _MOST = 4096  # bytes of a line; that of a commit names each of its subtransactions, of which there may be millions
 UNREAL = 8
@@ -53,7 +54,7 @@ class Record:
     def time(self) -> datetime | None:
         """When a transaction ended; None of one that was prepared: its name comes before that."""
         found = _TIME.search(self.line) if self.what != b"PREPARE" else None
-        return None if found is None else datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC)
+        return None if found is None else _time(found[1])
 
     @property
     def committed(self) -> int | None:
@@ -78,17 +79,31 @@ class Records:
 
         Raises at its end if it could not read all; if `partly` is meant, it just ends.
         """
+        for line in self._lines(start, end, kinds, most, partly=partly):
+            if match := _LINE.match(line):
+                kind, size, xid, at, what = match.groups()
+                yield Record(kind, what, int(xid), place(at.decode()), int(size), line)
+
+    def _lines(self, start: int, end: int, kinds: Sequence[str], most: int, *, partly: bool) -> Iterator[bytes]:
         words = [f"--start={shown(start)}", f"--end={shown(end)}", *(f"--rmgr={kind}" for kind in kinds)]
         self._alive()
         if self._reach is not None:
             self._reach(start, end)
         with tool([*self._words, *words, *([f"--limit={most}"] if most else [])]) as child:
-            for line in _lines(child, self._alive):
-                if match := _LINE.match(line):
-                    kind, size, xid, at, what = match.groups()
-                    yield Record(kind, what, int(xid), place(at.decode()), int(size), line)
+            yield from _lines(child, self._alive)
             if child.wait(self._alive) != 0 and not partly:
                 raise self._failed(child.last_words()[-500:])
+
+    def ended_at(self, told: Record, end: int) -> datetime | None:
+        """Return when a transaction ended or was prepared, by a record that is real.
+
+        Of what is said of one that was prepared the name comes first, with line feeds perhaps: the last time is meant.
+        """
+        if told.what != b"PREPARE":
+            return told.time
+        *_, last = (b"", *self._lines(told.at, end, (), 1, partly=True))
+        found = _PREPARED_AT.findall(last)
+        return _time(found[-1]) if found else None
 
     def at(self, where: int, end: int) -> Record | None:
         """Return the record at a place; None if none begins there."""
@@ -103,6 +118,10 @@ class Records:
         """Return the last record between two places; None if none is found, as from a file on of which none is used."""
         told = deque(self.between(start, end, partly=True), maxlen=UNREAL)
         return next((record for record in reversed(told) if self.real(record, end)), None)
+
+
+def _time(told: bytes) -> datetime:
+    return datetime.fromisoformat(told.decode()).replace(tzinfo=UTC)
 
 
 def _lines(child: Tool, alive: Alive) -> Iterator[bytes]:

@@ -118,6 +118,27 @@ def test_what_checkpoints_write_is_nothing_to_look_at(rests: Path) -> None:
         until(lambda: watch.glance(2) or watch._due < due, "what no checkpoint has written")
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_written_behind_a_comparison_that_goes_on_is_looked_at_again(rests: Path, first: bool) -> None:
+    with open_live(str(rests)) as live:
+        watch = Watch(live, "", 86_400.0, 1)  # a page at each step
+        watch.begin(PAGE, 3)
+        watch.glance(0)
+        if not first:
+            while not watch._known:
+                watch.step()
+                watch.looked("")
+            watch._due = 0.0
+        watch.step()
+        os.utime(rests, ns=(0, 1))
+        until(lambda: watch.glance(0) or watch._mark == live.mark(), "that it was seen to be written")
+        while watch._next:
+            watch.step()
+        watch.looked("")  # ends it
+        watch.step()
+        assert watch._moving is not None
+
+
 @pytest.mark.parametrize("changed", [True, False])
 def test_what_was_changed_while_nobody_followed_is_found(tmp_path: Path, changed: bool) -> None:
     world = World(tmp_path, seed=4)

@@ -42,7 +42,7 @@ class Watch:
         self._page_size, self._pages, self._low, self._total = 0, 0, 0, 0
         self._end = 0  # pages that the main file had before what is taken next: what lies there may be of long ago
         self._next = 1  # the page to be looked at next; 0: none
-        self._known, self._due = False, 0.0
+        self._known, self._due = False, time.monotonic() + seconds
         self._round = set[int]()  # pages that frames of this round of the log name
         self._written = set[int]()  # of a transaction of which a part was shipped
         self._moving: set[int] | None = None  # while compared: pages that went through the log meanwhile
@@ -135,7 +135,7 @@ class Watch:
             return ""
         if not self._known:
             self._total = added(0, sum(self._hashes))  # also of pages that an open transaction is just getting
-            self._known, self._due = True, time.monotonic() + self._seconds
+            self._known = True
             if expected and self.sum and expected != self.sum:
                 return "it is not what it was when its log was followed last, and its log says nothing of that"
         elif self._moving is not None:
@@ -150,6 +150,7 @@ class Watch:
         """Look at some further pages of the main file, as long as there are some to be looked at."""
         if self._known and self._moving is None and time.monotonic() >= self._due:
             self._next, self._moving, self._suspects = 1, set(self._round), []
+            self._due = time.monotonic() + self._seconds  # sooner if glance() finds something while this goes on
         if not self._next:
             return
         room = max(1, self._scan_bytes // (4 if self._known else 1) // self._page_size)
@@ -176,7 +177,7 @@ class Watch:
                 if found != self._get(number):
                     wrong.append(number)
                     self._set(number, found)
-        self._moving, self._due = None, time.monotonic() + self._seconds
+        self._moving = None
         if not wrong:
             return ""
         named = ", ".join(map(str, wrong[:_NAMED])) + ("…" if len(wrong) > _NAMED else "")

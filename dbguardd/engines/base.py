@@ -188,6 +188,7 @@ class Snapshots(Protocol):
 
     def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
         """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content.
+
         `stored` is the backup that came of it, for an engine that wrote the live database itself: it may have changed.
         """
 
@@ -245,8 +246,7 @@ class Bounds:
 class Answer(Protocol):
     """Where the answer to a question goes: bytes, in a form that the question has."""
 
-    def write(self, data: bytes, /) -> None:
-        """Take the next bytes."""
+    def write(self, data: bytes, /) -> None: ...
 
     def beat(self) -> None:
         """Show life, some times a second. Raises Cancelled when the question is to end."""
@@ -375,7 +375,7 @@ class Over(Protocol):
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
         """Make it what `tree` has, durable; return where it is, for Snapshots.examine and put().
 
-        Raises TargetInUse, also if used since keep(), and NoSpace before a change; else REPLACED tells if there was one.
+        Raises TargetInUse, also if used since keep(), and NoSpace before a change; else REPLACED tells of one.
         """
 
     def put(self, live: Path) -> str:

@@ -68,8 +68,15 @@ def state(live):
     return found
 
 
-def keep(live, facts):
-    sink = MemorySink()
+class Known(MemorySink):
+    """A repository in which the backup before bears the stamp of every file."""
+
+    def reuse(self, name, stamp):
+        return True
+
+
+def keep(live, facts, sink_of=MemorySink):
+    sink = sink_of()
     made = opened(live).over.keep(live.data, facts, sink, no_progress)
     return sink.streams, made
 
@@ -132,6 +139,17 @@ def test_a_file_that_is_as_it_was_keeps_its_times_so_a_backup_need_not_read_it_a
     before = times()
     as_owner(overwritten, live, *safe)
     assert len(before) > 900 and times() == before
+    live.start()
+
+
+def test_what_is_there_is_read_also_where_nobody_has_written_since(live, kept):
+    """What a disk lets rot bears the times of before: an overwriting that trusts this copy would leave it."""
+    live.stop(signal.SIGINT)
+    large = [path for path in live.data.rglob("base/*/*") if path.stat().st_size >= 1 << 20]
+    assert large
+    until(lambda: time.time() > max(path.stat().st_ctime for path in large) + 5, "file times that can be believed")
+    read, made = as_owner(keep, live, kept[1], Known)
+    assert {str(path.relative_to(live.data)) for path in large} <= read.keys() and made["reused_files"] == 0
     live.start()
 
 

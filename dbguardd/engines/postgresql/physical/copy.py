@@ -34,11 +34,16 @@ Tell = Callable[[int], None]
 
 
 class Copy:
-    """One copy of a data directory under way. `begun` is when backup mode was asked for, before its checkpoint."""
+    """One copy of a data directory under way. `begun` is when backup mode was asked for, before its checkpoint.
 
-    def __init__(self, directory: DataDirectory, cluster: Cluster, sink: Sink, begun: float, tell: Tell) -> None:
+    With `every` each byte is read, also of files that nobody has written since the backup before.
+    """
+
+    def __init__(
+        self, directory: DataDirectory, cluster: Cluster, sink: Sink, begun: float, tell: Tell, *, every: bool = False
+    ) -> None:
         self.directory, self._cluster, self._sink, self._tell = directory, cluster, sink, tell
-        self._begun, self._sure = begun, int((begun - _SURE_SECONDS) * _SECOND)
+        self._begun, self._sure, self._every = begun, int((begun - _SURE_SECONDS) * _SECOND), every
         self._paged: set[str] = set()
         self.done = 0
         self.reused = 0
@@ -65,7 +70,7 @@ class Copy:
 
     def _relation(self, member: Member, file: int) -> None:
         stamp, size = self._stamp(file), os.fstat(file).st_size
-        if stamp and self._sink.reuse(member.path, stamp):
+        if stamp and not self._every and self._sink.reuse(member.path, stamp):
             self.reused += 1
         else:
             self._sink.adopt(member.path, file, self._cluster.page, stamp=stamp, changing=True)

@@ -137,7 +137,10 @@ def held(resting: Resting, live: Path, service: str) -> Iterator[None]:
 
 
 def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Facts:
-    """Back up all of it as it lies there; `facts` are those of a backup of the same cluster."""
+    """Back up all of it as it lies there; `facts` are those of a backup of the same cluster.
+
+    All of it is read: what a disk has let rot bears the times of before, and may be why it is restored over.
+    """
     log = Log(resting.system, resting.timeline, int(facts["segment_bytes"]))
     names = {oid: str(told[0]) for oid, told in (facts.get("tablespaces") or {}).items()}
     spaces = {oid: (names.get(oid, oid).encode(), place) for oid, place in resting.spaces.items()}
@@ -160,7 +163,7 @@ def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Fact
             tablespaces=spaces,
             configuration={},
         )
-        copy = Copy(directory, cluster, sink, now(), lambda done: progress("copy", done, None))
+        copy = Copy(directory, cluster, sink, now(), lambda done: progress("copy", done, None), every=True)
         copy.relations()
         directory.check_walked()  # an undo without a tablespace, on a disk that is not there, would be a mixture
         copy.files()

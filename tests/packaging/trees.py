@@ -67,8 +67,8 @@ def tree(suite: str, packages: Sequence[str]) -> Path:
     with made(cache() / f"{suite}-{digest}") as draft:
         if draft is not None:
             sources = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main" for mirror in _mirrors()]
-            done = subprocess.run(
-                ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", *options,
+            done = subprocess.run(  # in a namespace of its own: what it has mounted goes with it, also if it is killed
+                ["unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", *options,
                  suite, draft, *sources],
                 check=False, capture_output=True, text=True, errors="replace",
             )  # fmt: skip

@@ -68,8 +68,8 @@ def tree(suite: str, packages: Sequence[str]) -> Path:
         if draft is not None:
             sources = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main" for mirror in _mirrors()]
             done = subprocess.run(  # in a namespace of its own: what it has mounted goes with it, also if it is killed
-                ["unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", *options,
-                 suite, draft, *sources],
+                ["unshare", "--mount", "mmdebstrap", "--mode=root", "--variant=minbase",
+                 f"--include={','.join(packages)}", *options, suite, draft, *sources],
                 check=False, capture_output=True, text=True, errors="replace",
             )  # fmt: skip
             if done.returncode:

@@ -28,6 +28,7 @@ USER = "dbguard"
 """The superuser of a throw-away server that initdb makes here."""
 
 _LOOK_SECONDS = 0.05
+_ENDS_SECONDS = 5.0
 _LOG = "server.log"
 _LOG_BYTES = 2000
 _SETTINGS: Mapping[str, str] = {
@@ -136,7 +137,7 @@ def throwaway(
         _await(data, told / _LOG, process, tools, alive)
         yield Server(tools, data, told, place, user)
     except ServerUnreachable as error:
-        if process is None or process.poll() is None:
+        if process is None or not _has_ended(process):
             raise
         said = _tail(told / _LOG) or error.detail
         meaning = trouble(said) or Degraded
@@ -209,6 +210,13 @@ def _await(data: Path, log: Path, process: subprocess.Popen[bytes], tools: Tools
             raise kind(f"{data}: a throw-away server of PostgreSQL {tools.version} did not start", detail=said)
         alive()
         time.sleep(_LOOK_SECONDS)
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Say if a server that cannot be reached has ended: its socket may be gone a moment before the process is."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_ENDS_SECONDS)
+    return process.returncode is not None
 
 
 def _quoted(value: str) -> str:

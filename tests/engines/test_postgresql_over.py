@@ -5,10 +5,11 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from engine_memory import MemorySink, no_progress
-from postgres_pages_world import failed, proven, shop, tree
+from postgres_pages_world import FACTS, failed, proven, shop, tree
 from postgres_world import alive_processes, as_owner, identity, owner, until
 
 from dbguardd.engines.base import REPLACED
@@ -345,8 +346,8 @@ def test_what_is_typed_to_take_the_place_of_the_original_goes_wholly_or_not_at_a
     for place in (original, before, target):
         (place / "pg_tblspc").mkdir(parents=True)
     (original / "pg_tblspc" / "1").symlink_to("/srv/fast")
-    told = {"major": 15, "server_version": "15.1", "snapshot_at": "then", "timeline": 1, "directory": str(original)}
-    text = manual(target, {**told, "tablespaces": {"1": ["fast", "/srv/fast"]}}, "").partition("take the place")[2]
+    facts = replace(FACTS, directory=str(original), service="", tablespaces={"1": ("fast", "/srv/fast")})
+    text = manual(target, facts, "").partition("take the place")[2]
     typed = "\n".join(line for line in text.splitlines()[1:] if not line.startswith("#"))
 
     def paste():

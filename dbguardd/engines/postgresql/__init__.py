@@ -33,6 +33,7 @@ from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
 from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
+from dbguardd.engines.postgresql.physical.rebuild import Restored
 from dbguardd.engines.postgresql.place import write_files
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.roles import meant, servers
@@ -103,10 +104,10 @@ class Postgresql:
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
 
-    def restored_over(self, target: Path, facts: Facts) -> None:
+    def restored_over(self, target: Path, restored: Restored) -> None:
         """Take it that a cluster was restored to `target` by its pages: examine() is asked about that."""
         self._restored = self._pages
-        self._pages.restored[target] = facts
+        self._pages.restored[target] = restored
 
     def check_unused(self) -> None:
         raise _no_way_in()

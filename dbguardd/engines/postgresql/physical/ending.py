@@ -15,16 +15,16 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
 from dbguardd.engines.postgresql.physical.history import stretches
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, place, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, shown
 from dbguardd.errors import Damaged, Unsupported
-from dbguardd.facts import Target
-from dbguardd.flow import LOG, Facts, Tree
+from dbguardd.flow import LOG, Tree
 
 _HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, and of the first of a file
 _POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48(.{8})"
@@ -82,12 +82,12 @@ class Part:
         return None
 
 
-def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
-    """Return in which part the moment is, what a recovery has to be told, and what the text beside it says.
+def ending(facts: ClusterFacts, moment: Moment, parts: Sequence[Part]) -> tuple[int, ClusterFacts]:
+    """Return in which part the moment is, and the facts of the backup with the end of a recovery to the moment.
 
-    `facts` are those of the backup and of the moment. Raises Damaged, Unsupported.
+    Raises Damaged, Unsupported.
     """
-    target, base = Target.read(facts["moment"]["target"]), place(str(facts["recovery_lsn"]))
+    target, base = moment.target, facts.recovery_lsn
     if target.position is not None:
         return _place(target.position, target.name, facts, parts)
     by = datetime.fromisoformat(target.at) if target.at else None
@@ -98,20 +98,26 @@ def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
         reached, found = (number, end) if end is not None else (reached, found)
         if past:
             break
-    if later := target.backup:
-        names = ("recovery_lsn", "recovery_record_bytes", "snapshots", "snapshot_at")
-        _check_spaces(space, place(str(later["recovery_lsn"])))
-        return len(parts) - 1, {name: later[name] for name in names if name in later}
+    if target.backup:
+        later = ClusterFacts.read(target.backup)
+        _check_spaces(space, later.recovery_lsn)
+        return len(parts) - 1, replace(
+            facts,
+            recovery_lsn=later.recovery_lsn,
+            recovery_record_bytes=later.recovery_record_bytes,
+            snapshots=later.snapshots,
+            snapshot_at=later.snapshot_at,
+        )
     if found is None:  # nothing has ended since: the moment is that of the backup
-        return 0, {"snapshots": {}}
+        return 0, replace(facts, snapshots={})
     _check_spaces(space, found.at)
     at = by or parts[reached].records.ended_at(found, parts[reached].end)
-    return reached, _told(found, facts["snapshot_at"] if at is None else at.isoformat())
+    return reached, _behind(found, facts, facts.snapshot_at if at is None else at.isoformat())
 
 
-def _place(at: int, name: str, facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
+def _place(at: int, name: str, facts: ClusterFacts, parts: Sequence[Part]) -> tuple[int, ClusterFacts]:
     """Return what ending() does, of a place: behind the last record before, or at a restore point."""
-    base = place(str(facts["recovery_lsn"]))
+    base = facts.recovery_lsn
     spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of what is stored
     reached = max(number for number, part in enumerate(parts) if not number or part.since < at)
     part, where = parts[reached], f"{shown(at)} in its log"
@@ -122,20 +128,15 @@ def _place(at: int, name: str, facts: Facts, parts: Sequence[Part]) -> tuple[int
             raise wrong(f"at {shown(at)} in its log is no restore point {name!r}", told.decode(errors="replace"))
         where = f"the restore point {name!r}"
     else:
-        found = part.last_before(at, int(facts["segment_bytes"]))
+        found = part.last_before(at, facts.segment_bytes)
     if found is None or found.at < base:
-        return 0, {"snapshots": {}}
+        return 0, replace(facts, snapshots={})
     _check_spaces(next((space for space in spaces if space is not None), None), found.at)
-    return reached, _told(found, where)
+    return reached, _behind(found, facts, where)
 
 
-def _told(end: Record, when: str) -> Facts:
-    return {
-        "recovery_lsn": shown(end.at),
-        "recovery_record_bytes": end.size,
-        "snapshots": {},
-        "snapshot_at": when,
-    }
+def _behind(end: Record, facts: ClusterFacts, when: str) -> ClusterFacts:
+    return replace(facts, recovery_lsn=end.at, recovery_record_bytes=end.size, snapshots={}, snapshot_at=when)
 
 
 def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
@@ -144,11 +145,14 @@ def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime
     The record is looked for as the server writes it; whether it is one is known when the log is read (_place). What was
     stored of a timeline behind the place where it was left, has none.
     """
-    moment, segment, found, done = tree.facts["moment"], int(tree.facts["segment_bytes"]), None, 0
+    facts, found, done = ClusterFacts.read(tree.facts), None, 0
+    moment, segment = facts.moment, facts.segment_bytes
+    if moment is None:
+        return None
     pattern = re.compile(_POINT + re.escape(os.fsencode(name) + b"\0"), re.DOTALL)
-    parts = stretches(moment["since"], moment["until"])
+    parts = stretches(moment.since, moment.until)
     total = sum(part.stored - part.since for part in parts)
-    with tree.read(moment["stream"]) as source:
+    with tree.read(moment.stream) as source:
         for part in parts:
             at, tail = part.since, b""
             while at < part.stored and (data := source.read(min(PAGE - at % PAGE, part.stored - at))):

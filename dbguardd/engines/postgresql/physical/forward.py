@@ -13,39 +13,38 @@ import os
 import shutil
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.ending import Part, ending, wrong
-from dbguardd.engines.postgresql.physical.history import Stretch, across, stretches, timeline_in
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
+from dbguardd.engines.postgresql.physical.history import Place, Stretch, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, Log, place, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, Log, shown
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.flow import Facts, Tree
+from dbguardd.facts import Place as LogPlace
+from dbguardd.flow import Tree
 
 _PIECE = 1 << 20
 _PAGE_TIMELINE = struct.Struct("=4xI")
 """How a page of the log begins: with the timeline on which it was begun."""
 
 
-def roll_forward(tree: Tree, work: Path, tell: Tell, alive: Alive) -> Facts:
+def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, tell: Tell) -> ClusterFacts:
     """Put the log of a moment behind that of its backup, in `work`; return the facts for a recovery to the moment.
 
     Raises Damaged (with the fact LOG) if it is not the log that goes on from the backup, or cannot be read; Unsupported
     if a recovery along it would change this host.
     """
-    facts = tree.facts
-    moment = facts["moment"]
-    tools = find_tools("pg_waldump", int(facts["major"]), need="the moment is looked up in the log by it")
-    log = Log(int(facts["system"]), int(facts["timeline"]), int(facts["segment_bytes"]))
-    known = place(str(facts["start_lsn"])), place(str(facts["stop_lsn"]))
-    before, path = _path(facts["log_place"], moment["since"], moment["until"])
-    with tree.read(moment["stream"]) as source, Files(work / WAL, log, path[0].since, known) as files:
+    tools = find_tools("pg_waldump", facts.major, need="the moment is looked up in the log by it")
+    log, known = facts.log(), (facts.start_lsn, facts.stop_lsn)
+    before, path = _path(facts.log_place, moment.since, moment.until)
+    with tree.read(moment.stream) as source, Files(work / WAL, log, path[0].since, known) as files:
         _skip(source, sum(part.stored - part.since for part in before), tell)
         for number, part in enumerate(path):
             if number:
@@ -57,25 +56,27 @@ def roll_forward(tree: Tree, work: Path, tell: Tell, alive: Alive) -> Facts:
     for part in path:
         new = part.since if parts else known[0]
         start = max(known[0], new // log.segment * log.segment)
-        records = Records(tools, str(work / WAL), part.timeline, alive, partial(wrong, "its log cannot be read"))
+        records = Records(
+            tools, str(work / WAL), part.timeline, partial(tell, 0), partial(wrong, "its log cannot be read")
+        )
         parts.append(Part(records, start, new, part.until))
-    reached, target = ending(facts, parts)
-    if "recovery_lsn" in target:  # else it is that of the backup, and so is what is told of the record there
-        facts = {name: value for name, value in facts.items() if name != "recovery_record_bytes"}
+    reached, ended = ending(facts, moment, parts)
     for part in path[reached + 1 :]:  # the history of the restored cluster does not go there
         for name in (work / WAL).glob(f"{part.timeline:08X}*"):
             name.unlink()
-    return {**facts, **target, "timeline": path[reached].timeline}
+    return replace(ended, timeline=path[reached].timeline)
 
 
-def _path(base: Facts, since: Facts, until: Facts) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
+def _path(base: LogPlace | None, since: Place, until: Place) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
     """Return the parts of a log before that which a backup is of, and those that lead from the backup to the moment."""
-    parts, timeline = stretches(since, until), timeline_in(str(base["round"]))
+    if base is None or base.end is None:
+        raise wrong("it does not say where a log goes on from it")
+    parts, timeline = stretches(since, until), timeline_in(base.round)
     number = next((n for n, part in enumerate(parts) if part.timeline == timeline), -1)
-    same = across(since["round"]) == across(until["round"]) == across(base["round"])
-    if not same or number < 0 or not parts[number].since <= base["end"]:
+    same = across(since.round) == across(until.round) == across(base.round)
+    if not same or number < 0 or not parts[number].since <= base.end:
         raise wrong(f"its log does not go on from there: {since} to {until}, and the backup is of {base}")
-    if number + 1 < len(parts) and parts[number].until < base["position"]:
+    if number + 1 < len(parts) and parts[number].until < base.position:
         raise wrong(f"its log left timeline {timeline} at {shown(parts[number].until)}, before the place of the backup")
     return parts[:number], parts[number:]
 

@@ -343,3 +343,28 @@ def test_a_server_that_was_a_standby_meanwhile_is_followed_on_along_its_new_time
         as_owner(restored, live, tree, place / "restored")
         question = "SELECT count(*) FROM ledger"
         assert asked(live, place / "restored", question) == [live.sql(question)]
+
+
+def test_no_log_goes_on_over_what_was_written_at_wal_level_minimal(follower, live):
+    """The server has all of it, and no recovery goes past that. No server starts so while it has a slot."""
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    follower.kill()
+    live.sql(f"SELECT pg_drop_replication_slot('{SLOT}')" * until(lambda: not slots(live, "AND active"), "its end"))
+    for level, senders in (("minimal", 0), ("replica", 4)):
+        live.sql(f"ALTER SYSTEM SET wal_level = {level}")
+        live.sql(f"ALTER SYSTEM SET max_wal_senders = {senders}")
+        live.stop(signal.SIGINT)
+        live.start()
+        live.sql(f"CREATE TABLE at_{level} AS SELECT generate_series(1, 9) AS n")
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    first, (_, place, continued, because) = follower.events("begin")
+    assert not continued and "wal_level = minimal" in because and place["round"] == first[1]["round"]
+    follower.kill()
+    live.sql(f"SELECT pg_drop_replication_slot('{SLOT}')" * until(lambda: not slots(live, "AND active"), "its end"))
+    follower.start()
+    follower.catches_up()
+    assert follower.events("begin")[-1][2]  # what lies behind it is all there

@@ -257,6 +257,13 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
         with pytest.raises(error) as refused:
             as_owner(overwritten, live, streams, {**facts, **wrong})
         assert REPLACED not in refused.value.facts
+    (space,) = (live.place / "far").iterdir()
+    space.rename(live.place / "helped")  # nothing is written, nor emptied, where a person's link leads
+    space.symlink_to(live.place / "helped")
+    with pytest.raises(SourceInvalid, match=f"{space.name}: is a link"):
+        as_owner(keep, live, facts)
+    space.unlink()
+    (live.place / "helped").rename(space)
     (live.data / "PG_VERSION").rename(live.place / "PG_VERSION")
     with pytest.raises(SourceInvalid, match="whose cluster"):
         as_owner(overwritten, live, streams, facts)

@@ -14,19 +14,19 @@ import re
 import struct
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import BinaryIO
 
 from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
 from dbguardd.engines.postgresql.physical.history import stretches
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, looked_for, shown
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Tree
 
-_HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, and of the first of a file
 _POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48(.{8})"
 """How the record of a restore point begins: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
 _POINT_BYTES = 97
@@ -152,19 +152,20 @@ def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime
     pattern = re.compile(_POINT + re.escape(os.fsencode(name) + b"\0"), re.DOTALL)
     parts = stretches(moment.since, moment.until)
     total = sum(part.stored - part.since for part in parts)
+
+    def pieces(source: BinaryIO, left: int) -> Iterator[bytes]:
+        nonlocal done
+        while left and (data := source.read(min(PAGE, left))):
+            left, done = left - len(data), done + len(data)
+            yield data
+            progress("search", done, total)
+
     with tree.read(moment.stream) as source:
         for part in parts:
-            at, tail = part.since, b""
-            while at < part.stored and (data := source.read(min(PAGE - at % PAGE, part.stored - at))):
-                head = max(0, (_HEAD if (at - at % PAGE) % segment else _FIRST_HEAD) - at % PAGE)
-                for match in pattern.finditer(tail + data[head:]):
-                    begun = match.start() - len(tail)
-                    place_of = at + head + begun if begun >= 0 else at + begun
-                    when = _instant(match[1])
-                    found = (place_of, when) if place_of < part.until and when is not None else found
-                tail = (tail + data[head:])[-_POINT_BYTES:]
-                at, done = at + len(data), done + len(data)
-                progress("search", done, total)
+            log = pieces(source, part.stored - part.since)
+            for at, match in looked_for(pattern, _POINT_BYTES, part.since, log, segment):
+                when = _instant(match[1])
+                found = (at, when) if at < part.until and when is not None else found
     return found
 
 

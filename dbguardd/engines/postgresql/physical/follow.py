@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,10 +24,12 @@ from typing import NoReturn
 
 from psycopg import errors
 
+from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
+from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
 from dbguardd.engines.postgresql.physical.others import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
 from dbguardd.engines.postgresql.physical.segments import place as place_in
@@ -127,6 +130,8 @@ class PagesLog:
     def _go_on(self, server: Server, ship: Ship, since: Place, at: datetime) -> str:
         """Go on from a place, along one timeline after the other, for ever; else say why that cannot be."""
         begun = False
+        if server.was_lowered(since, lambda: ship.reached(None)):
+            return LOWERED
         while True:
             with streaming(server.address, self._about) as stream:
                 follower = Follower(stream, server, ship, self._pace)
@@ -203,6 +208,22 @@ class Server:
             return turns_of(self.directory.read(f"{WAL}/{log.history}").decode(errors="replace"))
         with replicating(self.address, self.about) as connection:
             return turns_of(history(connection, log.timeline).decode(errors="replace"))
+
+    def was_lowered(self, since: Place, alive: Alive) -> bool:
+        """Say if it was at wal_level = minimal behind a place that its slot does not hold yet."""
+        held, segment = self.slot.since(), self.cluster.log.segment
+        if held is not None and held <= since.position:
+            return False
+        return was_lowered(self.address, self.about, segment, self._behind(since), alive)
+
+    def _behind(self, since: Place) -> Iterator[tuple[int, int, int]]:
+        """Yield the stretches of its log behind a place: on which timeline, from where, to where."""
+        at = since.position
+        for timeline, left in (*self._turns(), (self.cluster.log.timeline, self.ends()[1])):
+            at = min(at, left)
+            if timeline >= since.timeline and at < left:
+                yield timeline, at, left
+                at = left
 
     def turned_at(self, timeline: int) -> str:
         """Return when a timeline was begun: when its history was written."""

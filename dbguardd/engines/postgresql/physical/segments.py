@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory, denied
@@ -15,6 +15,7 @@ PAGE = 8192
 _HEAD = struct.Struct("=HHIQI4xQII")
 """Magic, flags, timeline, place, length of the rest of a record; system identifier, bytes of a file, of a page."""
 _FIRST_PAGE = 2
+_BEFORE_RECORDS, _BEFORE_RECORDS_FIRST = 24, 40  # bytes of a page, and of the first of a file
 _FILE = re.compile("[0-9A-F]{24}")
 _PLACE = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _TURN = re.compile(r"^[ \t]*(\d{1,10})[ \t]+([0-9A-F]{1,8}/[0-9A-F]{1,8})", re.MULTILINE)
@@ -79,6 +80,27 @@ def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> i
             return file
     os.close(file)
     raise LogBroken(f"{name}: is not the part of the log that its name says", detail=f"head {head.hex()}")
+
+
+def looked_for(
+    pattern: re.Pattern[bytes], most: int, at: int, pieces: Iterable[bytes | memoryview], segment: int
+) -> Iterator[tuple[int, re.Match[bytes]]]:
+    """Yield where a log has what looks like a record, of `most` bytes at most.
+
+    Its `pieces` follow each other from the place `at`. A record goes on behind the head of the next page.
+    """
+    tail = b""
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            data, rest = bytes(rest[: PAGE - at % PAGE]), rest[PAGE - at % PAGE :]
+            before = _BEFORE_RECORDS if (at - at % PAGE) % segment else _BEFORE_RECORDS_FIRST
+            head = max(0, before - at % PAGE)
+            for match in pattern.finditer(tail + data[head:]):
+                begun = match.start() - len(tail)
+                yield (at + head + begun if begun >= 0 else at + begun), match
+            tail = (tail + data[head:])[-most:]
+            at += len(data)
 
 
 def recycled(path: str, file: int) -> bool:

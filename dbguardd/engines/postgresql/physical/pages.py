@@ -41,7 +41,7 @@ from dbguardd.engines.postgresql.physical.rebuild import Restored, rebuild
 from dbguardd.engines.postgresql.physical.received import Source
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
-from dbguardd.engines.postgresql.physical.segments import place as place_in
+from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.way import way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
 from dbguardd.engines.postgresql.tools import find_tools
@@ -340,7 +340,7 @@ def known(keeper: Connection, cluster: Cluster) -> Facts:
     if cluster.standby:
         return told
     (at,) = row(keeper, (bytes,), _FLUSHED)
-    return {**told, "log_place": {"round": round_of(cluster), "position": place_in(text(at))}}
+    return {**told, "log_place": {"round": round_of(cluster), "position": parse_lsn(text(at))}}
 
 
 def _placed(cluster: Cluster, facts: ClusterFacts, records: Records, log: tuple[int, int]) -> ClusterFacts:

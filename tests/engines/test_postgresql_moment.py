@@ -15,9 +15,9 @@ from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
 from dbguardd.engines.base import Untold
-from dbguardd.engines.postgresql.physical.ending import find_point
-from dbguardd.engines.postgresql.physical.forward import Files
 from dbguardd.engines.postgresql.physical.records import Records
+from dbguardd.engines.postgresql.physical.recovery_target import find_point
+from dbguardd.engines.postgresql.physical.roll_forward import Files
 from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment

@@ -31,8 +31,8 @@ from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.copy import Copy
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relation
-from dbguardd.engines.postgresql.physical.place import Snapshot, between
 from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot, between
 from dbguardd.errors import SourceChanged, SourceDamaged
 from dbguardd.repository.tree import Tree
 from tests.repository.data_path import DOMAIN, Drawer, saving

@@ -11,8 +11,8 @@ from postgres_pair_world import demote, lose, pair, promote, replayed, take_over
 from postgres_world import as_owner
 
 from dbguardd.engines.postgresql.connect import address_of
-from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.history import timeline_in
+from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.segments import parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.engines.postgresql.roles import each

@@ -30,7 +30,7 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespa
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
-from dbguardd.engines.postgresql.physical.others import Others, watching
+from dbguardd.engines.postgresql.physical.other_servers import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming

@@ -27,7 +27,6 @@ from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.queries import ask_all
 from dbguardd.engines.postgresql.physical.rebuild import (
     AUTO,
@@ -38,6 +37,7 @@ from dbguardd.engines.postgresql.physical.rebuild import (
     without_recovery,
 )
 from dbguardd.engines.postgresql.physical.segments import format_lsn, turns_of
+from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked

@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
-from dbguardd.engines.postgresql.physical.ending import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
 from dbguardd.engines.postgresql.physical.history import Place, Stretch, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
+from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.segments import PAGE, Log, format_lsn
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools

@@ -69,6 +69,12 @@ class Fingerprint:
     schema_digest: str
     tables: Mapping[str, TablePrint]
 
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Fingerprint:
+        """Return what to_json() made of one."""
+        tables = {name: TablePrint(**table) for name, table in stored.get("tables", {}).items()}
+        return cls(stored.get("schema_digest", ""), tables)
+
     @property
     def rows(self) -> int:
         """All rows together."""
@@ -110,8 +116,8 @@ def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
 
 
 @dataclass(frozen=True, slots=True)
-class Untold:
-    """The content of a snapshot, where it cannot be told exactly: why. Its backup will not be proven, and is one."""
+class NoFingerprint:
+    """Why the content of a snapshot cannot be told exactly. Its backup is as good as others, but cannot be proven."""
 
     why: str
 
@@ -186,7 +192,7 @@ class Snapshots(Protocol):
         close() leaves nothing behind.
         """
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content.
 
         `stored` is the backup that came of it, for an engine that wrote the live database itself: it may have changed.

@@ -93,7 +93,7 @@ def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractConte
 
 
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
-    """Return the backup with that id; or the newest moment to rely on that is not younger than `at`.
+    """Return the backup with that id; or the newest moment to rely on, at or before `at` (RFC 3339).
 
     Raises what choose() raises. A moment that is earlier than the one asked for is said to be.
     """

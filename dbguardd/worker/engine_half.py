@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Fingerprint, Query, Revived, Untold
+from dbguardd.engines.base import Engine, Fingerprint, NoFingerprint, Query, Revived
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
@@ -29,7 +29,7 @@ _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # findings and facts are beside it
 
-Content = TypeVar("Content", Fingerprint | None, Fingerprint | Untold)
+Content = TypeVar("Content", Fingerprint | None, Fingerprint | NoFingerprint)
 
 
 class SeamSink:

@@ -14,7 +14,7 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_world import alive_processes, as_owner, cluster, owner, until
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Query, Untold
+from dbguardd.engines.base import NoFingerprint, Query
 from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part
@@ -487,7 +487,7 @@ def test_a_dump_that_could_not_be_read_once_more_is_a_backup_without_a_fingerpri
         return taking.fingerprint()
 
     untold = as_owner(take)
-    assert isinstance(untold, Untold) and "connection" in untold.why
+    assert isinstance(untold, NoFingerprint) and "connection" in untold.why
 
 
 def test_no_name_of_a_table_becomes_a_command_of_the_text_that_is_pasted():

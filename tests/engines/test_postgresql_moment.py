@@ -14,7 +14,7 @@ from postgres_follow_world import Follower, asked, base, followable, moment, pro
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
-from dbguardd.engines.base import Untold
+from dbguardd.engines.base import NoFingerprint
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.roll_forward import Files
@@ -339,7 +339,7 @@ def test_no_name_of_a_prepared_transaction_moves_the_place_of_a_backup(live):
 
     taken = as_owner(lambda: backed_up(live, forge)[2])
     live.sql(f"ROLLBACK PREPARED '{live.sql('SELECT gid FROM pg_prepared_xacts')}'")
-    assert isinstance(taken, Untold) and "no place in the log" in taken.why
+    assert isinstance(taken, NoFingerprint) and "no place in the log" in taken.why
 
 
 class Telling:

@@ -26,7 +26,7 @@ from postgres_pages_world import (
 )
 from postgres_world import as_owner, identity, owner, until
 
-from dbguardd.engines.base import Fingerprint, Query, Untold
+from dbguardd.engines.base import Fingerprint, NoFingerprint, Query
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.copy import Copy
@@ -279,7 +279,7 @@ def test_a_definition_that_changes_while_the_content_is_read_leaves_the_backup_w
         round_trip, live, place / "restored", (), None, lambda: live.sql("TRUNCATE doomed", "shop")
     )
     live.sql("DROP TABLE doomed", "shop")
-    assert isinstance(taken, Untold) and "doomed" in taken.why
+    assert isinstance(taken, NoFingerprint) and "doomed" in taken.why
     assert failed(found) == {} and found.fingerprint is not None
 
 
@@ -313,7 +313,7 @@ def test_a_lock_is_not_waited_for_for_ever_and_nobody_is_in_a_database_that_was_
             engine.release()
 
     told, others = as_owner(read)
-    assert isinstance(told, Untold) and "gone" in told.why
+    assert isinstance(told, NoFingerprint) and "gone" in told.why
     assert others == ["shop"]  # the last one: template1 was read first, and whoever was read is left alone
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbguardd.engines.base import REPLACED, Examination, Finding, Untold
+from dbguardd.engines.base import REPLACED, Examination, Finding, NoFingerprint
 from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse, Unsupported
 from tests.jobs.world import ToyOver, World
 
@@ -194,7 +194,7 @@ def test_a_safety_copy_that_cannot_be_read_back_is_told_and_keeps_nobody_from_th
     world.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
     world.over = over = PagedOver(world)
     world.engine.dump = lambda sink, progress, *, compared=True: over.keep(world.path, {}, sink, progress)
-    world.engine.fingerprint = lambda progress, stored: Untold("a toy of pages")
+    world.engine.fingerprint = lambda progress, stored: NoFingerprint("a toy of pages")
     wanted = world.backup(users=[7])
     world.write(users=[8])
     safety = world.do("restore", database="app", backup=wanted, in_place=True, confirm="app")["safety_copy"]

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query, Snapshots, Untold
+from dbguardd.engines.base import Engine, Examination, Fingerprint, NoFingerprint, Probe, Progress, Query, Snapshots
 from dbguardd.engines.postgresql.connect import (
     address_of,
     connected,
@@ -88,7 +88,7 @@ class Postgresql:
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         return self._way.dump(sink, progress, compared=compared)
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         return self._way.fingerprint(progress, stored)
 
     def release(self) -> None:
@@ -169,7 +169,7 @@ class PostgresqlDumps:
         self._taken = taking
         return {**_facts(contents), **taking.facts(), "left_out": closed[:_NAMED]}
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         progress("fingerprint", 0, None)
         if self._taken is None:
             raise SourceMissing("no snapshot is at hand", detail="dump() makes it, release() ends it")
@@ -239,12 +239,12 @@ class _Taking:
             "snapshot_spread_seconds": round((max(self._moments) - min(self._moments)).total_seconds(), 6),
         }
 
-    def fingerprint(self) -> Fingerprint | Untold:
+    def fingerprint(self) -> Fingerprint | NoFingerprint:
         """Return what all of it is, or what kept it from being read. Raises SourceDamaged."""
         if isinstance(self._unread, SourceDamaged):
             raise self._unread
         if self._unread is not None:
-            return Untold(f"{self._unread.message}. {self._unread.detail}")
+            return NoFingerprint(f"{self._unread.message}. {self._unread.detail}")
         return self._content.fingerprint()
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query, Untold
+from dbguardd.engines.base import Engine, Examination, Fingerprint, NoFingerprint, Past, Probe, Progress, Query
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
@@ -189,7 +189,7 @@ class Sqlite:
             "log_place": taken.place,
         }
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         if self._state is not None and not self._snapshot.exists():
             self._stage(self._state, stored, progress)
         if not self._snapshot.exists():
@@ -197,7 +197,7 @@ class Sqlite:
         try:
             return read_fingerprint(self._snapshot, progress, "fingerprint")
         except Unread as unread:
-            return Untold(str(unread))
+            return NoFingerprint(str(unread))
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 

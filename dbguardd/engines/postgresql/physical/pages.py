@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
+from dbguardd.engines.base import Examination, Fingerprint, NoFingerprint, Probe, Progress, Query
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
@@ -281,16 +281,16 @@ class Pages:
             "reused_files": copy.reused,
         }
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         if self._held is None:
-            return Untold(self._untold or "no snapshot is held")
+            return NoFingerprint(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
                 return fingerprint(self._in_turn(*self._held), lambda: progress("fingerprint", 0, None))
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
-            return Untold(f"{error.message}. {error.detail}")
+            return NoFingerprint(f"{error.message}. {error.detail}")
 
     def _in_turn(self, held: snapshot_place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
         """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 
 Progress = Callable[[str, int, int | None], None]
 Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]  # the last place of that name in a log, and when

@@ -12,10 +12,10 @@ from dbguardd.errors import GuardError
 from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.history import check_moved, check_same, elsewhere, going_on, tip, tip_at
-from dbguardd.plain import to_json
+from dbguardd.jobs.lineage import check_moved, check_same, elsewhere, going_on, tip, tip_at
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 

@@ -9,12 +9,12 @@ from dbguardd.errors import Cancelled, GuardError, SourceReplaced
 from dbguardd.facts import Said
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
-from dbguardd.jobs.history import check_followed, check_same, elsewhere
+from dbguardd.jobs.lineage import check_followed, check_same, elsewhere
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
-from dbguardd.plain import to_json
 from dbguardd.requests import Check
 from dbguardd.rules import reliance
+from dbguardd.serialize import to_json
 
 _BESIDE = tuple(f"records/{kind}/" for kind in ("proof", "hold", "release", "tomb"))  # no restore needs them
 _NAMED = 20  # so many of the backups that need a damaged object are named

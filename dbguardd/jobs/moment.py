@@ -11,6 +11,7 @@ from typing import Any
 from dbguardd.errors import NotFound, ObjectMissing, Usage
 from dbguardd.facts import Place, Target
 from dbguardd.flow import Tree
+from dbguardd.humanize import count, some, span
 from dbguardd.jobs.base import Run, excluded, instant, left_out, reading, stored
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Until
@@ -19,7 +20,6 @@ from dbguardd.rules import moment as rule
 from dbguardd.rules.chains import Chain, Stored, end_of
 from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
-from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
 _RECORD_BYTES = 256  # that of a restore point ends within, heads of pages included

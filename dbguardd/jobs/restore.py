@@ -28,8 +28,8 @@ from dbguardd.errors import (
 from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.compared import replaced, restore_and_compare, way_over
 from dbguardd.jobs.moment import Moment, at_place, at_point, reach
+from dbguardd.jobs.restore_and_compare import replaced, restore_and_compare, way_over
 from dbguardd.jobs.target import (
     check_directory,
     check_space,
@@ -44,10 +44,10 @@ from dbguardd.jobs.target import (
     served,
     spaces,
 )
-from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Hold
 from dbguardd.requests import UNDO_REASON, Restore, Undo
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 

@@ -13,14 +13,14 @@ from dbguardd.engines.base import Examination, Finding, Fingerprint, Query, Tabl
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.history import successor
+from dbguardd.jobs.lineage import successor
 from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
-from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Proof
 from dbguardd.requests import Verify
 from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)

@@ -15,7 +15,7 @@ from typing import Any
 from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20

@@ -22,8 +22,8 @@ from dbguardd.errors import Cancelled, GuardError, KeyMissing, NoSpace, NotARepo
 from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
-from dbguardd.plain import to_json
 from dbguardd.repository import Repository
+from dbguardd.serialize import to_json
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
 from dbguardd.worker.channel import Channel, problem_of

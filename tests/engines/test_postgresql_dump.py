@@ -18,7 +18,7 @@ from dbguardd.engines.base import Query, Untold
 from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part
-from dbguardd.engines.postgresql.place import manual
+from dbguardd.engines.postgresql.dump_files import manual
 from dbguardd.engines.postgresql.prove import examine, told
 from dbguardd.engines.postgresql.snapshot import Database, holding, list_databases
 from dbguardd.errors import (

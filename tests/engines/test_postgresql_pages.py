@@ -31,9 +31,8 @@ from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.copy import Copy
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relation
-from dbguardd.engines.postgresql.physical.place import Snapshot, between
-from dbguardd.engines.postgresql.physical.segments import Log, shown
-from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot, between
 from dbguardd.errors import SourceChanged, SourceDamaged
 from dbguardd.repository.tree import Tree
 from tests.repository.data_path import DOMAIN, Drawer, saving
@@ -385,12 +384,12 @@ def test_numbers_of_transactions_go_on_where_32_bits_end():
 
 def test_files_of_the_log_and_of_relations_have_the_names_that_the_server_gives_them():
     log = Log(1, 10, 16 << 20)
-    assert log.name(place_of("16/B374D848")) == "0000000A00000016000000B3"
-    assert Log(1, 1, 1 << 20).name(place_of("2/0")) == "000000010000000200000000"
-    assert [name for name, _ in log.names(place_of("0/FEFFFFFF"), place_of("1/1"))] == [
+    assert log.name(parse_lsn("16/B374D848")) == "0000000A00000016000000B3"
+    assert Log(1, 1, 1 << 20).name(parse_lsn("2/0")) == "000000010000000200000000"
+    assert [name for name, _ in log.names(parse_lsn("0/FEFFFFFF"), parse_lsn("1/1"))] == [
         "0000000A00000000000000FE", "0000000A00000000000000FF", "0000000A0000000100000000"
     ]  # fmt: skip
-    assert shown(place_of("16/B374D848")) == "16/B374D848"
+    assert format_lsn(parse_lsn("16/B374D848")) == "16/B374D848"
     for name in ("base/5/16384", "base/5/16384.12", "base/5/16384_fsm.1", "global/1262", "base/5/9_init",
                  "pg_tblspc/16400/PG_15_202209061/5/16401_vm"):  # fmt: skip
         assert is_relation(name), name

@@ -30,11 +30,11 @@ from dbguardd.engines.base import Query, Untold
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import CONTENTS, Contents
+from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.mode import BackupMode
 from dbguardd.engines.postgresql.physical.slot import check_own
-from dbguardd.engines.postgresql.place import write_files
 from dbguardd.errors import (
     Cancelled,
     Damaged,

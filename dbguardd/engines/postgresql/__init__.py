@@ -1,9 +1,9 @@
 """PostgreSQL: the databases behind one server, dumped by its makers' programs and proven in a throw-away one.
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
-child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), sandbox (where
-a dump is made anew), prove, look (what is there). The other method, of whole clusters by their pages, is in physical;
-questions to backups are in past.
+child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a throw-away one), sandbox
+(where a dump is made anew), prove, look (what is there). The other method, of whole clusters by their pages, is in
+physical; questions to backups are in past.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from dbguardd.engines.postgresql.connect import (
 )
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
+from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
-from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
 from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.physical.rebuild import Restored
-from dbguardd.engines.postgresql.place import write_files
+from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of

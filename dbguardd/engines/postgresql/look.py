@@ -22,7 +22,7 @@ from dbguardd.engines.postgresql.physical.local import BY_PAGES, by_pages, follo
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_closed, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import GuardError, ToolMissing
-from dbguardd.words import some
+from dbguardd.humanize import some
 
 _SHOWN = 5
 _CLUSTER = b"""

@@ -20,8 +20,8 @@ from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Q
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
+from dbguardd.engines.postgresql.dump_files import MANUAL, read_contents
 from dbguardd.engines.postgresql.meaning import refused
-from dbguardd.engines.postgresql.place import MANUAL, read_contents
 from dbguardd.engines.postgresql.sandbox import (
     LEAST_SECONDS,
     Sandbox,
@@ -36,7 +36,7 @@ from dbguardd.engines.postgresql.sandbox import (
 )
 from dbguardd.engines.postgresql.server import USER, make_cluster, throwaway
 from dbguardd.errors import GuardError, TooCostly
-from dbguardd.words import count
+from dbguardd.humanize import count
 
 _QUERY_SECONDS = 60.0
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")

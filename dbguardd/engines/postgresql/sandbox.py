@@ -22,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 from dbguardd.engines.postgresql.child import Alive, Said, run
 from dbguardd.engines.postgresql.connect import Connection, connected, rows
 from dbguardd.engines.postgresql.dump import Contents, Part
+from dbguardd.engines.postgresql.dump_files import how_made
 from dbguardd.engines.postgresql.meaning import trouble
-from dbguardd.engines.postgresql.place import how_made
 from dbguardd.engines.postgresql.server import Server
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, TooCostly

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dbguardd.engines.postgresql.physical.history import Place
-from dbguardd.engines.postgresql.physical.segments import Log, place, shown
+from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
 from dbguardd.errors import Damaged, LogBroken
 from dbguardd.facts import Place as LogPlace
 from dbguardd.facts import Target
@@ -102,9 +102,9 @@ class ClusterFacts:
             "service": self.service,
             "owner": self.owner or None,
             "timeline": self.timeline,
-            "start_lsn": shown(self.start_lsn),
-            "stop_lsn": shown(self.stop_lsn),
-            "recovery_lsn": shown(self.recovery_lsn),
+            "start_lsn": format_lsn(self.start_lsn),
+            "stop_lsn": format_lsn(self.stop_lsn),
+            "recovery_lsn": format_lsn(self.recovery_lsn),
             "snapshots": dict(self.snapshots),
             "snapshot_at": self.snapshot_at,
             "fingerprint_form": self.fingerprint_form,
@@ -139,9 +139,9 @@ class ClusterFacts:
                 service=str(facts.get("service") or ""),
                 owner=str(facts.get("owner") or ""),
                 timeline=int(facts["timeline"]),
-                start_lsn=place(str(facts["start_lsn"])),
-                stop_lsn=place(str(facts["stop_lsn"])),
-                recovery_lsn=place(str(facts["recovery_lsn"])),
+                start_lsn=parse_lsn(str(facts["start_lsn"])),
+                stop_lsn=parse_lsn(str(facts["stop_lsn"])),
+                recovery_lsn=parse_lsn(str(facts["recovery_lsn"])),
                 recovery_record_bytes=None if record is None else int(record),
                 snapshots={str(name): str(said) for name, said in (facts.get("snapshots") or {}).items()},
                 snapshot_at=str(facts["snapshot_at"]),

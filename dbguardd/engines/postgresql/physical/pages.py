@@ -25,7 +25,7 @@ from dbguardd.engines.postgresql.connect import (
     text,
 )
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import place
+from dbguardd.engines.postgresql.physical import snapshot_place
 from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, check_same, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
@@ -41,7 +41,7 @@ from dbguardd.engines.postgresql.physical.rebuild import Restored, rebuild
 from dbguardd.engines.postgresql.physical.received import Source
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
-from dbguardd.engines.postgresql.physical.segments import place as place_in
+from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.way import way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
 from dbguardd.engines.postgresql.tools import find_tools
@@ -95,7 +95,7 @@ class Pages:
         self._follows = str(settings.get("follows") or "")
         self._patience = float(settings.get("patience_seconds", 120.0))
         self._staging = Path(str(settings.get("staging") or "/nonexistent"))
-        self._held: tuple[place.Placed, Cluster] | None = None
+        self._held: tuple[snapshot_place.Placed, Cluster] | None = None
         self._untold = ""
         self.restored: dict[Path, Restored] = {}
 
@@ -170,7 +170,7 @@ class Pages:
         keeper = stack.enter_context(connected(self._server, about=self._about))
         return keeper, look(keeper, self._about, standby=self._server.get(ROLE) in STANDBYS)
 
-    def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> place.Placed | None:
+    def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> snapshot_place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
         What fails here takes nothing from the copy, which is whole: whoever owns a database may let nobody in, no
@@ -190,7 +190,9 @@ class Pages:
                 stack.push(lambda kind, *_: kept.close() if kind is not None else None)
             return placed
 
-    def _snapshots(self, source: Source, records: Records, ended: Ended, opened: ExitStack) -> place.Placed | None:
+    def _snapshots(
+        self, source: Source, records: Records, ended: Ended, opened: ExitStack
+    ) -> snapshot_place.Placed | None:
         keeper, cluster = source.keeper, source.cluster
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         (free,) = row(keeper, (int,), _FREE)
@@ -203,9 +205,9 @@ class Pages:
             return None
         connections = {name: source.session(opened, os.fsdecode(name)) for name in names}
         if cluster.standby:
-            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
+            placed = snapshot_place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
         else:
-            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, records)
+            placed = snapshot_place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
             self._untold = (
                 "no place in the log is that of a snapshot: too much commits at once, whenever they are taken"
@@ -242,7 +244,7 @@ class Pages:
             )
 
     def _facts(
-        self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: place.Placed | None
+        self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: snapshot_place.Placed | None
     ) -> ClusterFacts:
         """Return what the restore and its proof have to know."""
         (superuser,) = row(keeper, (bytes,), _SUPERUSER)
@@ -269,7 +271,7 @@ class Pages:
             size_bytes=copy.done,
         )
 
-    def _for_others(self, cluster: Cluster, copy: Copy, placed: place.Placed | None) -> Facts:
+    def _for_others(self, cluster: Cluster, copy: Copy, placed: snapshot_place.Placed | None) -> Facts:
         """Return the facts that jobs and people read, and no restore."""
         return {
             "standby": cluster.standby,
@@ -290,7 +292,7 @@ class Pages:
         except GuardError as error:
             return Untold(f"{error.message}. {error.detail}")
 
-    def _in_turn(self, held: place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
+    def _in_turn(self, held: snapshot_place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
         """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.
 
         The template first: nobody can make a database as long as anybody is in there.
@@ -340,7 +342,7 @@ def known(keeper: Connection, cluster: Cluster) -> Facts:
     if cluster.standby:
         return told
     (at,) = row(keeper, (bytes,), _FLUSHED)
-    return {**told, "log_place": {"round": round_of(cluster), "position": place_in(text(at))}}
+    return {**told, "log_place": {"round": round_of(cluster), "position": parse_lsn(text(at))}}
 
 
 def _placed(cluster: Cluster, facts: ClusterFacts, records: Records, log: tuple[int, int]) -> ClusterFacts:
@@ -358,7 +360,7 @@ def _placed(cluster: Cluster, facts: ClusterFacts, records: Records, log: tuple[
 
 def _end(keeper: Connection, cluster: Cluster) -> int:
     """Return up to where the log of a backup goes that is of no snapshot."""
-    return replayed(keeper)[0] if cluster.standby else place.mark(keeper)
+    return replayed(keeper)[0] if cluster.standby else snapshot_place.mark(keeper)
 
 
 def _restored_over() -> Unsupported:

@@ -27,7 +27,6 @@ from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.engines.postgresql.physical.place import Snapshot
 from dbguardd.engines.postgresql.physical.queries import ask_all
 from dbguardd.engines.postgresql.physical.rebuild import (
     AUTO,
@@ -37,8 +36,8 @@ from dbguardd.engines.postgresql.physical.rebuild import (
     starting,
     without_recovery,
 )
-from dbguardd.engines.postgresql.physical.segments import shown as shown_place
-from dbguardd.engines.postgresql.physical.segments import turns_of
+from dbguardd.engines.postgresql.physical.segments import format_lsn, turns_of
+from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot
 from dbguardd.engines.postgresql.server import Server, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked
@@ -104,7 +103,7 @@ def prove(target: Path, restored: Restored, queries: Sequence[Query], database: 
         findings.append(Finding("the server was kept to its directory", "not configured", said))
     durable([str(target), *restored.elsewhere])
     said = starting(restored) if restored.live else f"{target / MANUAL} has the command that starts a server on it"
-    return Examination(findings, print_, {"recovery_lsn": shown_place(facts.recovery_lsn), "next": said})
+    return Examination(findings, print_, {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said})
 
 
 def recover(target: Path, tools: Tools, restored: Restored, alive: Alive) -> None:
@@ -176,9 +175,9 @@ def _reached(target: Path, facts: ClusterFacts) -> Finding:
     else:  # the last record ends where the next begins, or before the head of the page between them
         right = facts.stop_lsn <= reached <= wanted < reached + _HEADS
     if right:
-        return Finding(_RECOVERY, "ok", f"{shown_place(wanted)} in its log")
+        return Finding(_RECOVERY, "ok", f"{format_lsn(wanted)} in its log")
     return Finding(
-        _RECOVERY, "failed", f"{shown_place(told[-1][1]) if told else 'nowhere'}, wanted {shown_place(wanted)}"
+        _RECOVERY, "failed", f"{format_lsn(told[-1][1]) if told else 'nowhere'}, wanted {format_lsn(wanted)}"
     )
 
 

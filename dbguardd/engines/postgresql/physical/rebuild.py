@@ -23,8 +23,8 @@ from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.engines.postgresql.physical.forward import roll_forward
-from dbguardd.engines.postgresql.physical.segments import shown
+from dbguardd.engines.postgresql.physical.roll_forward import roll_forward
+from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
@@ -242,7 +242,7 @@ def recovery_settings(facts: ClusterFacts) -> dict[str, str]:
     """
     return {
         "restore_command": "/bin/false",  # all of the log that is needed is there
-        "recovery_target_lsn": shown(facts.recovery_lsn),
+        "recovery_target_lsn": format_lsn(facts.recovery_lsn),
         "recovery_target_inclusive": "off" if facts.recovery_record_bytes is None else "on",
         "recovery_target_timeline": str(facts.timeline),
         "recovery_target_action": "promote",

@@ -23,7 +23,7 @@ from dbguardd.engines.base import Progress
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
 from dbguardd.engines.postgresql.physical.history import stretches
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, looked_for, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, format_lsn, looked_for
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Tree
 
@@ -120,12 +120,12 @@ def _place(at: int, name: str, facts: ClusterFacts, parts: Sequence[Part]) -> tu
     base = facts.recovery_lsn
     spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of what is stored
     reached = max(number for number, part in enumerate(parts) if not number or part.since < at)
-    part, where = parts[reached], f"{shown(at)} in its log"
+    part, where = parts[reached], f"{format_lsn(at)} in its log"
     if name:
         found = part.records.at(at, part.end)
         if found is None or found.what != b"RESTORE_POINT" or not found.line.endswith(b" " + os.fsencode(name)):
             told = b"" if found is None else found.line[:200]
-            raise wrong(f"at {shown(at)} in its log is no restore point {name!r}", told.decode(errors="replace"))
+            raise wrong(f"at {format_lsn(at)} in its log is no restore point {name!r}", told.decode(errors="replace"))
         where = f"the restore point {name!r}"
     else:
         found = part.last_before(at, facts.segment_bytes)
@@ -181,10 +181,10 @@ def _check_spaces(space: int | None, end: int) -> None:
     """Raise Unsupported if a tablespace is made on the way: who replays that empties its directory, on this host."""
     if space is not None and space < end:
         raise Unsupported(
-            f"a tablespace was made at {shown(space)} in the log: a restore does not go past that",
+            f"a tablespace was made at {format_lsn(space)} in the log: a restore does not go past that",
             detail="A recovery would make it again at its place on this host, and empty the directory there.",
             hints=["restore a moment before that, or one after the next backup"],
-            facts={LOG: shown(space)},
+            facts={LOG: format_lsn(space)},
         )
 
 

@@ -20,11 +20,11 @@ from typing import BinaryIO
 
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
-from dbguardd.engines.postgresql.physical.ending import Part, ending, wrong
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
 from dbguardd.engines.postgresql.physical.history import Place, Stretch, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, Log, shown
+from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
+from dbguardd.engines.postgresql.physical.segments import PAGE, Log, format_lsn
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.facts import Place as LogPlace
@@ -51,7 +51,7 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
                 files.turn(part.timeline, part.since)
             _write(source, files, part, tell)
         if source.read(1):
-            raise wrong(f"its log does not end at {shown(path[-1].until)}, as was told")
+            raise wrong(f"its log does not end at {format_lsn(path[-1].until)}, as was told")
     parts = list[Part]()
     for part in path:
         new = part.since if parts else known[0]
@@ -77,7 +77,9 @@ def _path(base: LogPlace | None, since: Place, until: Place) -> tuple[Sequence[S
     if not same or number < 0 or not parts[number].since <= base.end:
         raise wrong(f"its log does not go on from there: {since} to {until}, and the backup is of {base}")
     if number + 1 < len(parts) and parts[number].until < base.position:
-        raise wrong(f"its log left timeline {timeline} at {shown(parts[number].until)}, before the place of the backup")
+        raise wrong(
+            f"its log left timeline {timeline} at {format_lsn(parts[number].until)}, before the place of the backup"
+        )
     return parts[:number], parts[number:]
 
 
@@ -96,7 +98,7 @@ def _write(source: BinaryIO, files: Files, part: Stretch, tell: Tell) -> None:
     while useful:
         data = source.read(min(useful, _PIECE))
         if not data:
-            raise wrong(f"its log ends at {shown(files.at)}, and {shown(part.until)} was told")
+            raise wrong(f"its log ends at {format_lsn(files.at)}, and {format_lsn(part.until)} was told")
         files.write(data)
         useful -= len(data)
         tell(len(data))
@@ -150,7 +152,7 @@ class Files:
                 os.truncate(path, old.segment)  # behind that place it is zeros
         history = self._directory / old.history if old.history else None
         told = history.read_text() if history is not None and history.exists() else ""
-        self._put(new.history, f"{told}{old.timeline}\t{shown(at)}\tanother server took over\n".encode())
+        self._put(new.history, f"{told}{old.timeline}\t{format_lsn(at)}\tanother server took over\n".encode())
         self._log, self.at, self._known = new, at, (self._known[0], self._known[0])
 
     def _put(self, name: str, data: bytes) -> None:

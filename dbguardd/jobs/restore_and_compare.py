@@ -9,13 +9,13 @@ from pathlib import Path
 from dbguardd.engines.base import REPLACED, Examination, Finding, Over
 from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, Unsupported
 from dbguardd.flow import LOG
+from dbguardd.humanize import OVERWRITING
 from dbguardd.jobs.base import Run, brief
 from dbguardd.jobs.moment import Moment, opened
 from dbguardd.jobs.target import making_another, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
-from dbguardd.words import OVERWRITING
 
 
 def way_over(run: Run) -> Over:

@@ -271,7 +271,8 @@ class Following:
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
-            if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
+            older = newest is None or newest.created_at < str(facts["begun_at"])  # also if an earlier daemon began it
+            if older or not facts["continued"]:
                 self._bases[name].needed = True
         try:
             self._runner.events.tell(event, name, None, facts)

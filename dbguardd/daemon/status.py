@@ -284,7 +284,7 @@ class Views:
             state=judgement.state,
             recoverable_to_at=proven.created_at if proven else None,
             recoverable_since_at=summary.proven_since_at,
-            last_proven_at=summary.last_proven_at,
+            last_proven_at=proven.proven_at if proven else None,
             proven_backup=proven.id if proven else None,
             restore_seconds=proven.restore_seconds if proven else None,
             next_run_at=None,

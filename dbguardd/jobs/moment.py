@@ -265,7 +265,7 @@ def between(run: Run, backup: Backup) -> Moment | None:
     """
     log, later = stored(run), base_of(backup)
     known = _sound(run) if log.chains else {}
-    older = [base_of(other) for other in known.values() if other.created_at < backup.created_at]
+    older = [other for other in map(base_of, known.values()) if rule.before(other, later)]
     for chain in reversed([chain for chain in log.chains if chain.id == later.chain]):
         if bases := list(rule.on(chain, older)):
             if chain.last < later.after:

@@ -72,6 +72,7 @@ class Proof:
     restore_seconds: float | None
     findings: tuple[Mapping[str, Any], ...]
     tool_version: str
+    number: int = 0  # rises with each proof of a backup, whatever the clock says; given when it is stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,10 @@ def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime |
     """Yield the newest moment of each chain that has a backup to begin with, the newest chain first.
 
     What ends before the backup that is restored alone, and does not go on from it, is not even read: it may be damaged.
+    An older log than that which goes on from it does, whatever the clock said: their ids rise.
     """
     for chain in reversed(log.chains):
-        if chain.id != alone.chain and chain.until < alone.created_at:
+        if chain.id < alone.chain or (chain.id != alone.chain and chain.until < alone.created_at):
             continue
         for base in on(chain, bases, wanted):
             link = last(log, chain, base, wanted)
@@ -129,6 +130,13 @@ def reaching(log: Stored, chain: Chain, base: Base, position: int) -> Link | Non
         if until.position >= position and (left is None or left >= position):
             return link
     return None
+
+
+def before(other: Base, later: Base) -> bool:
+    """Say if a backup was made before another one, and is of no place behind it: a standby lags."""
+    if other.place is None or later.place is None or other.place.round != later.place.round:
+        return other.id < later.id
+    return other.id < later.id and other.place.position <= later.place.position
 
 
 def up_to(log: Stored, chain: Chain, bases: Sequence[Base], later: Base) -> Ending | None:

@@ -7,7 +7,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
-from dbguardd.engines.base import Fingerprint, NoFingerprint, Progress
+from dbguardd.engines.base import Progress
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError
 from dbguardd.facts import GoesOn, Said
 from dbguardd.flow import Facts, Sink

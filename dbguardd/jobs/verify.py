@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Query
+from dbguardd.engines.base import Examination, Finding, Query
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, NoFingerprint, Probe, Progress, Query, TablePrint
+from dbguardd.engines.base import Examination, Finding, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint, TablePrint
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
 from dbguardd.serialize import to_json

@@ -14,7 +14,8 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_world import alive_processes, as_owner, cluster, owner, until
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import NoFingerprint, Query
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql import _Taking
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import Contents, Part

@@ -14,7 +14,7 @@ from postgres_follow_world import Follower, asked, base, followable, moment, pro
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
-from dbguardd.engines.base import NoFingerprint
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.roll_forward import Files

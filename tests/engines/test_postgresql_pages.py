@@ -26,7 +26,8 @@ from postgres_pages_world import (
 )
 from postgres_world import as_owner, identity, owner, until
 
-from dbguardd.engines.base import Fingerprint, NoFingerprint, Query
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.copy import Copy

@@ -4,7 +4,7 @@ import pytest
 from postgres_pages_world import own_place, proven, stored
 from postgres_world import as_owner, cluster
 
-from dbguardd.engines.base import Fingerprint, NoFingerprint
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 
 HOSTILE = """
 CREATE ROLE mallory LOGIN; CREATE SCHEMA s AUTHORIZATION mallory; SET ROLE mallory;

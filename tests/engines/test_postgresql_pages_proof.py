@@ -11,7 +11,8 @@ from engine_memory import no_progress
 from postgres_pages_world import failed, made, own_place, proven, round_trip, shop, stored, tree
 from postgres_world import alive_processes, as_owner, cluster, until
 
-from dbguardd.engines.base import NoFingerprint, Query
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.check import check_structure
 

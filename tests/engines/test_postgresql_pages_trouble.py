@@ -26,7 +26,8 @@ from postgres_pages_world import (
 )
 from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
-from dbguardd.engines.base import NoFingerprint, Query
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql import open_postgresql
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.dump import CONTENTS, Contents

@@ -7,7 +7,8 @@ import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import make
 
-from dbguardd.engines.base import NoFingerprint, Query
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.errors import SourceDamaged
 
 TRIGGER = "CREATE TRIGGER kept BEFORE DELETE ON t BEGIN SELECT rise(old.a) SOMETIMES; END"

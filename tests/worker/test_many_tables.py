@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, TablePrint
+from dbguardd.engines.base import Engine, Examination
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import Internal, WorkerDied
 from dbguardd.jobs.verify import same_content
 from dbguardd.serialize import to_json

@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, NoFingerprint, Probe, Progress, Query, Snapshots
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, Query, Snapshots
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     address_of,
     connected,
@@ -30,8 +31,8 @@ from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
+from dbguardd.engines.postgresql.physical.delta_restore import PagesDeltaRestore
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
-from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.physical.rebuild import Restored
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
@@ -64,8 +65,8 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     )
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
-    over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)
-    return Engine("postgresql", snapshots, log, reviving=past, over=over, find=find_point)
+    delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlPast(settings)
+    return Engine("postgresql", snapshots, log, reviving=past, delta_restore=delta, find=find_point)
 
 
 class Postgresql:

@@ -16,7 +16,8 @@ from typing import Any
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, NoFingerprint, Past, Probe, Progress, Query
+from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Fingerprint, NoFingerprint, Probe, Progress, Query
+from dbguardd.engines.base import Examination, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
@@ -364,4 +365,4 @@ def _end(keeper: Connection, cluster: Cluster) -> int:
 
 
 def _restored_over() -> Unsupported:
-    return Unsupported("a cluster is restored over the one that is there: see PagesOver")
+    return Unsupported("a cluster is restored over the one that is there: see PagesDeltaRestore")

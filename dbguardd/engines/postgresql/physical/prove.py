@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
+from dbguardd.engines.base import Examination, Finding, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text

@@ -1,4 +1,4 @@
-"""Restores a cluster over the one that is there: only what differs is written. Implements engines.base.Over.
+"""Restores a cluster over the one that is there: only what differs is written (see engines.base.DeltaRestore).
 
 While that is done the directory has another name, so no server finds it, and whoever is killed leaves nothing that
 could be started as if it were whole. The next restore, or undo, goes on with what it finds under that name.
@@ -40,8 +40,8 @@ Adopt = Callable[[Path, Restored], None]
 """Told where a cluster was restored, and what its proof needs."""
 
 
-class PagesOver:
-    """Restores in place of a cluster; see engines.base.Over. The directory that a backup names may be a link."""
+class PagesDeltaRestore:
+    """Restores a cluster in place. The directory that a backup names may be a link."""
 
     def __init__(self, adopt: Adopt) -> None:
         self._adopt, self._kept = adopt, ""

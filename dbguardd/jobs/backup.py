@@ -10,7 +10,7 @@ from functools import partial
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError
-from dbguardd.facts import GoesOn, Said
+from dbguardd.facts import BackupFacts, GoesOn
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
 from dbguardd.jobs.lineage import check_moved, check_same, elsewhere, going_on, tip, tip_at
@@ -62,9 +62,9 @@ def take(
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             if not successor and dump is None:  # a safety copy is made of whatever is there
-                saving.admits = lambda facts: check_same(run, Said.read(facts))
+                saving.admits = lambda facts: check_same(run, BackupFacts.read(facts))
             dumped = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
-            said = Said.read(dumped)
+            said = BackupFacts.read(dumped)
             goes_on = _goes_on(run, log, said) if database.get("continuous") else None
             facts = {**dumped, "log": None if goes_on is None else to_json(goes_on)}
             facts |= {"no_fingerprint": skipped} if skipped else {}
@@ -141,7 +141,7 @@ def _why_skipped(run: Run) -> str:
     return ""
 
 
-def _goes_on(run: Run, before: GoesOn | None, said: Said) -> GoesOn | None:
+def _goes_on(run: Run, before: GoesOn | None, said: BackupFacts) -> GoesOn | None:
     """Return where the log goes on from a backup. When the backup began the stored log had come to `before`.
 
     A backup of a standby is of an earlier place than that: what the standby had replayed.
@@ -151,7 +151,7 @@ def _goes_on(run: Run, before: GoesOn | None, said: Said) -> GoesOn | None:
     return going_on(run, before, said.place)
 
 
-def _created_at(said: Said, began: datetime, ended: datetime) -> datetime:
+def _created_at(said: BackupFacts, began: datetime, ended: datetime) -> datetime:
     """Return the moment that a backup is of: the engine's, if it is within the job or of a standby, else `began`."""
     at = said.snapshot_at
     return at if at is not None and (began <= at or said.standby) and at <= ended else began

@@ -6,7 +6,7 @@ import shlex
 from contextlib import suppress
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
-from dbguardd.facts import GoesOn, Place, Said
+from dbguardd.facts import BackupFacts, GoesOn, Place
 from dbguardd.jobs.base import Run, stored
 from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
@@ -15,7 +15,7 @@ from dbguardd.rules.moment import leads
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
-def check_same(run: Run, said: Said) -> None:
+def check_same(run: Run, said: BackupFacts) -> None:
     """Raise SourceReplaced if a backup is of another cluster than those before, or of a past that nothing goes on from.
 
     An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
@@ -25,7 +25,7 @@ def check_same(run: Run, said: Said) -> None:
     if not said.system:
         return  # a file is none: see check_moved()
     known = (backup.said for backup in run.repository.newest(run.name))
-    before = next((known for known in known if known.system), Said())
+    before = next((known for known in known if known.system), BackupFacts())
     if before.system and said.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
@@ -98,7 +98,7 @@ def _left_behind(run: Run) -> SourceReplaced:
     )
 
 
-def set_back(said: Said, before: Said) -> bool:
+def set_back(said: BackupFacts, before: BackupFacts) -> bool:
     """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
     now, then = said.place, before.place
     if said.standby or now is None or then is None:
@@ -106,7 +106,7 @@ def set_back(said: Said, before: Said) -> bool:
     return now.round == then.round and now.position < then.position
 
 
-def check_followed(run: Run, said: Said) -> None:
+def check_followed(run: Run, said: BackupFacts) -> None:
     """Raise SourceReplaced if the stored log has left the round that a server is on now, whatever lies in its place.
 
     Nothing of what it writes from now on is in the history that is followed, also if it has written nothing yet.
@@ -136,7 +136,7 @@ def put_over(run: Run, chain: str | None = None) -> bool:
     return False
 
 
-def _goes_on(run: Run, said: Said) -> bool:
+def _goes_on(run: Run, said: BackupFacts) -> bool:
     """Say if the log that is stored has not left the round of a backup before the place of it."""
     end = None if said.timeline is None else _followed_to(run, stored(run))
     return end is None or leads(said.place, end)

@@ -5,7 +5,7 @@ from postgres_pages_world import FACTS
 
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.errors import Damaged
-from dbguardd.facts import Said
+from dbguardd.facts import BackupFacts
 
 ENDS = {"round": "7/1", "position": 100}
 
@@ -13,7 +13,7 @@ ENDS = {"round": "7/1", "position": 100}
 def test_what_is_stored_is_read_again_and_others_find_in_it_what_they_look_for():
     stored = FACTS.stored()
     assert ClusterFacts.read(stored) == FACTS and stored["recovery_lsn"] == "1/200"
-    said = Said.read(stored)
+    said = BackupFacts.read(stored)
     assert (said.place, said.owner, said.directory) == (FACTS.log_place, FACTS.owner, FACTS.directory)
     assert (said.system, said.timeline, said.tablespaces) == (str(FACTS.system), 3, FACTS.tablespaces)
 

@@ -220,7 +220,7 @@ def _not_covered(run: Run, what: str) -> NotFound:
 
 
 def drawn(run: Run) -> Moment | None:
-    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None.
+    """Return a random moment of the last day that only the log has, one with a sum if a few draws find one; or None.
 
     A log of bytes has no sums: of its moments only those of backups can be compared with anything.
     """
@@ -259,9 +259,9 @@ def same_place(run: Run, moment: Moment) -> Backup | None:
 
 
 def between(run: Run, backup: Backup) -> Moment | None:
-    """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
+    """Return the end of the log that led from an earlier backup to `backup`: restored, it comes to what that has.
 
-    Raises ObjectMissing if it has a hole.
+    None if there is no such log. Raises ObjectMissing if it has a hole.
     """
     log, later = stored(run), base_of(backup)
     known = _sound(run) if log.chains else {}

@@ -66,7 +66,7 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
     delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlPast(settings)
-    return Engine("postgresql", snapshots, log, reviving=past, delta_restore=delta, find=find_point)
+    return Engine("postgresql", snapshots, log=log, reviving=past, delta_restore=delta, find=find_point)
 
 
 class Postgresql:

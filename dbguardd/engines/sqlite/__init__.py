@@ -64,7 +64,7 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """
     wait = float(settings.get("lock_timeout_seconds", 10.0))
     standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
-    return Engine("sqlite", Sqlite(settings), SqliteLog(settings), standby, open_past)
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, past=open_past)
 
 
 def open_past() -> Past[Pages]:

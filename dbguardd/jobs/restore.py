@@ -28,7 +28,7 @@ from dbguardd.errors import (
 from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.moment import Moment, at_place, at_point, reach
+from dbguardd.jobs.moment import Moment, at_lsn, at_restore_point, reach
 from dbguardd.jobs.restore_and_compare import delta_restore, replaced, restore_and_compare
 from dbguardd.jobs.target import (
     check_directory,
@@ -63,9 +63,9 @@ def restore(run: Run, request: Restore) -> Result:
             hints=[f"dbguardctl restore {run.name} --at TIME"],
         )
     if request.lsn:
-        moment = at_place(run, request.lsn)
+        moment = at_lsn(run, request.lsn)
     elif request.name:
-        moment = at_point(run, request.name)
+        moment = at_restore_point(run, request.name)
     else:
         moment = reach(run, request.backup, request.at)
     if request.in_place:

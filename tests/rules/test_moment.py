@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dbguardd.facts import Place
 from dbguardd.rules.chains import BYTES, Chain, Piece, Stored
-from dbguardd.rules.moment import Base, hole, leads, newest, on, reaching, up_to
+from dbguardd.rules.moment import Base, bases_of, hole, leads, newest, reaching, up_to
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "01KJN2X5Q0000000000000000" + "0"
@@ -142,7 +142,7 @@ def test_a_hole_ends_what_is_reached_and_is_told_where_more_was_wanted():
     assert ending is not None and ending.link.number == 4
     assert hole(log, ending.chain, None) == hole(log, ending.chain, at(8)) == (5, 6)
     assert hole(log, ending.chain, at(3)) is None
-    assert list(on(log.chains[1], [base])) == []
+    assert list(bases_of(log.chains[1], [base])) == []
     later = Base("D", at(4.5), ID, 4, Place("r", 3, end=4))
     found = up_to(log, log.chains[0], [base], later)
     assert found is not None and (found.link.number, found.at) == (4, later.created_at)

@@ -61,7 +61,7 @@ _SETTINGS = (
     "SET extra_float_digits = 3",
     "SET timezone = 'UTC'",
     "SET xmloption = 'content'",
-    "SET quote_all_identifiers = off",
+    *("SET quote_all_identifiers = off", "SET standard_conforming_strings = on", "SET exit_on_error = off"),
     "SET synchronize_seqscans = off",
 )
 _LATER_SETTINGS = (

@@ -31,7 +31,7 @@ from dbguardd.engines.postgresql.physical.queries import ask_all
 from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, starting, without_recovery
 from dbguardd.engines.postgresql.physical.segments import place, turns_of
 from dbguardd.engines.postgresql.physical.segments import shown as shown_place
-from dbguardd.engines.postgresql.server import Server, throwaway
+from dbguardd.engines.postgresql.server import Server, roomy, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked
 from dbguardd.flow import Facts
@@ -85,7 +85,7 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
                 print_ = _comparable(
                     _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read")), facts, findings
                 )
-                findings += _examined(server, queries, database, lambda: alive("examine"))
+                findings += _examined(server, queries, database, roomy(target, lambda: alive("examine")))
         except Degraded as error:
             said = errors_in(error.detail)
             if outcome(said) != "failed":

@@ -265,10 +265,10 @@ _RIGHTS: Mapping[str, str] = {
 
 _MENDS: Mapping[str, Sequence[str]] = {
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
-    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- then restart the server",),
+    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
     "ReplicationSlotCreate": (  # 53400 has other limits, too
         "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
-        "ALTER SYSTEM SET max_replication_slots = 20;  -- then restart the server",
+        "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",
     ),
 }
 """What a person does, by SQLSTATE, or by the function of the server that has come to a limit."""
@@ -327,7 +327,7 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
         return ServerUnreachable(
             f"{about}: takes no more connections for replication",
             detail=said,
-            hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- then restart the server"],
+            hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- or more than it is; then restart the server"],
         )
     if re.search("permission denied for database", said):
         return SourceDenied(f"{about}: no permission to connect", detail=said)
@@ -376,7 +376,8 @@ def _hints_for_denied(said: str, address: Address) -> list[str]:
 
 
 def _in_hba(name: str) -> str:
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) and name != "replication" else f'"{name}"'
+    plain = re.fullmatch("[a-z_][a-z0-9_]*", name) and name != "replication"
+    return name if plain else '"{}"'.format(name.replace('"', '""'))
 
 
 def _reaches_hosts() -> bool:

@@ -13,10 +13,11 @@ from urllib.parse import quote
 
 import pytest
 from postgres_world import alive_processes, as_owner, cluster, ended, owner, until
+from psycopg import errors
 
 from dbguardd.engines import ENGINES
 from dbguardd.engines.postgresql.child import run, tool
-from dbguardd.engines.postgresql.connect import address_of, connected, rows, version_of
+from dbguardd.engines.postgresql.connect import address_of, connected, refusal, rows, version_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.stream import replicating
 from dbguardd.engines.postgresql.server import make_cluster, throwaway
@@ -157,6 +158,11 @@ def test_what_a_role_may_not_do_is_denied_with_what_lets_it(live, refused, mend)
         ask()
     finally:
         live.sql("DROP TABLE hidden; DROP OWNED BY lower; DROP ROLE lower")
+
+
+def test_a_server_whose_disk_is_full_is_not_said_to_be_stopped():
+    (hint,) = refusal("it", errors.DiskFull("could not write: No space left on device")).hints
+    assert hint.startswith("df -h")
 
 
 def test_what_is_told_to_type_means_whoever_is_called_whatever(live):

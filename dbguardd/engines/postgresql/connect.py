@@ -248,8 +248,7 @@ _STATES: Mapping[str, type[GuardError]] = {
     "55": SourceChanged,  # object not in prerequisite state
     "57": ServerUnreachable,  # operator intervention: it is shut down
     "58": SourceDamaged,  # system error: a file cannot be read
-    "XX001": SourceDamaged,
-    "XX002": SourceDamaged,
+    **dict.fromkeys(("XX001", "XX002"), SourceDamaged),
 }
 
 _BY = "  -- as a superuser; ROLE is the user of the url"
@@ -264,6 +263,7 @@ _RIGHTS: Mapping[str, str] = {
 """What lets a role do what a function of the server refuses it."""
 
 _MENDS: Mapping[str, Sequence[str]] = {
+    "53100": ("df -h  # on the host of the server, whose disk is full; SHOW data_directory says where that is",),
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
     "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
     "ReplicationSlotCreate": (  # 53400 has other limits, too

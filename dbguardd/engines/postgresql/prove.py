@@ -35,7 +35,7 @@ from dbguardd.engines.postgresql.sandbox import (
     tools_for,
     within,
 )
-from dbguardd.engines.postgresql.server import USER, make_cluster, throwaway
+from dbguardd.engines.postgresql.server import USER, make_cluster, roomy, throwaway
 from dbguardd.errors import GuardError, TooCostly
 from dbguardd.humanize import count
 
@@ -84,9 +84,9 @@ def examine(
         sandbox = Sandbox(server, f"{superuser}_restores", alive)
         findings.append(_roles(sandbox, target, contents))
         make_roles(sandbox, contents.roles)
-        whole, content = True, Content()
+        whole, content, bounded = True, Content(), roomy(staging, alive)
         for part in contents.parts:
-            look = within((target / part.stream).stat().st_size, alive, least_seconds)
+            look = within((target / part.stream).stat().st_size, bounded, least_seconds)
             if _bring_back(replace(sandbox, alive=look), target, contents, part, findings):
                 with sandbox.ordinary(part.database.name) as db:
                     content.add(db, part.excluded, lambda size: progress("examine", size, None), large=part.large)

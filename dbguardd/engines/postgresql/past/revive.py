@@ -26,7 +26,7 @@ from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.prove import recover, settings_for
 from dbguardd.engines.postgresql.physical.queries import READS, make_reader
 from dbguardd.engines.postgresql.physical.rebuild import Restored, fill
-from dbguardd.engines.postgresql.server import Server, throwaway
+from dbguardd.engines.postgresql.server import Server, room, throwaway
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
@@ -108,7 +108,7 @@ class Revival:
     @contextmanager
     def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
         """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
-        bounded = {"temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB", "lo_compat_privileges": "on"}
+        bounded = {"temp_file_limit": f"{max(1, room(revived.place) >> 11)}kB", "lo_compat_privileges": "on"}
         try:
             if (dump := self._dumps.pop(revived.place, None)) is not None:
                 user = dump.superuser
@@ -167,15 +167,10 @@ def written(place: Path) -> Iterator[None]:
 
 def check_room(place: Path) -> None:
     """Raise NoSpace before the last room of the disk is taken, by what sorts or by what a function writes."""
-    if _room(place) < _SPARE_BYTES:
+    if room(place) < _SPARE_BYTES:
         raise NoSpace(
-            f"{place}: the question has used up the room that is free there", facts={"free_bytes": _room(place)}
+            f"{place}: the question has used up the room that is free there", facts={"free_bytes": room(place)}
         )
-
-
-def _room(place: Path) -> int:
-    disk = os.statvfs(place)
-    return disk.f_bavail * disk.f_frsize
 
 
 def _cluster(place: Path) -> Path:

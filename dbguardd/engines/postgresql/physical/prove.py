@@ -39,7 +39,7 @@ from dbguardd.engines.postgresql.physical.rebuild import (
 )
 from dbguardd.engines.postgresql.physical.segments import format_lsn, turns_of
 from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot
-from dbguardd.engines.postgresql.server import Server, throwaway
+from dbguardd.engines.postgresql.server import Server, roomy, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked
 
@@ -92,7 +92,7 @@ def prove(target: Path, restored: Restored, queries: Sequence[Query], database: 
             with _served(target, tools, restored, alive, configuration=ours) as server:
                 read = _read(server, facts.snapshots, findings, lambda: alive("read"))
                 print_ = _comparable(read, facts, findings)
-                findings += _examined(server, queries, database, lambda: alive("examine"))
+                findings += _examined(server, queries, database, roomy(target, lambda: alive("examine")))
         except Degraded as error:
             said = errors_in(error.detail)
             if outcome(said) != "failed":

@@ -84,7 +84,7 @@ class Moment:
 
 
 def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractContextManager[Tree]:
-    """Open what a moment is read from; `there` is a backup of what it goes over. Raises what the repository raises."""
+    """Open a moment for reading. `there` is a backup of what it is written over. Raises what the repository raises."""
     if moment.until is None:
         return run.repository.tree(moment.backup, reading(run, moment.bytes), there=there)
     if moment.until.form == BYTES:

@@ -32,9 +32,9 @@ from dbguardd.jobs.moment import Moment, at_lsn, at_restore_point, reach
 from dbguardd.jobs.restore_and_compare import delta_restore, replaced, restore_and_compare
 from dbguardd.jobs.target import (
     check_directory,
+    check_in_place,
     check_space,
     check_target,
-    check_way_in,
     free_bytes,
     left_beside,
     live,
@@ -69,7 +69,7 @@ def restore(run: Run, request: Restore) -> Result:
     else:
         moment = reach(run, request.backup, request.at)
     if request.in_place:
-        check_way_in(run, moment.backup)
+        check_in_place(run, moment.backup)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)

@@ -191,7 +191,7 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
 
 
 def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
-    """Say what has become of every row there was, if nothing is left where they were; `alike`: names mean the same."""
+    """Say that no table which had rows has one now; nothing if one has. `alike`: both name their tables in one way."""
     had = {name for name, table in before.tables.items() if table.rows}
     if had and not now.rows:
         return "no table has a row any more"

@@ -78,7 +78,7 @@ def due(chain: Chain, grain: Grain, grains: Sequence[Grain], now: datetime) -> D
     ages = {one.seconds: one.age for one in grains}
 
     def is_old(piece: Piece) -> bool:
-        """Say if an object has the grain, or the age for it. What is coarser already was that old when it was stored."""
+        """Say if an object has the grain, or the age for it. One made coarser was of that age when it was stored."""
         waits = grain.age - ages.get(piece.grain, timedelta())
         return piece.grain >= grain.seconds or piece.stored_at < now - waits
 

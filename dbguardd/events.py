@@ -428,7 +428,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "staging.swept", "warning",
         "a job was cut short by the end of dbguardd; the copy that it had left in the state directory is deleted",
-        "A daemon was killed, and what its workers had left of copies of a database was removed at the next start.",
+        "What workers that were killed had left of a database was removed at the start.",
     ),
     Kind("sweep.done", "info", "freed {freed_bytes} in {objects:object}", "The space of expired backups was freed."),
     Kind("sweep.done", "debug", "there was nothing to free", variant="nothing", when={"objects": 0}),

@@ -53,8 +53,7 @@ CREATE TABLE event_2026 PARTITION OF event FOR VALUES FROM ('2026-01-01') TO ('2
 CREATE INDEX ON event (what); CREATE INDEX ON crm.customer USING gin (name gin_trgm_ops);
 CREATE INDEX ON crm.customer (lower(name)) WHERE mood = 'ok';
 CREATE UNLOGGED TABLE cache (k text PRIMARY KEY, v text);
-CREATE TABLE nothing ();
-CREATE VIEW happy AS SELECT name FROM crm.customer WHERE mood = 'happy';
+CREATE TABLE nothing (); CREATE VIEW happy AS SELECT name FROM crm.customer WHERE mood = 'happy';
 CREATE MATERIALIZED VIEW totals AS SELECT customer, sum(total) FROM purchase GROUP BY 1;
 CREATE FUNCTION twice(n int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT n * 2';
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS

@@ -464,12 +464,8 @@ def test_the_log_of_a_backup_never_takes_the_last_room_of_the_server(place):
 def test_a_server_that_was_promoted_a_moment_ago_is_backed_up_along_its_own_log(live, place):
     """Its last checkpoint is one of before, on the timeline that it has left."""
     copy = Cluster(place, live.programs)
-    words = [
-        "--checkpoint=fast",
-        "--no-sync",
-        "--write-recovery-conf",
-        f"--tablespace-mapping={live.place}/far={place}/far",
-    ]
+    words = ["--checkpoint=fast", "--no-sync", "--write-recovery-conf"]
+    words += [f"--tablespace-mapping={live.place}/far={place}/far"]
     words += [f"--dbname=host={live.socket} port={live.port} user=postgres", f"--pgdata={copy.data}"]
     subprocess.run([live.programs / "pg_basebackup", *words], check=True, cwd="/", capture_output=True, **identity())
     copy.socket.mkdir()

@@ -26,7 +26,7 @@ from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
-from dbguardd.engines.sqlite.publish import fresh
+from dbguardd.engines.sqlite.publish import fresh, sweep
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
@@ -127,6 +127,7 @@ class Sqlite:
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:  # it is the staged copy anyway
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(Path(os.path.realpath(self._path)))
         if self._method == "pages":
             return self._hand_over(sink, progress)
         taken = snapshot.take(self._path, self._staging, self._budget, progress)

@@ -13,8 +13,8 @@ from dbguardctl.options import Name, complete_database_or_id, database_argument,
 from dbguardctl.session import Session
 from dbguardd import requests
 from dbguardd.errors import NotFound, Usage
+from dbguardd.humanize import some
 from dbguardd.states import Health
-from dbguardd.words import some
 
 
 def seconds(text: str) -> float | None:

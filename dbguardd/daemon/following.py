@@ -21,10 +21,10 @@ from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
-from dbguardd.plain import to_json
+from dbguardd.humanize import size
 from dbguardd.requests import REQUESTS
+from dbguardd.serialize import to_json
 from dbguardd.wire import LogProof
-from dbguardd.words import size
 
 FOLLOWER = Who("follower")
 _STALL_SECONDS = 120.0

@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
-    """Return the backup with that id (or its first characters), or the newest to rely on that is not younger than `at`.
+    """Return the backup with that id (or its first characters), or the newest to rely on, made at or before `at`.
 
     With it what a person should know before it is restored. Raises NotFound if there is none, Usage if the id fits
     several or `at` is not an RFC 3339 moment.

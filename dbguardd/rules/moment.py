@@ -39,7 +39,7 @@ class Ending:
 
 
 def newest(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Ending | None:
-    """Return the newest moment that is not younger than `wanted`; None if that is the backup that is restored `alone`.
+    """Return the newest moment at or before `wanted`; None if that is the backup `alone`, without a log over it.
 
     `bases` are all that can be relied on, newest first.
     """
@@ -74,7 +74,7 @@ def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime |
 
 
 def on(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> Iterator[Base]:
-    """Yield the backups that a chain goes on from and that are not younger than `wanted`."""
+    """Yield the backups that a chain goes on from and that were made at or before `wanted`."""
     for base in bases:
         goes_on = base.chain == chain.id and chain.first <= base.after + 1 <= chain.last + 1
         if goes_on and (wanted is None or base.created_at <= wanted):
@@ -82,7 +82,7 @@ def on(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> I
 
 
 def last(log: Stored, chain: Chain, base: Base, wanted: datetime | None, most: int | None = None) -> Link | None:
-    """Return the last segment that ends a transaction, is not younger than `wanted`, and reaches past the base.
+    """Return the last segment at or before `wanted` that ends a transaction and reaches past the base.
 
     Its number is at most `most`. If segments have bytes of the log, the moment may lie within the one after that.
     """

@@ -32,7 +32,7 @@ class Choice:
 
 
 def choose(backups: Iterable[Dated], at: datetime | None = None) -> Choice:
-    """Choose among the backups that are not younger than `at`, or among all."""
+    """Choose among the backups that were made at or before `at`, or among all."""
     ordered = [backup for backup in newest_first(backups) if at is None or backup.created_at <= at]
     sound = [backup for backup in ordered if not (backup.failed or backup.safety)]
     chosen = next((backup for backup in sound if backup.proven), sound[0] if sound else None)

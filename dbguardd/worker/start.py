@@ -26,9 +26,9 @@ from dbguardd.errors import (
     WorkerDied,
     from_problem,
 )
+from dbguardd.humanize import discreet
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
 from dbguardd.verbs import apart, opens
-from dbguardd.words import discreet
 from dbguardd.worker.asking import reader, unnamed
 from dbguardd.worker.owner import identity, may_become_others, not_started, owner, without_power
 from dbguardd.worker.staging import make_way, staging_of, wipe

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.catalog import Catalog, to_text
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 from dbguardd.wire import EventRange
 from tests.catalog.conftest import NOW, backup

@@ -14,8 +14,8 @@ from dbguardd.daemon.paths import Level
 from dbguardd.daemon.protect import Found, Wanted, plan
 from dbguardd.daemon.service import Service
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
+from dbguardd.humanize import humanized
 from dbguardd.states import Health, JobState
-from dbguardd.words import humanized
 from dbguardd.worker.look import look
 from dbguardd.worker.staging import sweep
 from tests.daemon.conftest import FakeWorker, started, until_cancelled

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query, Untold
+from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
@@ -63,7 +64,7 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """
     wait = float(settings.get("lock_timeout_seconds", 10.0))
     standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
-    return Engine("sqlite", Sqlite(settings), SqliteLog(settings), standby, open_past)
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, past=open_past)
 
 
 def open_past() -> Past[Pages]:
@@ -190,7 +191,7 @@ class Sqlite:
             "log_place": taken.place,
         }
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         if self._state is not None and not self._snapshot.exists():
             self._stage(self._state, stored, progress)
         if not self._snapshot.exists():
@@ -198,7 +199,7 @@ class Sqlite:
         try:
             return read_fingerprint(self._snapshot, progress, "fingerprint")
         except Unread as unread:
-            return Untold(str(unread))
+            return NoFingerprint(str(unread))
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 

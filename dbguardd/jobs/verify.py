@@ -172,11 +172,13 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
     if examined.fingerprint is None:
         return
     proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
-    older = (one for one in run.repository.backups(run.name) if one.id < backup.id and one.id in proven)
-    before = next(older, None)
-    if before is None or any(
-        one.said.successor for one in run.repository.backups(run.name) if before.id < one.id <= backup.id
-    ):
+    before, right = None, False
+    for one in run.repository.newest(run.name):  # no further than need be: each is an object to read
+        if one.id < backup.id and one.id in proven:
+            before = one
+            break
+        right = right or (one.id <= backup.id and one.said.successor)
+    if before is None or right:
         return
     try:
         known = run.repository.fingerprint(before.id) or {}

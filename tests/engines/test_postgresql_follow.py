@@ -11,7 +11,7 @@ from postgres_follow_world import STAGING, Follower, asked, base, followable, mo
 from postgres_pages_world import own_place
 from postgres_world import as_owner, owner, until
 
-from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceReplaced, Unsupported
 from dbguardd.flow import TURNS
@@ -71,7 +71,7 @@ def test_what_is_stored_is_what_the_server_wrote_whatever_is_killed(live, follow
             live.start()
         follower.start()
     live.sql("SET synchronous_commit = off; INSERT INTO ledger VALUES (100000, 'not on disk yet')")
-    written_ = place_of(live.sql("SELECT pg_current_wal_insert_lsn()"))
+    written_ = parse_lsn(live.sql("SELECT pg_current_wal_insert_lsn()"))
     follower.catches_up()
     assert follower.resume()["position"] >= written_
     assert [begun[2] for begun in follower.events("begin")][:2] == [False, True] and len(follower.chains()) == 1

@@ -32,7 +32,7 @@ from dbguardd.errors import (
     ToolMissing,
     Unsupported,
 )
-from dbguardd.words import safe
+from dbguardd.humanize import safe
 
 
 @pytest.fixture(scope="module")

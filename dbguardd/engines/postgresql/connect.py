@@ -40,10 +40,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
 """What libpq is told: host, port, user, dbname, service, sslmode ..."""
 
-_LIVELY = {
-    **{"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6},
-    "tcp_user_timeout": 120_000,
-}
+_LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
+_LIVELY |= {"tcp_user_timeout": 120_000}
 """For libpq. While a server sends its files, the session that holds its log is silent for hours: what stands between
 forgets it, and a server that is gone is waited for. What the url says counts more."""
 _SETTINGS = (

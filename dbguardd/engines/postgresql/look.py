@@ -23,7 +23,7 @@ from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_c
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import GuardError, ToolMissing
-from dbguardd.words import some
+from dbguardd.humanize import some
 
 _SHOWN = 5
 _CLUSTER = b"""

@@ -16,12 +16,13 @@ from typing import Any
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
+from dbguardd.engines.postgresql.dump_files import MANUAL, read_contents
 from dbguardd.engines.postgresql.meaning import refused
-from dbguardd.engines.postgresql.place import MANUAL, read_contents
 from dbguardd.engines.postgresql.sandbox import (
     LEAST_SECONDS,
     Sandbox,
@@ -36,7 +37,7 @@ from dbguardd.engines.postgresql.sandbox import (
 )
 from dbguardd.engines.postgresql.server import USER, make_cluster, roomy, throwaway
 from dbguardd.errors import GuardError, TooCostly
-from dbguardd.words import count
+from dbguardd.humanize import count
 
 _QUERY_SECONDS = 60.0
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")

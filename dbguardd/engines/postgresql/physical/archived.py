@@ -37,7 +37,7 @@ from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, Pag
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, in_files, is_lowered
-from dbguardd.engines.postgresql.physical.others import watching
+from dbguardd.engines.postgresql.physical.other_servers import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
 from dbguardd.engines.postgresql.physical.way import way_of

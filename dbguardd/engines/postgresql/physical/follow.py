@@ -30,9 +30,8 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespa
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
-from dbguardd.engines.postgresql.physical.others import Others, watching
-from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
-from dbguardd.engines.postgresql.physical.segments import place as place_in
+from dbguardd.engines.postgresql.physical.other_servers import Others, watching
+from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming
 from dbguardd.engines.postgresql.physical.way import way_of
@@ -244,7 +243,7 @@ class Server:
         All that has committed lies before the first; before the second, if the commit has waited for the disk.
         """
         ((written, flushed),) = rows(self.keeper, _ENDS)
-        return place_in(text(written)), place_in(text(flushed))
+        return parse_lsn(text(written)), parse_lsn(text(flushed))
 
     def delay(self) -> float:
         """Return after how many seconds a commit is on disk that did not wait for that (synchronous_commit = off)."""

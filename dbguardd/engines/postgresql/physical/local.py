@@ -22,7 +22,7 @@ from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import in_one_line, statements
 from dbguardd.errors import GuardError, SourceDenied, Unsupported
-from dbguardd.words import span
+from dbguardd.humanize import span
 
 BY_PAGES = "backups by pages"
 """The name of the finding."""

@@ -1,4 +1,4 @@
-"""The log (WAL) of a cluster: places in it, and the files it consists of."""
+"""The log (WAL) of a cluster: places in it (LSNs), and the files it consists of."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PLACE = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _TURN = re.compile(r"^[ \t]*(\d{1,10})[ \t]+([0-9A-F]{1,8}/[0-9A-F]{1,8})", re.MULTILINE)
 
 
-def place(text: str) -> int:
-    """Return a place in the log ("16/B374D848") as a number. Raises LogBroken for what is none."""
+def parse_lsn(text: str) -> int:
+    """Return an LSN ("16/B374D848") as a number: bytes since the log began. Raises LogBroken for what is none."""
     if not (found := _PLACE.fullmatch(text)):
         raise LogBroken(f"{text[:50]!r}: is no place in the log of PostgreSQL")
     return int(found[1], 16) << 32 | int(found[2], 16)
 
 
-def shown(at: int) -> str:
-    """Return a place as PostgreSQL writes it."""
+def format_lsn(at: int) -> str:
+    """Return an LSN as PostgreSQL writes it."""
     return f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
 
 
@@ -125,7 +125,7 @@ def let_go(what: str, said: str = "") -> LogBroken:
 
 def turns_of(history: str) -> list[tuple[int, int]]:
     """Return the timelines that a history file names, oldest first, each with the place where it was left."""
-    return [(int(timeline), place(at)) for timeline, at in _TURN.findall(history)]
+    return [(int(timeline), parse_lsn(at)) for timeline, at in _TURN.findall(history)]
 
 
 def label_start(label: bytes) -> tuple[int, int]:
@@ -134,4 +134,4 @@ def label_start(label: bytes) -> tuple[int, int]:
     timeline = re.search(rb"^START TIMELINE: (\d{1,10})$", label, re.MULTILINE)
     if at is None or timeline is None:
         raise LogBroken("backup_label: does not say where the backup begins", detail=repr(label[:200]))
-    return place(at[1].decode()), int(timeline[1])
+    return parse_lsn(at[1].decode()), int(timeline[1])

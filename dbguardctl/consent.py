@@ -11,7 +11,7 @@ from dbguardctl.app import PROGRAM
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardd.errors import ConfirmMissing
-from dbguardd.words import size
+from dbguardd.humanize import size
 
 
 def can_ask(session: Session) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
-from dbguardctl.words import day_start, utc_text
+from dbguardctl.humanize import day_start, utc_text
 from dbguardd.errors import Usage
-from dbguardd.words import absolute
+from dbguardd.humanize import absolute
 
 _UNITS = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1),

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dbguardctl.session import Session
-from dbguardd.words import safe, size
+from dbguardd.humanize import safe, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from dbguardd.words import safe
+from dbguardd.humanize import safe
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any, TextIO
 
 from dbguardctl.client import Daemon, Json
+from dbguardctl.humanize import when, zoned
 from dbguardctl.screen import Block, Cell, Screen, text
-from dbguardctl.words import when, zoned
 from dbguardd.errors import GuardError, NotFound
+from dbguardd.humanize import hint_word, humanized
 from dbguardd.places import SOCKET
-from dbguardd.words import hint_word, humanized
 
 
 class Session:

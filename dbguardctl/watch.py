@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from dbguardctl.humanize import ulid_at, when
 from dbguardctl.progress import Look, looker
 from dbguardctl.screen import Cell
 from dbguardctl.session import Session
 from dbguardctl.views.jobs import FINAL, finished, part_done, verdicts
-from dbguardctl.words import ulid_at, when
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, StillRunning, from_problem
-from dbguardd.words import count, span
+from dbguardd.humanize import count, span
 
 Json = dict[str, Any]
 _EXPIRY_SECONDS = 10.0  # an expiry takes less; one that waits behind others is not waited for

@@ -126,6 +126,7 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.sentences import plain  # noqa: PLC0415
     from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
     from dbguardd.worker.look import look  # noqa: PLC0415
+    from dbguardd.worker.staging import sweep  # noqa: PLC0415
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
     keep_to_itself()
@@ -143,6 +144,7 @@ def _serve(options: argparse.Namespace) -> int:
         machine_id=machine_id,
         clock=system_clock(),
         look=look,
+        sweep=sweep,
     )
     try:
         asyncio.run(supervisor.run(setup))

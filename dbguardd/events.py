@@ -425,6 +425,11 @@ KINDS: tuple[Kind, ...] = (
         "backup {backup} is stored without a fingerprint and will not be proven: {reason}",
         "A backup was stored, but what it contains could not be told exactly.",
     ),
+    Kind(
+        "staging.swept", "warning",
+        "a job was cut short by the end of dbguardd; the copy that it had left in the state directory is deleted",
+        "What workers that were killed had left of a database was removed at the start.",
+    ),
     Kind("sweep.done", "info", "freed {freed_bytes} in {objects:object}", "The space of expired backups was freed."),
     Kind("sweep.done", "debug", "there was nothing to free", variant="nothing", when={"objects": 0}),
 )

@@ -1,4 +1,4 @@
-"""What is said of a backup beside its bytes: the one place that names the facts that others than their writer read.
+"""The facts of a backup: what is said of it beside its bytes. Those that others than their writer read are named here.
 
 An engine returns facts from dump(), the job adds some, and all of them stand in the manifest (dbguard-repository(5)).
 What only an engine itself wants to find again, it names itself, and has it from Tree.facts. All are the word of an
@@ -101,8 +101,8 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What is said of a backup. What nobody has said is empty."""
+class BackupFacts:
+    """The facts of a backup that others than its engine read, by their types. What is not there is empty."""
 
     # The engine, of any database.
     place: Place | None = None  # `log_place`: where in its log the backup is
@@ -129,7 +129,7 @@ class Said:
     no_fingerprint: str = ""  # why there is none; the engine may say so, too
 
     @classmethod
-    def read(cls, facts: Facts) -> Said:
+    def read(cls, facts: Facts) -> BackupFacts:
         """Read the facts of a manifest, or what an engine has just returned."""
 
         def text(name: str) -> str:

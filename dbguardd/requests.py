@@ -105,7 +105,7 @@ class Query(Request):
     database: str
     sql: str = field(metadata={"help": "one SELECT; it is kept with the job and in the audit log", "reserved": True})
     backup: str = option("id of the backup, or its first characters")
-    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
     rows: int = option("at most so many rows", 1000)
     seconds: int = option("give up after so many seconds", 60)
@@ -118,7 +118,7 @@ class Get(Request):
     database: str
     table: str = option("the table; SCHEMA.* is all of a schema of a server")
     backup: str = option("id of the backup, or its first characters")
-    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
     format: str = option("sql: for the sqlite3 shell, or psql; csv: NULL is nothing, blobs are hex", "sql")
     seconds: int = option("give up after so many seconds", 3600)
@@ -145,7 +145,7 @@ class Undelete(Request):
     table: str = option("the table")
     where: str = option('only rows for which this is true, in SQL: "customer = 7 AND paid"', reserved=True)
     backup: str = option("id of the backup that has the rows, or its first characters")
-    at: str = option("the newest backup to rely on that is not younger than this: 'yesterday 09:00'")
+    at: str = option("as it was at this moment, or at the last one before: 'yesterday 09:00'")
     in_database: str = option("of a server: the database that is asked; the only one if not given")
     rows: int = option("show at most so many rows; all are counted", 20)
     changed: bool = option("the rows that are still there with other values, and SQL that sets those back", False)

@@ -8,7 +8,7 @@ from datetime import UTC, tzinfo
 from typing import Any
 
 from dbguardd.events import Facts, kind_of
-from dbguardd.words import UNKNOWN, absolute, count, humanized, safe, size, span
+from dbguardd.humanize import UNKNOWN, absolute, count, humanized, safe, size, span
 
 _PIECES = re.compile(r"\[([^\]]*)\]|([^\[]+)")
 _FACT = re.compile(r"\{(\w+)(?::(\w+))?\}")

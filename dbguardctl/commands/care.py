@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from dbguardctl.app import Command, Group, pass_session
+from dbguardctl.humanize import when
 from dbguardctl.moments import parse_span
 from dbguardctl.options import database_argument, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import care as view
-from dbguardctl.words import when
 
 
 @click.command(cls=Command)

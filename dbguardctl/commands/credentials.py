@@ -12,10 +12,10 @@ from click.shell_completion import CompletionItem
 
 from dbguardctl.app import Group, pass_session
 from dbguardctl.credstore import MOST_BYTES, Credstore
+from dbguardctl.humanize import when
 from dbguardctl.options import _ask
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.session import Session
-from dbguardctl.words import when
 from dbguardd.errors import DaemonUnreachable, Held, Usage
 
 _RESTART = "systemctl restart dbguardd"

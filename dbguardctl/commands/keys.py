@@ -12,12 +12,12 @@ from click.shell_completion import CompletionItem
 
 from dbguardctl.app import Group, pass_session
 from dbguardctl.consent import can_ask
+from dbguardctl.humanize import when
 from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
 from dbguardctl.session import Session, did_you_mean
-from dbguardctl.words import when
 from dbguardd.errors import NotFound, TargetExists, Usage, of_file
-from dbguardd.words import count
+from dbguardd.humanize import count
 
 _IDENTITY, _IDENTITY_REST = "AGE-SECRET-KEY-1", 58
 _BLOCKS = "\N{LOWER HALF BLOCK}\N{UPPER HALF BLOCK}\N{FULL BLOCK}"

@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from dbguardctl.app import Command, pass_session
+from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, text_option
 from dbguardctl.session import Session, did_you_mean
 from dbguardctl.views import past as view
-from dbguardctl.words import utc_text
 from dbguardd.errors import DaemonUnreachable, NotFound, Usage
 
 Json = dict[str, Any]

@@ -15,15 +15,15 @@ import click
 
 from dbguardctl import watch
 from dbguardctl.app import PROGRAM, Command, pass_session
+from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import complete_id, database_argument, from_root, request_options, text_option
 from dbguardctl.screen import Cell, text
 from dbguardctl.session import Session
 from dbguardctl.views import questions as view
-from dbguardctl.words import utc_text
 from dbguardd import requests
 from dbguardd.errors import TargetExists, Usage, of_file
-from dbguardd.words import safe
+from dbguardd.humanize import safe
 
 Json = dict[str, Any]
 

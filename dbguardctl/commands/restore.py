@@ -10,15 +10,15 @@ from dbguardctl import watch
 from dbguardctl.app import Command, pass_session
 from dbguardctl.commands.work import seconds
 from dbguardctl.consent import can_ask, confirmed
+from dbguardctl.humanize import utc_text, when
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, from_root, request_options, wait_options
 from dbguardctl.session import Session
-from dbguardctl.words import utc_text, when
 from dbguardd import requests
 from dbguardd.errors import NotFound, Usage
+from dbguardd.humanize import absolute
 from dbguardd.kinds import KINDS
 from dbguardd.requests import UNDO_REASON
-from dbguardd.words import absolute
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
+from dbguardctl.humanize import date, shorten, utc_text, when, zone_name
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, findings, value
-from dbguardctl.words import date, shorten, utc_text, when, zone_name
-from dbguardd.words import absolute, count, parse_utc, size, some, span
+from dbguardd.humanize import absolute, count, parse_utc, size, some, span
 
 Json = dict[str, Any]
 

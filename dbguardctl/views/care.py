@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime, tzinfo
 from typing import Any
 
+from dbguardctl.humanize import ahead, when, zone_name
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import facts, one_line
-from dbguardctl.words import ahead, when, zone_name
 
 Json = dict[str, Any]
 

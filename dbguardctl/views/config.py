@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime, tzinfo
 from typing import Any
 
+from dbguardctl.humanize import shorten, when
 from dbguardctl.screen import Block, Cell, Line, Table, paragraph, text
 from dbguardctl.views.facts import facts
-from dbguardctl.words import shorten, when
-from dbguardd.words import count
+from dbguardd.humanize import count
 
 Json = dict[str, Any]
 

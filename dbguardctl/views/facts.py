@@ -6,7 +6,7 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
-from dbguardd.words import absolute, count, humanized, size, span
+from dbguardd.humanize import absolute, count, humanized, size, span
 
 _UNITS = ("_at", "_bytes", "_seconds", "_ratio")
 

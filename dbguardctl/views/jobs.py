@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime, tzinfo
 from typing import Any
 
+from dbguardctl.humanize import shorten, ulid_at, when
 from dbguardctl.screen import Block, Cell, Line, Table, text
 from dbguardctl.views.facts import facts, findings, one_line
 from dbguardctl.views.restore import planned, restored
-from dbguardctl.words import shorten, ulid_at, when
+from dbguardd.humanize import absolute, count, hint_word, parse_utc, size, span
 from dbguardd.requests import RESERVED
-from dbguardd.words import absolute, count, hint_word, parse_utc, size, span
 
 Json = dict[str, Any]
 

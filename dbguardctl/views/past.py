@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from typing import Any
 
+from dbguardctl.humanize import when, zone_name
 from dbguardctl.screen import Block, Cell, Screen, Table, paragraph, text
 from dbguardctl.views.facts import one_line
-from dbguardctl.words import when, zone_name
 from dbguardd.events import LEVELS, level_of
+from dbguardd.humanize import absolute, humanized
 from dbguardd.sentences import plain, sentence
-from dbguardd.words import absolute, humanized
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
-from dbguardd.words import absolute, count, safe
+from dbguardd.humanize import absolute, count, safe
 
 Json = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
 from dbguardctl.views.facts import findings
-from dbguardd.words import absolute, count, size, span
+from dbguardd.humanize import absolute, count, size, span
 
 Json = dict[str, Any]
 

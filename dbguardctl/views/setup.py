@@ -6,11 +6,11 @@ from datetime import datetime, tzinfo
 from shlex import quote
 from typing import Any
 
+from dbguardctl.humanize import ahead
 from dbguardctl.screen import Block, Cell, Line, paragraph, text
 from dbguardctl.views.facts import facts
 from dbguardctl.views.status import is_bare
-from dbguardctl.words import ahead
-from dbguardd.words import count, span
+from dbguardd.humanize import count, span
 
 Json = dict[str, Any]
 

@@ -6,11 +6,11 @@ from collections import Counter
 from datetime import datetime, tzinfo
 from typing import Any
 
+from dbguardctl.humanize import ago, ahead, days_ago, when, zone_name, zoned
 from dbguardctl.screen import Block, Cell, Line, Screen, Table, text
 from dbguardctl.views.backups import left_out, log_proof
-from dbguardctl.words import ago, ahead, days_ago, when, zone_name, zoned
+from dbguardd.humanize import count, humanized, parse_utc, size, span
 from dbguardd.states import Health
-from dbguardd.words import count, humanized, parse_utc, size, span
 
 Json = dict[str, Any]
 

@@ -24,7 +24,7 @@ from dbguardd.api.peer import identify
 from dbguardd.api.routes import ROUTES, Route, find
 from dbguardd.api.service import Actor, Json, Service
 from dbguardd.errors import DaemonUnreachable, GuardError, Internal, NotFound, NotPermitted, TooLarge, Usage
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.states import Role
 from dbguardd.wire import MAX_REQUEST_BYTES, Event
 

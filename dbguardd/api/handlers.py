@@ -9,7 +9,7 @@ from dbguardd.api.ask import Ask, Download, Reply, Stream
 from dbguardd.api.service import Json
 from dbguardd.api.strict import unfit
 from dbguardd.errors import Usage
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.states import JobState
 from dbguardd.wire import EventRange, JobRow
 

@@ -28,7 +28,6 @@ class Summary:
     newest: BackupRow | None = None
     proven: BackupRow | None = None  # the newest proven one
     proven_since_at: str | None = None  # when the oldest proven one was made
-    last_proven_at: str | None = None  # when a proof was last made
     full_at: str | None = None  # when the newest full one was made
     failed: int = 0  # how many did not pass their last verification, or were found damaged
 
@@ -82,10 +81,10 @@ class Backups:
 
     def of(self, database: str) -> list[BackupRow]:
         """The backups of one database, newest first."""
-        sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY created_at DESC, id DESC"  # noqa: S608
+        sql = f"SELECT {_COLUMNS} FROM backups WHERE database = ? AND {_LIVE} ORDER BY id DESC"  # noqa: S608
         found = self._with_holds(self._session.rows(sql, (database,)))
-        looked = "SELECT backup, max(at) FROM proofs JOIN backups ON backup = id WHERE database = ? GROUP BY backup"
-        when = dict(tuple(row) for row in self._session.rows(looked, (database,)))
+        looked = "SELECT backup, at, max(number) FROM proofs JOIN backups ON backup = id WHERE database = ? GROUP BY id"
+        when = {row["backup"]: row["at"] for row in self._session.rows(looked, (database,))}
         for row in found:
             row.verified_at = when.get(row.id)
         return found
@@ -99,14 +98,14 @@ class Backups:
         full = self._first(f"database = ? AND kind = 'full' AND {_LIVE}", database)
         row = self._session.row(
             "SELECT count(*), min(iif(grade = 'proven', created_at, NULL)), "  # noqa: S608
-            f"max(iif(grade = 'proven', proven_at, NULL)), count(failure) FROM backups WHERE database = ? AND {_LIVE}",
+            f"count(failure) FROM backups WHERE database = ? AND {_LIVE}",
             (database,),
         )
-        count, since, last, failed = tuple(row) if row else (0, None, None, 0)
-        return Summary(count, newest, proven, since, last, full.created_at if full else None, failed)
+        count, since, failed = tuple(row) if row else (0, None, 0)
+        return Summary(count, newest, proven, since, full.created_at if full else None, failed)
 
     def _first(self, where: str, database: str) -> BackupRow | None:
-        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY created_at DESC, id DESC LIMIT 1"  # noqa: S608
+        sql = f"SELECT {_COLUMNS} FROM backups WHERE {where} ORDER BY id DESC LIMIT 1"  # noqa: S608
         row = self._session.row(sql, (database,))
         return None if row is None else _backup(row, [])
 
@@ -145,7 +144,7 @@ class Backups:
         """The backups that are given up but not yet swept, newest first."""
         rows = self._session.rows(
             f"SELECT {_COLUMNS}, expired_at, grace_until_at FROM backups "  # noqa: S608
-            f"WHERE database = ? AND {_GIVEN_UP} ORDER BY created_at DESC",
+            f"WHERE database = ? AND {_GIVEN_UP} ORDER BY id DESC",
             (database,),
         )
         return [ExpiredRow(_backup(row, []), row["expired_at"], row["grace_until_at"]) for row in rows]

@@ -40,9 +40,10 @@ class Proofs:
         self._session = session
 
     def put(self, proof: ProofRow) -> None:
-        """Keep one proof."""
+        """Keep one proof: the newest of its backup, whatever the clock said."""
         self._session.change(
-            "INSERT OR REPLACE INTO proofs (backup, at, grade, restore_seconds, failure, facts) VALUES (?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO proofs (backup, at, grade, restore_seconds, failure, facts, number) "
+            "VALUES (?1,?2,?3,?4,?5,?6, (SELECT coalesce(max(number), 0) + 1 FROM proofs WHERE backup = ?1))",
             (
                 *(proof.backup, proof.at, proof.grade.value, proof.restore_seconds, proof.failure),
                 json.dumps(dict(proof.facts), ensure_ascii=False, separators=(",", ":")),
@@ -51,7 +52,7 @@ class Proofs:
 
     def of(self, backup: str) -> list[ProofRow]:
         """The proofs of one backup, newest first."""
-        rows = self._session.rows("SELECT * FROM proofs WHERE backup = ? ORDER BY at DESC", (backup,))
+        rows = self._session.rows("SELECT * FROM proofs WHERE backup = ? ORDER BY number DESC", (backup,))
         return [
             ProofRow(
                 r["backup"], r["at"], Grade(r["grade"]), r["restore_seconds"], r["failure"], json.loads(r["facts"])

@@ -119,5 +119,12 @@ STEPS: tuple[str, ...] = (
     ALTER TABLE backups ADD COLUMN excluded_tables INTEGER NOT NULL DEFAULT 0;
     """,
     "ALTER TABLE backups ADD COLUMN left_out TEXT NOT NULL DEFAULT '[]'",
+    """
+    DROP INDEX backups_of_database;
+    DROP INDEX backups_by_grade;
+    CREATE INDEX backups_of_database ON backups (database, id);
+    CREATE INDEX backups_by_grade ON backups (database, grade, id);
+    ALTER TABLE proofs ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """STEPS[n] leads from version n to version n + 1 (PRAGMA user_version)."""

@@ -14,9 +14,9 @@ from typing import Any
 from dbguardd.catalog import Catalog
 from dbguardd.daemon.inforce import LOG, InForce
 from dbguardd.errors import ConfirmMissing, PolicyShrinks, Usage
+from dbguardd.humanize import count as counted
 from dbguardd.kinds import KINDS
 from dbguardd.policy.policy import Policy
-from dbguardd.words import count as counted
 
 
 @dataclass(frozen=True, slots=True)

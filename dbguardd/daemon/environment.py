@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from dbguardd.daemon.live import Order, Terms
@@ -25,6 +26,12 @@ class Look(Protocol):
     """Says what lies at a path or what a server has, as its owner sees it; worker/look.py."""
 
     def __call__(self, place: str, /) -> Awaitable[Mapping[str, Any]]: ...
+
+
+class Sweep(Protocol):
+    """Removes what workers that were killed have left in the state directory; worker/staging.py."""
+
+    def __call__(self, state: Path, /) -> Awaitable[Sequence[str]]: ...
 
 
 class Log(Protocol):

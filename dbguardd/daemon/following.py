@@ -21,10 +21,10 @@ from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.runner import Runner
 from dbguardd.errors import Busy, GuardError, Internal
-from dbguardd.plain import to_json
+from dbguardd.humanize import size
 from dbguardd.requests import REQUESTS
+from dbguardd.serialize import to_json
 from dbguardd.wire import LogProof
-from dbguardd.words import size
 
 FOLLOWER = Who("follower")
 _STALL_SECONDS = 120.0
@@ -271,7 +271,8 @@ class Following:
             follower.chain, follower.until_at = str(facts["chain"]), ""
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
-            if newest is None or newest.created_at < str(facts["begun_at"]):  # also if an earlier daemon began it
+            older = newest is None or newest.created_at < str(facts["begun_at"])  # also if an earlier daemon began it
+            if older or not facts["continued"]:
                 self._bases[name].needed = True
         try:
             self._runner.events.tell(event, name, None, facts)

@@ -21,8 +21,8 @@ from typing import Any
 from dbguardd.daemon.lean import structlog
 from dbguardd.errors import OUTCOMES, message_id
 from dbguardd.events import EVENTS, Kind, kind_of
+from dbguardd.humanize import HIDDEN, UNKNOWN, discreet, safe
 from dbguardd.sentences import plain, sentence
-from dbguardd.words import HIDDEN, UNKNOWN, discreet, safe
 
 _SOCKET = "/run/systemd/journal/socket"
 _MESSAGE_BYTES = 32 << 10

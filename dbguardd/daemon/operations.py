@@ -21,9 +21,9 @@ from dbguardd.daemon.status import Views
 from dbguardd.daemon.timetable import timetable
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import Busy, GuardError
-from dbguardd.plain import to_json
 from dbguardd.requests import REQUESTS
 from dbguardd.rules.calendar import full_due
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade, JobState
 
 SCHEDULE = Who("schedule")

@@ -14,10 +14,10 @@ from dbguardd.daemon.environment import Environment
 from dbguardd.daemon.events import Events
 from dbguardd.daemon.live import Live
 from dbguardd.errors import GuardError, Internal, NotFound, Usage, bare
+from dbguardd.humanize import OVERWRITING, REPLACING, UNTOUCHED
 from dbguardd.requests import QUESTION_VERBS
 from dbguardd.states import JobState
 from dbguardd.wire import EventRange, JobRow
-from dbguardd.words import OVERWRITING, REPLACING, UNTOUCHED
 
 _AUDITED = frozenset(
     ("restore", "undo", "expire", "sweep", "hold", "release", "recall", "recovery-sheet", "recovery-test", "recover")

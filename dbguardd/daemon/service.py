@@ -21,8 +21,8 @@ from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
 from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
-from dbguardd.plain import to_json
 from dbguardd.requests import REQUESTS
+from dbguardd.serialize import to_json
 from dbguardd.states import JobState, Role
 from dbguardd.wire import BackupRow, Event, EventRange, ExpiredRow, JobRow, LogProof, Status, Stretch
 

@@ -25,6 +25,7 @@ from dbguardd.errors import (
     SourceMissing,
     from_problem,
 )
+from dbguardd.humanize import size
 from dbguardd.policy.policy import database_spec
 from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
@@ -34,7 +35,6 @@ from dbguardd.rules.objectives import Facts, judge
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade, JobState
 from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
-from dbguardd.words import size
 
 Lost = Callable[[str], GuardError | None]
 """Why nothing of a storage could be restored now."""
@@ -284,7 +284,7 @@ class Views:
             state=judgement.state,
             recoverable_to_at=proven.created_at if proven else None,
             recoverable_since_at=summary.proven_since_at,
-            last_proven_at=summary.last_proven_at,
+            last_proven_at=proven.proven_at if proven else None,
             proven_backup=proven.id if proven else None,
             restore_seconds=proven.restore_seconds if proven else None,
             next_run_at=None,

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from dbguardd.catalog import Entry, Who
 from dbguardd.daemon import state_directory
 from dbguardd.daemon.clock import Clock, new_id
-from dbguardd.daemon.environment import Environment, Log, Look, OnMessage, RunWorker
+from dbguardd.daemon.environment import Environment, Log, Look, OnMessage, RunWorker, Sweep
 from dbguardd.daemon.following import Following
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.notify import Notify
@@ -61,6 +61,7 @@ class Setup:
     machine_id: str
     clock: Clock
     look: Look
+    sweep: Sweep
 
 
 def this_host() -> tuple[str, str]:
@@ -133,6 +134,8 @@ class Supervisor:
         """Start, go on until a signal, stop."""
         runner, events = self._do.runner, self._do.runner.events
         runner.close_leftovers()
+        for database in await self._setup.sweep(self._setup.state):
+            events.note("staging.swept", database, {})
         self._do.take_over(at_start=True)
         try:
             api = await self._setup.serve(Service(self._do))

@@ -8,24 +8,19 @@ job is to end, so an engine only has to clean up on the way out.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
-from dbguardd.plain import to_json
 
 Progress = Callable[[str, int, int | None], None]
-Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]  # the last place of that name in a log, and when
+Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
+"""Returns the position of the last restore point of that name in the log of a Tree, and when it was made."""
 Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
-
-_PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
-_GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
-"""What stands before the name of a table: its database and schema, its database, nothing."""
 
 REPLACED = "replaced"
 """The fact of an error of replace() that came when the live database had been replaced already."""
@@ -49,71 +44,6 @@ class Probe:
     facts: Facts
     warnings: tuple[str, ...] = ()  # sentences for people: a vulnerable library, a network file system
     findings: tuple[Finding, ...] = ()  # what a backup or its proof will need, and whether it is there
-
-
-@dataclass(frozen=True, slots=True)
-class TablePrint:
-    """The content of one table: how many rows, and a digest (hex) that is equal exactly when the rows are.
-
-    Of many tables in one (see Fingerprint.folded) the digest begins with their number and a colon.
-    """
-
-    rows: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """The content of a database. Two are equal exactly when schema and rows are."""
-
-    schema_digest: str
-    tables: Mapping[str, TablePrint]
-
-    @property
-    def rows(self) -> int:
-        """All rows together."""
-        return sum(table.rows for table in self.tables.values())
-
-    @property
-    def count(self) -> int:
-        """How many tables there are."""
-        return sum(int(table.digest.split(":")[0]) if ":" in table.digest else 1 for table in self.tables.values())
-
-    def folded(self, most_bytes: int) -> Fingerprint:
-        """Return it in at most so many bytes of JSON: the tables of a schema in one, or those of a database, or all.
-
-        The same content is folded in the same way, so what is equal stays equal, and what differs differs.
-        """
-        found = self
-        for group in _GROUPS:
-            if len(json.dumps(to_json(found))) <= most_bytes:
-                break
-            found = Fingerprint(self.schema_digest, _folded(self.tables, group))
-        return found
-
-
-def _folded(tables: Mapping[str, TablePrint], group: re.Pattern[str]) -> dict[str, TablePrint]:
-    together = dict[str, list[str]]()
-    for name in sorted(tables):
-        match = group.match(name)
-        together.setdefault(match[0] if match else "", []).append(name)
-    alone = {names[0]: tables[names[0]] for names in together.values() if len(names) == 1}
-    return alone | {f"{begin}*": _one(tables, names) for begin, names in together.items() if len(names) > 1}
-
-
-def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
-    import hashlib  # noqa: PLC0415 - 3 MiB that only a database of very many tables needs
-
-    told = json.dumps([[name, tables[name].rows, tables[name].digest] for name in names])
-    rows = sum(tables[name].rows for name in names)
-    return TablePrint(rows, f"{len(names)}:{hashlib.sha256(told.encode()).hexdigest()}")
-
-
-@dataclass(frozen=True, slots=True)
-class Untold:
-    """The content of a snapshot, where it cannot be told exactly: why. Its backup will not be proven, and is one."""
-
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +116,7 @@ class Snapshots(Protocol):
         close() leaves nothing behind.
         """
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         """Read the snapshot that the last dump() wrote, through the engine's own interface, and return its content.
 
         `stored` is the backup that came of it, for an engine that wrote the live database itself: it may have changed.
@@ -230,7 +160,10 @@ class Log(Protocol):
         """
 
     def unfollow(self, *, if_short: bool = False) -> None:
-        """Let go of what keeps the log for us: it is followed no more. Or `if_short` of room only; then NoSpace."""
+        """Release what holds the log for us (a slot, say): it is followed no more.
+
+        With `if_short` only if it takes the last room of the server's disk; then raises NoSpace.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +186,13 @@ class Answer(Protocol):
 
 
 class Past(Protocol[Asked]):
-    """Questions to backups. Those of SQLite are asked as Pages, which nobody restores and of which few are read.
+    """Questions to backups (query, get, diff, undelete).
 
-    What is read may be hostile. Nothing is written but the answer, no other file is opened, and a question ends by its
-    bounds. The facts say how much was found, never what. Raises Usage (the question is wrong), TooCostly, Unsupported,
-    SourceDamaged (it was damaged when it was backed up), and what `asked` and `answer` raise.
+    `Asked` is what a backup is read through: its Pages, for SQLite, of which a question reads a few and nothing is
+    restored; a Revived server, for PostgreSQL. What is read may be hostile: nothing is written but the answer, no other
+    file is opened, and a question ends by its bounds. The facts that are returned say how much was found, never what.
+    Raises Usage (the question is wrong), TooCostly, Unsupported, SourceDamaged (it was damaged when it was backed up),
+    and what `asked` and `answer` raise.
     """
 
     def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
@@ -315,16 +250,16 @@ class Reviving(Past[Asked], Protocol[Asked]):
 class Standby(Protocol):
     """A copy of the database that is kept up to date: whole for its readers at any time, and closed to all writers.
 
-    It is made and changed by one process at a time, and survives the end of that at any moment. `mark` is what the
-    other side wants to find again with what it put there: it is durable beside the copy. All raise StandbyChanged when
-    somebody else has written to it, and then change nothing.
+    It is made and changed by one process at a time, and survives the end of that process at any moment. `mark` says
+    how far the copy is, in the words of the job that keeps it up to date: it is stored beside the copy, and durable
+    with it. All raise StandbyChanged when somebody else has written to the copy, and then change nothing.
     """
 
     def found(self, target: Path, progress: Progress) -> Facts | None:
-        """Open the copy at `target` and return the mark of what is in it, None if it has to be made.
+        """Open the copy at `target` and return its mark; None if there is no copy yet.
 
-        `promoted` is true in it if its end was begun. Raises TargetExists for what is none, TargetInUse if another
-        process keeps it.
+        The mark has `promoted` if a promotion was begun. Raises TargetExists for a file that is no standby, TargetInUse
+        if another process keeps it.
         """
 
     def make(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> Sequence[str]:
@@ -355,12 +290,13 @@ class Present:
     begun: bool
 
 
-class Over(Protocol):
+class DeltaRestore(Protocol):
     """A restore over the live database itself: only what differs is written, and no second copy is needed.
 
-    While it is written the database is at a place where nobody starts it; whoever is killed leaves it there, and the
-    next one goes on with it. `live` is its place, `facts` are those of the backup. All raise SourceReplaced if another
-    database is at that place, SourceInvalid if it cannot be told which, and change nothing then.
+    While it is written the database has another name, under which no server finds it. If the restore is killed the
+    database stays there, and the next restore goes on with it. `live` is its place, `facts` are those of the backup.
+    All raise SourceReplaced if another database is at that place, SourceInvalid if it cannot be told which, and then
+    have changed nothing.
     """
 
     def present(self, live: Path, facts: Facts) -> Present:
@@ -392,7 +328,7 @@ class Engine:
     standby: Standby | None = None
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
-    over: Over | None = None
+    delta_restore: DeltaRestore | None = None
     find: Find | None = None
 
 

@@ -24,6 +24,7 @@ ASIDE = ".before-restore"  # what a file that is set aside is called, before a -
 ELSEWHERE = Path("/srv/restored")
 _WORK_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(WORK)}", re.DOTALL)
 _NAME_LETTERS = 200  # of the target's name: more would leave no room for the rest
+SWAP = "swapping"  # what tells the work of a restore in place: as many letters as tempfile gives
 _YOUNG_SECONDS = 1.0  # between its creation and its lock, work is nobody's
 
 

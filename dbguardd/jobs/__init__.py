@@ -27,14 +27,14 @@ JOBS: Mapping[str, str] = {
     "undelete": "question:UNDELETE",
     "standby": "standby:STANDBY",
     "promote": "standby:PROMOTE",
-    "scan": "books:SCAN",
-    "hold": "books:HOLD",
-    "release": "books:RELEASE",
-    "recall": "books:RECALL",
-    "recovery-sheet": "books:RECOVERY_SHEET",
-    "recovery-test": "books:RECOVERY_TEST",
-    "recovery-drop": "books:RECOVERY_DROP",
-    "recover": "books:RECOVER",
+    "scan": "housekeeping:SCAN",
+    "hold": "housekeeping:HOLD",
+    "release": "housekeeping:RELEASE",
+    "recall": "housekeeping:RECALL",
+    "recovery-sheet": "housekeeping:RECOVERY_SHEET",
+    "recovery-test": "housekeeping:RECOVERY_TEST",
+    "recovery-drop": "housekeeping:RECOVERY_DROP",
+    "recover": "housekeeping:RECOVER",
 }
 """Every verb that a worker knows: module and name below dbguardd.jobs."""
 

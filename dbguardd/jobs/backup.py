@@ -1,4 +1,4 @@
-"""Back up one database. The whole data path of dbguard is the dozen lines of take()."""
+"""Back up one database. take() is the whole data path: engine to sink to repository, then the fingerprint."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
-from dbguardd.engines.base import Fingerprint, Progress, TablePrint, Untold
+from dbguardd.engines.base import Progress
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError
-from dbguardd.facts import GoesOn, Said
+from dbguardd.facts import BackupFacts, GoesOn
 from dbguardd.flow import Facts, Sink
 from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.history import check_moved, check_same, elsewhere, going_on, tip, tip_at
-from dbguardd.plain import to_json
+from dbguardd.jobs.lineage import check_moved, check_same, elsewhere, going_on, tip, tip_at
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 
@@ -41,11 +42,12 @@ def take(
 
     The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
     because reading every row takes longer than storing the pages; if that fails, or the content cannot be told exactly,
-    the backup exists, and can never be graded higher than `restored`. `dump` reads it, if not the engine's.
+    the backup exists, and can never be graded higher than `restored`. `dump` takes the place of the engine's own: a
+    restore in place makes its safety copy by it.
     """
     started, database, began = run.monotonic(), run.database, run.now()
-    spared = _spared(run) if fingerprint else ""
-    compared = fingerprint and not spared
+    skipped = _why_skipped(run) if fingerprint else ""
+    compared = fingerprint and not skipped
     log = tip(run) if database.get("continuous") else None
     try:
         with run.repository.saving(
@@ -59,20 +61,20 @@ def take(
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
-            if not successor and dump is None:  # what somebody puts something over is kept, whatever it is
-                saving.admits = lambda about: check_same(run, Said.read(about))
-            told = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
-            said = Said.read(told)
+            if not successor and dump is None:  # a safety copy is made of whatever is there
+                saving.admits = lambda facts: check_same(run, BackupFacts.read(facts))
+            dumped = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
+            said = BackupFacts.read(dumped)
             goes_on = _goes_on(run, log, said) if database.get("continuous") else None
-            facts = {**told, "log": None if goes_on is None else to_json(goes_on)}
-            facts |= {"no_fingerprint": spared} if spared else {}
+            facts = {**dumped, "log": None if goes_on is None else to_json(goes_on)}
+            facts |= {"no_fingerprint": skipped} if skipped else {}
             facts |= {"path": database["settings"]["path"]} if "path" in database["settings"] else {}
             if successor:
                 facts["successor"] = True
             elif dump is None:
-                check_same(run, said)  # as it is now: another server may have taken over meanwhile
+                check_same(run, said)  # again: another server may have taken over since the backup began
                 check_moved(run, saving)
-            made = saving.seal(facts, _moment(said, began, run.now()))
+            made = saving.seal(facts, _created_at(said, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
         run.report(
@@ -84,7 +86,7 @@ def take(
             **seen(made),
         )
         if compared:
-            _attest(run, made)
+            _fingerprint(run, made)
     finally:
         run.snapshots.release()
     run.report(
@@ -93,63 +95,64 @@ def take(
     return made
 
 
-def _attest(run: Run, made: Backup) -> None:
-    """Store what a backup contains. If its bytes are those of its parent, so are its rows, and nobody reads them."""
-    like, content = _known(run, made) or ("", _read(run, made))
-    if isinstance(content, Untold):
+def _fingerprint(run: Run, made: Backup) -> None:
+    """Store the fingerprint of a backup: that of its parent if all bytes are the same, else that of the snapshot."""
+    same_as, content = _of_parent(run, made) or ("", _of_snapshot(run, made))
+    if isinstance(content, NoFingerprint):
         run.report("snapshot.untold", backup=made.id, reason=content.why)
         return
     run.repository.attest(made.id, to_json(content), run.now())
     facts = {"database": run.name, "tables": content.count, "rows": content.rows}
-    run.report("snapshot.fingerprinted", backup=made.id, **facts, same_as=like or None)
+    run.report("snapshot.fingerprinted", backup=made.id, **facts, same_as=same_as or None)
 
 
-def _read(run: Run, made: Backup) -> Fingerprint | Untold:
+def _of_snapshot(run: Run, made: Backup) -> Fingerprint | NoFingerprint:
     with run.repository.tree(made, lambda done_bytes: run.progress("fingerprint", done_bytes, None)) as stored:
         return run.snapshots.fingerprint(run.progress, stored)
 
 
-def _known(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:
-    """Return the parent of a backup, and its fingerprint, if it has the very same pages and was taken in our way."""
-    with suppress(GuardError):  # one that cannot be read is none
+def _of_parent(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:
+    """Return the parent of a backup, and its fingerprint, if it has the same pages, and this version made it."""
+    with suppress(GuardError):  # a fingerprint that cannot be read is none
         parent = run.repository.backup(made.parent) if made.parent else None
-        if parent and parent.tool_version == made.tool_version and _pages(parent) == _pages(made) is not None:
-            told = run.repository.fingerprint(parent.id)
-            if told is not None:
-                tables = {name: TablePrint(**found) for name, found in told["tables"].items()}
-                return parent.id, Fingerprint(told["schema_digest"], tables)
+        if parent and parent.tool_version == made.tool_version and _digests(parent) == _digests(made) is not None:
+            stored = run.repository.fingerprint(parent.id)
+            return None if stored is None else (parent.id, Fingerprint.read(stored))
     return None
 
 
-def _pages(backup: Backup) -> Sequence[tuple[str, int, str]] | None:
-    """Return what tells the bytes of a backup, where they are the database itself and no text that is made of it."""
+def _digests(backup: Backup) -> Sequence[tuple[str, int, str]] | None:
+    """Return name, size and digest of each stream; None if one is no file of the database: a dump is never the same."""
     if any(stream.kind != "paged" for stream in backup.streams):
         return None
     return [(stream.name, stream.size, stream.digest) for stream in backup.streams]
 
 
-def _spared(run: Run) -> str:
-    """Return why the rows need not be read: a backup that is younger than `fingerprint_every` has a fingerprint."""
+def _why_skipped(run: Run) -> str:
+    """Say why no fingerprint is taken, if none is: a backup that is younger than `fingerprint_every` has one."""
     if (every := run.database["fingerprint_every_seconds"]) is None:
         return ""
     now = run.now()
     for backup in run.repository.newest(run.name):
         if now - timedelta(seconds=every) < backup.created_at <= now:
-            with suppress(GuardError):  # one that cannot be read is none
+            with suppress(GuardError):  # a fingerprint that cannot be read is none
                 if run.repository.fingerprint(backup.id) is not None:
                     return f"fingerprint_every asks for none yet, backup {backup.id} has one"
     return ""
 
 
-def _goes_on(run: Run, before: GoesOn | None, said: Said) -> GoesOn | None:
-    """Return where the log goes on from a backup, which had come to `before` when that began; a standby lags."""
+def _goes_on(run: Run, before: GoesOn | None, said: BackupFacts) -> GoesOn | None:
+    """Return where the log goes on from a backup. When the backup began the stored log had come to `before`.
+
+    A backup of a standby is of an earlier place than that: what the standby had replayed.
+    """
     if before is not None and said.standby and said.place is not None:
         return tip_at(run, said.place)
     return going_on(run, before, said.place)
 
 
-def _moment(said: Said, began: datetime, ended: datetime) -> datetime:
-    """Return the moment that a backup is of: what the engine says, if it lies within the job, or a standby lags."""
+def _created_at(said: BackupFacts, began: datetime, ended: datetime) -> datetime:
+    """Return the moment that a backup is of: the engine's, if it is within the job or of a standby, else `began`."""
     at = said.snapshot_at
     return at if at is not None and (began <= at or said.standby) and at <= ended else began
 

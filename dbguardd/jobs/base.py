@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import Find, Finding, Log, Over, Progress, Revived, Reviving, Snapshots, Standby
+from dbguardd.engines.base import DeltaRestore, Find, Finding, Log, Progress, Revived, Reviving, Snapshots, Standby
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.requests import Request
@@ -53,7 +53,7 @@ class Run:
     chance: Callable[[], float] = random.random  # from 0 to 1
     past: Reviving[Pages | Revived] | None = None
     standby: Standby | None = None
-    over: Over | None = None
+    delta_restore: DeltaRestore | None = None
     find: Find | None = None
 
     @property

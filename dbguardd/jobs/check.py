@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dbguardd.engines.base import Finding
 from dbguardd.errors import Cancelled, GuardError, SourceReplaced
-from dbguardd.facts import Said
+from dbguardd.facts import BackupFacts
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.choose import dated, newest_proofs
-from dbguardd.jobs.history import check_followed, check_same, elsewhere
+from dbguardd.jobs.lineage import check_followed, check_same, elsewhere
 from dbguardd.jobs.target import left_policy
 from dbguardd.jobs.verify import condemn
-from dbguardd.plain import to_json
 from dbguardd.requests import Check
 from dbguardd.rules import reliance
+from dbguardd.serialize import to_json
 
 _BESIDE = tuple(f"records/{kind}/" for kind in ("proof", "hold", "release", "tomb"))  # no restore needs them
 _NAMED = 20  # so many of the backups that need a damaged object are named
@@ -59,11 +59,11 @@ def _database(run: Run) -> Iterator[Finding]:
     for warning in probe.warnings:
         yield Finding("database", "ok", f"note: {warning}")
     yield from probe.findings
-    yield from _same(run, Said.read(probe.facts))
+    yield from _same(run, BackupFacts.read(probe.facts))
     yield from _moved(run)
 
 
-def _same(run: Run, said: Said) -> Iterator[Finding]:
+def _same(run: Run, said: BackupFacts) -> Iterator[Finding]:
     """Say whether backups and log would go on with the server that is there: they are refused if it is another one."""
     if not said.system or run.database["settings"].get("method") != "pages":
         return

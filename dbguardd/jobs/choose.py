@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
-    """Return the backup with that id (or its first characters), or the newest to rely on that is not younger than `at`.
+    """Return the backup with that id (or its first characters), or the newest to rely on, made at or before `at`.
 
     With it what a person should know before it is restored. Raises NotFound if there is none, Usage if the id fits
     several or `at` is not an RFC 3339 moment.
@@ -31,6 +31,9 @@ def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
     newer = choice.passed_over
     if choice.backup is not None:
         said = [f"{_passed(newer)}; take it with --id {newer[0].id}"] if newer else []
+        if choice.later:
+            why = "made before that, and dated by a clock that was ahead or by another server"
+            said.append(f"{_named(choice.later)}: {why}; take it with --id {choice.later[0].id}")
         return next(backup for backup in backups if backup.id == choice.backup.id), said
     if newer:
         raise NotFound(
@@ -91,7 +94,7 @@ def dated(run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold
 
 def newest_proofs(run: Run) -> dict[str, Proof]:
     """Return the newest proof of each backup, by its id."""
-    return {proof.backup: proof for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at)}
+    return {proof.backup: proof for proof in run.repository.proofs()}
 
 
 def failure_of(proof: Proof) -> str | None:
@@ -102,8 +105,12 @@ def failure_of(proof: Proof) -> str | None:
 
 def _passed(newer: Sequence[Dated]) -> str:
     """Say which newer backups were passed over, and why the newest of them was."""
-    more = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
-    return f"{newer[0].id} of {instant(newer[0].created_at)}{more}: passed over, {reliance.doubt(newer[0])}"
+    return f"{_named(newer)}: passed over, {reliance.doubt(newer[0])}"
+
+
+def _named(some: Sequence[Dated]) -> str:
+    more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+    return f"{some[0].id} of {instant(some[0].created_at)}{more}"
 
 
 def to_moment(text: str) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt, Damaged, ObjectMissing
 from dbguardd.jobs.base import Job, Result, Run, grace, instant, stored
@@ -143,12 +143,13 @@ def _trust_clock(run: Run, backups: Sequence[Backup], now: datetime) -> None:
             f"{run.name}: nothing is deleted while the clocks disagree",
             detail=f"The storage's clock differs from this host's by {skew:.0f} s.",
         )
-    newest = max((backup.created_at for backup in backups), default=datetime.min.replace(tzinfo=UTC))
-    if newest > now + timedelta(seconds=_CLOCK_DOUBT_SECONDS):
-        raise ClockDoubt(
-            f"{run.name}: nothing is deleted while the clock is behind the newest backup",
-            detail=f"It is {instant(now)} here, and the newest backup was made at {instant(newest)}.",
-        )
+    for newest in backups[:1]:
+        if newest.created_at > now + timedelta(seconds=_CLOCK_DOUBT_SECONDS):
+            raise ClockDoubt(
+                f"{run.name}: nothing is deleted while the clock is behind the newest backup",
+                detail=f"It is {instant(now)} here, and the newest backup was made at {instant(newest.created_at)}.",
+                hints=[f"dbguardctl backup {run.name}  # if the clock is right now: what is made last counts"],
+            )
 
 
 EXPIRE = Job("expire", Expire, expire)

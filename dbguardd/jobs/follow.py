@@ -14,7 +14,7 @@ from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, Source
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.history import put_over, successor
+from dbguardd.jobs.lineage import put_over, successor
 from dbguardd.lean import hold_on
 from dbguardd.repository import Chain, Log
 from dbguardd.requests import Request

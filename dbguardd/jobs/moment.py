@@ -11,6 +11,7 @@ from typing import Any
 from dbguardd.errors import NotFound, ObjectMissing, Usage
 from dbguardd.facts import Place, Target
 from dbguardd.flow import Tree
+from dbguardd.humanize import count, some, span
 from dbguardd.jobs.base import Run, excluded, instant, left_out, reading, stored
 from dbguardd.jobs.choose import choose, dated, existing, to_moment
 from dbguardd.repository import BYTES, Backup, Until
@@ -19,7 +20,6 @@ from dbguardd.rules import moment as rule
 from dbguardd.rules.chains import Chain, Stored, end_of
 from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
-from dbguardd.words import count, some, span
 
 _NEAR = timedelta(seconds=2)
 _RECORD_BYTES = 256  # that of a restore point ends within, heads of pages included
@@ -93,7 +93,7 @@ def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractConte
 
 
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
-    """Return the backup with that id; or the newest moment to rely on that is not younger than `at`.
+    """Return the backup with that id; or the newest moment to rely on, at or before `at` (RFC 3339).
 
     Raises what choose() raises. A moment that is earlier than the one asked for is said to be.
     """
@@ -220,7 +220,7 @@ def _not_covered(run: Run, what: str) -> NotFound:
 
 
 def drawn(run: Run) -> Moment | None:
-    """Return a random moment of the last day that the log is needed for, rather one with a sum, or None.
+    """Return a random moment of the last day that only the log has, one with a sum if a few draws find one; or None.
 
     A log of bytes has no sums: of its moments only those of backups can be compared with anything.
     """
@@ -259,13 +259,13 @@ def same_place(run: Run, moment: Moment) -> Backup | None:
 
 
 def between(run: Run, backup: Backup) -> Moment | None:
-    """Return the moment up to which the log goes from the backup before it to `backup`, None if there is no such log.
+    """Return the end of the log that led from an earlier backup to `backup`: restored, it comes to what that has.
 
-    Raises ObjectMissing if it has a hole.
+    None if there is no such log. Raises ObjectMissing if it has a hole.
     """
     log, later = stored(run), base_of(backup)
     known = _sound(run) if log.chains else {}
-    older = [base_of(other) for other in known.values() if other.created_at < backup.created_at]
+    older = [other for other in map(base_of, known.values()) if rule.before(other, later)]
     for chain in reversed([chain for chain in log.chains if chain.id == later.chain]):
         if bases := list(rule.on(chain, older)):
             if chain.last < later.after:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
@@ -32,15 +33,16 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
     place = Path(wanted["path"])
     suffix = Path(str(run.database["settings"]["path"])).suffix or ".db"
     stem, suffix = run.name, ".sql" if backup.method == "dump" else suffix
-    copy = place / f"{stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{suffix}"
+    copy = place / _name(backup, stem, suffix)
+    made = {_name(other, stem, suffix): other.id for other in reversed(run.repository.backups(run.name))}
     try:
         place.mkdir(mode=0o700, exist_ok=True)
-        if sum(other.name > copy.name for other in _copies(place, stem, suffix)) >= count:
+        if sum(made.get(other.name, "") > backup.id for other in _copies(place, stem, suffix, made)) >= count:
             return None
         if not _intact(copy):
             _sweep_temporary(place, stem)
             _write(run, backup, copy)
-        copies = _copies(place, stem, suffix)
+        copies = _copies(place, stem, suffix, made)
         _point(place / f"{stem}_latest{suffix}", copies[-1].name)
         for old in copies[:-count]:
             old.unlink(missing_ok=True)
@@ -54,10 +56,19 @@ def keep_plain(run: Run, backup: Backup) -> str | None:
     return str(copy)
 
 
-def _copies(place: Path, stem: str, suffix: str) -> list[Path]:
-    """Return the copies of one database, oldest first; only files whose names this module makes."""
+def _name(backup: Backup, stem: str, suffix: str) -> str:
+    return f"{stem}_{backup.created_at:%Y%m%dT%H%M%SZ}{suffix}"
+
+
+def _copies(place: Path, stem: str, suffix: str, made: Mapping[str, str]) -> list[Path]:
+    """Return the copies of one database, oldest first; only files whose names this module makes.
+
+    Oldest is what was made first, by the ids in `made`: the time in a name may be that of a clock that was ahead. What
+    is of no backup any more comes before.
+    """
     pattern = re.compile(rf"{re.escape(stem)}_{_WHEN}{re.escape(suffix)}")
-    return sorted(path for path in place.iterdir() if pattern.fullmatch(path.name))
+    found = (path for path in place.iterdir() if pattern.fullmatch(path.name))
+    return sorted(found, key=lambda path: (made.get(path.name, ""), path.name))
 
 
 def _intact(copy: Path) -> bool:

@@ -28,8 +28,8 @@ from dbguardd.errors import (
 from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.compared import replaced, restore_and_compare, way_over
 from dbguardd.jobs.moment import Moment, at_place, at_point, reach
+from dbguardd.jobs.restore_and_compare import delta_restore, replaced, restore_and_compare
 from dbguardd.jobs.target import (
     check_directory,
     check_space,
@@ -44,10 +44,10 @@ from dbguardd.jobs.target import (
     served,
     spaces,
 )
-from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Hold
 from dbguardd.requests import UNDO_REASON, Restore, Undo
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 
@@ -122,7 +122,7 @@ def undo(run: Run, request: Undo) -> Result:
 
 def _is_half(run: Run, backup: Backup) -> bool:
     """Say if a restore in place was cut short that the next one has to go on with."""
-    return served(run) and way_over(run).present(live(run), backup.facts).begun
+    return served(run) and delta_restore(run).present(live(run), backup.facts).begun
 
 
 def _held(run: Run) -> list[Backup]:
@@ -149,7 +149,7 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     """Restore over the live database, with a way back. None of it while somebody uses it."""
     _check_unused(run, moment.backup)
     started = run.monotonic()
-    findings, safety = (_over if served(run) else _swapped)(run, moment, plan)
+    findings, safety = (_by_delta if served(run) else _by_swap)(run, moment, plan)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
@@ -165,7 +165,7 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     }
 
 
-def _swapped(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
+def _by_swap(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
     """Stage and compare first; then the safety copy; then one atomic step.
 
     Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
@@ -183,14 +183,14 @@ def _swapped(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Fi
     return findings, safety
 
 
-def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
+def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
     """The safety copy first; then only what differs is written, at a place where nobody starts it; then it is compared.
 
     Until it is known to be right, it is not where its users look for it. The safety copy takes the state before: it is
     the one that a restore began with which was cut short, if one was.
     """
-    place, over, facts = live(run), way_over(run), moment.backup.facts
-    safety = _safety_copy(run, lambda sink, progress: over.keep(place, facts, sink, progress))
+    place, delta, facts = live(run), delta_restore(run), moment.backup.facts
+    safety = _safety_copy(run, lambda sink, progress: delta.keep(place, facts, sink, progress))
     there = run.repository.backup(safety) if safety else None
     half = safety is None and _is_half(run, moment.backup)
     if half:
@@ -198,7 +198,7 @@ def _over(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Findi
     with _replacing(run, plan, safety, half=half):
         findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
         with replaced(run):
-            over.put(place)
+            delta.put(place)
     return findings, safety
 
 
@@ -223,7 +223,7 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 def _check_unused(run: Run, backup: Backup) -> None:
     """Raise TargetInUse if somebody uses the live database."""
     if served(run):
-        way_over(run).check_unused(live(run), backup.facts)
+        delta_restore(run).check_unused(live(run), backup.facts)
     else:
         run.snapshots.check_unused()
 
@@ -278,7 +278,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
     if in_place and served(run):  # what is there is written over
-        there = way_over(run).present(target, backup.facts)
+        there = delta_restore(run).present(target, backup.facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
     elif in_place:
         free = free_bytes(Path(run.staging).parent)

@@ -31,10 +31,10 @@ from dbguardd.facts import Place
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live
-from dbguardd.plain import to_json
 from dbguardd.repository import Chain, Link, Log, StretchTree, Until
 from dbguardd.requests import NOWHERE
 from dbguardd.rules.moment import holds
+from dbguardd.serialize import to_json
 from dbguardd.verbs import Promote
 from dbguardd.verbs import Standby as Keep
 

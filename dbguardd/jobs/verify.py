@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Query, TablePrint
+from dbguardd.engines.base import Examination, Finding, Query
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.history import successor
+from dbguardd.jobs.lineage import successor
 from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
 from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
-from dbguardd.plain import to_json
 from dbguardd.repository import Backup, Proof
 from dbguardd.requests import Verify
 from dbguardd.rules.reliance import SAFETY_NOTE
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
@@ -183,10 +184,9 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
         if not examined.fingerprint.rows:
             yield Finding("content is not lost", "inconclusive", f"what was in the backup before: {_line(error)}")
         return
-    tables = {name: TablePrint(**found) for name, found in known.get("tables", {}).items()}
-    if gone := emptied(Fingerprint("", tables), examined.fingerprint, alike=before.method == backup.method):
-        rows = sum(table.rows for table in tables.values())
-        said = f"{gone}; {before.id}, the last proven backup before, has {rows} rows"
+    had = Fingerprint.read(known)
+    if gone := emptied(had, examined.fingerprint, alike=before.method == backup.method):
+        said = f"{gone}; {before.id}, the last proven backup before, has {had.rows} rows"
         yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor(run)}")
 
 

@@ -330,7 +330,7 @@ class Repository:
         self._notes.add_proof(proof)
 
     def proofs(self, backup: str = "") -> list[Proof]:
-        """Return the proofs of one backup, or all, by backup and then by time."""
+        """Return the proofs of one backup, or all, by backup and then in the order in which they were made."""
         return self._notes.proofs(backup)
 
     def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:

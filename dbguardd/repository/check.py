@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dbguardd.errors import Damaged, GuardError, ObjectMissing
+from dbguardd.humanize import count
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
@@ -31,7 +32,6 @@ from dbguardd.repository.seal import Domain
 from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
 from dbguardd.rules.chains import Piece
 from dbguardd.storage.base import Entry, Storage
-from dbguardd.words import count
 
 if TYPE_CHECKING:
     from dbguardd.repository.sweep import Needs

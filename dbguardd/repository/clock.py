@@ -12,6 +12,7 @@ clocks agree. A local directory has the host's clock, and that one can be wrong 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,10 +96,16 @@ def trusted(
     if newest is not None and newest.modified_at > there + SKEW:
         raise ClockDoubt(
             f"{storage.url}: the clock has gone back",
-            detail=f"{newest.name} was written at {rfc3339(newest.modified_at)}, it is {rfc3339(there)} now",
+            detail=f"{newest.name} was written at {rfc3339(newest.modified_at)}, it is {rfc3339(there)} now. "
+            "If that is right, a clock that was ahead has dated what lies there: touch it, and its grace begins now.",
+            hints=("timedatectl", f"find {_place(storage)} -newermt '5 minutes' -exec touch {{}} +  # it is right"),
         )
     _no_leap(storage, there, newest, randomness, grace)
     return there
+
+
+def _place(storage: Storage) -> str:
+    return shlex.quote(storage.url.partition(":")[2])
 
 
 def _no_leap(storage: Storage, now: datetime, newest: Entry | None, randomness: Randomness, grace: timedelta) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from dbguardd.facts import Said
+from dbguardd.facts import BackupFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class Backup:
     seq: int
 
     @property
-    def said(self) -> Said:
-        """What is said of it to those who are not its engine."""
-        return Said.read(self.facts)
+    def said(self) -> BackupFacts:
+        """The facts that others than its engine read."""
+        return BackupFacts.read(self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class Proof:
     restore_seconds: float | None
     findings: tuple[Mapping[str, Any], ...]
     tool_version: str
+    number: int = 0  # rises with each proof of a backup, whatever the clock says; given when it is stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from typing import BinaryIO, cast
 from dbguardd.errors import Damaged, ObjectMissing, Usage
 from dbguardd.facts import Target
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
-from dbguardd.plain import to_json
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.joined import joined
 from dbguardd.repository.log import Link, Log
 from dbguardd.repository.tree import Tree
 from dbguardd.rules.chains import BYTES, Chain
+from dbguardd.serialize import to_json
 from dbguardd.sums import as_text, file_sum
 
 

@@ -41,13 +41,14 @@ class Notes:
             "at": rfc3339(proof.at),
             "findings": [dict(finding) for finding in proof.findings],
             "grade": proof.grade,
+            "number": max((known.number for known in self.proofs(backup.id)), default=0) + 1,
             "restore_seconds": proof.restore_seconds,
             "tool_version": proof.tool_version,
         }
         self._records.put(domain, "proof", backup.id, json.loads(json.dumps(body)))
 
     def proofs(self, backup: str = "") -> list[Proof]:
-        """Return the proofs of one backup, or all, by backup and then by time."""
+        """Return the proofs of one backup, or all, by backup and then in the order in which they were made."""
         found = [
             Proof(
                 record.slot,
@@ -56,10 +57,11 @@ class Notes:
                 record.body["restore_seconds"],
                 tuple(record.body["findings"]),
                 record.body["tool_version"],
+                record.body.get("number", 0),
             )
             for record in self._records.readable("proof", backup)
         ]
-        return sorted(found, key=lambda proof: (proof.backup, proof.at))
+        return sorted(found, key=lambda proof: (proof.backup, proof.number, proof.at))
 
     def hold(self, id: str, reason: str, actor: str, now: datetime) -> None:
         """Forbid the deletion of a backup. Raises NotFound."""

@@ -24,5 +24,8 @@ class Dated:
 
 
 def newest_first(backups: Iterable[Dated]) -> list[Dated]:
-    """Return the backups, newest first."""
-    return sorted(backups, key=lambda backup: (backup.created_at, backup.id), reverse=True)
+    """Return the backups, what was made last first.
+
+    Ids rise with every backup, whatever the clock says; times do not, where it was ahead and was set right.
+    """
+    return sorted(backups, key=lambda backup: backup.id, reverse=True)

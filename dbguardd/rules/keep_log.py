@@ -13,12 +13,12 @@ from dbguardd.rules.moment import Base
 def outlived(
     chains: Sequence[Chain], bases: Sequence[Base], start: datetime, ages: Mapping[int, timedelta]
 ) -> list[Piece]:
-    """Return the objects of a log that were stored before `start`: always its beginning.
+    """Return the objects of a log that may go: those that were stored before `start`, from the beginning of the log on.
 
-    What was made coarser was as old as its grain asks for (`ages`) when it was stored. What goes on from the newest of
-    `bases`, those that can be relied on, newest first, stays however old it is; so does what goes on from one that is
-    not older than `start` itself, which may have taken hours. And so does the end of the log: the follower and the next
-    backup go on from there. Of the newest chain all stays as long as nothing that is kept goes on from it.
+    An object that was made coarser had the age of its grain (`ages`) already when it was stored anew. These stay
+    however old they are: what goes on from the newest of `bases` (backups that can be relied on, newest first); what
+    goes on from one that was made since `start`, as a backup may take hours; the end of the log, from which the
+    follower and the next backup go on; and all of the newest chain, as long as no backup that is kept goes on from it.
     """
     ends = dict[str, int]()
     for base in [*bases[:1], *(base for base in bases[1:] if base.created_at >= start)]:

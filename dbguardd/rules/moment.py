@@ -39,7 +39,7 @@ class Ending:
 
 
 def newest(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Ending | None:
-    """Return the newest moment that is not younger than `wanted`; None if that is the backup that is restored `alone`.
+    """Return the newest moment at or before `wanted`; None if that is the backup `alone`, without a log over it.
 
     `bases` are all that can be relied on, newest first.
     """
@@ -56,9 +56,10 @@ def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime |
     """Yield the newest moment of each chain that has a backup to begin with, the newest chain first.
 
     What ends before the backup that is restored alone, and does not go on from it, is not even read: it may be damaged.
+    An older log than that which goes on from it does, whatever the clock said: their ids rise.
     """
     for chain in reversed(log.chains):
-        if chain.id != alone.chain and chain.until < alone.created_at:
+        if chain.id < alone.chain or (chain.id != alone.chain and chain.until < alone.created_at):
             continue
         for base in on(chain, bases, wanted):
             link = last(log, chain, base, wanted)
@@ -73,7 +74,7 @@ def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime |
 
 
 def on(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> Iterator[Base]:
-    """Yield the backups that a chain goes on from and that are not younger than `wanted`."""
+    """Yield the backups that a chain goes on from and that were made at or before `wanted`."""
     for base in bases:
         goes_on = base.chain == chain.id and chain.first <= base.after + 1 <= chain.last + 1
         if goes_on and (wanted is None or base.created_at <= wanted):
@@ -81,7 +82,7 @@ def on(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> I
 
 
 def last(log: Stored, chain: Chain, base: Base, wanted: datetime | None, most: int | None = None) -> Link | None:
-    """Return the last segment that ends a transaction, is not younger than `wanted`, and reaches past the base.
+    """Return the last segment at or before `wanted` that ends a transaction and reaches past the base.
 
     Its number is at most `most`. If segments have bytes of the log, the moment may lie within the one after that.
     """
@@ -129,6 +130,13 @@ def reaching(log: Stored, chain: Chain, base: Base, position: int) -> Link | Non
         if until.position >= position and (left is None or left >= position):
             return link
     return None
+
+
+def before(other: Base, later: Base) -> bool:
+    """Say if a backup was made before another one, and is of no place behind it: a standby lags."""
+    if other.place is None or later.place is None or other.place.round != later.place.round:
+        return other.id < later.id
+    return other.id < later.id and other.place.position <= later.place.position
 
 
 def up_to(log: Stored, chain: Chain, bases: Sequence[Base], later: Base) -> Ending | None:

@@ -3,9 +3,11 @@
 Pure: no clock, no input or output; it runs in the daemon and in workers alike.
 
 1. A backup stays if any reason keeps it. Every one that stays bears its reasons, every one that goes too.
-2. The newest backup stays. The newest proven ones stay, `min_proven` of them. Held ones stay.
+2. The newest backup stays: what was made last, whatever the clock said. The newest proven ones stay, `min_proven` of
+   them. Held ones stay.
 3. Days, weeks, months and years are those of the policy's zone, and only those that have a backup count; `within` is
    measured from the newest backup, not from now. So where no backups are made none are lost, whatever the clock says.
+   Those that bear a later time than the newest, of days when the clock was ahead, are kept beside what is counted.
 4. The newest backup of a day (week, ...) stands for it; if another one of that day is proven, the newest proven one.
 5. A backup whose verification failed counts for nothing, and stays for a week after that as evidence. Nor does the
    safety copy of a restore in place count: it stays as long as its hold, which is the time for an undo.
@@ -160,11 +162,11 @@ def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Cl
             yield _Claim(backup, "evidence", "until", until=until)
     good = [backup for backup in ordered if not (backup.failed or backup.safety)]
     yield from _guarantees(ordered, good, max(1, keep.min_proven))
-    yield from _made_last(good, max(1, keep.last))
     for rank, backup in enumerate(good[: keep.last]):
         yield _Claim(backup, f"last {rank + 1} of {keep.last}", "run", keep.last - rank)
-    for unit in _BUCKETS:
-        yield from _bucket_claims(good, unit, getattr(keep, unit), keep.zone)
+    by_time = sorted(good, key=lambda backup: (backup.created_at, backup.id), reverse=True)
+    for unit in _BUCKETS if good else ():
+        yield from _bucket_claims(by_time, good[0], unit, getattr(keep, unit), keep.zone)
     if keep.within is not None:
         for backup in good:
             if good[0].created_at - backup.created_at <= keep.within:
@@ -182,28 +184,20 @@ def _guarantees(ordered: Sequence[Dated], good: Sequence[Dated], min_proven: int
         yield _Claim(backup, reason, "run", min_proven - rank)
 
 
-def _made_last(good: Sequence[Dated], count: int) -> Iterator[_Claim]:
-    """Yield what was made last, where others bear later times: of days when the clock was ahead, and nobody knew.
-
-    Ids rise with every backup, whatever the clock says. Else each new backup would go as soon as it is made.
-    """
-    made = sorted(good, key=lambda backup: backup.id, reverse=True)
-    proven = [backup for backup in made if backup.proven][:1]
-    dated = [*good[:count], *[backup for backup in good if backup.proven][:1]]
-    for rank, backup in enumerate(dict.fromkeys([*made[:count], *proven])):
-        if backup not in dated:
-            yield _Claim(backup, "made last, whatever the clock said", "run", max(1, count - rank))
-
-
-def _bucket_claims(good: Sequence[Dated], unit: str, count: int, zone: ZoneInfo) -> Iterator[_Claim]:
+def _bucket_claims(good: Sequence[Dated], newest: Dated, unit: str, count: int, zone: ZoneInfo) -> Iterator[_Claim]:
+    """Yield what stands for the newest days (weeks, ...); `good` is by time, and `newest` is what was made last."""
     standing: dict[Any, Dated] = {}
     for backup in good if count else ():
         bucket = _BUCKETS[unit](backup.created_at.astimezone(zone))
         first = standing.setdefault(bucket, backup)
         if backup.proven and not first.proven:
             standing[bucket] = backup
-    for rank, backup in enumerate(list(standing.values())[:count]):
-        yield _Claim(backup, f"{unit} {rank + 1} of {count}", unit, count - rank)
+    ahead = [*standing].index(_BUCKETS[unit](newest.created_at.astimezone(zone))) if standing else 0
+    for rank, backup in enumerate(standing.values()):
+        if rank < ahead:
+            yield _Claim(backup, f"{unit}, later than what was made last", "never")
+        elif rank < ahead + count:
+            yield _Claim(backup, f"{unit} {rank - ahead + 1} of {count}", unit, count - rank + ahead)
 
 
 def _week(local: datetime) -> date:

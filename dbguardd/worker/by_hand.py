@@ -18,10 +18,10 @@ from contextlib import suppress
 from typing import IO, Any
 
 from dbguardd.errors import Cancelled, GuardError, Stalled, WorkerDied
+from dbguardd.humanize import OVERWRITING, REPLACING, UNTOUCHED, safe
 from dbguardd.policy import Policy
 from dbguardd.requests import QUESTION_VERBS
-from dbguardd.words import OVERWRITING, REPLACING, UNTOUCHED, safe
-from dbguardd.worker import words
+from dbguardd.worker import by_hand_text
 from dbguardd.worker.start import run_worker
 
 _STALL_SECONDS = 3600.0
@@ -38,15 +38,15 @@ def run(policy: Policy, state: str, verb: str, request: Mapping[str, Any], *, as
         proving = {"database": request["database"], "backup": result["backup"]["id"]}
         result |= asyncio.run(_run(_spec(policy, state, "verify", proving), as_json))
     if verb in QUESTION_VERBS:  # the answer is all that standard output gets
-        for line in words.of_result(verb, request, result, time.monotonic() - began):
+        for line in by_hand_text.of_result(verb, request, result, time.monotonic() - began):
             print(safe(line), file=sys.stderr)
     elif as_json:
         _show({"type": "result", "result": result}, as_json)
     else:
         with suppress(BrokenPipeError):
-            for line in words.of_result(verb, request, result, time.monotonic() - began):
+            for line in by_hand_text.of_result(verb, request, result, time.monotonic() - began):
                 _tell(line)
-    return words.status(verb, result)
+    return by_hand_text.status(verb, result)
 
 
 def _spec(policy: Policy, state: str, verb: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _print(message: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(message), flush=True)
     elif message["type"] == "report":
-        if line := words.of_report(message["event"], message["facts"]):
+        if line := by_hand_text.of_report(message["event"], message["facts"]):
             _tell(line)
     elif _on_terminal():
         total = message["total_bytes"]
@@ -134,7 +134,7 @@ def complain(error: GuardError, program: Sequence[str], *, as_json: bool) -> Non
     if as_json:
         print(json.dumps(error.problem()), file=sys.stderr)
         return
-    for line in words.of_error(error, program):
+    for line in by_hand_text.of_error(error, program):
         print(safe(line), file=sys.stderr)
 
 

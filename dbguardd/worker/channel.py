@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dbguardd.errors import Cancelled, GuardError, Internal, WorkerDied, from_problem
-from dbguardd.plain import to_json
-from dbguardd.words import discreet
+from dbguardd.humanize import discreet
+from dbguardd.serialize import to_json
 
 DATA_BYTES = 128 << 10
 """The most stream data in one message; fits the kernel's default socket buffer."""

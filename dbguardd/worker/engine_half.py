@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Fingerprint, Query, Revived, Untold
+from dbguardd.engines.base import Engine, Query, Revived
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, OBJECT_BYTES, Channel
@@ -29,7 +30,7 @@ _BEAT_SECONDS = 0.1
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRINT_BYTES = OBJECT_BYTES - (1 << 20)  # findings and facts are beside it
 
-Content = TypeVar("Content", Fingerprint | None, Fingerprint | Untold)
+Content = TypeVar("Content", Fingerprint | None, Fingerprint | NoFingerprint)
 
 
 class SeamSink:
@@ -271,7 +272,7 @@ class EngineHalf:
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
                 return log.follow(SeamShip(self._channel), **args) if name == "follow" else log.unfollow(**args)
-        ways = {"over": self._over, "standby": self._keep, "find": self._find}
+        ways = {"delta_restore": self._delta_restore, "standby": self._keep, "find": self._find}
         return ways.get(name.partition(".")[0], self._ask)(name, args)
 
     def _find(self, name: str, args: Mapping[str, Any]) -> Any:
@@ -280,21 +281,21 @@ class EngineHalf:
         found = self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
         return found and (found[0], found[1].isoformat())
 
-    def _over(self, name: str, args: Mapping[str, Any]) -> Any:
-        over, progress, live = self._engine.over, self._progress, Path(args["live"])
-        match name.removeprefix("over."):
-            case _ if over is None:
+    def _delta_restore(self, name: str, args: Mapping[str, Any]) -> Any:
+        delta, progress, live = self._engine.delta_restore, self._progress, Path(args["live"])
+        match name.removeprefix("delta_restore."):
+            case _ if delta is None:
                 raise Unsupported("this kind of database is not restored over the live one")
             case "present":
-                return over.present(live, args["facts"])
+                return delta.present(live, args["facts"])
             case "check_unused":
-                return over.check_unused(live, args["facts"])
+                return delta.check_unused(live, args["facts"])
             case "keep":
-                return over.keep(live, args["facts"], SeamSink(self._channel), progress)
+                return delta.keep(live, args["facts"], SeamSink(self._channel), progress)
             case "overwrite":
-                return str(over.overwrite(SeamTree(self._channel), live, progress))
+                return str(delta.overwrite(SeamTree(self._channel), live, progress))
             case "put":
-                return over.put(live)
+                return delta.put(live)
         raise Usage(f"the engine half has no call {name}")
 
     def _ask(self, name: str, args: Mapping[str, Any]) -> Any:

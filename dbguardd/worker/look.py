@@ -21,9 +21,9 @@ from dbguardd.engines import ENGINES
 from dbguardd.engines.sqlite.still import is_empty
 from dbguardd.errors import GuardError, Stalled, WorkerDied, from_problem
 from dbguardd.kinds import engine_of
-from dbguardd.plain import to_json
 from dbguardd.policy.addresses import socket_of
 from dbguardd.requests import NOWHERE
+from dbguardd.serialize import to_json
 from dbguardd.worker.channel import problem_of
 from dbguardd.worker.child import settle
 from dbguardd.worker.owner import identity, not_started, owner_near

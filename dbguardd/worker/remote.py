@@ -12,10 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Probe, Progress, Query, TablePrint, Untold
+from dbguardd.engines.base import Examination, Finding, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint, TablePrint
 from dbguardd.errors import WorkerDied, from_problem
 from dbguardd.flow import TURNS, Facts, Images, Segment, Ship, Sink, Tree
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.worker.channel import ASKS, DATA_BYTES, NAMES, Channel, Object, problem_of
 
 _SEGMENT_BYTES = 64 << 20
@@ -48,10 +49,10 @@ class RemoteEngine:
         facts: Facts = self.call("dump", {"compared": compared}, progress, sink=sink)
         return facts
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         """Return the content of the snapshot that the last dump() wrote."""
         found = self.call("fingerprint", {}, progress, tree=stored)
-        return Untold(str(found["why"])) if "why" in found else fingerprint_from(found)
+        return NoFingerprint(str(found["why"])) if "why" in found else fingerprint_from(found)
 
     def release(self) -> None:
         """Let go of the snapshot. An engine in the middle of a call that was given up listens to its end only."""

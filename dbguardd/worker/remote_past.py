@@ -10,7 +10,7 @@ from typing import Any
 from dbguardd.engines.base import Answer, Bounds, Progress, Revived
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, WorkerDied, from_problem
 from dbguardd.flow import Facts, Pages, Tree
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.worker.channel import Channel, Object, problem_of
 from dbguardd.worker.remote import RemoteEngine
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dbguardd.engines.base import Finding, Progress, Query
 from dbguardd.errors import WorkerDied
 from dbguardd.flow import Facts, Tree
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.worker.remote import RemoteEngine
 
 

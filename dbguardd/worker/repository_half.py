@@ -22,13 +22,13 @@ from dbguardd.errors import Cancelled, GuardError, KeyMissing, NoSpace, NotARepo
 from dbguardd.jobs import JOBS, job_of
 from dbguardd.jobs.base import Run
 from dbguardd.keys import AgeRecipient, KeyWrapper, Secret, make_key, open_wrappers
-from dbguardd.plain import to_json
 from dbguardd.repository import Repository
+from dbguardd.serialize import to_json
 from dbguardd.storage import open_storage
 from dbguardd.storage.base import Storage
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
-from dbguardd.worker.remote_over import RemoteOver
+from dbguardd.worker.remote_delta_restore import RemoteDeltaRestore
 from dbguardd.worker.remote_past import RemotePast
 from dbguardd.worker.remote_standby import RemoteStandby
 
@@ -108,7 +108,7 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 cancelled=cancelled,
                 past=RemotePast(channel, engine),
                 standby=RemoteStandby(engine),
-                over=RemoteOver(engine),
+                delta_restore=RemoteDeltaRestore(engine),
                 find=engine.find,
             ),
             job.request(**spec["request"]),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import re
 import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from dbguardd.errors import of_file
+from dbguardd.errors import GuardError, of_file
+from dbguardd.verbs import apart
+from dbguardd.worker.owner import identity
 
 _SEED_BYTES = 32
+_PATH = "/usr/bin:/bin"
+_NAME = re.compile(r"(.+)-(\d+)-[0-9a-f]{20}", re.DOTALL)
 
 
 def staging_of(state: str, database: str, run_as: int, aside: str = "") -> str:
@@ -25,6 +31,37 @@ def staging_of(state: str, database: str, run_as: int, aside: str = "") -> str:
     whose = f"{run_as}-{database}{aside and f'-{aside}'}"
     mark = hashlib.blake2b(whose.encode(), key=_seed(Path(state)), digest_size=10)
     return str(Path(state) / "staging" / f"{database}-{run_as}-{mark.hexdigest()}")
+
+
+async def sweep(state: Path) -> list[str]:
+    """Remove what the workers of a daemon that was killed have left: copies of databases. Return of which.
+
+    Only what has a name that nobody else can know, and not that of a standby, which runs beside a daemon. No other
+    worker may live here: what is taken away is nobody's then.
+    """
+    found = dict[str, None]()
+    with suppress(OSError, GuardError):  # the next job of each says what is wrong, and takes it away
+        for place in sorted((state / "staging").iterdir()):
+            if parts := _NAME.fullmatch(place.name):
+                database, run_as = parts[1], int(parts[2])
+                asides = (apart(verb, {}) for verb in ("verify", "query", "follow"))
+                ours = str(place) in (staging_of(str(state), database, run_as, aside) for aside in asides)
+                if ours and await wipe(place, run_as):
+                    found[database] = None
+    return list(found)
+
+
+async def wipe(staging: Path, run_as: int) -> bool:
+    """Remove the private directory of an engine half that was killed, as whose it is; say if it is gone."""
+    with suppress(OSError, GuardError):  # who may not become him has not made it
+        if os.lstat(staging).st_uid == run_as:
+            argv, quiet = ("rm", "-rf", "--one-file-system", "--", str(staging)), asyncio.subprocess.DEVNULL
+            process = await asyncio.create_subprocess_exec(
+                *argv, stdin=quiet, stdout=quiet, stderr=quiet, cwd="/", env={"PATH": _PATH}, **identity(run_as)
+            )
+            await process.wait()
+            return not os.path.lexists(staging)
+    return False
 
 
 def _seed(state: Path) -> bytes:

@@ -26,12 +26,12 @@ from dbguardd.errors import (
     WorkerDied,
     from_problem,
 )
+from dbguardd.humanize import discreet
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
 from dbguardd.verbs import apart, opens
-from dbguardd.words import discreet
 from dbguardd.worker.asking import reader, unnamed
 from dbguardd.worker.owner import identity, may_become_others, not_started, owner, without_power
-from dbguardd.worker.staging import make_way, staging_of
+from dbguardd.worker.staging import make_way, staging_of, wipe
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -97,6 +97,8 @@ async def run_worker(
         here.close()
         there.close()
         await asyncio.gather(*(_end(child) for child in children))
+        if "staging" in spec:
+            await wipe(Path(spec["staging"]), int(spec["run_as"]))  # what a half that was killed has left
 
 
 async def _start(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbguardd.catalog import Catalog, to_text
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 from dbguardd.wire import EventRange
 from tests.catalog.conftest import NOW, backup
@@ -82,10 +82,24 @@ def test_the_index_follows_the_reports(steps: list[tuple[str, int, Grade]]) -> N
             proven = [id for id, (reached, _) in model.visible().items() if reached is Grade.PROVEN]
             assert summary.count == len(seen)
             assert (summary.proven is None) == (not proven)
-            assert summary.proven is None or summary.proven.created_at == max(
-                found.created_at for found in catalog.backups.of("app") if found.id in proven
-            )
+            assert summary.proven is None or summary.proven.id == max(proven)
         assert catalog.events.last_id() == sum(1 for _ in catalog.events.find(EventRange(), 1000))
         catalog.probe(NOW)
         assert catalog.settings.get("alive_at") == to_text(NOW)
         catalog.close()
+
+
+def test_newest_is_what_was_made_last_whatever_the_clock_said(catalog: Catalog) -> None:
+    ahead, last = backup(1, created_at="2027-09-12T07:00:00.000Z", kind="full"), backup(2, kind="full")
+    for row in (ahead, last):
+        catalog.record(NOW, "backup.stored", "app", None, to_json(row))
+    for id, at in ((ahead.id, "2027-09-12T08:00:00Z"), (last.id, "2026-09-12T08:00:00Z")):
+        catalog.record(NOW, "backup.graded", "app", None, {"id": id, "grade": "proven", "verified_at": at})
+    failed = {"id": ahead.id, "grade": "stored", "failure": "rotten", "verified_at": "2026-09-12T09:00:00Z"}
+    catalog.record(NOW, "backup.graded", "app", None, failed)
+    summary = catalog.backups.summary("app")
+    assert summary.newest and summary.proven and summary.newest.id == summary.proven.id == last.id
+    assert summary.full_at == last.created_at
+    assert [row.id for row in catalog.backups.of("app")] == [last.id, ahead.id]
+    assert catalog.backups.of("app")[1].verified_at == "2026-09-12T09:00:00.000Z"
+    assert [proof.failure for proof in catalog.proofs.of(ahead.id)] == ["rotten", None]

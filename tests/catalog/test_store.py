@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dbguardd.catalog import Catalog, HoldRow, Pause, ProofRow, Run, to_moment, to_text
 from dbguardd.catalog.effects import EFFECTS
 from dbguardd.errors import CatalogDamaged, FormatTooNew, Internal, NotFound, SecondInstance, Usage
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade, JobState
 from dbguardd.wire import BackupRow, EventRange, JobRow
 from tests.catalog.conftest import NOW, backup

@@ -16,6 +16,7 @@ from dbguardd.daemon import Clock, Service, Setup, run
 from dbguardd.states import JobState
 from dbguardd.wire import JobRow
 from dbguardd.worker.look import look
+from dbguardd.worker.staging import sweep
 from tests.daemon.conftest import SECONDS, START, FakeWorker, Told
 
 POLICY = """version = 1
@@ -84,7 +85,7 @@ class Place:
             return Api()
 
         clock = Clock(lambda: self.wall, lambda: self.steady)
-        setup = Setup(self.policy, self.state, worker, serve, self.log, "db1", "0123", clock, look)
+        setup = Setup(self.policy, self.state, worker, serve, self.log, "db1", "0123", clock, look, sweep)
         life = asyncio.create_task(run(setup))
         await asyncio.wait([life, born], timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if life.done():

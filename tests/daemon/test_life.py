@@ -14,9 +14,10 @@ from dbguardd.daemon.paths import Level
 from dbguardd.daemon.protect import Found, Wanted, plan
 from dbguardd.daemon.service import Service
 from dbguardd.errors import PolicyInvalid, PolicyShrinks, SecondInstance
+from dbguardd.humanize import humanized
 from dbguardd.states import Health, JobState
-from dbguardd.words import humanized
 from dbguardd.worker.look import look
+from dbguardd.worker.staging import sweep
 from tests.daemon.conftest import FakeWorker, started, until_cancelled
 from tests.daemon.life import POLICY, Caller, Place, Systemd, done, reporting, stored
 
@@ -400,7 +401,7 @@ def test_a_daemon_that_cannot_listen_leaves_no_job_behind(place: Place) -> None:
 
         clock = Clock(lambda: place.wall, lambda: place.steady)
         with pytest.raises(SecondInstance):
-            await run(Setup(place.policy, place.state, worker, serve, place.log, "db1", "0123", clock, look))
+            await run(Setup(place.policy, place.state, worker, serve, place.log, "db1", "0123", clock, look, sweep))
 
     asyncio.run(first())
     asyncio.run(second())

@@ -16,6 +16,8 @@ from engine_memory import MemorySink, MemoryTree, no_progress
 from postgres_world import alive_processes, cluster, owner, until
 
 from dbguardd.engines.postgresql import open_postgresql
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
+from dbguardd.facts import Place
 
 MADE = """
 CREATE TABLE big (n int PRIMARY KEY, t text);
@@ -33,6 +35,33 @@ VACUUM ANALYZE;
 """
 
 OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbguard'"
+
+FACTS = ClusterFacts(
+    name="main",
+    server_version="15.1",
+    major=15,
+    system=7 << 60,
+    page_size=8192,
+    checksums=True,
+    segment_bytes=16 << 20,
+    prepared=0,
+    locks=6400,
+    superuser="postgres",
+    tablespaces={"16384": ("fast", "/srv/fast")},
+    directory="/var/lib/postgresql/15/main",
+    service="postgresql@15-main.service",
+    owner="postgres",
+    timeline=3,
+    start_lsn=0x1_0000_0028,
+    stop_lsn=0x1_0000_0100,
+    recovery_lsn=0x1_0000_0200,
+    snapshots={"shop": "10:20:11"},
+    snapshot_at="2026-11-27T10:00:00+00:00",
+    fingerprint_form=2,
+    size_bytes=30 << 20,
+    log_place=Place("8/3", 0x1_0000_0200, end=0x1_0000_0300),
+)
+"""What is stored with a backup."""
 
 
 @contextmanager

@@ -155,6 +155,23 @@ def test_a_log_that_does_not_go_on_begins_anew_and_says_why(taken):
         taken.follower.kill()
 
 
+def test_no_log_goes_on_over_what_was_written_at_wal_level_minimal(taken):
+    """All of that is in one file, which the server archives when it does so again."""
+    taken.start()
+    assert taken.ask(taken.written()).startswith("ok")
+    taken.follower.kill()
+    live = taken.live
+    for more in ("archive_mode = off\nwal_level = minimal\nmax_wal_senders = 0\n", ""):
+        live.stop(signal.SIGINT)
+        (live.data / "postgresql.auto.conf").write_text(more)
+        live.start()
+        live.sql("DROP TABLE IF EXISTS bulk; CREATE TABLE bulk AS SELECT generate_series(1, 9) AS n")
+    taken.start()
+    begun = taken.follower.events("begin")[-1]
+    assert not begun[2] and "wal_level = minimal" in begun[3], begun
+    assert taken.ask(taken.written()).startswith("ok")
+
+
 def test_a_log_goes_on_along_the_timeline_of_a_server_that_was_promoted(taken):
     """File by file as byte by byte; also from a place that the old server had come to, and the new one never."""
     live = taken.live

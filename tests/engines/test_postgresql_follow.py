@@ -11,7 +11,7 @@ from postgres_follow_world import STAGING, Follower, asked, base, followable, mo
 from postgres_pages_world import own_place
 from postgres_world import as_owner, owner, until
 
-from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.errors import GuardError, LogBroken, NoSpace, ServerUnreachable, SourceReplaced, Unsupported
 from dbguardd.flow import TURNS
@@ -71,7 +71,7 @@ def test_what_is_stored_is_what_the_server_wrote_whatever_is_killed(live, follow
             live.start()
         follower.start()
     live.sql("SET synchronous_commit = off; INSERT INTO ledger VALUES (100000, 'not on disk yet')")
-    written_ = place_of(live.sql("SELECT pg_current_wal_insert_lsn()"))
+    written_ = parse_lsn(live.sql("SELECT pg_current_wal_insert_lsn()"))
     follower.catches_up()
     assert follower.resume()["position"] >= written_
     assert [begun[2] for begun in follower.events("begin")][:2] == [False, True] and len(follower.chains()) == 1
@@ -343,3 +343,28 @@ def test_a_server_that_was_a_standby_meanwhile_is_followed_on_along_its_new_time
         as_owner(restored, live, tree, place / "restored")
         question = "SELECT count(*) FROM ledger"
         assert asked(live, place / "restored", question) == [live.sql(question)]
+
+
+def test_no_log_goes_on_over_what_was_written_at_wal_level_minimal(follower, live):
+    """The server has all of it, and no recovery goes past that. No server starts so while it has a slot."""
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    follower.kill()
+    live.sql(f"SELECT pg_drop_replication_slot('{SLOT}')" * until(lambda: not slots(live, "AND active"), "its end"))
+    for level, senders in (("minimal", 0), ("replica", 4)):
+        live.sql(f"ALTER SYSTEM SET wal_level = {level}")
+        live.sql(f"ALTER SYSTEM SET max_wal_senders = {senders}")
+        live.stop(signal.SIGINT)
+        live.start()
+        live.sql(f"CREATE TABLE at_{level} AS SELECT generate_series(1, 9) AS n")
+    follower.start()
+    commits(live)
+    follower.catches_up()
+    first, (_, place, continued, because) = follower.events("begin")
+    assert not continued and "wal_level = minimal" in because and place["round"] == first[1]["round"]
+    follower.kill()
+    live.sql(f"SELECT pg_drop_replication_slot('{SLOT}')" * until(lambda: not slots(live, "AND active"), "its end"))
+    follower.start()
+    follower.catches_up()
+    assert follower.events("begin")[-1][2]  # what lies behind it is all there

@@ -58,3 +58,30 @@ def test_a_full_disk_is_no_verdict(live, place, disk, size):  # noqa: F811 - a f
 
     with pytest.raises(NoSpace):
         as_owner(prove)
+
+
+def test_who_keeps_the_disk_of_a_proof_full_is_ended(live, place, disk):  # noqa: F811 - a fixture
+    """Others write there: the daemon, all other databases. By a function in an index of his table."""
+    disk("150m")
+    live.sql("CREATE ROLE low; CREATE DATABASE evil OWNER low")
+    live.sql("""SET ROLE low; CREATE UNLOGGED TABLE big (x text); ALTER TABLE big ALTER x SET STORAGE external;
+        CREATE FUNCTION fill() RETURNS void LANGUAGE plpgsql AS $$ BEGIN LOOP
+          BEGIN INSERT INTO public.big SELECT repeat('x', 1000000);
+          EXCEPTION WHEN disk_full THEN PERFORM pg_sleep(1000); END; END LOOP; END $$;
+        CREATE FUNCTION bad(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+          IF current_setting('port') = '5432' THEN PERFORM public.fill(); END IF; RETURN n; END $$;
+        CREATE TABLE t AS SELECT 1 AS n; CREATE INDEX ON t ((bad(n)));""", "evil")  # fmt: skip
+
+    def prove():
+        engine = made(live, place, url=url(live, "evil"))
+        sink, facts, _ = backed_up(engine)
+        engine.restore(MemoryTree(sink, facts), place / "restored", no_progress)
+        engine.examine(place / "restored", (), no_progress)
+
+    try:
+        with pytest.raises(NoSpace, match="taken up the room"):
+            as_owner(prove)
+    finally:
+        live.sql("DROP DATABASE evil")
+        live.sql("DROP ROLE low")
+    assert list((place / "staging").iterdir()) == []

@@ -14,12 +14,11 @@ from postgres_follow_world import Follower, asked, base, followable, moment, pro
 from postgres_pages_world import backed_up, failed, own_place
 from postgres_world import as_owner, owner
 
-from dbguardd.engines.base import Untold
-from dbguardd.engines.postgresql.physical.ending import find_point
-from dbguardd.engines.postgresql.physical.forward import Files
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.physical.records import Records
-from dbguardd.engines.postgresql.physical.segments import Log
-from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.recovery_target import find_point
+from dbguardd.engines.postgresql.physical.roll_forward import Files
+from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
@@ -56,7 +55,7 @@ class Kept:
         self.lsn = live.sql("SELECT pg_current_wal_flush_lsn()")
         points = "SELECT n, pg_create_restore_point('p ' || n) FROM generate_series(1, 300) n"
         self.points = {
-            f"p {n}": place_of(end) for n, end in (line.split("|") for line in live.sql(points).splitlines())
+            f"p {n}": parse_lsn(end) for n, end in (line.split("|") for line in live.sql(points).splitlines())
         }
         self._commit(60)
         self._db.execute("BEGIN")
@@ -162,7 +161,7 @@ def test_a_place_and_a_restore_point_are_moments(live, kept, place):
     assert len(across) > 2 and found.pop("p") is None and found.pop("p0") is None
     assert all(98 <= ends[name] - one[0] <= 98 + 7 + 40 for name, one in found.items()), (found, ends)
     assert all(kept.book[239][2] < one[1] < kept.book[240][1] for one in found.values()), "not their own times"
-    target = {"position": place_of(kept.lsn), "lsn": kept.lsn}
+    target = {"position": parse_lsn(kept.lsn), "lsn": kept.lsn}
     examined = as_owner(proven, live, moment(kept.first, *kept.plain, target), place / "lsn")
     assert failed(examined).keys() <= {"page checksums", "the server was kept to its directory"}
     assert asked(live, place / "lsn", "SELECT count(*) FROM ledger") == ["240"]
@@ -226,7 +225,7 @@ def strange_log(live, kept, copy):
 def test_a_log_that_is_not_that_of_the_backup_or_not_whole_is_refused_before_anything_starts(live, kept, place):
     body, since, until_ = kept.plain
     begin = int(kept.first[1]["log_place"]["position"]) - since["position"]
-    known = place_of(kept.first[1]["start_lsn"]) - since["position"]
+    known = parse_lsn(kept.first[1]["start_lsn"]) - since["position"]
     middle = (begin + len(body)) // 2 // 8192 * 8192 - since["position"] % 8192
     other = {**since, "round": "7/1"}
     late = {**since, "position": kept.first[1]["log_place"]["end"] + 8192}
@@ -340,7 +339,7 @@ def test_no_name_of_a_prepared_transaction_moves_the_place_of_a_backup(live):
 
     taken = as_owner(lambda: backed_up(live, forge)[2])
     live.sql(f"ROLLBACK PREPARED '{live.sql('SELECT gid FROM pg_prepared_xacts')}'")
-    assert isinstance(taken, Untold) and "no place in the log" in taken.why
+    assert isinstance(taken, NoFingerprint) and "no place in the log" in taken.why
 
 
 class Telling:

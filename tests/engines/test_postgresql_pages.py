@@ -26,14 +26,14 @@ from postgres_pages_world import (
 )
 from postgres_world import as_owner, identity, owner, until
 
-from dbguardd.engines.base import Fingerprint, Query, Untold
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.cluster import look
 from dbguardd.engines.postgresql.physical.copy import Copy
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory, is_relation
-from dbguardd.engines.postgresql.physical.place import Snapshot, between
-from dbguardd.engines.postgresql.physical.segments import Log, shown
-from dbguardd.engines.postgresql.physical.segments import place as place_of
+from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot, between
 from dbguardd.errors import SourceChanged, SourceDamaged
 from dbguardd.repository.tree import Tree
 from tests.repository.data_path import DOMAIN, Drawer, saving
@@ -280,7 +280,7 @@ def test_a_definition_that_changes_while_the_content_is_read_leaves_the_backup_w
         round_trip, live, place / "restored", (), None, lambda: live.sql("TRUNCATE doomed", "shop")
     )
     live.sql("DROP TABLE doomed", "shop")
-    assert isinstance(taken, Untold) and "doomed" in taken.why
+    assert isinstance(taken, NoFingerprint) and "doomed" in taken.why
     assert failed(found) == {} and found.fingerprint is not None
 
 
@@ -314,7 +314,7 @@ def test_a_lock_is_not_waited_for_for_ever_and_nobody_is_in_a_database_that_was_
             engine.release()
 
     told, others = as_owner(read)
-    assert isinstance(told, Untold) and "gone" in told.why
+    assert isinstance(told, NoFingerprint) and "gone" in told.why
     assert others == ["shop"]  # the last one: template1 was read first, and whoever was read is left alone
 
 
@@ -385,12 +385,12 @@ def test_numbers_of_transactions_go_on_where_32_bits_end():
 
 def test_files_of_the_log_and_of_relations_have_the_names_that_the_server_gives_them():
     log = Log(1, 10, 16 << 20)
-    assert log.name(place_of("16/B374D848")) == "0000000A00000016000000B3"
-    assert Log(1, 1, 1 << 20).name(place_of("2/0")) == "000000010000000200000000"
-    assert [name for name, _ in log.names(place_of("0/FEFFFFFF"), place_of("1/1"))] == [
+    assert log.name(parse_lsn("16/B374D848")) == "0000000A00000016000000B3"
+    assert Log(1, 1, 1 << 20).name(parse_lsn("2/0")) == "000000010000000200000000"
+    assert [name for name, _ in log.names(parse_lsn("0/FEFFFFFF"), parse_lsn("1/1"))] == [
         "0000000A00000000000000FE", "0000000A00000000000000FF", "0000000A0000000100000000"
     ]  # fmt: skip
-    assert shown(place_of("16/B374D848")) == "16/B374D848"
+    assert format_lsn(parse_lsn("16/B374D848")) == "16/B374D848"
     for name in ("base/5/16384", "base/5/16384.12", "base/5/16384_fsm.1", "global/1262", "base/5/9_init",
                  "pg_tblspc/16400/PG_15_202209061/5/16401_vm"):  # fmt: skip
         assert is_relation(name), name

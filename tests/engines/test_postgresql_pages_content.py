@@ -4,7 +4,7 @@ import pytest
 from postgres_pages_world import own_place, proven, stored
 from postgres_world import as_owner, cluster
 
-from dbguardd.engines.base import Fingerprint, Untold
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 
 HOSTILE = """
 CREATE ROLE mallory LOGIN; CREATE SCHEMA s AUTHORIZATION mallory; SET ROLE mallory;
@@ -64,7 +64,7 @@ def test_what_is_no_more_the_table_of_the_snapshot_is_not_told(live, swap):
     live.sql("CREATE TABLE kept AS SELECT generate_series(1, 10) AS n", "shop")
     try:
         _streams, _facts, taken = as_owner(stored, live, None, lambda: live.sql(swap, "shop"))
-        assert isinstance(taken, Untold) and "kept" in taken.why
+        assert isinstance(taken, NoFingerprint) and "kept" in taken.why
     finally:
         live.sql('DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE TABLE "none" ()', "shop")
 
@@ -76,7 +76,7 @@ def test_a_label_that_is_renamed_while_its_values_are_read_is_not_told(live):
         back = "ALTER TYPE mood RENAME VALUE 'so so' TO 'so'"
         for renames in (rename, f"{back}; {rename}"):
             _streams, _facts, taken = as_owner(stored, live, None, lambda what=renames: live.sql(what, "shop"))
-            assert isinstance(taken, Untold) and "label" in taken.why
+            assert isinstance(taken, NoFingerprint) and "label" in taken.why
         add = "ALTER TYPE mood ADD VALUE 'bad'"
         _streams, _facts, taken = as_owner(stored, live, None, lambda: live.sql(add, "shop"))
         assert isinstance(taken, Fingerprint)

@@ -11,7 +11,8 @@ from engine_memory import no_progress
 from postgres_pages_world import failed, made, own_place, proven, round_trip, shop, stored, tree
 from postgres_world import alive_processes, as_owner, cluster, until
 
-from dbguardd.engines.base import Query, Untold
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.check import check_structure
 
@@ -132,7 +133,7 @@ def test_a_cluster_of_many_databases_is_proven_and_without_snapshots_each_is_rea
     finally:
         for name in names:
             live.sql(f"DROP DATABASE {name}")
-    assert isinstance(without, Untold) and "max_connections" in without.why
+    assert isinstance(without, NoFingerprint) and "max_connections" in without.why
     assert failed(found) == {} and found.fingerprint == taken and len(facts["snapshots"]) == len(names) + 3
     found = as_owner(proven, live, streams, {**facts, "snapshots": {}}, place / "other")
     read = {finding.name for finding in found.findings if finding.outcome == "ok"}
@@ -171,7 +172,7 @@ def test_what_a_prepared_transaction_has_locked_is_not_waited_for_and_is_no_dama
         taken, found = as_owner(tried, live, place / "restored")
         live.sql("ROLLBACK PREPARED 'kept'")
         later, whole = as_owner(tried, live, place / "later")
-    assert isinstance(taken, Untold) and "own" in taken.why
+    assert isinstance(taken, NoFingerprint) and "own" in taken.why
     told = {one.name: one for one in found.findings if one.name in failed(found)}
     query = "query: SELECT count(*) FROM public.own"
     assert set(told) == {"every table can be read", "structure of postgres", query, "page checksums"}

@@ -11,9 +11,9 @@ from postgres_pair_world import demote, lose, pair, promote, replayed, take_over
 from postgres_world import as_owner
 
 from dbguardd.engines.postgresql.connect import address_of
-from dbguardd.engines.postgresql.physical.ending import find_point
 from dbguardd.engines.postgresql.physical.history import timeline_in
-from dbguardd.engines.postgresql.physical.segments import place, turns_of
+from dbguardd.engines.postgresql.physical.recovery_target import find_point
+from dbguardd.engines.postgresql.physical.segments import parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import name_of
 from dbguardd.engines.postgresql.roles import each
 from dbguardd.errors import Damaged, PolicyInvalid, ServerUnreachable, SourceReplaced
@@ -132,7 +132,7 @@ def test_a_restore_point_is_found_where_the_cluster_went(life):
     tree = life.to(backup=life.second)
     found = as_owner(lambda: {name: find_point(tree, name, no_progress) for name in ("lost", "kept")})
     lsn, what = life.kept
-    assert found["lost"] is None and place(lsn) - 512 < found["kept"][0] < place(lsn)
+    assert found["lost"] is None and parse_lsn(lsn) - 512 < found["kept"][0] < parse_lsn(lsn)
     tree.facts["moment"]["target"] = {"position": found["kept"][0], "name": "kept"}
     with own_place() as target:
         as_owner(restored, life.both, tree, target / "restored")

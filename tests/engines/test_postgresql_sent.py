@@ -19,7 +19,7 @@ from postgres_sent_world import clean, here, live, opened, over, place, sent
 from postgres_world import stranger, until
 from psycopg import pq
 
-from dbguardd.engines.base import Fingerprint
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import address_of, connected
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.sent import Sent

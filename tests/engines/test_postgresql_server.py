@@ -9,12 +9,16 @@ import ssl
 import subprocess
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from postgres_world import alive_processes, as_owner, cluster, ended, owner, until
+from psycopg import errors
 
+from dbguardd.engines import ENGINES
 from dbguardd.engines.postgresql.child import run, tool
-from dbguardd.engines.postgresql.connect import address_of, connected, rows, version_of
+from dbguardd.engines.postgresql.connect import address_of, connected, refusal, rows, version_of
+from dbguardd.engines.postgresql.physical.local import BY_PAGES
 from dbguardd.engines.postgresql.physical.stream import replicating
 from dbguardd.engines.postgresql.server import make_cluster, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
@@ -28,6 +32,7 @@ from dbguardd.errors import (
     ToolMissing,
     Unsupported,
 )
+from dbguardd.humanize import safe
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +158,44 @@ def test_what_a_role_may_not_do_is_denied_with_what_lets_it(live, refused, mend)
         ask()
     finally:
         live.sql("DROP TABLE hidden; DROP OWNED BY lower; DROP ROLE lower")
+
+
+def test_a_server_whose_disk_is_full_is_not_said_to_be_stopped():
+    (hint,) = refusal("it", errors.DiskFull("could not write: No space left on device")).hints
+    assert hint.startswith("df -h")
+
+
+def test_what_is_told_to_type_means_whoever_is_called_whatever(live):
+    """In one line that a terminal shows, psql does what it says; also of who may not even begin a backup by pages."""
+    name = 'it\'s "x" \\ \n \x1b[31m m\u00fcller'
+    quoted = '"{}"'.format(name.replace('"', '""'))
+    live.sql(f"CREATE ROLE {quoted} LOGIN; CREATE DATABASE {quoted} ALLOW_CONNECTIONS false; "
+             "CREATE TABLE guarded (n int); ALTER TABLE guarded ENABLE ROW LEVEL SECURITY")  # fmt: skip
+    url = live.url.replace("user=postgres", f"user={quote(name)}")
+
+    def told():
+        found = {
+            one.name: one
+            for one in ENGINES["postgresql"]({"url": url, "staging": "/nonexistent"}).snapshots.probe().findings
+        }
+        return {
+            about: found[about] for about in ("privileges", "row security", "databases", BY_PAGES) if about in found
+        }
+
+    try:
+        mends = 0
+        for finding in as_owner(told).values():
+            detail = safe(finding.detail)
+            assert finding.outcome != "ok" and detail.isprintable(), finding
+            mends += len(typed := re.findall(r"(?:ALTER|GRANT) [^;]*;", detail))
+            live.sql("\n".join(typed))
+        assert mends == 7
+        after = as_owner(told)
+        assert "row security" not in after and "databases" not in after and after["privileges"].outcome == "ok"
+        assert "max_slot_wal_keep_size" in after[BY_PAGES].detail or after[BY_PAGES].outcome == "ok"
+    finally:
+        live.sql(f"DROP TABLE guarded; DROP DATABASE {quoted}")
+        live.sql(f"DROP OWNED BY {quoted}; DROP ROLE {quoted}")
 
 
 @pytest.mark.parametrize("replication", [False, True])

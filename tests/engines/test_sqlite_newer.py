@@ -7,7 +7,8 @@ import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
 from sqlite_world import make
 
-from dbguardd.engines.base import Query, Untold
+from dbguardd.engines.base import Query
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.errors import SourceDamaged
 
 TRIGGER = "CREATE TRIGGER kept BEFORE DELETE ON t BEGIN SELECT rise(old.a) SOMETIMES; END"
@@ -60,7 +61,7 @@ def test_words_of_a_newer_sqlite_are_no_damage(live, staging, tmp_path):
 def test_a_table_in_words_of_a_newer_sqlite_is_kept_and_not_judged(live, staging, tmp_path):
     written(live, ("u", TABLE))
     engine, tree, content = taken(live, staging)
-    assert isinstance(content, Untold)
+    assert isinstance(content, NoFingerprint)
     assert "table u" in content.why
     engine.restore(tree, tmp_path / "new.db", no_progress)
     found = engine.examine(tmp_path / "new.db", [], no_progress)

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sqlite_world import balance, directory, ledger, make, shell, using
 from dbguardd.engines.base import REPLACED, Query
 from dbguardd.engines.sqlite.pour import Pouring, pour
 from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
+from tests.live import until
 
 
 def backup(live, staging, **settings):
@@ -267,6 +270,43 @@ def test_a_missing_database_is_created(live, staging, tmp_path):
     ledger(tmp_path / "source.db", accounts=70)
     make(live, staging).replace(tmp_path / "source.db", no_progress)
     assert shell(live, "SELECT count(*) FROM a;") == "70\n"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dbguardd.engines.sqlite.replace import replace
+
+def die(event, arguments):
+    if event == sys.argv[3] and os.path.lexists(sys.argv[1]) == (event == "os.remove"):
+        if any(str(one).endswith(".swapping.dbguard") for one in arguments) and os.path.lexists(str(arguments[0])):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+replace(sys.argv[1], Path(sys.argv[2]), lambda *_: None)
+"""
+
+
+@pytest.mark.parametrize("moment", ["os.remove", "os.link"], ids=["a second name", "a copy"])
+@pytest.mark.parametrize("next", ["dump", "replace"])
+def test_what_a_killed_restore_in_place_has_left_goes_with_whoever_comes_next(live, staging, tmp_path, moment, next):
+    source = tmp_path / "source.db"
+    ledger(source, accounts=70)
+    words = [sys.executable, "-c", KILLED, str(live), str(source), moment]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    left = [path for path in live.parent.iterdir() if path != live]
+    assert left and live.exists() == (moment == "os.remove")
+    if not live.exists():
+        shutil.copy(source, live)
+        until(lambda: time.time() - max(path.lstat().st_ctime for path in left) > 1.1, "old enough to be nobody's")
+    engine = make(live, staging)
+    if next == "dump":
+        engine.dump(MemorySink(), no_progress)
+        engine.release()
+    else:
+        engine.replace(source, no_progress)
+    assert [path.name for path in live.parent.iterdir()] == ["app.db"]
+    assert (live.stat().st_nlink, shell(live, "SELECT count(*) FROM a;")) == (1, "70\n")
 
 
 def test_what_a_deleted_database_has_left_is_set_aside_and_not_applied(live, staging, tmp_path):

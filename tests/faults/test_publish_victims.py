@@ -69,7 +69,7 @@ def cases(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", ["nameless", "named"])
+@pytest.mark.parametrize("names", ["nameless", pytest.param("named", marks=pytest.mark.soak)])
 def test_every_system_call_may_fail(tmp_path: Path, names: str) -> None:
     if not shutil.which("strace"):
         pytest.skip("strace is not installed: NO SYSTEM CALL WAS MADE TO FAIL")

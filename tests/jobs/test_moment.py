@@ -304,6 +304,28 @@ def test_damage_of_a_log_that_ended_before_the_newest_backup_does_not_keep_it_fr
     assert (found["backup"], found["segments"]) == (newest, 0)
 
 
+def test_an_older_log_of_a_clock_that_was_ahead_leads_to_nothing_newer(world: World) -> None:
+    world.later(days=365)
+    follow(world, 1, 3)
+    base(world, 3)
+    follow(world, 4, 6)
+    world.later(days=-365)
+    world.engine.rights = {}
+
+    def story(ship: Any, resume: Any) -> None:
+        ship.begin({"round": "s", "position": 0}, continued=False, because="broken")
+        begin, end = ({"round": "s", "position": position} for position in (0, 1))
+        ship.ship(Segment("main", begin, end, world.now, Images(512, 512, (1,), bytes(512), "")))
+
+    world.engine.follow = story  # type: ignore[attr-defined]
+    with pytest.raises(GuardError):
+        world.do("follow")
+    world.engine.rights = {"log_place": {"round": "s", "position": 1}}
+    newest = world.backup(users=[9])
+    found = plan(world)
+    assert (found["backup"], found["segments"]) == (newest, 0)
+
+
 def test_a_log_that_became_coarser_says_so_when_a_moment_is_asked_for(world: World) -> None:
     follow(world, 1, 3)
     base(world, 3)

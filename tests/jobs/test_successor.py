@@ -2,7 +2,7 @@
 
 import pytest
 
-from dbguardd.engines.base import Fingerprint, TablePrint
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import SourceReplaced, TargetInUse
 from dbguardd.jobs.verify import emptied
 from dbguardd.keys import MachineKey

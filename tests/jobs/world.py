@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Present, Probe, TablePrint
+from dbguardd.engines.base import Examination, Finding, Present, Probe
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import Cancelled, SourceMissing, TargetInUse
 from dbguardd.jobs import job_of
 from dbguardd.jobs.base import Run
@@ -102,7 +103,7 @@ class ToyEngine:
         self.path.write_bytes(source.read_bytes())
 
 
-class ToyOver:
+class ToyDeltaRestore:
     """Restores a toy over the live one: until put() it has another name."""
 
     def __init__(self, engine: ToyEngine) -> None:
@@ -149,7 +150,7 @@ class World:
         self.engine = ToyEngine(self.path, place / "staging")
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.cancelled = False
-        self.over: ToyOver | None = None
+        self.delta_restore: ToyDeltaRestore | None = None
         self.chances = [0.5]  # what is drawn by chance, the last one for ever
         self.spec: dict[str, Any] = {
             "database": {
@@ -202,7 +203,7 @@ class World:
             report=lambda event, /, **facts: self.events.append((event, facts)),
             progress=self._progress,
             cancelled=lambda: self.cancelled,
-            over=self.over,
+            delta_restore=self.delta_restore,
             chance=lambda: self.chances.pop(0) if len(self.chances) > 1 else self.chances[0],
         )
         return job.run(run, job.request(**request))

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.process.house import SECONDS, Said, until
+from tests.process.house import SECONDS, Completed, until
 
 _ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TERM=dumb")
 _BOOT = """
@@ -79,11 +79,11 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------------ in it
 
-    def run(self, *argv: str, user: str = "root", check: bool = True, stdin: str = "") -> Said:
+    def run(self, *argv: str, user: str = "root", check: bool = True, stdin: str = "") -> Completed:
         """Run a command in it, as root or as another user with his groups; it must end with 0 unless check=False."""
         with self.starting(*argv, user=user) as process:
             out, err = process.communicate(stdin, timeout=SECONDS * 2)
-        said = Said(process.returncode, out, err)
+        said = Completed(process.returncode, out, err)
         assert not check or said.status == 0, (argv, said)
         return said
 
@@ -123,12 +123,12 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------------ dbguard
 
-    def install(self, package: Path) -> Said:
+    def install(self, package: Path) -> Completed:
         """Install a package with apt, which asks nothing."""
         self.put(package, f"/root/{package.name}")
         return self.run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", f"/root/{package.name}")
 
-    def ctl(self, *words: str, user: str = "root", stdin: str = "") -> Said:
+    def ctl(self, *words: str, user: str = "root", stdin: str = "") -> Completed:
         """Run dbguardctl, however it ends."""
         return self.run("dbguardctl", *words, user=user, check=False, stdin=stdin)
 

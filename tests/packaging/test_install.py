@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.packaging import build
+from tests.packaging import build, trees
 from tests.packaging.applications import application, count, held
 from tests.process.house import until
 
@@ -131,6 +131,8 @@ def test_the_journal_explains_errors(machine):
 
 
 def test_lintian_has_nothing_against_it(suite, deb, tmp_path):
+    if suite != trees.SUITES[-1]:
+        pytest.skip("the lintian of the newest release is the strictest")
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(deb, out)

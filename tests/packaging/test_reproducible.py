@@ -14,7 +14,7 @@ ELSEWHERE = (
 )
 
 
-@pytest.mark.parametrize("kind", ["deb", "rpm"])
+@pytest.mark.parametrize("kind", ["deb", pytest.param("rpm", marks=pytest.mark.soak)])
 def test_two_builds_are_the_same_bytes(kind, tmp_path):
     if missing := trees.missing():
         pytest.skip(f"NOT RUN, no package was built: {missing}")

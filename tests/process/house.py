@@ -42,7 +42,7 @@ def until(condition: Callable[[], Any], what: object) -> Any:
 
 
 @dataclass
-class Said:
+class Completed:
     """How a command ended, and what it said."""
 
     status: int
@@ -170,11 +170,11 @@ class House:
 
     # ------------------------------------------------------------------------------------------------ using it
 
-    def ctl(self, *words: str, uid: int | None = None, stdin: str = "") -> Said:
+    def ctl(self, *words: str, uid: int | None = None, stdin: str = "") -> Completed:
         """Run dbguardctl, perhaps as somebody else."""
         with self.starting(*words, uid=uid) as process:
             out, err = process.communicate(stdin, timeout=SECONDS)
-        return Said(process.returncode, out, err)
+        return Completed(process.returncode, out, err)
 
     @contextmanager
     def starting(self, *words: str, uid: int | None = None) -> Iterator[subprocess.Popen[str]]:

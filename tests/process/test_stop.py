@@ -61,8 +61,14 @@ def test_sigkill_in_the_middle_of_storing(house: House, big: Path) -> None:
     job = storing(house)
     workers = halves(process.pid)
     assert set(workers) == {"repository", "engine"}
+    (copied,) = (house.state / "staging").iterdir()
+    theirs = copied.with_name(f"big-{os.geteuid()}-{20 * '0'}")  # a name that we have not given
+    theirs.mkdir()
     house.kill()  # waits for the workers, which die with it
+    (copied / "copy").write_text("of what somebody has written")
     house.start()
+    assert [event["database"] for event in house.events("staging.swept")] == ["big"]
+    theirs.rmdir()
     row = house.job(job)
     assert (row["state"], row["problem"]["code"]) == ("interrupted", "DBG-8003"), row
     assert len(house.events("job.interrupted")) == 1
@@ -84,6 +90,7 @@ def test_a_worker_that_dies_fails_its_job_only(house: House, big: Path, half: st
     row = house.ended(job)
     assert (row["state"], row["problem"]["code"]) == ("failed", "DBG-8001")
     assert f"The {half} half ended with signal SIGKILL." in row["stderr_tail"]
+    assert not list((house.state / "staging").iterdir())  # a copy of the database is nothing to leave about
     until(lambda: not house.workers(), house.workers)
     assert house.status("big")["state"] == "failing"
     house.protects(house.table("big"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -156,7 +157,10 @@ def test_prints_proofs_and_holds(world):
     assert world.open().fingerprint(backup.id) == {"tables": {"t": 5}}
     proof = Proof(backup.id, world.clock.host, "proven", 1.5, ({"name": "opens", "outcome": "ok"},), "0.1")
     repository.add_proof(proof)
-    assert world.open().proofs() == [proof]
+    world.clock.forward(days=-9)
+    later = replace(proof, at=world.clock.host, grade="stored")
+    repository.add_proof(later)
+    assert world.open().proofs() == [replace(proof, number=1), replace(later, number=2)]  # whatever the clock says
     with pytest.raises(NotFound):
         repository.release(backup.id, "uid 0", world.clock.host)
     repository.hold(backup.id, "court", "uid 0", world.clock.host)

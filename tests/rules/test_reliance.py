@@ -15,10 +15,14 @@ from dbguardd.rules.retention import Keep, decide
 NOW = datetime(2026, 11, 3, 12, tzinfo=UTC)
 
 
+def id_of(age: int) -> str:
+    return f"{99 - age}"
+
+
 def history(*kinds: str) -> list[Dated]:
     """Return backups, newest first: proven, stored, failed or safety; each an hour older than the one before."""
     return [
-        Dated(str(age), NOW - timedelta(hours=age), proven=kind == "proven", failed=kind == "failed",
+        Dated(id_of(age), NOW - timedelta(hours=age), proven=kind == "proven", failed=kind == "failed",
               safety=kind == "safety")
         for age, kind in enumerate(kinds)
     ]  # fmt: skip
@@ -27,25 +31,37 @@ def history(*kinds: str) -> list[Dated]:
 @pytest.mark.parametrize(
     ("kinds", "chosen", "passed"),
     [
-        (("proven", "proven"), "0", 0),
-        (("stored", "proven"), "1", 1),
-        (("safety", "failed", "stored", "proven", "proven"), "3", 3),
-        (("safety", "failed", "stored", "stored"), "2", 2),
+        (("proven", "proven"), 0, 0),
+        (("stored", "proven"), 1, 1),
+        (("safety", "failed", "stored", "proven", "proven"), 3, 3),
+        (("safety", "failed", "stored", "stored"), 2, 2),
         (("safety", "failed"), None, 2),
         ((), None, 0),
     ],
 )
 def test_the_newest_proven_one_else_the_newest_that_nothing_speaks_against(kinds, chosen, passed):
     choice = choose(history(*kinds))
-    assert (choice.backup and choice.backup.id, len(choice.passed_over)) == (chosen, passed)
+    assert (choice.backup and choice.backup.id) == (None if chosen is None else id_of(chosen))
+    assert (len(choice.passed_over), choice.later) == (passed, ())
     assert all(doubt(backup) for backup in choice.passed_over)
 
 
 def test_what_is_younger_than_asked_for_does_not_count():
     backups = history("proven", "safety", "stored", "proven")
     choice = choose(backups, NOW - timedelta(minutes=30))
-    assert (choice.backup.id, [backup.id for backup in choice.passed_over]) == ("3", ["1", "2"])
+    assert [backup.id for backup in (choice.backup, *choice.passed_over)] == [id_of(age) for age in (3, 1, 2)]
     assert choose(backups, NOW - timedelta(days=1)).backup is None
+
+
+def test_a_later_time_is_no_newer_state():
+    """A clock that was ahead has dated what was made before it was set right."""
+    ahead = Dated("01", NOW + timedelta(days=365), proven=True)
+    unproven = Dated("00", NOW + timedelta(days=366))
+    since = Dated("02", NOW, proven=True)
+    choice = choose([unproven, ahead, since])
+    assert (choice.backup, choice.passed_over, choice.later) == (since, (), (ahead,))
+    assert choose([unproven, ahead, since], NOW + timedelta(hours=1)).later == ()
+    assert choose([ahead, since], NOW + timedelta(days=400)).backup == since
 
 
 @given(st.lists(st.sampled_from(("proven", "stored", "failed", "safety")), max_size=12), st.randoms())
@@ -59,8 +75,8 @@ def test_the_order_in_which_they_are_told_does_not_matter(kinds, random):
 def test_safety_copies_push_no_backup_out():
     backups = history(*["safety"] * 6, "proven", "stored", "proven")
     verdict = decide(backups, Keep(last=3), NOW)
-    assert {"6", "7", "8"} <= set(verdict.keep)
-    assert verdict.drop["1"] == ("a safety copy that is no longer held",)
+    assert {id_of(6), id_of(7), id_of(8)} <= set(verdict.keep)
+    assert verdict.drop[id_of(1)] == ("a safety copy that is no longer held",)
     held = [
         Dated(b.id, b.created_at, b.proven, ("restore undo",) if b.safety else (), safety=b.safety) for b in backups
     ]

@@ -71,7 +71,7 @@ def test_asking_for_more_never_drops_more(backups, keep, unit, more):
 @given(histories(), keeps())
 def test_guarantees(backups, keep):
     kept = decide(backups, keep, NOW).keep
-    newest_first = sorted(backups, key=lambda b: (b.created_at, b.id), reverse=True)
+    newest_first = sorted(backups, key=lambda b: b.id, reverse=True)
     assert all(backup.id in kept for backup in newest_first[:1])
     proven = [backup for backup in newest_first if backup.proven and not backup.failed]
     assert all(backup.id in kept for backup in proven[: keep.min_proven])
@@ -117,36 +117,41 @@ def test_last_daily_weekly_monthly():
 
 def test_a_proven_backup_stands_for_its_day_before_a_newer_unproven_one():
     backups = [
-        Dated("late", NOW, proven=False),
-        Dated("noon", NOW - timedelta(hours=1), proven=True),
-        Dated("early", NOW - timedelta(hours=2), proven=True),
+        Dated("3 late", NOW, proven=False),
+        Dated("2 noon", NOW - timedelta(hours=1), proven=True),
+        Dated("1 early", NOW - timedelta(hours=2), proven=True),
     ]
     kept = decide(backups, Keep(daily=1), NOW).keep
-    assert kept == {"late": ("newest",), "noon": ("newest proven", "daily 1 of 1")}
+    assert kept == {"3 late": ("newest",), "2 noon": ("newest proven", "daily 1 of 1")}
 
 
 def test_failed_backups_do_not_push_good_ones_out_and_stay_as_evidence():
-    bad = [Dated(f"bad{n}", NOW - timedelta(hours=n), failed=True) for n in range(10)]
-    good = Dated("good", NOW - timedelta(days=3))
+    bad = [Dated(f"bad{9 - n}", NOW - timedelta(hours=n), failed=True) for n in range(10)]
+    good = Dated("a good one", NOW - timedelta(days=3))
     kept = decide([*bad, good], Keep(last=1), NOW).keep
-    assert kept["good"] == ("newest that did not fail", "last 1 of 1")
-    assert kept["bad9"] == ("evidence",)
+    assert kept["a good one"] == ("newest that did not fail", "last 1 of 1")
+    assert kept["bad0"] == ("evidence",)
     later = decide([*bad, good], Keep(last=1), NOW + EVIDENCE)
-    assert list(later.keep) == ["bad0", "good"]
-    assert later.drop["bad9"] == ("its verification failed a while ago",)
+    assert list(later.keep) == ["bad9", "a good one"]
+    assert later.drop["bad0"] == ("its verification failed a while ago",)
 
 
 def test_backups_of_a_clock_that_was_ahead_do_not_push_out_those_that_are_made_since():
     ahead = [Dated(f"{number:04}", NOW + timedelta(days=3650, hours=number), proven=True) for number in range(3)]
     since = [Dated(f"{number:04}", NOW + timedelta(hours=number), proven=number != 6) for number in range(3, 7)]
     verdict = decide([*ahead, *since], Keep(last=2, min_proven=1), NOW)
-    assert {*verdict.keep} == {"0001", "0002", "0005", "0006"}
-    assert verdict.keep["0006"] == verdict.keep["0005"] == ("made last, whatever the clock said",)
-    assert {*decide([*ahead, *since], Keep(last=1, min_proven=1), NOW).keep} == {"0002", "0005", "0006"}
-    assert {*decide(since, Keep(last=2, min_proven=1), NOW).keep.values()} == {
-        ("newest", "last 1 of 2"),
-        ("newest proven", "last 2 of 2"),
-    }
+    assert verdict.keep == {"0006": ("newest", "last 1 of 2"), "0005": ("newest proven", "last 2 of 2")}
+    before = [Dated(f"+{backup.id}", backup.created_at) for backup in daily(3)]
+    counted = decide([*ahead, *since, *before], Keep(daily=2, within=timedelta(hours=2)), NOW).keep
+    assert counted["0002"] == ("daily, later than what was made last", "within 2h")
+    assert counted["0005"] == ("newest proven", "daily 1 of 2", "within 2h")
+    assert {*counted} == {"0000", "0001", "0002", "0004", "0005", "0006", "+d998"}
+
+
+def test_what_a_clock_that_was_behind_has_dated_takes_nothing_away():
+    behind = Dated("e000", NOW - timedelta(days=20_000), proven=True)
+    kept = decide(daily(30), Keep(daily=7, monthly=2), NOW).keep
+    assert {*kept} < {*decide([*daily(30), behind], Keep(daily=7, monthly=2), NOW).keep}
 
 
 def test_days_are_those_of_the_zone():
@@ -222,9 +227,9 @@ def test_a_worker_can_decide_without_pydantic():
 
 
 def test_departures_without_a_schedule_are_not_known():
-    backups = [Dated("a", NOW), Dated("b", NOW - timedelta(days=1), failed=True)]
+    backups = [Dated("b", NOW), Dated("a", NOW - timedelta(days=1), failed=True)]
     ends = departures(backups, Keep(daily=1, yearly=1), NOW, lambda moment: None)
-    assert ends == {"a": None, "b": NOW + timedelta(days=6)}
+    assert ends == {"b": None, "a": NOW + timedelta(days=6)}
     assert departures([], Keep(daily=1), NOW, lambda moment: None) == {}
 
 

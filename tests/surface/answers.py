@@ -9,7 +9,7 @@ from typing import Any
 
 from dbguardd import wire
 from dbguardd.errors import NoSpace, ProofFailed
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.states import Grade, Health, JobState
 
 NOW = datetime(2026, 9, 12, 7, 14, 7, tzinfo=UTC)

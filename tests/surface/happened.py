@@ -122,6 +122,7 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("schedule.failed", None, problem=FULL),
     of("snapshot.fingerprinted", backup=APP_1, tables=41, rows=9016812),
     of("snapshot.untold", backup=APP_1, reason="no place in the log is that of a snapshot: 40 were looked at"),
+    of("staging.swept"),
     of("sweep.done", None, storage="local", objects=12, freed_bytes=1048576, marked=0),
     of("sweep.done", None, storage="local", objects=0, freed_bytes=0, marked=0),
 )  # fmt: skip

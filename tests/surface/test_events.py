@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dbguardd.daemon.log import fields
 from dbguardd.errors import OUTCOMES, message_id
 from dbguardd.events import EVENTS, KINDS, LEVELS, kind_of, level_of
+from dbguardd.humanize import safe
 from dbguardd.sentences import plain, sentence
-from dbguardd.words import safe
 from tests.surface import catalog_file
 from tests.surface.golden import approve
 from tests.surface.happened import HAPPENED, of

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment, parse_span
-from dbguardctl.words import utc_text
 from dbguardd.errors import Usage
 from tests.surface.answers import NOW
 

@@ -5,10 +5,11 @@ import threading
 
 import pytest
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, TablePrint
+from dbguardd.engines.base import Engine, Examination
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import Internal, WorkerDied
 from dbguardd.jobs.verify import same_content
-from dbguardd.plain import to_json
+from dbguardd.serialize import to_json
 from dbguardd.worker.channel import NAMES, OBJECT_BYTES, Channel
 from dbguardd.worker.engine_half import EngineHalf
 from dbguardd.worker.remote import RemoteEngine

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import pytest
 
-from dbguardd.engines.base import Engine, Examination, Finding, Fingerprint, Probe, TablePrint
+from dbguardd.engines.base import Engine, Examination, Finding, Probe
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.errors import Cancelled, Damaged, NoSpace, SourceLocked, SourceReplaced, TargetInUse, WorkerDied
 from dbguardd.worker.channel import Channel
 from dbguardd.worker.engine_half import EngineHalf

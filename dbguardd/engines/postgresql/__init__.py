@@ -1,9 +1,9 @@
 """PostgreSQL: the databases behind one server, dumped by its makers' programs and proven in a throw-away one.
 
 Modules, in reading order: connect (what a server says), snapshot (one moment, held), content (the fingerprint), tools,
-child and confine (PostgreSQL's programs), dump, fresh and place (a restore), server (a throw-away one), sandbox (where
-a dump is made anew), prove, look (what is there). The other method, of whole clusters by their pages, is in physical;
-questions to backups are in past.
+child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a throw-away one), sandbox
+(where a dump is made anew), prove, look (what is there). The other method, of whole clusters by their pages, is in
+physical; questions to backups are in past.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Probe, Progress, Query, Snapshots, Untold
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, Query, Snapshots
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     address_of,
     connected,
@@ -26,14 +27,15 @@ from dbguardd.engines.postgresql.connect import (
 )
 from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
+from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.look import probe
 from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
-from dbguardd.engines.postgresql.physical.ending import find_point
+from dbguardd.engines.postgresql.physical.delta_restore import PagesDeltaRestore
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
-from dbguardd.engines.postgresql.physical.over import PagesOver
 from dbguardd.engines.postgresql.physical.pages import Pages
-from dbguardd.engines.postgresql.place import write_files
+from dbguardd.engines.postgresql.physical.rebuild import Restored
+from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
 from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
@@ -63,8 +65,8 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     )
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
-    over, past = PagesOver(snapshots.restored_over), PostgresqlPast(settings)
-    return Engine("postgresql", snapshots, log, reviving=past, over=over, find=find_point)
+    delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlPast(settings)
+    return Engine("postgresql", snapshots, log=log, reviving=past, delta_restore=delta, find=find_point)
 
 
 class Postgresql:
@@ -87,7 +89,7 @@ class Postgresql:
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:
         return self._way.dump(sink, progress, compared=compared)
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         return self._way.fingerprint(progress, stored)
 
     def release(self) -> None:
@@ -103,10 +105,10 @@ class Postgresql:
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
 
-    def restored_over(self, target: Path, facts: Facts) -> None:
+    def restored_over(self, target: Path, restored: Restored) -> None:
         """Take it that a cluster was restored to `target` by its pages: examine() is asked about that."""
         self._restored = self._pages
-        self._pages.restored[target] = facts
+        self._pages.restored[target] = restored
 
     def check_unused(self) -> None:
         raise _no_way_in()
@@ -168,7 +170,7 @@ class PostgresqlDumps:
         self._taken = taking
         return {**_facts(contents), **taking.facts(), "left_out": closed[:_NAMED]}
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         progress("fingerprint", 0, None)
         if self._taken is None:
             raise SourceMissing("no snapshot is at hand", detail="dump() makes it, release() ends it")
@@ -238,12 +240,12 @@ class _Taking:
             "snapshot_spread_seconds": round((max(self._moments) - min(self._moments)).total_seconds(), 6),
         }
 
-    def fingerprint(self) -> Fingerprint | Untold:
+    def fingerprint(self) -> Fingerprint | NoFingerprint:
         """Return what all of it is, or what kept it from being read. Raises SourceDamaged."""
         if isinstance(self._unread, SourceDamaged):
             raise self._unread
         if self._unread is not None:
-            return Untold(f"{self._unread.message}. {self._unread.detail}")
+            return NoFingerprint(f"{self._unread.message}. {self._unread.detail}")
         return self._content.fingerprint()
 
 

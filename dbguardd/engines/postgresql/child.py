@@ -42,7 +42,7 @@ def environment(passwords: Path | None = None) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Completed:
     """How a program ended, and what it said."""
 
     status: int
@@ -136,7 +136,7 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
             pipe.close()
 
 
-def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, keep: Sequence[int] = ()) -> Said:
+def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, keep: Sequence[int] = ()) -> Completed:
     """Run a program to its end; return its exit status, its output (it must be small) and its last words."""
     with tool(program, passwords=passwords, keep=keep) as child:
         output = bytearray()
@@ -144,4 +144,4 @@ def run(program: Sequence[str], alive: Alive, *, passwords: Path | None = None, 
             output += piece
             if len(output) > _MOST_OUTPUT_BYTES:
                 raise WorkerDied(f"{program[0]}: wrote more than {_MOST_OUTPUT_BYTES} bytes")
-        return Said(child.wait(alive), bytes(output), child.last_words())
+        return Completed(child.wait(alive), bytes(output), child.last_words())

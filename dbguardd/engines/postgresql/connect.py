@@ -40,10 +40,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 Address = Mapping[str, str]
 """What libpq is told: host, port, user, dbname, service, sslmode ..."""
 
-_LIVELY = {
-    **{"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6},
-    "tcp_user_timeout": 120_000,
-}
+_LIVELY = {"connect_timeout": 15, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 6}
+_LIVELY |= {"tcp_user_timeout": 120_000}
 """For libpq. While a server sends its files, the session that holds its log is silent for hours: what stands between
 forgets it, and a server that is gone is waited for. What the url says counts more."""
 _SETTINGS = (
@@ -61,7 +59,7 @@ _SETTINGS = (
     "SET extra_float_digits = 3",
     "SET timezone = 'UTC'",
     "SET xmloption = 'content'",
-    "SET quote_all_identifiers = off",
+    *("SET quote_all_identifiers = off", "SET standard_conforming_strings = on", "SET exit_on_error = off"),
     "SET synchronize_seqscans = off",
 )
 _LATER_SETTINGS = (
@@ -248,8 +246,7 @@ _STATES: Mapping[str, type[GuardError]] = {
     "55": SourceChanged,  # object not in prerequisite state
     "57": ServerUnreachable,  # operator intervention: it is shut down
     "58": SourceDamaged,  # system error: a file cannot be read
-    "XX001": SourceDamaged,
-    "XX002": SourceDamaged,
+    **dict.fromkeys(("XX001", "XX002"), SourceDamaged),
 }
 
 _BY = "  -- as a superuser; ROLE is the user of the url"
@@ -264,11 +261,12 @@ _RIGHTS: Mapping[str, str] = {
 """What lets a role do what a function of the server refuses it."""
 
 _MENDS: Mapping[str, Sequence[str]] = {
+    "53100": ("df -h  # on the host of the server, whose disk is full; SHOW data_directory says where that is",),
     "53200": ("ALTER SYSTEM SET max_locks_per_transaction = 1024;  -- then restart the server: it has many tables",),
-    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- then restart the server",),
+    "53300": ("ALTER SYSTEM SET max_connections = 200;  -- or more than it is; then restart the server",),
     "ReplicationSlotCreate": (  # 53400 has other limits, too
         "SELECT slot_name, slot_type, active FROM pg_replication_slots;  -- drop what nobody needs any more",
-        "ALTER SYSTEM SET max_replication_slots = 20;  -- then restart the server",
+        "ALTER SYSTEM SET max_replication_slots = 20;  -- or more than it is; then restart the server",
     ),
 }
 """What a person does, by SQLSTATE, or by the function of the server that has come to a limit."""
@@ -327,7 +325,7 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
         return ServerUnreachable(
             f"{about}: takes no more connections for replication",
             detail=said,
-            hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- then restart the server"],
+            hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- or more than it is; then restart the server"],
         )
     if re.search("permission denied for database", said):
         return SourceDenied(f"{about}: no permission to connect", detail=said)
@@ -376,7 +374,8 @@ def _hints_for_denied(said: str, address: Address) -> list[str]:
 
 
 def _in_hba(name: str) -> str:
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) and name != "replication" else f'"{name}"'
+    plain = re.fullmatch("[a-z_][a-z0-9_]*", name) and name != "replication"
+    return name if plain else '"{}"'.format(name.replace('"', '""'))
 
 
 def _reaches_hosts() -> bool:

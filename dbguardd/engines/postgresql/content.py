@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from dbguardd.engines.base import Fingerprint, TablePrint
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
 
 _MODULUS_BITS = 256

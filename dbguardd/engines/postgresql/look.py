@@ -21,8 +21,9 @@ from dbguardd.engines.postgresql.physical.history import round_on
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, by_pages, followed, lacking
 from dbguardd.engines.postgresql.snapshot import Database, extensions_of, list_closed, list_databases
 from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import GuardError, ToolMissing
-from dbguardd.words import some
+from dbguardd.humanize import some
 
 _SHOWN = 5
 _CLUSTER = b"""
@@ -42,10 +43,10 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
         version, major = version_of(connection), connection.info.server_version // 10000
         databases = list_databases(connection, only)
         closed = [] if only else list_closed(connection)
-        ((role, superuser, bypass, checksums),) = rows(
+        ((role, quoted, superuser, bypass, checksums),) = rows(
             connection,
-            b"SELECT rolname, rolsuper, rolbypassrls, current_setting('data_checksums') FROM pg_roles "
-            b"WHERE rolname = current_user",
+            b"SELECT rolname, quote_ident(rolname), rolsuper, rolbypassrls, current_setting('data_checksums') "
+            b"FROM pg_roles WHERE rolname = current_user",
         )
     role = shown(bytes(role))
     physical = [] if only else [by_pages(address)]
@@ -53,7 +54,7 @@ def probe(address: Address, only: str, exclude: Sequence[str] = (), writing: Add
     physical += [] if lacks is None else [followed(lacks)]
     findings = [
         Finding("connection", "ok", f"{place_of(address)}: version {version}, role {role}"),
-        *_privileges(address, databases, role, major, superuser=bool(superuser), bypass=bool(bypass)),
+        *_privileges(address, databases, role, in_one_line(quoted), superuser=bool(superuser), bypass=bool(bypass)),
         *_programs(major),
         *_extensions(address, databases, major),
         *(_closed(closed) if closed else ()),
@@ -103,18 +104,17 @@ def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
 def _closed(databases: Sequence[tuple[str, str]]) -> Iterator[Finding]:
     """Say which databases nobody can read, so that no dump has them and no proof compares their rows."""
     said = f"{some([name for name, _ in databases])}: nobody can connect, so it is in no dump, and no proof compares it"
-    yield Finding("databases", "inconclusive", f"{said}. Fix: {'; '.join(mend for _, mend in databases[:_SHOWN])}")
+    yield Finding("databases", "inconclusive", f"{said}. Fix: {' '.join(mend for _, mend in databases[:_SHOWN])}")
 
 
 def _privileges(
-    address: Address, databases: Sequence[Database], role: str, major: int, *, superuser: bool, bypass: bool
+    address: Address, databases: Sequence[Database], role: str, quoted: str, *, superuser: bool, bypass: bool
 ) -> Iterator[Finding]:
     """Say whether every table can be read."""
     name = "privileges"
     if superuser:
         yield Finding(name, "ok", f"{role} is a superuser")
         return
-    quoted = '"' + role.replace('"', '""') + '"'
     unread, hidden, large = list[str](), list[str](), list[str]()
     for database in databases:
         with connected(address, database.name, about=f"database {database.name}") as connection:
@@ -122,10 +122,10 @@ def _privileges(
             hidden += [f"{database.name}: {table}" for table in ([] if bypass else _guarded(connection))]
             large += [database.name] if rows(connection, _OTHERS_LARGE) != [(False,)] else []
     if unread:
-        mend = f"GRANT pg_read_all_data TO {quoted}" if major >= 14 else f"GRANT SELECT ON ALL TABLES ... TO {quoted}"
+        mend = f"GRANT pg_read_all_data TO {quoted};"
         yield Finding(name, "failed", f"{role} may not read {some(unread)}. Fix, as a superuser: {mend}")
     if hidden:
-        mend = f"ALTER ROLE {quoted} BYPASSRLS"
+        mend = f"ALTER ROLE {quoted} BYPASSRLS;"
         yield Finding("row security", "failed", f"it hides rows of {some(hidden)}. Fix, as a superuser: {mend}")
     if large:
         mend = "ask as a superuser (user= in url)"

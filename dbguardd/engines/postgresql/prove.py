@@ -16,12 +16,13 @@ from typing import Any
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.content import Content
 from dbguardd.engines.postgresql.dump import ROLES, Contents, Part
+from dbguardd.engines.postgresql.dump_files import MANUAL, read_contents
 from dbguardd.engines.postgresql.meaning import refused
-from dbguardd.engines.postgresql.place import MANUAL, read_contents
 from dbguardd.engines.postgresql.sandbox import (
     LEAST_SECONDS,
     Sandbox,
@@ -34,9 +35,9 @@ from dbguardd.engines.postgresql.sandbox import (
     tools_for,
     within,
 )
-from dbguardd.engines.postgresql.server import USER, make_cluster, throwaway
+from dbguardd.engines.postgresql.server import USER, make_cluster, roomy, throwaway
 from dbguardd.errors import GuardError, TooCostly
-from dbguardd.words import count
+from dbguardd.humanize import count
 
 _QUERY_SECONDS = 60.0
 _BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
@@ -83,9 +84,9 @@ def examine(
         sandbox = Sandbox(server, f"{superuser}_restores", alive)
         findings.append(_roles(sandbox, target, contents))
         make_roles(sandbox, contents.roles)
-        whole, content = True, Content()
+        whole, content, bounded = True, Content(), roomy(staging, alive)
         for part in contents.parts:
-            look = within((target / part.stream).stat().st_size, alive, least_seconds)
+            look = within((target / part.stream).stat().st_size, bounded, least_seconds)
             if _bring_back(replace(sandbox, alive=look), target, contents, part, findings):
                 with sandbox.ordinary(part.database.name) as db:
                     content.add(db, part.excluded, lambda size: progress("examine", size, None), large=part.large)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dbguardd.engines.base import Finding
 from dbguardd.engines.postgresql.connect import Address, connected, place_of, rows, text
 from dbguardd.errors import GuardError, PolicyInvalid, ServerUnreachable, SourceReplaced
-from dbguardd.words import size
+from dbguardd.humanize import size
 
 ROLE = "target_session_attrs"
 """The word of libpq for the role that is asked for: any, primary, standby, prefer-standby, read-write, read-only."""

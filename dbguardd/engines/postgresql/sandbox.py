@@ -19,11 +19,11 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from dbguardd.engines.postgresql.child import Alive, Said, run
+from dbguardd.engines.postgresql.child import Alive, Completed, run
 from dbguardd.engines.postgresql.connect import Connection, connected, rows
 from dbguardd.engines.postgresql.dump import Contents, Part
+from dbguardd.engines.postgresql.dump_files import how_made
 from dbguardd.engines.postgresql.meaning import trouble
-from dbguardd.engines.postgresql.place import how_made
 from dbguardd.engines.postgresql.server import Server
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, TooCostly
@@ -149,7 +149,7 @@ def restorable(lines: Sequence[str], contents: Contents, part: Part) -> list[str
     return [line for line in lines if not _LEFT_OUT.match(line) and _NUMBERS.sub("", line, 1) not in made]
 
 
-def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *more: str) -> Said:
+def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *more: str) -> Completed:
     """Have pg_restore bring these lines of a dump back into its database, as the role; `more` are options of it.
 
     Raises what says something about this host, and nothing about the dump.

@@ -22,13 +22,14 @@ from dbguardd.engines.postgresql.child import Alive, command, end, environment, 
 from dbguardd.engines.postgresql.connect import Address
 from dbguardd.engines.postgresql.meaning import trouble
 from dbguardd.engines.postgresql.tools import Tools
-from dbguardd.errors import Degraded, ServerUnreachable, Unsupported, of_file
+from dbguardd.errors import Degraded, NoSpace, ServerUnreachable, Unsupported, of_file
 
 USER = "dbguard"
 """The superuser of a throw-away server that initdb makes here."""
 
 _LOOK_SECONDS = 0.05
 _ENDS_SECONDS = 5.0
+_SPARE_BYTES = 64 << 20
 _LOG = "server.log"
 _LOG_BYTES = 2000
 _SETTINGS: Mapping[str, str] = {
@@ -174,6 +175,32 @@ def configure(place: Path, major: int, settings: Mapping[str, str]) -> None:
                 opened.write(content)
         except OSError as error:
             raise of_file(f"{path}: cannot be written", error) from error
+
+
+def roomy(place: Path, alive: Alive) -> Alive:
+    """Return `alive` for what runs code of others: it ends that before it has taken the last room of a disk.
+
+    Others write there, too: who restores has seen to it that twice as much as this stays free. Raises NoSpace.
+    """
+    disk = os.statvfs(place)
+    least = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20) // 2
+
+    def look() -> None:
+        alive()
+        if (free := room(place)) < least:
+            raise NoSpace(
+                f"{place}: what was tried there has taken up the room that is free",
+                detail=f"No space left on its disk: {free} bytes. A function of a database's owner may have done that.",
+                facts={"free_bytes": free},
+            )
+
+    return look
+
+
+def room(place: Path) -> int:
+    """Return how many bytes may be written on the disk of a place."""
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize
 
 
 def refuse_root() -> None:

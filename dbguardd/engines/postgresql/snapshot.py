@@ -28,6 +28,7 @@ from dbguardd.engines.postgresql.connect import (
     text,
 )
 from dbguardd.engines.postgresql.content import Stored, has_large, schema_lines, stored_tables
+from dbguardd.engines.postgresql.typed import in_one_line
 from dbguardd.errors import SourceLocked, SourceMissing, Unsupported
 
 _PAUSE_SECONDS = 0.1
@@ -108,11 +109,12 @@ def list_databases(connection: Connection, only: str = "") -> list[Database]:
 def list_closed(connection: Connection) -> list[tuple[str, str]]:
     """Return the databases that nobody can connect to, each with the SQL that ends that."""
     asked = (
-        b"SELECT datname, format(CASE WHEN datconnlimit = -2 THEN 'DROP DATABASE %I' "  # which was interrupted
-        b"ELSE 'ALTER DATABASE %I ALLOW_CONNECTIONS true' END, datname) FROM pg_database "
+        b"SELECT datname, quote_ident(datname), datconnlimit = -2 FROM pg_database "  # whose DROP was interrupted
         b"WHERE (NOT datallowconn OR datconnlimit = -2) AND datname <> 'template0' ORDER BY datname"
     )
-    return [(shown(bytes(name)), shown(bytes(mend))) for name, mend in rows(connection, asked)]
+    mends = {True: "DROP DATABASE {};", False: "ALTER DATABASE {} ALLOW_CONNECTIONS true;"}
+    found = rows(connection, asked)
+    return [(shown(bytes(name)), mends[dropped].format(in_one_line(quoted))) for name, quoted, dropped in found]
 
 
 @contextmanager

@@ -51,6 +51,15 @@ def _asking(address: Address, role: str, psql: Sequence[str], database: str) -> 
     return [*words, *(["-U", role] if role != user else []), "-d", as_address(database)]
 
 
+def in_one_line(quoted: bytes) -> str:
+    """Return a name, as quote_ident() has it, so that a person can type it: what is not printed, by its number."""
+    said = quoted.decode("utf-8", "surrogateescape")
+    if said.isprintable():
+        return said
+    escaped = said.replace("\\", "\\\\")
+    return "U&" + "".join(char if char.isprintable() else f"\\+{ord(char):06x}" for char in escaped)
+
+
 def as_address(database: str) -> str:
     """Return a name as psql takes it for that of a database: whoever made it may have called it "host=elsewhere"."""
     plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", database)

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Fingerprint, Past, Probe, Progress, Query, Untold
+from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
 from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
@@ -25,7 +26,7 @@ from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
-from dbguardd.engines.sqlite.publish import fresh
+from dbguardd.engines.sqlite.publish import fresh, sweep
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
@@ -63,7 +64,7 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """
     wait = float(settings.get("lock_timeout_seconds", 10.0))
     standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
-    return Engine("sqlite", Sqlite(settings), SqliteLog(settings), standby, open_past)
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, past=open_past)
 
 
 def open_past() -> Past[Pages]:
@@ -126,6 +127,7 @@ class Sqlite:
 
     def dump(self, sink: Sink, progress: Progress, *, compared: bool = True) -> Facts:  # it is the staged copy anyway
         self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(Path(os.path.realpath(self._path)))
         if self._method == "pages":
             return self._hand_over(sink, progress)
         taken = snapshot.take(self._path, self._staging, self._budget, progress)
@@ -189,7 +191,7 @@ class Sqlite:
             "log_place": taken.place,
         }
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         if self._state is not None and not self._snapshot.exists():
             self._stage(self._state, stored, progress)
         if not self._snapshot.exists():
@@ -197,7 +199,7 @@ class Sqlite:
         try:
             return read_fingerprint(self._snapshot, progress, "fingerprint")
         except Unread as unread:
-            return Untold(str(unread))
+            return NoFingerprint(str(unread))
         except sqlite3.Error as error:
             raise refusal(self._path, str(error), _code(error)) from error
 

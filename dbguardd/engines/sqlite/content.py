@@ -18,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from dbguardd.engines.base import Fingerprint, TablePrint
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 
 Tick = Callable[[int], None]
 """Called with the bytes encoded so far; raises to stop."""

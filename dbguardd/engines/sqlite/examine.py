@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.sqlite.content import text as as_text
 from dbguardd.engines.sqlite.newer import Unread, bears, check_all_read
 from dbguardd.engines.sqlite.still import open_still, page_span, read_fingerprint

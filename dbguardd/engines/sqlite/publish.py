@@ -27,12 +27,12 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
     """
     check_free(target)
     with outcomes(target):
-        _clear(target.parent)
+        clear(target.parent)
         file, name = tempfile.mkstemp(prefix=work_prefix(target), suffix=WORK, dir=target.parent)
     work = Path(name)
     try:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to _clear that somebody works on it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to clear() that somebody works on it
         yield work
         check_free(target)
         with outcomes(target):
@@ -47,7 +47,7 @@ def fresh(target: Path, mode: int) -> Iterator[Path]:
         os.close(file)
 
 
-def _clear(directory: Path) -> None:
+def clear(directory: Path) -> None:
     """Remove what a restore that was killed left in this directory: our work files that nobody holds a lock on."""
     for path in directory.glob(f".*{WORK}"):
         with suppress(OSError):
@@ -61,6 +61,21 @@ def _clear(directory: Path) -> None:
                     path.with_name(f"{path.name}{side}").unlink(missing_ok=True)
             finally:
                 os.close(file)
+
+
+def hold(work: Path) -> int:
+    """Open and lock finished work that is not yet in its place, so that clear() lets it be; the caller closes it."""
+    file = os.open(work, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def sweep(target: Path) -> None:
+    """Take away what a restore that was killed has left beside a database: work, and a second name of itself."""
+    with suppress(OSError):
+        only_name(target)
+    clear(target.parent)
 
 
 def only_name(target: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from dbguardd.durable import sync_directory
 from dbguardd.engines.base import REPLACED, Progress
-from dbguardd.engines.landing import ASIDE, describe, naming, outcome, users
+from dbguardd.engines.landing import ASIDE, SWAP, WORK, describe, naming, outcome, users, work_prefix
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import child
 from dbguardd.engines.sqlite.live import open_live, read_header, resolve
 from dbguardd.engines.sqlite.marks import KEEP
-from dbguardd.engines.sqlite.publish import SIDES, fresh
+from dbguardd.engines.sqlite.publish import SIDES, fresh, hold, sweep
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.errors import (
     GuardError,
@@ -42,6 +42,7 @@ def replace(path: str, source: Path, progress: Progress) -> None:
     aside with its side files under NAME.before-restore, and a copy of `source` takes its name in one rename. So are the
     side files that are left of one that was deleted without them. A link stays: what it leads to is the database.
     """
+    sweep(Path(os.path.realpath(path)))
     try:
         real = resolve(path)
     except SourceMissing:
@@ -184,7 +185,7 @@ def _swap(real: Path, source: Path, progress: Progress) -> None:
     lost, aside = not os.path.lexists(real), real.with_name(real.name + ASIDE)
     if any(os.path.lexists(f"{aside}{side}") for side in ("", *(side for side in SIDES if side != _INDEX))):
         raise TargetExists(f"{aside}: an earlier restore set a database aside there", hints=[f"ls -l {aside}*"])
-    work = real.with_name(f".{real.name}.dbguard")
+    work, lock = real.with_name(f"{work_prefix(real)}{SWAP}{WORK}"), -1
     try:
         work.unlink(missing_ok=True)
         found = source.stat()
@@ -192,6 +193,7 @@ def _swap(real: Path, source: Path, progress: Progress) -> None:
             _copy(source, copy, real, progress)
             if lost:
                 give(copy, rights_of(source, found))
+        lock = hold(work)
         if not lost:
             _dress(work, real)
         for side in SIDES:
@@ -207,6 +209,8 @@ def _swap(real: Path, source: Path, progress: Progress) -> None:
         raise outcome(real, error) from error
     finally:
         work.unlink(missing_ok=True)
+        if lock >= 0:
+            os.close(lock)
 
 
 def _dress(work: Path, real: Path) -> None:

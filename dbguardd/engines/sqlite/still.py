@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from dbguardd.engines.base import Fingerprint, Progress
+from dbguardd.engines.base import Progress
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.sqlite import content, newer
 from dbguardd.engines.sqlite.child import uri
 from dbguardd.engines.sqlite.publish import SIDES

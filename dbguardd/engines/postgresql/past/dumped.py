@@ -35,7 +35,7 @@ from dbguardd.engines.postgresql.server import USER, Server, make_cluster, throw
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import TooCostly, Unsupported
 from dbguardd.flow import Tree
-from dbguardd.words import some
+from dbguardd.humanize import some
 
 _PIECE_BYTES = 1 << 20
 _DEFINED_SECONDS = 5.0

@@ -22,14 +22,15 @@ from dbguardd.engines.base import Progress, Revived
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Address, Connection, connect, connected, rows, shown
 from dbguardd.engines.postgresql.past.dumped import Dumped, fetch
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.prove import recover, settings_for
 from dbguardd.engines.postgresql.physical.queries import READS, make_reader
-from dbguardd.engines.postgresql.physical.rebuild import fill
-from dbguardd.engines.postgresql.server import Server, throwaway
-from dbguardd.engines.postgresql.tools import Tools, find_tools
+from dbguardd.engines.postgresql.physical.rebuild import Restored, fill
+from dbguardd.engines.postgresql.server import Server, room, throwaway
+from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import running
 from dbguardd.errors import NoSpace, Unsupported, Usage, of_file
-from dbguardd.flow import Facts, Tree
+from dbguardd.flow import Tree
 
 _DATABASES = b"SELECT datname, quote_ident(datname) FROM pg_database WHERE datallowconn ORDER BY 1"
 _SETTINGS = f"-c role=none {UNHAMPERED} -c session_preload_libraries= -c default_transaction_read_only=off"
@@ -79,35 +80,35 @@ class Revival:
 
     def __init__(self, live: Address) -> None:
         self._live, self._named = live, live.get("dbname", "")
-        self._facts: dict[Path, Facts] = {}
+        self._restored: dict[Path, Restored] = {}
         self._dumps: dict[Path, Dumped] = {}
 
     def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
         """See engines.base.Reviving."""
-        facts = tree.facts
-        if facts.get("method", "dump") == "dump":
+        if tree.facts.get("method", "dump") == "dump":
             place.mkdir(mode=0o700)
             with written(place):
                 choose = partial(self._meant, database, about="")
                 self._dumps[place] = fetch(tree, place, choose, progress)
             return Revived(place, database)
-        if facts["superuser"] is None:
+        facts = ClusterFacts.read(tree.facts)
+        if not facts.superuser:
             raise Unsupported("no superuser of the cluster may log in, so nobody can be let in to look")
-        find_tools("postgres", int(facts["major"]), need="a backup is read by a server of its version")
+        tools = find_tools("postgres", facts.major, need="a backup is read by a server of its version")
         if not (database or self._named):
-            self._meant("", sorted(facts.get("snapshots") or ()), about="")  # what cannot be answered is not restored
+            self._meant("", sorted(facts.snapshots), about="")  # what cannot be answered is not restored
         place.mkdir(mode=0o700)
         _cluster(place).mkdir(mode=0o700)
         with written(place):
-            facts = fill(tree, _cluster(place), _cluster(place), progress)
-        recover(_cluster(place), _tools(facts), facts, lambda: progress("recover", 0, None))
-        self._facts[place] = facts
+            restored = fill(tree, _cluster(place), _cluster(place), progress)
+        recover(_cluster(place), tools, restored, lambda: progress("recover", 0, None))
+        self._restored[place] = restored
         return Revived(place, database)
 
     @contextmanager
     def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
         """Run the server of a cluster that was brought back, for the length of a block; then all of it is gone."""
-        bounded = {"temp_file_limit": f"{max(1, _room(revived.place) >> 11)}kB", "lo_compat_privileges": "on"}
+        bounded = {"temp_file_limit": f"{max(1, room(revived.place) >> 11)}kB", "lo_compat_privileges": "on"}
         try:
             if (dump := self._dumps.pop(revived.place, None)) is not None:
                 user = dump.superuser
@@ -116,10 +117,10 @@ class Revival:
                     ours = pwd.getpwuid(os.geteuid()).pw_name  # a dump does not say who is one
                     yield Past(server, dump.reader, dump.part.database.name, self._live, ours, dump)
                 return
-            facts, cluster = self._facts.pop(revived.place), _cluster(revived.place)
-            settings = {**settings_for(facts), **bounded}
-            with throwaway(cluster, _tools(facts), alive, user=str(facts["superuser"]), settings=settings) as server:
-                yield self._let_in(server, revived.database, str(facts["superuser"]), about)
+            facts, cluster = self._restored.pop(revived.place).facts, _cluster(revived.place)
+            tools, settings = find_tools("postgres", facts.major), {**settings_for(facts), **bounded}
+            with throwaway(cluster, tools, alive, user=facts.superuser, settings=settings) as server:
+                yield self._let_in(server, revived.database, facts.superuser, about)
         finally:
             shutil.rmtree(revived.place, ignore_errors=True)
 
@@ -166,20 +167,11 @@ def written(place: Path) -> Iterator[None]:
 
 def check_room(place: Path) -> None:
     """Raise NoSpace before the last room of the disk is taken, by what sorts or by what a function writes."""
-    if _room(place) < _SPARE_BYTES:
+    if room(place) < _SPARE_BYTES:
         raise NoSpace(
-            f"{place}: the question has used up the room that is free there", facts={"free_bytes": _room(place)}
+            f"{place}: the question has used up the room that is free there", facts={"free_bytes": room(place)}
         )
-
-
-def _room(place: Path) -> int:
-    disk = os.statvfs(place)
-    return disk.f_bavail * disk.f_frsize
 
 
 def _cluster(place: Path) -> Path:
     return place / "cluster"  # by itself: a server may write beside it
-
-
-def _tools(facts: Facts) -> Tools:
-    return find_tools("postgres", int(facts["major"]))

@@ -18,7 +18,7 @@ from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
 from dbguardd.flow import Facts
-from dbguardd.words import some
+from dbguardd.humanize import some
 
 _ALL = ".*"
 """What is named by a name and this, is a schema."""

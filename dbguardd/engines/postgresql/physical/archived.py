@@ -36,7 +36,8 @@ from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
-from dbguardd.engines.postgresql.physical.others import watching
+from dbguardd.engines.postgresql.physical.lowered import LOWERED, in_files, is_lowered
+from dbguardd.engines.postgresql.physical.other_servers import watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, open_segment
 from dbguardd.engines.postgresql.physical.slot import Slot, name_of
 from dbguardd.engines.postgresql.physical.way import way_of
@@ -127,7 +128,8 @@ class Taking:
             return "the server has removed a part of its log before it was stored"
         if start < since.position == at and self._check(at) != since.check:
             return "the server has another log than was stored of it"
-        return ""
+        segment = self._log.segment
+        return LOWERED if is_lowered(at, in_files(self._opened, at, flushed, segment), segment) else ""
 
     def _name(self, start: int) -> str:
         """Return the name of the file at a place.

@@ -14,6 +14,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, shown, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
 
 OLDEST = 15
@@ -96,7 +97,7 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         raise Unsupported(
             f"{about}: wal_level is minimal",
             detail="The server writes too little into its log for a backup beside running transactions.",
-            hints=["ALTER SYSTEM SET wal_level = 'replica'  # and restart the server"],
+            hints=[statements(connection, "ALTER SYSTEM SET wal_level = 'replica'") + "  # then restart the server"],
         )
     if not directory:
         raise SourceDenied(f"{about}: the server does not say where its data directory is")

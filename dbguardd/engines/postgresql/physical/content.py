@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from psycopg import errors
 
-from dbguardd.engines.base import Fingerprint, TablePrint
+from dbguardd.engines.fingerprint import Fingerprint, TablePrint
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, rows, shown
 from dbguardd.engines.postgresql.content import print_of

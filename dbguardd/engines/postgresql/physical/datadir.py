@@ -41,7 +41,9 @@ _LEFT_OUT_ANYWHERE = ("pgsql_tmp", "pg_internal.init")
 _LEFT_OUT_AT_REST = frozenset(("postmaster.pid", "postmaster.opts"))
 _WITH_RELATIONS = re.compile(rf"global|base/\d+|{TABLESPACES}/\d+/PG_\d+_\d+/\d+")
 _RELATION = re.compile(r"(?P<node>\d+)(?:_(?P<fork>fsm|vm|init))?(?:\.\d+)?")
-_NEEDED = re.compile(r"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)")
+_NEEDED = re.compile(
+    rf"base(?:/\d+)?|global|pg_(?:xact|multixact|commit_ts|twophase|logical|tblspc)|{TABLESPACES}/\d+/PG_\d+_\d+(?:/\d+)?"
+)
 """Directories that no cluster is whole without."""
 _TEMPORARY = re.compile(r"t\d+_\d+(?:_(?:fsm|vm|init))?(?:\.\d+)?")
 
@@ -207,7 +209,7 @@ class DataDirectory:
         except FileNotFoundError:
             return  # a database that was dropped
         except NotADirectoryError:
-            self._leave(path)
+            self.leave(path, self.path)
             return
         except OSError as error:
             raise denied(path, error) from error

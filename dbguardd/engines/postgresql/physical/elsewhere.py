@@ -10,19 +10,17 @@ from pathlib import Path
 
 from dbguardd.engines.landing import outcomes
 from dbguardd.engines.postgresql.physical.datadir import MADE_ANEW, TABLESPACES, WAL
-from dbguardd.errors import Damaged, Usage
-from dbguardd.flow import Facts
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
+from dbguardd.errors import Usage
 
 
-def led_elsewhere(work: Path, facts: Facts, spaces: Mapping[str, Path]) -> list[str]:
+def led_elsewhere(work: Path, facts: ClusterFacts, spaces: Mapping[str, Path]) -> list[str]:
     """Make tablespaces of a backup links that have a place in `spaces`; return the paths in `work` that are links.
 
     A log that lay elsewhere stays there.
     """
     found = [WAL] if (work / WAL).is_symlink() and (work / WAL).is_dir() else []
-    for number in facts.get("tablespaces") or {}:
-        if not number.isdigit():
-            raise Damaged(f"tablespace {number!r}: has no number")
+    for number in facts.tablespaces:
         if number in spaces:
             with outcomes(spaces[number]):
                 spaces[number].mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,12 +39,12 @@ def lead(work: Path, number: str, place: Path) -> None:
         link.symlink_to(place)
 
 
-def where_to(facts: Facts, places: Mapping[str, str]) -> dict[str, Path]:
+def where_to(facts: ClusterFacts, places: Mapping[str, str]) -> dict[str, Path]:
     """Return where tablespaces go that are named in `places`, by their name or where they were; by their number.
 
     Raises Usage for one that the backup does not have.
     """
-    told, found = facts.get("tablespaces") or {}, dict[str, Path]()
+    told, found = facts.tablespaces, dict[str, Path]()
     for old, new in places.items():
         number = next((number for number, names in told.items() if old in names), None)
         if number is None or not os.path.isabs(new):

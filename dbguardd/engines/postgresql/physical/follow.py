@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,13 +24,14 @@ from typing import NoReturn
 
 from psycopg import errors
 
+from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
-from dbguardd.engines.postgresql.physical.others import Others, watching
-from dbguardd.engines.postgresql.physical.segments import PAGE, turns_of
-from dbguardd.engines.postgresql.physical.segments import place as place_in
+from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
+from dbguardd.engines.postgresql.physical.other_servers import Others, watching
+from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns_of
 from dbguardd.engines.postgresql.physical.slot import Slot, check_bound, check_own, check_room, name_of
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating, streaming
 from dbguardd.engines.postgresql.physical.way import way_of
@@ -127,6 +129,8 @@ class PagesLog:
     def _go_on(self, server: Server, ship: Ship, since: Place, at: datetime) -> str:
         """Go on from a place, along one timeline after the other, for ever; else say why that cannot be."""
         begun = False
+        if server.was_lowered(since, lambda: ship.reached(None)):
+            return LOWERED
         while True:
             with streaming(server.address, self._about) as stream:
                 follower = Follower(stream, server, ship, self._pace)
@@ -204,6 +208,22 @@ class Server:
         with replicating(self.address, self.about) as connection:
             return turns_of(history(connection, log.timeline).decode(errors="replace"))
 
+    def was_lowered(self, since: Place, alive: Alive) -> bool:
+        """Say if it was at wal_level = minimal behind a place that its slot does not hold yet."""
+        held, segment = self.slot.since(), self.cluster.log.segment
+        if held is not None and held <= since.position:
+            return False
+        return was_lowered(self.address, self.about, segment, self._behind(since), alive)
+
+    def _behind(self, since: Place) -> Iterator[tuple[int, int, int]]:
+        """Yield the stretches of its log behind a place: on which timeline, from where, to where."""
+        at = since.position
+        for timeline, left in (*self._turns(), (self.cluster.log.timeline, self.ends()[1])):
+            at = min(at, left)
+            if timeline >= since.timeline and at < left:
+                yield timeline, at, left
+                at = left
+
     def turned_at(self, timeline: int) -> str:
         """Return when a timeline was begun: when its history was written."""
         found = rows(self.keeper, _WRITTEN, self.cluster.log.on(timeline).history)
@@ -223,7 +243,7 @@ class Server:
         All that has committed lies before the first; before the second, if the commit has waited for the disk.
         """
         ((written, flushed),) = rows(self.keeper, _ENDS)
-        return place_in(text(written)), place_in(text(flushed))
+        return parse_lsn(text(written)), parse_lsn(text(flushed))
 
     def delay(self) -> float:
         """Return after how many seconds a commit is on disk that did not wait for that (synchronous_commit = off)."""

@@ -83,14 +83,14 @@ def across(round: str) -> tuple[str, str]:
     return system, rest.partition("/")[2]
 
 
-def stretches(since: Facts, until: Facts) -> Sequence[Stretch]:
-    """Return of which parts the log between two stored places is, in the order in which their bytes are stored."""
+def stretches(since: Place, until: Place) -> Sequence[Stretch]:
+    """Return of which parts the log between two places is, in the order in which their bytes are stored."""
     return tuple(_stretches(since, until))
 
 
-def _stretches(since: Facts, until: Facts) -> Iterator[Stretch]:
-    at = int(since["position"])
-    for turn in turns_in(until)[len(turns_in(since)) :]:
+def _stretches(since: Place, until: Place) -> Iterator[Stretch]:
+    at = since.position
+    for turn in until.turns[len(since.turns) :]:
         yield Stretch(timeline_in(turn.round), at, turn.left, turn.stored)
         at = turn.left
-    yield Stretch(timeline_in(str(until["round"])), at, int(until["position"]), int(until["position"]))
+    yield Stretch(until.timeline, at, until.position, until.position)

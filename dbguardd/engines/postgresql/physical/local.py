@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dbguardd.engines.base import Finding
-from dbguardd.engines.postgresql.connect import Address, Connection, connected, line_of_hba, place_of, rows, text
+from dbguardd.engines.postgresql.connect import Address, Connection, connected, line_of_hba, place_of, rows, shown, text
 from dbguardd.engines.postgresql.physical import configuration
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look
 from dbguardd.engines.postgresql.physical.mode import BackupMode
@@ -20,9 +20,9 @@ from dbguardd.engines.postgresql.physical.stream import replicating
 from dbguardd.engines.postgresql.physical.way import way_of, way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.engines.postgresql.typed import statements
+from dbguardd.engines.postgresql.typed import in_one_line, statements
 from dbguardd.errors import GuardError, SourceDenied, Unsupported
-from dbguardd.words import span
+from dbguardd.humanize import span
 
 BY_PAGES = "backups by pages"
 """The name of the finding."""
@@ -47,8 +47,8 @@ _READS = (
 )
 _FROM = b"SELECT quote_ident(current_user), inet_client_addr()::text"
 _LIMITS = b"""
-SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
-       current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication),
+SELECT current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots)::int,
+       current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication)::int,
        current_setting('synchronous_standby_names') ~ '(^|[( ,])"?[*]',
        (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::int8
         FROM pg_replication_slots WHERE slot_name LIKE %s)
@@ -93,21 +93,21 @@ def followed(lacks: Sequence[Lack]) -> Finding:
 def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
     about = place_of(address)
     cluster = look(connection, about)
-    ((slots, senders, standbys, held),) = rows(connection, _LIMITS, f"{PREFIX}%")
+    ((slots, made, senders, sending, standbys, held),) = rows(connection, _LIMITS, f"{PREFIX}%")
     try:
         with way_of(connection, cluster) as way:
             room = None if way.directory is None else way.directory.free_for_log() + held
             check_bound(connection, room, None, about)
     except Unsupported as error:
         yield Lack(error.detail, error.hints[0])
-    for name, free in (("max_replication_slots", slots), ("max_wal_senders", senders)):
-        if free < 1:
-            mend = statements(connection, f"ALTER SYSTEM SET {name} = 10")
+    for name, most, used in (("max_replication_slots", slots, made), ("max_wal_senders", senders, sending)):
+        if used >= most:
+            mend = statements(connection, f"ALTER SYSTEM SET {name} = {most + 10}")
             yield Lack(f"all of {name} are in use.", f"{mend}  # then restart the server")
     if standbys:
         what = "synchronous_standby_names has *, so commits would wait for dbguard."
         yield Lack(what, "name the standbys in synchronous_standby_names")
-    if senders < 1:
+    if sending >= senders:
         return
     try:
         _check_replicates(connection, address, about)
@@ -164,7 +164,7 @@ def _unread(connection: Connection, cluster: Cluster) -> str:
     if main is None or configuration.Asked(connection).read(main) is not None:
         return ""
     ((role, *_),) = rows(connection, _FROM)
-    mend = statements(connection, *(grant.format(text(role)) for grant in _READS))
+    mend = statements(connection, *(grant.format(in_one_line(role)) for grant in _READS))
     return f". {main} and what it includes may not be read, and are in no backup. Fix: {mend}"
 
 
@@ -177,7 +177,7 @@ def _check_may(connection: Connection, about: str) -> None:
             f"{about}: who asks is no superuser, and may not have the files sent",
             detail="A physical backup asks and reads as the server's own user does, or as a role for replication that "
             "reads everything.",
-            hints=[statements(connection, *(grant.format(text(role)) for grant in lacks))],
+            hints=[statements(connection, *(grant.format(in_one_line(role)) for grant in lacks))],
         )
 
 
@@ -191,5 +191,5 @@ def _check_replicates(connection: Connection, address: Address, about: str, slot
         raise Unsupported(
             f"{about}: it takes no connection for replication",
             detail=error.detail or error.message,
-            hints=[line_of_hba("replication", text(role), "" if host is None else text(host))],
+            hints=[line_of_hba("replication", shown(role), "" if host is None else text(host))],
         ) from error

@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.connect import Address, Connection, connect, no
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, place
+from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, parse_lsn
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
 from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
 
@@ -204,7 +204,7 @@ class BackupMode:
                 "PostgreSQL: the standby has had no checkpoint yet since another server took over",
                 hints=["CHECKPOINT;  -- on the primary, and back up again"],
             )
-        end, size = place(stop), self._log.segment
+        end, size = parse_lsn(stop), self._log.segment
         if end < start:
             raise no_answer((label, stop))
         return Ended(

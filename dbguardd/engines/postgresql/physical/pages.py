@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Fingerprint, Probe, Progress, Query, Untold
+from dbguardd.engines.base import Examination, Probe, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     Address,
     Connection,
@@ -25,23 +26,23 @@ from dbguardd.engines.postgresql.connect import (
     text,
 )
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.physical import place
+from dbguardd.engines.postgresql.physical import snapshot_place
 from dbguardd.engines.postgresql.physical.archived import archived
 from dbguardd.engines.postgresql.physical.cluster import Cluster, check_same, look, tablespaces
 from dbguardd.engines.postgresql.physical.content import FORM, fingerprint
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import WAL
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.history import round_of
 from dbguardd.engines.postgresql.physical.local import BY_PAGES, FOLLOWED, lagging, left_over
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended, bounded
 from dbguardd.engines.postgresql.physical.names import seen
 from dbguardd.engines.postgresql.physical.prove import prove
-from dbguardd.engines.postgresql.physical.rebuild import rebuild
+from dbguardd.engines.postgresql.physical.rebuild import Restored, rebuild
 from dbguardd.engines.postgresql.physical.received import Source
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.replayed import catch_up, last_record, replayed
-from dbguardd.engines.postgresql.physical.segments import place as place_in
-from dbguardd.engines.postgresql.physical.segments import shown as shown_place
+from dbguardd.engines.postgresql.physical.segments import parse_lsn
 from dbguardd.engines.postgresql.physical.way import way_to
 from dbguardd.engines.postgresql.roles import ROLE, STANDBYS, alone, each, meant, servers, writing
 from dbguardd.engines.postgresql.tools import find_tools
@@ -56,6 +57,7 @@ from dbguardd.errors import (
     SourceMissing,
     Unsupported,
 )
+from dbguardd.facts import Place as LogPlace
 from dbguardd.flow import Facts, Sink, Tree
 
 MOST_DATABASES = 64
@@ -94,9 +96,9 @@ class Pages:
         self._follows = str(settings.get("follows") or "")
         self._patience = float(settings.get("patience_seconds", 120.0))
         self._staging = Path(str(settings.get("staging") or "/nonexistent"))
-        self._held: tuple[place.Placed, Cluster] | None = None
+        self._held: tuple[snapshot_place.Placed, Cluster] | None = None
         self._untold = ""
-        self.restored: dict[Path, Facts] = {}
+        self.restored: dict[Path, Restored] = {}
 
     def probe(self) -> Probe:
         address = meant(self._address, self._about)
@@ -160,15 +162,16 @@ class Pages:
             mode.let_go()
             if self._continuous == "archive":
                 rows(keeper, _END_FILE)  # so that the log that is archived has the place of the backup now, and a proof
-            facts = {**self._facts(keeper, cluster, copy, ended, snapshots), **way.facts()}
+            facts = self._facts(keeper, cluster, copy, ended, snapshots)
             self._held = None if snapshots is None else (snapshots, cluster)
-            return {**facts, **_placed(cluster, facts, records("log"), (ended.start, end))}
+            facts = _placed(cluster, facts, records("log"), (ended.start, end))
+            return {**facts.stored(), **self._for_others(cluster, copy, snapshots), **way.facts()}
 
     def _look(self, stack: ExitStack) -> tuple[Connection, Cluster]:
         keeper = stack.enter_context(connected(self._server, about=self._about))
         return keeper, look(keeper, self._about, standby=self._server.get(ROLE) in STANDBYS)
 
-    def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> place.Placed | None:
+    def _place(self, source: Source, records: Records, ended: Ended, stack: ExitStack) -> snapshot_place.Placed | None:
         """Hold a snapshot of all databases whose place in the log is known; None, and why, if that cannot be had.
 
         What fails here takes nothing from the copy, which is whole: whoever owns a database may let nobody in, no
@@ -188,7 +191,9 @@ class Pages:
                 stack.push(lambda kind, *_: kept.close() if kind is not None else None)
             return placed
 
-    def _snapshots(self, source: Source, records: Records, ended: Ended, opened: ExitStack) -> place.Placed | None:
+    def _snapshots(
+        self, source: Source, records: Records, ended: Ended, opened: ExitStack
+    ) -> snapshot_place.Placed | None:
         keeper, cluster = source.keeper, source.cluster
         names = [bytes(name) for (name,) in rows(keeper, _DATABASES)]
         (free,) = row(keeper, (int,), _FREE)
@@ -201,9 +206,9 @@ class Pages:
             return None
         connections = {name: source.session(opened, os.fsdecode(name)) for name in names}
         if cluster.standby:
-            placed = place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
+            placed = snapshot_place.find_replayed(connections, keeper, cluster.log, (ended.start, ended.stop), records)
         else:
-            placed = place.find(connections, keeper, ended.stop, cluster.log.segment, records)
+            placed = snapshot_place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
             self._untold = (
                 "no place in the log is that of a snapshot: too much commits at once, whenever they are taken"
@@ -240,51 +245,55 @@ class Pages:
             )
 
     def _facts(
-        self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: place.Placed | None
-    ) -> Facts:
-        """Return what the restore, its proof and a person who reads the backup have to know."""
+        self, keeper: Connection, cluster: Cluster, copy: Copy, ended: Ended, placed: snapshot_place.Placed | None
+    ) -> ClusterFacts:
+        """Return what the restore and its proof have to know."""
         (superuser,) = row(keeper, (bytes,), _SUPERUSER)
         snapshots = {} if placed is None else {shown(name): said for name, said in placed.snapshots.items()}
+        return ClusterFacts(
+            name=os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
+            server_version=cluster.version,
+            major=cluster.major,
+            system=cluster.log.system,
+            page_size=cluster.page,
+            checksums=cluster.checksums,
+            segment_bytes=cluster.log.segment,
+            prepared=cluster.prepared,
+            locks=cluster.locks,
+            superuser=text(superuser),
+            tablespaces={oid: (shown(name), place) for oid, (name, place) in cluster.tablespaces.items()},
+            timeline=ended.timeline,
+            start_lsn=ended.start,
+            stop_lsn=ended.stop,
+            recovery_lsn=ended.stop if placed is None else placed.at,
+            snapshots=snapshots,
+            snapshot_at=(ended.at if placed is None else placed.moment).isoformat(),
+            fingerprint_form=FORM,
+            size_bytes=copy.done,
+        )
+
+    def _for_others(self, cluster: Cluster, copy: Copy, placed: snapshot_place.Placed | None) -> Facts:
+        """Return the facts that jobs and people read, and no restore."""
         return {
-            "method": "pages",
-            "name": os.path.basename(cluster.directory.rstrip("/")) or "postgresql",
-            "server_version": cluster.version,
-            "major": cluster.major,
-            "system": str(cluster.log.system),
             "standby": cluster.standby,
-            "page_size": cluster.page,
-            "checksums": cluster.checksums,
-            "prepared": cluster.prepared,
-            "locks": cluster.locks,
-            "superuser": text(superuser) or None,
-            "timeline": ended.timeline,
-            "start_lsn": shown_place(ended.start),
-            "stop_lsn": shown_place(ended.stop),
-            "recovery_lsn": shown_place(ended.stop if placed is None else placed.at),
-            "segment_bytes": cluster.log.segment,
-            "snapshots": snapshots,
             "snapshot_tries": None if placed is None else placed.tries,
             "no_fingerprint": self._untold or None,
-            "fingerprint_form": FORM,
-            "snapshot_at": (ended.at if placed is None else placed.moment).isoformat(),
-            "tablespaces": {oid: [shown(name), place] for oid, (name, place) in cluster.tablespaces.items()},
             "left_out": copy.directory.left_out,
             "reused_files": copy.reused,
-            "size_bytes": copy.done,
         }
 
-    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | Untold:
+    def fingerprint(self, progress: Progress, stored: Tree | None = None) -> Fingerprint | NoFingerprint:
         if self._held is None:
-            return Untold(self._untold or "no snapshot is held")
+            return NoFingerprint(self._untold or "no snapshot is held")
         try:
             with refusals(self._about):
                 return fingerprint(self._in_turn(*self._held), lambda: progress("fingerprint", 0, None))
         except (Cancelled, SourceDamaged):
             raise
         except GuardError as error:
-            return Untold(f"{error.message}. {error.detail}")
+            return NoFingerprint(f"{error.message}. {error.detail}")
 
-    def _in_turn(self, held: place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
+    def _in_turn(self, held: snapshot_place.Placed, cluster: Cluster) -> Iterator[tuple[bytes, Connection]]:
         """Yield the databases of the snapshots, and let go of each when it was read: whoever is in one, hampers others.
 
         The template first: nobody can make a database as long as anybody is in there.
@@ -316,10 +325,10 @@ class Pages:
         return lost
 
     def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
-        facts = self.restored.pop(target, None)
-        if facts is None:
+        restored = self.restored.pop(target, None)
+        if restored is None:
             raise SourceMissing(f"{target}: nothing was restored there by this job", detail="a cluster is proven once")
-        return prove(target, facts, queries, self._address.get("dbname", ""), progress)
+        return prove(target, restored, queries, self._address.get("dbname", ""), progress)
 
     def check_unused(self) -> None:
         raise _restored_over()
@@ -334,27 +343,26 @@ def known(keeper: Connection, cluster: Cluster) -> Facts:
     if cluster.standby:
         return told
     (at,) = row(keeper, (bytes,), _FLUSHED)
-    return {**told, "log_place": {"round": round_of(cluster), "position": place_in(text(at))}}
+    return {**told, "log_place": {"round": round_of(cluster), "position": parse_lsn(text(at))}}
 
 
-def _placed(cluster: Cluster, facts: Facts, records: Records, log: tuple[int, int]) -> Facts:
-    """Return the place that a backup is of, for the log that goes on from it; it has the log between two places.
+def _placed(cluster: Cluster, facts: ClusterFacts, records: Records, log: tuple[int, int]) -> ClusterFacts:
+    """Return them with the place that a backup is of, for the log that goes on from it; it has the log between two.
 
     And, of a standby, where a recovery ends: no mark was written behind it.
     """
     start, end = log
-    where = {"round": round_of(cluster), "end": end}
     if not cluster.standby:
-        return {"log_place": {**where, "position": place_in(str(facts["recovery_lsn"]))}}
+        return replace(facts, log_place=LogPlace(round_of(cluster), facts.recovery_lsn, end=end))
     last = last_record(records, cluster.log, start, end)
-    found = {"recovery_lsn": shown_place(last.at), "recovery_record_bytes": last.size}
-    return {**found, "log_place": {**where, "position": end}}
+    at = LogPlace(round_of(cluster), end, end=end)
+    return replace(facts, recovery_lsn=last.at, recovery_record_bytes=last.size, log_place=at)
 
 
 def _end(keeper: Connection, cluster: Cluster) -> int:
     """Return up to where the log of a backup goes that is of no snapshot."""
-    return replayed(keeper)[0] if cluster.standby else place.mark(keeper)
+    return replayed(keeper)[0] if cluster.standby else snapshot_place.mark(keeper)
 
 
 def _restored_over() -> Unsupported:
-    return Unsupported("a cluster is restored over the one that is there: see PagesOver")
+    return Unsupported("a cluster is restored over the one that is there: see PagesDeltaRestore")

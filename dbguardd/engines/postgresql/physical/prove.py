@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Fingerprint, Progress, Query
+from dbguardd.engines.base import Examination, Finding, Progress, Query
+from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected, rows, shown, text
@@ -26,15 +27,21 @@ from dbguardd.engines.postgresql.meaning import errors_in, outcome, refused
 from dbguardd.engines.postgresql.physical import content
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS, LOCKED, check_structure
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
-from dbguardd.engines.postgresql.physical.place import Snapshot
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.queries import ask_all
-from dbguardd.engines.postgresql.physical.rebuild import AUTO, MANUAL, recovery_settings, starting, without_recovery
-from dbguardd.engines.postgresql.physical.segments import place, turns_of
-from dbguardd.engines.postgresql.physical.segments import shown as shown_place
-from dbguardd.engines.postgresql.server import Server, throwaway
+from dbguardd.engines.postgresql.physical.rebuild import (
+    AUTO,
+    MANUAL,
+    Restored,
+    recovery_settings,
+    starting,
+    without_recovery,
+)
+from dbguardd.engines.postgresql.physical.segments import format_lsn, turns_of
+from dbguardd.engines.postgresql.physical.snapshot_place import Snapshot
+from dbguardd.engines.postgresql.server import Server, roomy, throwaway
 from dbguardd.engines.postgresql.tools import Tools, find_tools
 from dbguardd.errors import Degraded, GuardError, SourceChanged, SourceDamaged, SourceLocked
-from dbguardd.flow import Facts
 
 _OURS = "ours"
 _ASIDE = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf", "server.log", "postmaster.opts", DIRECTORY, MANUAL)
@@ -61,31 +68,31 @@ SELECT xid FROM (
 """
 
 
-def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, progress: Progress) -> Examination:
+def prove(target: Path, restored: Restored, queries: Sequence[Query], database: str, progress: Progress) -> Examination:
     """Recover the cluster at `target` and say what is found in it. Raises what keeps a server from being started."""
 
     def alive(step: str = "recover") -> None:
         progress(step, 0, None)
 
-    if facts.get("resting") and "live" in facts:
+    facts = restored.facts
+    if facts.resting and restored.live:
         said = "it lies there just as it was kept: its own server goes on from there, and none was started on it"
-        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(facts)})
-    if facts["superuser"] is None:
+        return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(restored)})
+    if not facts.superuser:
         said = "no superuser of the cluster may log in, so nobody can look what is in it"
         return Examination([Finding(_RECOVERY, "inconclusive", said)], None)
-    tools = find_tools("postgres", int(facts["major"]), need="a backup is proven by a server of its version")
+    tools = find_tools("postgres", facts.major, need="a backup is proven by a server of its version")
     findings: list[Finding] = []
     print_: Fingerprint | None = None
     with _configured_by_us(target) as ours:
         try:
-            if not facts.get("resting"):  # else it recovers as its own server would, when it is started
-                with _served(target, tools, facts, alive, recovery=True, configuration=ours):
+            if not facts.resting:  # else it recovers as its own server would, when it is started
+                with _served(target, tools, restored, alive, recovery=True, configuration=ours):
                     findings.append(_reached(target, facts))
-            with _served(target, tools, facts, alive, configuration=ours) as server:
-                print_ = _comparable(
-                    _read(server, facts.get("snapshots") or {}, findings, lambda: alive("read")), facts, findings
-                )
-                findings += _examined(server, queries, database, lambda: alive("examine"))
+            with _served(target, tools, restored, alive, configuration=ours) as server:
+                read = _read(server, facts.snapshots, findings, lambda: alive("read"))
+                print_ = _comparable(read, facts, findings)
+                findings += _examined(server, queries, database, roomy(target, lambda: alive("examine")))
         except Degraded as error:
             said = errors_in(error.detail)
             if outcome(said) != "failed":
@@ -95,18 +102,18 @@ def prove(target: Path, facts: Facts, queries: Sequence[Query], database: str, p
     if not landlock():
         said = "this kernel has no landlock(7): functions of the cluster could have written where its owner may"
         findings.append(Finding("the server was kept to its directory", "not configured", said))
-    durable([str(target), *facts.get("elsewhere", ())])
-    said = starting(facts) if "live" in facts else f"{target / MANUAL} has the command that starts a server on it"
-    return Examination(findings, print_, {"recovery_lsn": facts["recovery_lsn"], "next": said})
+    durable([str(target), *restored.elsewhere])
+    said = starting(restored) if restored.live else f"{target / MANUAL} has the command that starts a server on it"
+    return Examination(findings, print_, {"recovery_lsn": format_lsn(facts.recovery_lsn), "next": said})
 
 
-def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
+def recover(target: Path, tools: Tools, restored: Restored, alive: Alive) -> None:
     """Recover a cluster that nobody is given afterwards, and shut it down. Raises SourceDamaged if it does not go."""
-    if facts.get("resting"):
+    if restored.facts.resting:
         return  # it recovers when it is started to be asked
     try:
-        with _served(target, tools, facts, alive, recovery=True):
-            found = _reached(target, facts)
+        with _served(target, tools, restored, alive, recovery=True):
+            found = _reached(target, restored.facts)
     except Degraded as error:
         said = errors_in(error.detail)
         if outcome(said) != "failed":
@@ -116,11 +123,11 @@ def recover(target: Path, tools: Tools, facts: Facts, alive: Alive) -> None:
         raise SourceDamaged("the cluster was not recovered to the place of its backup", detail=found.detail)
 
 
-def settings_for(facts: Facts) -> dict[str, str]:
+def settings_for(facts: ClusterFacts) -> dict[str, str]:
     """Return what a server on the cluster has to be told, or it would not start."""
-    prepared = max(int(facts["prepared"]), _PREPARED if "moment" in facts else 0)
-    connections = _MORE_CONNECTIONS + len(facts.get("snapshots") or {})
-    log_megabytes = max(_LOG_MEGABYTES, 2 * int(facts["segment_bytes"]) >> 20)  # no server starts with less
+    prepared = max(facts.prepared, 0 if facts.moment is None else _PREPARED)
+    connections = _MORE_CONNECTIONS + len(facts.snapshots)
+    log_megabytes = max(_LOG_MEGABYTES, 2 * facts.segment_bytes >> 20)  # no server starts with less
     return {
         "min_wal_size": f"{log_megabytes}MB",
         "max_wal_size": f"{max(log_megabytes, _MOST_LOG_MEGABYTES)}MB",
@@ -131,41 +138,47 @@ def settings_for(facts: Facts) -> dict[str, str]:
 
 
 def _served(
-    target: Path, tools: Tools, facts: Facts, alive: Alive, *, recovery: bool = False, configuration: Path | None = None
+    target: Path,
+    tools: Tools,
+    restored: Restored,
+    alive: Alive,
+    *,
+    recovery: bool = False,
+    configuration: Path | None = None,
 ) -> AbstractContextManager[Server]:
+    facts = restored.facts
     settings = settings_for(facts)
     if recovery:
         settings |= {**recovery_settings(facts), "hot_standby": "off", "log_min_messages": "error"}  # nobody asks it
-    user, spaces = str(facts["superuser"]), [Path(place) for place in facts.get("elsewhere", ())]
+    user, spaces = facts.superuser, [Path(place) for place in restored.elsewhere]
     how = {"recovery": recovery, "keep": True}
     return throwaway(
         target, tools, alive, user=user, settings=settings, configuration=configuration, spaces=spaces, **how
     )
 
 
-def _locks(facts: Facts, transactions: int) -> int:
+def _locks(facts: ClusterFacts, transactions: int) -> int:
     """Return for how many locks of each of so many transactions there is room: for ours, and all of the original's.
 
     Prepared transactions hold theirs here as well. A server has more room than it was set to, from what is left over.
     """
-    return _LOCKS + min(int(facts.get("locks") or 0), _MOST_LOCKS) * 5 // 4 // transactions + 1
+    return _LOCKS + min(facts.locks, _MOST_LOCKS) * 5 // 4 // transactions + 1
 
 
-def _reached(target: Path, facts: Facts) -> Finding:
+def _reached(target: Path, facts: ClusterFacts) -> Finding:
     """Compare where the recovery ended with the place of the backup: the history of the new timeline tells."""
-    timeline, wanted = int(facts["timeline"]), place(str(facts["recovery_lsn"]))
+    timeline, wanted = facts.timeline, facts.recovery_lsn
     path = target / "pg_wal" / f"{timeline + 1:08X}.history"
     told = turns_of(path.read_text(errors="replace") if path.exists() else "")
     reached = told[-1][1] if told and told[-1][0] == timeline else 0
-    if "recovery_record_bytes" in facts:  # the place is a record that is in it: that ends within its size, and heads
-        size = int(facts["recovery_record_bytes"])
+    if (size := facts.recovery_record_bytes) is not None:  # the record there is in it: that ends within size and heads
         right = wanted < reached <= wanted + size + _HEADS * (1 + size // _PAGE_BYTES)
     else:  # the last record ends where the next begins, or before the head of the page between them
-        right = place(str(facts["stop_lsn"])) <= reached <= wanted < reached + _HEADS
+        right = facts.stop_lsn <= reached <= wanted < reached + _HEADS
     if right:
-        return Finding(_RECOVERY, "ok", f"{facts['recovery_lsn']} in its log")
+        return Finding(_RECOVERY, "ok", f"{format_lsn(wanted)} in its log")
     return Finding(
-        _RECOVERY, "failed", f"{shown_place(told[-1][1]) if told else 'nowhere'}, wanted {facts['recovery_lsn']}"
+        _RECOVERY, "failed", f"{format_lsn(told[-1][1]) if told else 'nowhere'}, wanted {format_lsn(wanted)}"
     )
 
 
@@ -179,9 +192,9 @@ def _read(server: Server, snapshots: Mapping[str, str], findings: list[Finding],
     return None
 
 
-def _comparable(found: Fingerprint | None, facts: Facts, findings: list[Finding]) -> Fingerprint | None:
+def _comparable(found: Fingerprint | None, facts: ClusterFacts, findings: list[Finding]) -> Fingerprint | None:
     """Return what was read; None, and a finding, if that of the original was taken in another form."""
-    if found is None or facts.get("fingerprint_form") == content.FORM:
+    if found is None or facts.fingerprint_form == content.FORM:
         return found
     said = "another version of dbguard took it, of which the same content has another fingerprint: back up again"
     findings.append(Finding("the fingerprint of the backup", "inconclusive", said))
@@ -272,10 +285,10 @@ def _meaning(error: psycopg.Error) -> tuple[str, str]:
     return outcome(said, error.sqlstate), said
 
 
-def _checksums(target: Path, tools: Tools, facts: Facts, alive: Alive) -> Finding:
+def _checksums(target: Path, tools: Tools, facts: ClusterFacts, alive: Alive) -> Finding:
     """Check the checksum of every page: also of what no query reads, indexes of any kind among it."""
     name = "page checksums"
-    if not facts["checksums"]:
+    if not facts.checksums:
         return Finding(name, "not configured", "the cluster has none (server stopped: pg_checksums --enable)")
     said = run([tools.path("pg_checksums"), "--check", f"--pgdata={target}"], alive)
     blocks = re.search(rb"Blocks scanned: +(\d+)", said.output)

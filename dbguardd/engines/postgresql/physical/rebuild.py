@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,12 +22,12 @@ from dbguardd.engines.postgresql.physical.configuration import DIRECTORY, option
 from dbguardd.engines.postgresql.physical.copy import FILES, LOG
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, is_relation
 from dbguardd.engines.postgresql.physical.elsewhere import lead, led_elsewhere, sweep, where_to
-from dbguardd.engines.postgresql.physical.forward import roll_forward
-from dbguardd.engines.postgresql.physical.segments import place as place_of
-from dbguardd.engines.postgresql.physical.segments import shown
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
+from dbguardd.engines.postgresql.physical.roll_forward import roll_forward
+from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.tarred import clear, unpack
 from dbguardd.errors import Damaged
-from dbguardd.flow import Facts, Tree
+from dbguardd.flow import Tree
 
 AUTO = "postgresql.auto.conf"
 MANUAL = "RESTORE.txt"
@@ -40,18 +41,27 @@ _BEGIN = "# dbguard: where the recovery of this restore ends; of no use when it 
 _END = "# dbguard: end\n"
 
 
-def rebuild(tree: Tree, target: Path, places: Mapping[str, str], progress: Progress) -> tuple[list[str], Facts]:
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A cluster that was restored and not recovered yet, for its proof."""
+
+    facts: ClusterFacts
+    elsewhere: tuple[str, ...]  # its directories outside of its own
+    live: str = ""  # in place of which it will be put
+
+
+def rebuild(tree: Tree, target: Path, places: Mapping[str, str], progress: Progress) -> tuple[list[str], Restored]:
     """Write the cluster of a backup, or of a moment after it, to `target`, which must not exist.
 
-    Nor may the `places` of its tablespaces. Return which rights it could not be given, and the facts for its proof.
+    Nor may the `places` of its tablespaces. Return which rights it could not be given, and what its proof needs.
     """
-    spaces = where_to(tree.facts, places)
+    spaces = where_to(ClusterFacts.read(tree.facts), places)
     with fresh(target) as work, ExitStack() as made:
         meanwhile = {number: made.enter_context(fresh(place)) for number, place in spaces.items()}
-        facts = fill(tree, work, target, progress, spaces=meanwhile)
+        restored = fill(tree, work, target, progress, spaces=meanwhile)
         for number, place in spaces.items():
             lead(work, number, place)
-    return _lost(facts), {**facts, "elsewhere": [str(place) for place in spaces.values()]}
+    return _lost(restored.facts), replace(restored, elsewhere=tuple(map(str, spaces.values())))
 
 
 def fill(
@@ -62,15 +72,14 @@ def fill(
     *,
     spaces: Mapping[str, Path] = MappingProxyType({}),
     over: bool = False,
-) -> Facts:
-    """Write a cluster to the directory `work`, from where it is started as `target`; return its facts. Not durable.
+) -> Restored:
+    """Write a cluster to the directory `work`, from where it is started as `target`. Not durable.
 
     Its tablespaces lie below, but for those in `spaces`. With `over` another state of it is there, and what differs is
     written.
     """
-    done, facts = 0, tree.facts
-    moment = facts.get("moment")
-    total = int(facts["size_bytes"]) + (moment["until"]["position"] - moment["since"]["position"] if moment else 0)
+    done, facts = 0, ClusterFacts.read(tree.facts)
+    moment, total = facts.moment, facts.restored_bytes
 
     def tell(size: int) -> None:
         nonlocal done
@@ -80,7 +89,7 @@ def fill(
     tell(0)
     names = list(tree.names())
     archives = (FILES, LOG)
-    relations = [name for name in names if name not in archives and not (moment and name == moment["stream"])]
+    relations = [name for name in names if name not in archives and not (moment and name == moment.stream)]
     if len({*names}.intersection(archives)) != len(archives):
         raise Damaged("the backup has no archive of its small files, or of its log", detail=", ".join(names[:5]))
     links = led_elsewhere(work, facts, spaces)
@@ -95,10 +104,10 @@ def fill(
             tell(_relation(tree, name, work, over=over))
         if over and name == FILES:  # so there is room for what is larger now
             sweep(work, kept, links, lambda: tell(0))
-    if moment:
-        facts = roll_forward(tree, work, tell, lambda: tell(0))
-    _finish(work, target, {**facts, "placed": list(spaces)})
-    return {**facts, "elsewhere": [os.path.realpath(work / link) for link in links]}
+    if moment is not None:
+        facts = roll_forward(tree, facts, moment, work, tell)
+    _finish(work, target, facts, spaces)
+    return Restored(facts, tuple(os.path.realpath(work / link) for link in links))
 
 
 def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
@@ -115,19 +124,19 @@ def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
         os.close(file)
 
 
-def _finish(work: Path, target: Path, facts: Facts) -> None:
+def _finish(work: Path, target: Path, facts: ClusterFacts, placed: Collection[str]) -> None:
     """Let the cluster recover to the place of the backup, and nowhere else, when it is started.
 
     Tablespaces get places below `target`, as links to there, since a server takes no directory for one; but for those
     that were `placed`. Their map would make it replace them by links to those of the original: it goes.
     """
-    label = () if facts.get("resting") else ("backup_label",)
+    label = () if facts.resting else ("backup_label",)
     for name in ("PG_VERSION", CONTROL, *label):
         if not (work / name).is_file():
             raise Damaged(f"{name}: is not in the backup: without it, a server would start with a mixture of states")
-    for number in facts.get("tablespaces") or {}:
+    for number in facts.tablespaces:
         link, place = work / TABLESPACES / number, work / _SPACES / number
-        if number in facts["placed"]:
+        if number in placed:
             continue
         if not link.is_dir() or link.is_symlink():
             raise Damaged(f"tablespace {number!r}: is not in the backup")
@@ -136,9 +145,9 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         link.symlink_to(target / _SPACES / number)
     (work / "tablespace_map").unlink(missing_ok=True)
     bare = not (work / DIRECTORY).is_dir() and not (work / "postgresql.conf").exists()
-    text = manual(target, facts, options(work, target), bare=bare)
+    text = manual(target, facts, options(work, target), placed, bare=bare)
     (work / MANUAL).write_text(text, encoding="utf-8", errors="backslashreplace")
-    if facts.get("resting"):
+    if facts.resting:
         return
     (work / "recovery.signal").touch(mode=0o600)
     lines = "".join(f"{name} = '{value}'\n" for name, value in recovery_settings(facts).items())
@@ -146,16 +155,18 @@ def _finish(work: Path, target: Path, facts: Facts) -> None:
         settings.write(f"{_BEGIN}{lines}{_END}")
 
 
-def manual(target: Path, facts: Facts, settings: str, *, bare: bool = False) -> str:
+def manual(
+    target: Path, facts: ClusterFacts, settings: str, placed: Collection[str] = (), *, bare: bool = False
+) -> str:
     """Return the text in the restored directory: how to start a server on it, by commands that can be pasted.
 
     It is `bare` where nothing that configured the cluster may be read, and so is in the backup.
     """
-    major, place = facts["major"], shlex.quote(str(target))
+    major, place = facts.major, shlex.quote(str(target))
     beside = " ".join(filter(None, (settings, _BESIDE)))
     control = f"/usr/lib/postgresql/{major}/bin/pg_ctl -D {place}"
     lines = [
-        f"# A PostgreSQL {facts['server_version']} cluster, as it was at {facts['snapshot_at']}.",
+        f"# A PostgreSQL {facts.server_version} cluster, as it was at {facts.snapshot_at}.",
         f"# A restore recovers it up to there and shuts it down, where a server {major} is installed. If none is,",
         "# or that was cut short, its first start does it.",
         "# These commands are for the owner of this directory; as root, first: su - postgres",
@@ -169,7 +180,7 @@ def manual(target: Path, facts: Facts, settings: str, *, bare: bool = False) -> 
         "pg_dump -p 5433 -t SCHEMA.TABLE DATABASE | psql -X -1 -v ON_ERROR_STOP=1 DATABASE",
         "# And the end of it:",
         f"{control} -m fast stop",
-        *_in_its_place(target, facts),
+        *_in_its_place(target, facts, placed),
     ]
     if settings:
         said = f"# The files that configured it lay elsewhere. As they were, they are in {DIRECTORY} beside this text."
@@ -186,15 +197,15 @@ def _configured(place: str) -> list[str]:
     ]
 
 
-def _in_its_place(target: Path, facts: Facts) -> list[str]:
+def _in_its_place(target: Path, facts: ClusterFacts, placed: Collection[str]) -> list[str]:
     """Return how this directory takes the place of the original, which stays beside it."""
-    original, service = str(facts.get("directory") or ""), str(facts.get("service") or "")
+    original, service = facts.directory, facts.service
     if not original:
         return ["# When it is to take the place of the original: stop that, and move this directory to where that was."]
     new, old = shlex.quote(original), shlex.quote(f"{original}.before")
     lines = [
         "# When it is to take the place of the original, as root; that is kept, with another name.",
-        f"# It goes on with timeline {int(facts['timeline']) + 1}: standbys are made anew, and what an archive of",
+        f"# It goes on with timeline {facts.timeline + 1}: standbys are made anew, and what an archive of",
         "# its log has of that timeline already, by an earlier restore, is moved away first:",
         f"systemctl stop {shlex.quote(service)}" if service else "# Stop the server.",
     ]
@@ -203,18 +214,18 @@ def _in_its_place(target: Path, facts: Facts) -> list[str]:
         f"if test -e {new}; then mv -T {new} {old}; fi",
         f"mv -T {shlex.quote(str(target))} {new}",
     ]
-    for number in sorted({*(facts.get("tablespaces") or {})}.difference(facts.get("placed", ()))):
+    for number in sorted({*facts.tablespaces}.difference(placed)):
         steps.append(f"ln -sfnT {new}/{_SPACES}/{number} {new}/{TABLESPACES}/{number}")
     steps += [f"systemctl start {shlex.quote(service)}"] if service else []
     return [*lines, *(f"{step} &&" for step in steps[:-1]), steps[-1], *([] if service else ["# Start the server."])]
 
 
-def starting(facts: Facts) -> str:
+def starting(restored: Restored) -> str:
     """Return the command that starts the server of a cluster that was restored in place."""
-    service = str(facts.get("service") or "")
-    live, owner = str(facts["live"]), pwd.getpwuid(os.geteuid()).pw_name
+    live, service, owner = restored.live, restored.facts.service, pwd.getpwuid(os.geteuid()).pw_name
     control = ["-D", live, "-l", f"{live}.log", "-w", "start"]
-    words = shlex.join(["runuser", "-u", owner, "--", f"/usr/lib/postgresql/{facts['major']}/bin/pg_ctl", *control])
+    program = f"/usr/lib/postgresql/{restored.facts.major}/bin/pg_ctl"
+    words = shlex.join(["runuser", "-u", owner, "--", program, *control])
     return f"systemctl start {shlex.quote(service)}" if service else f"start its server, such as by: {words}"
 
 
@@ -224,20 +235,20 @@ def without_recovery(settings: bytes) -> bytes:
     return settings if start < 0 or end < start else settings[:start] + settings[end + len(_END) :]
 
 
-def recovery_settings(facts: Facts) -> dict[str, str]:
+def recovery_settings(facts: ClusterFacts) -> dict[str, str]:
     """Return what a server has to be told so that its recovery ends at a place, and not before.
 
     It is that of the backup, before its next record; or that of a moment, behind the record where it is.
     """
     return {
         "restore_command": "/bin/false",  # all of the log that is needed is there
-        "recovery_target_lsn": shown(place_of(str(facts["recovery_lsn"]))),
-        "recovery_target_inclusive": "on" if "recovery_record_bytes" in facts else "off",
-        "recovery_target_timeline": str(int(facts["timeline"])),
+        "recovery_target_lsn": format_lsn(facts.recovery_lsn),
+        "recovery_target_inclusive": "off" if facts.recovery_record_bytes is None else "on",
+        "recovery_target_timeline": str(facts.timeline),
         "recovery_target_action": "promote",
     }
 
 
-def _lost(facts: Facts) -> list[str]:
-    owner, here = str(facts.get("owner") or ""), pwd.getpwuid(os.geteuid()).pw_name
+def _lost(facts: ClusterFacts) -> list[str]:
+    owner, here = facts.owner, pwd.getpwuid(os.geteuid()).pw_name
     return [f"owner {owner}: it belongs to {here}, who restored it"] if owner and owner != here else []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from dbguardd.engines.postgresql.child import Alive, Tool, tool
-from dbguardd.engines.postgresql.physical.segments import place, shown
+from dbguardd.engines.postgresql.physical.segments import format_lsn, parse_lsn
 from dbguardd.engines.postgresql.tools import Tools
 from dbguardd.errors import GuardError
 
@@ -82,10 +82,10 @@ class Records:
         for line in self._lines(start, end, kinds, most, partly=partly):
             if match := _LINE.match(line):
                 kind, size, xid, at, what = match.groups()
-                yield Record(kind, what, int(xid), place(at.decode()), int(size), line)
+                yield Record(kind, what, int(xid), parse_lsn(at.decode()), int(size), line)
 
     def _lines(self, start: int, end: int, kinds: Sequence[str], most: int, *, partly: bool) -> Iterator[bytes]:
-        words = [f"--start={shown(start)}", f"--end={shown(end)}", *(f"--rmgr={kind}" for kind in kinds)]
+        words = [f"--start={format_lsn(start)}", f"--end={format_lsn(end)}", *(f"--rmgr={kind}" for kind in kinds)]
         self._alive()
         if self._reach is not None:
             self._reach(start, end)

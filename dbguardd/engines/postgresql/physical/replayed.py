@@ -17,7 +17,7 @@ from typing import cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.records import Record, Records
-from dbguardd.engines.postgresql.physical.segments import Log, place
+from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
 from dbguardd.errors import SourceChanged
 
 _PATIENCE_SECONDS = 45.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
@@ -49,7 +49,7 @@ def catch_up(keeper: Connection, since: datetime, alive: Alive) -> None:
 def replayed(keeper: Connection) -> tuple[int, int]:
     """Return up to where the log was replayed, and up to where it is there."""
     done, there = row(keeper, (bytes, bytes), _REPLAYED)
-    return place(text(done)), place(text(there))
+    return parse_lsn(text(done)), parse_lsn(text(there))
 
 
 def last_record(records: Records, log: Log, start: int, end: int) -> Record:

@@ -13,7 +13,7 @@ import shlex
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from dbguardd.engines.landing import describe, naming, outcome, users
 from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, DataDirectory
-from dbguardd.engines.postgresql.physical.segments import Log, shown
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
+from dbguardd.engines.postgresql.physical.segments import Log
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
 from dbguardd.flow import Facts, Sink
@@ -32,11 +33,6 @@ _CONTROL = struct.Struct("=QIII4xqQQIIB")
 """pg_control of version 15 and later: system identifier, version, catalog, state, time, the last checkpoint, from where
 it recovers, timeline, the one before, and whether whole pages were written."""
 _SPACE = re.compile(r"\d+")
-_INHERITED = (
-    *("method", "name", "service", "server_version", "page_size", "checksums", "prepared", "locks", "superuser"),
-    *("segment_bytes", "fingerprint_form"),
-)
-"""What no file says, or not simply: as it was in the backup that is restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +132,30 @@ def held(resting: Resting, live: Path, service: str) -> Iterator[None]:
             lock.unlink()
 
 
-def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Facts:
-    """Back up all of it as it lies there; `facts` are those of a backup of the same cluster.
+def keep(resting: Resting, sink: Sink, facts: ClusterFacts, progress: Progress) -> Facts:
+    """Back up all of it as it lies there; `facts` are those of a backup of the same cluster: what no file says.
 
     All of it is read: what a disk has let rot bears the times of before, and may be why it is restored over.
     """
-    log = Log(resting.system, resting.timeline, int(facts["segment_bytes"]))
-    names = {oid: str(told[0]) for oid, told in (facts.get("tablespaces") or {}).items()}
-    spaces = {oid: (names.get(oid, oid).encode(), place) for oid, place in resting.spaces.items()}
+    log = Log(resting.system, resting.timeline, facts.segment_bytes)
+    spaces = {oid: (facts.tablespaces.get(oid, (oid, ""))[0], place) for oid, place in resting.spaces.items()}
     opened = DataDirectory(str(resting.data), resting.spaces, resting.version_directory, resting=True)
     with closing(opened) as directory:
         cluster = Cluster(
-            version=str(facts["server_version"]),
+            version=facts.server_version,
             major=resting.major,
             directory=directory.path,
-            page=int(facts["page_size"]),
-            checksums=bool(facts["checksums"]),
+            page=facts.page_size,
+            checksums=facts.checksums,
             whole_pages=resting.whole_pages,
             catalog=resting.catalog,
-            prepared=int(facts["prepared"]),
-            locks=int(facts.get("locks") or 0),
+            prepared=facts.prepared,
+            locks=facts.locks,
             bounded=False,
             started=b"",
             standby=False,
             log=log,
-            tablespaces=spaces,
+            tablespaces={oid: (name.encode(), place) for oid, (name, place) in spaces.items()},
             configuration={},
         )
         copy = Copy(directory, cluster, sink, now(), lambda done: progress("copy", done, None), every=True)
@@ -169,19 +164,21 @@ def keep(resting: Resting, sink: Sink, facts: Facts, progress: Progress) -> Fact
         copy.files()
         copy.last()
         copy.control()
-        at = shown(resting.checkpoint)
-        return {
-            **{name: facts.get(name) for name in _INHERITED},
-            "resting": True,
-            "owner": pwd.getpwuid(os.fstat(directory.file).st_uid).pw_name,
-            "major": resting.major,
-            "system": str(resting.system),
-            "timeline": resting.timeline,
-            **dict.fromkeys(("start_lsn", "stop_lsn", "recovery_lsn"), at),
-            "snapshots": {},
-            "snapshot_at": datetime.now(UTC).isoformat(),
-            "tablespaces": {oid: [names.get(oid, oid), place] for oid, place in resting.spaces.items()},
-            "left_out": directory.left_out,
-            "reused_files": copy.reused,
-            "size_bytes": copy.done,
-        }
+        kept = replace(
+            facts,
+            resting=True,
+            owner=pwd.getpwuid(os.fstat(directory.file).st_uid).pw_name,
+            major=resting.major,
+            system=resting.system,
+            timeline=resting.timeline,
+            start_lsn=resting.checkpoint,
+            stop_lsn=resting.checkpoint,
+            recovery_lsn=resting.checkpoint,
+            recovery_record_bytes=None,
+            snapshots={},
+            snapshot_at=datetime.now(UTC).isoformat(),
+            tablespaces=spaces,
+            size_bytes=copy.done,
+            log_place=None,
+        )
+        return {**kept.stored(), "left_out": directory.left_out, "reused_files": copy.reused}

@@ -1,11 +1,11 @@
-"""The log (WAL) of a cluster: places in it, and the files it consists of."""
+"""The log (WAL) of a cluster: places in it (LSNs), and the files it consists of."""
 
 from __future__ import annotations
 
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory, denied
@@ -15,20 +15,21 @@ PAGE = 8192
 _HEAD = struct.Struct("=HHIQI4xQII")
 """Magic, flags, timeline, place, length of the rest of a record; system identifier, bytes of a file, of a page."""
 _FIRST_PAGE = 2
+_BEFORE_RECORDS, _BEFORE_RECORDS_FIRST = 24, 40  # bytes of a page, and of the first of a file
 _FILE = re.compile("[0-9A-F]{24}")
 _PLACE = re.compile("([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 _TURN = re.compile(r"^[ \t]*(\d{1,10})[ \t]+([0-9A-F]{1,8}/[0-9A-F]{1,8})", re.MULTILINE)
 
 
-def place(text: str) -> int:
-    """Return a place in the log ("16/B374D848") as a number. Raises LogBroken for what is none."""
+def parse_lsn(text: str) -> int:
+    """Return an LSN ("16/B374D848") as a number: bytes since the log began. Raises LogBroken for what is none."""
     if not (found := _PLACE.fullmatch(text)):
         raise LogBroken(f"{text[:50]!r}: is no place in the log of PostgreSQL")
     return int(found[1], 16) << 32 | int(found[2], 16)
 
 
-def shown(at: int) -> str:
-    """Return a place as PostgreSQL writes it."""
+def format_lsn(at: int) -> str:
+    """Return an LSN as PostgreSQL writes it."""
     return f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
 
 
@@ -81,6 +82,27 @@ def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> i
     raise LogBroken(f"{name}: is not the part of the log that its name says", detail=f"head {head.hex()}")
 
 
+def looked_for(
+    pattern: re.Pattern[bytes], most: int, at: int, pieces: Iterable[bytes | memoryview], segment: int
+) -> Iterator[tuple[int, re.Match[bytes]]]:
+    """Yield where a log has what looks like a record, of `most` bytes at most.
+
+    Its `pieces` follow each other from the place `at`. A record goes on behind the head of the next page.
+    """
+    tail = b""
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            data, rest = bytes(rest[: PAGE - at % PAGE]), rest[PAGE - at % PAGE :]
+            before = _BEFORE_RECORDS if (at - at % PAGE) % segment else _BEFORE_RECORDS_FIRST
+            head = max(0, before - at % PAGE)
+            for match in pattern.finditer(tail + data[head:]):
+                begun = match.start() - len(tail)
+                yield (at + head + begun if begun >= 0 else at + begun), match
+            tail = (tail + data[head:])[-most:]
+            at += len(data)
+
+
 def recycled(path: str, file: int) -> bool:
     """Say if this is a file of the log with nothing of it: one that has been used, and waits to be written anew."""
     name = path.removeprefix(f"{WAL}/")
@@ -103,7 +125,7 @@ def let_go(what: str, said: str = "") -> LogBroken:
 
 def turns_of(history: str) -> list[tuple[int, int]]:
     """Return the timelines that a history file names, oldest first, each with the place where it was left."""
-    return [(int(timeline), place(at)) for timeline, at in _TURN.findall(history)]
+    return [(int(timeline), parse_lsn(at)) for timeline, at in _TURN.findall(history)]
 
 
 def label_start(label: bytes) -> tuple[int, int]:
@@ -112,4 +134,4 @@ def label_start(label: bytes) -> tuple[int, int]:
     timeline = re.search(rb"^START TIMELINE: (\d{1,10})$", label, re.MULTILINE)
     if at is None or timeline is None:
         raise LogBroken("backup_label: does not say where the backup begins", detail=repr(label[:200]))
-    return place(at[1].decode()), int(timeline[1])
+    return parse_lsn(at[1].decode()), int(timeline[1])

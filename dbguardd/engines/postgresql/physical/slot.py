@@ -27,6 +27,7 @@ SELECT pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn
   restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = %s
 """
 _STATE = b"SELECT restart_lsn IS NOT NULL AND wal_status <> 'lost' FROM pg_replication_slots WHERE slot_name = %s"
+_SINCE = b"SELECT pg_wal_lsn_diff(restart_lsn, '0/0')::int8 FROM pg_replication_slots WHERE slot_name = %s"
 _MAKE = b"SELECT pg_create_physical_replication_slot(%s, true)"
 _DROP = b"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s"
 _BOUND = b"SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
@@ -63,6 +64,10 @@ class Slot:
     def holds(self) -> bool:
         """Say if it is there, and the server keeps the log for it."""
         return rows(self._keeper, _STATE, self.name) == [(True,)]
+
+    def since(self) -> int | None:
+        """Return from which place on it holds the log; None for nothing."""
+        return next((at for (at,) in rows(self._keeper, _SINCE, self.name)), None)
 
     def take(self) -> str:
         """Make the slot if it is not there, or holds nothing any more; say what became of it, nothing if it is well."""

@@ -17,7 +17,7 @@ from psycopg import pq
 
 from dbguardd.engines.postgresql.connect import Address, Connection, connect_bare, no_answer, refusals
 from dbguardd.engines.postgresql.physical.cluster import two_servers
-from dbguardd.engines.postgresql.physical.segments import shown
+from dbguardd.engines.postgresql.physical.segments import format_lsn
 from dbguardd.engines.postgresql.physical.slot import patiently
 from dbguardd.errors import LogBroken, ServerUnreachable
 
@@ -38,7 +38,7 @@ class Stream:
     def start(self, slot: str, timeline: int, at: int) -> None:
         """Have the server send its log from a place on. Without a `slot` nothing is confirmed: it waits for nobody."""
         held = f'SLOT "{slot}" ' if slot else ""
-        words = f"START_REPLICATION {held}PHYSICAL {shown(at)} TIMELINE {timeline}"
+        words = f"START_REPLICATION {held}PHYSICAL {format_lsn(at)} TIMELINE {timeline}"
         patiently(lambda: self._asked(words.encode()))
         self.at, self._confirmed = at, at if slot else 0
 
@@ -72,7 +72,7 @@ class Stream:
     def _taken(self, data: memoryview) -> memoryview:
         _, at, _end, _sent = _DATA.unpack_from(data)
         if at != self.at:
-            raise LogBroken(f"{self._about}: its log does not go on where it ended", detail=f"{shown(at)}")
+            raise LogBroken(f"{self._about}: its log does not go on where it ended", detail=f"{format_lsn(at)}")
         body = data[_DATA.size :]
         self.at += len(body)
         return body

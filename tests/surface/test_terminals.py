@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from dbguardctl.humanize import when, zoned
 from dbguardctl.screen import Cell, Screen, Table, text
 from dbguardctl.views.facts import findings
-from dbguardctl.words import when, zoned
-from dbguardd.words import hint_word
+from dbguardd.humanize import hint_word
 from tests.surface import answers
 from tests.surface.conftest import Ctl
 from tests.surface.fake import FakeDaemon

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 
-from dbguardd.words import UNKNOWN, offset, parse_utc, safe
+from dbguardd.humanize import UNKNOWN, offset, parse_utc, safe
 
 NEVER = "never"
 _WHILE_SECONDS = 60  # that an answer may take

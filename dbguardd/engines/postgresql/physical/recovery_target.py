@@ -14,19 +14,19 @@ import re
 import struct
 import sys
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import BinaryIO
 
 from dbguardd.engines.base import Progress
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
 from dbguardd.engines.postgresql.physical.history import stretches
 from dbguardd.engines.postgresql.physical.records import UNREAL, Record, Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, place, shown
+from dbguardd.engines.postgresql.physical.segments import PAGE, format_lsn, looked_for
 from dbguardd.errors import Damaged, Unsupported
-from dbguardd.facts import Target
-from dbguardd.flow import LOG, Facts, Tree
+from dbguardd.flow import LOG, Tree
 
-_HEAD, _FIRST_HEAD = 24, 40  # bytes before the records of a page of the log, and of the first of a file
 _POINT = struct.pack("=I", 98) + rb".{12}[\x70-\x7f]\0\0\0.{4}\xff\x48(.{8})"
 """How the record of a restore point begins: its length, XLOG_RESTORE_POINT, the length of its data, and the time."""
 _POINT_BYTES = 97
@@ -82,12 +82,12 @@ class Part:
         return None
 
 
-def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
-    """Return in which part the moment is, what a recovery has to be told, and what the text beside it says.
+def ending(facts: ClusterFacts, moment: Moment, parts: Sequence[Part]) -> tuple[int, ClusterFacts]:
+    """Return in which part the moment is, and the facts of the backup with the end of a recovery to the moment.
 
-    `facts` are those of the backup and of the moment. Raises Damaged, Unsupported.
+    Raises Damaged, Unsupported.
     """
-    target, base = Target.read(facts["moment"]["target"]), place(str(facts["recovery_lsn"]))
+    target, base = moment.target, facts.recovery_lsn
     if target.position is not None:
         return _place(target.position, target.name, facts, parts)
     by = datetime.fromisoformat(target.at) if target.at else None
@@ -98,44 +98,45 @@ def ending(facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
         reached, found = (number, end) if end is not None else (reached, found)
         if past:
             break
-    if later := target.backup:
-        names = ("recovery_lsn", "recovery_record_bytes", "snapshots", "snapshot_at")
-        _check_spaces(space, place(str(later["recovery_lsn"])))
-        return len(parts) - 1, {name: later[name] for name in names if name in later}
+    if target.backup:
+        later = ClusterFacts.read(target.backup)
+        _check_spaces(space, later.recovery_lsn)
+        return len(parts) - 1, replace(
+            facts,
+            recovery_lsn=later.recovery_lsn,
+            recovery_record_bytes=later.recovery_record_bytes,
+            snapshots=later.snapshots,
+            snapshot_at=later.snapshot_at,
+        )
     if found is None:  # nothing has ended since: the moment is that of the backup
-        return 0, {"snapshots": {}}
+        return 0, replace(facts, snapshots={})
     _check_spaces(space, found.at)
     at = by or parts[reached].records.ended_at(found, parts[reached].end)
-    return reached, _told(found, facts["snapshot_at"] if at is None else at.isoformat())
+    return reached, _behind(found, facts, facts.snapshot_at if at is None else at.isoformat())
 
 
-def _place(at: int, name: str, facts: Facts, parts: Sequence[Part]) -> tuple[int, Facts]:
+def _place(at: int, name: str, facts: ClusterFacts, parts: Sequence[Part]) -> tuple[int, ClusterFacts]:
     """Return what ending() does, of a place: behind the last record before, or at a restore point."""
-    base = place(str(facts["recovery_lsn"]))
+    base = facts.recovery_lsn
     spaces = [part.last_end(base, None)[1] for part in parts]  # all of it, to the end of what is stored
     reached = max(number for number, part in enumerate(parts) if not number or part.since < at)
-    part, where = parts[reached], f"{shown(at)} in its log"
+    part, where = parts[reached], f"{format_lsn(at)} in its log"
     if name:
         found = part.records.at(at, part.end)
         if found is None or found.what != b"RESTORE_POINT" or not found.line.endswith(b" " + os.fsencode(name)):
             told = b"" if found is None else found.line[:200]
-            raise wrong(f"at {shown(at)} in its log is no restore point {name!r}", told.decode(errors="replace"))
+            raise wrong(f"at {format_lsn(at)} in its log is no restore point {name!r}", told.decode(errors="replace"))
         where = f"the restore point {name!r}"
     else:
-        found = part.last_before(at, int(facts["segment_bytes"]))
+        found = part.last_before(at, facts.segment_bytes)
     if found is None or found.at < base:
-        return 0, {"snapshots": {}}
+        return 0, replace(facts, snapshots={})
     _check_spaces(next((space for space in spaces if space is not None), None), found.at)
-    return reached, _told(found, where)
+    return reached, _behind(found, facts, where)
 
 
-def _told(end: Record, when: str) -> Facts:
-    return {
-        "recovery_lsn": shown(end.at),
-        "recovery_record_bytes": end.size,
-        "snapshots": {},
-        "snapshot_at": when,
-    }
+def _behind(end: Record, facts: ClusterFacts, when: str) -> ClusterFacts:
+    return replace(facts, recovery_lsn=end.at, recovery_record_bytes=end.size, snapshots={}, snapshot_at=when)
 
 
 def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
@@ -144,23 +145,27 @@ def find_point(tree: Tree, name: str, progress: Progress) -> tuple[int, datetime
     The record is looked for as the server writes it; whether it is one is known when the log is read (_place). What was
     stored of a timeline behind the place where it was left, has none.
     """
-    moment, segment, found, done = tree.facts["moment"], int(tree.facts["segment_bytes"]), None, 0
+    facts, found, done = ClusterFacts.read(tree.facts), None, 0
+    moment, segment = facts.moment, facts.segment_bytes
+    if moment is None:
+        return None
     pattern = re.compile(_POINT + re.escape(os.fsencode(name) + b"\0"), re.DOTALL)
-    parts = stretches(moment["since"], moment["until"])
+    parts = stretches(moment.since, moment.until)
     total = sum(part.stored - part.since for part in parts)
-    with tree.read(moment["stream"]) as source:
+
+    def pieces(source: BinaryIO, left: int) -> Iterator[bytes]:
+        nonlocal done
+        while left and (data := source.read(min(PAGE, left))):
+            left, done = left - len(data), done + len(data)
+            yield data
+            progress("search", done, total)
+
+    with tree.read(moment.stream) as source:
         for part in parts:
-            at, tail = part.since, b""
-            while at < part.stored and (data := source.read(min(PAGE - at % PAGE, part.stored - at))):
-                head = max(0, (_HEAD if (at - at % PAGE) % segment else _FIRST_HEAD) - at % PAGE)
-                for match in pattern.finditer(tail + data[head:]):
-                    begun = match.start() - len(tail)
-                    place_of = at + head + begun if begun >= 0 else at + begun
-                    when = _instant(match[1])
-                    found = (place_of, when) if place_of < part.until and when is not None else found
-                tail = (tail + data[head:])[-_POINT_BYTES:]
-                at, done = at + len(data), done + len(data)
-                progress("search", done, total)
+            log = pieces(source, part.stored - part.since)
+            for at, match in looked_for(pattern, _POINT_BYTES, part.since, log, segment):
+                when = _instant(match[1])
+                found = (at, when) if at < part.until and when is not None else found
     return found
 
 
@@ -176,10 +181,10 @@ def _check_spaces(space: int | None, end: int) -> None:
     """Raise Unsupported if a tablespace is made on the way: who replays that empties its directory, on this host."""
     if space is not None and space < end:
         raise Unsupported(
-            f"a tablespace was made at {shown(space)} in the log: a restore does not go past that",
+            f"a tablespace was made at {format_lsn(space)} in the log: a restore does not go past that",
             detail="A recovery would make it again at its place on this host, and empty the directory there.",
             hints=["restore a moment before that, or one after the next backup"],
-            facts={LOG: shown(space)},
+            facts={LOG: format_lsn(space)},
         )
 
 

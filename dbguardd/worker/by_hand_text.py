@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dbguardd.errors import GuardError
-from dbguardd.words import count, hint_word, humanized, size, span
+from dbguardd.humanize import count, hint_word, humanized, size, span
 
 Json = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbguardctl import words
-from dbguardd import words as shared
+from dbguardctl import humanize
+from dbguardd import humanize as shared
 from tests.surface.answers import NOW
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -50,42 +50,42 @@ def test_span(seconds: float | None, text: str) -> None:
     ],
 )  # fmt: skip
 def test_when(moment: str | None, text: str) -> None:
-    assert words.when(moment, NOW, BERLIN) == text
+    assert humanize.when(moment, NOW, BERLIN) == text
 
 
 def test_ages_become_days_and_times_after_a_day() -> None:
-    assert words.ago("2026-09-12T07:14:05Z", NOW, BERLIN) == "2 s ago"
-    assert words.ago("2026-09-11T23:14:07Z", NOW, BERLIN) == "8 h ago"
-    assert words.ago("2026-09-11T00:06:00Z", NOW, BERLIN) == "yesterday 02:06"
-    assert words.ago(None, NOW, BERLIN) == "never"
-    assert words.ago("2026-09-12T07:14:09Z", NOW, BERLIN) == "0 s ago"  # the answer took longer than a log needs
-    assert words.ago("2026-09-12T07:16:09Z", NOW, BERLIN) == "today 09:16"  # the clocks differ
+    assert humanize.ago("2026-09-12T07:14:05Z", NOW, BERLIN) == "2 s ago"
+    assert humanize.ago("2026-09-11T23:14:07Z", NOW, BERLIN) == "8 h ago"
+    assert humanize.ago("2026-09-11T00:06:00Z", NOW, BERLIN) == "yesterday 02:06"
+    assert humanize.ago(None, NOW, BERLIN) == "never"
+    assert humanize.ago("2026-09-12T07:14:09Z", NOW, BERLIN) == "0 s ago"  # the answer took longer than a log needs
+    assert humanize.ago("2026-09-12T07:16:09Z", NOW, BERLIN) == "today 09:16"  # the clocks differ
 
 
 def test_what_is_ahead() -> None:
-    assert words.ahead("2026-09-12T07:18:08Z", NOW, BERLIN) == "in 4 min"
-    assert words.ahead("2026-09-12T07:14:00Z", NOW, BERLIN) == "now"
-    assert words.ahead("2026-09-12T23:00:00Z", NOW, BERLIN) == "tonight 01:00"
+    assert humanize.ahead("2026-09-12T07:18:08Z", NOW, BERLIN) == "in 4 min"
+    assert humanize.ahead("2026-09-12T07:14:00Z", NOW, BERLIN) == "now"
+    assert humanize.ahead("2026-09-12T23:00:00Z", NOW, BERLIN) == "tonight 01:00"
 
 
 def test_every_time_has_a_zone() -> None:
-    assert words.zone_name(NOW, BERLIN) == "Europe/Berlin (UTC+02:00)"
-    assert words.zone_name(NOW, UTC) == "UTC"
+    assert humanize.zone_name(NOW, BERLIN) == "Europe/Berlin (UTC+02:00)"
+    assert humanize.zone_name(NOW, UTC) == "UTC"
     assert shared.absolute("2026-09-12T06:59:00Z", BERLIN) == "2026-09-12 08:59:00+02:00"
     assert shared.absolute("2026-12-12T06:59:00Z", BERLIN) == "2026-12-12 07:59:00+01:00"
 
 
 def test_ids_are_as_short_as_they_may_be() -> None:
-    assert words.shorten(["01K4YJ3M8R01", "01K4W0000B02"]) == {
+    assert humanize.shorten(["01K4YJ3M8R01", "01K4W0000B02"]) == {
         "01K4YJ3M8R01": "01K4YJ3M8R", "01K4W0000B02": "01K4W0000B",
     }  # fmt: skip
-    assert words.shorten(["01K4YJ3M8R01", "01K4YJ3M8R02"])["01K4YJ3M8R02"] == "01K4YJ3M8R02"
-    assert words.shorten([]) == {}
+    assert humanize.shorten(["01K4YJ3M8R01", "01K4YJ3M8R02"])["01K4YJ3M8R02"] == "01K4YJ3M8R02"
+    assert humanize.shorten([]) == {}
 
 
 def test_the_moment_in_an_id() -> None:
-    assert words.ulid_at("01ARZ3NDEKTSV4RRFFQ69G5FAV") == "2016-07-30T23:54:10.259000Z"
-    assert words.ulid_at("app") is None
+    assert humanize.ulid_at("01ARZ3NDEKTSV4RRFFQ69G5FAV") == "2016-07-30T23:54:10.259000Z"
+    assert humanize.ulid_at("app") is None
 
 
 @given(st.text())
@@ -103,4 +103,4 @@ def test_harmless_text_stays_as_it_is() -> None:
 @given(st.integers(631152000000, 4102444800000))
 def test_a_moment_survives_the_way_to_the_api(milliseconds: int) -> None:
     aware = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    assert shared.parse_utc(words.utc_text(aware)) == aware
+    assert shared.parse_utc(humanize.utc_text(aware)) == aware

@@ -6,23 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from dbguardd.engines.base import REPLACED, Examination, Finding, Over
+from dbguardd.engines.base import REPLACED, DeltaRestore, Examination, Finding
 from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, Unsupported
 from dbguardd.flow import LOG
+from dbguardd.humanize import OVERWRITING
 from dbguardd.jobs.base import Run, brief
 from dbguardd.jobs.moment import Moment, opened
 from dbguardd.jobs.target import making_another, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
-from dbguardd.words import OVERWRITING
 
 
-def way_over(run: Run) -> Over:
+def delta_restore(run: Run) -> DeltaRestore:
     """Return how the live database is written over. Raises Unsupported."""
-    if run.over is None:
+    if run.delta_restore is None:
         raise Unsupported(f"{run.name}: is not restored in place")
-    return run.over
+    return run.delta_restore
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def _write(
         with _known(run, there) as known, opened(run, moment, known) as tree:
             lost: Sequence[str] = ()
             if over:
-                target = way_over(run).overwrite(tree, target, run.progress)
+                target = delta_restore(run).overwrite(tree, target, run.progress)
             else:
                 lost = run.snapshots.restore(tree, target, run.progress, *([others] if others else []))
     except DAMAGE as error:

@@ -13,70 +13,73 @@ import os
 import shutil
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
-from dbguardd.engines.postgresql.physical.ending import Part, ending, wrong
-from dbguardd.engines.postgresql.physical.history import Stretch, across, stretches, timeline_in
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
+from dbguardd.engines.postgresql.physical.history import Place, Stretch, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
-from dbguardd.engines.postgresql.physical.segments import PAGE, Log, place, shown
+from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
+from dbguardd.engines.postgresql.physical.segments import PAGE, Log, format_lsn
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.flow import Facts, Tree
+from dbguardd.facts import Place as LogPlace
+from dbguardd.flow import Tree
 
 _PIECE = 1 << 20
 _PAGE_TIMELINE = struct.Struct("=4xI")
 """How a page of the log begins: with the timeline on which it was begun."""
 
 
-def roll_forward(tree: Tree, work: Path, tell: Tell, alive: Alive) -> Facts:
+def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, tell: Tell) -> ClusterFacts:
     """Put the log of a moment behind that of its backup, in `work`; return the facts for a recovery to the moment.
 
     Raises Damaged (with the fact LOG) if it is not the log that goes on from the backup, or cannot be read; Unsupported
     if a recovery along it would change this host.
     """
-    facts = tree.facts
-    moment = facts["moment"]
-    tools = find_tools("pg_waldump", int(facts["major"]), need="the moment is looked up in the log by it")
-    log = Log(int(facts["system"]), int(facts["timeline"]), int(facts["segment_bytes"]))
-    known = place(str(facts["start_lsn"])), place(str(facts["stop_lsn"]))
-    before, path = _path(facts["log_place"], moment["since"], moment["until"])
-    with tree.read(moment["stream"]) as source, Files(work / WAL, log, path[0].since, known) as files:
+    tools = find_tools("pg_waldump", facts.major, need="the moment is looked up in the log by it")
+    log, known = facts.log(), (facts.start_lsn, facts.stop_lsn)
+    before, path = _path(facts.log_place, moment.since, moment.until)
+    with tree.read(moment.stream) as source, Files(work / WAL, log, path[0].since, known) as files:
         _skip(source, sum(part.stored - part.since for part in before), tell)
         for number, part in enumerate(path):
             if number:
                 files.turn(part.timeline, part.since)
             _write(source, files, part, tell)
         if source.read(1):
-            raise wrong(f"its log does not end at {shown(path[-1].until)}, as was told")
+            raise wrong(f"its log does not end at {format_lsn(path[-1].until)}, as was told")
     parts = list[Part]()
     for part in path:
         new = part.since if parts else known[0]
         start = max(known[0], new // log.segment * log.segment)
-        records = Records(tools, str(work / WAL), part.timeline, alive, partial(wrong, "its log cannot be read"))
+        records = Records(
+            tools, str(work / WAL), part.timeline, partial(tell, 0), partial(wrong, "its log cannot be read")
+        )
         parts.append(Part(records, start, new, part.until))
-    reached, target = ending(facts, parts)
-    if "recovery_lsn" in target:  # else it is that of the backup, and so is what is told of the record there
-        facts = {name: value for name, value in facts.items() if name != "recovery_record_bytes"}
+    reached, ended = ending(facts, moment, parts)
     for part in path[reached + 1 :]:  # the history of the restored cluster does not go there
         for name in (work / WAL).glob(f"{part.timeline:08X}*"):
             name.unlink()
-    return {**facts, **target, "timeline": path[reached].timeline}
+    return replace(ended, timeline=path[reached].timeline)
 
 
-def _path(base: Facts, since: Facts, until: Facts) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
+def _path(base: LogPlace | None, since: Place, until: Place) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
     """Return the parts of a log before that which a backup is of, and those that lead from the backup to the moment."""
-    parts, timeline = stretches(since, until), timeline_in(str(base["round"]))
+    if base is None or base.end is None:
+        raise wrong("it does not say where a log goes on from it")
+    parts, timeline = stretches(since, until), timeline_in(base.round)
     number = next((n for n, part in enumerate(parts) if part.timeline == timeline), -1)
-    same = across(since["round"]) == across(until["round"]) == across(base["round"])
-    if not same or number < 0 or not parts[number].since <= base["end"]:
+    same = across(since.round) == across(until.round) == across(base.round)
+    if not same or number < 0 or not parts[number].since <= base.end:
         raise wrong(f"its log does not go on from there: {since} to {until}, and the backup is of {base}")
-    if number + 1 < len(parts) and parts[number].until < base["position"]:
-        raise wrong(f"its log left timeline {timeline} at {shown(parts[number].until)}, before the place of the backup")
+    if number + 1 < len(parts) and parts[number].until < base.position:
+        raise wrong(
+            f"its log left timeline {timeline} at {format_lsn(parts[number].until)}, before the place of the backup"
+        )
     return parts[:number], parts[number:]
 
 
@@ -95,7 +98,7 @@ def _write(source: BinaryIO, files: Files, part: Stretch, tell: Tell) -> None:
     while useful:
         data = source.read(min(useful, _PIECE))
         if not data:
-            raise wrong(f"its log ends at {shown(files.at)}, and {shown(part.until)} was told")
+            raise wrong(f"its log ends at {format_lsn(files.at)}, and {format_lsn(part.until)} was told")
         files.write(data)
         useful -= len(data)
         tell(len(data))
@@ -149,7 +152,7 @@ class Files:
                 os.truncate(path, old.segment)  # behind that place it is zeros
         history = self._directory / old.history if old.history else None
         told = history.read_text() if history is not None and history.exists() else ""
-        self._put(new.history, f"{told}{old.timeline}\t{shown(at)}\tanother server took over\n".encode())
+        self._put(new.history, f"{told}{old.timeline}\t{format_lsn(at)}\tanother server took over\n".encode())
         self._log, self.at, self._known = new, at, (self._known[0], self._known[0])
 
     def _put(self, name: str, data: bytes) -> None:

@@ -72,18 +72,18 @@ class Kept:
             if facts is None:
                 made = engine.snapshots.dump(sink, no_progress, compared=False)
             else:
-                made = engine.over.keep(self.live.data, facts, sink, no_progress)
+                made = engine.delta_restore.keep(self.live.data, facts, sink, no_progress)
             return sink.seal(made)
 
     def overwrite(self, backup, there, progress=no_progress):
         engine, repository = self._opened()
         if there is None:
             with repository.tree(backup) as tree:
-                engine.over.overwrite(tree, self.live.data, progress)
+                engine.delta_restore.overwrite(tree, self.live.data, progress)
         else:
             with repository.tree(there) as known, repository.tree(backup, there=known) as tree:
-                engine.over.overwrite(tree, self.live.data, progress)
-        engine.over.put(self.live.data)
+                engine.delta_restore.overwrite(tree, self.live.data, progress)
+        engine.delta_restore.put(self.live.data)
 
 
 def state(live):

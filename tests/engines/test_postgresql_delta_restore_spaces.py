@@ -7,7 +7,7 @@ import signal
 import pytest
 from postgres_pages_world import shop
 from postgres_world import as_owner, owner
-from test_postgresql_over import backed_up, keep, overwritten
+from test_postgresql_delta_restore import backed_up, keep, overwritten
 
 from dbguardd.errors import TargetExists
 

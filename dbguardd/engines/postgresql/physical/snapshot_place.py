@@ -21,7 +21,7 @@ from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log, place
+from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
 
 TRIES, _EACH = 40, 25
 _BACK = 1 << 20
@@ -157,7 +157,7 @@ def mark(keeper: Connection) -> int:
     for statement in _MARK.split(b"; "):
         keeper.execute(statement, prepare=False)
     (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_flush_lsn()::text")
-    return place(text(at))
+    return parse_lsn(text(at))
 
 
 def commits(records: Records, start: int, end: int) -> list[tuple[int, int]]:
@@ -183,4 +183,4 @@ def between(commits: Sequence[tuple[int, int]], snapshots: Sequence[Snapshot], a
 
 def _inserted(keeper: Connection) -> int:
     (at,) = row(keeper, (bytes,), b"SELECT pg_current_wal_insert_lsn()::text")
-    return place(text(at))
+    return parse_lsn(text(at))

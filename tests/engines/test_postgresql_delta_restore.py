@@ -5,10 +5,11 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from engine_memory import MemorySink, no_progress
-from postgres_pages_world import failed, proven, shop, tree
+from postgres_pages_world import FACTS, failed, proven, shop, tree
 from postgres_world import alive_processes, as_owner, identity, owner, until
 
 from dbguardd.engines.base import REPLACED
@@ -77,16 +78,16 @@ class Known(MemorySink):
 
 def keep(live, facts, sink_of=MemorySink):
     sink = sink_of()
-    made = opened(live).over.keep(live.data, facts, sink, no_progress)
+    made = opened(live).delta_restore.keep(live.data, facts, sink, no_progress)
     return sink.streams, made
 
 
 def overwritten(live, streams, facts):
     engine = opened(live)
-    where = engine.over.overwrite(tree(streams, facts), live.data, no_progress)
+    where = engine.delta_restore.overwrite(tree(streams, facts), live.data, no_progress)
     assert where.name == "data.in-restore" and not live.data.exists()
     examined = engine.snapshots.examine(where, (), no_progress)
-    engine.over.put(live.data)
+    engine.delta_restore.put(live.data)
     return examined
 
 
@@ -164,7 +165,7 @@ def killed(live, streams, facts, step, count):
             os.kill(os.getpid(), signal.SIGKILL)
 
     engine = opened(live)
-    where = engine.over.overwrite(tree(streams, facts), live.data, progress)
+    where = engine.delta_restore.overwrite(tree(streams, facts), live.data, progress)
     engine.snapshots.examine(where, (), progress)
 
 
@@ -205,13 +206,13 @@ def test_who_is_killed_leaves_nothing_that_a_server_starts_on_and_the_next_one_m
 
 def test_nobody_may_be_there_and_nobody_gets_in(live, kept):
     streams, facts, _ = kept
-    before = as_owner(lambda: opened(live).over.present(live.data, facts))
+    before = as_owner(lambda: opened(live).delta_restore.present(live.data, facts))
     assert before.bytes > 20_000_000 and before.free_bytes > 0 and not before.begun
     with pytest.raises(TargetInUse, match="a server runs there") as refused:
         as_owner(overwritten, live, streams, facts)
     assert refused.value.facts.get(REPLACED) is None and f"-D {live.data} -m fast stop" in refused.value.hints[0]
     with pytest.raises(TargetInUse) as refused:
-        as_owner(lambda: opened(live).over.check_unused(live.data, {**facts, "service": "postgresql@15-main"}))
+        as_owner(lambda: opened(live).delta_restore.check_unused(live.data, {**facts, "service": "postgresql@15-main"}))
     assert refused.value.hints == ("systemctl stop postgresql@15-main",)
     live.stop(signal.SIGINT)
     other = subprocess.Popen(["sleep", "1000"], cwd=live.data / "base", **identity())
@@ -230,7 +231,7 @@ def test_nobody_may_be_there_and_nobody_gets_in(live, kept):
                 tried.append(unstartable(live))
 
         engine, sink = opened(live), MemorySink()
-        engine.over.keep(live.data, facts, sink, progress)
+        engine.delta_restore.keep(live.data, facts, sink, progress)
         return engine, tried
 
     def used_since():
@@ -240,7 +241,7 @@ def test_nobody_may_be_there_and_nobody_gets_in(live, kept):
         started.send_signal(signal.SIGINT)
         started.wait()
         try:
-            engine.over.overwrite(tree(streams, facts), live.data, no_progress)
+            engine.delta_restore.overwrite(tree(streams, facts), live.data, no_progress)
         except TargetInUse as error:
             return tried, error.message, error.facts
 
@@ -256,6 +257,13 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
         with pytest.raises(error) as refused:
             as_owner(overwritten, live, streams, {**facts, **wrong})
         assert REPLACED not in refused.value.facts
+    (space,) = (live.place / "far").iterdir()
+    space.rename(live.place / "helped")  # nothing is written, nor emptied, where a person's link leads
+    space.symlink_to(live.place / "helped")
+    with pytest.raises(SourceInvalid, match=f"{space.name}: is a link"):
+        as_owner(keep, live, facts)
+    space.unlink()
+    (live.place / "helped").rename(space)
     (live.data / "PG_VERSION").rename(live.place / "PG_VERSION")
     with pytest.raises(SourceInvalid, match="whose cluster"):
         as_owner(overwritten, live, streams, facts)
@@ -273,7 +281,7 @@ def test_what_is_another_cluster_or_has_no_room_is_refused_before_anything_is_ch
     with pytest.raises(TargetExists, match="tablespace"):
         as_owner(overwritten, live, streams, facts)
     shutil.rmtree(live.place / "far")
-    assert not as_owner(lambda: opened(live).over.present(live.data, facts)).bytes
+    assert not as_owner(lambda: opened(live).delta_restore.present(live.data, facts)).bytes
     found = as_owner(overwritten, live, streams, facts)
     assert found.ok and found.fingerprint == taken
     live.start()
@@ -345,8 +353,8 @@ def test_what_is_typed_to_take_the_place_of_the_original_goes_wholly_or_not_at_a
     for place in (original, before, target):
         (place / "pg_tblspc").mkdir(parents=True)
     (original / "pg_tblspc" / "1").symlink_to("/srv/fast")
-    told = {"major": 15, "server_version": "15.1", "snapshot_at": "then", "timeline": 1, "directory": str(original)}
-    text = manual(target, {**told, "tablespaces": {"1": ["fast", "/srv/fast"]}}, "").partition("take the place")[2]
+    facts = replace(FACTS, directory=str(original), service="", tablespaces={"1": ("fast", "/srv/fast")})
+    text = manual(target, facts, "").partition("take the place")[2]
     typed = "\n".join(line for line in text.splitlines()[1:] if not line.startswith("#"))
 
     def paste():

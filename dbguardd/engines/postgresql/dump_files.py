@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.fresh import fresh
 from dbguardd.engines.postgresql.snapshot import Database
 from dbguardd.errors import Damaged
 from dbguardd.flow import Tree
-from dbguardd.words import safe
+from dbguardd.humanize import safe
 
 MANUAL = "RESTORE.txt"
 _STREAM = re.compile(r"[0-9]{4,}\.dump")

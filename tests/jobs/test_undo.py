@@ -2,9 +2,10 @@
 
 import pytest
 
-from dbguardd.engines.base import REPLACED, Examination, Finding, Untold
+from dbguardd.engines.base import REPLACED, Examination, Finding
+from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.errors import Degraded, NotFound, ProofFailed, TargetInUse, Unsupported
-from tests.jobs.world import ToyOver, World
+from tests.jobs.world import ToyDeltaRestore, World
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_where_only_safety_copies_are_left_nothing_is_chosen(world):
 
 def test_what_is_written_over_keeps_its_way_back_until_it_is_known_to_be_right(world):
     world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
-    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path)}
+    world.delta_restore, world.engine.rights = ToyDeltaRestore(world.engine), {"directory": str(world.path)}
     first = world.backup(users=[1])
     world.write(users=[2])
     request = {"database": "app", "backup": first, "in_place": True, "confirm": "app"}
@@ -113,7 +114,7 @@ def test_what_is_written_over_keeps_its_way_back_until_it_is_known_to_be_right(w
 
 def test_half_of_a_restore_is_undone_once(world):
     world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
-    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path)}
+    world.delta_restore, world.engine.rights = ToyDeltaRestore(world.engine), {"directory": str(world.path)}
     first = world.backup(users=[1])
     world.write(users=[2])
     world.engine.refuse_examine = Degraded("no server could be started")
@@ -128,30 +129,33 @@ def test_half_of_a_restore_is_undone_once(world):
 
 def test_who_goes_on_with_half_of_a_restore_and_is_refused_leaves_the_way_back(world):
     world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
-    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path)}
+    world.delta_restore, world.engine.rights = ToyDeltaRestore(world.engine), {"directory": str(world.path)}
     request = {"database": "app", "backup": world.backup(users=[1]), "in_place": True, "confirm": "app"}
     world.write(users=[2])
     world.engine.refuse_examine = Degraded("no server could be started")
     with pytest.raises(Degraded):
         world.do("restore", **request)
-    overwrite, world.engine.refuse_examine = world.over.overwrite, None
+    overwrite, world.engine.refuse_examine = world.delta_restore.overwrite, None
 
     def refuse(tree, live, progress):
         raise TargetInUse("somebody looks at it")
 
-    world.over.overwrite = refuse
+    world.delta_restore.overwrite = refuse
     for verb, asked in (("restore", request), ("undo", {"database": "app", "confirm": "app"})):
         with pytest.raises(TargetInUse):
             world.do(verb, **asked)
     assert not world.path.exists() and not world.said("restore.kept")
-    world.over.overwrite = overwrite
+    world.delta_restore.overwrite = overwrite
     world.do("undo", database="app", confirm="app")
     assert world.live() == {"users": [2]}
 
 
 def test_a_cluster_that_has_moved_to_another_host_is_not_restored_over_what_it_left_here(world):
     world.spec["database"]["settings"] = {"url": "postgresql:///", "method": "pages"}
-    world.over, world.engine.rights = ToyOver(world.engine), {"directory": str(world.path), "read_by": "files"}
+    world.delta_restore, world.engine.rights = (
+        ToyDeltaRestore(world.engine),
+        {"directory": str(world.path), "read_by": "files"},
+    )
     before = world.backup(users=[1])
     world.engine.rights = {"directory": None, "read_by": "replication"}
     for id in (world.backup(users=[2]), before):
@@ -164,7 +168,7 @@ def test_a_cluster_that_has_moved_to_another_host_is_not_restored_over_what_it_l
     assert world.live() == {"users": [1]}
 
 
-class PagedOver(ToyOver):
+class PagedDeltaRestore(ToyDeltaRestore):
     """Keeps and restores the toy as pages, as a real engine does; what is stored between the two may be lost."""
 
     def __init__(self, world: World) -> None:
@@ -192,9 +196,9 @@ class PagedOver(ToyOver):
 
 def test_a_safety_copy_that_cannot_be_read_back_is_told_and_keeps_nobody_from_the_restore(world):
     world.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
-    world.over = over = PagedOver(world)
+    world.delta_restore = over = PagedDeltaRestore(world)
     world.engine.dump = lambda sink, progress, *, compared=True: over.keep(world.path, {}, sink, progress)
-    world.engine.fingerprint = lambda progress, stored: Untold("a toy of pages")
+    world.engine.fingerprint = lambda progress, stored: NoFingerprint("a toy of pages")
     wanted = world.backup(users=[7])
     world.write(users=[8])
     safety = world.do("restore", database="app", backup=wanted, in_place=True, confirm="app")["safety_copy"]

@@ -9,31 +9,31 @@ from dbguardd.flow import Facts, Sink, Tree
 from dbguardd.worker.remote import RemoteEngine, silent
 
 
-class RemoteOver:
-    """The Over protocol over the channel of an engine."""
+class RemoteDeltaRestore:
+    """The DeltaRestore protocol over the channel of an engine."""
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
 
     def present(self, live: Path, facts: Facts) -> Present:
         """Say what is there."""
-        found = self._engine.call("over.present", {"live": str(live), "facts": dict(facts)}, silent)
+        found = self._engine.call("delta_restore.present", {"live": str(live), "facts": dict(facts)}, silent)
         return Present(int(found["bytes"]), int(found["free_bytes"]), bool(found["begun"]))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         """Refuse a live database that is in use."""
-        self._engine.call("over.check_unused", {"live": str(live), "facts": dict(facts)}, silent)
+        self._engine.call("delta_restore.check_unused", {"live": str(live), "facts": dict(facts)}, silent)
 
     def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
         """Back up what rests there."""
         args = {"live": str(live), "facts": dict(facts)}
-        made: Facts = self._engine.call("over.keep", args, progress, sink=sink)
+        made: Facts = self._engine.call("delta_restore.keep", args, progress, sink=sink)
         return made
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
         """Make it what `tree` has."""
-        return Path(self._engine.call("over.overwrite", {"live": str(live)}, progress, tree=tree))
+        return Path(self._engine.call("delta_restore.overwrite", {"live": str(live)}, progress, tree=tree))
 
     def put(self, live: Path) -> str:
         """Put it into its place."""
-        return str(self._engine.call("over.put", {"live": str(live)}, silent))
+        return str(self._engine.call("delta_restore.put", {"live": str(live)}, silent))

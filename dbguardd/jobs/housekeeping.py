@@ -78,7 +78,7 @@ def scan(run: Run, request: Scan) -> Result:
         rows = _rows(run, backup) if backup.id in newest else None
         run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, **seen(backup), rows=rows)
     known = {backup.id for backup in backups}
-    for proof in sorted(run.repository.proofs(), key=lambda proof: proof.at):
+    for proof in run.repository.proofs():
         if proof.backup in known:
             run.report("backup.graded", **graded(proof))
     with suppress(NoSpace):  # it was reported, and what is there must be known all the same

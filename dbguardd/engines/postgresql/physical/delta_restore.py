@@ -1,4 +1,4 @@
-"""Restores a cluster over the one that is there: only what differs is written. Implements engines.base.Over.
+"""Restores a cluster over the one that is there: only what differs is written (see engines.base.DeltaRestore).
 
 While that is done the directory has another name, so no server finds it, and whoever is killed leaves nothing that
 could be started as if it were whole. The next restore, or undo, goes on with what it finds under that name.
@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
@@ -23,7 +24,8 @@ from dbguardd.engines.postgresql.physical import resting
 from dbguardd.engines.postgresql.physical.configuration import DIRECTORY
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES
 from dbguardd.engines.postgresql.physical.elsewhere import lead
-from dbguardd.engines.postgresql.physical.rebuild import MANUAL, fill
+from dbguardd.engines.postgresql.physical.facts import ClusterFacts
+from dbguardd.engines.postgresql.physical.rebuild import MANUAL, Restored, fill
 from dbguardd.engines.postgresql.physical.resting import Resting, look_at
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import GuardError, NoSpace, SourceMissing, SourceReplaced, TargetExists, TargetInUse, Unsupported
@@ -34,46 +36,47 @@ ASIDE = ".in-restore"
 
 _SPARE_BYTES = 64 << 20
 
-Adopt = Callable[[Path, Facts], None]
-"""Told where a cluster was restored, and the facts that its proof needs."""
+Adopt = Callable[[Path, Restored], None]
+"""Told where a cluster was restored, and what its proof needs."""
 
 
-class PagesOver:
-    """Restores in place of a cluster; see engines.base.Over. The directory that a backup names may be a link."""
+class PagesDeltaRestore:
+    """Restores a cluster in place. The directory that a backup names may be a link."""
 
     def __init__(self, adopt: Adopt) -> None:
         self._adopt, self._kept = adopt, ""
 
     def present(self, live: Path, facts: Facts) -> Present:
-        where, found = self._look(live, facts)
+        where, found = self._look(live, ClusterFacts.read(facts))
         if found is None:
             return Present(0, _free([str(where.parent)]), begun=False)
         return Present(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
-        where, found = self._look(live, facts)
+        backup = ClusterFacts.read(facts)
+        where, found = self._look(live, backup)
         if found is not None:
-            resting.refuse_users(found, where, str(facts.get("service") or ""))
+            resting.refuse_users(found, where, backup.service)
 
     def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
-        where, found = self._look(live, facts)
+        backup = ClusterFacts.read(facts)
+        where, found = self._look(live, backup)
         if found is None or where.name.endswith(ASIDE):
             raise SourceMissing(f"{live}: there is nothing whole to keep")
-        with resting.held(found, where, str(facts.get("service") or "")):
-            made = {**resting.keep(found, sink, facts, progress), "directory": str(live)}
+        with resting.held(found, where, backup.service):
+            made = resting.keep(found, sink, replace(backup, directory=str(live)), progress)
             self._kept = _digest(where)
         return made
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
-        facts = tree.facts
+        facts = ClusterFacts.read(tree.facts)
         where, found = self._look(live, facts)
-        find_tools("postgres", int(facts["major"]), need="what is restored in place is proven before a server finds it")
+        find_tools("postgres", facts.major, need="what is restored in place is proven before a server finds it")
         begun, spaces = where.name.endswith(ASIDE), _spaces(found, live, facts)
         if not begun:
             _check_free(spaces, found)
         _check_room(found, where, facts)
-        service = str(facts.get("service") or "")
-        with nullcontext() if found is None else resting.held(found, where, service):
+        with nullcontext() if found is None else resting.held(found, where, facts.service):
             if found is not None and self._kept not in ("", _digest(where)):
                 raise TargetInUse(
                     f"{live}: a server has run there since it was kept", hints=["stop it, and restore again"]
@@ -85,8 +88,8 @@ class PagesOver:
             restored = fill(tree, aside, where, progress, spaces=spaces, over=begun or found is not None)
             if found is not None:
                 shutil.rmtree(aside / DIRECTORY, ignore_errors=True)  # what configures it is where it was
-            durable([str(aside), *restored["elsewhere"]])
-        self._adopt(aside, {**restored, "live": str(live)})
+            durable([str(aside), *restored.elsewhere])
+        self._adopt(aside, replace(restored, live=str(live)))
         return aside
 
     def put(self, live: Path) -> str:
@@ -103,7 +106,7 @@ class PagesOver:
             sync_directory(real.parent)
         return str(real)
 
-    def _look(self, live: Path, facts: Facts) -> tuple[Path, Resting | None]:
+    def _look(self, live: Path, facts: ClusterFacts) -> tuple[Path, Resting | None]:
         """Return where the cluster is, and what it is. Raises SourceReplaced if another one is there."""
         real = Path(os.path.realpath(live))
         aside = _aside(real)
@@ -119,11 +122,11 @@ class PagesOver:
         if where == aside and not (where / CONTROL).exists():
             return where, None  # nothing was there, and whoever began was killed: pg_control comes last
         found = look_at(where)
-        if (str(found.system), found.major) != (str(facts["system"]), int(facts["major"])):
+        if (found.system, found.major) != (facts.system, facts.major):
             raise SourceReplaced(
                 f"{where}: is another cluster than the one that was backed up",
                 detail=f"Its system identifier is {found.system} (PostgreSQL {found.major}), that of the backup is "
-                f"{facts['system']} (PostgreSQL {facts['major']}). Nothing of it is overwritten.",
+                f"{facts.system} (PostgreSQL {facts.major}). Nothing of it is overwritten.",
                 hints=["dbguardctl restore NAME --to DIRECTORY"],
             )
         return where, found
@@ -133,12 +136,12 @@ def _aside(real: Path) -> Path:
     return real.with_name(f"{real.name}{ASIDE}")
 
 
-def _spaces(found: Resting | None, live: Path, facts: Facts) -> dict[str, Path]:
+def _spaces(found: Resting | None, live: Path, facts: ClusterFacts) -> dict[str, Path]:
     """Return where the tablespaces of a backup are to be written: where they are now, or were then.
 
     What lies in the data directory itself is there under that one's other name.
     """
-    spaces = {number: Path(told[1]) for number, told in (facts.get("tablespaces") or {}).items()}
+    spaces = {number: Path(told[1]) for number, told in facts.tablespaces.items()}
     spaces |= {number: Path(place) for number, place in (found.spaces if found else {}).items() if number in spaces}
     real = Path(os.path.realpath(live))
     for number, place in spaces.items():
@@ -209,12 +212,10 @@ def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
                 )
 
 
-def _check_room(found: Resting | None, where: Path, facts: Facts) -> None:
+def _check_room(found: Resting | None, where: Path, facts: ClusterFacts) -> None:
     """Raise NoSpace before anything is changed: what is there makes room, as it is written over."""
     places, there = ([str(where.parent)], 0) if found is None else (found.directories, _size(found))
-    moment = facts.get("moment")
-    log = moment["until"]["position"] - moment["since"]["position"] if moment else 0
-    free, needs = _free(places), int(facts["size_bytes"]) + log - there + _SPARE_BYTES
+    free, needs = _free(places), facts.restored_bytes - there + _SPARE_BYTES
     if needs > free:
         raise NoSpace(
             f"{where}: not enough space to restore in place",

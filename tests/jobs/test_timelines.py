@@ -11,7 +11,7 @@ import pytest
 from dbguardd.errors import GuardError, NoSpace, SourceReplaced
 from dbguardd.flow import Segment
 from dbguardd.jobs.base import instant
-from tests.jobs.world import ToyOver, World
+from tests.jobs.world import ToyDeltaRestore, World
 
 
 @pytest.fixture
@@ -107,13 +107,13 @@ def test_a_server_that_was_left_behind_makes_no_backup_unless_somebody_says_so(w
 def test_a_log_ends_where_something_is_put_over_its_database_and_not_where_that_was_refused(
     world: World, refused: bool
 ) -> None:
-    world.over = ToyOver(world.engine)
+    world.delta_restore = ToyDeltaRestore(world.engine)
     world.engine.rights = {"log_place": {**place(3), "end": 3}, "system": "7", "timeline": 1}
     follow(world, *map(place, (0, 1, 2, 3)))
     world.engine.rights["directory"] = str(world.path)
     world.backup(users=[3])
     if refused:
-        world.over.overwrite = refusing  # type: ignore[method-assign]
+        world.delta_restore.overwrite = refusing  # type: ignore[method-assign]
         with pytest.raises(NoSpace):
             world.do("restore", database="app", in_place=True, confirm="app")
     else:

@@ -1,4 +1,4 @@
-"""Whether a backup and a stored log belong together, and a server is the one whose backups there are."""
+"""Where a backup comes from: whether it is of the same database as those before, and which log goes on from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from contextlib import suppress
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
-from dbguardd.facts import GoesOn, Place, Said
+from dbguardd.facts import BackupFacts, GoesOn, Place
 from dbguardd.jobs.base import Run, stored
 from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
@@ -15,8 +15,8 @@ from dbguardd.rules.moment import leads
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
-def check_same(run: Run, said: Said) -> None:
-    """Raise SourceReplaced if a backup is of another cluster than those before, or of a past that nothing goes on from.
+def check_same(run: Run, said: BackupFacts) -> None:
+    """Raise SourceReplaced if a backup is of another cluster than those before, or of one set back or left behind.
 
     An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
     would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
@@ -25,7 +25,7 @@ def check_same(run: Run, said: Said) -> None:
     if not said.system:
         return  # a file is none: see check_moved()
     known = (backup.said for backup in run.repository.newest(run.name))
-    before = next((known for known in known if known.system), Said())
+    before = next((known for known in known if known.system), BackupFacts())
     if before.system and said.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
@@ -98,7 +98,7 @@ def _left_behind(run: Run) -> SourceReplaced:
     )
 
 
-def set_back(said: Said, before: Said) -> bool:
+def set_back(said: BackupFacts, before: BackupFacts) -> bool:
     """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
     now, then = said.place, before.place
     if said.standby or now is None or then is None:
@@ -106,7 +106,7 @@ def set_back(said: Said, before: Said) -> bool:
     return now.round == then.round and now.position < then.position
 
 
-def check_followed(run: Run, said: Said) -> None:
+def check_followed(run: Run, said: BackupFacts) -> None:
     """Raise SourceReplaced if the stored log has left the round that a server is on now, whatever lies in its place.
 
     Nothing of what it writes from now on is in the history that is followed, also if it has written nothing yet.
@@ -120,7 +120,7 @@ def check_followed(run: Run, said: Said) -> None:
 
 
 def put_over(run: Run, chain: str | None = None) -> bool:
-    """Say if a restore in place, or its undo, has put another state where a cluster was: so somebody has said so.
+    """Say if a restore in place, or its undo, has replaced the cluster: then a person wants it to go on from the past.
 
     What was there is a backup since the last one of a running server (or, of a `chain`, one that it goes on from), and
     is held for the undo. Who was refused, and has changed nothing, has let go of it.
@@ -136,8 +136,8 @@ def put_over(run: Run, chain: str | None = None) -> bool:
     return False
 
 
-def _goes_on(run: Run, said: Said) -> bool:
-    """Say if the log that is stored has not left the round of a backup before the place of it."""
+def _goes_on(run: Run, said: BackupFacts) -> bool:
+    """Say if the stored log leads to a backup: it has not left the round that the backup is of before its place."""
     end = None if said.timeline is None else _followed_to(run, stored(run))
     return end is None or leads(said.place, end)
 
@@ -166,9 +166,10 @@ def tip(run: Run) -> GoesOn | None:
 
 
 def going_on(run: Run, before: GoesOn | None, place: Place | None) -> GoesOn | None:
-    """Return where the log goes on from a backup of a place in it: at its end `before` that, or where it began since.
+    """Return where the stored log goes on from a backup that is of `place`.
 
-    Only if that beginning is not behind the place: then nothing lies between.
+    That is where the log ended `before` the backup began. If it was begun anew since, it is the beginning; but only if
+    that is not behind the place, so that nothing lies between.
     """
     log = stored(run)
     if place is not None and log.chains and (before is None or log.chains[-1].id != before.chain):
@@ -181,7 +182,7 @@ def going_on(run: Run, before: GoesOn | None, place: Place | None) -> GoesOn | N
 
 
 def tip_at(run: Run, place: Place) -> GoesOn | None:
-    """Return the last segment of the stored log that a backup has, which was made of what lags; None if it has none."""
+    """Return the last stored segment that a backup of a standby has: one that ends at `place` or before."""
     log, end = stored(run), place.position if place.end is None else place.end
     for piece in reversed(log.chains[-1].pieces if log.chains else ()):
         for link in reversed(log.open(piece)):

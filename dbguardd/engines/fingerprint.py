@@ -1,0 +1,86 @@
+"""The fingerprint of a database: schema and content, so that two can be compared without keeping either."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dbguardd.serialize import to_json
+
+_PART = r'(?:"(?:[^"]|"")*"|[^".]*)\.'
+_GROUPS = (re.compile(_PART * 2), re.compile(_PART), re.compile(""))
+"""What stands before the name of a table: its database and schema, its database, nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TablePrint:
+    """The content of one table: how many rows, and a digest (hex) that is equal exactly when the rows are.
+
+    Of many tables in one (see Fingerprint.folded) the digest begins with their number and a colon.
+    """
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """The content of a database. Two are equal exactly when schema and rows are."""
+
+    schema_digest: str
+    tables: Mapping[str, TablePrint]
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Fingerprint:
+        """Return what to_json() made of one."""
+        tables = {name: TablePrint(**table) for name, table in stored.get("tables", {}).items()}
+        return cls(stored.get("schema_digest", ""), tables)
+
+    @property
+    def rows(self) -> int:
+        """All rows together."""
+        return sum(table.rows for table in self.tables.values())
+
+    @property
+    def count(self) -> int:
+        """How many tables there are."""
+        return sum(int(table.digest.split(":")[0]) if ":" in table.digest else 1 for table in self.tables.values())
+
+    def folded(self, most_bytes: int) -> Fingerprint:
+        """Return it in at most so many bytes of JSON: the tables of a schema in one, or those of a database, or all.
+
+        The same content is folded in the same way, so what is equal stays equal, and what differs differs.
+        """
+        found = self
+        for group in _GROUPS:
+            if len(json.dumps(to_json(found))) <= most_bytes:
+                break
+            found = Fingerprint(self.schema_digest, _folded(self.tables, group))
+        return found
+
+
+def _folded(tables: Mapping[str, TablePrint], group: re.Pattern[str]) -> dict[str, TablePrint]:
+    together = dict[str, list[str]]()
+    for name in sorted(tables):
+        match = group.match(name)
+        together.setdefault(match[0] if match else "", []).append(name)
+    alone = {names[0]: tables[names[0]] for names in together.values() if len(names) == 1}
+    return alone | {f"{begin}*": _one(tables, names) for begin, names in together.items() if len(names) > 1}
+
+
+def _one(tables: Mapping[str, TablePrint], names: Sequence[str]) -> TablePrint:
+    import hashlib  # noqa: PLC0415 - 3 MiB that only a database of very many tables needs
+
+    told = json.dumps([[name, tables[name].rows, tables[name].digest] for name in names])
+    rows = sum(tables[name].rows for name in names)
+    return TablePrint(rows, f"{len(names)}:{hashlib.sha256(told.encode()).hexdigest()}")
+
+
+@dataclass(frozen=True, slots=True)
+class NoFingerprint:
+    """Why the content of a snapshot cannot be told exactly. Its backup is as good as others, but cannot be proven."""
+
+    why: str

@@ -1,0 +1,171 @@
+"""What is stored with a backup of a cluster, for its restore and its proof: some of the facts of its manifest.
+
+What jobs and people read of them as well is named in dbguardd.facts. They are the word of an engine half: what is not
+of its kind makes the backup Damaged, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dbguardd.engines.postgresql.physical.history import Place
+from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.errors import Damaged, LogBroken
+from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import Target
+from dbguardd.flow import LOG, Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The log that a moment needs besides its backup: the stream that has it, its ends, and the place that is meant."""
+
+    stream: str
+    since: Place
+    until: Place
+    target: Target
+
+    @property
+    def log_bytes(self) -> int:
+        """How long that log is."""
+        return self.until.position - self.since.position
+
+    @classmethod
+    def read(cls, value: Facts) -> Moment:
+        """Read the fact `moment` of a tree. Raises Damaged, with the fact LOG."""
+        with _damaged("the log that goes on from the backup is none of a cluster", {LOG: "moment"}):
+            since, until = Place.read(value["since"]), Place.read(value["until"])
+            return cls(str(value["stream"]), since, until, Target.read(value["target"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFacts:
+    """A backup of a cluster: what it is of, which state, and how its recovery ends. Places are bytes of the log."""
+
+    # The cluster.
+    name: str = ""
+    server_version: str
+    major: int
+    system: int
+    page_size: int
+    checksums: bool
+    segment_bytes: int
+    prepared: int  # transactions that may be prepared
+    locks: int = 0  # that there was room for
+    superuser: str = ""  # a role that may log in; "": there is none
+    tablespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # by number: the name, and where it was
+    directory: str = ""  # where its files are on this host
+    service: str = ""  # of systemd, that runs its server
+    owner: str = ""
+    # The state.
+    timeline: int
+    start_lsn: int  # the log in the backup begins here
+    stop_lsn: int  # and makes the copy whole here
+    recovery_lsn: int  # a recovery ends here: before the next record
+    recovery_record_bytes: int | None = None  # or behind the record that is here, of so many bytes
+    snapshots: Mapping[str, str] = field(default_factory=dict)  # by database, if that place is the one of snapshots
+    snapshot_at: str  # of which moment it is: RFC 3339, or in words
+    fingerprint_form: int | None = None
+    size_bytes: int
+    resting: bool = False  # no server ran: it is as its server left it
+    log_place: LogPlace | None = None  # where a log goes on from it
+    moment: Moment | None = None  # of a tree that has a log besides: which
+
+    @property
+    def restored_bytes(self) -> int:
+        """How much a restore writes."""
+        return self.size_bytes + (self.moment.log_bytes if self.moment else 0)
+
+    def log(self) -> Log:
+        """Return which log is in the backup."""
+        return Log(self.system, self.timeline, self.segment_bytes)
+
+    def stored(self) -> Facts:
+        """Return it as it is stored; see read()."""
+        return {
+            "method": "pages",
+            "name": self.name,
+            "server_version": self.server_version,
+            "major": self.major,
+            "system": str(self.system),
+            "page_size": self.page_size,
+            "checksums": self.checksums,
+            "segment_bytes": self.segment_bytes,
+            "prepared": self.prepared,
+            "locks": self.locks,
+            "superuser": self.superuser or None,
+            "tablespaces": {number: list(told) for number, told in self.tablespaces.items()},
+            "directory": self.directory or None,
+            "service": self.service,
+            "owner": self.owner or None,
+            "timeline": self.timeline,
+            "start_lsn": format_lsn(self.start_lsn),
+            "stop_lsn": format_lsn(self.stop_lsn),
+            "recovery_lsn": format_lsn(self.recovery_lsn),
+            "snapshots": dict(self.snapshots),
+            "snapshot_at": self.snapshot_at,
+            "fingerprint_form": self.fingerprint_form,
+            "size_bytes": self.size_bytes,
+            **{name: value for name, value in self._if_there() if value},
+        }
+
+    def _if_there(self) -> Iterator[tuple[str, Any]]:
+        yield "recovery_record_bytes", self.recovery_record_bytes
+        yield "resting", self.resting
+        if (at := self.log_place) is not None:
+            yield "log_place", {"round": at.round, "end": at.end, "position": at.position}
+
+    @classmethod
+    def read(cls, facts: Facts) -> ClusterFacts:
+        """Read the facts of a manifest or of a tree. What no backup had at first may be missing. Raises Damaged."""
+        moment, form, record = facts.get("moment"), facts.get("fingerprint_form"), facts.get("recovery_record_bytes")
+        with _damaged("the backup does not say what its cluster was", {}):
+            return cls(
+                name=str(facts.get("name") or ""),
+                server_version=str(facts["server_version"]),
+                major=int(facts["major"]),
+                system=int(facts["system"]),
+                page_size=int(facts["page_size"]),
+                checksums=bool(facts["checksums"]),
+                segment_bytes=int(facts["segment_bytes"]),
+                prepared=int(facts["prepared"]),
+                locks=int(facts.get("locks") or 0),
+                superuser=str(facts["superuser"] or ""),
+                tablespaces=_tablespaces(facts.get("tablespaces") or {}),
+                directory=str(facts.get("directory") or ""),
+                service=str(facts.get("service") or ""),
+                owner=str(facts.get("owner") or ""),
+                timeline=int(facts["timeline"]),
+                start_lsn=parse_lsn(str(facts["start_lsn"])),
+                stop_lsn=parse_lsn(str(facts["stop_lsn"])),
+                recovery_lsn=parse_lsn(str(facts["recovery_lsn"])),
+                recovery_record_bytes=None if record is None else int(record),
+                snapshots={str(name): str(said) for name, said in (facts.get("snapshots") or {}).items()},
+                snapshot_at=str(facts["snapshot_at"]),
+                fingerprint_form=None if form is None else int(form),
+                size_bytes=int(facts["size_bytes"]),
+                resting=facts.get("resting") is True,
+                log_place=LogPlace.read(facts.get("log_place")),
+                moment=None if moment is None else Moment.read(moment),
+            )
+
+
+def _tablespaces(value: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    found = dict[str, tuple[str, str]]()
+    for number, (name, where) in value.items():
+        if not number.isdecimal():
+            raise ValueError(f"tablespace {number!r}: has no number")
+        found[number] = (str(name), str(where))
+    return found
+
+
+@contextmanager
+def _damaged(what: str, facts: Facts) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, LogBroken) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise Damaged(what, detail=said, facts=facts) from error

@@ -295,7 +295,7 @@ class Database(Settings):
     exclude: Tables = ()
     """tables whose rows are left out of a dump (PostgreSQL): "schema.table" or "database.schema.table", * for any"""
     max_block: Length = timedelta(milliseconds=100)
-    """for how long the application may be kept from writing at most (SQLite)"""
+    """for how long the application may be kept from writing at most (SQLite); longer if a log has over 32,000 frames"""
     lock_timeout: Duration = timedelta(seconds=5)
     """how long to wait for a lock that the application holds"""
     run_as: Annotated[str, Field(pattern=_ACCOUNT)] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import struct
@@ -340,10 +341,10 @@ def test_lines_for_the_child_that_arrive_together_are_answered_one_by_one(tmp_pa
     world = World(tmp_path, seed=19)
     with (
         world.open_writer(3),
-        child(["-S", str(KEEP), uri(str(world.path), ""), "1", "0.05"]) as keeper,
+        child(["-S", str(KEEP), uri(str(world.path), ""), str(world.path), "1", "0.05"]) as keeper,
     ):
         assert "held" in keeper.answer(lambda: None)
-        keeper.ask("turn")
+        keeper.ask("turn 0.05")
         assert keeper.answer(lambda: None) == {"still": True}
         assert keeper.answer(lambda: None) == {"turned": False}, "nobody said go in time"
         keeper.ask("go\nrenew\nping")
@@ -352,6 +353,20 @@ def test_lines_for_the_child_that_arrive_together_are_answered_one_by_one(tmp_pa
         began = time.monotonic()
         world.commits(1)  # writers were let in
         assert time.monotonic() - began < SECONDS
+
+
+def test_a_file_that_is_locked_for_a_moment_is_waited_for(tmp_path):
+    """Who closes a database as the last one keeps everybody out, and so does who leaves WAL mode."""
+    world = World(tmp_path, seed=20)
+    with open(world.path, "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 510, 0x4000_0002)
+        with child(["-S", str(KEEP), uri(str(world.path), ""), str(world.path), "60", "0.05"]) as keeper:
+            files = Path(f"/proc/{keeper.pid}/fd")
+            until(lambda: str(world.path) in map(os.path.realpath, files.iterdir()), "a child that opens it")
+            wait_a_while(0.3)
+            assert keeper.silent(), keeper.answer(lambda: None)
+            fcntl.lockf(file, fcntl.LOCK_UN, 510, 0x4000_0002)
+            assert "held" in keeper.answer(lambda: None)
 
 
 def test_a_backup_beside_a_log_that_begins_anew_meanwhile_tells_a_place_to_go_on_from(tmp_path):

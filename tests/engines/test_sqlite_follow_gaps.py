@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from follow_user import Hooked
-from follow_world import World, sql
+from follow_world import World, sql, until
 
 from dbguardd.engines.sqlite.follow import Follower, Pace
 from dbguardd.engines.sqlite.live import open_live
@@ -134,6 +133,44 @@ def test_another_file_beside_the_same_log_is_a_gap(tmp_path):
     world.stop()
 
 
+@pytest.mark.parametrize("gone", [Path.unlink, lambda path: path.rename(path.with_name("elsewhere.db"))])
+def test_what_was_committed_before_the_main_file_went_away_is_stored(tmp_path, gone):
+    world = World(tmp_path, seed=61)
+    with world.open_writer(3):
+        world.start()
+        world.base()
+        world.caught_up()
+        world.pause()
+        world.commits(4)
+        shipped = world.count("segment")
+        gone(world.path)
+        world.go_on()
+        until(lambda: world.ended, "the end of the follower")
+    ((kind, text),) = world.ends()
+    assert kind == "SourceChanged"
+    assert "removed" in text
+    assert world.count("segment") == shipped + 1
+    world.prove()
+
+
+def test_nothing_is_read_of_a_log_that_is_written_beside_another_main_file(tmp_path):
+    """Who opens that goes on with the log that lies there: its frames are not of the database that was followed."""
+    world = World(tmp_path, seed=64)
+    with world.open_writer(3):
+        world.start()
+        world.caught_up()
+        world.pause()
+        copy = world.path.with_name("other.db")
+        copy.write_bytes(world.path.read_bytes())
+        os.replace(copy, world.path)
+        world.commits(4)
+        shipped = world.count("segment")
+        world.go_on()
+        until(lambda: world.ended, "the end of the follower")
+    assert [kind for kind, _ in world.ends()] == ["SourceChanged"]
+    assert world.count("segment") == shipped
+
+
 def test_a_resume_beside_a_log_that_begins_anew_is_a_gap(tmp_path):
     """All is in the main file, so the mark is 0 and keeps nobody from beginning anew before the rest was read."""
     world = World(tmp_path, seed=10)
@@ -195,58 +232,6 @@ def test_pages_that_were_overwritten_behind_the_headers_of_their_frames_are_not_
         assert world.count("segment") == shipped + 1
         sql(world.path, "SELECT 1")  # nobody reads what is torn now
         Path(f"{world.path}-wal").write_bytes(old)
-
-
-def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
-    """The writer that the barrier waits for begins the log anew under a mark of 0, with fewer frames than before."""
-    world = World(tmp_path, seed=12)
-    with world.open_writer(0), ExitStack() as held:
-        steps = iter([lambda: world.commits(8), lambda: fill(world, held)])
-
-        def ship():
-            next(steps, lambda: None)()
-
-        looks, more = iter(range(30)), iter([lambda: world.commits(1)])
-
-        def release():
-            if world.count("segment") > 1:
-                held.close()
-
-        def look():
-            if world.count("segment") > 1:
-                next(more, lambda: None)()  # begins the log anew once more, if the round before is in the main file
-            stop(looks)
-
-        hooked = Hooked(
-            world,
-            begin=lambda: (world.base(), world.commits(2)),
-            ship=ship,
-            alive=release,
-            look=look,
-            turn_frames=12,
-            max_block_seconds=20.0,
-        )
-        with pytest.raises(Enough):
-            hooked.follow()
-        assert [s.until["position"] for s in world.chains()[0].segments][1] >= 12
-    assert len(world.chains()) == 1
-    world.prove()
-    world.prove_end()
-
-
-def fill(world, held):
-    """All that the mark allows goes into the main file; then somebody has the write lock."""
-    sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
-    held.enter_context(world.open_writer(0, hold=True))
-
-
-class Enough(Exception):
-    pass
-
-
-def stop(looks):
-    if next(looks, None) is None:
-        raise Enough
 
 
 def test_a_log_that_has_more_than_may_wait_is_begun_anew_instead_of_refused_again_and_again(tmp_path):

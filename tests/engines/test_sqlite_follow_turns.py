@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import pytest
+from follow_user import Hooked
 from follow_world import World, reading, sql
 
 from dbguardd.engines.sqlite import keep, locks
 from dbguardd.engines.sqlite.child import child, uri
 from dbguardd.engines.sqlite.follow import Follower, Pace
+from dbguardd.engines.sqlite.frames import Frames, Place
 from dbguardd.engines.sqlite.live import open_live
+from dbguardd.engines.sqlite.marks import Marks
 
 KEEP = Path(keep.__file__)
 
@@ -22,23 +26,23 @@ class Enough(Exception):
 
 
 class Told:
-    """A child, with all that it is asked for; `slow` is what a checkpoint seems to take, in seconds.
+    """A child, with all that it is asked for; `slow` is what its checkpoints seem to take, in seconds.
 
-    `turn` is what somebody else does just before writers are kept out.
+    `before` is what somebody else does just before it is asked something, each time.
     """
 
-    def __init__(self, keeper, lines, slow=None, turn=lambda: None):
-        self.pid, self._keeper, self._lines, self._slow, self._turn = keeper.pid, keeper, lines, slow, turn
+    def __init__(self, keeper, lines, slow=(), before=None):
+        self.pid, self._keeper, self._lines, self._slow = keeper.pid, keeper, lines, iter(slow)
+        self._before = {what: iter(steps) for what, steps in (before or {}).items()}
 
     def ask(self, line):
-        self._lines.append(line)
-        if line == "turn":
-            self._turn()
+        self._lines.append(line.split()[0])
+        next(self._before.get(self._lines[-1], iter(())), lambda: None)()
         self._keeper.ask(line)
 
     def answer(self, alive):
         found = self._keeper.answer(alive)
-        return {**found, "seconds": self._slow} if self._slow and "seconds" in found else found
+        return {**found, "seconds": next(self._slow, found["seconds"])} if "seconds" in found else found
 
     def silent(self):
         return self._keeper.silent()
@@ -68,19 +72,19 @@ class Steps:
 
 @contextmanager
 def kept(world):
-    with child(["-S", str(KEEP), uri(str(world.path), ""), "1", "20"]) as keeper:
+    with child(["-S", str(KEEP), uri(str(world.path), ""), str(world.path), "1", "20"]) as keeper:
         assert "held" in keeper.answer(lambda: None)
         yield keeper
 
 
-def followed(world, ship, lines, slow=None, turn=lambda: None, **pace):
+def followed(world, ship, lines, slow=(), before=None, **pace):
     """Follow until the ship has enough; return the index of the log then."""
     with kept(world) as keeper, open_live(str(world.path)) as live:
         files = [os.open(f"{world.path}{side}", os.O_RDONLY) for side in ("-wal", "-shm")]
         try:
             pace = Pace(look_seconds=0.01, max_block_seconds=20.0, **pace)
             with pytest.raises(Enough):
-                Follower(live, pace, ship, Told(keeper, lines, slow, turn), files).run(None)
+                Follower(live, pace, ship, Told(keeper, lines, slow, before), files).run(None)
             return locks.read_index(files[1])
         finally:
             for file in files:
@@ -151,9 +155,64 @@ def test_no_writer_waits_for_a_slow_disk_as_long_as_the_log_can_wait(tmp_path, c
     lines = []
     with world.open_writer(3):
         ship = Steps(lines, lambda: world.commits(1), looks=1)
-        followed(world, Begun(ship, lambda: world.commits(commits)), lines, slow=11.0, turn_frames=10)
+        followed(world, Begun(ship, lambda: world.commits(commits)), lines, slow=repeat(11.0), turn_frames=10)
     assert "move" in lines
     assert ("turn" in lines) is turned
+
+
+def test_one_quick_answer_of_a_disk_says_nothing_of_the_next(tmp_path):
+    world = World(tmp_path, seed=59)
+    with world.open_writer(3), kept(world) as keeper, open_live(str(world.path)) as live, ExitStack() as files:
+        log, shm = (files.enter_context(open(f"{world.path}{side}", "rb")).fileno() for side in ("-wal", "-shm"))
+        frames, told = Frames(live, log, shm, 1, lambda: None), Told(keeper, [], slow=[11.0, 0.0, 0.0, 0.0])
+        marks, seen = Marks(live.path, told, frames, shm, lambda: None), []
+        for _ in range(4):
+            marks.renew(Place(b"another round", 1, b"", 0), long=True)
+            seen.append(marks.slowest_seconds)
+    assert seen == [11.0, 11.0, 11.0, 0.0]
+
+
+def test_writers_are_let_in_when_it_is_time_whatever_the_disk_is_doing(tmp_path):
+    """And what it does not get done by then it does beside them."""
+    world = World(tmp_path, seed=60, page_size=512)
+    with world.open_writer(2, kinds=["big"]), kept(world) as keeper:
+        keeper.ask("turn 0.0002\ngo")
+        assert [keeper.answer(lambda: None) for _ in range(2)] == [{"still": True}, {"turned": False}]
+        with open(f"{world.path}-shm", "rb") as shm:
+            index = locks.read_index(shm.fileno())
+        assert index.frames == index.moved > 5000
+        world.commits(1)
+
+
+def test_what_is_committed_while_a_long_log_is_moved_at_first_is_not_too_much_to_begin_with(tmp_path):
+    """Who begins where the log ended before that would have to begin again and again, and all the while it grows."""
+    world = World(tmp_path, seed=62)
+    lines = []
+    with world.open_writer(60):
+        pace = {"behind_bytes": 100_000, "segment_bytes": 8 * 4096, "turn_frames": 100_000}
+        followed(world, Steps(lines, looks=2), lines, before={"bring": [lambda: world.commits(60)]}, **pace)
+    assert lines[:4] == ["bring", "renew"] * 2
+
+
+def test_only_what_is_not_in_the_main_file_is_looked_back_at(tmp_path):
+    world = World(tmp_path, seed=63)
+    with world.open_writer(5), kept(world), open_live(str(world.path)) as live, ExitStack() as files:
+        log, shm = (files.enter_context(open(f"{world.path}{side}", "rb")).fileno() for side in ("-wal", "-shm"))
+        sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+        moved = locks.read_index(shm).moved
+        world.commits(2)
+        index = locks.read_index(shm)
+        place, frames = Place(index.salts, index.frames, index.checksum, 0), Frames(live, log, shm, 1, lambda: None)
+        every, late = list(frames.up_to(place, 4096, 0)), list(frames.up_to(place, 4096, moved))
+        assert 0 < moved < len(every) == index.frames
+        assert late == every[moved - 1 :]
+        middle = Place(index.salts, moved - 1, b"", 0)  # of the last transaction that was moved
+        assert list(frames.up_to(middle, 4096, moved))[1:] == written_since_a_commit(every[: moved - 1])
+
+
+def written_since_a_commit(frames):
+    last = max(n for n, (_, commit, _) in enumerate(frames) if commit)
+    return frames[last + 1 :]
 
 
 def test_nothing_is_moved_under_a_mark_of_0_either_that_a_turn_has_left(tmp_path):
@@ -170,14 +229,14 @@ def test_nothing_is_moved_under_a_mark_of_0_either_that_a_turn_has_left(tmp_path
             held.close()
             sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
 
-        ship, turn = Steps(lines, looks=2, look=look), lambda: world.commits(1)
-        followed(world, Begun(ship, begin), lines, turn=turn, turn_frames=10)
+        ship, before = Steps(lines, looks=2, look=look), {"turn": [lambda: world.commits(1)]}
+        followed(world, Begun(ship, begin), lines, before=before, turn_frames=10)
     assert lines[-1] == "renew"
     assert lines.count("move") == 1
 
 
 def test_a_long_log_is_moved_before_writers_are_kept_out(tmp_path):
-    """No commit comes, so no newer mark either; and what lies there is no matter of milliseconds."""
+    """Whoever held it is gone, no commit comes, so no newer mark either; and it is no matter of milliseconds."""
     world = World(tmp_path, seed=57)
     lines, left = [], []
 
@@ -186,9 +245,15 @@ def test_a_long_log_is_moved_before_writers_are_kept_out(tmp_path):
             index = locks.read_index(shm.fileno())
         left.append(index.frames - index.moved)
 
-    with world.open_writer(50):
-        followed(world, Steps(lines, looks=1), lines, turn=turn, turn_frames=10, segment_bytes=8 * 4096)
-    assert lines == ["bring", "turn", "go"]
+    with world.open_writer(1), ExitStack() as held:
+
+        def begin():
+            held.enter_context(reading(world.path))
+            world.commits(50)
+
+        ship, pace = Steps(lines, looks=60, look=held.close), {"turn_frames": 10, "segment_bytes": 50 * 4096}
+        followed(world, Begun(ship, begin), lines, before={"turn": [turn]}, **pace)
+    assert [line for line in lines if line != "ship"] == ["move", "bring", "bring", "turn", "go"]
     assert left == [0]
 
 
@@ -198,3 +263,35 @@ def test_writers_are_not_kept_out_for_a_long_log_that_somebody_reads(tmp_path):
     with reading(world.path), world.open_writer(50):
         followed(world, Steps(lines, looks=1), lines, turn_frames=10, segment_bytes=8 * 4096)
     assert "turn" not in lines
+
+
+def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
+    """The writer that the barrier waits for begins the log anew under a mark of 0, with fewer frames than before."""
+    world = World(tmp_path, seed=12)
+    lines = []
+    with world.open_writer(0), ExitStack() as held:
+
+        def fill():
+            """All that the mark allows goes into the main file; then somebody has the write lock."""
+            sql(world.path, "PRAGMA wal_checkpoint(PASSIVE)")
+            held.enter_context(world.open_writer(0, hold=True))
+
+        looks, more = iter(range(5)), iter([lambda: world.commits(1)])
+
+        def look():
+            next(more, lambda: None)()  # begins the log anew once more, if the round before is in the main file
+            if next(looks, None) is None:
+                raise Enough
+
+        hooked = Hooked(
+            world,
+            begin=lambda: (world.base(), world.commits(9)),
+            ship=lambda: held.close() if "go" in lines or "stay" in lines else world.commits(1),
+            alive=lambda: held.close() if lines[-1] == "turn" else None,
+            look=look,
+        )
+        followed(world, hooked, lines, before={"renew": [fill]}, turn_frames=12)
+    assert "stay" in lines
+    assert len(world.chains()) == 1
+    world.prove()
+    world.prove_end()

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
-from sqlite_world import directory, ledger, make, round_trip
+from sqlite_world import directory, ledger, make, round_trip, using
 
 from dbguardd.engines.sqlite.wal import Logged
 from dbguardd.errors import (
@@ -177,6 +177,19 @@ def test_a_broken_schema_in_a_wal_database_is_stored_but_never_printed(live, sta
     engine.dump(MemorySink(), no_progress)
     with pytest.raises(SourceDamaged):
         engine.fingerprint(no_progress)
+
+
+def test_a_large_schema_that_lies_behind_what_the_log_names_is_no_obstacle(live, staging, tmp_path):
+    """It is copied when the log is in the copy: who parsed it before would find nothing there."""
+    ledger(live, filler=500_000)
+    with closing(sqlite3.connect(live, isolation_level=None)) as db:
+        db.executescript("BEGIN;" + "".join(f"CREATE TABLE added_{n}(a, b, c UNIQUE);" for n in range(100)) + "COMMIT")
+    with using(live, "crash-after-commit"):
+        pass
+    facts, taken, found = round_trip(make(live, staging), tmp_path / "restored.db")
+    assert facts["log_bytes"] > 0
+    assert found.fingerprint == taken
+    assert found.ok
 
 
 def interior_page(size, child, cells):

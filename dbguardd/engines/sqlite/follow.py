@@ -22,26 +22,20 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
 from dbguardd.engines.sqlite import locks
-from dbguardd.engines.sqlite.child import Child, child, refusal, uri
+from dbguardd.engines.sqlite.child import Child
 from dbguardd.engines.sqlite.frames import Frames, Place, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
-from dbguardd.engines.sqlite.live import Live, open_live, open_side, read_header
+from dbguardd.engines.sqlite.live import Live, open_live, read_header
+from dbguardd.engines.sqlite.marks import Marks, kept
 from dbguardd.engines.sqlite.watch import Watch
-from dbguardd.errors import LogBroken, SourceChanged, Unsupported, WorkerDied
+from dbguardd.errors import LogBroken, SourceChanged, Unsupported
 from dbguardd.flow import Facts, Images, Segment, Ship
-
-KEEP = Path(__file__).with_name("keep.py")
-"""The program of the child that holds the marks."""
 
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _ROUNDS = 8
@@ -84,46 +78,21 @@ def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
                     'or instead of continuous, in the policy: backup = "every 1min": a point each minute',
                 ],
             )
-        with _kept(live, pace) as (keeper, log, shm):
+        with kept(live, pace.lock_timeout_seconds, pace.max_block_seconds) as (keeper, log, shm):
             Follower(live, pace, ship, keeper, (log, shm)).run(resume)
-
-
-@contextmanager
-def _kept(live: Live, pace: Pace) -> Iterator[tuple[Child, int, int]]:
-    """Hold marks, and the log and its index open, until the block ends."""
-    timing = (str(pace.lock_timeout_seconds), str(pace.max_block_seconds))
-    with child(["-S", str(KEEP), uri(live.path, ""), *timing]) as keeper:
-        answer = keeper.answer(_wait)
-        if "held" not in answer:
-            raise refusal(live.path, str(answer.get("error", "no answer")), int(answer.get("code", 0)))
-        log, shm = open_side(live.path + "-wal"), open_side(live.path + "-shm")
-        try:
-            if log is None or shm is None:
-                raise SourceChanged(f"{live.path}: its -wal or -shm is not there while in use")
-            yield keeper, log, shm
-        finally:
-            for file in (log, shm):
-                if file is not None:
-                    os.close(file)
-
-
-def _wait() -> None:
-    """Do nothing: called while the first mark is waited for, which lock_timeout bounds."""
 
 
 class Follower:
     """One run of following: where it is in the log, and what it does next."""
 
     def __init__(self, live: Live, pace: Pace, ship: Ship, keeper: Child, files: tuple[int, int]) -> None:
-        self._live, self._pace, self._ship, self._keeper = live, pace, ship, keeper
-        self._log, self._shm = files
+        self._live, self._pace, self._ship, self._shm = live, pace, ship, files[1]
         self._frames = Frames(live, *files, pace.lock_timeout_seconds, self._alive)
+        self._marks = Marks(live.path, keeper, self._frames, self._shm, self._alive)
         self._file = live.found.st_ino
         self._place = self._shipped = Place(b"", 0, b"", self._file)
         self._read = False  # all that was there when the first mark was taken
         self._free: Place | None = None  # where the log may begin anew, for all that we hold
-        self._most = (b"", 0)  # round and frames behind which our mark does not stand
-        self._move_seconds = 0.0  # what the last checkpoint beside writers took
         self._next_turn, self._tried = 0.0, 0
         self._pause = _TURN_LOOKS * pace.look_seconds
         self._watch = Watch(live, pace.staging, pace.audit_seconds, pace.scan_bytes)
@@ -133,18 +102,16 @@ class Follower:
     def run(self, resume: Facts | None) -> None:
         """Find the place to begin at, then look, ship and renew the mark for ever."""
         index = self._frames.index()
-        self._marked()
-        check = index.checksum if index.frames else self._untouched()
-        here = Place(index.salts, index.frames, check, self._file)
+        self._marks.note()
         since = None if resume is None else Place.read(resume)
         if since is not None and self._has(since, index):
             self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
             self._expected = str((resume or {}).get("sum", ""))
         else:
-            self._place, self._shipped, self._read = here, here, True
+            index = self._skipped()
             because = "the log was not followed before" if since is None else "the log begins after what was read of it"
-            self._ship.begin(here.facts(), continued=False, because=because)
+            self._ship.begin(self._place.facts(), continued=False, because=because)
         self._look_back(index)
         while True:
             began, at = time.monotonic(), datetime.now(UTC)
@@ -154,16 +121,39 @@ class Follower:
             if self._is_due():
                 self._turn()
             self._ship.reached(at)
-            if not self._keeper.silent():  # also while nothing is committed: no mark stands any more
-                raise self._died()
+            self._marks.check()
             time.sleep(max(0.0, began + self._pace.look_seconds - time.monotonic()))
 
+    def _skipped(self) -> locks.Index:
+        """Begin at the end of the log, when nearly all of it is in the main file; return what the index says there.
+
+        What is committed until then is of no chain. Without that, who has to look back over a long log comes to its end
+        when so much has been committed that he has to begin again, and all the while it grows.
+        """
+        for _ in range(_ROUNDS):
+            index = self._frames.index()
+            check = index.checksum if index.frames else self._untouched()
+            self._place = self._shipped = Place(index.salts, index.frames, check, self._file)
+            if not self._is_much(index):
+                break
+            self._marks.bring()
+            self._marks.renew(self._place, long=False)
+        self._read = True
+        return index
+
     def _look_back(self, index: locks.Index) -> None:
-        """Take in what the log had before the place to begin at; if it has begun anew, the main file has all of it."""
+        """Take in what the log had before the place to begin at, but for what is in the main file.
+
+        That is all of it if the log has begun anew.
+        """
+        if self._is_much(index):
+            self._marks.bring()
+            index = self._frames.index()
         page_size = index.page_size or read_header(self._live).page_size
         size, written = self._live.mark().size // page_size, list[int]()
+        moved = index.moved if index.salts == self._place.salts else 0
         self._watch.begin(page_size, size)
-        for number, found in enumerate(self._frames.up_to(self._place, page_size)):
+        for number, found in enumerate(self._frames.up_to(self._place, page_size, moved)):
             if found is None:
                 size, written = index.pages, []
                 break
@@ -216,7 +206,8 @@ class Follower:
         other marks, with the write lock in his hands (a checkpoint that restarts or truncates).
         """
         at, index = datetime.now(UTC), self._frames.index()
-        self._frames.check_files()
+        if there := os.path.lexists(self._live.path):
+            self._frames.check_files()
         self._watch.glance((index.salts, index.moved))
         if index.salts != self._place.salts:
             self._begin_anew(index)
@@ -230,16 +221,32 @@ class Follower:
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True
+        if not there:
+            self._removed(at)
         if free := self._is_free(index):
             self._free = self._place
             self._name_holders(done=True)
         return fresh or free
 
+    def _removed(self, at: datetime) -> None:
+        """Raise SourceChanged now that all is stored that had been committed when the main file was found to be gone.
+
+        A log without a name is kept by the same marks. Who puts another main file beside it writes into the same log;
+        so nothing more is read of one whose main file is another than that which is open.
+        """
+        self._ship.reached(at)
+        if not os.path.lexists(self._live.path):
+            raise SourceChanged(
+                f"{self._live.path}: it was removed, or has another name, while its log was followed",
+                detail=f"What was committed until {at:%H:%M:%S} UTC is stored. What is still written to it is not.",
+            )
+        self._frames.check_files()
+
     def _begin_anew(self, index: locks.Index) -> None:
         """Go to the start of the next round of the log. Raises LogBroken, WorkerDied if one may have been missed."""
         if not self._read:
             raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
-        self._asked("ping")
+        self._marks.stood()
         self._watch.new_round()
         self._place = Place(index.salts, 0, b"", self._file)
 
@@ -263,26 +270,8 @@ class Follower:
         return Segment(self._pace.stream, since.facts(), found.until.facts(), at, body)
 
     def _renew(self) -> None:
-        """Let checkpoints go on up to here, and do that of a long log at once: else a commit of the application does.
-
-        None is done under a mark of 0, beside which a writer can begin the log anew. The newer mark is not 0 if there
-        were frames behind the older one: these are not in the main file. Raises what kept the mark where it was.
-        """
-        long, (salts, frames) = self._place.frames >= self._pace.turn_frames, self._most
-        beyond = self._place.salts != salts or self._place.frames > frames
-        answer = self._asked("move" if long and beyond else "renew")
-        if "error" in answer:  # left alone, the log of the application would grow and nobody would know
-            raise refusal(self._live.path, str(answer["error"]), int(answer.get("code", 0)))
-        self._move_seconds = float(answer.get("seconds", self._move_seconds))
-        self._marked(int(answer.get("frames", -1)))
-
-    def _marked(self, frames: int = -1) -> None:
-        """Note that a newer mark stands behind so many frames at most; -1: at the end of the log, as it is now.
-
-        Or at 0, if the log has begun anew since; it cannot have if frames were moved under that mark.
-        """
-        index = self._frames.index()
-        self._most = index.salts, index.frames if frames < 0 else frames
+        """Let checkpoints come up to here, and do that of a long log at once: else a commit of the application does."""
+        self._marks.renew(self._place, self._place.frames >= self._pace.turn_frames)
 
     def _is_due(self) -> bool:
         """Say if it is time to let the log begin anew: when it is long, but not at each look."""
@@ -312,17 +301,18 @@ class Follower:
         """Come as near to the end of the log as a writer lets us; say if it is near enough.
 
         While frames are stored and moved, others are committed. So what is read is stored later (`rest`), and each
-        round moves less than the one before, until that is no less any more. What was there before is moved first.
+        round moves less than the one before, until that is no less any more, and the disk is done with it soon. What
+        was there before is moved first.
         """
         before = math.inf
-        if self._is_much(self._frames.index()) and not locks.mark_0_stands(self._shm):
-            self._asked("bring")
+        if self._is_much(self._frames.index()):
+            self._marks.bring()
         for _ in range(_ROUNDS):
             since = self._place.frames
             if not self._read_rest(rest):
                 return False
             fresh = self._place.frames - since
-            if not fresh or fresh * 2 > before:
+            if not fresh or (fresh * 2 > before and not self._is_slow()):
                 break
             self._renew()
             before = fresh
@@ -333,19 +323,25 @@ class Follower:
 
         It may have begun anew just before (under a mark of 0). The next look reads that; the mark must stay until then.
         """
-        slow = self._move_seconds > self._pace.max_block_seconds / 2
-        if slow and self._place.frames < 2 * _MOST * self._pace.turn_frames:
-            return False  # a disk so busy would keep writers out for as long; nothing can end an fsync
+        if self._is_slow():
+            return False  # a disk so busy would keep writers out until the time is over, in vain
         if self._is_much(self._frames.index()):
             return False  # another reader holds it; should he go now, all of that would be moved while writers wait
-        if not self._asked("turn").get("still"):
+        if not self._marks.keep_out(self._block_seconds()):
             return False
         near = self._read_rest(rest)
-        done = bool(self._asked("go" if near else "stay").get("turned"))
-        self._marked()
+        done = self._marks.let_in(moving=near)
         if done:
             self._free = self._place
         return done
+
+    def _block_seconds(self) -> float:
+        """For how long writers may be kept out: the longer the log is, the more harm it does itself."""
+        return self._pace.max_block_seconds * max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
+
+    def _is_slow(self) -> bool:
+        """Say if the disk needs too long, also for the few frames that were moved last."""
+        return self._marks.slowest_seconds > self._block_seconds() / 2
 
     def _read_rest(self, rest: list[Segment]) -> bool:
         """Read on to the end of the log, if that is not too much; say if it was not."""
@@ -358,7 +354,7 @@ class Follower:
 
     def _name_holders(self, *, done: bool) -> None:
         """Say who holds a long log, or that nobody does any more: who has stayed at one frame since the last try."""
-        before, self._readers = self._readers, set() if done else readers(self._shm, (self._keeper.pid,))
+        before, self._readers = self._readers, set() if done else readers(self._shm, (self._marks.pid,))
         stay = before & self._readers if self._place.frames >= _LONG * self._pace.turn_frames else set()
         if stay or (done and self._held):
             self._held = stay
@@ -379,17 +375,6 @@ class Follower:
         waits = (index.frames - self._place.frames) * index.page_size
         waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
         return index.salts == self._place.salts and waits <= self._pace.segment_bytes
-
-    def _asked(self, line: str) -> Mapping[str, Any]:
-        """Return what the child answers to a line. Raises WorkerDied."""
-        self._keeper.ask(line)
-        answer = self._keeper.answer(self._alive)
-        if not answer:
-            raise self._died()
-        return answer
-
-    def _died(self) -> WorkerDied:
-        return WorkerDied(f"{self._live.path}: the process that keeps its log ended too early")
 
     def _alive(self) -> None:
         self._ship.reached(None)

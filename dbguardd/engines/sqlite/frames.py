@@ -93,16 +93,25 @@ class Frames:
         raw = os.pread(self._log, _FRAME.size, _start(place.frames - 1, page_size))
         return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (place.salts, place.checksum)
 
-    def up_to(self, place: Place, page_size: int) -> Iterator[tuple[int, int, memoryview] | None]:
-        """Yield page, pages after a commit (else 0) and image of each frame up to a place; None where it began anew."""
-        frame = locks.FRAME_HEADER + page_size
-        for number in range(place.frames):
+    def up_to(self, place: Place, page_size: int, moved: int) -> Iterator[tuple[int, int, memoryview] | None]:
+        """Yield page, pages after a commit (else 0) and image of each frame up to a place; None where it began anew.
+
+        The first one ends the last commit before the place of which all is among the first `moved` frames.
+        """
+        frame, first = locks.FRAME_HEADER + page_size, max(0, min(moved, place.frames) - 1)
+        while first and not self._commit(first, page_size):
+            first -= 1
+        for number in range(first, place.frames):
             raw = os.pread(self._log, frame, _start(number, page_size))
             if len(raw) != frame or raw[8:16] != place.salts:
                 yield None
                 return
             page, commit, _, _ = _FRAME.unpack_from(raw)
             yield page, commit, memoryview(raw)[_FRAME.size :]
+
+    def _commit(self, number: int, page_size: int) -> int:
+        raw = os.pread(self._log, _FRAME.size, _start(number, page_size))
+        return int(_FRAME.unpack(raw)[1]) if len(raw) == _FRAME.size else 0
 
     def stretch(self, since: Place, index: locks.Index, most_bytes: int) -> Stretch:
         """Read frames up to the last commit that fits into so many bytes; if none does, a part of a transaction.

@@ -287,12 +287,14 @@ def recover(run: Attempt) -> None:
     """Let SQLite bring the copy to rest: apply its log or journal, and leave one plain file.
 
     Opening, reading one header field and closing is enough: reading recovers, and the last connection to close
-    checkpoints and deletes the log. No statement that parses the schema is run, so a damaged schema is kept as it is.
+    checkpoints and deletes the log. No statement needs the schema: a damaged one is kept as it is, and one that needs
+    more room than the head of the file may lie where nothing was copied yet.
     """
     if not any(run.staged(suffix).exists() for suffix in SUFFIXES[1:]):
         return
     try:
         with closing(sqlite3.connect(run.staged(), isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")  # so that what follows does without a schema
             connection.execute("PRAGMA synchronous=OFF")
             connection.execute("PRAGMA user_version").fetchall()
     except sqlite3.Error as error:

@@ -14,7 +14,7 @@ from dbguardctl.client import Daemon, Json
 from dbguardctl.humanize import when, zoned
 from dbguardctl.screen import Block, Cell, Screen, text
 from dbguardd.errors import GuardError, NotFound
-from dbguardd.humanize import hint_word, humanized
+from dbguardd.humanize import hint_word, humanized, some
 from dbguardd.places import SOCKET
 
 
@@ -128,6 +128,13 @@ def did_you_mean(word: str, words: list[str]) -> str:
 
     near = get_close_matches(word, words, 3, 0.6)
     return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def no_database(name: str, names: list[str]) -> NotFound:
+    """Return what is said of the name of a database that does not exist: which one is likely, and which there are."""
+    there = f"Databases: {some(names)}." if names else "There is none yet."
+    detail = " ".join(part for part in (there, did_you_mean(name, names)) if part)
+    return NotFound(f"{name}: there is no such database", detail=detail, hints=["dbguardctl status"])
 
 
 def speaks_utf8() -> bool:

@@ -7,9 +7,9 @@ import click
 from dbguardctl.app import Command, pass_session
 from dbguardctl.options import complete_database_or_id, complete_expired, database_argument, id_argument
 from dbguardctl.screen import Cell, text
-from dbguardctl.session import Session, did_you_mean
+from dbguardctl.session import Session, no_database
 from dbguardctl.views import status as status_view
-from dbguardd.errors import NotFound, Usage
+from dbguardd.errors import Usage
 
 
 @click.command(cls=Command)
@@ -30,9 +30,7 @@ def status(session: Session, database: str | None = None) -> int:
         return 3 if status_view.needs_attention(answer) else 0
     rows = [row for row in answer["databases"] if row["name"] == database]
     if not rows:
-        names = [row["name"] for row in answer["databases"]]
-        why = did_you_mean(database, names)
-        raise NotFound(f"{database}: there is no such database", detail=why, hints=["dbguardctl status"])
+        raise no_database(database, [row["name"] for row in answer["databases"]])
     if session.json:
         session.print_json({**answer, "databases": rows})
     else:

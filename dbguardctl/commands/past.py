@@ -15,9 +15,9 @@ from dbguardctl.app import Command, pass_session
 from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, text_option
-from dbguardctl.session import Session, did_you_mean
+from dbguardctl.session import Session, no_database
 from dbguardctl.views import past as view
-from dbguardd.errors import DaemonUnreachable, NotFound, Usage
+from dbguardd.errors import DaemonUnreachable, Usage
 
 Json = dict[str, Any]
 
@@ -88,8 +88,7 @@ def must_be_known(session: Session, database: str | None) -> None:
         return
     names = [str(row["name"]) for row in session.daemon.get("status")["databases"]]
     if database not in names:
-        why = did_you_mean(database, names)
-        raise NotFound(f"{database}: there is no such database", detail=why, hints=["dbguardctl status"])
+        raise no_database(database, names)
 
 
 @click.command(cls=Command)

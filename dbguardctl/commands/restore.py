@@ -57,17 +57,23 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
     if fields["at"]:
         fields["at"] = utc_text(parse_moment(fields["at"], session.now, session.zone))
         session.say(f"{database}: as it was at {absolute(fields['at'], session.zone)} ({fields['at']})")
-    if fields["in_place"] and not fields["dry_run"] and not _is_served(session, database):
+    if fields["in_place"] and not fields["dry_run"] and _asks(session, database):
         fields["confirm"] = confirmed(session, database, fields["confirm"], "replaces the live database")
     return watch.run(session, "restore", {"database": database, **fields}, no_wait=no_wait,
                    timeout=seconds(timeout))  # fmt: skip
 
 
-def _is_served(session: Session, database: str) -> bool:
-    """Say if no file could be replaced, which the job refuses: nobody types a name in full for that."""
-    rows = session.daemon.get("status")["databases"]
-    kind = next((KINDS.get(row["engine"]) for row in rows if row["name"] == database), None)
-    return kind is not None and bool(kind.addresses)
+def _asks(session: Session, database: str) -> bool:
+    """Say if the name is to be typed before the job is asked for.
+
+    Of a server's database only the job knows if that can be put in place, and a script need not be told to confirm what
+    is refused. Of a dump it never can: nobody types a name for that.
+    """
+    newest = session.daemon.get("databases", database, "backups")["backups"][:1]
+    kinds = [KINDS.get(row["engine"]) for row in newest]
+    if not any(kind is not None and bool(kind.addresses) for kind in kinds):
+        return True
+    return can_ask(session) and newest[0]["method"] != "dump"
 
 
 @click.command(cls=Command, help=requests.Undo.__doc__)

@@ -13,6 +13,7 @@ from dbguardctl.options import Name, complete_database_or_id, database_argument,
 from dbguardctl.session import Session
 from dbguardd import requests
 from dbguardd.errors import NotFound, Usage
+from dbguardd.humanize import some
 from dbguardd.states import Health
 
 
@@ -28,6 +29,10 @@ def names_of(session: Session, kind: str = "databases", *, orphans: bool = False
     """
     rows = session.daemon.get("status")[kind]
     names = [str(row["name"]) for row in rows if orphans or row.get("state") != Health.ORPHANED]
+    if not names and rows:
+        what = "dbguard: no database is in the policy"
+        raise NotFound(what, detail=f"Backups of {some([row['name'] for row in rows])} are kept, and nothing expires.",
+                       hints=["dbguardctl status"])  # fmt: skip
     if not names:
         raise NotFound("dbguard: no database is protected yet", hints=["dbguardctl protect PATH"])
     return names

@@ -156,11 +156,13 @@ class Operations:
                 self.index(name)
 
     def _may_be_mended(self, storage: str) -> bool:
-        """Say if reading a storage failed, of what may be over, and is not being tried just now."""
+        """Say if a storage was not there to be read, or that failed of what may be over and is not being tried now."""
         waits, ended = self.runner.active(f"storage:{storage}"), self.catalog.runs.get(f"storage:{storage}", "scan")
         if waits is not None:
             return waits.problem is not None
-        if ended is None or ended.problem is None or ended.finished_at is None or not ended.problem.get("retryable"):
+        if ended is None:  # a mount that came later
+            return True
+        if ended.problem is None or ended.finished_at is None or not ended.problem.get("retryable"):
             return False
         return self.now() - to_moment(ended.finished_at) > LOOK_AGAIN
 

@@ -5,7 +5,7 @@ Reads the catalog, decides by the rules, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -41,6 +41,7 @@ Lost = Callable[[str], GuardError | None]
 _LEAST_ROOM = 16 << 20
 _PATIENCE = timedelta(seconds=30)  # with the backup that a log begins with
 _OF_SOURCE = "DBG-2"  # the class of what is wrong with a live database
+_OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # what keeps us from a repository: storage, mount, key
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,7 @@ class Views:
     def _database(self, name: str, now: datetime, recoverable: dict[str, bool | None], lost: Lost) -> DatabaseStatus:
         guarded = self.inforce.policy.guarded(name)
         summary = self.catalog.backups.summary(name)
-        runs = [run for verb in ("backup", "verify") if (run := self.catalog.runs.get(name, verb))]
-        restored = self.catalog.settings.get(f"restored:{name}") or ""
-        failing = [run for run in runs if run.problem is not None and not _is_mended(run, restored)]
+        failing = self._failing(name)
         nowhere = all(self.storages.paths.level(place).missing for place in guarded.places)
         missing = guarded.place if guarded.place and nowhere else ""
         worst = max(failing, key=lambda run: run.finished_at or "", default=None)
@@ -212,6 +211,8 @@ class Views:
             row.attention.append(f"{name}: a restore in place was cut short; {what}")
             row.hints.append(f"dbguardctl restore undo {name}")
         self._say_of_log(row, now)
+        if worst and not gone and _code(worst).startswith(_OF_WAY):
+            row.hints.insert(0, f"dbguardctl check {name}  # shows whether that is over, and so does a backup")
         if away:
             row = _unrecoverable(row)
         return replace(
@@ -225,6 +226,13 @@ class Views:
             paused_until_at=pause.until_at if pause else None,
             running_job=active.id if active else None,
         )
+
+    def _failing(self, name: str) -> list[Run]:
+        """The backups and proofs of a database that failed last, of what is not over since then."""
+        known = [run for verb in ("backup", "verify", "check") if (run := self.catalog.runs.get(name, verb))]
+        opened = max((run.succeeded_at or "" for run in known), default="")
+        over = {_OF_SOURCE: self.catalog.settings.get(f"restored:{name}") or "", **dict.fromkeys(_OF_WAY, opened)}
+        return [run for run in known if run.verb != "check" and run.problem and not _is_mended(run, over)]
 
     def _say_of_log(self, row: DatabaseStatus, now: datetime) -> None:
         """Add what is wrong with the log of a database, and what helps."""
@@ -311,9 +319,16 @@ class Views:
         return None
 
 
-def _is_mended(run: Run, restored_at: str) -> bool:
-    """Say if a run failed because of a live database that was replaced since then by a restore in place."""
-    return str((run.problem or {}).get("code", "")).startswith(_OF_SOURCE) and (run.finished_at or "") <= restored_at
+def _is_mended(run: Run, since: Mapping[str, str]) -> bool:
+    """Say if what a run failed of is over since then: by the beginning of its code, when that was seen last.
+
+    A live database was replaced by a restore in place; or a repository was opened again.
+    """
+    return any(_code(run).startswith(kind) and (run.finished_at or "") < at for kind, at in since.items())
+
+
+def _code(run: Run) -> str:
+    return str((run.problem or {}).get("code", ""))
 
 
 def _unrecoverable(row: DatabaseStatus) -> DatabaseStatus:

@@ -208,6 +208,7 @@ class Supervisor:
     async def _measure(self) -> None:
         while True:
             await self._paths.measure(self._do.views.storages.places())
+            self._do.look_again()
             await asyncio.sleep(_GAUGE_SECONDS)
 
     async def _prove_audit(self) -> None:

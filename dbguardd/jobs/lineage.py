@@ -107,9 +107,9 @@ def set_back(said: BackupFacts, before: BackupFacts) -> bool:
 
 
 def check_followed(run: Run, said: BackupFacts) -> None:
-    """Raise SourceReplaced if the stored log has left the round that a server is on now, whatever lies in its place.
+    """Raise SourceReplaced if the stored log has gone on from the timeline that a server is on to a later one.
 
-    Nothing of what it writes from now on is in the history that is followed, also if it has written nothing yet.
+    Nothing of what the server writes from now on is in the history that is followed, also if it has written nothing.
     """
     log = stored(run)
     if said.place is None or not log.chains or put_over(run, log.chains[-1].id):

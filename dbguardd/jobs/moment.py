@@ -84,7 +84,7 @@ class Moment:
 
 
 def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractContextManager[Tree]:
-    """Open what a moment is read from; `there` is a backup of what it goes over. Raises what the repository raises."""
+    """Open a moment for reading. `there` is a backup of what it is written over. Raises what the repository raises."""
     if moment.until is None:
         return run.repository.tree(moment.backup, reading(run, moment.bytes), there=there)
     if moment.until.form == BYTES:
@@ -175,7 +175,7 @@ def _left_out(backup: Backup) -> Iterator[str]:
         yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"
 
 
-def at_place(run: Run, lsn: str) -> Moment:
+def at_lsn(run: Run, lsn: str) -> Moment:
     """Return the moment that is a place in the log of a cluster ("16/B374D848"). Raises Usage, NotFound."""
     try:
         high, low = (int(part, 16) for part in lsn.split("/"))
@@ -190,13 +190,13 @@ def at_place(run: Run, lsn: str) -> Moment:
     return _moment(known[ending.base.id], ending, Target(position=position, lsn=lsn))
 
 
-def at_point(run: Run, name: str) -> Moment:
-    """Return the moment of the last restore point of that name; of the newest log first. Raises as at_place()."""
+def at_restore_point(run: Run, name: str) -> Moment:
+    """Return the moment of the last restore point of that name; of the newest log first. Raises as at_lsn()."""
     log = stored(run)
     known = _sound(run) if log.chains else {}
     for chain in reversed(log.chains):
         last = chain.last
-        for base in rule.on(chain, map(base_of, known.values())):
+        for base in rule.bases_of(chain, map(base_of, known.values())):
             if base.after >= last or base.place is None or run.find is None:
                 continue
             backup, until = known[base.id], Until(chain, base.after, last, BYTES)
@@ -219,7 +219,7 @@ def _not_covered(run: Run, what: str) -> NotFound:
     )
 
 
-def drawn(run: Run) -> Moment | None:
+def random_moment(run: Run) -> Moment | None:
     """Return a random moment of the last day that only the log has, one with a sum if a few draws find one; or None.
 
     A log of bytes has no sums: of its moments only those of backups can be compared with anything.
@@ -242,14 +242,14 @@ def drawn(run: Run) -> Moment | None:
     return found
 
 
-def read_through(run: Run, moment: Moment | None) -> None:
+def read_log(run: Run, moment: Moment | None) -> None:
     """Read all of the log up to a moment, which shows that it is there, authentic and in a row. Raises if not."""
     log, until = run.repository.log(run.name), None if moment is None else moment.until
     for link in () if log is None or until is None else log.links(until.chain, until.after + 1, until.last):
         run.progress("log", link.number, None)
 
 
-def same_place(run: Run, moment: Moment) -> Backup | None:
+def backup_at(run: Run, moment: Moment) -> Backup | None:
     """Return a backup that was made at the very place in the log at which a moment ends, if there is one."""
     place = moment.place
     if place is None or not place.position:
@@ -267,7 +267,7 @@ def between(run: Run, backup: Backup) -> Moment | None:
     known = _sound(run) if log.chains else {}
     older = [other for other in map(base_of, known.values()) if rule.before(other, later)]
     for chain in reversed([chain for chain in log.chains if chain.id == later.chain]):
-        if bases := list(rule.on(chain, older)):
+        if bases := list(rule.bases_of(chain, older)):
             if chain.last < later.after:
                 what = f"the log {chain.id} lacks its segment {chain.last + 1}"
                 raise ObjectMissing(what, detail=f"of {bases[0].after + 1} to {later.after}")

@@ -28,13 +28,13 @@ from dbguardd.errors import (
 from dbguardd.jobs.backup import Dump, take
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
-from dbguardd.jobs.moment import Moment, at_place, at_point, reach
+from dbguardd.jobs.moment import Moment, at_lsn, at_restore_point, reach
 from dbguardd.jobs.restore_and_compare import delta_restore, replaced, restore_and_compare
 from dbguardd.jobs.target import (
     check_directory,
+    check_in_place,
     check_space,
     check_target,
-    check_way_in,
     free_bytes,
     left_beside,
     live,
@@ -63,13 +63,13 @@ def restore(run: Run, request: Restore) -> Result:
             hints=[f"dbguardctl restore {run.name} --at TIME"],
         )
     if request.lsn:
-        moment = at_place(run, request.lsn)
+        moment = at_lsn(run, request.lsn)
     elif request.name:
-        moment = at_point(run, request.name)
+        moment = at_restore_point(run, request.name)
     else:
         moment = reach(run, request.backup, request.at)
     if request.in_place:
-        check_way_in(run, moment.backup)
+        check_in_place(run, moment.backup)
     target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)

@@ -12,7 +12,7 @@ from dbguardd.flow import LOG
 from dbguardd.humanize import OVERWRITING
 from dbguardd.jobs.base import Run, brief
 from dbguardd.jobs.moment import Moment, opened
-from dbguardd.jobs.target import making_another, owner_of, served
+from dbguardd.jobs.target import mkdir_elsewhere_command, owner_of, served
 from dbguardd.jobs.verify import DAMAGE, condemn, same_content
 from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
@@ -104,7 +104,7 @@ def _write(
         raise
     except PlaceDenied as error:
         if not in_staging and owner_of(backup):  # made for him, it is the place where the job acts as he
-            error.hints = (making_another(backup, target),)
+            error.hints = (mkdir_elsewhere_command(backup, target),)
         raise
     seconds = round(run.monotonic() - started, 3)
     run.report("restore.written", backup=backup.id, target=str(target), seconds=seconds)

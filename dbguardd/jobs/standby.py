@@ -82,7 +82,7 @@ class Keeping:
         return self._copy
 
     def open(self, *, make: bool) -> bool:
-        """Open the copy, or `make` it; return True if its end was begun. Raises NotFound if it is not there."""
+        """Open the copy, or `make` it; return True if its promotion was begun. Raises NotFound if it is not there."""
         found = self._copy.found(self.target, self._run.progress)
         if found is not None:
             self.mark = _read(found, self.target)

@@ -39,7 +39,7 @@ def served(run: Run) -> bool:
     return "path" not in run.database["settings"]
 
 
-def check_way_in(run: Run, backup: Backup) -> None:
+def check_in_place(run: Run, backup: Backup) -> None:
     """Raise Unsupported for a backup that cannot be restored in place, also where the cluster is no longer here."""
     if served(run) and backup.method != "pages":
         raise _no_way_in(run)
@@ -181,20 +181,20 @@ def check_directory(backup: Backup, target: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         if owner_of(backup):  # else the engine half says it, which knows as whom it acts
             message = f"{target}: there is no directory {target.parent}"
-            raise Usage(message, hints=[making(backup, target.parent)]) from None
+            raise Usage(message, hints=[mkdir_command(backup, target.parent)]) from None
     except OSError:
         pass  # what may not be looked at is left to the engine half
 
 
-def making(backup: Backup, directory: Path) -> str:
+def mkdir_command(backup: Backup, directory: Path) -> str:
     """Return the command by which root makes a directory for the owner of the original."""
     return shlex.join(["install", "-d", "-o", owner_of(backup), "-m", "0700", str(directory)])
 
 
-def making_another(backup: Backup, target: Path) -> str:
+def mkdir_elsewhere_command(backup: Backup, target: Path) -> str:
     """Return the command by which root makes a directory for the owner of the original that he can come to."""
     place = reachable(target.parent / "restored", pwd.getpwnam(owner_of(backup)).pw_uid)
-    return f"{making(backup, place)}  # and restore to a place in there"
+    return f"{mkdir_command(backup, place)}  # and restore to a place in there"
 
 
 def owner_of(backup: Backup) -> str:

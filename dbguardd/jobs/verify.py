@@ -15,7 +15,7 @@ from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, Proo
 from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
 from dbguardd.jobs.lineage import successor
-from dbguardd.jobs.moment import Moment, between, drawn, opened, read_through, same_place
+from dbguardd.jobs.moment import Moment, backup_at, between, opened, random_moment, read_log
 from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
 from dbguardd.repository import Backup, Proof
@@ -48,11 +48,11 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
     moment: Moment | None = None
     try:
         whole = between(run, backup)
-        read_through(run, whole)
+        read_log(run, whole)
     except _VERDICTS as error:
         raise _refuted(run, _told(run, None, "", [_line(error)])) from None
     try:
-        moment = drawn(run) or whole
+        moment = random_moment(run) or whole
         tried = None if moment is None else _tried(run, moment, "log")
     except _VERDICTS as error:
         tried = _told(run, None, "", [_line(error)])
@@ -77,7 +77,7 @@ def _tried(run: Run, moment: Moment, name: str) -> Finding:
             run.snapshots.restore(tree, target, run.progress)
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         findings = list(examined.findings)
-        if (twin := same_place(run, moment)) and (expected := run.repository.fingerprint(twin.id)):
+        if (twin := backup_at(run, moment)) and (expected := run.repository.fingerprint(twin.id)):
             compared = same_content(examined, expected, twin)
             findings.append(replace(compared, name=f"content of backup {twin.id}, which was made just there"))
             said += f"; {findings[-1].name}: {compared.detail}"
@@ -172,11 +172,13 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
     if examined.fingerprint is None:
         return
     proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
-    older = (one for one in run.repository.backups(run.name) if one.id < backup.id and one.id in proven)
-    before = next(older, None)
-    if before is None or any(
-        one.said.successor for one in run.repository.backups(run.name) if before.id < one.id <= backup.id
-    ):
+    before, right = None, False
+    for one in run.repository.newest(run.name):  # no further than need be: each is an object to read
+        if one.id < backup.id and one.id in proven:
+            before = one
+            break
+        right = right or (one.id <= backup.id and one.said.successor)
+    if before is None or right:
         return
     try:
         known = run.repository.fingerprint(before.id) or {}
@@ -191,7 +193,7 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
 
 
 def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
-    """Say what has become of every row there was, if nothing is left where they were; `alike`: names mean the same."""
+    """Say that no table which had rows has one now; nothing if one has. `alike`: both name their tables in one way."""
     had = {name for name, table in before.tables.items() if table.rows}
     if had and not now.rows:
         return "no table has a row any more"

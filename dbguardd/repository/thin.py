@@ -78,7 +78,7 @@ def due(chain: Chain, grain: Grain, grains: Sequence[Grain], now: datetime) -> D
     ages = {one.seconds: one.age for one in grains}
 
     def is_old(piece: Piece) -> bool:
-        """Say if an object has the grain or is of age: when it was stored, what it has had that of its own grain."""
+        """Say if an object has the grain, or the age for it. One made coarser was of that age when it was stored."""
         waits = grain.age - ages.get(piece.grain, timedelta())
         return piece.grain >= grain.seconds or piece.stored_at < now - waits
 
@@ -173,7 +173,10 @@ class _Group:
             self._images[number] = bytes(page)
 
     def ends_before(self, link: Link, grain: int) -> bool:
-        """Say if a segment is one of another minute, or too much, or of other pages; in a transaction none ends."""
+        """Say if the merged segment ends before this one: it would be too large, of other pages or of another minute.
+
+        Only the first two are a reason in the middle of a transaction.
+        """
         if (link.stream, link.page_size) != (self.last.stream, self.last.page_size):
             return True
         if self.full or len(self._images) * self.last.page_size >= MERGED_BYTES:

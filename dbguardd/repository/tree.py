@@ -28,7 +28,7 @@ Told = Callable[[int], None]
 
 
 def untold(done_bytes: int) -> None:
-    """Nobody is told."""
+    """Do nothing: where nobody wants to see the progress."""
 
 
 class Tree:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from dbguardd.rules.chains import Chain
 from dbguardd.rules.dated import Dated
-from dbguardd.rules.moment import Base, on
+from dbguardd.rules.moment import Base, bases_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def logged(chain: Chain, bases: Iterable[Base]) -> Logged:
     """
     since = chain.begun_at
     if chain.first:
-        since = min([chain.pieces[0].until, *(base.created_at for base in on(chain, bases))])
+        since = min([chain.pieces[0].until, *(base.created_at for base in bases_of(chain, bases))])
     return Logged(since, chain.until, {piece.grain: piece.until for piece in chain.pieces if piece.grain})
 
 

@@ -61,8 +61,8 @@ def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime |
     for chain in reversed(log.chains):
         if chain.id < alone.chain or (chain.id != alone.chain and chain.until < alone.created_at):
             continue
-        for base in on(chain, bases, wanted):
-            link = last(log, chain, base, wanted)
+        for base in bases_of(chain, bases, wanted):
+            link = last_segment(log, chain, base, wanted)
             if link is None or not leads(base.place, end_of(link)):
                 continue  # from an older one, the log leads there
             if link.form == BYTES and wanted is not None:
@@ -73,7 +73,7 @@ def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime |
             break
 
 
-def on(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> Iterator[Base]:
+def bases_of(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> Iterator[Base]:
     """Yield the backups that a chain goes on from and that were made at or before `wanted`."""
     for base in bases:
         goes_on = base.chain == chain.id and chain.first <= base.after + 1 <= chain.last + 1
@@ -81,7 +81,9 @@ def on(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None) -> I
             yield base
 
 
-def last(log: Stored, chain: Chain, base: Base, wanted: datetime | None, most: int | None = None) -> Link | None:
+def last_segment(
+    log: Stored, chain: Chain, base: Base, wanted: datetime | None, most: int | None = None
+) -> Link | None:
     """Return the last segment at or before `wanted` that ends a transaction and reaches past the base.
 
     Its number is at most `most`. If segments have bytes of the log, the moment may lie within the one after that.
@@ -108,7 +110,7 @@ def last(log: Stored, chain: Chain, base: Base, wanted: datetime | None, most: i
 def at_position(log: Stored, bases: Sequence[Base], position: int) -> Ending | None:
     """Return the end of the log at a position: of the newest log, and from the newest base, that come to it."""
     for chain in reversed(log.chains):
-        for base in on(chain, bases):
+        for base in bases_of(chain, bases):
             if base.place is not None and base.place.position < position:
                 link = reaching(log, chain, base, position)
                 if link is None:
@@ -147,7 +149,7 @@ def up_to(log: Stored, chain: Chain, bases: Sequence[Base], later: Base) -> Endi
     end: so a recovery knows that nothing lies between.
     """
     if later.place is None or later.place.end is None:
-        link = last(log, chain, bases[0], None, later.after)
+        link = last_segment(log, chain, bases[0], None, later.after)
         return None if link is None else Ending(bases[0], chain, link, link.at)
     far = replace(later.place, position=later.place.end)
     link = next((one for one in log.links(chain, later.after) if holds(one, far, one.at)), None)

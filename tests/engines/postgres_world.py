@@ -126,6 +126,8 @@ class Cluster:
     def make(self, *options):
         """Make the cluster; `options` are those of initdb."""
         words = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", *options]
+        if self.major >= 18 and "--data-checksums" not in options:
+            words.append("--no-data-checksums")  # it makes them unasked
         subprocess.run([self.programs / "initdb", *words, "-D", self.data], check=True, capture_output=True,
                        cwd="/", **identity())  # fmt: skip
         self.socket.mkdir(mode=0o755)

@@ -269,6 +269,8 @@ def test_an_index_that_another_library_has_sorted_is_not_called_damaged():
         return found
 
     with cluster() as live:
+        if live.sql("SELECT count(*) FROM pg_collation WHERE collname = 'und-x-icu'") == "0":
+            pytest.skip("NOT TESTED: this PostgreSQL was built without ICU")
         live.sql(sorted_there)
         same, other = as_owner(tried, live)
     assert same.outcome == "failed" and "words" in same.detail

@@ -11,19 +11,7 @@ from io import BytesIO
 
 import pytest
 from engine_memory import MemorySink, MemoryTree, no_progress
-from postgres_pages_world import (
-    OURS,
-    backed_up,
-    failed,
-    made,
-    own_place,
-    proven,
-    round_trip,
-    shop,
-    stored,
-    timed,
-    tree,
-)
+from postgres_pages_world import OURS, backed_up, failed, made, own_place, proven, round_trip, shop, stored, timed, tree
 from postgres_world import Cluster, as_owner, cluster, identity, owner, until
 
 from dbguardd.engines.base import Query

@@ -348,7 +348,7 @@ def test_backups_of_a_purged_installation_show_before_anything_is_protected(hous
     house.is_sound()
 
 
-def test_a_storage_that_appears_is_shown_as_unread_and_read_by_a_reload(house: House) -> None:
+def test_a_storage_that_appears_is_read_by_itself(house: House) -> None:
     house.database("app")
     house.protects(house.table("app", *CALM))
     house.start()
@@ -361,21 +361,11 @@ def test_a_storage_that_appears_is_shown_as_unread_and_read_by_a_reload(house: H
     house.start()
     assert house.api.get("status")["storages"] == []
     (house.place / "away").rename(house.store)
-    (storage,) = until(lambda: house.api.get("status")["storages"], house.log.read_text)
-    assert storage["stored_bytes"] is None
-    said = house.ctl("status")
-    assert f"the backups in {house.store} are not read yet" in said.out and "dbguardctl reload" in said.out
-    (house.store / "repo.json").rename(house.place / "repo.json")
-    house.write(house.table("app", 'verify = "off"'), name="app")
-    house.does("reload")
-    (house.place / "repo.json").rename(house.store / "repo.json")
-    until(lambda: house.api.get("status")["storages"][0]["stored_bytes"] is None, house.jobs)
-    said = house.ctl("status")  # of a database in the policy nothing is claimed either
-    assert "app: its backups are not read yet" in said.out and "not known yet" in said.out, said
-    assert "no backup yet" not in said.out and "never" not in said.out.partition("\n\n")[2].partition("storage")[0]
-    house.does("reload")
+    until(lambda: [row for row in house.api.get("status")["databases"] if row["backups"] == 1], house.log.read_text)
     house.idle()
-    assert house.status("app")["backups"] == 1
+    assert house.status("app")["state"] == "orphaned"
+    (storage,) = house.api.get("status")["storages"]
+    assert storage["ok"] and storage["stored_bytes"]
 
 
 def test_a_storage_that_gets_its_old_name_back_has_its_backups_under_that(house: House) -> None:

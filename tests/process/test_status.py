@@ -133,6 +133,14 @@ def test_what_could_not_be_restored_now_is_not_shown_as_safe(house: House, how: 
     house.idle()
     back = house.status("app")
     assert (back["state"], back["attention"]) == ("safe", safe["attention"])
+    lose()
+    assert house.ctl("backup", "app").status != 0
+    bring_back()
+    assert house.status("app")["state"] == "failing"
+    assert house.status("app")["hints"][0].startswith("dbguardctl check app")
+    house.does("check", "app")
+    back = house.status("app")
+    assert (back["state"], back["attention"], back["problem"]) == ("safe", safe["attention"], None)
     assert house.status("left")["state"] == "orphaned"
 
 

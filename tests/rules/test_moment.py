@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dbguardd.facts import Place
 from dbguardd.rules.chains import BYTES, Chain, Piece, Stored
-from dbguardd.rules.moment import Base, hole, leads, newest, on, reaching, up_to
+from dbguardd.rules.moment import Base, bases_of, before, hole, leads, newest, reaching, up_to
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "01KJN2X5Q0000000000000000" + "0"
@@ -52,8 +52,8 @@ class Kept:
             return self.pieces[piece]
 
         rows = [[next(iter(self.pieces))]]
-        for before, piece in pairwise(self.pieces):
-            rows += [[]] if piece.first > before.last + 1 else []
+        for earlier, piece in pairwise(self.pieces):
+            rows += [[]] if piece.first > earlier.last + 1 else []
             rows[-1].append(piece)
         return Stored([Chain(ID, tuple(row)) for row in rows], look)
 
@@ -142,7 +142,7 @@ def test_a_hole_ends_what_is_reached_and_is_told_where_more_was_wanted():
     assert ending is not None and ending.link.number == 4
     assert hole(log, ending.chain, None) == hole(log, ending.chain, at(8)) == (5, 6)
     assert hole(log, ending.chain, at(3)) is None
-    assert list(on(log.chains[1], [base])) == []
+    assert list(bases_of(log.chains[1], [base])) == []
     later = Base("D", at(4.5), ID, 4, Place("r", 3, end=4))
     found = up_to(log, log.chains[0], [base], later)
     assert found is not None and (found.link.number, found.at) == (4, later.created_at)
@@ -165,3 +165,12 @@ def test_what_was_stored_of_a_round_behind_the_place_where_it_was_left_leads_now
     late = Base("L", at(6), ID, 6, Place("r", 6))
     ending = newest(log, [late, base], late, None)
     assert ending is not None and ending.base == base
+
+
+def test_what_lies_before_a_backup_was_made_before_it_and_is_of_no_place_behind_it() -> None:
+    """A clock that was ahead says nothing of that; a standby that lags is behind what was made before it."""
+    ahead = Base("01", datetime(2099, 1, 1, tzinfo=UTC), place=Place("r", 5))
+    assert before(ahead, Base("02", datetime(2026, 1, 1, tzinfo=UTC), place=Place("r", 5)))
+    assert not before(ahead, Base("02", datetime(2100, 1, 1, tzinfo=UTC), place=Place("r", 4)))
+    assert before(ahead, Base("02", datetime(2026, 1, 1, tzinfo=UTC), place=Place("s", 4)))
+    assert not before(Base("03", datetime(2026, 1, 1, tzinfo=UTC)), ahead)

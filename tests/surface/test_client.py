@@ -404,8 +404,7 @@ class Terminal:
 
 def test_a_terminal_has_colours(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon, "status")
-    assert terminal.end() == 3
-    assert "\x1b[1;31m✖\x1b[0m" in terminal.text
+    assert terminal.end() == 3 and "\x1b[1;31m✖\x1b[0m" in terminal.text
     plain = Terminal(daemon, "status", NO_COLOR="1")
     plain.end()
     assert "\x1b" not in plain.text and "✖" in plain.text
@@ -430,6 +429,7 @@ def test_a_recovery_key_is_dropped_after_a_question(daemon: FakeDaemon) -> None:
 
 
 def test_in_place_goes_no_further_with_another_name(daemon: FakeDaemon) -> None:
+    daemon.routes["GET /databases/app/backups"] = {"backups": [{"engine": "postgresql", "method": "pages"}]}
     terminal = Terminal(daemon, "restore", "app", "--in-place")
     terminal.read_until("Type app to go on: ")
     terminal.type("yes\n")

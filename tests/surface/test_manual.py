@@ -235,12 +235,12 @@ def test_the_client_loads_little(words: list[str], daemon: FakeDaemon) -> None:
     ours = {name for name in loaded if name.startswith("dbguardd")}
     assert ours <= {
         "dbguardd",
-        *(f"dbguardd.{name}" for name in ("errors", "lean", "places", "requests", "states", "words")),
+        *(f"dbguardd.{name}" for name in ("errors", "humanize", "lean", "places", "requests", "states")),
     }
     assert "status" not in words or "dbguardd.requests" not in ours, "its records cost more than all that status does"
 
 
-SHARED = ("errors", "events", "kinds", "lean", "places", "requests", "sentences", "states", "words")
+SHARED = ("errors", "events", "humanize", "kinds", "lean", "places", "requests", "sentences", "states")
 
 
 def test_the_source_imports_only_what_it_may() -> None:

@@ -374,8 +374,7 @@ def _hints_for_denied(said: str, address: Address) -> list[str]:
 
 
 def _in_hba(name: str) -> str:
-    plain = re.fullmatch("[a-z_][a-z0-9_]*", name) and name != "replication"
-    return name if plain else '"{}"'.format(name.replace('"', '""'))
+    return name if re.fullmatch("(?!replication$)[a-z_][a-z0-9_]*", name) else '"{}"'.format(name.replace('"', '""'))
 
 
 def _reaches_hosts() -> bool:

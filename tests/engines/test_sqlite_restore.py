@@ -1,5 +1,6 @@
 """Restoring, examining and replacing: all or nothing, and never what was not asked for."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from sqlite_world import balance, directory, ledger, make, shell, using
 
 from dbguardd.engines.base import REPLACED, Query
 from dbguardd.engines.sqlite.pour import Pouring, pour
+from dbguardd.engines.sqlite.publish import hold
 from dbguardd.errors import Cancelled, Damaged, ProofFailed, SourceMissing, TargetExists, TargetInUse
 from tests.live import until
 
@@ -445,3 +448,17 @@ def test_no_room_for_a_temporary_file_is_no_verdict_on_the_database(tmp_path):
     argv = [sys.executable, "-c", NO_ROOM, tmp_path / "new.db"]
     said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()
     assert said == [*("ok size", "ok content", "ok integrity_check", "ok foreign_key_check"), "inconclusive query:"]
+
+
+def test_what_was_cleared_before_it_is_in_its_place_is_missed_before_anything_is_touched(tmp_path):
+    """Another backup in that directory may just be looking at it: it is waited for, and believed."""
+    work = tmp_path / ".app.db.swapping.dbguard"
+    work.write_bytes(b"copy")
+    with work.open("rb") as other, ThreadPoolExecutor() as threads:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        held = threads.submit(hold, work)
+        until(lambda: [path.resolve() for path in Path("/proc/self/fd").iterdir()].count(work) == 2, "it waits")
+        work.unlink()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        with pytest.raises(FileNotFoundError):
+            held.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -64,10 +65,16 @@ def clear(directory: Path) -> None:
 
 
 def hold(work: Path) -> int:
-    """Open and lock finished work that is not yet in its place, so that clear() lets it be; the caller closes it."""
+    """Open and lock finished work that is not yet in its place, so that clear() lets it be; the caller closes it.
+
+    Raises OSError if clear() was quicker.
+    """
     file = os.open(work, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(OSError):  # not every file system locks
+        fcntl.flock(file, fcntl.LOCK_EX)  # clear() has it for a moment only
+    if not os.path.lexists(work):
+        os.close(file)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(work))
     return file
 
 

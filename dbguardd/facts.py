@@ -32,7 +32,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LogPosition:
     """A place in the log of a database, as everybody compares it; its engine may say more of it. See flow.Segment.
 
     A backup has the log itself from there up to `end`, if that is known.
@@ -44,7 +44,7 @@ class Place:
     end: int | None = None
 
     @classmethod
-    def read(cls, value: Any) -> Place | None:
+    def read(cls, value: Any) -> LogPosition | None:
         """Read what an engine has said; None for what nobody could compare."""
         match value:
             case {"round": str() as round, "position": int() as position}:
@@ -69,14 +69,14 @@ def _turn(value: Any) -> Turn | None:
 
 
 @dataclass(frozen=True, slots=True)
-class GoesOn:
+class LogStart:
     """Where the stored log goes on from a backup: behind the segment `after` of a chain, which it contains."""
 
     chain: str
     after: int
 
     @classmethod
-    def read(cls, value: Any) -> GoesOn | None:
+    def read(cls, value: Any) -> LogStart | None:
         """Read the fact `log`; None where no log goes on."""
         match value:
             case {"chain": str() as chain, "after": int() as after}:
@@ -105,7 +105,7 @@ class BackupFacts:
     """The facts of a backup that others than its engine read, by their types. What is not there is empty."""
 
     # The engine, of any database.
-    place: Place | None = None  # `log_place`: where in its log the backup is
+    log_position: LogPosition | None = None  # `log_place`: where in its log the backup is
     snapshot_at: datetime | None = None  # of which moment it is (UTC)
     blocked_seconds: float | None = None  # how long it kept the application waiting
     size_bytes: int = 0  # of the database; of a dump, as it was in its server
@@ -124,7 +124,7 @@ class BackupFacts:
     left_out: tuple[str, ...] = ()  # the first of what is not in it: databases without a way in, links, unread files
     # jobs/backup.py
     path: str = ""  # where the policy has the file
-    goes_on: GoesOn | None = None  # `log`
+    log_start: LogStart | None = None  # `log`
     successor: bool = False  # a person says: this is what has become of the one before
     no_fingerprint: str = ""  # why there is none; the engine may say so, too
 
@@ -137,7 +137,7 @@ class BackupFacts:
 
         excluded = tuple(str(name) for name in _of(list, facts.get("excluded")) or ())
         return cls(
-            place=Place.read(facts.get("log_place")),
+            log_position=LogPosition.read(facts.get("log_place")),
             snapshot_at=_moment(facts.get("snapshot_at")),
             blocked_seconds=_seconds(facts.get("blocked_seconds")),
             size_bytes=_of(int, facts.get("size_bytes")) or 0,
@@ -154,7 +154,7 @@ class BackupFacts:
             excluded_count=_of(int, facts.get("excluded_count")) or len(excluded),
             left_out=tuple(str(name) for name in _of(list, facts.get("left_out")) or ()),
             path=text("path"),
-            goes_on=GoesOn.read(facts.get("log")),
+            log_start=LogStart.read(facts.get("log")),
             successor=facts.get("successor") is True,
             no_fingerprint=text("no_fingerprint"),
         )

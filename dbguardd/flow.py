@@ -55,7 +55,7 @@ class Sink(Protocol):
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
         """Take the paged stream `name` from the open file descriptor `file` and return when all of it was read.
@@ -66,8 +66,8 @@ class Sink(Protocol):
         With `filled` the file is still being written: it has its size, and iterating yields how many bytes, from its
         start, are there for good. It is iterated to its end; what it raises leaves no stream.
 
-        If `filled` is to be `asked`, somebody else may change the file, which makes all that was read of it void: no
-        step is taken before the bytes that it adds are wanted, and its end is not reached before all were read.
+        With `on_demand` the next step of `filled` is taken only when the bytes that it adds are wanted, and its end is
+        not reached before all were read: the caller watches a live file, and a change makes void all that was read.
 
         With `changing` others write the file meanwhile, and a log that the engine keeps as well makes it whole again:
         taken are as many bytes as it has now, each page as it is at some moment, half old and half new even, and zeros
@@ -113,10 +113,10 @@ class Tree(Protocol):
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open one stream of either kind for reading from its start. Raises NotFound."""
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file `file` from offset 0; return its size in bytes.
 
-        Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable. With `over`
+        Bytes may arrive out of order. The descriptor stays the caller's, and so does making it durable. With `delta`
         the file has another state of the stream, perhaps: it is read, and of a paged stream only those pages are
         fetched and written in which the two differ.
         """
@@ -164,7 +164,7 @@ class Segment:
     body: Images | bytes | bytearray = field(repr=False)
 
 
-class Ship(Protocol):
+class LogSink(Protocol):
     """Where an engine puts the log that it follows. Whatever these raise ends the following."""
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:

@@ -20,7 +20,9 @@ class Kind:
     followed: tuple[str, ...] = ()  # the methods whose backups a log goes on from
     archived: bool = False  # its server can hand over that log file by file
     thinned: bool = False  # that log has images of pages, so it can be made coarser
-    revived: bool = False  # its backups are restored to be asked: the worker of a question has an engine half, too
+    asked_in_server: bool = (
+        False  # its backups are restored to be asked: the worker of a question has an engine half, too
+    )
 
     @property
     def own(self) -> frozenset[str]:
@@ -47,7 +49,7 @@ KINDS: Mapping[str, Kind] = {
         account="postgres",
         followed=("pages",),
         archived=True,
-        revived=True,
+        asked_in_server=True,
     ),
 }
 

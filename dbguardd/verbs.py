@@ -33,14 +33,14 @@ BY_HAND: Mapping[str, type[Request]] = {**REQUESTS, **STANDBY}
 """Every verb that can be run by hand, and what it takes."""
 
 
-def apart(verb: str, request: Mapping[str, Any]) -> str:
+def staging_suffix(verb: str, request: Mapping[str, Any]) -> str:
     """Return what tells the staging of a job that runs beside others of its database from theirs; else nothing."""
     if verb in QUESTION_VERBS:
         return "question"
     return f"{verb} {request.get('to', '')}" if verb == "follow" or verb in STANDBY else ""
 
 
-def opens(verb: str, engine: str | None) -> bool:
+def has_engine_half(verb: str, engine: str | None) -> bool:
     """Say if the worker of a job has an engine half: it opens a database, live or restored."""
     kind = KINDS.get(engine or "")
-    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.revived)
+    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.asked_in_server)

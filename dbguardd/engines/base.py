@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
-from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
+from dbguardd.flow import Facts, LogSink, Pages, Sink, Tree
 
 Progress = Callable[[str, int, int | None], None]
-Find = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
+FindRestorePoint = Callable[[Tree, str, Progress], tuple[int, datetime] | None]
 """Returns the position of the last restore point of that name in the log of a Tree, and when it was made."""
-Asked = TypeVar("Asked", contravariant=True)  # noqa: PLC0105 - the field of its kind
+OpenBackup = TypeVar("OpenBackup", contravariant=True)  # noqa: PLC0105 - the field of its kind
 
 REPLACED = "replaced"
 """The fact of an error of replace() that came when the live database had been replaced already."""
@@ -47,7 +47,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class ProofQuery:
     """A proof query: its single value must lie in [min, max], or equal `equals`."""
 
     sql: str
@@ -72,7 +72,7 @@ class Examination:
         return all(finding.outcome in ("ok", "not configured") for finding in self.findings)
 
 
-def judge(name: str, query: Query, value: object) -> Finding:
+def judge(name: str, query: ProofQuery, value: object) -> Finding:
     """Say whether the single value that a proof query returned is right. Of what is wrong only its size is told."""
     wrong = ""
     number = value if isinstance(value, int | float) else None
@@ -135,7 +135,7 @@ class Snapshots(Protocol):
         is left there. Never touches the live database.
         """
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         """Open a restored database, run the engine's own checks and the proof queries, and take its fingerprint."""
 
     def check_unused(self) -> None:
@@ -149,10 +149,10 @@ class Snapshots(Protocol):
         """
 
 
-class Log(Protocol):
+class LogSource(Protocol):
     """The log of one database, followed while it is written."""
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         """Ship every commit from now on, or from the place `resume` on if the log still has all since; never returns.
 
         Writers wait for max_block at most. Raises LogBroken when commits were missed, Unsupported for a database
@@ -185,7 +185,7 @@ class Answer(Protocol):
         """Show life, some times a second. Raises Cancelled when the question is to end."""
 
 
-class Past(Protocol[Asked]):
+class Questions(Protocol[OpenBackup]):
     """Questions to backups (query, get, diff, undelete).
 
     `Asked` is what a backup is read through: its Pages, for SQLite, of which a question reads a few and nothing is
@@ -195,19 +195,19 @@ class Past(Protocol[Asked]):
     and what `asked` and `answer` raise.
     """
 
-    def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
+    def query(self, asked: OpenBackup, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT: JSON lines in ASCII, first the names of the columns, then each row.
 
         Facts: rows, more (why there are more than that: "rows", "bytes", or None).
         """
 
-    def table(self, asked: Asked, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
+    def table(self, asked: OpenBackup, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         """Write one table, all of it: as the text of its database (form "sql"), or as CSV in UTF-8 ("csv").
 
         Facts: rows, triggers (so many were left out of the text).
         """
 
-    def difference(self, older: Asked, newer: Asked, table: str, bounds: Bounds, answer: Answer) -> Facts:
+    def difference(self, older: OpenBackup, newer: OpenBackup, table: str, bounds: Bounds, answer: Answer) -> Facts:
         """Compare two backups row by row, in one table or ("") in all.
 
         The answer is JSON lines in ASCII: {schema: {kind, name, before, after}} for each definition that differs; then
@@ -218,7 +218,7 @@ class Past(Protocol[Asked]):
         """
 
     def missing(
-        self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
+        self, both: tuple[OpenBackup, OpenBackup], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
         """Find the rows of a table (and with a condition on them, or "") that the second backup has no more.
 
@@ -229,17 +229,17 @@ class Past(Protocol[Asked]):
 
 
 @dataclass(frozen=True, slots=True)
-class Revived:
+class ScratchRestore:
     """A backup that was restored to be asked: its private directory, and which database in there is meant."""
 
-    place: Path
+    directory: Path
     database: str
 
 
-class Reviving(Past[Asked], Protocol[Asked]):
+class ServerQuestions(Questions[OpenBackup], Protocol[OpenBackup]):
     """Questions to backups of a server: nothing but a server reads its files, so one is brought back for the answer."""
 
-    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
+    def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
         """Bring back what questions to `database` ("": the only one) need, in the new private directory `place`.
 
         Nobody else is given what is there, so it need not be durable. Raises Usage, with their names, if there are
@@ -274,7 +274,7 @@ class Standby(Protocol):
     def rebase(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
         """Make the copy equal to another state of the database in one step. Raises TargetInUse as advance()."""
 
-    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> Sequence[Finding]:
+    def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Sequence[Finding]:
         """Check the copy as examine() does, and make it an ordinary database that follows no more.
 
         Raises ProofFailed, and leaves it as it is, if a check failed.
@@ -282,7 +282,7 @@ class Standby(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Present:
+class LiveState:
     """What is where a restore in place goes: so many bytes, so many that are free; and if one has begun there."""
 
     bytes: int
@@ -299,13 +299,13 @@ class DeltaRestore(Protocol):
     have changed nothing.
     """
 
-    def present(self, live: Path, facts: Facts) -> Present:
+    def inspect(self, live: Path, facts: Facts) -> LiveState:
         """Say what is there. Changes nothing."""
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         """Raise TargetInUse, with the command that ends that, if a process uses the live database."""
 
-    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+    def save(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
         """Back up what rests there just as it is; see Snapshots.dump. Raises SourceMissing if nothing is there."""
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
@@ -314,7 +314,7 @@ class DeltaRestore(Protocol):
         Raises TargetInUse, also if used since keep(), and NoSpace before a change; else REPLACED tells of one.
         """
 
-    def put(self, live: Path) -> str:
+    def publish(self, live: Path) -> str:
         """Put what overwrite() has left into its place, in one step; return that."""
 
 
@@ -324,12 +324,12 @@ class Engine:
 
     name: str
     snapshots: Snapshots
-    log: Log | None = None
+    log: LogSource | None = None
     standby: Standby | None = None
-    past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
-    reviving: Reviving[Revived] | None = None
+    questions: Callable[[], Questions[Pages]] | None = None  # made where it is asked: its driver is needed there only
+    server_questions: ServerQuestions[ScratchRestore] | None = None
     delta_restore: DeltaRestore | None = None
-    find: Find | None = None
+    find_restore_point: FindRestorePoint | None = None
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]

@@ -10,10 +10,17 @@ from functools import partial
 from dbguardd.engines.base import Progress
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError
-from dbguardd.facts import BackupFacts, GoesOn
+from dbguardd.facts import BackupFacts, LogStart
 from dbguardd.flow import Facts, Sink
-from dbguardd.jobs.base import Job, Result, Run, instant, row, seen
-from dbguardd.jobs.lineage import check_moved, check_same, elsewhere, going_on, tip, tip_at
+from dbguardd.jobs.base import Job, Result, Run, backup_row, instant, server_facts
+from dbguardd.jobs.lineage import (
+    check_same_cluster,
+    check_same_file,
+    log_start,
+    log_tip,
+    log_tip_at,
+    newest_at_other_path,
+)
 from dbguardd.repository import Backup
 from dbguardd.requests import Backup as Request
 from dbguardd.serialize import to_json
@@ -22,14 +29,14 @@ from dbguardd.states import Grade
 
 def backup(run: Run, request: Request) -> Result:
     """Back up the live database and return the new backup."""
-    made = take(run, full=request.full, note=request.note, successor=request.successor)
-    return {"backup": row(made, run.spec["storage"]["name"]), "facts": dict(made.facts)}
+    made = make_backup(run, full=request.full, note=request.note, successor=request.successor)
+    return {"backup": backup_row(made, run.spec["storage"]["name"]), "facts": dict(made.raw_facts)}
 
 
 Dump = Callable[[Sink, Progress], Facts]
 
 
-def take(
+def make_backup(
     run: Run,
     *,
     full: bool = False,
@@ -48,42 +55,42 @@ def take(
     started, database, began = run.monotonic(), run.database, run.now()
     skipped = _why_skipped(run) if fingerprint else ""
     compared = fingerprint and not skipped
-    log = tip(run) if database.get("continuous") else None
+    log = log_tip(run) if database.get("continuous") else None
     try:
         with run.repository.saving(
             run.name,
             str(database["engine"]),
             str(database["settings"].get("method", "pages")),
             began,
-            full=full and (successor or elsewhere(run) is None),  # what has another path has to be compared
+            full=full and (successor or newest_at_other_path(run) is None),  # what has another path has to be compared
             note=note,
             level=int(database["compress_level"]),
             cancelled=run.cancelled,
             progress=lambda done_bytes: run.progress("store", done_bytes, None),
         ) as saving:
             if not successor and dump is None:  # a safety copy is made of whatever is there
-                saving.admits = lambda facts: check_same(run, BackupFacts.read(facts))
+                saving.admits = lambda facts: check_same_cluster(run, BackupFacts.read(facts))
             dumped = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
             said = BackupFacts.read(dumped)
-            goes_on = _goes_on(run, log, said) if database.get("continuous") else None
+            goes_on = _log_start(run, log, said) if database.get("continuous") else None
             facts = {**dumped, "log": None if goes_on is None else to_json(goes_on)}
             facts |= {"no_fingerprint": skipped} if skipped else {}
             facts |= {"path": database["settings"]["path"]} if "path" in database["settings"] else {}
             if successor:
                 facts["successor"] = True
             elif dump is None:
-                check_same(run, said)  # again: another server may have taken over since the backup began
-                check_moved(run, saving)
+                check_same_cluster(run, said)  # again: another server may have taken over since the backup began
+                check_same_file(run, saving)
             made = saving.seal(facts, _created_at(said, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
         run.report(
             "backup.stored",
-            **row(made, run.spec["storage"]["name"]),
+            **backup_row(made, run.spec["storage"]["name"]),
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
             blocked_seconds=said.blocked_seconds,
-            **seen(made),
+            **server_facts(made),
         )
         if compared:
             _fingerprint(run, made)
@@ -97,7 +104,7 @@ def take(
 
 def _fingerprint(run: Run, made: Backup) -> None:
     """Store the fingerprint of a backup: that of its parent if all bytes are the same, else that of the snapshot."""
-    same_as, content = _of_parent(run, made) or ("", _of_snapshot(run, made))
+    same_as, content = _parent_fingerprint(run, made) or ("", _snapshot_fingerprint(run, made))
     if isinstance(content, NoFingerprint):
         run.report("snapshot.untold", backup=made.id, reason=content.why)
         return
@@ -106,12 +113,12 @@ def _fingerprint(run: Run, made: Backup) -> None:
     run.report("snapshot.fingerprinted", backup=made.id, **facts, same_as=same_as or None)
 
 
-def _of_snapshot(run: Run, made: Backup) -> Fingerprint | NoFingerprint:
+def _snapshot_fingerprint(run: Run, made: Backup) -> Fingerprint | NoFingerprint:
     with run.repository.tree(made, lambda done_bytes: run.progress("fingerprint", done_bytes, None)) as stored:
         return run.snapshots.fingerprint(run.progress, stored)
 
 
-def _of_parent(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:
+def _parent_fingerprint(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:
     """Return the parent of a backup, and its fingerprint, if it has the same pages, and this version made it."""
     with suppress(GuardError):  # a fingerprint that cannot be read is none
         parent = run.repository.backup(made.parent) if made.parent else None
@@ -141,14 +148,14 @@ def _why_skipped(run: Run) -> str:
     return ""
 
 
-def _goes_on(run: Run, before: GoesOn | None, said: BackupFacts) -> GoesOn | None:
+def _log_start(run: Run, before: LogStart | None, said: BackupFacts) -> LogStart | None:
     """Return where the log goes on from a backup. When the backup began the stored log had come to `before`.
 
     A backup of a standby is of an earlier place than that: what the standby had replayed.
     """
-    if before is not None and said.standby and said.place is not None:
-        return tip_at(run, said.place)
-    return going_on(run, before, said.place)
+    if before is not None and said.standby and said.log_position is not None:
+        return log_tip_at(run, said.log_position)
+    return log_start(run, before, said.log_position)
 
 
 def _created_at(said: BackupFacts, began: datetime, ended: datetime) -> datetime:

@@ -13,11 +13,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from dbguardd.engines.base import DeltaRestore, Find, Finding, Log, Progress, Revived, Reviving, Snapshots, Standby
+from dbguardd.engines.base import (
+    DeltaRestore,
+    Finding,
+    FindRestorePoint,
+    LogSource,
+    Progress,
+    ScratchRestore,
+    ServerQuestions,
+    Snapshots,
+    Standby,
+)
 from dbguardd.flow import Pages
 from dbguardd.repository import Backup, Repository
 from dbguardd.requests import Request
-from dbguardd.rules.chains import Stored
+from dbguardd.rules.chains import LogView
 from dbguardd.storage.base import Storage
 
 R = TypeVar("R", bound=Request)
@@ -43,7 +53,7 @@ class Run:
     storage: Storage
     repository: Repository
     snapshots: Snapshots
-    log: Log
+    log: LogSource
     staging: str
     now: Callable[[], datetime]
     monotonic: Callable[[], float]
@@ -51,10 +61,10 @@ class Run:
     progress: Progress
     cancelled: Callable[[], bool]
     chance: Callable[[], float] = random.random  # from 0 to 1
-    past: Reviving[Pages | Revived] | None = None
+    questions: ServerQuestions[Pages | ScratchRestore] | None = None
     standby: Standby | None = None
     delta_restore: DeltaRestore | None = None
-    find: Find | None = None
+    find_restore_point: FindRestorePoint | None = None
 
     @property
     def database(self) -> Mapping[str, Any]:
@@ -79,16 +89,16 @@ class Job(Generic[R]):
 
 def excluded(backup: Backup) -> tuple[list[str], int]:
     """Return the first tables whose rows the policy has left out of a backup, and how many there are."""
-    said = backup.said
-    return [_cut(name) for name in said.excluded[:_EXCLUDED]], said.excluded_count
+    facts = backup.facts
+    return [_cut(name) for name in facts.excluded[:_EXCLUDED]], facts.excluded_count
 
 
 def left_out(backup: Backup) -> list[str]:
     """Return the first of what else is not in a backup: whole databases of a dump, files of a cluster."""
-    return [_cut(name) for name in backup.said.left_out[:_EXCLUDED]]
+    return [_cut(name) for name in backup.facts.left_out[:_EXCLUDED]]
 
 
-def row(backup: Backup, storage: str) -> dict[str, Any]:
+def backup_row(backup: Backup, storage: str) -> dict[str, Any]:
     """Return the part of wire.BackupRow that the repository itself knows."""
     names, tables = excluded(backup)
     return {
@@ -108,20 +118,20 @@ def row(backup: Backup, storage: str) -> dict[str, Any]:
     }
 
 
-def seen(backup: Backup) -> dict[str, Any]:
+def server_facts(backup: Backup) -> dict[str, Any]:
     """Return what is remembered of the server that a backup is of: where it lies, which it is, how far its log was."""
-    said = backup.said
-    position = said.place.position if said.system and said.place else None
-    return {"directory": said.directory or None, "system": said.system or None, "position": position}
+    facts = backup.facts
+    position = facts.log_position.position if facts.system and facts.log_position else None
+    return {"directory": facts.directory or None, "system": facts.system or None, "position": position}
 
 
-def stored(run: Run) -> Stored:
+def log_view(run: Run) -> LogView:
     """Return the log of the run's database, for the rules to look into."""
     log = run.repository.log(run.name)
-    return Stored((), lambda _: ()) if log is None else Stored(log.chains(), log.open)
+    return LogView((), lambda _: ()) if log is None else LogView(log.chains(), log.open)
 
 
-def reading(run: Run, size: int) -> Callable[[int], None]:
+def read_progress(run: Run, size: int) -> Callable[[int], None]:
     """Return the progress of reading so many bytes: it shows life, and ends the reading when the job is cancelled.
 
     It is told how much of a stream was read, and adds up one after the other.
@@ -136,7 +146,7 @@ def reading(run: Run, size: int) -> Callable[[int], None]:
     return told
 
 
-def brief(findings: Sequence[Finding]) -> list[Finding]:
+def shortened(findings: Sequence[Finding]) -> list[Finding]:
     """Return findings as they are kept and told: so many, each so long, as a person may read.
 
     The owner of a database chooses what is in them (names of tables, the message of a check), and each has to fit into

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from dbguardd.errors import Breaker, ClockDoubt, Damaged, ObjectMissing
-from dbguardd.jobs.base import Job, Result, Run, grace, instant, stored
-from dbguardd.jobs.choose import dated
+from dbguardd.jobs.base import Job, Result, Run, grace, instant, log_view
+from dbguardd.jobs.choose import states_of
 from dbguardd.jobs.moment import base_of, tell_log
 from dbguardd.jobs.restore import past_undo
 from dbguardd.repository import Backup, Chain, Grain, Hold, Piece, make_coarser, recallable_until
@@ -26,7 +26,7 @@ def expire(run: Run, request: Expire) -> Result:
     for id in outlived:
         holds[id] = [hold for hold in holds[id] if hold.reason != UNDO_REASON]
     verdict = decide(run, backups, holds, now)
-    chains = stored(run).chains
+    chains = log_view(run).chains
     forgotten = _outlived(run, chains, backups)
     size = {"objects": len(forgotten), "bytes": sum(piece.size for piece in forgotten)}
     plan = {
@@ -101,7 +101,7 @@ def _outlived(run: Run, chains: Sequence[Chain], backups: Sequence[Backup]) -> l
     if not chains:
         return []
     start = run.repository.storage_time(run.now()) - timedelta(seconds=float(run.database["keep_log_seconds"]))
-    sound = {backup.id for backup in dated(run, backups) if not backup.failed and not backup.safety}
+    sound = {backup.id for backup in states_of(run, backups) if not backup.failed and not backup.safety}
     bases = [base_of(backup) for backup in backups if backup.id in sound]
     return outlived(chains, bases, start, {grain.seconds: grain.age for grain in grains(run)})
 
@@ -110,7 +110,7 @@ def decide(
     run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime
 ) -> retention.Verdict:
     """Ask the retention rule, with what is proven and held."""
-    return retention.decide(dated(run, backups, holds), retention.Keep.from_spec(run.database), now)
+    return retention.decide(states_of(run, backups, holds), retention.Keep.from_spec(run.database), now)
 
 
 def sweep(run: Run, request: Sweep) -> Result:

@@ -14,9 +14,9 @@ from dbguardd.errors import Damaged, GuardError, Internal, ObjectMissing, Source
 from dbguardd.facts import Turn, turns_in
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.jobs.base import Job, Result, Run, instant
-from dbguardd.jobs.lineage import put_over, successor
+from dbguardd.jobs.lineage import successor_command, was_restored_in_place
 from dbguardd.lean import hold_on
-from dbguardd.repository import Chain, Log
+from dbguardd.repository import Chain, StoredLog
 from dbguardd.requests import Request
 
 _TELL_SECONDS = 1.0
@@ -43,15 +43,15 @@ def follow(run: Run, request: Follow) -> Result:
     try:
         run.log.follow(shipping, shipping.resume())
     except SourceReplaced as error:
-        error.hints = error.hints or (successor(run),)
+        error.hints = error.hints or (successor_command(run),)
         raise
     raise Internal(f"{run.name}: following its log came to an end")
 
 
 class Shipping:
-    """Takes segments into the repository and tells the daemon how far they reach. Implements flow.Ship."""
+    """Takes segments into the repository and tells the daemon how far they reach. Implements flow.LogSink."""
 
-    def __init__(self, run: Run, log: Log) -> None:
+    def __init__(self, run: Run, log: StoredLog) -> None:
         self._run, self._log = run, log
         chains = log.chains()
         self._chain: Chain | None = chains[-1] if chains else None
@@ -148,11 +148,11 @@ class Shipping:
 
 def _succeeded(run: Run, chain: Chain) -> bool:
     """Say if somebody has said since that another cluster is the successor: no log goes on to that."""
-    said = (backup.said for backup in run.repository.newest(run.name))
+    said = (backup.facts for backup in run.repository.newest(run.name))
     named = any(
-        one.successor and one.system and one.goes_on is not None and one.goes_on.chain == chain.id for one in said
+        one.successor and one.system and one.log_start is not None and one.log_start.chain == chain.id for one in said
     )
-    return named or put_over(run, chain.id)
+    return named or was_restored_in_place(run, chain.id)
 
 
 FOLLOW = Job("follow", Follow, follow)

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dbguardd.errors import ConfirmMissing, Damaged, Held, KeyMissing, NoSpace, NotFound
-from dbguardd.jobs.base import Job, Result, Run, grace, instant, row, seen
+from dbguardd.jobs.base import Job, Result, Run, backup_row, grace, instant, server_facts
 from dbguardd.jobs.moment import tell_log
-from dbguardd.jobs.verify import condemn, graded
+from dbguardd.jobs.verify import proof_row, record_damage
 from dbguardd.keys import AgeRecipient, Secret, make_key, new_identity, open_wrappers
 from dbguardd.repository import Backup, Repository, recallable_until
 from dbguardd.requests import Request
@@ -76,14 +76,18 @@ def scan(run: Run, request: Scan) -> Result:
     newest = {backup.id for backup in {backup.database: backup for backup in reversed(backups)}.values()}
     for backup in reversed(backups):  # what is remembered of a server is of its newest
         rows = _rows(run, backup) if backup.id in newest else None
-        run.report("backup.stored", **row(backup, storage), grade=Grade.STORED, **seen(backup), rows=rows)
+        run.report(
+            "backup.stored", **backup_row(backup, storage), grade=Grade.STORED, **server_facts(backup), rows=rows
+        )
     known = {backup.id for backup in backups}
     for proof in run.repository.proofs():
         if proof.backup in known:
-            run.report("backup.graded", **graded(proof))
+            run.report("backup.graded", **proof_row(proof))
     with suppress(NoSpace):  # it was reported, and what is there must be known all the same
         lacking = list(run.repository.lacking())
-        condemn(run, "packs", {id: f"{found.object}: {found.message}" for found in lacking for id in found.backups})
+        record_damage(
+            run, "packs", {id: f"{found.object}: {found.message}" for found in lacking for id in found.backups}
+        )
     for holds in run.repository.holds().values():
         for hold in holds:
             run.report("backup.held", id=hold.backup, reason=hold.reason, actor=hold.actor, at=instant(hold.at))

@@ -6,81 +6,81 @@ import shlex
 from contextlib import suppress
 
 from dbguardd.errors import Damaged, ObjectMissing, SourceReplaced
-from dbguardd.facts import BackupFacts, GoesOn, Place
-from dbguardd.jobs.base import Run, stored
+from dbguardd.facts import BackupFacts, LogPosition, LogStart
+from dbguardd.jobs.base import Run, log_view
 from dbguardd.repository import Backup, Saving
 from dbguardd.requests import UNDO_REASON
-from dbguardd.rules.chains import Stored, end_of
+from dbguardd.rules.chains import LogView, end_of
 from dbguardd.rules.moment import leads
 from dbguardd.rules.reliance import SAFETY_NOTE
 
 
-def check_same(run: Run, said: BackupFacts) -> None:
+def check_same_cluster(run: Run, facts: BackupFacts) -> None:
     """Raise SourceReplaced if a backup is of another cluster than those before, or of one set back or left behind.
 
     An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
     would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
     a new initdb.
     """
-    if not said.system:
+    if not facts.system:
         return  # a file is none: see check_moved()
-    known = (backup.said for backup in run.repository.newest(run.name))
+    known = (backup.facts for backup in run.repository.newest(run.name))
     before = next((known for known in known if known.system), BackupFacts())
-    if before.system and said.system != before.system:
+    if before.system and facts.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
             f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {said.system}, that of the newest backup is {before.system}. "
+            detail=f"Its system identifier is {facts.system}, that of the newest backup is {before.system}. "
             "Nothing was stored: the backups of that one would in time make room for its own. Which of these is it?",
             hints=[
                 f"dbguardctl restore {run.name}  # that one was lost; RESTORE.txt says how it takes its place",
                 f"dbguardctl unprotect {run.name}  # this is another one; then the next line",
                 f"{shlex.join(['dbguardctl', 'protect', url])} --name {run.name}-2",
-                f"{successor(run)}  # this is what has become of that one: pg_upgrade, initdb",
+                f"{successor_command(run)}  # this is what has become of that one: pg_upgrade, initdb",
             ],
         )
-    if put_over(run):
+    if was_restored_in_place(run):
         return
-    if set_back(said, before):
+    if was_set_back(facts, before):
         raise SourceReplaced(
             f"{run.name}: its server was set back to before its newest backup",
             detail="Its log ends before the place that the newest backup is of: a snapshot of its disk was put back, "
-            f"or an older copy was started. If that is to go on: {successor(run)}",
-            hints=[successor(run)],
+            f"or an older copy was started. If that is to go on: {successor_command(run)}",
+            hints=[successor_command(run)],
         )
-    left = said.timeline is not None and before.timeline is not None and said.timeline < before.timeline
-    if left or not _goes_on(run, said):
+    left = facts.timeline is not None and before.timeline is not None and facts.timeline < before.timeline
+    if left or not _log_leads_to(run, facts):
         raise _left_behind(run)
 
 
-def check_moved(run: Run, saving: Saving) -> None:
+def check_same_file(run: Run, saving: Saving) -> None:
     """Raise SourceReplaced if a file has another path than that of the newest backup, and is mostly not what that was.
 
     What was moved, or restored to a new place, has most of its pages as they were. What was written anew on the way
     (VACUUM INTO) has not, and neither has another database with the same tables: only a person knows which it is.
     """
-    before = elsewhere(run)
+    before = newest_at_other_path(run)
     if before is None or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
         return
     raise SourceReplaced(
         f"{run.name}: may be another database than the one whose backups there are",
         detail=f"The policy says that it is {run.database['settings']['path']}; when the newest backup was made it was "
-        f"{before.said.path}. Of its {saving.written_bytes} bytes {saving.kept_bytes(before.id)} are as they were "
+        f"{before.facts.path}. Of its {saving.written_bytes} bytes {saving.kept_bytes(before.id)} are as they were "
         "then. Nothing was stored: its backups would in time take the place of those of the other. If it is another "
         f"one, give {run.name} its path back in the policy, and this one a table of its own.",
-        hints=[f"{successor(run)}  # it is that one: moved, and written anew since"],
+        hints=[f"{successor_command(run)}  # it is that one: moved, and written anew since"],
     )
 
 
-def elsewhere(run: Run) -> Backup | None:
+def newest_at_other_path(run: Run) -> Backup | None:
     """Return the newest backup of a file, if the policy has another path of it now than when that was made."""
     if (path := run.database["settings"].get("path")) is None:
         return None
-    before = next((made for made in run.repository.newest(run.name) if not _put_aside(run, made)), None)
-    return before if before and before.said.path not in ("", path) else None
+    before = next((made for made in run.repository.newest(run.name) if not _is_unused_safety_copy(run, made)), None)
+    return before if before and before.facts.path not in ("", path) else None
 
 
-def _put_aside(run: Run, backup: Backup) -> bool:
+def _is_unused_safety_copy(run: Run, backup: Backup) -> bool:
     """Say if a backup is of what a restore was to replace, and did not."""
     if backup.note != SAFETY_NOTE:
         return False
@@ -93,33 +93,33 @@ def _left_behind(run: Run) -> SourceReplaced:
         detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
         "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
         "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
-        f"whatever was written to the other: {successor(run)}",
-        hints=[successor(run)],
+        f"whatever was written to the other: {successor_command(run)}",
+        hints=[successor_command(run)],
     )
 
 
-def set_back(said: BackupFacts, before: BackupFacts) -> bool:
+def was_set_back(facts: BackupFacts, before: BackupFacts) -> bool:
     """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
-    now, then = said.place, before.place
-    if said.standby or now is None or then is None:
+    now, then = facts.log_position, before.log_position
+    if facts.standby or now is None or then is None:
         return False
     return now.round == then.round and now.position < then.position
 
 
-def check_followed(run: Run, said: BackupFacts) -> None:
+def check_followed(run: Run, facts: BackupFacts) -> None:
     """Raise SourceReplaced if the stored log has gone on from the timeline that a server is on to a later one.
 
     Nothing of what the server writes from now on is in the history that is followed, also if it has written nothing.
     """
-    log = stored(run)
-    if said.place is None or not log.chains or put_over(run, log.chains[-1].id):
+    log = log_view(run)
+    if facts.log_position is None or not log.chains or was_restored_in_place(run, log.chains[-1].id):
         return
-    end = _followed_to(run, log)
-    if end is not None and end.round != said.place.round and end.left(said.place.round) is not None:
+    end = _log_end(run, log)
+    if end is not None and end.round != facts.log_position.round and end.left(facts.log_position.round) is not None:
         raise _left_behind(run)
 
 
-def put_over(run: Run, chain: str | None = None) -> bool:
+def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
     """Say if a restore in place, or its undo, has replaced the cluster: then a person wants it to go on from the past.
 
     What was there is a backup since the last one of a running server (or, of a `chain`, one that it goes on from), and
@@ -127,66 +127,66 @@ def put_over(run: Run, chain: str | None = None) -> bool:
     """
     holds = run.repository.holds()
     for backup in run.repository.newest(run.name):
-        said = backup.said
-        if said.resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
-            if chain is None or (said.goes_on is not None and said.goes_on.chain == chain):
+        facts = backup.facts
+        if facts.resting and any(hold.reason == UNDO_REASON for hold in holds.get(backup.id, ())):
+            if chain is None or (facts.log_start is not None and facts.log_start.chain == chain):
                 return True
-        elif chain is None and not said.resting:
+        elif chain is None and not facts.resting:
             return False
     return False
 
 
-def _goes_on(run: Run, said: BackupFacts) -> bool:
+def _log_leads_to(run: Run, facts: BackupFacts) -> bool:
     """Say if the stored log leads to a backup: it has not left the round that the backup is of before its place."""
-    end = None if said.timeline is None else _followed_to(run, stored(run))
-    return end is None or leads(said.place, end)
+    end = None if facts.timeline is None else _log_end(run, log_view(run))
+    return end is None or leads(facts.log_position, end)
 
 
-def _followed_to(run: Run, log: Stored) -> Place | None:
+def _log_end(run: Run, log: LogView) -> LogPosition | None:
     """Return where the stored log ends; None if that cannot be read, or a person has named a successor since."""
     if not log.chains:
         return None
     backups = run.repository.backups(run.name)
-    if any(backup.said.successor and backup.created_at >= log.chains[-1].until for backup in backups):
+    if any(backup.facts.successor and backup.created_at >= log.chains[-1].until for backup in backups):
         return None
     with suppress(Damaged, ObjectMissing):
         return end_of(log.end(log.chains[-1]))
     return None
 
 
-def successor(run: Run) -> str:
+def successor_command(run: Run) -> str:
     """Return the command that says: this is what has become of the database that was backed up before."""
     return f"dbguardctl backup {run.name} --successor"
 
 
-def tip(run: Run) -> GoesOn | None:
+def log_tip(run: Run) -> LogStart | None:
     """Return where the stored log of the database ends now: a backup that is made from now on contains all of that."""
-    chains = stored(run).chains
-    return GoesOn(chains[-1].id, chains[-1].last) if chains else None
+    chains = log_view(run).chains
+    return LogStart(chains[-1].id, chains[-1].last) if chains else None
 
 
-def going_on(run: Run, before: GoesOn | None, place: Place | None) -> GoesOn | None:
+def log_start(run: Run, before: LogStart | None, place: LogPosition | None) -> LogStart | None:
     """Return where the stored log goes on from a backup that is of `place`.
 
     That is where the log ended `before` the backup began. If it was begun anew since, it is the beginning; but only if
     that is not behind the place, so that nothing lies between.
     """
-    log = stored(run)
+    log = log_view(run)
     if place is not None and log.chains and (before is None or log.chains[-1].id != before.chain):
         with suppress(Damaged, ObjectMissing):
             link = log.open(log.chains[-1].pieces[0])[0]
             begin = end_of(link)
             if link.number == 0 and begin.round == place.round and begin.position <= place.position:
-                return GoesOn(log.chains[-1].id, 0)
+                return LogStart(log.chains[-1].id, 0)
     return before
 
 
-def tip_at(run: Run, place: Place) -> GoesOn | None:
+def log_tip_at(run: Run, place: LogPosition) -> LogStart | None:
     """Return the last stored segment that a backup of a standby has: one that ends at `place` or before."""
-    log, end = stored(run), place.position if place.end is None else place.end
+    log, end = log_view(run), place.position if place.end is None else place.end
     for piece in reversed(log.chains[-1].pieces if log.chains else ()):
         for link in reversed(log.open(piece)):
             until = end_of(link)
             if until.round == place.round and until.position <= end:
-                return GoesOn(piece.chain, link.number)
+                return LogStart(piece.chain, link.number)
     return None

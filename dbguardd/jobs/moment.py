@@ -9,15 +9,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dbguardd.errors import NotFound, ObjectMissing, Usage
-from dbguardd.facts import Place, Target
+from dbguardd.facts import LogPosition, Target
 from dbguardd.flow import Tree
 from dbguardd.humanize import count, some, span
-from dbguardd.jobs.base import Run, excluded, instant, left_out, reading, stored
-from dbguardd.jobs.choose import choose, dated, existing, to_moment
-from dbguardd.repository import BYTES, Backup, Until
+from dbguardd.jobs.base import Run, excluded, instant, left_out, log_view, read_progress
+from dbguardd.jobs.choose import choose, existing, states_of, to_moment
+from dbguardd.repository import BYTES, Backup, LogRange
 from dbguardd.repository import Tree as Kept
 from dbguardd.rules import moment as rule
-from dbguardd.rules.chains import Chain, Stored, end_of
+from dbguardd.rules.chains import Chain, LogView, end_of
 from dbguardd.rules.coverage import Logged, logged
 from dbguardd.rules.moment import Base, Ending
 
@@ -32,11 +32,11 @@ class Moment:
 
     backup: Backup
     at: datetime
-    until: Until | None
+    until: LogRange | None
     warnings: list[str]
     size: int = 0  # in bytes, where the log says it
     sum: str = ""  # of its pages, where the log says it
-    place: Place | None = None  # where in the log of the database it is, where that says it
+    place: LogPosition | None = None  # where in the log of the database it is, where that says it
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says of it."""
@@ -59,7 +59,7 @@ class Moment:
         last = self.until.last if self.until is not None else 0
         return next((piece.grain for piece in pieces if piece.first <= last <= piece.last), 0)
 
-    def said(self) -> str:
+    def describe_log(self) -> str:
         """Say what of the log is in it, and whether its sum showed that it is what the database was."""
         segments = 0 if self.until is None else self.until.last - self.until.after
         shown = "the sum of its pages is that of the database" if self.compared else "no sum of its pages is known"
@@ -86,10 +86,10 @@ class Moment:
 def opened(run: Run, moment: Moment, there: Kept | None = None) -> AbstractContextManager[Tree]:
     """Open a moment for reading. `there` is a backup of what it is written over. Raises what the repository raises."""
     if moment.until is None:
-        return run.repository.tree(moment.backup, reading(run, moment.bytes), there=there)
+        return run.repository.tree(moment.backup, read_progress(run, moment.bytes), there=there)
     if moment.until.form == BYTES:
-        return run.repository.with_log(moment.backup, moment.until, reading(run, moment.bytes), there=there)
-    return run.repository.moment(moment.backup, moment.until, reading(run, moment.bytes))
+        return run.repository.with_log(moment.backup, moment.until, read_progress(run, moment.bytes), there=there)
+    return run.repository.moment(moment.backup, moment.until, read_progress(run, moment.bytes))
 
 
 def reach(run: Run, id: str = "", at: str = "") -> Moment:
@@ -101,7 +101,7 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
     alone = Moment(backup, backup.created_at, None, [*warnings, *_left_out(backup)])
     if id:
         return alone
-    log, wanted = stored(run), to_moment(at) if at else None
+    log, wanted = log_view(run), to_moment(at) if at else None
     known = _sound(run) if log.chains else {}
     ending = rule.newest(log, [*map(base_of, known.values())], base_of(backup), wanted)
     if ending is None:
@@ -118,7 +118,7 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
 
 def base_of(backup: Backup) -> Base:
     """Return what the rules need to know of a backup to find out what its log leads to."""
-    goes_on, place = backup.said.goes_on, backup.said.place
+    goes_on, place = backup.facts.log_start, backup.facts.log_position
     if goes_on is None:
         return Base(backup.id, backup.created_at, place=place)
     return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)
@@ -142,11 +142,11 @@ def _told(chain: str, log: Logged) -> dict[str, Any]:
 def _sound(run: Run) -> dict[str, Backup]:
     """Return the backups to rely on by their ids, newest first."""
     backups = existing(run)
-    sound = {b.id for b in dated(run, backups) if not b.failed and not b.safety}
+    sound = {b.id for b in states_of(run, backups) if not b.failed and not b.safety}
     return {backup.id: backup for backup in backups if backup.id in sound}
 
 
-def _doubts(log: Stored, ending: Ending, wanted: datetime | None) -> Iterator[str]:
+def _doubts(log: LogView, ending: Ending, wanted: datetime | None) -> Iterator[str]:
     """Say what the log has of later moments, or does not have."""
     if (lacks := rule.hole(log, ending.chain, wanted)) is not None:
         lost = f"the log lacks its segments {lacks[0]} to {lacks[1]}"
@@ -161,7 +161,7 @@ def _early(moment: Moment) -> str:
     if moment.grain:
         return f"nothing nearer can be restored, where the log has one moment in {span(moment.grain)}"
     if moment.until is None:
-        return "nothing nearer can be restored" if moment.backup.said.goes_on is not None else ""
+        return "nothing nearer can be restored" if moment.backup.facts.log_start is not None else ""
     whole = moment.until.last < moment.until.chain.last  # what comes next was committed later
     return "" if whole else "nothing that may have been committed since is stored"
 
@@ -182,7 +182,7 @@ def at_lsn(run: Run, lsn: str) -> Moment:
         position = high << 32 | low
     except ValueError:
         raise Usage(f"{lsn!r} is no place in a log", detail="Write it as PostgreSQL does: 16/B374D848.") from None
-    log = stored(run)
+    log = log_view(run)
     known = _sound(run) if log.chains else {}
     ending = rule.at_position(log, [*map(base_of, known.values())], position)
     if ending is None:
@@ -192,16 +192,16 @@ def at_lsn(run: Run, lsn: str) -> Moment:
 
 def at_restore_point(run: Run, name: str) -> Moment:
     """Return the moment of the last restore point of that name; of the newest log first. Raises as at_lsn()."""
-    log = stored(run)
+    log = log_view(run)
     known = _sound(run) if log.chains else {}
     for chain in reversed(log.chains):
         last = chain.last
         for base in rule.bases_of(chain, map(base_of, known.values())):
-            if base.after >= last or base.place is None or run.find is None:
+            if base.after >= last or base.place is None or run.find_restore_point is None:
                 continue
-            backup, until = known[base.id], Until(chain, base.after, last, BYTES)
+            backup, until = known[base.id], LogRange(chain, base.after, last, BYTES)
             with run.repository.with_log(backup, until) as tree:
-                position, at = run.find(tree, name, run.progress) or (-1, None)
+                position, at = run.find_restore_point(tree, name, run.progress) or (-1, None)
             if position >= base.place.position:
                 link = rule.reaching(log, chain, base, position + _RECORD_BYTES) or log.end(chain)
                 if rule.leads(base.place, end_of(link)):
@@ -225,7 +225,7 @@ def random_moment(run: Run) -> Moment | None:
     A log of bytes has no sums: of its moments only those of backups can be compared with anything.
     """
     day = run.now() - _DAY
-    chains = [chain for chain in stored(run).chains if chain.until > day]
+    chains = [chain for chain in log_view(run).chains if chain.until > day]
     if not chains:
         return None
     start, end = max(day, min(chain.begun_at for chain in chains)), max(chain.until for chain in chains)
@@ -254,16 +254,16 @@ def backup_at(run: Run, moment: Moment) -> Backup | None:
     place = moment.place
     if place is None or not place.position:
         return None
-    made = ((backup, backup.said.place) for backup in existing(run))
+    made = ((backup, backup.facts.log_position) for backup in existing(run))
     return next((b for b, at in made if at and (at.round, at.position) == (place.round, place.position)), None)
 
 
-def between(run: Run, backup: Backup) -> Moment | None:
+def log_leading_to(run: Run, backup: Backup) -> Moment | None:
     """Return the end of the log that led from an earlier backup to `backup`: restored, it comes to what that has.
 
     None if there is no such log. Raises ObjectMissing if it has a hole.
     """
-    log, later = stored(run), base_of(backup)
+    log, later = log_view(run), base_of(backup)
     known = _sound(run) if log.chains else {}
     older = [other for other in map(base_of, known.values()) if rule.before(other, later)]
     for chain in reversed([chain for chain in log.chains if chain.id == later.chain]):
@@ -274,7 +274,7 @@ def between(run: Run, backup: Backup) -> Moment | None:
             ending = rule.up_to(log, chain, bases, later)
             if ending is None or later.place is None or later.place.end is None:
                 return None if ending is None else _moment(known[ending.base.id], ending)
-            moment = _moment(known[ending.base.id], ending, Target(backup=backup.facts))
+            moment = _moment(known[ending.base.id], ending, Target(backup=backup.raw_facts))
             return replace(moment, place=later.place)
     return None
 
@@ -284,5 +284,5 @@ def _moment(backup: Backup, ending: Ending, target: Target | None = None) -> Mom
     base, link, end, size = ending.base, ending.link, end_of(ending.link), ending.link.size
     if link.form == BYTES and base.place is not None:
         size = backup.source_bytes + end.position - base.place.position
-    until = Until(ending.chain, base.after, link.number, link.form, target or Target())
+    until = LogRange(ending.chain, base.after, link.number, link.form, target or Target())
     return Moment(backup, ending.at, until, [], size, link.sum, None if target else end)

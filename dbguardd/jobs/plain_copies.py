@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dbguardd.durable import sync_directory
 from dbguardd.errors import NoSpace, Unreachable
-from dbguardd.jobs.base import Run, reading
+from dbguardd.jobs.base import Run, read_progress
 from dbguardd.repository import Backup
 
 _WHEN = r"\d{8}T\d{6}Z"
@@ -88,7 +88,7 @@ def _write(run: Run, backup: Backup, copy: Path) -> None:
     temporary = copy.with_name(f".tmp-{copy.name}")
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
+        with run.repository.tree(backup, read_progress(run, backup.source_bytes)) as tree:
             tree.deliver(name, file)
         os.fsync(file)
         os.lseek(file, 0, os.SEEK_SET)

@@ -16,18 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Bounds, Revived, Reviving
+from dbguardd.engines.base import Bounds, ScratchRestore, ServerQuestions
 from dbguardd.errors import GuardError, SourceDamaged, Unsupported, Usage, of_file
 from dbguardd.flow import LOG, NO_TABLE, Pages
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of, newest_proofs
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import check_staging
-from dbguardd.jobs.verify import DAMAGE, condemn
+from dbguardd.jobs.verify import DAMAGE, record_damage
 from dbguardd.repository import Backup, Tree
 from dbguardd.requests import Diff, Get, Query, Undelete
 from dbguardd.states import Grade
-from dbguardd.verbs import opens
+from dbguardd.verbs import has_engine_half
 
 _ANSWER_BYTES = 64 << 20
 _PART = 2  # a table may take one part of so many of what is free where answers are kept
@@ -158,7 +158,7 @@ def chosen(run: Run, id: str, at: str) -> Moment:
         raise Usage(f"{run.name}: give a backup id or --at, not both")
     moment = reach(run, id, at)
     backup = moment.backup
-    if backup.method == "dump" and not _revives(run):
+    if backup.method == "dump" and not _asked_in_server(run):
         raise Unsupported(
             f"{run.name}: backup {backup.id} is a text (method dump), which cannot be asked where it lies",
             detail="Restore it to a new place and ask that copy.",
@@ -167,11 +167,11 @@ def chosen(run: Run, id: str, at: str) -> Moment:
     return moment
 
 
-def past(run: Run) -> Reviving[Pages | Revived]:
+def past(run: Run) -> ServerQuestions[Pages | ScratchRestore]:
     """Return what answers questions."""
-    if run.past is None:
+    if run.questions is None:
         raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")
-    return run.past
+    return run.questions
 
 
 def answer(run: Run) -> _Written:
@@ -191,7 +191,7 @@ def source(run: Run, moment: Moment) -> dict[str, Any]:
         "grade": proof.grade if proof else str(Grade.STORED),
         "failure": failure_of(proof) if proof else None,
         "warnings": moment.warnings,
-        "sum_compared": None if moment.until is None or _revives(run) else False,
+        "sum_compared": None if moment.until is None or _asked_in_server(run) else False,
     }
 
 
@@ -223,18 +223,18 @@ class _Noted:
             raise
 
 
-def _revives(run: Run) -> bool:
+def _asked_in_server(run: Run) -> bool:
     """Say if backups are brought back to be asked."""
-    return opens("query", run.database["engine"])
+    return has_engine_half("query", run.database["engine"])
 
 
 @contextmanager
-def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequence[Pages | Revived]]:
+def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequence[Pages | ScratchRestore]]:
     """Make moments ready to be asked, in this order."""
-    if database and not _revives(run):
+    if database and not _asked_in_server(run):
         raise Usage(f"{run.name}: is one database, so --database names none in it")
     with ExitStack() as stack:
-        if _revives(run):
+        if _asked_in_server(run):
             yield _brought_back(run, moments, database)
             return
         asked = list[_Noted]()
@@ -243,7 +243,7 @@ def _asking(run: Run, moments: Sequence[Moment], database: str) -> Iterator[Sequ
         yield asked
 
 
-def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequence[Revived]:
+def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequence[ScratchRestore]:
     """Bring moments back into the private directory of the job: what it takes is said, and looked at, before."""
     backups = [moment.backup for moment in moments]
     proofs = newest_proofs(run)
@@ -258,7 +258,7 @@ def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequenc
         try:
             with opened(run, moment) as tree:
                 place = Path(run.staging) / f"past{number}"
-                found.append(past(run).revive(tree, place, database, run.progress))
+                found.append(past(run).scratch_restore(tree, place, database, run.progress))
         except DAMAGE as error:
             raise _condemned(run, moment.backup, error) from None
         except (Usage, Unsupported, SourceDamaged) as error:
@@ -293,7 +293,7 @@ def _reading(run: Run, moment: Moment, beside: _Noted | None = None) -> Iterator
 
 def _condemned(run: Run, backup: Backup, error: GuardError) -> GuardError:
     if LOG not in error.facts:
-        condemn(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        record_damage(run, "question", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
     error.hints = (f"dbguardctl check {run.name} --data", *error.hints)
     return error
 

@@ -25,7 +25,7 @@ from dbguardd.errors import (
     Usage,
     WorkerDied,
 )
-from dbguardd.jobs.backup import Dump, take
+from dbguardd.jobs.backup import Dump, make_backup
 from dbguardd.jobs.base import Job, Result, Run, instant
 from dbguardd.jobs.choose import failure_of
 from dbguardd.jobs.moment import Moment, at_lsn, at_restore_point, reach
@@ -36,13 +36,13 @@ from dbguardd.jobs.target import (
     check_space,
     check_target,
     free_bytes,
-    left_beside,
-    live,
+    is_server,
+    leftovers_beside,
+    live_path,
     new_place,
     owner_of,
-    places,
-    served,
-    spaces,
+    tablespace_targets,
+    tablespaces,
 )
 from dbguardd.repository import Backup, Hold
 from dbguardd.requests import UNDO_REASON, Restore, Undo
@@ -57,7 +57,7 @@ def restore(run: Run, request: Restore) -> Result:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
         raise Usage(f"{run.name}: give one of --id, --at, --lsn and --name")
-    if (request.lsn or request.name) and not served(run):
+    if (request.lsn or request.name) and not is_server(run):
         raise Unsupported(
             f"{run.name}: only the log of a PostgreSQL cluster has places and restore points",
             hints=[f"dbguardctl restore {run.name} --at TIME"],
@@ -70,13 +70,13 @@ def restore(run: Run, request: Restore) -> Result:
         moment = reach(run, request.backup, request.at)
     if request.in_place:
         check_in_place(run, moment.backup)
-    target = live(run) if request.in_place else Path(request.to or new_place(run, moment))
+    target = live_path(run) if request.in_place else Path(request.to or new_place(run, moment))
     check_target(run, target, request, moment)
     check_directory(moment.backup, target)
-    others = places(run, moment.backup, request)
-    aside = left_beside(run, target) if request.in_place else []
+    others = tablespace_targets(run, moment.backup, request)
+    aside = leftovers_beside(run, target) if request.in_place else []
     plan = {**_plan(run, moment, target, request.in_place), "warnings": [*moment.warnings, *aside]}
-    plan["tablespaces"] = spaces(moment.backup, target, others, in_place=request.in_place)
+    plan["tablespaces"] = tablespaces(moment.backup, target, others, in_place=request.in_place)
     if request.dry_run:
         users = _in_the_way(run, moment.backup) if request.in_place else []
         return {"plan": {**plan, "warnings": [*plan["warnings"], *users], "in_use": bool(users)}}
@@ -95,7 +95,7 @@ def restore(run: Run, request: Restore) -> Result:
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
     run.report("restore.done", **of, target=str(target), seconds=seconds)
-    found = [*to_json(findings), *([] if served(run) else [_rights(moment.backup, target, lost)])]
+    found = [*to_json(findings), *([] if is_server(run) else [_rights(moment.backup, target, lost)])]
     return {"target": str(target), "plan": plan, "findings": found, "seconds": seconds}
 
 
@@ -111,7 +111,7 @@ def undo(run: Run, request: Undo) -> Result:
             hints=[f"dbguardctl restore undo {run.name} --confirm {run.name}"],
         )
     moment = Moment(held[0], held[0].created_at, None, [])
-    plan, half = _plan(run, moment, live(run), in_place=True), _is_half(run, moment.backup)
+    plan, half = _plan(run, moment, live_path(run), in_place=True), _is_half(run, moment.backup)
     check_space(run, plan)
     result = _in_place(run, moment, plan)
     if half:  # what is there now is what was there before: the next undo is of the restore before
@@ -122,7 +122,7 @@ def undo(run: Run, request: Undo) -> Result:
 
 def _is_half(run: Run, backup: Backup) -> bool:
     """Say if a restore in place was cut short that the next one has to go on with."""
-    return served(run) and delta_restore(run).present(live(run), backup.facts).begun
+    return is_server(run) and delta_restore(run).inspect(live_path(run), backup.raw_facts).begun
 
 
 def _held(run: Run) -> list[Backup]:
@@ -149,7 +149,7 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
     """Restore over the live database, with a way back. None of it while somebody uses it."""
     _check_unused(run, moment.backup)
     started = run.monotonic()
-    findings, safety = (_by_delta if served(run) else _by_swap)(run, moment, plan)
+    findings, safety = (_by_delta if is_server(run) else _by_swap)(run, moment, plan)
     run.snapshots.release()
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
@@ -189,8 +189,8 @@ def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[F
     Until it is known to be right, it is not where its users look for it. The safety copy takes the state before: it is
     the one that a restore began with which was cut short, if one was.
     """
-    place, delta, facts = live(run), delta_restore(run), moment.backup.facts
-    safety = _safety_copy(run, lambda sink, progress: delta.keep(place, facts, sink, progress))
+    place, delta, facts = live_path(run), delta_restore(run), moment.backup.raw_facts
+    safety = _safety_copy(run, lambda sink, progress: delta.save(place, facts, sink, progress))
     there = run.repository.backup(safety) if safety else None
     half = safety is None and _is_half(run, moment.backup)
     if half:
@@ -198,7 +198,7 @@ def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[F
     with _replacing(run, plan, safety, half=half):
         findings, _ = restore_and_compare(run, moment, place, (), in_staging=True, over=True, there=there)
         with replaced(run):
-            delta.put(place)
+            delta.publish(place)
     return findings, safety
 
 
@@ -208,7 +208,7 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 
     But where one that was cut short has left `half` of it, its way back stays, whatever refuses to go on.
     """
-    run.report("restore.replacing", database=run.name, target=plan["to"], over=served(run))
+    run.report("restore.replacing", database=run.name, target=plan["to"], over=is_server(run))
     try:
         yield
     except (Cancelled, WorkerDied):
@@ -222,8 +222,8 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 
 def _check_unused(run: Run, backup: Backup) -> None:
     """Raise TargetInUse if somebody uses the live database."""
-    if served(run):
-        delta_restore(run).check_unused(live(run), backup.facts)
+    if is_server(run):
+        delta_restore(run).check_unused(live_path(run), backup.raw_facts)
     else:
         run.snapshots.check_unused()
 
@@ -234,11 +234,15 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
     try:
-        made = take(run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False))
+        made = make_backup(
+            run, note=SAFETY_NOTE, fingerprint=False, dump=dump or partial(run.snapshots.dump, compared=False)
+        )
     except SourceMissing:
         return None
     except (SourceInvalid, SourceEncrypted, SourceDamaged) as error:
-        error.hints = (f"move {live(run)} away by hand (nothing of it can be kept by a backup), then restore again",)
+        error.hints = (
+            f"move {live_path(run)} away by hand (nothing of it can be kept by a backup), then restore again",
+        )
         raise
     now = run.now()
     run.repository.hold(made.id, UNDO_REASON, run.actor, now)
@@ -268,7 +272,7 @@ def _in_the_way(run: Run, backup: Backup) -> list[str]:
     try:
         _check_unused(run, backup)
     except TargetInUse as error:
-        stop = f" ({error.hints[0]})" if served(run) and error.hints else ""
+        stop = f" ({error.hints[0]})" if is_server(run) and error.hints else ""
         return [f"{error.message}: it would be refused until that is stopped{stop}"]
     return []
 
@@ -277,8 +281,8 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
-    if in_place and served(run):  # what is there is written over
-        there = delta_restore(run).present(target, backup.facts)
+    if in_place and is_server(run):  # what is there is written over
+        there = delta_restore(run).inspect(target, backup.raw_facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
     elif in_place:
         free = free_bytes(Path(run.staging).parent)
@@ -290,7 +294,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
         "to": str(target),
         "in_place": in_place,
         "undo_days": UNDO_DAYS if in_place else None,
-        "replaceable": not served(run) or backup.method == "pages",
+        "replaceable": not is_server(run) or backup.method == "pages",
         "needs_bytes": needs,
         "free_bytes": free,
         "takes_seconds": newest.restore_seconds if newest else None,
@@ -300,7 +304,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
 def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
     """Return what came of owner and rights as a finding, with the command that gives them."""
     found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
-    owner, group = backup.said.owner, backup.said.group
+    owner, group = backup.facts.owner, backup.facts.group
     if owner and any(line.startswith(("owner ", "group ")) for line in lost):
         known = owner_of(backup)
         command = shlex.join(["chown", f"{owner}:{group}", str(target)])

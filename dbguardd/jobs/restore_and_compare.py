@@ -10,10 +10,10 @@ from dbguardd.engines.base import REPLACED, DeltaRestore, Examination, Finding
 from dbguardd.errors import GuardError, PlaceDenied, ProofFailed, ToolMissing, Unsupported
 from dbguardd.flow import LOG
 from dbguardd.humanize import OVERWRITING
-from dbguardd.jobs.base import Run, brief
+from dbguardd.jobs.base import Run, shortened
 from dbguardd.jobs.moment import Moment, opened
-from dbguardd.jobs.target import mkdir_elsewhere_command, owner_of, served
-from dbguardd.jobs.verify import DAMAGE, condemn, same_content
+from dbguardd.jobs.target import is_server, mkdir_elsewhere_command, owner_of
+from dbguardd.jobs.verify import DAMAGE, record_damage, same_content
 from dbguardd.repository import Backup, Tree
 from dbguardd.rules.reliance import SAFETY_NOTE
 
@@ -63,7 +63,7 @@ def _found(run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_s
     """Return what is found of the copy. Raises ProofFailed."""
     examined, compared = _compare(run, moment, target, in_staging=in_staging)
     then = [Finding("what to do next", "ok", str(examined.facts["next"]))] if "next" in examined.facts else []
-    findings = brief([*examined.findings, compared, *then])
+    findings = shortened([*examined.findings, compared, *then])
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         compares = run.repository.fingerprint(moment.backup.id) is not None
@@ -99,7 +99,7 @@ def _write(
         if LOG in error.facts:
             error.hints = (f"dbguardctl restore {run.name} --id {backup.id}  # the backup alone", *error.hints)
             raise
-        condemn(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
+        record_damage(run, "restore", {backup.id: " ".join((error.code, error.message, error.detail)).strip()})
         error.hints = (f"dbguardctl restore {run.name} --dry-run", f"dbguardctl check {run.name} --data", *error.hints)
         raise
     except PlaceDenied as error:
@@ -130,7 +130,7 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
 
     def comparing(step: str, done_bytes: int, total_bytes: int | None) -> None:
         # Who cannot wait may begin with a file; in a directory a server of ours is at work until this is over.
-        there = step if in_staging or served(run) else f"written to {target}, compare"
+        there = step if in_staging or is_server(run) else f"written to {target}, compare"
         run.progress(there, done_bytes, total_bytes)
 
     try:
@@ -140,7 +140,7 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
             raise
         examined = _unread(run, target, error)
     if moment.until is not None:
-        return examined, Finding("log since the backup", "ok", moment.said())
+        return examined, Finding("log since the backup", "ok", moment.describe_log())
     expected = run.repository.fingerprint(moment.backup.id)
     compared = same_content(examined, expected, moment.backup)
     if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
@@ -152,4 +152,4 @@ def _unread(run: Run, target: Path, error: GuardError) -> Examination:
     """Return what is said of a restored database that nothing on this machine can read."""
     lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
     then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
-    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if served(run) else {})
+    return Examination([Finding("test restore", "inconclusive", lacks)], None, then if is_server(run) else {})

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Query, Standby
+from dbguardd.engines.base import ProofQuery, Standby
 from dbguardd.errors import (
     Cancelled,
     Damaged,
@@ -27,11 +27,11 @@ from dbguardd.errors import (
     Usage,
     WorkerDied,
 )
-from dbguardd.facts import Place
-from dbguardd.jobs.base import Job, Result, Run, brief, instant
+from dbguardd.facts import LogPosition
+from dbguardd.jobs.base import Job, Result, Run, instant, shortened
 from dbguardd.jobs.moment import Moment, opened, reach
-from dbguardd.jobs.target import live
-from dbguardd.repository import Chain, Link, Log, StretchTree, Until
+from dbguardd.jobs.target import live_path
+from dbguardd.repository import Chain, Link, LogRange, StoredLog, StretchTree
 from dbguardd.requests import NOWHERE
 from dbguardd.rules.moment import holds
 from dbguardd.serialize import to_json
@@ -55,7 +55,7 @@ class Mark:
     chain: str
     segment: int
     at: str
-    place: Place | None = None
+    place: LogPosition | None = None
 
     def reached(self, link: Link) -> bool:
         """Say if a segment holds all that is in the copy."""
@@ -106,7 +106,7 @@ class Keeping:
 
     def _mark_of(self, moment: Moment) -> Mark:
         """Return what a copy of that moment is. Raises Unsupported if no log goes on from it."""
-        run, goes_on, place = self._run, moment.backup.said.goes_on, moment.backup.said.place
+        run, goes_on, place = self._run, moment.backup.facts.log_start, moment.backup.facts.log_position
         if moment.until is not None:
             chain, segment, place = moment.until.chain.id, moment.until.last, None
         elif goes_on is not None and place is not None:
@@ -136,7 +136,7 @@ class Keeping:
             self._past(error)
         return self.mark.segment - before
 
-    def _goes_on(self, log: Log) -> Chain | None:
+    def _goes_on(self, log: StoredLog) -> Chain | None:
         """Return the chain that has the next segment; None if there is none yet."""
         chains = log.chains()
         following, mark = self.mark.segment + 1, self.mark
@@ -150,7 +150,7 @@ class Keeping:
             self._past(LogBroken(f"{self._run.name}: its log began anew", detail=because))
         return None
 
-    def _step(self, log: Log, chain: Chain) -> bool:
+    def _step(self, log: StoredLog, chain: Chain) -> bool:
         """Put one stretch of the log over the copy; False if it has no further moment yet."""
         mark, size, last, reached = self.mark, 0, None, False
         try:
@@ -167,7 +167,7 @@ class Keeping:
         if last is None:
             return False
         new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
-        tree = StretchTree(log, Until(chain, mark.segment, last.number), last)
+        tree = StretchTree(log, LogRange(chain, mark.segment, last.number), last)
         self._copy.advance(tree, self.target, to_json(new), self._run.progress)
         self.mark = new
         return True
@@ -253,15 +253,15 @@ def promote(run: Run, request: Promote) -> Result:
         except (Damaged, ObjectMissing) as error:
             warnings.append(f"{error.message}: what the log has after that is not in the copy")
         warnings += [keeping.waiting] if keeping.waiting else []
-    queries = [Query(**query) for query in run.database.get("queries", ())]
-    findings = brief(keeping.standby.promote(keeping.target, queries, run.progress))
+    queries = [ProofQuery(**query) for query in run.database.get("queries", ())]
+    findings = shortened(keeping.standby.promote(keeping.target, queries, run.progress))
     facts = keeping.facts()
     run.report("standby", state="promoted", **facts)
     return {**facts, "findings": to_json(findings), "warnings": warnings}
 
 
 def _target(run: Run, to: str) -> Path:
-    path = live(run)
+    path = live_path(run)
     if not to and str(path) == NOWHERE:
         raise Usage(f"{run.name}: say with --to where the copy is")
     target = Path(to) if to else path.with_name(f"{path.stem}_standby{path.suffix}")
@@ -281,7 +281,7 @@ def _read(found: Mapping[str, Any], target: Path) -> Mark:
             str(found["chain"]),
             segment=int(found["segment"]),
             at=datetime.fromisoformat(found["at"]).astimezone(UTC).isoformat(),
-            place=Place.read(found["place"]),
+            place=LogPosition.read(found["place"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TargetExists(f"{target}: its mark is none that a standby has", detail=repr(error)) from error

@@ -22,33 +22,33 @@ _SPARE_BYTES = 64 << 20
 """What a test restore leaves free on any disk that is not small, beside a tenth of what it needs."""
 
 
-def live(run: Run) -> Path:
+def live_path(run: Run) -> Path:
     """Return the path of the live database; of a cluster, the directory that its newest backup is of."""
-    if not served(run):
+    if not is_server(run):
         return Path(str(run.database["settings"]["path"]))
-    said = [backup.said for backup in run.repository.backups(run.name)]
-    if not (found := next((one.directory for one in said if one.directory), "")):
-        if any(one.read_by == SENT for one in said):
-            raise _not_here(run)
-        raise _no_way_in(run)
+    facts = [backup.facts for backup in run.repository.backups(run.name)]
+    if not (found := next((one.directory for one in facts if one.directory), "")):
+        if any(one.read_by == SENT for one in facts):
+            raise _not_on_this_host(run)
+        raise _no_restore_into_server(run)
     return Path(found)
 
 
-def served(run: Run) -> bool:
+def is_server(run: Run) -> bool:
     """Say if the live database is behind a server: what is restored is a directory, and no file."""
     return "path" not in run.database["settings"]
 
 
 def check_in_place(run: Run, backup: Backup) -> None:
     """Raise Unsupported for a backup that cannot be restored in place, also where the cluster is no longer here."""
-    if served(run) and backup.method != "pages":
-        raise _no_way_in(run)
+    if is_server(run) and backup.method != "pages":
+        raise _no_restore_into_server(run)
     newest = next(run.repository.newest(run.name), backup)
-    if served(run) and newest.said.read_by == SENT:
-        raise _not_here(run)
+    if is_server(run) and newest.facts.read_by == SENT:
+        raise _not_on_this_host(run)
 
 
-def places(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
+def tablespace_targets(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
     """Return where tablespaces of the backup are to go, by what the request calls them. Raises Usage, Unsupported."""
     found = dict[str, str]()
     for pair in filter(None, request.tablespace.split(",")):
@@ -56,10 +56,10 @@ def places(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
         if not old or not new.startswith("/"):
             raise Usage(f"{run.name}: --tablespace {pair}: write OLD=NEW, and NEW as an absolute path")
         found[old] = new
-    if found and (request.in_place or backup.method != "pages" or not served(run)):
+    if found and (request.in_place or backup.method != "pages" or not is_server(run)):
         why = "in place they stay where they are" if request.in_place else "this backup has none"
         raise Unsupported(f"{run.name}: --tablespace is for a PostgreSQL cluster that goes to a new place: {why}")
-    told = backup.said.tablespaces
+    told = backup.facts.tablespaces
     for old in found:
         if not any(old in names for names in told.values()):
             known = ", ".join(f"{name} ({place})" for name, place in told.values()) or "none"
@@ -67,16 +67,16 @@ def places(run: Run, backup: Backup, request: Restore) -> dict[str, str]:
     return found
 
 
-def spaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_place: bool) -> list[dict[str, str]]:
+def tablespaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_place: bool) -> list[dict[str, str]]:
     """Return where each tablespace of a backup was, and where it goes."""
     found = []
-    for number, (name, place) in backup.said.tablespaces.items():
+    for number, (name, place) in backup.facts.tablespaces.items():
         below = place if in_place else str(target / "tablespaces" / number)
         found.append({"name": name, "from": place, "to": others.get(name, others.get(place, below))})
     return found
 
 
-def _no_way_in(run: Run) -> Unsupported:
+def _no_restore_into_server(run: Run) -> Unsupported:
     return Unsupported(
         f"{run.name}: the databases of a live server are not replaced by a dump",
         detail="It is restored to a new directory, and brought back from there beside them, or in their place.",
@@ -84,7 +84,7 @@ def _no_way_in(run: Run) -> Unsupported:
     )
 
 
-def _not_here(run: Run) -> Unsupported:
+def _not_on_this_host(run: Run) -> Unsupported:
     return Unsupported(
         f"{run.name}: the server has sent its files, so there is no place on this host to restore them in",
         detail="They are restored to a new directory here, from where its owner moves it to the host of the server.",
@@ -92,14 +92,14 @@ def _not_here(run: Run) -> Unsupported:
     )
 
 
-def left_policy(run: Run) -> bool:
+def only_backups_left(run: Run) -> bool:
     """Say if only backups are left of a database: nobody knows where the live one is, or whether there is one."""
     return bool(run.database.get("place") == NOWHERE)
 
 
 def new_place(run: Run, moment: Moment) -> str:
     """Return where a restore goes if nobody says: beside the live file, or to the home of who runs the server."""
-    path = _home(run) / run.name if served(run) else live(run)
+    path = _home(run) / run.name if is_server(run) else live_path(run)
     return str(path.with_name(f"{path.stem}_{moment.at:%Y%m%dT%H%M%SZ}{path.suffix}"))
 
 
@@ -117,24 +117,26 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
         raise Usage(f"{run.name}: the target must be an absolute path, not {str(target)!r}")
     if request.in_place:
         return
-    for path in (target, *_sides(target)):
+    for path in (target, *_side_files(target)):
         if _exists(path):
-            lost = not served(run) and not left_policy(run) and target == live(run) and not _exists(target)
+            lost = (
+                not is_server(run) and not only_backups_left(run) and target == live_path(run) and not _exists(target)
+            )
             raise TargetExists(
                 f"{run.name}: {path} exists",
                 detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
-                hints=[_again(request, None if lost else _beside(run, target, moment))],
+                hints=[_same_command(request, None if lost else _beside(run, target, moment))],
             )
 
 
-def _sides(target: Path) -> list[Path]:
+def _side_files(target: Path) -> list[Path]:
     return [target.with_name(target.name + end) for end in ("-wal", "-shm", "-journal")]
 
 
-def left_beside(run: Run, target: Path) -> list[str]:
+def leftovers_beside(run: Run, target: Path) -> list[str]:
     """Say what a file that was deleted has left beside it, and what a restore in place does with that."""
     target = Path(os.path.realpath(target))  # beside what a link leads to
-    found = [] if served(run) or _exists(target) else [path.name for path in _sides(target) if _exists(path)]
+    found = [] if is_server(run) or _exists(target) else [path.name for path in _side_files(target) if _exists(path)]
     aside = f"{target.name}{ASIDE}"
     return [f"of the file that is gone {', '.join(found)} is left: kept under the name {aside}*"] if found else []
 
@@ -142,11 +144,11 @@ def left_beside(run: Run, target: Path) -> list[str]:
 def _beside(run: Run, target: Path, moment: Moment) -> Path:
     """Return the place that was probably meant: in a directory, or beside what is there, where its owner may write."""
     user = int(run.spec.get("run_as", os.geteuid()))
-    name = run.name if served(run) or left_policy(run) else live(run).name
+    name = run.name if is_server(run) or only_backups_left(run) else live_path(run).name
     for place in (target / name, target.with_name(f"{target.name}.restored")):
         if _may_write(place.parent, user) and not _exists(place):
             return place
-    return target.with_name(f"{target.name}.restored") if left_policy(run) else Path(new_place(run, moment))
+    return target.with_name(f"{target.name}.restored") if only_backups_left(run) else Path(new_place(run, moment))
 
 
 def _may_write(directory: Path, user: int) -> bool:
@@ -159,7 +161,7 @@ def _may_write(directory: Path, user: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & writes or not user)
 
 
-def _again(request: Restore, to: Path | None) -> str:
+def _same_command(request: Restore, to: Path | None) -> str:
     """Return the command that asks for the same at another place, or in place.
 
     With less of it, it would do something else.
@@ -200,7 +202,7 @@ def mkdir_elsewhere_command(backup: Backup, target: Path) -> str:
 def owner_of(backup: Backup) -> str:
     """Return the owner of the original if this host knows him, else nothing."""
     try:
-        return pwd.getpwnam(backup.said.owner).pw_name
+        return pwd.getpwnam(backup.facts.owner).pw_name
     except KeyError:
         return ""
 
@@ -226,7 +228,7 @@ def check_staging(run: Run, backup: Backup, size: int, what: str = "a test resto
     except OSError:
         return
     free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    needs = size + (backup.said.size_bytes if served(run) and backup.method == "dump" else 0)
+    needs = size + (backup.facts.size_bytes if is_server(run) and backup.method == "dump" else 0)
     spare = needs // 10 + min(_SPARE_BYTES, total // 20)
     if free < needs + spare:
         raise NoSpace(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dbguardd import __version__
-from dbguardd.engines.base import Examination, Finding, Query
+from dbguardd.engines.base import Examination, Finding, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, ProofFailed
-from dbguardd.jobs.base import Job, Result, Run, brief, instant, reading
+from dbguardd.jobs.base import Job, Result, Run, instant, read_progress, shortened
 from dbguardd.jobs.choose import existing, failure_of, named, newest_proofs
-from dbguardd.jobs.lineage import successor
-from dbguardd.jobs.moment import Moment, backup_at, between, opened, random_moment, read_log
+from dbguardd.jobs.lineage import successor_command
+from dbguardd.jobs.moment import Moment, backup_at, log_leading_to, opened, random_moment, read_log
 from dbguardd.jobs.plain_copies import keep_plain
 from dbguardd.jobs.target import check_staging
 from dbguardd.repository import Backup, Proof
@@ -35,11 +35,11 @@ def verify(run: Run, request: Verify) -> Result:
     backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
-    log = _try_log(run, backup) if run.database.get("continuous") else None
-    return {"proof": graded(proof), "plain_copy": plain, "log": None if log is None else to_json(log)}
+    log = _prove_log(run, backup) if run.database.get("continuous") else None
+    return {"proof": proof_row(proof), "plain_copy": plain, "log": None if log is None else to_json(log)}
 
 
-def _try_log(run: Run, backup: Backup) -> Finding | None:
+def _prove_log(run: Run, backup: Backup) -> Finding | None:
     """Restore a random moment of the last day into the staging directory; None if no log reaches one.
 
     What this proof answers for is the log that led up to `backup`: all of that is read, and a hole in it fails it.
@@ -47,30 +47,30 @@ def _try_log(run: Run, backup: Backup) -> Finding | None:
     """
     moment: Moment | None = None
     try:
-        whole = between(run, backup)
+        whole = log_leading_to(run, backup)
         read_log(run, whole)
     except _VERDICTS as error:
-        raise _refuted(run, _told(run, None, "", [_line(error)])) from None
+        raise _log_proof_failed(run, _report_log_proof(run, None, "", [_line(error)])) from None
     try:
         moment = random_moment(run) or whole
-        tried = None if moment is None else _tried(run, moment, "log")
+        tried = None if moment is None else _restore_moment(run, moment, "log")
     except _VERDICTS as error:
-        tried = _told(run, None, "", [_line(error)])
+        tried = _report_log_proof(run, None, "", [_line(error)])
     if tried is None or tried.outcome != "failed" or whole is None:
         return tried
     if moment is None or (moment.backup.id, moment.at) != (whole.backup.id, whole.at):
-        tried = _tried(run, whole, "log-again")
+        tried = _restore_moment(run, whole, "log-again")
     if tried.outcome == "failed":
-        raise _refuted(run, tried)
+        raise _log_proof_failed(run, tried)
     return tried
 
 
-def _tried(run: Run, moment: Moment, name: str) -> Finding:
+def _restore_moment(run: Run, moment: Moment, name: str) -> Finding:
     """Restore a moment, and compare it with what was written down then.
 
     That is the sum of all pages; and the fingerprint of a backup, if one was made just there.
     """
-    target, said, bad, unsure = Path(run.staging) / name, moment.said(), list[str](), not moment.compared
+    target, said, bad, unsure = Path(run.staging) / name, moment.describe_log(), list[str](), not moment.compared
     try:
         check_staging(run, moment.backup, moment.bytes)
         with opened(run, moment) as tree:
@@ -89,10 +89,10 @@ def _tried(run: Run, moment: Moment, name: str) -> Finding:
     finally:
         with suppress(GuardError):
             run.snapshots.release()
-    return _told(run, moment, said, bad, "inconclusive" if unsure else "ok")
+    return _report_log_proof(run, moment, said, bad, "inconclusive" if unsure else "ok")
 
 
-def _told(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
+def _report_log_proof(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
     """Report how the trial of a log ended, and return it as a finding."""
     at = None if moment is None else instant(moment.shown)
     outcome, detail = "failed" if bad else outcome, "; ".join(bad or [said])
@@ -104,7 +104,7 @@ def _line(error: GuardError) -> str:
     return f"{error.code} {error.message}. {error.detail}".strip()
 
 
-def _refuted(run: Run, tried: Finding) -> ProofFailed:
+def _log_proof_failed(run: Run, tried: Finding) -> ProofFailed:
     return ProofFailed(
         f"{run.name}: its log did not pass a test restore; the backups are not affected",
         detail=tried.detail,
@@ -135,14 +135,14 @@ def prove(run: Run, backup: Backup) -> Proof:
     seconds: float | None = None
     check_staging(run, backup, backup.source_bytes)
     try:
-        with run.repository.tree(backup, reading(run, backup.source_bytes)) as tree:
+        with run.repository.tree(backup, read_progress(run, backup.source_bytes)) as tree:
             run.snapshots.restore(tree, target, run.progress)
         grade = Grade.CHECKED
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
         seconds = run.monotonic() - started  # a restore compares as well before it says that it is done
         same = same_content(examined, run.repository.fingerprint(backup.id), backup)
-        findings += brief([*examined.findings, same, *_emptied(run, backup, examined)])
+        findings += shortened([*examined.findings, same, *_lost_content(run, backup, examined)])
         grade = _grade(examined, findings)
     except _VERDICTS as error:
         findings.append(Finding("restore", "failed", _line(error)))
@@ -151,7 +151,7 @@ def prove(run: Run, backup: Backup) -> Proof:
             run.snapshots.release()
     proof = Proof(backup.id, run.now(), grade, seconds, tuple(to_json(findings)), __version__)
     run.repository.add_proof(proof)
-    run.report("backup.graded", **graded(proof))
+    run.report("backup.graded", **proof_row(proof))
     if failure := failure_of(proof):
         raise ProofFailed(
             f"{run.name}: backup {backup.id} did not pass its test restore",
@@ -162,7 +162,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     return proof
 
 
-def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
+def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
     """Yield what is said of a database in which no table has a row any more that had one when it was proven last.
 
     A full disk, a new installation, another database in its place or a slip of the hand leaves one, and it passes every
@@ -177,7 +177,7 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
         if one.id < backup.id and one.id in proven:
             before = one
             break
-        right = right or (one.id <= backup.id and one.said.successor)
+        right = right or (one.id <= backup.id and one.facts.successor)
     if before is None or right:
         return
     try:
@@ -187,12 +187,12 @@ def _emptied(run: Run, backup: Backup, examined: Examination) -> Iterator[Findin
             yield Finding("content is not lost", "inconclusive", f"what was in the backup before: {_line(error)}")
         return
     had = Fingerprint.read(known)
-    if gone := emptied(had, examined.fingerprint, alike=before.method == backup.method):
+    if gone := lost_content(had, examined.fingerprint, alike=before.method == backup.method):
         said = f"{gone}; {before.id}, the last proven backup before, has {had.rows} rows"
-        yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor(run)}")
+        yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor_command(run)}")
 
 
-def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
+def lost_content(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
     """Say that no table which had rows has one now; nothing if one has. `alike`: both name their tables in one way."""
     had = {name for name, table in before.tables.items() if table.rows}
     if had and not now.rows:
@@ -204,7 +204,7 @@ def emptied(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
     return f"of the tables that had rows none is there with a row any more ({named})"
 
 
-def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
+def record_damage(run: Run, source: str, damage: Mapping[str, str]) -> None:
     """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
 
     Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
@@ -215,11 +215,11 @@ def condemn(run: Run, source: str, damage: Mapping[str, str]) -> None:
     for id, detail in damage.items():
         if id in newest and failure_of(newest[id]) is not None:
             continue
-        (finding,) = brief([Finding(source, "failed", detail)])
+        (finding,) = shortened([Finding(source, "failed", detail)])
         proof = Proof(id, run.now(), Grade.STORED, None, (to_json(finding),), __version__)
         proofs += [proof] if id in known else []
         whose = {"database": known[id].database} if id in known else {}
-        run.report("backup.graded", **graded(proof), **whose)
+        run.report("backup.graded", **proof_row(proof), **whose)
     for proof in proofs:
         run.repository.add_proof(proof)
 
@@ -229,7 +229,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None, back
     name = "content equals the snapshot"
     if expected is None:
         later = f"dbguardctl log has the cause. Make another backup: dbguardctl backup {backup.database}"
-        more = backup.said.no_fingerprint or later
+        more = backup.facts.no_fingerprint or later
         said = "a safety copy has none" if backup.note == SAFETY_NOTE else more
         return Finding(name, "inconclusive", f"the backup has no fingerprint: {said}")
     if examined.fingerprint is None:
@@ -262,11 +262,11 @@ def _grade(examined: Examination, findings: Sequence[Finding]) -> Grade:
     return Grade.PROVEN if known else Grade.RESTORED
 
 
-def _queries(database: Mapping[str, Any]) -> list[Query]:
-    return [Query(**query) for query in database.get("queries", ())]
+def _queries(database: Mapping[str, Any]) -> list[ProofQuery]:
+    return [ProofQuery(**query) for query in database.get("queries", ())]
 
 
-def graded(proof: Proof) -> dict[str, Any]:
+def proof_row(proof: Proof) -> dict[str, Any]:
     """Return what the catalog keeps of a proof."""
     return {
         "id": proof.backup,

@@ -1,9 +1,9 @@
 """A repository: the encrypted, deduplicated backups in one storage. Only what is here is used from outside.
 
-Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (the books), saving.py and tree.py
-(backups in and out), log.py and moment.py (what lies between them), packs.py and frames.py (bytes), tombs.py and
-sweep.py (giving space back), check.py (damage). The format is described byte by byte in dbguard-repository(5);
-recover.py reads it without anything else of dbguard.
+Where to read on: seal.py (keys and envelopes), records.py, ledger.py and notes.py (manifests, proofs, holds), saving.py
+and tree.py (writing and reading a backup), log.py and moment.py (the stored log, and restoring to a moment of it),
+packs.py and frames.py (stored objects), tombstones.py and sweep.py (deleting), check.py (damage). The format is
+described byte by byte in dbguard-repository(5); recover.py reads it without anything else of dbguard.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dbguardd.repository import opening
 from dbguardd.repository.check import Checking, Progress, unmet
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import Link, Log
+from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
-from dbguardd.repository.moment import LogTree, MomentTree, StretchTree, Until
+from dbguardd.repository.moment import LogRange, LogTree, MomentTree, StretchTree
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
 from dbguardd.repository.thin import Grain, make_coarser
-from dbguardd.repository.tombs import pack_of, rely_on
-from dbguardd.repository.tree import Told, Tree, packs_of, untold
+from dbguardd.repository.tombstones import check_packs_stay, pack_of
+from dbguardd.repository.tree import BytesDone, Tree, ignore, packs_of
 from dbguardd.rules.chains import BYTES, Chain, Piece
 from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
@@ -49,17 +49,17 @@ __all__ = [
     "Grain",
     "Hold",
     "Link",
-    "Log",
+    "LogRange",
     "Piece",
     "Proof",
     "Recipient",
     "Repository",
     "Saving",
+    "StoredLog",
     "Stream",
     "StretchTree",
     "Swept",
     "Tree",
-    "Until",
     "make_coarser",
     "recallable_until",
 ]
@@ -173,7 +173,7 @@ class Repository:
         note: str = "",
         level: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
-        progress: Told = untold,
+        progress: BytesDone = ignore,
     ) -> Iterator[Saving]:
         """Open a sink for one new backup; it exists once its seal() has returned, and not before.
 
@@ -191,7 +191,7 @@ class Repository:
             kind="full",
             created_at=now,
             parent=None,
-            facts={},
+            raw_facts={},
             note=note,
             streams=(),
             source_bytes=0,
@@ -240,7 +240,7 @@ class Repository:
         """Commit: check that all it needs will stay, write the manifest, and check again if that took long."""
 
         def check() -> None:
-            rely_on(self._storage, self._records, packs, storage_now, backup)
+            check_packs_stay(self._storage, self._records, packs, storage_now, backup)
 
         def storage_now() -> datetime:
             return storage_time(self._storage, backup.created_at, self._randomness)
@@ -258,7 +258,7 @@ class Repository:
 
     @contextmanager
     def tree(
-        self, backup: Backup, progress: Told = untold, *, beside: Tree | None = None, there: Tree | None = None
+        self, backup: Backup, progress: BytesDone = ignore, *, beside: Tree | None = None, there: Tree | None = None
     ) -> Iterator[Tree]:
         """Open a backup for reading; `progress` is told the bytes that a stream has given so far.
 
@@ -274,7 +274,7 @@ class Repository:
 
     @contextmanager
     def moment(
-        self, backup: Backup, until: Until, progress: Told = untold, *, beside: Tree | None = None
+        self, backup: Backup, until: LogRange, progress: BytesDone = ignore, *, beside: Tree | None = None
     ) -> Iterator[MomentTree]:
         """Open a backup for reading as tree() does, with the log put over it up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
@@ -283,25 +283,25 @@ class Repository:
 
     @contextmanager
     def with_log(
-        self, backup: Backup, until: Until, progress: Told = untold, *, there: Tree | None = None
+        self, backup: Backup, until: LogRange, progress: BytesDone = ignore, *, there: Tree | None = None
     ) -> Iterator[LogTree]:
         """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
         with self.tree(backup, progress, there=there) as tree:
             _, domain = self._ledger.find(backup.id)
             yield LogTree(tree, self._log(domain), until, progress)
 
-    def log(self, database: str, now: datetime | None = None) -> Log | None:
+    def log(self, database: str, now: datetime | None = None) -> StoredLog | None:
         """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""
         _, domain = next(self._ledger.newest(database, expired=True), (None, None))
         domain = domain or (None if now is None else self._make_domain(database, now))
         return None if domain is None else self._log(domain)
 
-    def logs(self) -> dict[str, Log]:
+    def logs(self) -> dict[str, StoredLog]:
         """Return the log of every database that has a key, by its name."""
         return {domain.name: self._log(domain) for domain in self._records.keyring.domains.values()}
 
-    def _log(self, domain: Domain) -> Log:
-        return Log(self._storage, self._records, domain, self._randomness)
+    def _log(self, domain: Domain) -> StoredLog:
+        return StoredLog(self._storage, self._records, domain, self._randomness)
 
     # ------------------------------------------------------------------------------------------ the books
 
@@ -369,7 +369,7 @@ class Repository:
             if backup.id in wanted:
                 packs = self._packs_of(backup, domain)
                 try:
-                    rely_on(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
+                    check_packs_stay(self._storage, self._records, packs, lambda: self.storage_time(now), backup)
                 except Busy as error:  # the next sweep sees that they are needed
                     error.hints = (f"dbguardctl prune {backup.database}", f"dbguardctl recall {backup.id}")
                     raise

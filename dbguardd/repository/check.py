@@ -23,13 +23,13 @@ from dbguardd.humanize import count
 from dbguardd.repository import opening
 from dbguardd.repository.frames import Digests
 from dbguardd.repository.ledger import read_backup
-from dbguardd.repository.log import Link, Log
+from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.model import Backup, Finding
 from dbguardd.repository.packs import HEADER, TAIL, Pack, trailer_length
 from dbguardd.repository.reading import PackReader
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
-from dbguardd.repository.tombs import pack_name, pack_of, tomb_of
+from dbguardd.repository.tombstones import pack_name, pack_of, tombstone_of
 from dbguardd.rules.chains import Piece
 from dbguardd.storage.base import Entry, Storage
 
@@ -121,7 +121,7 @@ class Checking:
                 seen.ids.add(found.slot)
                 seen.backups.append((read_backup(found), found.domain))
             elif found.kind == "tomb":
-                seen.expired |= {tomb_of(found).backup} - {""}
+                seen.expired |= {tombstone_of(found).backup} - {""}
             else:
                 seen.about[found.slot] = found.name
         except Damaged as error:
@@ -149,7 +149,7 @@ class Checking:
         """Look for what a log lacks; with `data`, open every segment."""
         self.progress("log", 0, None)
         for domain in self.records.keyring.domains.values():
-            log, looked = Log(self.storage, self.records, domain, os.urandom), 0
+            log, looked = StoredLog(self.storage, self.records, domain, os.urandom), 0
             chains = log.chains()
             for before, chain in pairwise(chains):
                 if before.id == chain.id:
@@ -240,7 +240,7 @@ def _outcome(
     return None
 
 
-def _outcome_of(log: Log, piece: Piece, end: Link | None) -> tuple[GuardError | None, Link | None]:
+def _outcome_of(log: StoredLog, piece: Piece, end: Link | None) -> tuple[GuardError | None, Link | None]:
     """Return what is wrong with an object of a log that goes on from a segment, if that is known, and its last one."""
     try:
         for link in log.open(piece):
@@ -255,7 +255,7 @@ def _outcome_of(log: Log, piece: Piece, end: Link | None) -> tuple[GuardError | 
     return None, end
 
 
-def _forgotten(log: Log, piece: Piece) -> bool:
+def _forgotten(log: StoredLog, piece: Piece) -> bool:
     """Say if an object is gone because all of its log up to there is: an expiry of its database ran meanwhile."""
     return all(chain.id != piece.chain or chain.first > piece.last for chain in log.chains())
 

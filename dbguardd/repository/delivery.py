@@ -59,7 +59,7 @@ class Source(Protocol):
         """Return a batch. Raises Damaged, ObjectMissing, Unreachable."""
 
 
-class Mending(Source, Protocol):
+class DeltaSource(Source, Protocol):
     """A stream that can be compared with another state of itself, without being fetched."""
 
     def differing(self, numbers: range, old: Old, known: bytes) -> tuple[Sequence[tuple[int, Piece]], bytes]:
@@ -109,11 +109,11 @@ def deliver(source: Source, file: int, progress: Callable[[int], None]) -> int:
     return source.size
 
 
-def mend(
-    source: Mending,
+def deliver_delta(
+    source: DeltaSource,
     file: int,
     progress: Callable[[int], None],
-    known: Mending | None = None,
+    known: DeltaSource | None = None,
     doubt: Callable[[GuardError], None] = lambda _: None,
 ) -> int:
     """Make a regular file what the stream is, and write only where it is not. Return the size. See deliver().

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import zstandard
 
 from dbguardd.errors import SourceChanged, SourceDenied
-from dbguardd.repository.filling import Filling
 from dbguardd.repository.frames import PAGES, TAG, Digests, Frame, compress
+from dbguardd.repository.growing_file import GrowingFile
 from dbguardd.repository.pagemap import DIGEST, EXTENT
 
 BATCH = 32  # extents
@@ -55,7 +55,7 @@ class Old:
 class Examiner:
     """Looks at batches of one file. Several threads may call it."""
 
-    def __init__(self, file: int, name: str, digests: Digests, *, filling: Filling, unit: int, level: int) -> None:
+    def __init__(self, file: int, name: str, digests: Digests, *, filling: GrowingFile, unit: int, level: int) -> None:
         self._file, self._name, self.unit, self._level = file, name, unit, level
         self.digests, self.filling, self.size = digests, filling, filling.size
         self._own = threading.local()

@@ -14,7 +14,7 @@ from dbguardd.repository.clock import Pulses, recallable_until
 from dbguardd.repository.model import Backup, Expired, Hold, backup_from, manifest, rfc3339
 from dbguardd.repository.records import Record, Records, Unreadable
 from dbguardd.repository.seal import Domain
-from dbguardd.repository.tombs import bury_backup, standing
+from dbguardd.repository.tombstones import put_backup_tombstone, tombstones
 from dbguardd.storage.base import Storage
 
 
@@ -67,7 +67,7 @@ class Ledger:
     def tombs(self) -> dict[str, Expired]:
         """Return the expired backups, with the oldest tomb of each."""
         found: dict[str, Expired] = {}
-        for tomb in standing(self._records):
+        for tomb in tombstones(self._records):
             if tomb.backup and (tomb.backup not in found or tomb.stored_at < found[tomb.backup].at):
                 found[tomb.backup] = Expired(tomb.backup, tomb.reasons, tomb.stored_at)
         return found
@@ -92,7 +92,7 @@ class Ledger:
         if not confirmed:
             self._keeps_one(set(reasons) - gone)
         for id in sorted(set(reasons) - gone):
-            bury_backup(self._records, id, reasons[id], now, self._pulses())
+            put_backup_tombstone(self._records, id, reasons[id], now, self._pulses())
 
     def _keeps_one(self, going: set[str]) -> None:
         stays: dict[str, bool] = {}

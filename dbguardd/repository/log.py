@@ -104,7 +104,7 @@ class Link:
             yield number, data[start : start + self.page_size]
 
 
-class Log:
+class StoredLog:
     """Reads and writes the log of one database. One process writes it; any number may read."""
 
     def __init__(self, storage: Storage, records: Records, domain: Domain, randomness: Randomness) -> None:

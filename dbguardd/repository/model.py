@@ -47,7 +47,7 @@ class Backup:
     kind: str
     created_at: datetime
     parent: str | None
-    facts: Mapping[str, Any] = field(repr=False)
+    raw_facts: Mapping[str, Any] = field(repr=False)
     note: str
     streams: tuple[Stream, ...] = field(repr=False)
     source_bytes: int
@@ -57,9 +57,9 @@ class Backup:
     seq: int
 
     @property
-    def said(self) -> BackupFacts:
+    def facts(self) -> BackupFacts:
         """The facts that others than its engine read."""
-        return BackupFacts.read(self.facts)
+        return BackupFacts.read(self.raw_facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def manifest(backup: Backup) -> dict[str, Any]:
     return {
         **{name: getattr(backup, name) for name in _PLAIN},
         "created_at": rfc3339(backup.created_at),
-        "facts": dict(backup.facts),
+        "facts": dict(backup.raw_facts),
         "streams": streams,
     }
 
@@ -178,4 +178,4 @@ def backup_from(body: Mapping[str, Any]) -> Backup:
         for stream in body["streams"]
     )
     plain = {name: body[name] for name in _PLAIN}
-    return Backup(**plain, created_at=moment(body["created_at"]), facts=body["facts"], streams=streams)
+    return Backup(**plain, created_at=moment(body["created_at"]), raw_facts=body["facts"], streams=streams)

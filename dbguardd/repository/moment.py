@@ -17,7 +17,7 @@ from dbguardd.facts import Target
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.joined import joined
-from dbguardd.repository.log import Link, Log
+from dbguardd.repository.log import Link, StoredLog
 from dbguardd.repository.tree import Tree
 from dbguardd.rules.chains import BYTES, Chain
 from dbguardd.serialize import to_json
@@ -25,7 +25,7 @@ from dbguardd.sums import as_text, file_sum
 
 
 @dataclass(frozen=True, slots=True)
-class Until:
+class LogRange:
     """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
 
     Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which.
@@ -41,7 +41,9 @@ class Until:
 class MomentTree:
     """Reads a backup with the log put over it. Raises as Tree, before a wrong byte gets out."""
 
-    def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, base: Tree, log: StoredLog, until: LogRange, beat: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.base, self._log, self._until, self._beat = base, log, until, beat
 
     @property
@@ -57,9 +59,9 @@ class MomentTree:
         """Open a stream for reading from its start: from a nameless copy, because its pages come out of order."""
         return _copied(self, name)
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream, as it was at the moment, into the open file; see flow.Tree."""
-        size, last = self.base.deliver(name, file, over=over), None
+        size, last = self.base.deliver(name, file, delta=delta), None
         for last in self._links(name):
             for number, page in last.pages():
                 _put(name, file, page, (number - 1) * last.page_size)
@@ -115,10 +117,12 @@ class LogTree:
     """A backup, and behind its streams the bytes of the log since then: one more stream. Raises as Tree.
 
     The facts are those of the backup and `moment`: the `stream` of the log, `since` and `until` which place it goes,
-    and the `target` of Until.
+    and the `target` of LogRange.
     """
 
-    def __init__(self, base: Tree, log: Log, until: Until, beat: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, base: Tree, log: StoredLog, until: LogRange, beat: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.base, self._log, self._until, self._beat = base, log, until, beat
         first, last = self._link(until.after + 1), self._link(until.last)
         moment = {"stream": last.stream, "since": first.since, "until": last.until, "target": to_json(until.target)}
@@ -139,10 +143,10 @@ class LogTree:
             with self.base.read(name) as file:
                 yield file
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree."""
         if name != self._stream:
-            return self.base.deliver(name, file, over=over)
+            return self.base.deliver(name, file, delta=delta)
         size = 0
         for part in self._parts():
             _put(name, file, part, size)
@@ -179,7 +183,7 @@ class StretchTree:
     counts. The facts are what the last segment says: page_size, size and sum of the stream of the backup then.
     """
 
-    def __init__(self, log: Log, until: Until, last: Link) -> None:
+    def __init__(self, log: StoredLog, until: LogRange, last: Link) -> None:
         self._log, self._until, self._last = log, until, last
 
     @property
@@ -195,7 +199,7 @@ class StretchTree:
         """Open the stream for reading from its start."""
         return _copied(self, name)
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the stream into the open file; see flow.Tree. Raises Damaged for a log of mixed streams or sizes."""
         at = 0
         for link in self._log.links(self._until.chain, self._until.after + 1, self._until.last):

@@ -26,9 +26,9 @@ from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap
 from dbguardd.repository.examine import Examiner
-from dbguardd.repository.filling import Filling
 from dbguardd.repository.flowing import FlowSaver
 from dbguardd.repository.frames import Digests
+from dbguardd.repository.growing_file import GrowingFile
 from dbguardd.repository.model import Backup, Root, Stream, encode
 from dbguardd.repository.paged import PagesSaver, Saved
 from dbguardd.repository.pagemap import UNIT, PageMap
@@ -124,7 +124,7 @@ class Saving:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,  # it always is
+        on_demand: bool = False,  # it always is
         changing: bool = False,
     ) -> None:
         """Take a paged stream; see flow.Sink.
@@ -136,7 +136,7 @@ class Saving:
         if page_size not in _PAGE_SIZES:
             raise Usage(f"{name}: a page size of {page_size} bytes is not possible", detail=f"one of {_PAGE_SIZES}")
         size = _size(name, file)
-        filling, unit = Filling(size, filled, changing=changing), max(page_size, UNIT)
+        filling, unit = GrowingFile(size, filled, changing=changing), max(page_size, UNIT)
         examiner = Examiner(file, name, self._digests, filling=filling, unit=unit, level=self._level)
         done = self.written_bytes
         try:
@@ -187,7 +187,7 @@ class Saving:
             created_at=created_at or self._draft.created_at,
             kind="incremental" if inherited else "full",
             parent=self._parent.id if inherited and self._parent else None,
-            facts=dict(facts),
+            raw_facts=dict(facts),
             streams=tuple(streams),
             source_bytes=sum([stream.size for stream in streams]),
             stored_bytes=self._writer.stored_bytes,

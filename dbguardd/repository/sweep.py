@@ -28,7 +28,7 @@ from dbguardd.repository.model import Backup, Swept, rfc3339
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.records import KINDS, Record, Records, Unreadable
 from dbguardd.repository.seal import Domain, Randomness
-from dbguardd.repository.tombs import Tomb, bury_packs, pack_name, pack_of, tomb_of
+from dbguardd.repository.tombstones import Tombstone, pack_name, pack_of, put_pack_tombstones, tombstone_of
 from dbguardd.storage.base import Entry, Storage
 
 Needs = Callable[[Backup, Domain], AbstractSet[str]]
@@ -55,8 +55,8 @@ class Survey:
     recallable: frozenset[str]  # by those, and by expired ones within their grace or held
     backups: int
     expired: tuple[str, ...]  # their grace is over
-    due: tuple[Tomb, ...]
-    waiting: tuple[Tomb, ...]
+    due: tuple[Tombstone, ...]
+    waiting: tuple[Tombstone, ...]
 
     @property
     def doomed(self) -> frozenset[str]:
@@ -68,7 +68,7 @@ class Survey:
         """Packs to write a tomb for."""
         return frozenset(self.packs) - self.needed - self._named(self.due) - self._named(self.waiting)
 
-    def _named(self, tombs: Iterable[Tomb]) -> frozenset[str]:
+    def _named(self, tombs: Iterable[Tombstone]) -> frozenset[str]:
         return frozenset(pack for tomb in tombs for pack in tomb.packs if pack in self.packs)
 
 
@@ -94,7 +94,9 @@ class Sweeping:
             _not_too_much(survey, breakers or Breakers())
         deleted, freed = (0, 0) if dry_run else self._delete(survey)
         if not dry_run:
-            bury_packs(self.records, fresh, grace, now=survey.now, pulse=self.pulses(), randomness=self.randomness)
+            put_pack_tombstones(
+                self.records, fresh, grace, now=survey.now, pulse=self.pulses(), randomness=self.randomness
+            )
         waits = [tomb for tomb in survey.waiting if tomb.packs]
         dues = [tomb.stored_at + max(grace, tomb.grace) for tomb in waits] + [survey.now + grace] * bool(fresh)
         return Swept(
@@ -118,7 +120,7 @@ class Sweeping:
         """
         there = trusted(self.storage, now, self.randomness, list(self.storage.list("")), grace)
         pulse = self.pulses()
-        tombs = [tomb_of(record) for record in self._all("tomb")]
+        tombs = [tombstone_of(record) for record in self._all("tomb")]
         for kind in ("hold", "release"):
             self._all(kind)
         held = self.notes.holds()
@@ -188,10 +190,10 @@ class Sweeping:
 
 
 def _sorted(
-    tombs: Iterable[Tomb], now: datetime, pulse: Pulse, grace: timedelta
-) -> tuple[tuple[Tomb, ...], tuple[Tomb, ...]]:
-    due: list[Tomb] = []
-    waiting: list[Tomb] = []
+    tombs: Iterable[Tombstone], now: datetime, pulse: Pulse, grace: timedelta
+) -> tuple[tuple[Tombstone, ...], tuple[Tombstone, ...]]:
+    due: list[Tombstone] = []
+    waiting: list[Tombstone] = []
     for tomb in tombs:
         if not tomb.backup:
             (due if tomb.over(now, pulse, grace) else waiting).append(tomb)

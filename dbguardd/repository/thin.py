@@ -20,7 +20,7 @@ from itertools import takewhile
 import zstandard
 
 from dbguardd.flow import Facts
-from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, Log
+from dbguardd.repository.log import FOLDED_BYTES, LEVEL, Link, StoredLog
 from dbguardd.rules.chains import Chain, Piece
 
 MERGED_BYTES = 16 << 20  # of the pages of a segment: as much is in memory
@@ -61,7 +61,7 @@ class Thinned:
 
 
 def make_coarser(
-    log: Log, grains: Sequence[Grain], now: datetime, beat: Callable[[int], None] = lambda _: None
+    log: StoredLog, grains: Sequence[Grain], now: datetime, beat: Callable[[int], None] = lambda _: None
 ) -> Iterator[Thinned]:
     """Make coarser what has come of age by the storage's own time, and yield what was."""
     for chain in log.chains():  # what a try left that was killed while it took away what it had replaced
@@ -91,7 +91,7 @@ def due(chain: Chain, grain: Grain, grains: Sequence[Grain], now: datetime) -> D
     return Due(chain, grain.seconds, old[-1].last, done[-1] if done else None)
 
 
-def thin(log: Log, what: Due, beat: Callable[[int], None] = lambda _: None) -> Thinned | None:
+def thin(log: StoredLog, what: Due, beat: Callable[[int], None] = lambda _: None) -> Thinned | None:
     """Make a part of a chain coarser, up to the last minute (hour, day) that is over; None if none is.
 
     Raises Damaged, ObjectMissing, and what the storage raises, with nothing lost.

@@ -11,7 +11,7 @@ from dbguardd.errors import Damaged, GuardError, NotFound, ObjectMissing, Unsupp
 from dbguardd.flow import Facts
 from dbguardd.lean import give_back
 from dbguardd.repository.chunks import FlowMap, FlowReader
-from dbguardd.repository.delivery import Source, deliver, mend, stream
+from dbguardd.repository.delivery import Source, deliver, deliver_delta, stream
 from dbguardd.repository.extents import PagesReader
 from dbguardd.repository.joined import joined
 from dbguardd.repository.model import Backup, Stream
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from dbguardd.storage.base import Storage
 
 
-Told = Callable[[int], None]
+BytesDone = Callable[[int], None]
 """Is told how many bytes a stream has given so far; what it raises ends the reading."""
 
 
-def untold(done_bytes: int) -> None:
+def ignore(done_bytes: int) -> None:
     """Do nothing: where nobody wants to see the progress."""
 
 
@@ -39,7 +39,7 @@ class Tree:
         storage: Storage,
         domain: Domain,
         backup: Backup,
-        progress: Told = untold,
+        progress: BytesDone = ignore,
         *,
         beside: Tree | None = None,
         there: Tree | None = None,
@@ -64,7 +64,7 @@ class Tree:
     @property
     def facts(self) -> Facts:
         """What the engine returned from dump()."""
-        return self._backup.facts
+        return self._backup.raw_facts
 
     def names(self) -> Iterator[str]:
         """Yield the names of the streams in the order they were written."""
@@ -77,12 +77,12 @@ class Tree:
         with closing(pieces), joined(pieces) as file:
             yield file
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file; see flow.Tree. Holes stay holes. Raises NotFound, NoSpace."""
         source = self._source(name)
-        if over and isinstance(source, PagesReader):
+        if delta and isinstance(source, PagesReader):
             doubt = self._doubt if self._there is None else self._there._doubt
-            return mend(source, file, self._progress, self._known(name), doubt)
+            return deliver_delta(source, file, self._progress, self._known(name), doubt)
         return deliver(source, file, self._progress)
 
     def pages(self, name: str) -> PagesReader:

@@ -20,7 +20,7 @@ from dbguardd.worker.asking import cannot_read
 _MOST_LINKS = 40  # as the kernel
 
 
-def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
+def owner_of_database(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     """Return who opens the database: the user that the policy names, or who owns its place (or the directory of that).
 
     A daemon that cannot become someone else tries with its own rights. A database of which only backups are left is
@@ -35,10 +35,10 @@ def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     if place != NOWHERE:
         return owner_near(Path(str(place)))
     near = owner_near(Path(str(request["to"]))) if request.get("to") else 0
-    return near or _servant(str(database.get("engine"))) or os.geteuid()
+    return near or _service_uid(str(database.get("engine"))) or os.geteuid()
 
 
-def _servant(engine: str) -> int:
+def _service_uid(engine: str) -> int:
     """Return whom a kind of server usually runs as on this host; 0: nobody is, or we could not become him."""
     with suppress(KeyError):
         return pwd.getpwnam(KINDS[engine].account).pw_uid if may_become_others() else 0
@@ -123,7 +123,7 @@ def identity(run_as: int) -> dict[str, Any]:
     return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
 
 
-def without_power(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
+def explain_missing_setuid(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
     """Say why nobody else was asked to open the database, where that is what it lacked."""
     database = spec.get("database") or {}
     if database.get("run_as") is None and not may_become_others():

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Questions
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
@@ -42,7 +42,7 @@ from dbguardd.errors import (
     SourceMissing,
     Unreachable,
 )
-from dbguardd.flow import Facts, Pages, Ship, Sink, Tree
+from dbguardd.flow import Facts, LogSink, Pages, Sink, Tree
 
 __all__ = ["Sqlite", "open_sqlite"]
 
@@ -64,18 +64,18 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     """
     wait = float(settings.get("lock_timeout_seconds", 10.0))
     standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
-    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, past=open_past)
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, questions=open_past)
 
 
-def open_past() -> Past[Pages]:
+def open_past() -> Questions[Pages]:
     """Make what answers questions to backups. It alone needs apsw."""
-    from dbguardd.engines.sqlite.past import SqlitePast  # noqa: PLC0415
+    from dbguardd.engines.sqlite.questions import SqliteQuestions  # noqa: PLC0415
 
-    return SqlitePast()
+    return SqliteQuestions()
 
 
 class SqliteLog:
-    """The log of one SQLite file in WAL mode. Implements engines.base.Log."""
+    """The log of one SQLite file in WAL mode. Implements engines.base.LogSource."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._path = str(settings["path"])
@@ -88,7 +88,7 @@ class SqliteLog:
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
         )
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         follow(self._path, self._pace, ship, resume)
 
     def unfollow(self, *, if_short: bool = False) -> None:
@@ -144,7 +144,7 @@ class Sqlite:
                 taking.begin()
                 with taking.opened() as file:
                     content = _content(file)
-                    sink.adopt(_PAGES, file, content[0].page_size, filled=taking, asked=taking.in_place)
+                    sink.adopt(_PAGES, file, content[0].page_size, filled=taking, on_demand=taking.in_place)
                 self._state = taking.taken.state
                 return self._facts(taking.taken, *content)
             except Moved:
@@ -232,7 +232,7 @@ class Sqlite:
                 _deliver(tree, work, target)
             return give(work, tree.facts)
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         return examine(target, queries, progress)
 
     def check_unused(self) -> None:

@@ -17,7 +17,7 @@ from dbguardd.flow import Facts, Pages
 
 
 def query(pages: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     with opened({"main": pages}, bounds, answer) as backup:
         return _Statement(backup, sql).run()
 

@@ -62,7 +62,7 @@ class Pair:
 
 
 def difference(older: Pages, newer: Pages, table: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     with opened({"main": older, "newer": newer}, bounds, answer) as both:
         before, after = tables(both.connection), tables(both.connection, "newer")
         names = sorted({*before, *after})

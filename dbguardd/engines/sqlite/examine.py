@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery, judge
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.sqlite.content import text as as_text
 from dbguardd.engines.sqlite.newer import Unread, bears, check_all_read
@@ -31,7 +31,7 @@ _LACKS = re.compile("no such collation sequence: |unknown function: |no such fun
 _READING = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 
 
-def examine(target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+def examine(target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
     """Open `target` and check everything that can be checked without the backup. Raises only what progress raises."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - half a MiB that who copies or follows keeps
 
@@ -144,13 +144,13 @@ def _content(target: Path, findings: list[Finding], progress: Progress) -> Finge
 # ------------------------------------------------------------------------------------------------ proof queries
 
 
-def _proof(target: Path, queries: Sequence[Query], progress: Progress) -> list[Finding]:
+def _proof(target: Path, queries: Sequence[ProofQuery], progress: Progress) -> list[Finding]:
     if not queries:
         return [Finding("proof queries", "not configured")]
     return [_ask(target, query, progress) for query in queries]
 
 
-def _ask(target: Path, query: Query, progress: Progress) -> Finding:
+def _ask(target: Path, query: ProofQuery, progress: Progress) -> Finding:
     """Ask one query. What stands in rows is not told: findings are kept, logged, and shown to all who may read."""
     name = f"query: {query.sql}"
     borne = running = False

@@ -29,13 +29,13 @@ from blake3 import blake3
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child
-from dbguardd.engines.sqlite.frames import Frames, Place, log_bytes
+from dbguardd.engines.sqlite.frames import Frames, WalPosition, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, open_live, read_header
 from dbguardd.engines.sqlite.marks import Marks, kept
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported
-from dbguardd.flow import Facts, Images, Segment, Ship
+from dbguardd.flow import Facts, Images, LogSink, Segment
 
 _SETTLED_SECONDS = 1.0  # file times have the grain of a timer tick
 _ROUNDS = 8
@@ -62,7 +62,7 @@ class Pace:
     audit_seconds: float = 86_400.0  # between two comparisons of the live file with its log
 
 
-def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
+def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
     """Ship what is committed from now on, or from `resume` on if the log still has all since then; never returns.
 
     Raises what `ship` raises; LogBroken when something was lost, Unsupported for a database that has no log,
@@ -85,14 +85,14 @@ def follow(path: str, pace: Pace, ship: Ship, resume: Facts | None) -> None:
 class Follower:
     """One run of following: where it is in the log, and what it does next."""
 
-    def __init__(self, live: Live, pace: Pace, ship: Ship, keeper: Child, files: tuple[int, int]) -> None:
+    def __init__(self, live: Live, pace: Pace, ship: LogSink, keeper: Child, files: tuple[int, int]) -> None:
         self._live, self._pace, self._ship, self._shm = live, pace, ship, files[1]
         self._frames = Frames(live, *files, pace.lock_timeout_seconds, self._alive)
         self._marks = Marks(live.path, keeper, self._frames, self._shm, self._alive)
         self._file = live.found.st_ino
-        self._place = self._shipped = Place(b"", 0, b"", self._file)
+        self._place = self._shipped = WalPosition(b"", 0, b"", self._file)
         self._read = False  # all that was there when the first mark was taken
-        self._free: Place | None = None  # where the log may begin anew, for all that we hold
+        self._free: WalPosition | None = None  # where the log may begin anew, for all that we hold
         self._next_turn, self._tried = 0.0, 0
         self._pause = _TURN_LOOKS * pace.look_seconds
         self._watch = Watch(live, pace.staging, pace.audit_seconds, pace.scan_bytes)
@@ -103,7 +103,7 @@ class Follower:
         """Find the place to begin at, then look, ship and renew the mark for ever."""
         index = self._frames.index()
         self._marks.note()
-        since = None if resume is None else Place.read(resume)
+        since = None if resume is None else WalPosition.read(resume)
         if since is not None and self._has(since, index):
             self._place = self._shipped = since
             self._ship.begin(since.facts(), continued=True, because="")
@@ -133,7 +133,7 @@ class Follower:
         for _ in range(_ROUNDS):
             index = self._frames.index()
             check = index.checksum if index.frames else self._untouched()
-            self._place = self._shipped = Place(index.salts, index.frames, check, self._file)
+            self._place = self._shipped = WalPosition(index.salts, index.frames, check, self._file)
             if not self._is_much(index):
                 break
             self._marks.bring()
@@ -177,7 +177,7 @@ class Follower:
             self._ship.begin(self._place.facts(), continued=False, because=wrong)
         self._watch.step()
 
-    def _has(self, since: Place, index: locks.Index) -> bool:
+    def _has(self, since: WalPosition, index: locks.Index) -> bool:
         """Say if the log has the very frame that was read last, and so all after it, and no more than may wait.
 
         A log that was empty then proves nothing. If it is empty now, too, and the main file has the same time, size
@@ -248,7 +248,7 @@ class Follower:
             raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
         self._marks.stood()
         self._watch.new_round()
-        self._place = Place(index.salts, 0, b"", self._file)
+        self._place = WalPosition(index.salts, 0, b"", self._file)
 
     def _stretch(self, index: locks.Index, at: datetime) -> Segment:
         """Read on, as far as one segment goes.

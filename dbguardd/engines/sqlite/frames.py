@@ -22,7 +22,7 @@ _PAUSE_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WalPosition:
     """A place between two commits: `frames` of the round of the log named `salts`, the last one with `checksum`."""
 
     salts: bytes
@@ -35,7 +35,7 @@ class Place:
         return {"round": self.salts.hex(), "position": self.frames, "check": self.checksum.hex(), "file": self.file}
 
     @classmethod
-    def read(cls, facts: Facts) -> Place | None:
+    def read(cls, facts: Facts) -> WalPosition | None:
         """Read what facts() returned; None for what another engine has stored under the same name."""
         try:
             check, file = bytes.fromhex(facts["check"]), int(facts.get("file", 0))
@@ -52,7 +52,7 @@ class Stretch:
     `last` says that it ends where the index did: nothing had been committed behind it.
     """
 
-    until: Place
+    until: WalPosition
     images: Mapping[int, memoryview] = field(repr=False)
     sizes: Sequence[int]
     last: bool
@@ -88,12 +88,12 @@ class Frames:
             if not mark.same_file(self._live.side(suffix)):
                 raise SourceChanged(f"{self._live.path}: its {suffix} was replaced while in use")
 
-    def ends_with(self, place: Place, page_size: int) -> bool:
+    def ends_with(self, place: WalPosition, page_size: int) -> bool:
         """Say if the last frame before a place is the very one that was read there."""
         raw = os.pread(self._log, _FRAME.size, _start(place.frames - 1, page_size))
         return len(raw) == _FRAME.size and _FRAME.unpack(raw)[2:] == (place.salts, place.checksum)
 
-    def up_to(self, place: Place, page_size: int, moved: int) -> Iterator[tuple[int, int, memoryview] | None]:
+    def up_to(self, place: WalPosition, page_size: int, moved: int) -> Iterator[tuple[int, int, memoryview] | None]:
         """Yield page, pages after a commit (else 0) and image of each frame up to a place; None where it began anew.
 
         The first one ends the last commit before the place of which all is among the first `moved` frames.
@@ -113,7 +113,7 @@ class Frames:
         raw = os.pread(self._log, _FRAME.size, _start(number, page_size))
         return int(_FRAME.unpack(raw)[1]) if len(raw) == _FRAME.size else 0
 
-    def stretch(self, since: Place, index: locks.Index, most_bytes: int) -> Stretch:
+    def stretch(self, since: WalPosition, index: locks.Index, most_bytes: int) -> Stretch:
         """Read frames up to the last commit that fits into so many bytes; if none does, a part of a transaction.
 
         Raises LogBroken if they were overwritten meanwhile.
@@ -129,7 +129,7 @@ class Frames:
             raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
         _, size, _, checksum = heads[taken - 1]
         pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
-        until = Place(since.salts, since.frames + taken, checksum, self._file)
+        until = WalPosition(since.salts, since.frames + taken, checksum, self._file)
         last = until.frames == index.frames
         if last and (until.checksum != index.checksum or size != index.pages):
             raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")

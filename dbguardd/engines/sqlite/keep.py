@@ -52,7 +52,7 @@ def _say(**message: object) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-class Asked:
+class Requests:
     """The lines on standard input, one by one: two of them can arrive together."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ def _refuse(error: Exception) -> None:
 class Keeper:
     """The connections: two that take turns in holding a mark, one that checkpoints, one that keeps writers out."""
 
-    def __init__(self, uri: str, path: str, timeout_seconds: float, block_seconds: float, asked: Asked) -> None:
+    def __init__(self, uri: str, path: str, timeout_seconds: float, block_seconds: float, asked: Requests) -> None:
         self._block_seconds, self._asked = block_seconds, asked
         self._checkpointer = self._open(f"{uri}mode=rw", timeout_seconds)
         self._barrier = self._open(f"{uri}mode=rw", block_seconds)
@@ -185,7 +185,7 @@ class Keeper:
 
 def main(uri: str, path: str, timeout_seconds: float, block_seconds: float) -> int:
     """Take the first mark, do as standard input says, let go at its end."""
-    asked = Asked()
+    asked = Requests()
     try:
         keeper = Keeper(uri, path, timeout_seconds, block_seconds, asked)
     except (sqlite3.Error, OSError) as error:

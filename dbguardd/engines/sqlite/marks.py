@@ -11,7 +11,7 @@ from typing import Any
 
 from dbguardd.engines.sqlite import locks
 from dbguardd.engines.sqlite.child import Child, child, refusal, uri
-from dbguardd.engines.sqlite.frames import Frames, Place
+from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import Live, open_side
 from dbguardd.errors import SourceChanged, WorkerDied
 
@@ -72,7 +72,7 @@ class Marks:
         if not self._keeper.silent():
             raise self._died()
 
-    def renew(self, read: Place, long: bool) -> None:
+    def renew(self, read: WalPosition, long: bool) -> None:
         """Take a newer mark, after the log was `read` up to there; of a `long` one, move what it allows at once.
 
         None is moved under a mark of 0, beside which a writer can begin the log anew. The newer mark is not 0 if there

@@ -37,7 +37,7 @@ _UNNAMED = frozenset(("true", "false"))
 
 
 def missing(files: tuple[Pages, Pages], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     name, where = search
     with opened({"main": files[0], "newer": files[1]}, bounds, answer) as both:
         before, after = tables(both.connection), tables(both.connection, "newer")

@@ -22,7 +22,7 @@ from struct import pack
 from typing import Any
 
 from dbguardd.durable import sync_directory
-from dbguardd.engines.base import Finding, Progress, Query
+from dbguardd.engines.base import Finding, Progress, ProofQuery
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite.examine import examine
 from dbguardd.engines.sqlite.live import MAGIC, Header
@@ -251,7 +251,7 @@ class SqliteStandby:
 
     # ------------------------------------------------------------------------------------------ its end
 
-    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> Sequence[Finding]:
+    def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Sequence[Finding]:
         state = self._there(target)
         os.close(self._file)  # SQLite opens it in this process now
         self._file = -1

@@ -23,7 +23,7 @@ _STATEMENT_BYTES, _STATEMENT_ROWS = 32 << 10, 64
 
 
 def table(pages: Pages, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     if form not in _FORMS:
         raise Usage(f"{bounds.about}: a table comes as {' or '.join(_FORMS)}, not as {form}")
     with opened({"main": pages}, bounds, answer) as backup:

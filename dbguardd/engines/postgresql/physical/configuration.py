@@ -65,7 +65,7 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     return dict(sorted(found.items())[:_MOST_FILES])
 
 
-class Host(Protocol):
+class ConfigurationFiles(Protocol):
     """Where the files are. What cannot be read there is not there."""
 
     def read(self, path: str) -> bytes | None:
@@ -75,7 +75,7 @@ class Host(Protocol):
         """Return the names of the directories in a directory."""
 
 
-class Here:
+class LocalFiles:
     """The host that this runs on."""
 
     def read(self, path: str) -> bytes | None:
@@ -94,7 +94,7 @@ class Here:
         return []
 
 
-class Asked:
+class ServerFiles:
     """The host of a server, which is asked."""
 
     def __init__(self, connection: Connection) -> None:
@@ -113,7 +113,7 @@ class Asked:
         return []
 
 
-def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes | None]]:
+def contents(files: Mapping[str, str], host: ConfigurationFiles) -> Iterator[tuple[str, bytes | None]]:
     """Yield each directory (None) and each file with its content; what is gone or cannot be read is left out.
 
     All of it, if that is postgresql.conf: no server is started by the rest. Directories beside that are there although
@@ -135,7 +135,7 @@ def _leads_below(name: str) -> bool:
     return "\0" not in name and not {"", ".", ".."}.intersection(name.split("/"))
 
 
-def _directories(files: Mapping[str, str], host: Host) -> set[str]:
+def _directories(files: Mapping[str, str], host: ConfigurationFiles) -> set[str]:
     found = {str(above) for name in files for above in PurePath(name).parents if above.name}
     if main := files.get(MAIN):
         found |= {f"{DIRECTORY}/{name}" for name in host.directories(os.path.dirname(main)) if "/" not in name}

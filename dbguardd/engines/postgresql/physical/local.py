@@ -161,7 +161,7 @@ def _way(address: Address) -> str:
 def _unread(connection: Connection, cluster: Cluster) -> str:
     """Say what of the server's configuration is in no backup, and what mends that."""
     main = cluster.configuration.get(configuration.MAIN)
-    if main is None or configuration.Asked(connection).read(main) is not None:
+    if main is None or configuration.ServerFiles(connection).read(main) is not None:
         return ""
     ((role, *_),) = rows(connection, _FROM)
     mend = statements(connection, *(grant.format(in_one_line(role)) for grant in _READS))

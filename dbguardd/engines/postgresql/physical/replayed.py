@@ -17,7 +17,7 @@ from typing import cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.records import Record, Records
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.errors import SourceChanged
 
 _PATIENCE_SECONDS = 45.0  # a primary at rest says each half minute how far it is, as PostgreSQL comes
@@ -52,7 +52,7 @@ def replayed(keeper: Connection) -> tuple[int, int]:
     return parse_lsn(text(done)), parse_lsn(text(there))
 
 
-def last_record(records: Records, log: Log, start: int, end: int) -> Record:
+def last_record(records: Records, log: WalTimeline, start: int, end: int) -> Record:
     """Return the record that ends where the log was replayed up to. Raises SourceChanged if there is none."""
     found = records.last(near(log, start, end), end) or records.last(start, end)
     if found is None:
@@ -60,7 +60,7 @@ def last_record(records: Records, log: Log, start: int, end: int) -> Record:
     return found
 
 
-def near(log: Log, start: int, end: int) -> int:
+def near(log: WalTimeline, start: int, end: int) -> int:
     """Return from where the records before a place can be read, not before `start`.
 
     They are in its file: the one before may have been ended early, and nothing is found in what is empty there.

@@ -8,7 +8,7 @@ from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Dated:
+class BackupState:
     """What the rules need to know of a backup.
 
     `failed`: its last verification did, or a check has since found it damaged; `safety`: of a restore in place.
@@ -23,7 +23,7 @@ class Dated:
     safety: bool = False
 
 
-def newest_first(backups: Iterable[Dated]) -> list[Dated]:
+def newest_first(backups: Iterable[BackupState]) -> list[BackupState]:
     """Return the backups, what was made last first.
 
     Ids rise with every backup, whatever the clock says; times do not, where it was ahead and was set right.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class Filling:
+class GrowingFile:
     """How much of a file is there, from its start, and whether it may become less; see flow.Sink.adopt."""
 
     def __init__(self, size: int, filled: Iterable[int] | None, *, changing: bool = False) -> None:

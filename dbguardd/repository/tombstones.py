@@ -28,7 +28,7 @@ PER_TOMB = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Tomb:
+class Tombstone:
     """One tomb: of `backup`, or of `packs`. Time zero is `stored_at`, by the storage's clock."""
 
     name: str
@@ -55,11 +55,11 @@ class Tomb:
         return True
 
 
-def tomb_of(record: Record) -> Tomb:
+def tombstone_of(record: Record) -> Tombstone:
     """Read a tomb. Raises Damaged if the record is none."""
     body = record.body
     try:
-        return Tomb(
+        return Tombstone(
             record.name,
             record.stored_at,
             moment(body["at"]),
@@ -73,13 +73,13 @@ def tomb_of(record: Record) -> Tomb:
         raise Damaged(f"{record.name}: not a tomb of this format", detail=repr(error)) from error
 
 
-def bury_backup(records: Records, backup: str, reasons: Iterable[str], now: datetime, pulse: Pulse) -> None:
+def put_backup_tombstone(records: Records, backup: str, reasons: Iterable[str], now: datetime, pulse: Pulse) -> None:
     """Write the tomb of a backup."""
     body = {"backup": backup, "reasons": list(reasons), **_when(now, pulse)}
     records.put(records.keyring.root, "tomb", backup, body)
 
 
-def bury_packs(
+def put_pack_tombstones(
     records: Records, packs: Iterable[str], grace: timedelta, *, now: datetime, pulse: Pulse, randomness: Randomness
 ) -> None:
     """Write tombs for packs, a few thousand to a tomb. `now` is the storage's time."""
@@ -97,12 +97,12 @@ def _when(now: datetime, pulse: Pulse) -> Mapping[str, Any]:
     return {"at": rfc3339(now), "boot": pulse.boot, "uptime_seconds": round(pulse.seconds, 3)}
 
 
-def standing(records: Records) -> Iterator[Tomb]:
+def tombstones(records: Records) -> Iterator[Tombstone]:
     """Yield the tombs that open, oldest name first."""
-    return (tomb_of(record) for record in records.readable("tomb"))
+    return (tombstone_of(record) for record in records.readable("tomb"))
 
 
-def rely_on(
+def check_packs_stay(
     storage: Storage, records: Records, packs: AbstractSet[str], storage_now: Callable[[], datetime], backup: Backup
 ) -> None:
     """Check that the manifest of `backup`, which needs `packs`, may be published within the margin from now.
@@ -110,7 +110,7 @@ def rely_on(
     Tombs are read before packs are listed: a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
     """
     what, full = f"{backup.database}: backup {backup.id}", f"dbguardctl backup {backup.database} --full"
-    for tomb in list(standing(records)):
+    for tomb in list(tombstones(records)):
         doomed = packs & tomb.packs
         if doomed and storage_now() - tomb.stored_at >= tomb.grace - margin(tomb.grace):
             raise Busy(

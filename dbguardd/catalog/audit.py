@@ -5,8 +5,8 @@
 2. An append is durable (fsync) before it returns, so an intent is on disk before the action that it announces.
 3. The head is anchored outside the file: in the catalog after each append, and through `witness` (the journal). A file
    that is shorter than its anchor, or whose end was replaced, does not verify.
-4. A line that a crash left torn is preserved in the entry that reports it. Nothing is repaired silently, and every later
-   verification reports again a break that was found at start.
+4. A line that a crash left torn is preserved in the entry that reports it. Nothing is repaired silently, and every
+   later verification reports again a break that was found at start.
 A chain does not stop an attacker who can rewrite file, catalog and journal; a remote copy of the journal does.
 """
 
@@ -122,7 +122,7 @@ class Audit:
         outcome: str,
         facts: Mapping[str, Any] | None = None,
     ) -> Entry:
-        """Write one entry, durable on return. If it raises (NoSpace, Degraded), the announced action must not happen."""
+        """Write one entry, durable on return. Raises NoSpace, Degraded: then the announced action must not happen."""
         body = asdict(Entry(self._seq + 1, to_text(now), actor, action, object, outcome, dict(facts or {}), self._head))
         del body["hash"]
         line = {**body, "hash": _digest(body)}
@@ -137,7 +137,7 @@ class Audit:
         return entry
 
     def show(self, after: int, limit: int) -> list[Entry]:
-        """Return the first `limit` entries after that number; if negative, the last `limit`. Unreadable lines are skipped."""
+        """Return the first `limit` entries after a number, or if it is negative the last `limit`; skip unreadable lines."""
         entries: list[Entry] = []
         for line in deque(self._lines(), maxlen=limit) if after < 0 else self._lines():
             with suppress(ValueError, TypeError, KeyError):

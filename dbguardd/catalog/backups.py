@@ -110,7 +110,7 @@ class Backups:
         return None if row is None else _backup(row, [])
 
     def get(self, prefix: str, *, expired: bool = False) -> BackupRow:
-        """Return the only backup whose id is or starts with `prefix`. Raises NotFound, or Usage if there are several."""
+        """Return the only backup whose id is or starts with `prefix`. Raises NotFound, or Usage if there are more."""
         if row := self._one(prefix, _GIVEN_UP if expired else _LIVE):
             return self._with_holds([row])[0]
         other = self._one(prefix, _LIVE if expired else _GIVEN_UP)

@@ -43,7 +43,7 @@ class Jobs:
             self.prune(_KEPT)
 
     def get(self, prefix: str) -> JobRow:
-        """Return the only job whose id is or starts with `prefix`. Raises NotFound, or Usage if there are several."""
+        """Return the only job whose id is or starts with `prefix`. Raises NotFound, or Usage if there are more."""
         prefix = prefix.upper()
         rows = self._session.rows(
             f"SELECT {_COLUMNS} FROM jobs WHERE id >= ? AND id < ? ORDER BY id LIMIT 6",  # noqa: S608

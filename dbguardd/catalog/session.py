@@ -118,7 +118,7 @@ class Session:
 
 
 def _close_to_others(path: Path) -> None:
-    """Create the file if needed, private to its owner whatever the umask is; SQLite copies the mode to its side files."""
+    """Create the file if needed, private to its owner whatever the umask is; SQLite gives its side files that mode."""
     # An existing file is never opened: closing it would drop the locks that this process may hold on it.
     with suppress(OSError):  # connecting will report the error
         try:

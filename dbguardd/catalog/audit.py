@@ -137,7 +137,7 @@ class Audit:
         return entry
 
     def show(self, after: int, limit: int) -> list[Entry]:
-        """Return the first `limit` entries after a number, or if it is negative the last `limit`; skip unreadable lines."""
+        """Return the first `limit` entries after a number; if negative, the last ones. Unreadable lines are skipped."""
         entries: list[Entry] = []
         for line in deque(self._lines(), maxlen=limit) if after < 0 else self._lines():
             with suppress(ValueError, TypeError, KeyError):

@@ -112,7 +112,7 @@ def watched(connections: Sequence[Connection], watch: Watch) -> Iterator[Callabl
         while not (over.wait(min(_LOOK_SECONDS, watch.each)) or found):
             try:
                 watch.look()
-            except Exception as error:  # a failing check is no reason to hold more WAL
+            except Exception as error:  # noqa: BLE001 - a failing check is no reason to hold more WAL
                 if not over.is_set():
                     found.append(error)
                     for connection in tuple(connections):

@@ -23,7 +23,7 @@ def check_same_cluster(run: Run, facts: BackupFacts) -> None:
     a new initdb.
     """
     if not facts.system:
-        return  # a file is none: see check_moved()
+        return  # a file has none: see check_same_file()
     known = (backup.facts for backup in run.repository.newest(run.name))
     before = next((known for known in known if known.system), BackupFacts())
     if before.system and facts.system != before.system:

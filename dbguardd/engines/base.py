@@ -188,9 +188,9 @@ class Answer(Protocol):
 class Questions(Protocol[OpenBackup]):
     """Questions to backups (query, get, diff, undelete).
 
-    `Asked` is what a backup is read through: its Pages, for SQLite, of which a question reads a few and nothing is
-    restored; a Revived server, for PostgreSQL. What is read may be hostile: nothing is written but the answer, no other
-    file is opened, and a question ends by its bounds. The facts that are returned say how much was found, never what.
+    `OpenBackup` is what a backup is read through: for SQLite its Pages, of which a question reads a few, so that nothing
+    is restored; for PostgreSQL a ScratchRestore. The content may be hostile: nothing is written but the answer, no
+    other file is opened, and a question ends by its bounds. The facts returned say how much was found, never what.
     Raises Usage (the question is wrong), TooCostly, Unsupported, SourceDamaged (it was damaged when it was backed up),
     and what `asked` and `answer` raise.
     """

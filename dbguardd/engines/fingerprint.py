@@ -50,7 +50,7 @@ class Fingerprint:
         return sum(int(table.digest.split(":")[0]) if ":" in table.digest else 1 for table in self.tables.values())
 
     def folded(self, most_bytes: int) -> Fingerprint:
-        """Return it in at most `most_bytes` of JSON, if need be folded into one table per schema, per database, or in all.
+        """Return it in at most `most_bytes` of JSON, folded into one table per schema, per database, or in all.
 
         Equal content is folded equally, so equal fingerprints stay equal, and different ones different.
         """

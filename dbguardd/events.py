@@ -378,7 +378,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "restore.done", "info",
         "backup {backup} is restored to {target}[, as of {as_of_at}][, {seconds}]"
-        "[; the state before is kept as backup {safety_copy}]",
+        "[; the previous state is kept as backup {safety_copy}]",
         "A restored copy is in its place and was compared.",
         title="A database was restored",
         meaning="Backup {backup} of {database} is at {target}. The content equals what was backed up.",

@@ -71,7 +71,7 @@ class AgeRecipient:
             if "No matching keys" in str(error):
                 raise KeyRefused(f"{self.label}: wrapped for another recipient") from error
             raise Damaged(f"{self.label}: the wrapped key is damaged", detail=str(error).splitlines()[0]) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Damaged(f"{self.label}: something else is wrapped") from error
         if found != context:
             raise KeyRefused(f"{self.label}: wrapped for another repository", detail=f"{found.hex()[:64]}")

@@ -109,7 +109,7 @@ class RemotePast:
             self._channel.send_data(data)
 
     def _returned(self, found: Any, problem: Any) -> Object:
-        """Return the answer. An error on our side is raised as it was; damage reported from there is ignored.
+        """Return the answer. An error on our side is raised as it was; damage that it reports is not believed.
 
         Raises WorkerDied if it is not an answer.
         """

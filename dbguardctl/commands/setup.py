@@ -65,9 +65,13 @@ def init(session: Session, policy: str | None, sql: str) -> None:
     os.umask(os.umask(0o022) | 0o022)  # other users must not be able to write in new parent directories either
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(STARTER)
+        with path.open("x", encoding="utf-8", buffering=1) as file:
+            try:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(STARTER)
+            except OSError:  # a full disk: half a policy would keep the next try from writing a whole one
+                path.unlink()
+                raise
     except FileExistsError as error:
         raise TargetExists(f"{path}: there is a policy already", hints=[_checking(path)]) from error
     except PermissionError as error:

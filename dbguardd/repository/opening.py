@@ -271,7 +271,7 @@ def _identity(storage: Storage) -> bytes:
 def _parsed(storage: Storage, data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail=repr(error)) from error
     if not isinstance(body, dict):
         raise NotARepository(f"{storage.url}: {DESCRIPTION} is unreadable", detail="not a JSON object")
@@ -289,7 +289,7 @@ def _recipient(name: str, data: bytes) -> Recipient:
         body = json.loads(data)
         wrapped, repo_id = base64.b64decode(body["wrapped"], validate=True), bytes.fromhex(body["repo_id"])
         return Recipient(name, str(body["kind"]), str(body["label"]), bool(body["offline"]), repo_id, wrapped)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Damaged(f"{name}: not a wrapped key", detail=repr(error)) from error
 
 

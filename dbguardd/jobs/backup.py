@@ -1,4 +1,4 @@
-"""Back up one database. take() is the whole data path: engine to sink to repository, then the fingerprint."""
+"""Backs up one database. take() is the whole data path: engine to sink to repository, then the fingerprint."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def make_backup(
     successor: bool = False,
     dump: Dump | None = None,
 ) -> Backup:
-    """Make one backup: engine to sink to repository, then the fingerprint of the very same snapshot.
+    """Make one backup: engine to sink to repository, then the fingerprint of the same snapshot.
 
-    The backup is acknowledged (event backup.stored) as soon as it is durable and read back. The fingerprint follows,
-    because reading every row takes longer than storing the pages; if that fails, or the content cannot be told exactly,
-    the backup exists, and can never be graded higher than `restored`. `dump` takes the place of the engine's own: a
-    restore in place makes its safety copy by it.
+    The backup is acknowledged (event backup.stored) as soon as it is durable and was read back. The fingerprint comes
+    later, because reading every row takes longer than storing the pages. If it fails, or the content cannot be told
+    exactly, the backup exists, but can never be graded higher than `restored`. `dump` replaces the engine's own dump():
+    a restore in place uses it for its safety copy.
     """
     started, database, began = run.monotonic(), run.database, run.now()
     skipped = _why_skipped(run) if fingerprint else ""
@@ -62,7 +62,8 @@ def make_backup(
             str(database["engine"]),
             str(database["settings"].get("method", "pages")),
             began,
-            full=full and (successor or newest_at_other_path(run) is None),  # what has another path has to be compared
+            full=full
+            and (successor or newest_at_other_path(run) is None),  # a file with a new path is compared with its parent
             note=note,
             level=int(database["compress_level"]),
             cancelled=run.cancelled,
@@ -103,7 +104,7 @@ def make_backup(
 
 
 def _fingerprint(run: Run, made: Backup) -> None:
-    """Store the fingerprint of a backup: that of its parent if all bytes are the same, else that of the snapshot."""
+    """Store the fingerprint of a backup: that of its parent if all bytes are equal, else that of the snapshot."""
     same_as, content = _parent_fingerprint(run, made) or ("", _snapshot_fingerprint(run, made))
     if isinstance(content, NoFingerprint):
         run.report("snapshot.untold", backup=made.id, reason=content.why)
@@ -119,8 +120,8 @@ def _snapshot_fingerprint(run: Run, made: Backup) -> Fingerprint | NoFingerprint
 
 
 def _parent_fingerprint(run: Run, made: Backup) -> tuple[str, Fingerprint] | None:
-    """Return the parent of a backup, and its fingerprint, if it has the same pages, and this version made it."""
-    with suppress(GuardError):  # a fingerprint that cannot be read is none
+    """Return the parent of a backup with its fingerprint, if it has the same pages and was made by this version."""
+    with suppress(GuardError):  # an unreadable fingerprint counts as none
         parent = run.repository.backup(made.parent) if made.parent else None
         if parent and parent.tool_version == made.tool_version and _digests(parent) == _digests(made) is not None:
             stored = run.repository.fingerprint(parent.id)
@@ -129,29 +130,29 @@ def _parent_fingerprint(run: Run, made: Backup) -> tuple[str, Fingerprint] | Non
 
 
 def _digests(backup: Backup) -> Sequence[tuple[str, int, str]] | None:
-    """Return name, size and digest of each stream; None if one is no file of the database: a dump is never the same."""
+    """Return name, size and digest of each stream; None if one is no file of the database, as in a dump."""
     if any(stream.kind != "paged" for stream in backup.streams):
         return None
     return [(stream.name, stream.size, stream.digest) for stream in backup.streams]
 
 
 def _why_skipped(run: Run) -> str:
-    """Say why no fingerprint is taken, if none is: a backup that is younger than `fingerprint_every` has one."""
+    """Return why no fingerprint is taken, or "": it is skipped if a backup younger than `fingerprint_every` has one."""
     if (every := run.database["fingerprint_every_seconds"]) is None:
         return ""
     now = run.now()
     for backup in run.repository.newest(run.name):
         if now - timedelta(seconds=every) < backup.created_at <= now:
-            with suppress(GuardError):  # a fingerprint that cannot be read is none
+            with suppress(GuardError):  # an unreadable fingerprint counts as none
                 if run.repository.fingerprint(backup.id) is not None:
                     return f"fingerprint_every asks for none yet, backup {backup.id} has one"
     return ""
 
 
 def _log_start(run: Run, before: LogStart | None, said: BackupFacts) -> LogStart | None:
-    """Return where the log goes on from a backup. When the backup began the stored log had come to `before`.
+    """Return where the log continues from a backup. `before` is the end of the stored log when the backup began.
 
-    A backup of a standby is of an earlier place than that: what the standby had replayed.
+    A backup of a standby is of an earlier place: as far as the standby had replayed.
     """
     if before is not None and said.standby and said.log_position is not None:
         return log_tip_at(run, said.log_position)
@@ -159,7 +160,7 @@ def _log_start(run: Run, before: LogStart | None, said: BackupFacts) -> LogStart
 
 
 def _created_at(said: BackupFacts, began: datetime, ended: datetime) -> datetime:
-    """Return the moment that a backup is of: the engine's, if it is within the job or of a standby, else `began`."""
+    """Return the moment of a backup: the engine's if it is within the job, or of a standby; otherwise `began`."""
     at = said.snapshot_at
     return at if at is not None and (began <= at or said.standby) and at <= ended else began
 

@@ -1,8 +1,8 @@
-"""What a job is: one verb, and all that it may touch while it runs.
+"""What a job is: one verb, and everything that it may use while it runs.
 
 A job is a plain function from a Run and a request to a JSON result. It runs in the repository half of a worker; the
-engine is on the other side of the seam. Scheduled, asked for over the socket or run by hand after a disaster, it is the
-same function.
+engine is on the other side of the seam. It is the same function whether it is scheduled, requested over the socket or
+run by hand after a disaster.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _EXCLUDED = 100
 
 
 class Report(Protocol):
-    """Tells the daemon a fact that it keeps: an event (`noun.verb`) and what goes into the catalog."""
+    """Sends the daemon a fact to keep: an event (`noun.verb`) and what goes into the catalog."""
 
     def __call__(self, event: str, /, **facts: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of a job. `spec` is what the policy says of the database, storage and key (JSON)."""
+    """One execution of a job. `spec` is what the policy says about the database, storage and key (JSON)."""
 
     id: str
     actor: str
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def database(self) -> Mapping[str, Any]:
-        """What the policy says of the database of this job."""
+        """What the policy says about the database of this job."""
         database: Mapping[str, Any] = self.spec["database"]
         return database
 
@@ -80,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[R]):
-    """One verb: its name, what it takes, and what it does."""
+    """One verb: its name, its request, and its function."""
 
     name: str
     request: type[R]
@@ -94,7 +94,7 @@ def excluded(backup: Backup) -> tuple[list[str], int]:
 
 
 def left_out(backup: Backup) -> list[str]:
-    """Return the first of what else is not in a backup: whole databases of a dump, files of a cluster."""
+    """Return the first other things that are not in a backup: whole databases of a dump, files of a cluster."""
     return [_cut(name) for name in backup.facts.left_out[:_EXCLUDED]]
 
 
@@ -119,22 +119,22 @@ def backup_row(backup: Backup, storage: str) -> dict[str, Any]:
 
 
 def server_facts(backup: Backup) -> dict[str, Any]:
-    """Return what is remembered of the server that a backup is of: where it lies, which it is, how far its log was."""
+    """Return what is remembered of a backup's server: its data directory, its cluster, the position of its log."""
     facts = backup.facts
     position = facts.log_position.position if facts.system and facts.log_position else None
     return {"directory": facts.directory or None, "system": facts.system or None, "position": position}
 
 
 def log_view(run: Run) -> LogView:
-    """Return the log of the run's database, for the rules to look into."""
+    """Return the log of the run's database, for the rules to inspect."""
     log = run.repository.log(run.name)
     return LogView((), lambda _: ()) if log is None else LogView(log.chains(), log.open)
 
 
 def read_progress(run: Run, size: int) -> Callable[[int], None]:
-    """Return the progress of reading so many bytes: it shows life, and ends the reading when the job is cancelled.
+    """Return a progress function for reading `size` bytes: it reports life, and ends reading when the job is cancelled.
 
-    It is told how much of a stream was read, and adds up one after the other.
+    It is called with the bytes read of the current stream, and adds up consecutive streams.
     """
     before, last = 0, 0
 
@@ -147,10 +147,11 @@ def read_progress(run: Run, size: int) -> Callable[[int], None]:
 
 
 def shortened(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings as they are kept and told: so many, each so long, as a person may read.
+    """Return findings as they are stored and reported: limited in number and length.
 
-    The owner of a database chooses what is in them (names of tables, the message of a check), and each has to fit into
-    one message to the daemon: now, and whenever the repository is read again. What is left out is not green.
+    The owner of a database controls their content (names of tables, the message of a check), and together they have to
+    fit into one message to the daemon, now and whenever the repository is scanned again. A finding that is left out
+    makes the result inconclusive.
     """
     every = sorted(findings, key=lambda found: found.outcome != "failed") if len(findings) > _FINDINGS else findings
     kept = [replace(found, name=_cut(found.name), detail=_cut(found.detail)) for found in every[:_FINDINGS]]

@@ -1,4 +1,4 @@
-"""Check everything that a restore will need, without restoring."""
+"""Checks everything that a restore will need, without restoring."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dbguardd.rules import reliance
 from dbguardd.serialize import to_json
 
 _BESIDE = tuple(f"records/{kind}/" for kind in ("proof", "hold", "release", "tomb"))  # no restore needs them
-_NAMED = 20  # so many of the backups that need a damaged object are named
+_NAMED = 20  # of the backups that need a damaged object, at most this many are named
 
 
 def check(run: Run, request: Check) -> Result:
-    """Look at database, storage, keys and repository; with `data`, at every stored byte. Findings, worst last."""
+    """Check database, storage, keys and repository; with `data`, every stored byte. Findings, worst last."""
     damage: dict[str, str] = {}
     stored = _guarded("repository", lambda: _repository(run, request.data, damage))
-    record_damage(run, "check", damage)  # before _proof: what is damaged now is not proven
+    record_damage(run, "check", damage)  # before _proof: what is found damaged now is not proven
     findings: list[Finding] = []
     for name, look in (("database", _database), ("storage", _storage), ("key", _key), ("proof", _proof)):
         findings += _guarded(name, lambda look=look: look(run))  # type: ignore[misc]
@@ -38,7 +38,7 @@ def check(run: Run, request: Check) -> Result:
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Run one part; an error of ours is its finding, and the other parts still run."""
+    """Run one part; an error of ours becomes its finding, and the other parts still run."""
     found: list[Finding] = []
     try:
         found.extend(look())
@@ -64,7 +64,7 @@ def _database(run: Run) -> Iterator[Finding]:
 
 
 def _same(run: Run, facts: BackupFacts) -> Iterator[Finding]:
-    """Say whether backups and log would go on with the server that is there: they are refused if it is another one."""
+    """Report whether backups and log continue from the server that is there: they are refused if it is another one."""
     if not facts.system or run.database["settings"].get("method") != "pages":
         return
     try:
@@ -78,7 +78,7 @@ def _same(run: Run, facts: BackupFacts) -> Iterator[Finding]:
 
 
 def _moved(run: Run) -> Iterator[Finding]:
-    """Say that a file has another path than that of the newest backup: the next one is refused if it is another one."""
+    """Report that a file has another path than in the newest backup: the next backup is refused if it is a new file."""
     if before := newest_at_other_path(run):
         said = f"the policy says {run.database['settings']['path']}; when the newest backup was made it was "
         said += f"{before.facts.path}. The next backup compares the two"
@@ -119,7 +119,7 @@ def _proof(run: Run) -> Iterator[Finding]:
 
 
 def _repository(run: Run, data: bool, damage: dict[str, str]) -> Iterator[Finding]:
-    """Yield what a check of the repository finds; `damage` is told what each backup cannot be restored for."""
+    """Yield the findings of a repository check; put into `damage` why each damaged backup cannot be restored."""
     name = "every stored byte" if data else "repository structure"
     clean = True
     for finding in run.repository.check(data, run.progress):

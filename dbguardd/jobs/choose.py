@@ -1,4 +1,4 @@
-"""Which backup a request means, and what is known of each."""
+"""Chooses the backup that a request means, and collects what is known of backups."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SHOWN = 5
 
 
 def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
-    """Return the backup with that id (or its first characters), or the newest to rely on, made at or before `at`.
+    """Return the backup with that id (or its first characters), or the newest reliable one made at or before `at`.
 
-    With it what a person should know before it is restored. Raises NotFound if there is none, Usage if the id fits
+    Also return warnings for the person who restores it. Raises NotFound if there is none, Usage if the id matches
     several or `at` is not an RFC 3339 moment.
     """
     backups = existing(run)
@@ -57,7 +57,7 @@ def existing(run: Run) -> list[Backup]:
 
 
 def named(run: Run, id: str) -> Backup:
-    """Return the backup with that id, or its first or last characters. Raises NotFound, Usage if it fits several."""
+    """Return the backup with that id, or its first or last characters. Raises NotFound, Usage if several match."""
     found = [b for b in existing(run) if b.id.startswith(id.upper()) or b.id.endswith(id.upper())]
     if len(found) == 1:
         return found[0]
@@ -77,7 +77,7 @@ def named(run: Run, id: str) -> Backup:
 def states_of(
     run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None
 ) -> list[BackupState]:
-    """Return what the rules need to know of backups: what the newest proof of each says, and what holds it."""
+    """Return what the rules need to know of backups: the result of the newest proof of each, and its holds."""
     newest = newest_proofs(run)
     failed = {id: proof for id, proof in newest.items() if failure_of(proof) is not None}
     return [
@@ -106,7 +106,7 @@ def failure_of(proof: Proof) -> str | None:
 
 
 def _passed(newer: Sequence[BackupState]) -> str:
-    """Say which newer backups were passed over, and why the newest of them was."""
+    """Return which newer backups were passed over, and why the newest of them was."""
     return f"{_named(newer)}: passed over, {reliance.doubt(newer[0])}"
 
 
@@ -116,7 +116,7 @@ def _named(some: Sequence[BackupState]) -> str:
 
 
 def to_moment(text: str) -> datetime:
-    """Read an RFC 3339 moment. Raises Usage."""
+    """Parse an RFC 3339 moment. Raises Usage."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Where a backup comes from: whether it is of the same database as those before, and which log goes on from it."""
+"""The lineage of a backup: whether it is of the same database as earlier ones, and which log continues from it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dbguardd.rules.reliance import SAFETY_NOTE
 
 
 def check_same_cluster(run: Run, facts: BackupFacts) -> None:
-    """Raise SourceReplaced if a backup is of another cluster than those before, or of one set back or left behind.
+    """Raise SourceReplaced if a backup is of another cluster than earlier ones, or of one set back or left behind.
 
-    An empty server where a lost one was would take its place in all that is restored, and its backups would expire; so
-    would one that was left behind when another took over. Only a person knows that it is right so, after pg_upgrade or
-    a new initdb.
+    An empty server at the place of a lost one would replace it in all restores, and its backups would expire; so would
+    a server that was left behind when another took over. Only a person can tell that this is intended, after pg_upgrade
+    or a new initdb.
     """
     if not facts.system:
-        return  # a file has none: see check_same_file()
+        return  # files have no system identifier: see check_same_file()
     known = (backup.facts for backup in run.repository.newest(run.name))
     before = next((known for known in known if known.system), BackupFacts())
     if before.system and facts.system != before.system:
@@ -54,10 +54,10 @@ def check_same_cluster(run: Run, facts: BackupFacts) -> None:
 
 
 def check_same_file(run: Run, saving: Saving) -> None:
-    """Raise SourceReplaced if a file has another path than that of the newest backup, and is mostly not what that was.
+    """Raise SourceReplaced if a file has another path than in the newest backup, and most of it is not what that was.
 
-    What was moved, or restored to a new place, has most of its pages as they were. What was written anew on the way
-    (VACUUM INTO) has not, and neither has another database with the same tables: only a person knows which it is.
+    A file that was moved, or restored to a new place, has most of its pages unchanged. One that was rewritten on the
+    way (VACUUM INTO) has not, nor has another database with the same tables: only a person can tell which it is.
     """
     before = newest_at_other_path(run)
     if before is None or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
@@ -73,7 +73,7 @@ def check_same_file(run: Run, saving: Saving) -> None:
 
 
 def newest_at_other_path(run: Run) -> Backup | None:
-    """Return the newest backup of a file, if the policy has another path of it now than when that was made."""
+    """Return the newest backup of a file, if the policy gives the file another path now."""
     if (path := run.database["settings"].get("path")) is None:
         return None
     before = next((made for made in run.repository.newest(run.name) if not _is_unused_safety_copy(run, made)), None)
@@ -81,7 +81,7 @@ def newest_at_other_path(run: Run) -> Backup | None:
 
 
 def _is_unused_safety_copy(run: Run, backup: Backup) -> bool:
-    """Say if a backup is of what a restore was to replace, and did not."""
+    """Return whether a backup is the safety copy of a restore that then replaced nothing."""
     if backup.note != SAFETY_NOTE:
         return False
     return all(hold.reason != UNDO_REASON for hold in run.repository.holds().get(backup.id, ()))
@@ -99,7 +99,7 @@ def _left_behind(run: Run) -> SourceReplaced:
 
 
 def was_set_back(facts: BackupFacts, before: BackupFacts) -> bool:
-    """Say if the log of a server ends before what a backup of it has, in one round; a standby may lag."""
+    """Return whether the log of a server ends before that of a backup, in the same round; a standby may lag."""
     now, then = facts.log_position, before.log_position
     if facts.standby or now is None or then is None:
         return False
@@ -107,9 +107,9 @@ def was_set_back(facts: BackupFacts, before: BackupFacts) -> bool:
 
 
 def check_followed(run: Run, facts: BackupFacts) -> None:
-    """Raise SourceReplaced if the stored log has gone on from the timeline that a server is on to a later one.
+    """Raise SourceReplaced if the stored log has continued from the server's timeline to a later one.
 
-    Nothing of what the server writes from now on is in the history that is followed, also if it has written nothing.
+    What the server writes from now on is not in the history that is followed, even if it has written nothing yet.
     """
     log = log_view(run)
     if facts.log_position is None or not log.chains or was_restored_in_place(run, log.chains[-1].id):
@@ -120,10 +120,11 @@ def check_followed(run: Run, facts: BackupFacts) -> None:
 
 
 def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
-    """Say if a restore in place, or its undo, has replaced the cluster: then a person wants it to go on from the past.
+    """Return whether a restore in place, or its undo, has replaced the cluster, which then continues from the past.
 
-    What was there is a backup since the last one of a running server (or, of a `chain`, one that it goes on from), and
-    is held for the undo. Who was refused, and has changed nothing, has let go of it.
+    That is intended. If so, there is a backup of what was replaced, newer than any of a running server (or, for a
+    `chain`, one from which the chain continues), and held for the undo. A restore that was refused and changed nothing
+    has released it.
     """
     holds = run.repository.holds()
     for backup in run.repository.newest(run.name):
@@ -137,13 +138,13 @@ def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
 
 
 def _log_leads_to(run: Run, facts: BackupFacts) -> bool:
-    """Say if the stored log leads to a backup: it has not left the round that the backup is of before its place."""
+    """Return whether the stored log leads to a backup: it has not left the backup's round before its place."""
     end = None if facts.timeline is None else _log_end(run, log_view(run))
     return end is None or leads(facts.log_position, end)
 
 
 def _log_end(run: Run, log: LogView) -> LogPosition | None:
-    """Return where the stored log ends; None if that cannot be read, or a person has named a successor since."""
+    """Return where the stored log ends; None if that is unreadable, or a successor was named since."""
     if not log.chains:
         return None
     backups = run.repository.backups(run.name)
@@ -155,21 +156,21 @@ def _log_end(run: Run, log: LogView) -> LogPosition | None:
 
 
 def successor_command(run: Run) -> str:
-    """Return the command that says: this is what has become of the database that was backed up before."""
+    """Return the command that declares this database the successor of the one backed up before."""
     return f"dbguardctl backup {run.name} --successor"
 
 
 def log_tip(run: Run) -> LogStart | None:
-    """Return where the stored log of the database ends now: a backup that is made from now on contains all of that."""
+    """Return where the stored log of the database ends now: a backup begun from now on contains all of it."""
     chains = log_view(run).chains
     return LogStart(chains[-1].id, chains[-1].last) if chains else None
 
 
 def log_start(run: Run, before: LogStart | None, place: LogPosition | None) -> LogStart | None:
-    """Return where the stored log goes on from a backup that is of `place`.
+    """Return where the stored log continues from a backup at `place`.
 
-    That is where the log ended `before` the backup began. If it was begun anew since, it is the beginning; but only if
-    that is not behind the place, so that nothing lies between.
+    That is the end of the log `before` the backup began. If a new log was begun since, it is that one's beginning, but
+    only if this is not after the place, so that nothing lies between.
     """
     log = log_view(run)
     if place is not None and log.chains and (before is None or log.chains[-1].id != before.chain):
@@ -182,7 +183,7 @@ def log_start(run: Run, before: LogStart | None, place: LogPosition | None) -> L
 
 
 def log_tip_at(run: Run, place: LogPosition) -> LogStart | None:
-    """Return the last stored segment that a backup of a standby has: one that ends at `place` or before."""
+    """Return the last stored segment that a backup of a standby contains: one that ends at or before `place`."""
     log, end = log_view(run), place.position if place.end is None else place.end
     for piece in reversed(log.chains[-1].pieces if log.chains else ()):
         for link in reversed(log.open(piece)):

@@ -1,4 +1,4 @@
-"""Restore a database: to a new place, or in place with a safety copy and a way back."""
+"""Restores a database: to a new place, or in place with a safety copy and a way back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from dbguardd.states import Grade
 
 
 def restore(run: Run, request: Restore) -> Result:
-    """Restore one backup. A dry run returns the plan; otherwise what was restored where, compared with the snapshot."""
+    """Restore one backup. A dry run returns the plan; otherwise the target and the result of comparing it."""
     if request.in_place and request.to:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
@@ -100,7 +100,7 @@ def restore(run: Run, request: Restore) -> Result:
 
 
 def undo(run: Run, request: Undo) -> Result:
-    """Put back the state that the last in-place restore replaced. It can itself be undone."""
+    """Restore the state that the last in-place restore replaced. This can itself be undone."""
     held = _held(run)
     if not held:
         raise NotFound(f"{run.name}: there is no restore to undo", hints=[f"dbguardctl list {run.name}"])
@@ -114,19 +114,19 @@ def undo(run: Run, request: Undo) -> Result:
     plan, half = _plan(run, moment, live_path(run), in_place=True), _is_half(run, moment.backup)
     check_space(run, plan)
     result = _in_place(run, moment, plan)
-    if half:  # what is there now is what was there before: the next undo is of the restore before
+    if half:  # what is there now is what was there before: the next undo concerns the restore before
         _nothing_to_undo(run, held[0].id)
         result |= {"safety_copy": None, "undo": None}
     return result
 
 
 def _is_half(run: Run, backup: Backup) -> bool:
-    """Say if a restore in place was cut short that the next one has to go on with."""
+    """Return whether an interrupted restore in place has to be continued."""
     return is_server(run) and delta_restore(run).inspect(live_path(run), backup.raw_facts).begun
 
 
 def _held(run: Run) -> list[Backup]:
-    """Return the safety copies that an undo would put back, newest first."""
+    """Return the safety copies that an undo would restore, newest first."""
     holds = run.repository.holds()
     return [
         backup
@@ -136,7 +136,7 @@ def _held(run: Run) -> list[Backup]:
 
 
 def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], now: datetime) -> list[str]:
-    """Return the ids of the safety copies whose time for an undo is over: only that hold of theirs has ended."""
+    """Return the ids of the safety copies whose time for an undo is over: only their hold for that ends."""
     start = now - timedelta(days=UNDO_DAYS)
     return [
         backup.id
@@ -146,7 +146,7 @@ def past_undo(backups: Iterable[Backup], holds: Mapping[str, Sequence[Hold]], no
 
 
 def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
-    """Restore over the live database, with a way back. None of it while somebody uses it."""
+    """Restore over the live database, with a way back. Nothing is done while it is in use."""
     _check_unused(run, moment.backup)
     started = run.monotonic()
     findings, safety = (_by_delta if is_server(run) else _by_swap)(run, moment, plan)
@@ -168,8 +168,8 @@ def _in_place(run: Run, moment: Moment, plan: Mapping[str, Any]) -> Result:
 def _by_swap(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
     """Stage and compare first; then the safety copy; then one atomic step.
 
-    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable.
-    The safety copy comes last: what the application commits while the staged copy is made is in it.
+    Nothing of the live database changes before the staged copy is known to be right and the safety copy is durable. The
+    safety copy comes last, so it includes what the application commits while the staged copy is made.
     """
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
@@ -184,10 +184,10 @@ def _by_swap(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Fi
 
 
 def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Finding], str | None]:
-    """The safety copy first; then only what differs is written, at a place where nobody starts it; then it is compared.
+    """The safety copy first; then write only what differs, where no server finds it; then compare.
 
-    Until it is known to be right, it is not where its users look for it. The safety copy takes the state before: it is
-    the one that a restore began with which was cut short, if one was.
+    Until it is known to be right, it is not where its users look for it. If an interrupted restore is continued, the
+    safety copy is the one with which that began.
     """
     place, delta, facts = live_path(run), delta_restore(run), moment.backup.raw_facts
     safety = _safety_copy(run, lambda sink, progress: delta.save(place, facts, sink, progress))
@@ -204,15 +204,15 @@ def _by_delta(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[F
 
 @contextmanager
 def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: bool = False) -> Iterator[None]:
-    """Replace the live database inside the block; if nothing was changed by it, there is nothing to undo.
+    """Replace the live database inside the block; if nothing was changed, there is nothing to undo.
 
-    But where one that was cut short has left `half` of it, its way back stays, whatever refuses to go on.
+    But if an interrupted restore has left `half` of it, its way back stays, whatever refuses to continue.
     """
     run.report("restore.replacing", database=run.name, target=plan["to"], over=is_server(run))
     try:
         yield
     except (Cancelled, WorkerDied):
-        raise  # nobody knows how far it came: the way back stays
+        raise  # how far it got is unknown, so the way back stays
     except GuardError as error:
         if not half and not error.facts.get(REPLACED):
             _nothing_to_undo(run, safety)
@@ -221,7 +221,7 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 
 
 def _check_unused(run: Run, backup: Backup) -> None:
-    """Raise TargetInUse if somebody uses the live database."""
+    """Raise TargetInUse if a process uses the live database."""
     if is_server(run):
         delta_restore(run).check_unused(live_path(run), backup.raw_facts)
     else:
@@ -229,7 +229,7 @@ def _check_unused(run: Run, backup: Backup) -> None:
 
 
 def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
-    """Back up the live database and hold that backup; None if there is no live database to lose.
+    """Back up the live database and hold that backup; return None if there is no live database to lose.
 
     Without a fingerprint: the live database may be damaged, and its bytes are to be kept as they are.
     """
@@ -251,14 +251,14 @@ def _safety_copy(run: Run, dump: Dump | None = None) -> str | None:
 
 
 def _nothing_to_undo(run: Run, safety: str | None) -> None:
-    """Let go of the safety copy of a restore that replaced nothing: the next undo is of the one before."""
+    """Release the safety copy of a restore that replaced nothing: the next undo concerns the restore before."""
     if safety is not None:
         run.repository.release(safety, run.actor, run.now(), UNDO_REASON)
         run.report("backup.released", id=safety, reason=UNDO_REASON, reasons=[UNDO_REASON])
 
 
 def _which(moment: Moment) -> str:
-    """Return the options that ask for the same moment again."""
+    """Return the options that request the same moment again."""
     if moment.until is None:
         return f"--id {moment.backup.id}"
     target = moment.until.target
@@ -268,7 +268,7 @@ def _which(moment: Moment) -> str:
 
 
 def _in_the_way(run: Run, backup: Backup) -> list[str]:
-    """Say who uses the live database and would have to stop first."""
+    """Return which processes use the live database and would have to stop first."""
     try:
         _check_unused(run, backup)
     except TargetInUse as error:
@@ -281,7 +281,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
-    if in_place and is_server(run):  # what is there is written over
+    if in_place and is_server(run):  # the space of the present database is reused
         there = delta_restore(run).inspect(target, backup.raw_facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
     elif in_place:
@@ -302,7 +302,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
 
 
 def _rights(backup: Backup, target: Path, lost: Sequence[str]) -> dict[str, Any]:
-    """Return what came of owner and rights as a finding, with the command that gives them."""
+    """Return the result for owner and permissions as a finding, with the command that sets them."""
     found: dict[str, Any] = to_json(Finding("owner and rights", "failed" if lost else "ok", "; ".join(lost)))
     owner, group = backup.facts.owner, backup.facts.group
     if owner and any(line.startswith(("owner ", "group ")) for line in lost):

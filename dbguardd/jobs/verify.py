@@ -1,4 +1,4 @@
-"""Prove a backup: restore it into a private place and compare it with the fingerprint of its own snapshot."""
+"""Proves a backup: restores it into a private place and compares it with the fingerprint of its own snapshot."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dbguardd.serialize import to_json
 from dbguardd.states import Grade
 
 DAMAGE = (Damaged, ObjectMissing, KeyRefused)
-"""What says something about the stored bytes, wherever it is met."""
+"""Errors that concern the stored bytes, wherever they occur."""
 _VERDICTS = (*DAMAGE, ProofFailed)
 _NAMED = 5  # tables
 
 
 def verify(run: Run, request: Verify) -> Result:
-    """Restore one backup, examine it, record the proof. Raises ProofFailed when it is not what was backed up."""
+    """Restore one backup, examine it, record the proof. Raises ProofFailed if it is not what was backed up."""
     backup = named(run, request.backup) if request.backup else newest_with_content(run)
     proof = prove(run, backup)
     plain = keep_plain(run, backup) if proof.grade == Grade.PROVEN else None
@@ -40,10 +40,10 @@ def verify(run: Run, request: Verify) -> Result:
 
 
 def _prove_log(run: Run, backup: Backup) -> Finding | None:
-    """Restore a random moment of the last day into the staging directory; None if no log reaches one.
+    """Restore a random moment of the last day into the staging directory; return None if no log reaches one.
 
-    What this proof answers for is the log that led up to `backup`: all of that is read, and a hole in it fails it.
-    If a moment that lies elsewhere cannot be restored, that is told, and the end of this log is tried instead.
+    This proof is responsible for the log that led up to `backup`: all of that is read, and a gap in it fails the proof.
+    If a moment elsewhere cannot be restored, that is reported, and the end of this log is tried instead.
     """
     moment: Moment | None = None
     try:
@@ -66,9 +66,9 @@ def _prove_log(run: Run, backup: Backup) -> Finding | None:
 
 
 def _restore_moment(run: Run, moment: Moment, name: str) -> Finding:
-    """Restore a moment, and compare it with what was written down then.
+    """Restore a moment, and compare it with what was recorded then.
 
-    That is the sum of all pages; and the fingerprint of a backup, if one was made just there.
+    That is the sum of all pages; and the fingerprint of a backup, if one was made exactly there.
     """
     target, said, bad, unsure = Path(run.staging) / name, moment.describe_log(), list[str](), not moment.compared
     try:
@@ -93,7 +93,7 @@ def _restore_moment(run: Run, moment: Moment, name: str) -> Finding:
 
 
 def _report_log_proof(run: Run, moment: Moment | None, said: str, bad: Sequence[str], outcome: str = "ok") -> Finding:
-    """Report how the trial of a log ended, and return it as a finding."""
+    """Report the result of testing a log, and return it as a finding."""
     at = None if moment is None else instant(moment.shown)
     outcome, detail = "failed" if bad else outcome, "; ".join(bad or [said])
     run.report("log.tried", database=run.name, outcome=outcome, detail=detail, moment_at=at)
@@ -123,10 +123,10 @@ def newest_with_content(run: Run) -> Backup:
 
 
 def prove(run: Run, backup: Backup) -> Proof:
-    """Restore `backup` into the staging directory and grade it; the record is kept whatever comes out.
+    """Restore `backup` into the staging directory and grade it; the result is stored whatever it is.
 
-    Damage and differences are a verdict. All other trouble (no space, no storage, no permission, a bug) is not one on
-    the backup: it is raised as it is and nothing is recorded, because a backup that failed counts for nothing and goes.
+    Damage and differences are a verdict. Any other problem (no space, no storage, no permission, a bug) is none about
+    the backup: it is raised as it is and nothing is stored, because a failed backup counts for nothing and is deleted.
     """
     target = Path(run.staging) / "proof"
     started = run.monotonic()
@@ -140,7 +140,7 @@ def prove(run: Run, backup: Backup) -> Proof:
         grade = Grade.CHECKED
         findings.append(Finding("every stored byte equals the source", "ok", f"{backup.source_bytes} bytes"))
         examined = run.snapshots.examine(target, _queries(run.database), run.progress)
-        seconds = run.monotonic() - started  # a restore compares as well before it says that it is done
+        seconds = run.monotonic() - started  # a restore, too, compares before it reports success
         same = same_content(examined, run.repository.fingerprint(backup.id), backup)
         findings += shortened([*examined.findings, same, *_lost_content(run, backup, examined)])
         grade = _grade(examined, findings)
@@ -163,17 +163,17 @@ def prove(run: Run, backup: Backup) -> Proof:
 
 
 def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
-    """Yield what is said of a database in which no table has a row any more that had one when it was proven last.
+    """Yield a finding if no table has a row any more that had one when the database was last proven.
 
-    A full disk, a new installation, another database in its place or a slip of the hand leaves one, and it passes every
-    check. It is kept as it is, but what is not proven takes the place of no proven backup: those stay (`min_proven`),
-    and are what is restored. Unless a person has said since that it is right so.
+    A full disk, a new installation, another database in its place or a mistake can leave such a database, and it passes
+    every check. The backup is kept, but an unproven backup does not replace proven ones: those stay (`min_proven`), and
+    are what is restored. No finding if a person has declared since that it is right.
     """
     if examined.fingerprint is None:
         return
     proven = {id for id, proof in newest_proofs(run).items() if proof.grade == Grade.PROVEN}
     before, right = None, False
-    for one in run.repository.newest(run.name):  # no further than need be: each is an object to read
+    for one in run.repository.newest(run.name):  # only as far as necessary: each is an object to read
         if one.id < backup.id and one.id in proven:
             before = one
             break
@@ -182,7 +182,7 @@ def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[F
         return
     try:
         known = run.repository.fingerprint(before.id) or {}
-    except GuardError as error:  # which says nothing of this one
+    except GuardError as error:  # this says nothing about the present backup
         if not examined.fingerprint.rows:
             yield Finding("content is not lost", "inconclusive", f"what was in the backup before: {_line(error)}")
         return
@@ -193,7 +193,10 @@ def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[F
 
 
 def lost_content(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
-    """Say that no table which had rows has one now; nothing if one has. `alike`: both name their tables in one way."""
+    """Return that no table which had rows has any now; "" if one has.
+
+    `alike`: both use the same form of table names.
+    """
     had = {name for name, table in before.tables.items() if table.rows}
     if had and not now.rows:
         return "no table has a row any more"
@@ -205,10 +208,10 @@ def lost_content(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
 
 
 def record_damage(run: Run, source: str, damage: Mapping[str, str]) -> None:
-    """Record of backups (by id) what was found damaged of them, as a proof that failed; a later one can acquit them.
+    """Record damage of backups (by id) as failed proofs; a later proof can clear them.
 
-    Not again where the newest proof says as much, and not in the repository where a manifest is gone or has expired.
-    All are reported before the first is stored: a full storage keeps nobody from hearing of damage.
+    Not if the newest proof already failed, and not in the repository if the manifest is gone or has expired. All are
+    reported before the first is stored, so a full storage keeps nobody from learning of damage.
     """
     known, newest = {backup.id: backup for backup in run.repository.backups()}, newest_proofs(run)
     proofs: list[Proof] = []
@@ -225,7 +228,7 @@ def record_damage(run: Run, source: str, damage: Mapping[str, str]) -> None:
 
 
 def same_content(examined: Examination, expected: Mapping[str, Any] | None, backup: Backup) -> Finding:
-    """Compare a restored database with the fingerprint that was taken inside the backup's own snapshot."""
+    """Compare a restored database with the fingerprint taken inside the backup's own snapshot."""
     name = "content equals the snapshot"
     if expected is None:
         later = f"dbguardctl log has the cause. Make another backup: dbguardctl backup {backup.database}"
@@ -243,7 +246,7 @@ def same_content(examined: Examination, expected: Mapping[str, Any] | None, back
 
 
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Sequence[str]:
-    """Say in words what differs, worst first, at most five."""
+    """Return in words what differs, worst first, at most five."""
     said = [] if expected["schema_digest"] == found["schema_digest"] else ["the schema differs"]
     wanted, got = expected["tables"], found["tables"]
     said += [f"table {name} is missing" for name in wanted if name not in got]

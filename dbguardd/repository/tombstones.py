@@ -1,10 +1,10 @@
-"""Tombs: what is about to be deleted, and since when. The first phase of the sweep, and what writers look at.
+"""Tombs: what is to be deleted, and since when. They are the first phase of the sweep, and writers look at them.
 
-A backup's tomb makes it invisible at once. A pack's tomb is only a warning: the pack stays for the grace that the tomb
-names, and a sweep looks again at every backup before it deletes the pack. In the meantime a writer that inherits packs
-from its parent, or someone who recalls a backup, may rely on a doomed pack only while its tomb is younger than the
-grace less a margin; the manifest is then there before any sweep makes up its mind. tests/repository/test_gc_model.py
-goes through all interleavings of this, and shows that each of the conditions is needed.
+The tomb of a backup makes it invisible at once. The tomb of a pack is only a warning: the pack stays for the grace that
+the tomb names, and a sweep checks every backup again before it deletes the pack. A writer that inherits packs from its
+parent, or a recall of a backup, may rely on a doomed pack only while its tomb is younger than the grace less a margin;
+then the manifest exists before any sweep decides. tests/repository/test_gc_model.py tries all interleavings, and shows
+that each of these conditions is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PER_TOMB = 4096
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """One tomb: of `backup`, or of `packs`. Time zero is `stored_at`, by the storage's clock."""
+    """One tomb: of `backup`, or of `packs`. Its age counts from `stored_at`, by the storage's clock."""
 
     name: str
     stored_at: datetime
@@ -37,11 +37,11 @@ class Tombstone:
     pulse: Pulse
     backup: str
     packs: frozenset[str]
-    grace: timedelta  # of packs; the grace of a backup is the sweep's
+    grace: timedelta  # of packs; for a backup the sweep's grace applies
     reasons: tuple[str, ...]
 
     def over(self, now: datetime, pulse: Pulse, grace: timedelta) -> bool:
-        """Tell whether the grace is over by every clock there is. Raises ClockDoubt where they disagree."""
+        """Return whether the grace is over by every available clock. Raises ClockDoubt if they disagree."""
         longest = max(grace, self.grace)
         if now - max(self.stored_at, self.at) < longest:
             return False
@@ -56,7 +56,7 @@ class Tombstone:
 
 
 def tombstone_of(record: Record) -> Tombstone:
-    """Read a tomb. Raises Damaged if the record is none."""
+    """Parse a tomb. Raises Damaged if the record is none."""
     body = record.body
     try:
         return Tombstone(
@@ -82,7 +82,7 @@ def put_backup_tombstone(records: Records, backup: str, reasons: Iterable[str], 
 def put_pack_tombstones(
     records: Records, packs: Iterable[str], grace: timedelta, *, now: datetime, pulse: Pulse, randomness: Randomness
 ) -> None:
-    """Write tombs for packs, a few thousand to a tomb. `now` is the storage's time."""
+    """Write tombs for packs, up to PER_TOMB in each. `now` is the storage's time."""
     names = sorted(packs)
     for start in range(0, len(names), PER_TOMB):
         body = {
@@ -107,7 +107,7 @@ def check_packs_stay(
 ) -> None:
     """Check that the manifest of `backup`, which needs `packs`, may be published within the margin from now.
 
-    Tombs are read before packs are listed: a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
+    Tombs are read before packs are listed, because a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
     """
     what, full = f"{backup.database}: backup {backup.id}", f"dbguardctl backup {backup.database} --full"
     for tomb in list(tombstones(records)):

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 BytesDone = Callable[[int], None]
-"""Is told how many bytes a stream has given so far; what it raises ends the reading."""
+"""Called with the number of bytes of a stream read so far; if it raises, reading ends."""
 
 
 def ignore(done_bytes: int) -> None:
-    """Do nothing: where nobody wants to see the progress."""
+    """Ignore progress."""
 
 
 class Tree:
@@ -86,14 +86,14 @@ class Tree:
         return deliver(source, file, self._progress)
 
     def pages(self, name: str) -> PagesReader:
-        """Open a paged stream for reading anywhere: flow.Pages. Raises NotFound, Unsupported, Damaged."""
+        """Open a paged stream for random access: flow.Pages. Raises NotFound, Unsupported, Damaged."""
         source = self._source(name)
         if not isinstance(source, PagesReader):
             raise Unsupported(f"backup {self._backup.id}: {name!r} is a stream of text, which has no pages")
         return source
 
     def _known(self, name: str) -> PagesReader | None:
-        """Return what is known to be where a stream is written over: of the same key, so that digests compare."""
+        """Return the known content of a stream to be overwritten, if of the same key, so that digests compare."""
         there = self._there
         if there is None or there._domain != self._domain or name not in there._streams:
             return None
@@ -106,7 +106,7 @@ class Tree:
 
     @property
     def doubts(self) -> list[GuardError]:
-        """What of it could not be read when another one was delivered over it."""
+        """Errors in reading this backup while another one was delivered over it."""
         return [*self._doubts.values()]
 
     def _doubt(self, error: GuardError) -> None:
@@ -124,14 +124,14 @@ class Tree:
 
 
 def open_pages(reader: PackReader, stream: Stream) -> PageMap:
-    """Open the page map of a paged stream; it must be the one that the manifest means. Raises Damaged."""
+    """Open the page map of a paged stream; it must be the one named by the manifest. Raises Damaged."""
     pages = PageMap(reader, stream.root.pack, stream.root.frame)
     _expect(stream, pages.root.size, pages.root.digest)
     return pages
 
 
 def open_flow(reader: PackReader, stream: Stream) -> FlowMap:
-    """Open the list of the chunks of a flow stream; it must be the one that the manifest means. Raises Damaged."""
+    """Open the list of chunks of a flow stream; it must be the one named by the manifest. Raises Damaged."""
     flow = FlowMap(reader, stream.root.pack, stream.root.frame)
     _expect(stream, flow.root.size, flow.root.digest)
     return flow

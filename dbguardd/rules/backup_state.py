@@ -1,4 +1,4 @@
-"""What the rules know of a backup. Apart from retention.py, whose calendar a worker only loads to expire."""
+"""What the rules know of a backup. It is apart from retention.py, whose calendar a worker loads only to expire."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from datetime import datetime
 class BackupState:
     """What the rules need to know of a backup.
 
-    `failed`: its last verification did, or a check has since found it damaged; `safety`: of a restore in place.
+    `failed`: its last verification failed, or a check has since found it damaged; `safety`: it is the safety copy of a
+    restore in place.
     """
 
     id: str
@@ -19,13 +20,13 @@ class BackupState:
     proven: bool = False
     holds: tuple[str, ...] = ()
     failed: bool = False
-    failed_at: datetime | None = None  # None: as old as the backup
+    failed_at: datetime | None = None  # None: when the backup was made
     safety: bool = False
 
 
 def newest_first(backups: Iterable[BackupState]) -> list[BackupState]:
-    """Return the backups, what was made last first.
+    """Return the backups, the last made first.
 
-    Ids rise with every backup, whatever the clock says; times do not, where it was ahead and was set right.
+    Ids increase with every backup, whatever the clock says; times do not if the clock was ahead and was corrected.
     """
     return sorted(backups, key=lambda backup: backup.id, reverse=True)

@@ -1,4 +1,4 @@
-"""The engine as the repository half sees it: each call goes over the seam, and the seam's questions are answered."""
+"""The engine as the repository half sees it: sends calls over the seam, and serves the engine's requests."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class RemoteEngine:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._within = False  # a call has not returned
+        self._within = False  # a call has not returned yet
 
     def probe(self) -> Probe:
-        """Say what is there."""
+        """Examine the database."""
         found = self.call("probe", {}, no_progress)
         findings = tuple(Finding(**finding) for finding in found["findings"])
         return Probe(found["version"], found["size_bytes"], found["facts"], tuple(found["warnings"]), findings)
@@ -55,7 +55,7 @@ class RemoteEngine:
         return NoFingerprint(str(found["why"])) if "why" in found else fingerprint_from(found)
 
     def release(self) -> None:
-        """Let go of the snapshot. An engine in the middle of a call that was given up listens to its end only."""
+        """Release the snapshot. In the middle of an abandoned call, close the channel: the engine notices only that."""
         if self._within:
             self._channel.close()
         else:
@@ -64,12 +64,12 @@ class RemoteEngine:
     def restore(
         self, tree: Tree, target: Path, progress: Progress, places: Mapping[str, str] | None = None
     ) -> list[str]:
-        """Rebuild the database at `target`; return which rights it could not be given."""
+        """Rebuild the database at `target`; return the permissions that could not be restored."""
         args = {"target": str(target), "places": dict(places or {})}
         return [str(lost) for lost in self.call("restore", args, progress, tree=tree)]
 
     def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
-        """Open a restored database and say what is found."""
+        """Open a restored database and return the findings."""
         found = self.call("examine", {"target": str(target), "queries": to_json(queries)}, progress)
         print_ = found["fingerprint"]
         return Examination(
@@ -79,7 +79,7 @@ class RemoteEngine:
         )
 
     def check_unused(self) -> None:
-        """Refuse a live database that is in use."""
+        """Raise an error if the live database is in use."""
         self.call("check_unused", {}, no_progress)
 
     def replace(self, source: Path, progress: Progress) -> None:
@@ -91,11 +91,11 @@ class RemoteEngine:
         self.call("follow", {"resume": resume}, no_progress, ship=ship)
 
     def unfollow(self, *, if_short: bool = False) -> None:
-        """Let go of what keeps the log."""
+        """Release what keeps the log."""
         self.call("unfollow", {"if_short": if_short}, no_progress)
 
     def find(self, tree: Tree, name: str, progress: Progress) -> tuple[int, datetime] | None:
-        """Return the position in the log of a moment that bears a name, and when it was given."""
+        """Return the position in the log of a named restore point, and when it was created."""
         found = self.call("find", {"name": name}, progress, tree=tree)
         return None if found is None else (int(found[0]), datetime.fromisoformat(found[1]).astimezone(UTC))
 
@@ -109,7 +109,7 @@ class RemoteEngine:
         tree: Tree | None = None,
         ship: LogSink | None = None,
     ) -> Any:
-        """Have the engine half do something, and serve it meanwhile; return what it returns."""
+        """Make a call to the engine half, serve its requests during the call, and return the result."""
         self._within = True
         self._channel.send({"call": name, "args": args})
         while True:
@@ -161,7 +161,7 @@ class RemoteEngine:
                 raise WorkerDied("the engine half asked out of turn")
 
     def _segment(self, message: Object, at: datetime) -> Segment:
-        """Receive a segment. Raises WorkerDied for what is none, before its body takes up memory."""
+        """Receive a segment. Raises WorkerDied if it is invalid, before its body takes up memory."""
         stream, since, until = str(message["stream"]), _place(message["since"]), _place(message["until"])
         if len(stream) > _TEXT:
             raise _no_segment()
@@ -182,7 +182,7 @@ class RemoteEngine:
     def _bytes(self, message: Object, since: Facts, until: Facts) -> bytearray:
         count, start = int(message["bytes"]), since["position"]
         turns, before = until.get(TURNS, []), since.get(TURNS, [])
-        if len(turns) == len(before) + 1:  # it says where the bytes begin
+        if len(turns) == len(before) + 1:  # the last turn says where the bytes begin
             start = turns[-1][1]
             turned = turns[:-1] == before and turns[-1][:3] == [since["round"], start, since["position"]]
             turned = turned and start <= since["position"]
@@ -229,16 +229,16 @@ class RemoteEngine:
                     elif part.get("sink") == "end":
                         break
                     else:
-                        raise _SourceAborted  # the stream is not kept; why, comes with the call's own problem
+                        raise _SourceAborted  # the stream is discarded; the call's own problem says why
             self._channel.send({"value": None})
 
     def _adopt(self, message: Object, file: int, progress: Progress, sink: Sink) -> None:
-        """Let the sink read a file, perhaps while the engine half fills it. There is one answer, also to an abort."""
+        """Let the sink read a file, perhaps while the engine half fills it. There is one answer, even to an abort."""
         on_demand = bool(message["on_demand"])
         filled = self._filled(progress, on_demand=on_demand) if message["growing"] else None
 
         def adopt() -> None:
-            with suppress(_SourceAborted):  # why, comes with the call's own problem
+            with suppress(_SourceAborted):  # the call's own problem says why
                 name, page_size, stamp = str(message["name"]), int(message["page_size"]), str(message["stamp"])
                 changing = bool(message["changing"])
                 sink.adopt(name, file, page_size, stamp=stamp, filled=filled, on_demand=on_demand, changing=changing)
@@ -247,7 +247,7 @@ class RemoteEngine:
         with suppress(_SourceAborted):
             for _ in (
                 filled if filled and not on_demand else ()
-            ):  # if the sink failed: the engine half hears it and ends
+            ):  # if the sink failed, the engine half is told, and ends
                 pass
 
     def _filled(self, progress: Progress, *, on_demand: bool) -> Iterator[int]:
@@ -289,7 +289,7 @@ class RemoteEngine:
             with tree.read(name) as source:
                 while data := source.read(DATA_BYTES):
                     self._channel.send_data(data, listen)
-        except Exception as error:  # noqa: BLE001 the engine cleans up first, then the call fails with the same error
+        except Exception as error:  # noqa: BLE001 the engine cleans up, then the call fails with the same error
             self._channel.send({"problem": problem_of(error)})
         else:
             self._channel.send({"value": None})
@@ -309,7 +309,7 @@ def _no_segment() -> WorkerDied:
 
 
 def _tell(message: Object, progress: Progress) -> None:
-    """Pass on a progress message, the only one that the engine half sends unasked."""
+    """Pass on a progress message, the only kind that the engine half sends unasked."""
     if "progress" not in message:
         raise WorkerDied("the engine half asked out of turn")
     step, done_bytes, total_bytes = message["progress"]
@@ -317,7 +317,7 @@ def _tell(message: Object, progress: Progress) -> None:
 
 
 def _place(value: Any) -> Facts:
-    """Return a place in a log, see flow.Segment. Raises WorkerDied for what no reader could compare with another."""
+    """Return a place in a log, see flow.Segment. Raises WorkerDied if it is malformed."""
     told = isinstance(value, dict) and isinstance(value.get("round"), str) and isinstance(value.get("position"), int)
     told = told and isinstance(value.get(TURNS, []), list) and all(map(_is_turn, value.get(TURNS, [])))
     if not told or len(json.dumps(value)) > _PLACE_BYTES:
@@ -341,4 +341,4 @@ def fingerprint_from(value: Mapping[str, Any]) -> Fingerprint:
 
 
 def no_progress(step: str, done_bytes: int, total_bytes: int | None) -> None:
-    """Progress of calls that end at once."""
+    """Ignore progress, for short calls."""

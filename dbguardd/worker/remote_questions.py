@@ -1,4 +1,4 @@
-"""Questions to backups as the repository half sees them: asked over the seam, and given the pages that they need."""
+"""Questions about backups as the repository half sees them: asked over the seam, and given the pages they need."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed",
 
 
 class RemoteQuestions:
-    """The Questions protocol over a Channel. The other half is not believed: neither damage, nor how much it answers.
+    """The Questions protocol over a Channel. The other half is not trusted: neither about damage nor about sizes.
 
-    What it says of an answer is kept with the job, so it is taken only in the form that it must have: no row is in it.
-    A question half is asked about Pages, an engine half about what scratch_restore() returned.
+    The facts of an answer are kept with the job, so only the expected form is accepted: they contain no row. The
+    arguments are Pages if the other half is a question half, and what scratch_restore() returned if it is an engine
+    half.
     """
 
     def __init__(self, channel: Channel, engine: RemoteEngine) -> None:
@@ -33,7 +34,7 @@ class RemoteQuestions:
         self._names = set[str]()
 
     def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
-        """Bring back what questions to a database need."""
+        """Restore what questions about a database need."""
         self._engine.call("scratch_restore", {"place": str(place), "database": database}, progress, tree=tree)
         self._names |= {database, *(tree.facts.get("snapshots") or ())} - {""}
         return ScratchRestore(place, database)
@@ -58,14 +59,14 @@ class RemoteQuestions:
     def missing(
         self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
-        """Find the rows that the second backup has no more."""
+        """Find the rows that the second backup no longer has."""
         args = {"table": search[0], "where": search[1], "form": form}
         found = self._ask("missing", args, both, bounds, answer)
         names = ("rows", "listed", *(["differing"] if "differing" in found else []))
         return {**{name: _count(found, name) for name in names}, **self._asked(found)}
 
     def _asked(self, found: Object) -> Facts:
-        """Return which database of a server was asked, of those that the backup says that it has."""
+        """Return which database of a server was asked, if the backup has it."""
         name = found.get("in_database")
         return {"in_database": name} if isinstance(name, str) and name in self._names else {}
 
@@ -110,9 +111,9 @@ class RemoteQuestions:
             self._channel.send_data(data)
 
     def _returned(self, found: Any, problem: Any) -> Object:
-        """Return what was found. What happened on our side is raised as it was here; damage elsewhere is not believed.
+        """Return the answer. An error on our side is raised as it was; damage that it reports is not believed.
 
-        Raises WorkerDied for what is not an answer at all.
+        Raises WorkerDied if it is not an answer.
         """
         if self._failed is not None:
             raise self._failed

@@ -26,12 +26,12 @@ class RemoteStandby:
         return mark
 
     def make(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> list[str]:
-        """Make the copy; return which rights it could not be given."""
+        """Create the copy; return the permissions that could not be restored."""
         args = {"target": str(target), "mark": mark}
         return [str(lost) for lost in self._engine.call("standby.make", args, progress, tree=tree)]
 
     def advance(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
-        """Put a stretch of the log over the copy."""
+        """Replay a part of the log onto the copy."""
         self._engine.call("standby.advance", {"target": str(target), "mark": mark}, progress, tree=tree)
 
     def rebase(self, tree: Tree, target: Path, mark: Facts, progress: Progress) -> None:
@@ -39,6 +39,6 @@ class RemoteStandby:
         self._engine.call("standby.rebase", {"target": str(target), "mark": mark}, progress, tree=tree)
 
     def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> list[Finding]:
-        """Check the copy and end its following."""
+        """Check the copy and end its replay."""
         args = {"target": str(target), "queries": to_json(queries)}
         return [Finding(**found) for found in self._engine.call("standby.promote", args, progress)]

@@ -64,7 +64,7 @@ class Pace:
 
 
 def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
-    """LogSink what is committed from now on, or from `resume` on if the WAL still has everything since; never return.
+    """Ship what is committed from now on, or from `resume` on if the WAL still has everything since; never return.
 
     Raises what `ship` raises; LogBroken if something was lost, Unsupported for a database without a WAL, SourceChanged
     if the file was replaced, and whatever prevents reading a database.

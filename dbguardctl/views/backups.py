@@ -47,7 +47,7 @@ def backups(answer: Json, now: datetime, zone: tzinfo | None, *, why: bool, ever
         Line(),
     ]  # fmt: skip
     short = shorten([row["id"] for row in rows])
-    columns = ["ID", "WHEN", "KIND", "SIZE", "STORED", "GRADE", "WHERE"] + (["KEPT BECAUSE", "GOES"] if why else [])
+    columns = ["ID", "WHEN", "KIND", "SIZE", "STORED", "GRADE", "WHERE"] + (["KEPT BECAUSE", "EXPIRES"] if why else [])
     noted = any(row.get("note") for row in shown)
     minutes = [when(row["created_at"], now, zone) for row in shown]
     exact = len(set(minutes)) < len(minutes)  # else two would look alike
@@ -89,15 +89,15 @@ def _log(rows: list[Json], proof: Json | None, now: datetime, zone: tzinfo | Non
 def left_out(row: Json) -> str:
     """Say of which tables the policy has left out the rows, and what was not read; nothing if all is there."""
     tables, unread = int(row.get("excluded_tables") or 0), row.get("left_out") or []
-    said = [f"no rows of {count(tables, 'table')}, by the policy: {some(row['excluded'], tables)}"] if tables else []
-    return "; ".join([*said, *([f"nothing of {some(unread)}, which was not read"] if unread else [])])
+    said = [f"no rows of {count(tables, 'excluded table')}: {some(row['excluded'], tables)}"] if tables else []
+    return "; ".join([*said, *([f"nothing of {some(unread)}, which could not be read"] if unread else [])])
 
 
 def log_proof(proof: Json | None, now: datetime, zone: tzinfo | None) -> str:
     """Say when the log was proven last, and by which moment."""
     if not proof or not proof["proven_at"]:
         return "not yet"
-    return f"{when(proof['proven_at'], now, zone)}, as it was at {absolute(proof['moment_at'], zone)}"
+    return f"{when(proof['proven_at'], now, zone)}, as of {absolute(proof['moment_at'], zone)}"
 
 
 def _up(moment: str) -> str:
@@ -135,7 +135,7 @@ def recalled(answer: Json) -> list[Block]:
         return [back, text(f"the policy keeps it: {kept}", indent=4)]
     return [
         back,
-        text("the policy does not keep it: it goes again at the next expiry, unless it is held", indent=4),
+        text("the policy does not keep it: it expires again at the next expiry, unless it is held", indent=4),
         text(Cell("keep it  ", "dim"), Cell(f"dbguardctl hold {answer['backup']} --reason TEXT", "try"), indent=4),
     ]
 
@@ -161,7 +161,7 @@ def backup(row: Json, zone: tzinfo | None) -> list[Block]:
         ("proven", absolute(row["proven_at"], zone) if row["proven_at"] else "never"),
         ("a restore takes", f"about {span(row['restore_seconds'])}" if row["restore_seconds"] else "unknown"),
         ("kept because", _kept(row)),
-        ("goes", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
+        ("expires", absolute(row["expires_at"], zone) if row["expires_at"] and not row["holds"] else "never"),
     ]
     if left := left_out(row):
         lead.append(("left out", left))

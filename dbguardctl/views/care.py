@@ -76,7 +76,8 @@ def audit_verified(answer: Json, zone: tzinfo | None) -> list[Block]:
     """Return what the check of the chain has found."""
     good = answer.get("ok", True)
     verdict = Cell("ok", "good") if good else Cell("FAIL", "bad")
-    words = "  nobody has changed the audit log" if good else "  the audit log was changed"
+    words = "  the audit log is intact" if good else "  the audit log was changed"
     if good and answer.get("notes"):  # what was anchored nowhere could have been replaced as a whole
-        verdict, words = Cell("UNSURE", "warn"), "  no entry was changed by itself; only the journal knows if all were"
+        verdict = Cell("UNSURE", "warn")
+        words = "  no single entry was changed; only the journal shows whether all were replaced"
     return [text(verdict, words), facts(answer, zone, skip=frozenset(("ok", "sure")))]

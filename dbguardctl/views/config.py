@@ -45,9 +45,9 @@ def shown(answer: Json) -> list[Block]:
     blocks: list[Block] = [Table((), rows, fold=frozenset((1,)))]
     if problem := answer.get("problem"):
         blocks.append(
-            text(Cell("The files were refused when they were read last: ", "bad"), str(problem.get("message")))
+            text(Cell("The policy files were refused at the last reload: ", "bad"), str(problem.get("message")))
         )
-        blocks.append(text("When they are mended: ", Cell("dbguardctl reload", "try")))
+        blocks.append(text("Once they are corrected: ", Cell("dbguardctl reload", "try")))
     return blocks
 
 
@@ -94,9 +94,9 @@ def differing(answer: Json, now: datetime, zone: tzinfo | None, *, accepted: boo
     """Return the changes, then the backups that would go, or will if they are `accepted`."""
     changes, doomed = answer.get("changes") or [], answer.get("deletes") or []
     if accepted and not doomed:
-        return [text("No backup is deleted by that.", indent=2)]
+        return [text("This deletes no backup.", indent=2)]
     if not changes and not doomed:
-        return [text("The files on disk say what is in force.")]
+        return [text("The files on disk are the policy in force.")]
     blocks: list[Block] = [block for row in changes for block in _change(row)]
     if not doomed:
         apply = Cell("dbguardctl reload", "try")

@@ -85,5 +85,5 @@ def findings(rows: list[dict[str, Any]], *, verdict: bool = True) -> list[Block]
         unseen = sum(row.get("outcome") == "not configured" for row in rows)
         of = count(len(rows) - unseen, "check")
         said = Cell(f"{bad} of {of} did not pass.", "bad") if bad else Cell(f"{of}, all passed.", "good")
-        blocks.append(text(said, f" Lines with - are no checks: {unseen}." if unseen else ""))
+        blocks.append(text(said, f" Not configured: {unseen}." if unseen else ""))
     return blocks

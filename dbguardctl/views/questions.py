@@ -26,9 +26,9 @@ def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[
     grade = Cell("FAILED", "bad") if result["failure"] else Cell(result["grade"], _GRADES.get(result["grade"], ""))
     of = f" of database {asked}" if asked else ""
     at = Cell(absolute(result["created_at"], zone), "strong")
-    yield "as it was at ", at, f": backup {result['backup']}{of}, ", grade
+    yield "as of ", at, f": backup {result['backup']}{of}, ", grade
     if log := result.get("segments"):
-        partly = ", of which it reads what it needs: only a restore proves the whole"
+        partly = ", read only where needed: only a restore proves all of it"
         yield f"and {count(log, 'segment')} of its log{partly if result['sum_compared'] is False else ''}"
     for warning in result["warnings"]:
         yield Cell("note  ", "warn"), str(warning)
@@ -36,7 +36,7 @@ def said_of(result: Json, asked: str, zone: tzinfo | None) -> Iterator[Sequence[
 
 def cut_off(result: Json) -> Line:
     """Return the line that says that there are more rows."""
-    how = "allow more with --rows" if result["more"] == "rows" else "the answer would be too large: ask for less"
+    how = "raise the limit with --rows" if result["more"] == "rows" else "the answer would be too large, ask for less"
     return text(Cell("note  ", "warn"), f"only the first {count(result['rows'], 'row')}, there are more: {how}")
 
 
@@ -88,8 +88,8 @@ def taken_out(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
 def _large(result: Json) -> Iterator[Sequence[Cell | str]]:
     """Yield the line that says that large objects are in no table, where the rows have numbers of some."""
     if columns := result.get("large_objects"):
-        one = "one comes by query: SELECT lo_get(NUMBER)"
-        yield Cell("note", "warn"), f"  large objects are not in it, only their numbers ({', '.join(columns)}); {one}"
+        one = f"only their numbers ({', '.join(columns)}); to get one: query with SELECT lo_get(NUMBER)"
+        yield Cell("note", "warn"), f"  large objects are not included, {one}"
 
 
 def _run(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
@@ -97,7 +97,7 @@ def _run(result: Json, to: str) -> Iterator[Sequence[Cell | str]]:
     if to and result.get("in_database"):
         from shlex import quote  # noqa: PLC0415 - only here
 
-        yield Cell("then  ", "dim"), Cell(f"head -4 {quote(to)}", "try"), "  # says how the live server runs it"
+        yield Cell("then  ", "dim"), Cell(f"head -4 {quote(to)}", "try"), "  # shows how to run it on the live server"
 
 
 def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Cell | str]]:
@@ -115,7 +115,7 @@ def missing(result: Json, to: str, typed: Sequence[str]) -> Iterator[Sequence[Ce
         yield from _run(result, to)
         yield from _large(result)
     if result.get("differing"):
-        yield Cell("note", "warn"), f"  {count(result['differing'], 'row')} of it are there with other values than then"
+        yield Cell("note", "warn"), f"  {count(result['differing'], 'row')} exist now with other values"
         yield Cell("try  ", "dim"), Cell(join([*_without_place(again), "--changed"]), "try")
 
 

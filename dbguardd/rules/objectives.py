@@ -161,7 +161,7 @@ def _unproven(facts: Facts) -> _Point:
     if facts.newest_at is None:
         return _Point(Health.UNPROVEN, f"{name}: there is no backup yet", f"dbguardctl backup {name} --verify")
     why = "" if facts.verified else ' (verify = "off")'
-    what = f"{name}: a backup exists, but no restore of it has ever been proven{why}"
+    what = f"{name}: a backup exists, but none has ever been proven by a restore{why}"
     return _Point(Health.UNPROVEN, what, f"dbguardctl verify {name}")
 
 

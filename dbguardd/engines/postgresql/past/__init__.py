@@ -1,7 +1,7 @@
 """Questions to clusters of the past. Implements engines.base.Reviving.
 
-Modules, in reading order: revive (a cluster that answers, and who asks it), reading (what it answers), tables, ask,
-take_out, compare, missing.
+Modules, in reading order: revive (a throw-away server for questions, and its role), reading (the answers of the
+server), tables, ask, take_out, compare, missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dbguardd.flow import Facts, Tree
 
 
 class PostgresqlPast:
-    """Questions to physical backups. Settings: url, of which the database counts."""
+    """Questions to backups of PostgreSQL. Settings: url, whose database is the default."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         url = str(settings.get("url") or "")

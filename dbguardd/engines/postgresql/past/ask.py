@@ -22,7 +22,7 @@ def query(past: Past, sql: str, meter: Meter) -> Facts:
 
 
 class _Asking:
-    """One statement whose answer is written once, however often it is tried before there is a row."""
+    """One statement. Its answer is written once, however often it is retried before the first row."""
 
     def __init__(self, past: Past, sql: str, meter: Meter) -> None:
         self._past, self._sql, self._meter = past, sql, meter
@@ -30,7 +30,7 @@ class _Asking:
         self.lacks = ""
 
     def run(self) -> Facts:
-        """Write columns and rows. Raises Usage, with what it `lacks` if that was seen before there was a row."""
+        """Write columns and rows. Raises Usage; `lacks` then tells what was missing, if no row had come yet."""
         meter, rows, more = self._meter, 0, None
         with self._past.reading() as connection:
             reader = understood(Reader(connection, meter), self._past, self._sql, self._sql)

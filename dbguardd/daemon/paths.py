@@ -125,7 +125,7 @@ def _repository(path: str) -> str:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             return ""
         return str(json.loads(os.pread(file, _MOST_BYTES, 0))["repo_id"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     finally:
         os.close(file)

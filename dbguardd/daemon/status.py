@@ -13,7 +13,7 @@ from functools import cache
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce, dated
+from dbguardd.daemon.inforce import InForce, states_of
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.storages import Storages
@@ -115,7 +115,7 @@ class Views:
             return [replace(row, kept_because=["not in the policy: nothing expires"]) for row in rows]
         guarded = self.inforce.policy.guarded(name)
         keep = retention.Keep.from_spec(database_spec(guarded, lambda user: 0))
-        facts = dated(rows)
+        facts = states_of(rows)
         kept = retention.decide(facts, keep, now).keep
         when = timing(guarded, guarded.backup, f"{name} backup", self.machine_id)
         ends = retention.departures(facts, keep, now, lambda moment: next_due(when, moment))
@@ -270,7 +270,9 @@ class Views:
 
     def coverage(self, name: str) -> list[Stretch]:
         """Return the time ranges to which a database can be restored, oldest first."""
-        return coverage([row.logged() for row in self.following.covered(name)], dated(self.catalog.backups.of(name)))
+        return coverage(
+            [row.logged() for row in self.following.covered(name)], states_of(self.catalog.backups.of(name))
+        )
 
     def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)

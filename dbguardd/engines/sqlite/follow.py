@@ -43,6 +43,8 @@ _TURN_LOOKS = 4  # between two turns: each keeps writers out for a moment
 _MOST = 16  # times turn_frames that a log may have before it is turned sooner than that
 _BEAT_FRAMES = 1000
 _LONG = 4  # times the frames at which a log is to begin anew: it is told who holds one that is longer
+_LONGEST = 4  # times what of a log may wait: one that has more, and that we do not come to the end of, is let go
+_MOST_HASTE = 8.0
 _HELD_SECONDS = 30.0  # longest pause between two tries to let a log begin anew that somebody else holds
 
 
@@ -214,10 +216,7 @@ class Follower:
         fresh = index.frames > self._place.frames
         behind = (index.frames - self._place.frames) * index.page_size
         if behind > self._pace.behind_bytes:
-            raise LogBroken(
-                f"{self._live.path}: more is written than can be stored",
-                detail=f"{behind} bytes of its log wait, {self._pace.behind_bytes} may. It is let go, to begin anew.",
-            )
+            raise self._outrun(f"{behind} bytes of its log wait, {self._pace.behind_bytes} may.")
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True
@@ -286,8 +285,10 @@ class Follower:
             index = self._frames.index()
             if self._place == self._free or (self._is_little(index, []) and not self._is_free(index)):
                 break
+            at = datetime.now(UTC)
             if self._look():
                 self._renew()
+            self._ship.reached(at)  # a slow disk takes long for all rounds
         rest = list[Segment]()
         done = self._place == self._free or (self._near(rest) and self._finish_round(rest))
         for segment in rest:
@@ -310,6 +311,7 @@ class Follower:
         for _ in range(_ROUNDS):
             since = self._place.frames
             if not self._read_rest(rest):
+                self._check_length()
                 return False
             fresh = self._place.frames - since
             if not fresh or (fresh * 2 > before and not self._is_slow()):
@@ -317,6 +319,16 @@ class Follower:
             self._renew()
             before = fresh
         return True
+
+    def _check_length(self) -> None:
+        """Raise LogBroken if the log is far too long, only we hold it, and we have just not come near its end."""
+        length = log_bytes(self._place.frames, self._frames.index().page_size)
+        if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
+            raise self._outrun(f"Its log has {length} bytes, and we come no nearer to its end.")
+
+    def _outrun(self, why: str) -> LogBroken:
+        what = f"{self._live.path}: more is written than can be stored"
+        return LogBroken(what, detail=f"{why} It is let go, to begin anew.")
 
     def _finish_round(self, rest: list[Segment]) -> bool:
         """Read the rest of the log while writers are kept out, and say if the log will begin anew.
@@ -336,8 +348,12 @@ class Follower:
         return done
 
     def _block_seconds(self) -> float:
-        """For how long writers may be kept out: the longer the log is, the more harm it does itself."""
-        return self._pace.max_block_seconds * max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
+        """For how long writers may be kept out."""
+        return self._pace.max_block_seconds * self._haste()
+
+    def _haste(self) -> float:
+        """How many times more than usual may wait, and writers with it: the longer a log is, the more harm it does."""
+        return max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
 
     def _is_slow(self) -> bool:
         """Say if the disk needs too long, also for the few frames that were moved last."""
@@ -368,13 +384,17 @@ class Follower:
 
     def _is_much(self, index: locks.Index) -> bool:
         """Say if more of the log than one segment is not in the main file: too much to move while writers wait."""
-        return (index.frames - index.moved) * index.page_size > self._pace.segment_bytes
+        return (index.frames - index.moved) * index.page_size > self._rest_bytes()
 
     def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
-        """Say if what lies behind here, and what was read and not stored, has room in one segment."""
+        """Say if what lies behind here, and what was read and not stored, is little enough to be read at once."""
         waits = (index.frames - self._place.frames) * index.page_size
         waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
-        return index.salts == self._place.salts and waits <= self._pace.segment_bytes
+        return index.salts == self._place.salts and waits <= self._rest_bytes()
+
+    def _rest_bytes(self) -> float:
+        """How much that is: it lies in memory until it is stored."""
+        return self._pace.segment_bytes * min(self._haste(), _MOST_HASTE)
 
     def _alive(self) -> None:
         self._ship.reached(None)

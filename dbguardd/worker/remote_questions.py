@@ -21,7 +21,7 @@ _COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed",
 
 
 class RemoteQuestions:
-    """The Questions protocol over a Channel. The other half is not trusted: neither about damage nor about sizes.
+    """The Questions protocol over a Channel. The other half is trusted neither about damage nor about size.
 
     The facts of an answer are kept with the job, so only the expected form is accepted: they contain no row. The
     arguments are Pages if the other half is a question half, and what scratch_restore() returned if it is an engine

@@ -315,9 +315,9 @@ class DeltaRestore(Protocol):
         """Back up the stopped database as it is; see Snapshots.dump. Raises SourceMissing if nothing is there."""
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
-        """Make it equal to `tree`, durably; return where it is, for Snapshots.examine and put().
+        """Make it equal to `tree`, durably; return where it is, for Snapshots.examine and publish().
 
-        Raises TargetInUse, also if it was used since keep(), and NoSpace before any change; a later error has the fact
+        Raises TargetInUse, also if it was used since save(), and NoSpace before any change; a later error has the fact
         REPLACED.
         """
 

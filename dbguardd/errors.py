@@ -1,9 +1,9 @@
 """Every outcome that dbguard reports on purpose: one class, one row of the table.
 
-An error says what happened (message), what was seen (detail) and what to do (hints: lines that can be pasted). Its
-class says the rest: a stable code, the exit status of a command, the status of an HTTP answer, whether trying again
-can help, and what it means for the data. Exit codes, problem objects (RFC 9457), `dbguardctl explain` and
-dbguard-errors(7) are all made from this table, so a new row here is all that a new error needs.
+An error says what happened (message), what was seen (detail) and what to do (hints: lines to paste into a shell). Its
+class says the rest: a stable code, the exit status of a command, the status of an HTTP answer, whether a retry can
+help, and what it means for the data. Exit codes, problem objects (RFC 9457), `dbguardctl explain` and
+dbguard-errors(7) all derive from this table, so a new error needs only a new row here.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class GuardError(Exception):
         self.facts: dict[str, Any] = dict(facts or {})
 
     def advice_for(self) -> str:
-        """Return the advice with the name of the database, where the error knows it, instead of NAME."""
+        """Return the advice, with NAME replaced by the name of the database if the error knows it."""
         name = self.facts.get("database")
         return self.advice.replace("NAME", name) if isinstance(name, str) and name else self.advice
 
     def problem(self) -> dict[str, Any]:
-        """Return the RFC 9457 problem object: what crosses pipes and the socket."""
+        """Return the RFC 9457 problem object, the form in which an error crosses pipes and the socket."""
         return {
             **self.facts,
             "type": f"urn:dbguard:error:{self.code}",
@@ -76,7 +76,7 @@ def from_problem(problem: Mapping[str, Any]) -> GuardError:
 
 
 def bare(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a problem with what it is and none of its words: they may quote what was asked."""
+    """Return a problem without its texts, which may quote the request."""
     kept = ("type", "title", "status", "code", "retryable", "exit_code")
     told = {name: problem[name] for name in kept if name in problem}
     return {**told, "message": problem.get("title") or "unknown error", "detail": "", "hints": []}
@@ -101,7 +101,7 @@ class Usage(GuardError):
     advice = "Read the help of the command: dbguardctl COMMAND --help."
 
     def advice_for(self) -> str:
-        """Return nothing: a message about a request says itself what is wrong with it, and a hint where to look."""
+        """Return nothing: a message about a request explains the mistake, and a hint points to the help."""
         return ""
 
 
@@ -639,7 +639,7 @@ OUTCOMES: Mapping[str, type[GuardError]] = {
 
 
 def of_file(message: str, error: OSError) -> GuardError:
-    """Return what an error of the operating system means at a file of the daemon's own, or of a person who asks."""
+    """Translate an operating system error at a file of the daemon, or of the user who asks."""
     detail = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:

@@ -1,10 +1,10 @@
-"""Every event that dbguard tells of: one row of the table for each way that people read it.
+"""Every event that dbguard reports: one row of the table for each way in which it reads.
 
-The log, `dbguardctl log`, the journal's catalog and dbguardd(8) are all made from this table, so a new row here is all
-that a new event needs. In a sentence, braces hold the name of a fact. The end of the name says how its value reads:
-{stored_bytes} as a size, {restore_seconds} as a span, {until_at} as a moment; {tables:table} is a number with its noun.
-What stands in brackets is left out when a fact in it is unknown. What the sentence is about (the database, else the
-storage) goes before it by itself.
+The log, `dbguardctl log`, the journal's catalog and dbguardd(8) all derive from this table, so a new event needs only a
+new row here. In a sentence, braces hold the name of a fact. The end of the name decides how its value is formatted:
+{stored_bytes} as a size, {restore_seconds} as a duration, {until_at} as a moment; {tables:table} is a number with its
+noun. A part in brackets is left out when a fact in it is unknown. The subject of the sentence (the database, else the
+storage) is put before it automatically.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from dbguardd.errors import message_id
 
 LEVELS = ("debug", "info", "warning", "error")
-"""From a step that only a search for a fault asks for, to what a person should act on."""
+"""From a step that matters only when searching for a fault, to what a person should act on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One way that an event reads. An event has one row, and one more for each `variant`, which is for these facts."""
+    """One way in which an event reads. An event has a general row, and one for each `variant`: the facts in `when`."""
 
     name: str
     level: str
@@ -29,9 +29,9 @@ class Kind:
     summary: str = ""  # for dbguardd(8): what has happened; a variant has none
     variant: str = ""
     when: Mapping[str, Any] = field(default_factory=dict)
-    title: str = ""  # with one, it is explained in the journal's catalog
-    meaning: str = ""  # there: what it means for the data; {database}, {backup} and other fields of the journal
-    advice: tuple[str, ...] = ()  # there: what to do, one thing a line
+    title: str = ""  # if set, the journal's catalog explains the event
+    meaning: str = ""  # in the catalog: what it means for the data; braces hold fields of the journal's entry
+    advice: tuple[str, ...] = ()  # in the catalog: what to do, one thing a line
 
     @property
     def message_id(self) -> str:
@@ -435,24 +435,24 @@ KINDS: tuple[Kind, ...] = (
     Kind("sweep.done", "debug", "there was nothing to free", variant="nothing", when={"objects": 0}),
 )
 # fmt: on
-"""Every row; that without a variant stands for all else."""
+"""Every row; a row without a variant applies when no variant of the event does."""
 
 EVENTS: Mapping[str, tuple[Kind, ...]] = {
     kind.name: tuple(sorted((other for other in KINDS if other.name == kind.name), key=lambda other: not other.when))
     for kind in KINDS
 }
-"""The rows of each event, by its name, the general one last."""
+"""The rows of each event by its name, the general one last."""
 
 Facts = Mapping[str, Any]
 
 
 def kind_of(event: Facts) -> Kind | None:
-    """Return the row for an event with these facts, under their plain names; None if the table has none."""
+    """Return the row for an event with these facts, under the names that plain() gives them; None if there is none."""
     rows = EVENTS.get(str(event.get("event")), ())
     return next((row for row in rows if all(event.get(name) == value for name, value in row.when.items())), None)
 
 
 def level_of(event: Facts) -> str:
-    """Return how much an event matters."""
+    """Return the level of an event; info if the table has no row for it."""
     kind = kind_of(event)
     return "info" if kind is None else kind.level

@@ -1,4 +1,4 @@
-"""Jobs: the list, one in full, and what a finished one has achieved."""
+"""Jobs: the list, one in full, and the result of a finished one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _VERDICTS = ("ok", "done", "proven", "UNSURE")
 
 
 def seconds(row: Json, now: datetime | None = None) -> float | None:
-    """Return how long a job ran, until `now` if it still does."""
+    """Return how long a job ran, or has been running until `now`."""
     begin, end = parse_utc(row["started_at"]), parse_utc(row["finished_at"]) or now
     return (end - begin).total_seconds() if begin and end else None
 
 
 def state(row: Json) -> Cell:
-    """Return where a job is; one that has failed and waits for its next try is not merely queued."""
+    """Return the state of a job; a queued job that has failed before is shown as retrying."""
     if row["state"] == "queued" and row["problem"]:
         return Cell("retrying", "warn")
     return Cell(row["state"], STATES.get(row["state"], ""))
 
 
 def part_done(row: Json) -> str:
-    """Return how far a running job is: snapshot 63 %."""
+    """Return the progress of a running job: snapshot 63 %."""
     total, done = row["total_bytes"], row["done_bytes"]
     amount = f" {done * 100 // total} %" if total else f" {size(done)}" if done else ""
     return f"{row['step'] or 'not yet begun'}{amount}"
@@ -107,7 +107,7 @@ def job(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
 
 
 def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what a job that is done has achieved: one line that says it, more where there is more."""
+    """Return the result of a finished job: a line of summary, and details before it if there are any."""
     result = dict(row["result"] or {})
     took = span(seconds(row))
     match row["verb"]:
@@ -131,7 +131,7 @@ def finished(row: Json, now: datetime, zone: tzinfo | None) -> list[Block]:
 
 
 def verdicts(blocks: list[Block]) -> list[Block]:
-    """Return what --quiet leaves of a finished job: the line with its result. If there is none, all are the result."""
+    """Return what --quiet keeps of a finished job: the summary line, or all lines if there is none."""
     said: list[Block] = [
         block for block in blocks if isinstance(block, Line) and block.cells[:1] and _word(block) in _VERDICTS
     ]

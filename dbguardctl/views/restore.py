@@ -1,4 +1,4 @@
-"""Restores: the plan of a dry run, and what a restore has put where."""
+"""Restores: the plan of a dry run, and the result of a restore."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def planned(row: Json, result: Json, zone: tzinfo | None) -> list[Block]:
 
 
 def _log(plan: Json) -> str:
-    """Say how much log that is, and what is its end if it is no time."""
+    """Return the amount of log, and its end if that is not a time."""
     much = f", {size(plan['log_bytes'])}" if plan.get("log_bytes") is not None else ""
     place = f", to {plan['lsn']}" if plan.get("lsn") else ""
     return f"{much}{place}" + (f", to the restore point {plan['name']!r}" if plan.get("name") else "")
@@ -57,7 +57,7 @@ def _warnings(plan: Json) -> list[Block]:
 
 
 def command(row: Json, plan: Json) -> str:
-    """Return the command that does what a dry run has planned: the very backup, or the very moment."""
+    """Return the command that does what a dry run has planned, with exactly that backup or moment."""
     asked = row["request"]
     which = ["--at", str(plan["created_at"])] if plan.get("segments") else ["--id", str(plan.get("backup") or "")]
     for place in ("lsn", "name"):
@@ -75,7 +75,7 @@ def _quoted(word: str) -> str:
 
 
 def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Block]:
-    """Return what was restored where, what was compared, and the way back."""
+    """Return what was restored to where, what was compared, and how to undo it."""
     plan = result.get("plan") or {}
     found = result.get("findings") or []
     blocks = findings(found, verdict=False)
@@ -83,9 +83,9 @@ def restored(row: Json, result: Json, zone: tzinfo | None, took: str) -> list[Bl
     point = f" as of {absolute(plan['created_at'], zone)}" if plan.get("created_at") else ""
     done = Cell(f"{row['database']}{point} restored to {result.get('target')}", "strong")
     word, but = Cell("ok", "good"), ""
-    if "failed" in outcomes:  # of rights: other content is no restore
+    if "failed" in outcomes:  # only permissions may fail: different content fails the restore
         word, but = Cell("done", "warn"), ", but not with all its permissions"
-    elif "inconclusive" in outcomes and row["verb"] != "undo":  # what is put back was kept without a fingerprint
+    elif "inconclusive" in outcomes and row["verb"] != "undo":  # the state that undo puts back has no fingerprint
         word, but = Cell("UNSURE", "warn"), ", but could not be compared in full"
     blocks += [*_warnings(plan), text(word, "  ", done, f"{but} \N{MIDDLE DOT} {took} in all")]
     if result.get("safety_copy"):

@@ -1,4 +1,4 @@
-"""`protect`: what was found, what was written, and what that promises."""
+"""`protect`: what was found, what was written, and what the protection means."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def protected(answer: Json, *, whole: bool) -> list[Block]:
-    """Return what was found and written; the `whole` drop-in, or only how long it is."""
+    """Return what was found and written; with `whole`, also the text of the drop-in."""
     blocks: list[Block] = []
     for word, name in (
         ("found", "found"),
@@ -37,7 +37,7 @@ def protected(answer: Json, *, whole: bool) -> list[Block]:
 
 
 def unprotected(answer: Json) -> list[Block]:
-    """Return what was taken away, what stays, and how that is reached."""
+    """Return what was removed, what stays, and how to use it."""
     name, kept = str(answer["database"]), int(answer["backups"])
     stay = f"its {count(kept, 'backup')} {'stays' if kept == 1 else 'stay'}, and nothing deletes them" if kept else ""
     if answer.get("would_remove"):
@@ -59,7 +59,7 @@ def unprotected(answer: Json) -> list[Block]:
 
 
 def loaded(answer: Json, zone: tzinfo | None) -> list[Block]:
-    """Return what a reload has to say besides that it succeeded."""
+    """Return what a reload reports besides its success."""
     blocks: list[Block] = [
         text(Cell("warning  ", "warn"), str(line), indent=4) for line in answer.get("warnings") or ()
     ]

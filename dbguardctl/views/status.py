@@ -1,4 +1,4 @@
-"""`status`: one screen that says what could be restored, when that was proven, how long it takes, what to do."""
+"""`status`: one screen with what could be restored, when that was proven, how long it takes, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEEDY = frozenset((Health.FAILING, Health.LATE, Health.UNPROVEN))
 
 
 def needs_attention(answer: Json) -> bool:
-    """True if a person should look: the exit status of `status` is 3 then. A pause or an orphan is no such thing."""
+    """True if a person should look, and `status` exits with 3. A pause or an orphan alone does not count."""
     return bool(
         answer.get("attention")
         or answer.get("policy_problem")
@@ -65,12 +65,12 @@ def status(answer: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> 
 
 
 def is_bare(key: Json) -> bool:
-    """Say if a key is known to be the only one: of a repository that was not read, nobody knows who else opens it."""
+    """Return whether a key is known to have no recovery; before its repository was read, that is unknown."""
     return not key["recovery"] and bool(key.get("known", True))
 
 
 def _wrong(answer: Json, rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what is wrong, each thing once: a key without recovery has a line of its own at the end."""
+    """Return all problems, each once: a key without recovery has its own line at the end."""
     bare = [key["name"] for key in answer["keys"] if is_bare(key)]
     said = tuple(f"key {name} has no recovery recipient" for name in bare)
     hinted = frozenset(f"dbguardctl key recovery-sheet {name}" for name in bare)
@@ -147,7 +147,7 @@ def _next(row: Json, now: datetime, zone: tzinfo | None) -> str:
 
 
 def trouble(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what is wrong with a database, worst first, and what to do about it: lines that can be pasted."""
+    """Return the problems of a database, worst first, and commands that help."""
     style = _STYLES.get(row["state"], "warn")
     problem, hints = row["problem"] or {}, list(row["hints"])
     lines = list(row["attention"])
@@ -258,7 +258,7 @@ def _keys(rows: list[Json], screen: Screen, now: datetime, zone: tzinfo | None) 
 
 
 def database(row: Json, screen: Screen, now: datetime, zone: tzinfo | None) -> list[Block]:
-    """Return what `status NAME` says of one database."""
+    """Return what `status NAME` shows of one database."""
     style = _STYLES.get(row["state"], "warn")
     since, to = row["recoverable_since_at"], row["recoverable_to_at"]
     window = _nothing(row) if not to else f"{when(to, now, zone)} ({_age(to, now)} ago)"

@@ -1,6 +1,6 @@
-"""What a person reads of a job by hand: how it ended, the plan of a dry run, or what went wrong and what to do.
+"""The output of a job by hand for people: how it ended, the plan of a dry run, or an error and what to do.
 
-As dbguardctl says it; that one is a client, and this works without any daemon to be a client of.
+It is worded like dbguardctl's output; that is a client, while this works without a daemon.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _HERE = {
     "dbguardctl check ": "check ",
     "dbguardctl prune ": "expire ",
 }
-"""What dbguardctl asks the daemon for, and the verb that does it without one."""
+"""The commands of dbguardctl, and the verbs that do the same without a daemon."""
 
 
 def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[str]:
-    """Yield the lines of a job that is done; the last one says it all."""
+    """Yield the lines for a finished job; the last one is the summary."""
     name = request.get("database") or f"storage {request.get('storage')}"
     took = f" ({span(seconds)} in all)"
     if (answered := _ANSWERED.get(verb)) is not None:
@@ -55,9 +55,9 @@ def of_result(verb: str, request: Json, made: Json, seconds: float) -> Iterator[
 
 
 def status(verb: str, made: Json) -> int:
-    """Return the exit status of a job that is done: 4 for damage, 3 where something did not pass, else 0."""
+    """Return the exit status of a finished job: 4 for damage, 3 if a check did not pass, else 0."""
     if verb == "undo":
-        return 0  # what is put back was kept as it was, without a fingerprint; damage would have failed the job
+        return 0  # the state that is put back has no fingerprint to compare; damage would have failed the job
     if made.get("damaged"):
         return 4
     proof = made.get("proof") or {}
@@ -67,7 +67,7 @@ def status(verb: str, made: Json) -> int:
 
 
 def of_report(event: str, facts: Json) -> str | None:
-    """Return the line for what a person should know before the end of a job; None for all else."""
+    """Return the line for an event that people should see before the end of a job; None for others."""
     match event:
         case "backup.stored":
             return f"stored  backup {facts['id']}: durable, and read back from the storage"
@@ -97,7 +97,7 @@ def _of_standby(facts: Json) -> str | None:
 
 
 def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of an error; `program` is the command line that has dbguardd run a verb, up to the verb."""
+    """Yield the lines of an error; `program` is the command line of dbguardd up to the verb."""
     yield f"error[{error.code}]: {error.message}"
     for line in [*humanized(error.detail).splitlines(), error.meaning]:
         yield f"       {line}".rstrip()
@@ -108,7 +108,7 @@ def of_error(error: GuardError, program: Sequence[str]) -> Iterator[str]:
 
 
 def here(hint: str, program: Sequence[str]) -> str:
-    """Return a hint with what works without a daemon in place of what asks one."""
+    """Return a hint with a command for the daemon replaced by one that works without it."""
     from shlex import join  # noqa: PLC0415 - only on the way to an error
 
     for asked, verb in _HERE.items():
@@ -258,4 +258,4 @@ def _findings(rows: Sequence[Json]) -> Iterator[str]:
 
 
 _ANSWERED = {"query": _answered, "get": _answered, "diff": _compared, "undelete": _missing}
-"""What is said of the questions to the past, beside their answers."""
+"""How to report the answers of questions, besides the answers themselves."""

@@ -18,7 +18,7 @@ from dbguardd.engines.fingerprint import NoFingerprint
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.physical.roll_forward import Files
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.errors import Damaged, Unsupported
 from dbguardd.flow import LOG, Segment
 from dbguardd.repository import recover
@@ -360,7 +360,7 @@ class Telling:
 
 def test_a_log_that_turns_takes_no_memory_for_its_large_files(tmp_path):
     size = 64 << 20
-    log, at = Log(7, 1, size), 5 * size + 3 * (1 << 20)
+    log, at = WalTimeline(7, 1, size), 5 * size + 3 * (1 << 20)
     old, later = (tmp_path / log.name(place) for place in (at, at + size))
     for path in (old, later):
         path.write_bytes(b"x" * (4 << 20))

@@ -14,7 +14,7 @@ from follow_world import World, reading, sql
 from dbguardd.engines.sqlite import keep, locks
 from dbguardd.engines.sqlite.child import child, uri
 from dbguardd.engines.sqlite.follow import Follower, Pace
-from dbguardd.engines.sqlite.frames import Frames, Place
+from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import open_live
 from dbguardd.engines.sqlite.marks import Marks
 
@@ -49,7 +49,7 @@ class Told:
 
 
 class Steps:
-    """A Ship that does the next step for each segment, and stops the follower after so many looks."""
+    """A LogSink that does the next step for each segment, and stops the follower after so many looks."""
 
     def __init__(self, lines, *steps, looks=3, look=lambda: None):
         self._lines, self._steps, self._looks, self._look = lines, iter(steps), looks, look
@@ -117,7 +117,7 @@ def test_nothing_is_moved_under_a_mark_that_may_be_0(tmp_path):
 
 
 class Begun:
-    """A Ship with a step for the beginning."""
+    """A LogSink with a step for the beginning."""
 
     def __init__(self, ship, step):
         self._ship, self._step = ship, step
@@ -167,7 +167,7 @@ def test_one_quick_answer_of_a_disk_says_nothing_of_the_next(tmp_path):
         frames, told = Frames(live, log, shm, 1, lambda: None), Told(keeper, [], slow=[11.0, 0.0, 0.0, 0.0])
         marks, seen = Marks(live.path, told, frames, shm, lambda: None), []
         for _ in range(4):
-            marks.renew(Place(b"another round", 1, b"", 0), long=True)
+            marks.renew(WalPosition(b"another round", 1, b"", 0), long=True)
             seen.append(marks.slowest_seconds)
     assert seen == [11.0, 11.0, 11.0, 0.0]
 
@@ -202,11 +202,14 @@ def test_only_what_is_not_in_the_main_file_is_looked_back_at(tmp_path):
         moved = locks.read_index(shm).moved
         world.commits(2)
         index = locks.read_index(shm)
-        place, frames = Place(index.salts, index.frames, index.checksum, 0), Frames(live, log, shm, 1, lambda: None)
+        place, frames = (
+            WalPosition(index.salts, index.frames, index.checksum, 0),
+            Frames(live, log, shm, 1, lambda: None),
+        )
         every, late = list(frames.up_to(place, 4096, 0)), list(frames.up_to(place, 4096, moved))
         assert 0 < moved < len(every) == index.frames
         assert late == every[moved - 1 :]
-        middle = Place(index.salts, moved - 1, b"", 0)  # of the last transaction that was moved
+        middle = WalPosition(index.salts, moved - 1, b"", 0)  # of the last transaction that was moved
         assert list(frames.up_to(middle, 4096, moved))[1:] == written_since_a_commit(every[: moved - 1])
 
 

@@ -1,8 +1,8 @@
-"""Compares two databases of the past: each sorts its rows by their key, and both are walked through side by side.
+"""Compares two databases of the past: each sorts its rows by key, and the two sequences are merged.
 
-A row is told from others by its primary key; where a table has none all of it is its key, so that nothing of it can be
-changed, only added and removed. Values differ when what the server writes of them does. The key that is sorted by are
-bytes: of whole numbers in their order, of all else the text that the server writes, whatever operators a type has.
+Rows are identified by their primary key. In a table without one the whole row is the key, so its rows can only be added
+or removed, not changed. Values differ if the text that the server writes for them does. The sort key is bytes: integers
+in numeric order, everything else as the server's text, independent of a type's own operators.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from itertools import chain
 from typing import Any
 
 from dbguardd.engines.postgresql.connect import Connection
-from dbguardd.engines.postgresql.past.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
-from dbguardd.engines.postgresql.past.ready import bring, make_ready, understood
-from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, load, load_all, tables, with_large
+from dbguardd.engines.postgresql.questions.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
+from dbguardd.engines.postgresql.questions.ready import bring, make_ready, understood
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
+from dbguardd.engines.postgresql.questions.tables import Column, Table, known, load, load_all, tables, with_large
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
 
 ALL = "true"
-"""The condition that all rows fulfil, asked as an application does."""
+"""The condition that all rows meet; given this, names are resolved as for an application."""
 
 _CHANGES = ("added", "removed", "changed")
 _TEXT = "pg_catalog.textsend(pg_catalog.format('%s', {}))"
@@ -58,26 +58,26 @@ SELECT pg_catalog.textsend(kind || ' ' || name), kind, name, text FROM (
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two: its connection for names, and whence one for rows comes."""
+    """One of the two databases: a connection for names, and the source of connections for rows."""
 
-    past: Past
+    past: ScratchServer
     meter: Meter
     reader: Reader
     tables: dict[str, Table]
 
     @classmethod
-    def of(cls, past: Past, reader: Reader, meter: Meter) -> Side:
-        """Look which tables there are."""
+    def of(cls, past: ScratchServer, reader: Reader, meter: Meter) -> Side:
+        """Read the list of tables."""
         return cls(past, meter, reader, tables(reader))
 
     def rows(self, table: Table, key: str, columns: Sequence[Column], where: str = "") -> Iterator[Row]:
-        """Yield rows in the order of their key, an expression, which comes first; over a connection of their own.
+        """Yield rows in the order of `key`, an expression that is their first column, over a separate connection.
 
-        What runs while such a statement is planned is of the table's owner: it acts on no other table's rows.
+        Planning such a statement runs code of the table's owner, who cannot affect the rows of other tables that way.
         """
         load(self.past, table.number, self.meter)
         what = ", ".join([key, *(one.quoted for one in columns)])
-        only = f" WHERE (\n{where}\n)" if where else ""  # a remark at its end ends there
+        only = f" WHERE (\n{where}\n)" if where else ""  # the line feed ends a comment at the end of `where`
         query = f"SELECT {what} FROM {table.rows}{only} ORDER BY 1"  # noqa: S608 - names of the catalog
         if where not in ("", ALL):
             make_ready(self.past, query, where, self.meter)
@@ -86,7 +86,7 @@ class Side:
                 reader = self._understood(connection, query, where)
                 found = reader.run()
                 try:
-                    first = next(found, None)  # sorted: by now all has been read
+                    first = next(found, None)  # the rows are sorted, so all have been read now
                 except Usage:
                     if not bring(self.past, reader.lacks, self.meter):
                         raise
@@ -103,7 +103,7 @@ class Side:
 
 
 def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     before, after = ({name: one for name, one in side.tables.items() if not one.partition} for side in (older, newer))
     names = sorted({*before, *after})
     if table:
@@ -111,7 +111,7 @@ def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
         before, after, names = dict(older.tables), dict(newer.tables), [found.quoted]
     else:
         for side in (older, newer):
-            load_all(side.past, meter)  # at once: a dump is read from its start for each part of it
+            load_all(side.past, meter)  # all at once: each partial load reads the dump from its start
         for definition in _definitions(older.reader, newer.reader):
             _must_fit(meter, {"schema": definition})
     compared = []
@@ -135,9 +135,9 @@ def _must_fit(meter: Meter, found: Any) -> None:
 
 
 def _definitions(older: Reader, newer: Reader) -> Iterator[dict[str, Any]]:
-    """Yield what is defined in another way: {kind, name, before, after}; None: it is not there.
+    """Yield definitions that differ: {kind, name, before, after}; None if it does not exist on that side.
 
-    Side by side like rows, because nobody bounds how much an owner has defined.
+    They are merged like rows, because the number of an owner's definitions is unlimited.
     """
     for pair in walked(older.rows(_DEFINITIONS), newer.rows(_DEFINITIONS)):
         kind, name = next((said(row[1]), said(row[2])) for row in pair if row is not None)
@@ -147,14 +147,17 @@ def _definitions(older: Reader, newer: Reader) -> Iterator[dict[str, Any]]:
 
 
 class _Comparison:
-    """One table in both."""
+    """One table in both databases."""
 
     def __init__(self, older: Side, newer: Side, name: str, meter: Meter) -> None:
         self._older, self._newer, self._name, self._meter = older, newer, name, meter
         self._listed = 0
 
     def part(self, old: Table | None, new: Table | None) -> dict[str, Any]:
-        """Return the facts of one table of many: what keeps it from being read is told of it, and others go on."""
+        """Return the facts of one table of many.
+
+        An error in reading it is recorded, and the others are still compared.
+        """
         try:
             with self._meter.part():
                 return self.run(old, new)
@@ -164,7 +167,7 @@ class _Comparison:
             return self._facts("not compared", {}, why=f"{error.message.removeprefix(f'{self._meter.about}: ')}")
 
     def run(self, old: Table | None, new: Table | None) -> dict[str, Any]:
-        """Return the facts of the table; the rows go into the answer as far as the bounds allow."""
+        """Return the facts of the table; write differing rows into the answer as far as the limits allow."""
         if old is None or new is None:
             side, only, state = (self._newer, new, "added") if old is None else (self._older, old, "removed")
             assert only is not None  # noqa: S101 - it is of one of both
@@ -192,7 +195,7 @@ class _Comparison:
         return {"table": self._name, "state": state, "why": why, "keyed_by": list(key), **told, "listed": self._listed}
 
     def _rows(self, old: Table, new: Table, shared: Sequence[str]) -> dict[str, int]:
-        """Count, and list, what differs."""
+        """Count and list the differing rows."""
         counts = dict.fromkeys(_CHANGES, 0)
         width = 1 + len(shared)
         keys = (
@@ -232,11 +235,11 @@ class _Comparison:
         if then is not None:
             sides = {"before": named(*then), **sides}
         line = encoded({"table": self._name, "change": change, "key": key, **sides})
-        self._listed += self._meter.fits(line, self._meter.all // 4)  # what is left is for the counts
+        self._listed += self._meter.fits(line, self._meter.all // 4)  # the rest is for the counts
 
 
 def named(columns: Sequence[Column], values: Row) -> dict[str, Any]:
-    """Return the values of a row by the names of its columns, for JSON."""
+    """Return the values of a row by column name, for JSON."""
     return {one.name: plain(value, one.kind) for one, value in zip(columns, values, strict=True)}
 
 
@@ -250,7 +253,7 @@ def _columns_beside(old: Table, new: Table, shared: Sequence[str]) -> str:
 
 
 def ordered(old: Table, new: Table) -> tuple[str, str]:
-    """Return the expressions by which the rows of both come in one order, and are equal if their primary keys are."""
+    """Return expressions that put the rows of both tables in one order, and are equal if their primary keys are."""
     forms = [
         _NUMBER if {old.column(name).kind, new.column(name).kind} <= INTEGERS else f"{_TEXT}{_AND}{_END}"
         for name in new.key
@@ -267,7 +270,7 @@ def _whole(columns: Sequence[Column]) -> str:
 
 
 def walked(before: Iterator[Row], after: Iterator[Row]) -> Iterator[tuple[Row | None, Row | None]]:
-    """Yield the rows of both in the order of their keys, those of one key together."""
+    """Merge rows in the order of their keys, pairing those with the same key."""
     old, new = next(before, None), next(after, None)
     while old is not None or new is not None:
         first = -1 if new is None else 1 if old is None else _order(old, new)

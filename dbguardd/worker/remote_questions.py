@@ -1,4 +1,4 @@
-"""Questions to backups as the repository half sees them: asked over the seam, and given the pages that they need."""
+"""Questions about backups as the repository half sees them: asked over the seam, and given the pages they need."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Answer, Bounds, Progress, Revived
+from dbguardd.engines.base import Answer, Bounds, Progress, ScratchRestore
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, WorkerDied, from_problem
 from dbguardd.flow import Facts, Pages, Tree
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import Channel, Object, problem_of
 from dbguardd.worker.remote import RemoteEngine
 
-Asked = Pages | Revived
+Asked = Pages | ScratchRestore
 
 _SLACK_BYTES = 1 << 20
 _COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed", "listed")
 
 
-class RemotePast:
-    """The Past protocol over a Channel. The other half is not believed: neither damage, nor how much it answers.
+class RemoteQuestions:
+    """The Questions protocol over a Channel. The other half is not trusted, neither about damage nor the size of its answer.
 
-    What it says of an answer is kept with the job, so it is taken only in the form that it must have: no row is in it.
-    What is asked are Pages where the other half is a question half, and what revive() returned where it is an engine's.
+    The facts of an answer about kept with an job, so only an expected form is accepted: they contain no row. The
+    arguments about Pages if an engine half is a question half, and what scratch_restore() returned if it is an engine half.
     """
 
     def __init__(self, channel: Channel, engine: RemoteEngine) -> None:
@@ -32,11 +32,11 @@ class RemotePast:
         self._failed: GuardError | None = None
         self._names = set[str]()
 
-    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
-        """Bring back what questions to a database need."""
-        self._engine.call("revive", {"place": str(place), "database": database}, progress, tree=tree)
+    def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
+        """Restore what questions about a database need."""
+        self._engine.call("scratch_restore", {"place": str(place), "database": database}, progress, tree=tree)
         self._names |= {database, *(tree.facts.get("snapshots") or ())} - {""}
-        return Revived(place, database)
+        return ScratchRestore(place, database)
 
     def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT."""
@@ -58,14 +58,14 @@ class RemotePast:
     def missing(
         self, both: tuple[Asked, Asked], search: tuple[str, str], form: str, bounds: Bounds, answer: Answer
     ) -> Facts:
-        """Find the rows that the second backup has no more."""
+        """Find the rows that the second backup no longer has."""
         args = {"table": search[0], "where": search[1], "form": form}
         found = self._ask("missing", args, both, bounds, answer)
         names = ("rows", "listed", *(["differing"] if "differing" in found else []))
         return {**{name: _count(found, name) for name in names}, **self._asked(found)}
 
     def _asked(self, found: Object) -> Facts:
-        """Return which database of a server was asked, of those that the backup says that it has."""
+        """Return which database of a server was asked, if the backup has it."""
         name = found.get("in_database")
         return {"in_database": name} if isinstance(name, str) and name in self._names else {}
 
@@ -73,9 +73,10 @@ class RemotePast:
         self, name: str, args: Mapping[str, Any], asked: Sequence[Asked], bounds: Bounds, answer: Answer
     ) -> Object:
         told = [
-            [str(one.place), one.database] if isinstance(one, Revived) else [one.size, one.page_size] for one in asked
+            [str(one.directory), one.database] if isinstance(one, ScratchRestore) else [one.size, one.page_size]
+            for one in asked
         ]
-        pages = [one for one in asked if not isinstance(one, Revived)]
+        pages = [one for one in asked if not isinstance(one, ScratchRestore)]
         self._failed = None
         self._channel.send({"call": name, "args": {**args, "asked": told, "bounds": to_json(bounds)}})
         left = bounds.bytes + _SLACK_BYTES
@@ -109,9 +110,9 @@ class RemotePast:
             self._channel.send_data(data)
 
     def _returned(self, found: Any, problem: Any) -> Object:
-        """Return what was found. What happened on our side is raised as it was here; damage elsewhere is not believed.
+        """Return the answer. An error on our side is raised as it was; damage that it reports is not believed.
 
-        Raises WorkerDied for what is not an answer at all.
+        Raises WorkerDied if it is not an answer.
         """
         if self._failed is not None:
             raise self._failed

@@ -1,4 +1,4 @@
-"""Takes one table out of a database of the past: as pg_dump writes it, for psql, or as CSV."""
+"""Extracts one table from a database of the past: as SQL written by pg_dump, for psql, or as CSV."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.child import tool
 from dbguardd.engines.postgresql.connect import shown
-from dbguardd.engines.postgresql.past.dumped import Dumped
-from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
-from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, owned, tables, with_large
+from dbguardd.engines.postgresql.questions.dumped import Dumped
+from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
+from dbguardd.engines.postgresql.questions.tables import Table, known, literal, load, owned, tables, with_large
 from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
@@ -21,7 +21,7 @@ from dbguardd.flow import Facts
 from dbguardd.humanize import some
 
 _ALL = ".*"
-"""What is named by a name and this, is a schema."""
+"""A name with this suffix means a schema."""
 _SHOWN = 20
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_' ORDER BY 1"
 _PARTITIONS = (
@@ -30,8 +30,8 @@ _PARTITIONS = (
 )
 
 
-def table(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+def table(past: ScratchServer, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
+    """See engines.base.Questions."""
     if form not in ("sql", "csv"):
         raise Usage(f"{meter.about}: a table comes as sql or csv, not as {form}")
     if name.endswith(_ALL):
@@ -47,8 +47,8 @@ def table(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Fac
     return {**facts, "large_objects": large} if large else facts
 
 
-def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
-    """Write all of a schema, with what is no table; nothing of another one."""
+def _schema(past: ScratchServer, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
+    """Write everything in a schema, including what is no table."""
     names = [said(one) for (one,) in reader.rows(_SCHEMAS)]
     if name not in names or form != "sql":
         what = f"no such schema: {name}" if name not in names else "a schema comes as sql only"
@@ -68,7 +68,7 @@ def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> F
     return {"rows": _copied(_written(past, words, meter), meter), "triggers": 0}
 
 
-def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
+def _csv(past: ScratchServer, reader: Reader, table: Table, meter: Meter) -> Facts:
     load(past, table.number, meter)
     columns = ", ".join(one.quoted for one in table.columns)
     if not columns:
@@ -81,8 +81,8 @@ def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     return {"rows": lines - 1, "triggers": 0}
 
 
-def _sql(reader: Reader, table: Table, past: Past, meter: Meter) -> Facts:
-    """Write all that the table is: it is alone when its rows come, so its triggers may be there afterwards."""
+def _sql(reader: Reader, table: Table, past: ScratchServer, meter: Meter) -> Facts:
+    """Write the whole definition of the table; its rows are inserted before its triggers are created."""
     if past.dump is not None:
         return _out_of_dump(past, past.dump, reader, table, meter)
     ((rows,),) = reader.rows(f"SELECT count(*) FROM {table.rows}")  # noqa: S608 - names of the catalog
@@ -93,20 +93,20 @@ def _sql(reader: Reader, table: Table, past: Past, meter: Meter) -> Facts:
 
 
 def _of(reader: Reader, table: Table) -> list[str]:
-    """Return the options of pg_dump for a table, with its partitions."""
+    """Return the options of pg_dump for a table and its partitions."""
     wanted = [table.quoted]
     if table.whole:
         wanted = [said(one) for (one,) in reader.rows(_PARTITIONS.format(literal(table.quoted)))]
     return [f"--table={one}" for one in wanted]
 
 
-def _dumped(past: Past, words: Sequence[str], meter: Meter) -> Iterator[bytes]:
-    """Yield what pg_dump writes of the database that is asked."""
+def _dumped(past: ScratchServer, words: Sequence[str], meter: Meter) -> Iterator[bytes]:
+    """Yield the output of pg_dump for the database."""
     tools = find_tools("pg_dump", past.server.tools.major, need="a table is written by it")
     yield from _written(past, [tools.path("pg_dump"), *words], meter, f"--dbname={make_conninfo('', **past.address())}")
 
 
-def _written(past: Past, words: Sequence[str], meter: Meter, *more: str) -> Iterator[bytes]:
+def _written(past: ScratchServer, words: Sequence[str], meter: Meter, *more: str) -> Iterator[bytes]:
     with tool([*words, "--no-password", *more], keep=(past.server.place,)) as program:
         while piece := program.read(meter.alive):
             yield piece
@@ -117,14 +117,14 @@ def _written(past: Past, words: Sequence[str], meter: Meter, *more: str) -> Iter
             raise Degraded(f"{meter.about}: {Path(words[0]).name} cannot read it", detail=words_of_it[-500:])
 
 
-def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: Meter) -> Facts:
-    """Write all that the table is: how it is defined as it was made anew, and its rows straight out of the dump.
+def _out_of_dump(past: ScratchServer, dump: Dumped, reader: Reader, table: Table, meter: Meter) -> Facts:
+    """Write the whole table: its definition from the restored database, and its rows straight from the dump.
 
-    So nothing of it has run here. Its owner is who runs the text; what others may do with it comes last.
+    So no code of the table has run. Its owner will be whoever runs the text; privileges come last.
     """
     ours = ["--no-owner", "--no-privileges", *_of(reader, table)]
     lines, about = dump.taken(past.server, table.number, meter.alive)
-    for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty there
+    for piece in _dumped(past, ["--section=pre-data", "--section=data", *ours], meter):  # the tables are empty here
         meter.write(piece)
     rows = _copied(_restored(past, dump, lines, meter), meter)
     for piece in chain(_dumped(past, ["--section=post-data", *ours], meter), _restored(past, dump, about, meter)):
@@ -132,7 +132,7 @@ def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: 
     return {"rows": rows, "triggers": 0}
 
 
-def _restored(past: Past, dump: Dumped, lines: Sequence[str], meter: Meter) -> Iterator[bytes]:
+def _restored(past: ScratchServer, dump: Dumped, lines: Sequence[str], meter: Meter) -> Iterator[bytes]:
     """Yield what pg_restore writes for these lines of the dump's list."""
     if lines:
         with chosen(past.server, lines) as use:
@@ -141,7 +141,7 @@ def _restored(past: Past, dump: Dumped, lines: Sequence[str], meter: Meter) -> I
 
 
 def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
-    """Write a text with the rows of tables; return how many there are: each is one line."""
+    """Write a text that contains rows of tables, one per line; return the number of rows."""
     rows, rest, within = 0, b"", False
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
@@ -158,7 +158,7 @@ def _copied(pieces: Iterator[bytes], meter: Meter) -> int:
 
 
 def remark(what: str, table: Table, run: str) -> bytes:
-    """Return the head of a text that psql runs: what it is, and as whom it should be run."""
+    """Return the head of a text for psql: what it is, and as whom it should be run."""
     return _head(what, run) + (
         f"-- As its owner ({one_line(table.owner)}): its checks and triggers run as who runs this. A hostile one can\n"
         "-- undo a SET ROLE: if that is to be feared, log in as the owner, by his password.\n"
@@ -166,7 +166,7 @@ def remark(what: str, table: Table, run: str) -> bytes:
 
 
 def without_large(columns: Sequence[str]) -> bytes:
-    """Return the line that says what a text lacks whose rows have the numbers of large objects."""
+    """Return the comment that large objects are missing from a text whose rows refer to some."""
     if not columns:
         return b""
     named = one_line(", ".join(columns))
@@ -182,5 +182,5 @@ def _head(what: str, run: str) -> bytes:
 
 
 def one_line(name: str) -> str:
-    """Return a name as it may stand in a remark."""
+    """Return a name as it may stand in a comment."""
     return " ".join(name.split())

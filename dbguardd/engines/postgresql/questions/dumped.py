@@ -1,9 +1,9 @@
-"""A database of the past out of a dump: its definitions are there at once, rows when they are asked for.
+"""A database of the past, restored from a dump: definitions at once, rows when they are needed.
 
-A dump is made anew by a role without rights (see sandbox), which owns all of it then. Its definitions take a moment;
-of its rows only those are loaded that a question is about, so that one table of a large dump does not cost all others.
-What is not loaded nobody may read, not even its owner: no view and no function takes an empty table for an answer. No
-trigger fires and no foreign key is checked while rows come (session_replication_role).
+A role without privileges restores the dump (see sandbox), and then owns everything in it. Definitions take a moment.
+Rows are loaded only for the tables that a question is about, so that one table of a large dump does not cost all
+others. Nobody, not even the owner, may read a table that is not loaded, so no view and no function mistakes it for an
+empty one. No trigger fires and no foreign key is checked while rows are loaded (session_replication_role).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PIECE_BYTES = 1 << 20
 _DEFINED_SECONDS = 5.0
 _AT_ONCE = 500  # relations in one statement
 _LINE = re.compile(r"\d+; \d+ \d+ (TABLE DATA|MATERIALIZED VIEW DATA|BLOB[A-Z ]*|ACL|COMMENT|SECURITY LABEL) (.*)")
-"""What is no definition, in the list of a dump."""
+"""Entries in the list of a dump that are no definitions."""
 _FAILED = re.compile(r"^pg_restore: error: COPY failed for table \"(.*?)\": ", re.MULTILINE)
 _BESIDE = ("ACL", "COMMENT", "SECURITY LABEL")
 _LARGE, _LARGE_ALL, _ALL = b"pg_catalog.pg_largeobject", b"large objects", b"all"
@@ -81,7 +81,10 @@ AND d.refobjid IN (%s) AND d.deptype IN ('a', 'i') AND c.relkind = 'S'
 
 @dataclass(frozen=True, slots=True)
 class _Needed:
-    """A table that a question is about. `stored`: it has rows itself; `mine`: the dump made it, and no extension."""
+    """A table that a question is about.
+
+    `stored`: it stores rows itself; `mine`: it is from the dump, not from an extension.
+    """
 
     schema: bytes
     name: bytes
@@ -92,11 +95,11 @@ class _Needed:
 
 @dataclass(frozen=True, slots=True)
 class Dumped:
-    """A database whose definitions were made anew below `place`, and what its rows are loaded from.
+    """A database whose definitions were restored below `place`, and from where its rows are loaded.
 
-    `data` are the lines of the dump's list that bring rows, by table and owner as the list names them; `beside` those
-    of rights and comments, `large` those of large objects. `lacking` is what of its definitions could not be made here,
-    in words. `loaded` are names of tables, and what else was brought back at once.
+    `data` are the lines of the dump's list for rows, by table and owner as named in that list; `beside` those for
+    privileges and comments, `large` those for large objects. `lacking` tells which definitions could not be restored
+    here. `loaded` contains names of tables, and markers for what was loaded as a whole.
     """
 
     place: Path
@@ -122,7 +125,7 @@ class Dumped:
         return self.place / self.part.stream
 
     def load(self, server: Server, numbers: bytes, alive: Alive) -> None:
-        """Load the rows of tables, and of what inherits from them; `numbers` is a list in SQL. Raises Unsupported."""
+        """Load the rows of tables and of those that inherit from them; `numbers` is an SQL list. Raises Unsupported."""
         sandbox = self._sandbox(server, alive)
         with sandbox.ordinary(self.part.database.name) as db:
             needed = self._needed(db, numbers)
@@ -131,7 +134,7 @@ class Dumped:
             self.load_large(server, alive)
 
     def load_large(self, server: Server, alive: Alive) -> bool:
-        """Bring all large objects back; say if they were not there. Raises Unsupported."""
+        """Restore all large objects; return whether they were missing before. Raises Unsupported."""
         if not self.large or _LARGE_ALL in self.loaded:
             return False
         sandbox = replace(self._sandbox(server, alive), alive=within(self.file.stat().st_size, alive))
@@ -145,7 +148,7 @@ class Dumped:
         return True
 
     def load_all(self, server: Server, alive: Alive) -> bool:
-        """Load all that is in the dump; say if it was not."""
+        """Load everything in the dump; return whether that was not done before."""
         if _ALL in self.loaded:
             return False
         self.loaded.add(_ALL)
@@ -171,14 +174,15 @@ class Dumped:
                     detail="; ".join(errors_of(said.errors)[:_SHOWN]),
                 )
             names = [one.quoted for one in needed if _listed_as(one.name) not in failed]
-        _each(db, b"GRANT SELECT ON %s TO CURRENT_USER", names)  # for views, and what runs as their owner
+        _each(db, b"GRANT SELECT ON %s TO CURRENT_USER", names)  # for views, and functions that run as their owner
         self._let_read(db, names)
         self.loaded.update(names)
 
     def taken(self, server: Server, numbers: bytes, alive: Alive) -> tuple[Sequence[str], Sequence[str]]:
-        """Return the lines of the list by which pg_restore writes the rows of tables, and all that is said of them.
+        """Return the lines of the list with which pg_restore writes the rows of tables, and the lines about the tables.
 
-        Nothing is loaded. Who asks may read those tables then, to write how they are defined: they have no rows.
+        Nothing is loaded. The tables become readable for the reader, who can then dump their definitions: they have no
+        rows.
         """
         with self._sandbox(server, alive).ordinary(self.part.database.name) as db:
             needed = self._needed(db, numbers)
@@ -192,12 +196,12 @@ class Dumped:
         return self._rows(needed), about
 
     def owner(self, schema: str, name: str) -> str:
-        """Return who owned a table; nothing if the dump has no rows of it."""
+        """Return the original owner of a table; "" if the dump has no rows of it."""
         named = _listed_as(*(part.encode(errors="surrogateescape") for part in (schema, name)))
         return next((owner for owner in self.owners if f"{named} {owner}" in self.data), "")
 
     def _needed(self, db: Connection, numbers: bytes) -> list[_Needed]:
-        """Return tables, with what inherits from them. Raises Unsupported if rows of one were left out."""
+        """Return tables and those that inherit from them. Raises Unsupported if the rows of one were left out."""
         needed = _found(db, numbers)
         if left_out := [shown(one.quoted) for one in needed if shown(one.quoted) in self.part.excluded]:
             raise excluded(left_out)
@@ -233,7 +237,7 @@ def _found(db: Connection, numbers: bytes) -> list[_Needed]:
 
 
 def excluded(names: Sequence[str]) -> Unsupported:
-    """Return what it means that the policy has left out the rows that are asked for."""
+    """Return an error: the policy has left out the rows that are needed."""
     return Unsupported(
         f"the rows of {some(names)} are not in this backup: the policy leaves them out",
         detail="Its `exclude` named them when the backup was made; what they are defined as is in there. An older "
@@ -244,9 +248,9 @@ def excluded(names: Sequence[str]) -> Unsupported:
 
 
 def fetch(tree: Tree, place: Path, choose: Callable[[Sequence[str]], str], progress: Progress) -> Dumped:
-    """Make the definitions of one database of a dump anew, below the private directory `place`.
+    """Restore the definitions of one database of a dump below the private directory `place`.
 
-    `choose` says which one, of their names. Raises ToolMissing, Damaged, what `choose` raises.
+    `choose` picks one of the databases' names. Raises ToolMissing, Damaged, what `choose` raises.
     """
 
     def alive() -> None:
@@ -271,14 +275,14 @@ def fetch(tree: Tree, place: Path, choose: Callable[[Sequence[str]], str], progr
         sandbox = Sandbox(server, _role(superuser), alive)
         reader, lacking = _define(sandbox, place / part.stream, contents, part, lines)
         made = Dumped(place, tools, superuser, reader, part, owners, data, beside, large, lacking)
-        made.load(server, _OF_EXTENSIONS, alive)  # a few rows, that somebody has added to theirs
+        made.load(server, _OF_EXTENSIONS, alive)  # the few rows that users have added to extensions' tables
     return made
 
 
 def _define(
     sandbox: Sandbox, dump: Path, contents: Contents, part: Part, lines: Sequence[str]
 ) -> tuple[str, Sequence[str]]:
-    """Make the database with all that defines it; return who may ask it, and what of it could not be made."""
+    """Create the database with its definitions; return the role for questions, and which definitions failed."""
     make_roles(sandbox, contents.roles)
     with sandbox.superuser() as db:
         db.execute(b"ALTER ROLE " + quoted(sandbox.role) + b" SET session_replication_role = replica")
@@ -313,10 +317,10 @@ def _each(db: Connection, statement: bytes, names: Sequence[bytes]) -> None:
 
 
 def _impatient(db: Connection, sandbox: Sandbox) -> Alive:
-    """Return `alive` for making definitions, which takes no time: tables are empty.
+    """Return `alive` for restoring definitions, which takes hardly any time, as tables are empty.
 
-    But a function in an index may run when that is made, and for ever. Such a statement is cancelled, and the others
-    go on; if it does not end by that, all of it does.
+    But creating an index may call a function that never ends. Such a statement is cancelled, and the restore continues;
+    if cancelling does not help, the whole restore is given up.
     """
 
     def look() -> None:

@@ -1,9 +1,9 @@
-"""Finds the rows that a later backup has no more, or has with other values, and writes the SQL that sets them right.
+"""Finds rows that a later backup lacks or has with other values, and writes SQL that corrects them.
 
-Nothing runs it but who reads it. What is inserted leaves alone what is there by then under the same key. What is set
-back is a row of which each column is still written as in the later backup; so whoever has changed it since is not
-overwritten. The server looks it up by the index of its key, but for a key of a type that is none of its own: whose
-operator that would be, says the search path of who runs it.
+dbguard does not run that SQL; its reader does. INSERTs leave rows alone that exist by then under the same key. An
+UPDATE applies only to a row whose columns all still have the text of the later backup, so a later change is not
+overwritten. The row is found by the index of its key, except for key columns of user-defined types: which operator that
+would use depends on the search path of the user who runs it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from dbguardd.engines.postgresql.past.compare import ALL, Side, named, ordered, walked
-from dbguardd.engines.postgresql.past.reading import Meter, Row, encoded, plain
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, owned, with_large
-from dbguardd.engines.postgresql.past.take_out import one_line, remark, without_large
+from dbguardd.engines.postgresql.questions.compare import ALL, Side, named, ordered, walked
+from dbguardd.engines.postgresql.questions.reading import Meter, Row, encoded, plain
+from dbguardd.engines.postgresql.questions.tables import Column, Table, known, literal, owned, with_large
+from dbguardd.engines.postgresql.questions.take_out import one_line, remark, without_large
 from dbguardd.errors import Unsupported
 from dbguardd.flow import Facts
 
@@ -31,14 +31,14 @@ _WRITTEN = (
         "array_nulls = on",
     ),
 )
-"""With what values are written here, and so have to be read and compared there."""
+"""Settings that determine the text of values here, and with which it has to be read and compared there."""
 
 Both = tuple[Row, Row]
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """A table in both, the columns that both have, and which of its rows are meant."""
+    """A table in both databases, and the condition for rows to be searched."""
 
     older: Side
     newer: Side
@@ -48,19 +48,20 @@ class _Search:
 
     @property
     def columns(self) -> list[Column]:
-        """The columns that both have, as they are now."""
+        """The columns in both, as they are in the newer one."""
         then = {one.name for one in self.old.columns}
         return [one for one in self.new.columns if one.name in then]
 
     @property
     def large(self) -> list[str]:
-        """The columns that may have the numbers of large objects, which no row brings back."""
+        """The columns that may contain OIDs of large objects, which these rows do not restore."""
         return with_large(self.older.past, self.older.reader, self.columns)
 
     def rows(self, *, changed: bool) -> Iterator[Both]:
-        """Yield rows that are missing, as they were; or as they were and are.
+        """Yield rows that are missing, as they were; or with `changed` those that differ, as they were and are.
 
-        Both are asked as an application asks, by whose search path names are written in values (regclass), too.
+        Both sides resolve names as an application does, with its search path, which also applies to names in values
+        (regclass).
         """
         then, now = ordered(self.old, self.new)
         was = [self.old.column(one.name) for one in self.columns]
@@ -72,7 +73,7 @@ class _Search:
 
 
 def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     name, where = search
     old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
     new = newer.tables.get(old.quoted)
@@ -86,7 +87,7 @@ def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter:
         )
     found, changed = _Search(older, newer, old, new, where), form.startswith("changed ")
     rows = found.rows(changed=changed)
-    first = next(rows, None)  # by now the condition is understood
+    first = next(rows, None)  # by now the condition has been checked
     rows = chain(() if first is None else (first,), rows)
     large = {"large_objects": columns} if (columns := found.large) else {}
     if changed:
@@ -119,7 +120,7 @@ def _compared(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
 
 
 def _put_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
-    """Write the rows as statements that insert them."""
+    """Write the rows as INSERT statements."""
     _begin(found, f"rows of {found.old.quoted} that are missing", "What is there under the same key stays.", meter)
     names = ", ".join(one.quoted for one in found.columns)
     insisting = " OVERRIDING SYSTEM VALUE" if any(one.identity for one in found.columns) else ""
@@ -136,7 +137,7 @@ def _put_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
 
 
 def _set_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
-    """Write a statement for each row that sets back what differs; what only the server may set is left, and said."""
+    """Write an UPDATE for each row that restores differing columns; identity columns that only the server sets stay."""
     stays = [one.quoted for one in found.columns if one.identity and one.place < 0]
     said = "A row that was changed again since, or is gone, is left alone: UPDATE 0."
     more = f" So is what the server numbers by itself: {one_line(', '.join(stays))}." if stays else ""
@@ -158,15 +159,15 @@ def _set_back(found: _Search, rows: Iterator[Both], meter: Meter) -> Facts:
 
 
 def _still(column: Column, value: bytes | None) -> bytes:
-    """Return the condition that a column has this very value: the text that is written of it, of any type.
+    """Return a condition that a column, of any type, still has this value, by comparing its text.
 
-    By its bytes: a collation may take two texts for equal, which would have a row that was changed since set back.
+    The bytes are compared: a collation may treat different texts as equal, and a later change would be overwritten.
     """
     name = _bytes(column.quoted)
     if value is None:
         return name + b" IS NOT DISTINCT FROM NULL"
     text = b"pg_catalog.format('%s', " + name + b') COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ' + _value(value)
-    return text if value else name + b" IS DISTINCT FROM NULL AND " + text  # of NULL it is empty, too
+    return text if value else name + b" IS DISTINCT FROM NULL AND " + text  # the text of NULL is empty, too
 
 
 def _begin(found: _Search, what: str, said: str, meter: Meter) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a database of the past: what they are called, what is in them, and what tells their rows apart."""
+"""The tables of a database of the past: their names, columns and primary keys."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
-from dbguardd.engines.postgresql.past.revive import Past
+from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import NO_TABLE
 
@@ -39,20 +39,20 @@ WHERE (c.relkind IN ('v', 'm', 'f', 'S') OR c.relkind IN ('r', 'p') AND c.relper
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that is stored. `place`: which of the primary key it is, -1: none."""
+    """A stored column. `place`: its position in the primary key, or -1."""
 
     name: str
     quoted: str
     kind: int
-    identity: bool  # values for it are only taken from who insists
+    identity: bool  # GENERATED ALWAYS: INSERT needs OVERRIDING SYSTEM VALUE
     place: int
-    native: bool  # of a type of the server itself, which has its operators in pg_catalog
-    number: bool  # of type oid: it may be that of a large object
+    native: bool  # of a built-in type, with operators in pg_catalog
+    number: bool  # of type oid: may be that of a large object
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with rows, also one of partitions. `quoted` is its name in a statement, and for people."""
+    """A table with rows, or a partitioned one. `quoted` is its name in statements, and for people."""
 
     schema: str
     name: str
@@ -64,7 +64,7 @@ class Table:
 
     @property
     def rows(self) -> str:
-        """What its own rows are selected from."""
+        """The expression to select its own rows from."""
         return self.quoted if self.whole else f"ONLY {self.quoted}"
 
     @property
@@ -73,27 +73,27 @@ class Table:
         return tuple(one.name for one in sorted(self.columns, key=lambda one: one.place) if one.place >= 0)
 
     def column(self, name: str) -> Column:
-        """Return the column of that name."""
+        """Return the column with that name."""
         return next(one for one in self.columns if one.name == name)
 
     @property
     def number(self) -> bytes:
-        """What it is found by, in a list in SQL."""
+        """An expression for its OID, for a list in SQL."""
         return literal(self.quoted).encode(errors="surrogateescape") + b"::pg_catalog.regclass"
 
 
 def literal(value: str) -> str:
-    """Return an SQL string, for who has standard_conforming_strings on."""
+    """Return an SQL string literal, for sessions with standard_conforming_strings on."""
     return "'" + value.replace("'", "''") + "'"
 
 
-def owned(past: Past, table: Table) -> Table:
-    """Return a table with the owner of the original: out of a dump all belongs to who made it anew."""
+def owned(past: ScratchServer, table: Table) -> Table:
+    """Return a table with its original owner: after restoring a dump everything belongs to the restoring role."""
     return table if past.dump is None else replace(table, owner=past.dump.owner(table.schema, table.name) or "unknown")
 
 
-def load(past: Past, numbers: bytes, meter: Meter) -> None:
-    """Have the rows of tables there, a list of their numbers in SQL. Raises Unsupported if they are in no backup."""
+def load(past: ScratchServer, numbers: bytes, meter: Meter) -> None:
+    """Load the rows of tables, given a list of OIDs in SQL. Raises Unsupported if no backup has them."""
     if past.dump is not None:
         try:
             with meter.paused():
@@ -103,20 +103,20 @@ def load(past: Past, numbers: bytes, meter: Meter) -> None:
             raise
 
 
-def load_all(past: Past, meter: Meter) -> bool:
-    """Have all there that can be, and say if it was not; what lacks, load() tells."""
+def load_all(past: ScratchServer, meter: Meter) -> bool:
+    """Load everything that can be; return whether anything was not loaded before. load() reports what is missing."""
     with meter.paused():
         return past.dump is not None and past.dump.load_all(past.server, meter.ready)
 
 
-def load_large(past: Past, meter: Meter) -> bool:
-    """Have the large objects there; say if they were not. Raises Unsupported."""
+def load_large(past: ScratchServer, meter: Meter) -> bool:
+    """Load the large objects; return whether they were not loaded before. Raises Unsupported."""
     with meter.paused():
         return past.dump is not None and past.dump.load_large(past.server, meter.ready)
 
 
-def with_large(past: Past, reader: Reader, columns: Iterable[Column]) -> list[str]:
-    """Return which columns may hold the number of a large object: of that nothing is in a table but the number."""
+def with_large(past: ScratchServer, reader: Reader, columns: Iterable[Column]) -> list[str]:
+    """Return which columns may refer to large objects: a table only contains their OIDs."""
     numbers = [one.name for one in columns if one.number]
     if past.dump is not None:
         return numbers if past.dump.part.large else []
@@ -124,7 +124,7 @@ def with_large(past: Past, reader: Reader, columns: Iterable[Column]) -> list[st
 
 
 def tables(reader: Reader) -> dict[str, Table]:
-    """Return the tables of users by `quoted`. What is unlogged has no rows in a backup, and is none."""
+    """Return users' tables by `quoted`, except unlogged ones, which have no rows in a backup."""
     columns = dict[bytes, list[Column]]()
     for number, name, quoted, kind, identity, place, native, large in reader.rows(_COLUMNS):
         kinds = identity == b"a", int(place or 0), native == b"t", large == b"t"
@@ -139,9 +139,9 @@ def tables(reader: Reader) -> dict[str, Table]:
 
 
 def known(found: Mapping[str, Table], name: str, about: str, reader: Reader, lacking: str = "") -> Table:
-    """Return a table by its name, with its schema or without. Raises Usage, with the likely one, and Unsupported."""
+    """Return a table by its name, with or without its schema. Raises Usage, with suggestions, and Unsupported."""
     for spelled in (name, name.lower()):
-        if spelled in found:  # before any that is called like that by itself, schema and all
+        if spelled in found:  # takes precedence over a table whose own name is spelled like that
             return found[spelled]
         fitting = [one for one in found.values() if spelled in (f"{one.schema}.{one.name}", one.name)]
         fitting = [one for one in fitting if one.schema == "public"] if len(fitting) > 1 else fitting

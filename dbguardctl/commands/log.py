@@ -1,4 +1,4 @@
-"""log and events: what has happened, in words and with its facts."""
+"""log and events: the history, in words and with its facts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, text_option
 from dbguardctl.session import Session, no_database
-from dbguardctl.views import past as view
+from dbguardctl.views import log as view
 from dbguardd.errors import DaemonUnreachable, Usage
 
 Json = dict[str, Any]
@@ -70,7 +70,7 @@ def _newest(session: Session, database: str | None) -> int:
 
 
 def _entries(session: Session, asked: Json, newest: int, least: str, limit: int | None) -> list[Json]:
-    """Return the last `limit` entries that matter enough, up to event `newest`, oldest first."""
+    """Return the last `limit` entries of at least the level `least`, up to event `newest`, oldest first."""
     found: list[Json] = []
     before = newest + 1
     while limit is None or len(found) < limit:
@@ -130,7 +130,7 @@ def _print_line(row: Json) -> None:
 
 
 def _follow(session: Session, after: int, database: str | None, job: str | None) -> Iterator[Json]:
-    """Yield events for ever; a daemon that restarts is waited for, and no event is lost or doubled."""
+    """Yield events forever; after a restart of the daemon, no event is lost or repeated."""
     failures = 0
     while True:
         try:

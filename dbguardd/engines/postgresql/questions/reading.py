@@ -1,8 +1,8 @@
-"""Reads what a server of the past answers: row by row, as bytes, and never without an eye on what it costs.
+"""Reads the answers of a throw-away server: row by row, as bytes, with limits on their cost.
 
-Nothing is converted by a driver: a row has what the server writes of it as text. Each statement is understood by the
-server before it runs (parsed, not planned: no function of a user has run by then), so what it says of a wrong one
-quotes that statement and no row. What it says later is not passed on.
+No driver converts values: a row contains the server's text. The server parses each statement before running it, without
+planning it, so no user's function has run yet. So an error message at that stage quotes the statement, and no row.
+Later messages are not passed on.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.postgresql.connect import Connection
-from dbguardd.engines.postgresql.past.revive import check_room
 from dbguardd.engines.postgresql.physical.check import LOCKED
+from dbguardd.engines.postgresql.questions.scratch import check_room
 from dbguardd.errors import Degraded, GuardError, NoSpace, SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 
 Row = Sequence[bytes | None]
@@ -35,7 +35,7 @@ _REALS = frozenset((700, 701))
 ROWS, LARGE = "rows", "large objects"
 _LACKS = {ROWS: ("42501", "permission denied for table"), LARGE: ("42704", "large object ")}
 INTEGERS = frozenset((20, 21, 23, 26))
-"""Types that are whole numbers, by their number."""
+"""OIDs of integer types."""
 _LOCKED = """
 SELECT DISTINCT relation FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation'
 """
@@ -46,7 +46,7 @@ _NO_MULTIPLE = "cannot insert multiple commands"
 
 
 class Meter:
-    """What a question has cost so far, of time, of answer, and of the room in `place`, where its servers work."""
+    """What a question has used so far: time, size of the answer, and space in `place`, where its servers work."""
 
     def __init__(self, bounds: Bounds, answer: Answer, place: Path) -> None:
         self.about, self.rows = bounds.about, bounds.rows
@@ -56,29 +56,29 @@ class Meter:
         self._counted, self._paused = 0, 0.0
 
     def alive(self) -> None:
-        """Show life. Raises Cancelled, TooCostly, NoSpace."""
+        """Report life. Raises Cancelled, TooCostly, NoSpace."""
         self.ready()
         if self.over:
             raise self.late()
 
     def count(self) -> None:
-        """Count a row that came without being waited for."""
+        """Count a row that arrived without waiting."""
         self._counted += 1
         if not self._counted % _TICK_ROWS:
             self.alive()
 
     @property
     def over(self) -> bool:
-        """Say if the time is over."""
+        """Whether the time is used up."""
         return time.monotonic() - self._paused > self._end
 
     def late(self) -> TooCostly:
-        """Return what it means that the time is over."""
+        """Return the error for a question whose time is used up."""
         return TooCostly(f"{self.about}: no answer in the time that the question has")
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """Give the block a part of the time that is left: a function of a user that never ends must not have all."""
+        """Limit the block to a part of the remaining time: one user's function that never ends must not use up all."""
         end, now = self._end, time.monotonic() - self._paused
         self._end = now + (end - now) / _PARTS
         try:
@@ -88,7 +88,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the time of the block not count: what is asked is only made ready in it."""
+        """Do not count the time of the block, which only prepares for the question."""
         began = time.monotonic()
         try:
             yield
@@ -96,12 +96,12 @@ class Meter:
             self._paused += time.monotonic() - began
 
     def ready(self) -> None:
-        """Show life while the time does not count. Raises Cancelled, NoSpace."""
+        """Report life while time is not counted. Raises Cancelled, NoSpace."""
         self._answer.beat()
         check_room(self._place)
 
     def fits(self, data: bytes, spare: int = 0) -> bool:
-        """Write something, if there is room for it and `spare` bytes more; say if there was."""
+        """Write `data` if there is room for it and `spare` more bytes; return whether there was."""
         if len(data) + spare > self._left:
             return False
         self._left -= len(data)
@@ -109,24 +109,24 @@ class Meter:
         return True
 
     def write(self, data: bytes) -> None:
-        """Write something that must be there. Raises TooCostly."""
+        """Write data that must not be missing. Raises TooCostly."""
         if not self.fits(data):
             message = f"{self.about}: this host has no room for the answer"
             raise TooCostly(message, detail="Half of it would be no answer.")
 
 
 class Reader:
-    """A connection to a database of the past, in one transaction that only reads. Texts come as UTF-8.
+    """A connection to a database of the past, in one read-only transaction. Text arrives as UTF-8.
 
-    `encoding` is what they are in: "SQL_ASCII" where the database does not know.
+    `encoding` is that of the text: "SQL_ASCII" if the database's encoding is not known.
     """
 
     def __init__(self, connection: Connection, meter: Meter) -> None:
-        self._connection = connection  # it closes what it has when nobody has it any more
+        self._connection = connection  # keeps the connection alive, which closes itself when unreferenced
         self._pg: PGconn = connection.pgconn
         self._meter = meter
         self.columns: list[tuple[str, int]] = []
-        self.lacks = ""  # what it was that who asks has not: ROWS of a table, or a LARGE object
+        self.lacks = ""  # what was unreadable: the ROWS of a table, or a LARGE object
         known = self._pg.parameter_status(b"server_encoding") or b""
         self.encoding = "SQL_ASCII"
         if known != b"SQL_ASCII" and self._pg.exec_(b"SET client_encoding = 'UTF8'").status == ExecStatus.COMMAND_OK:
@@ -135,11 +135,11 @@ class Reader:
             self._pg.exec_(setting.encode())
 
     def use_search_path(self) -> None:
-        """Find names as an application of the database does."""
+        """Resolve names as an application of the database does."""
         self._pg.exec_(b"RESET search_path")
 
     def understand(self, statement: str, shown: str, seen: str = "") -> None:
-        """Have one statement understood, which run() then runs. Raises Usage, with what was typed (`shown`)."""
+        """Have a statement parsed for run(). Raises Usage, with what the user typed (`shown`)."""
         result = self._done(lambda: self._pg.send_prepare(b"", told(statement)))
         if result is not None:
             message = said_of(result)
@@ -157,15 +157,15 @@ class Reader:
         self.columns = [(name.decode(errors="surrogateescape"), kind) for name, kind in names]
 
     def about(self) -> bytes:
-        """Return the tables, views and all that they are made of, that the statement is about which was understood.
+        """Return the OIDs, as a list in SQL, of all tables and views that the parsed statement refers to.
 
-        By their numbers, as a list in SQL: the server has locked them.
+        The server has locked them, including those that views are made of.
         """
         found = self.rows(_LOCKED)
         return b", ".join(number for (number,) in found if number) or b"NULL"
 
     def run(self) -> Iterator[Row]:
-        """Yield the rows of the statement that was understood."""
+        """Yield the rows of the parsed statement."""
         width = range(len(self.columns))
         for result in self._results(lambda: self._pg.send_query_prepared(b"", None), single=True):
             if result.status == ExecStatus.SINGLE_TUPLE:
@@ -181,7 +181,7 @@ class Reader:
         yield from self.run()
 
     def copy(self, statement: str) -> Iterator[bytes]:
-        """Yield what a COPY ... TO STDOUT of ours writes: each row by itself."""
+        """Yield the output of our COPY ... TO STDOUT, row by row."""
         for result in self._results(lambda: self._pg.send_query(told(statement))):
             while result.status == ExecStatus.COPY_OUT:
                 size, data = self._pg.get_copy_data(1)
@@ -194,7 +194,7 @@ class Reader:
                     break
 
     def _done(self, send: Any) -> PGresult | None:
-        """Send something; return what it failed of."""
+        """Send something; return the error, if any."""
         bad = None
         for result in self._raw(send):
             bad = result if result.status == ExecStatus.FATAL_ERROR else bad
@@ -227,14 +227,14 @@ class Reader:
             yield result
 
     def _await(self, *, writing: bool = False) -> None:
-        """Wait until the server has something, or can take something."""
+        """Wait until the server has sent something, or can receive something."""
         file = self._pg.socket
         select.select([file], [file] if writing else [], [], _BEAT_SECONDS)
         self._meter.alive()
         self._pg.consume_input()
 
     def _refusal(self, result: PGresult) -> GuardError:
-        """Return what an error that came while something ran means. Its words may quote a row: they are not kept."""
+        """Return our error for an error at run time. The server's message may quote a row, so it is not kept."""
         state, about = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode(), self._meter.about
         self.lacks = next(
             (what for what, told in _LACKS.items() if (state, said_of(result)[: len(told[1])]) == told), ""
@@ -266,7 +266,7 @@ _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
     "08": _GAVE_UP,
     "": _GAVE_UP,
 }
-"""What a SQLSTATE means, or the class of one."""
+"""The meaning of a SQLSTATE, or of a class of them."""
 
 
 def _name_of(state: str) -> str:
@@ -277,24 +277,24 @@ def _name_of(state: str) -> str:
 
 
 def said_of(result: PGresult) -> str:
-    """Return what the server says of a statement that it does not understand, with its own advice."""
+    """Return the server's message about a statement that it cannot parse, with its hint."""
     fields = (DiagnosticField.MESSAGE_PRIMARY, DiagnosticField.MESSAGE_HINT)
     said = [(result.error_field(field) or b"").decode(errors="replace") for field in fields]
     return ". ".join(filter(None, said))[:1000]
 
 
 def told(statement: str) -> bytes:
-    """Return a statement as it is sent; names of it came out of said()."""
+    """Return a statement as it is sent; names in it come from said()."""
     return statement.encode(errors="surrogateescape")
 
 
 def said(value: bytes | None) -> str:
-    """Return a name that the server says; of what is no UTF-8 no byte is lost."""
+    """Return a name from the server; bytes that are not UTF-8 are preserved."""
     return (value or b"").decode(errors="surrogateescape")
 
 
 def plain(value: bytes | None, kind: int) -> Any:
-    """Return a value of a type (its number) for JSON; what that has no form for is an object that says what it is."""
+    """Return a value for JSON, given its type's OID; one without a JSON form becomes an object that describes it."""
     if value is None:
         return None
     if kind in INTEGERS:

@@ -1,4 +1,4 @@
-"""What has happened: sentences for `log`, names and facts for `events`."""
+"""The history: sentences for `log`, names and facts for `events`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STYLES: Mapping[str, str] = {"debug": "dim", "warning": "warn", "error": "bad"}
 
 
 def entry(event: Json) -> Json:
-    """Return an event with its level and its sentence; moments in that are UTC."""
+    """Return an event with its level and its sentence, in which moments are in UTC."""
     told = _told(event)
     return {**event, "level": level_of(plain(told)), "message": sentence(told)}
 
@@ -34,7 +34,7 @@ def matters(row: Json, least: str) -> bool:
 
 
 def entry_lines(row: Json, screen: Screen, zone: tzinfo | None, *, verbose: bool) -> list[Block]:
-    """Return one entry: a line, with its mark if something went wrong; `verbose`, also what is below it."""
+    """Return one entry: a line, marked if something went wrong; with `verbose` also its details."""
     told = _told(row)
     style = _STYLES.get(row["level"], "")
     width = max(len(screen.mark(name).text) for name in ("warn", "bad"))
@@ -53,7 +53,7 @@ def entry_lines(row: Json, screen: Screen, zone: tzinfo | None, *, verbose: bool
 
 
 def nothing(database: str | None) -> list[Block]:
-    """Return what to say of a history without entries."""
+    """Return the message for a history without entries."""
     return [text(f"Nothing has happened{f' to {database}' if database else ''} that was asked for.")]
 
 
@@ -75,7 +75,7 @@ def events(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:
 
 
 def event_line(row: Json, zone: tzinfo | None) -> list[Block]:
-    """Return one event as it comes."""
+    """Return one event of a followed stream."""
     database = f"  {row['database']}" if row["database"] else ""
     return [
         text(absolute(row["at"], zone), "  ", Cell(row["event"], _style(row)), database, "  ",

@@ -1,18 +1,18 @@
-"""What of a dump a statement needs beyond the tables that it names: only what runs knows that.
+"""Loads what a statement needs from a dump beyond the tables it names, which only shows when it runs.
 
-A function reads what it likes. It is denied what is not loaded, and whoever hears of that loads it and asks again. A
-function that goes on after errors tells nobody, and may take what it cannot read for nothing. So where there is such a
-function a statement is tried before it is asked; if one was called all is loaded, or there is no answer.
+A function may read any table. If it is denied one that is not loaded, that is loaded and the statement retried. But a
+function that catches errors tells nobody, and may take an unreadable table for an empty one. So if such functions exist
+a statement is tried first; if one was called, everything is loaded, or there is no answer.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from dbguardd.engines.postgresql.past.dumped import excluded
-from dbguardd.engines.postgresql.past.reading import LARGE, Meter, Reader
-from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import load, load_all, load_large
+from dbguardd.engines.postgresql.questions.dumped import excluded
+from dbguardd.engines.postgresql.questions.reading import LARGE, Meter, Reader
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
+from dbguardd.engines.postgresql.questions.tables import load, load_all, load_large
 from dbguardd.errors import TooCostly, Usage
 
 _CATCHING = """
@@ -23,15 +23,15 @@ AND p.prorettype <> 'pg_catalog.trigger'::pg_catalog.regtype
 _CALLED = "SELECT funcid FROM pg_catalog.pg_stat_xact_user_functions"
 
 
-def understood(reader: Reader, past: Past, statement: str, typed: str) -> Reader:
-    """Have a statement understood as an application of the database has it. Raises Usage, with what was `typed`."""
+def understood(reader: Reader, past: ScratchServer, statement: str, typed: str) -> Reader:
+    """Have a statement parsed with an application's search path. Raises Usage, with what was `typed`."""
     reader.use_search_path()
     reader.understand(statement, typed, past.lacking())
     return reader
 
 
-def make_ready(past: Past, statement: str, typed: str, meter: Meter) -> None:
-    """Have there what a statement is about, in which a person has `typed` something. Raises Usage, Unsupported."""
+def make_ready(past: ScratchServer, statement: str, typed: str, meter: Meter) -> None:
+    """Load what a statement refers to, of which a person has `typed` a part. Raises Usage, Unsupported."""
     if past.dump is None:
         return
     with past.reading() as connection:
@@ -44,19 +44,19 @@ def make_ready(past: Past, statement: str, typed: str, meter: Meter) -> None:
             raise error
 
 
-def bring(past: Past, lacks: str, meter: Meter) -> bool:
-    """Have there what a statement was denied (Reader.lacks); say if that has brought anything."""
+def bring(past: ScratchServer, lacks: str, meter: Meter) -> bool:
+    """Load what a statement was denied (Reader.lacks); return whether anything was loaded."""
     if past.dump is None or not lacks:
         return False
     return load_large(past, meter) if lacks == LARGE else load_all(past, meter)
 
 
-def _goes_on_after_errors(past: Past, statement: str, typed: str, meter: Meter) -> bool:
-    """Say if a function is called that may take what it cannot read for nothing: as far as the rows to be shown."""
+def _goes_on_after_errors(past: ScratchServer, statement: str, typed: str, meter: Meter) -> bool:
+    """Return whether a function is called that may ignore read errors, within the rows to be shown."""
     with past.reading() as connection:
         if [*Reader(connection, meter).rows(_CATCHING)] == []:
             return False
-    with past.reading() as connection, suppress(Usage, TooCostly):  # which are told when it is asked
+    with past.reading() as connection, suppress(Usage, TooCostly):  # they will be raised by the real run
         reader = Reader(connection, meter)
         reader.use_search_path()
         only = statement.rstrip().removesuffix(";")

@@ -221,7 +221,7 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 
 
 def _check_unused(run: Run, backup: Backup) -> None:
-    """Raise TargetInUse if a process uses the live_path database."""
+    """Raise TargetInUse if a process uses the live database."""
     if is_server(run):
         delta_restore(run).check_unused(live_path(run), backup.raw_facts)
     else:

@@ -1,4 +1,4 @@
-"""A throw-away server: on our own data directory, with our configuration, reachable only by us, and deleted afterwards.
+"""A throw-away server: on our own data directory, with our configuration, reachable only by us, deleted afterwards.
 
 Nothing in a backup configures it: no archive_command, no preloaded library, no address to listen on. It serves one
 socket, in its data directory, which nobody else may enter. It may connect to nothing, start nothing, and write only

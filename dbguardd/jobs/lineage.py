@@ -138,7 +138,7 @@ def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
 
 
 def _log_leads_to(run: Run, facts: BackupFacts) -> bool:
-    """Return whether the stored log leads to a backup: it has not left the backup's round before its place."""
+    """Return whether the stored log leads to a backup: it has not left the backup's round before its position."""
     end = None if facts.timeline is None else _log_end(run, log_view(run))
     return end is None or leads(facts.log_position, end)
 

@@ -145,9 +145,7 @@ class Follower:
         return index
 
     def _look_back(self, index: locks.Index) -> None:
-        """Read the part of the WAL before the starting place that is not in the main file.
-
-        After a restart all of it is.
+        """Read the part of the WAL before the starting place, if it has not restarted, except what is in the main file.
         """
         if self._is_much(index):
             self._marks.bring()
@@ -379,9 +377,7 @@ class Follower:
             self._ship.held(length, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
 
     def _is_free(self, index: locks.Index) -> bool:
-        """Return whether all of the WAL was read and is in the main file.
-
-        A newer mark is then 0, if no frames are added.
+        """Return whether all of the WAL was read and is in the main file: a newer mark is then 0 if nothing is added.
         """
         all_moved = index.salts == self._place.salts and index.moved == index.frames == self._place.frames > 0
         return all_moved and self._free != self._place

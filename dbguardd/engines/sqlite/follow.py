@@ -145,8 +145,7 @@ class Follower:
         return index
 
     def _look_back(self, index: locks.Index) -> None:
-        """Read the part of the WAL before the starting place, if it has not restarted, except what is in the main file.
-        """
+        """Read the part of the WAL before the starting place, except what is in the main file (all, if restarted)."""
         if self._is_much(index):
             self._marks.bring()
             index = self._frames.index()
@@ -377,8 +376,7 @@ class Follower:
             self._ship.held(length, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
 
     def _is_free(self, index: locks.Index) -> bool:
-        """Return whether all of the WAL was read and is in the main file: a newer mark is then 0 if nothing is added.
-        """
+        """Return whether all of the WAL was read and is in the main file. A new mark is 0 then, unless frames come."""
         all_moved = index.salts == self._place.salts and index.moved == index.frames == self._place.frames > 0
         return all_moved and self._free != self._place
 

@@ -37,6 +37,7 @@ _SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "port": "5432",
     "max_connections": "20",
+    "max_locks_per_transaction": "4096",  # what is over thousands of partitions locks all of them
     "shared_buffers": "64MB",
     "work_mem": "16MB",
     "maintenance_work_mem": "256MB",

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blake3 import blake3
@@ -34,6 +33,7 @@ from dbguardd.engines.sqlite.frames import Frames, WalPosition, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, open_live, read_header
 from dbguardd.engines.sqlite.marks import Marks, kept
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported
 from dbguardd.flow import Facts, Images, LogSink, Segment
@@ -47,22 +47,6 @@ _LONG = 4  # times turn_frames: the holders of a longer WAL are reported
 _LONGEST = 4  # times behind_bytes: a longer WAL is given up if we alone hold it and never reach its end
 _MOST_HASTE = 8.0
 _HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that another process holds
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often the WAL is read, how large a segment becomes, when the WAL is to be restarted."""
-
-    stream: str = "database"
-    look_seconds: float = 0.5
-    segment_bytes: int = 4 << 20
-    turn_frames: int = 1000  # like SQLite's automatic checkpoint; from this length on we checkpoint
-    behind_bytes: int = 1 << 30  # of the WAL that may wait to be read: until it is, the WAL cannot restart
-    max_block_seconds: float = 0.1
-    lock_timeout_seconds: float = 10.0
-    staging: str = ""
-    scan_bytes: int = 32 << 20  # bytes of the main file read beside each look, until every page was read (see watch)
-    audit_seconds: float = 86_400.0  # between two comparisons of the live file with its WAL
 
 
 def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:

@@ -49,8 +49,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("care:resume", "end a pause"),
         "run": ("work:run", "run a job of a database as the schedule would"),
         "job": ("jobs:job", "list, show, watch, cancel running and past work"),
-        "log": ("past:log", "what has happened to a database, in words; --follow as it happens"),
-        "events": ("past:events", "the same with all facts, for programs"),
+        "log": ("log:log", "what has happened to a database, in words; --follow as it happens"),
+        "events": ("log:events", "the same with all facts, for programs"),
         "audit": ("care:audit", "who asked for what, and proof that nobody changed that"),
     },
     "Help": {

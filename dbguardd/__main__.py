@@ -103,12 +103,12 @@ def _run_by_hand(options: argparse.Namespace) -> int:
     from dbguardd.daemon import state_directory  # noqa: PLC0415
     from dbguardd.policy import Host, load  # noqa: PLC0415
     from dbguardd.worker import by_hand  # noqa: PLC0415
-    from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
+    from dbguardd.worker.child import forbid_inspection  # noqa: PLC0415
     from dbguardd.worker.rights import go_on_as_owner  # noqa: PLC0415
 
     state = options.state.absolute()
     go_on_as_owner(state, options.policy)
-    keep_to_itself()
+    forbid_inspection()
     policy = load(options.policy.absolute(), os.geteuid(), Host(state=str(state))).policy
     given = {field.name: getattr(options, field.name) for field in fields(BY_HAND[options.verb])}
     request: dict[str, Any] = {name: "" if value is None else value for name, value in given.items()}
@@ -124,12 +124,12 @@ def _serve(options: argparse.Namespace) -> int:
     from dbguardd.daemon import log, supervisor  # noqa: PLC0415
     from dbguardd.daemon.clock import system_clock  # noqa: PLC0415
     from dbguardd.sentences import plain  # noqa: PLC0415
-    from dbguardd.worker.child import keep_to_itself  # noqa: PLC0415
+    from dbguardd.worker.child import forbid_inspection  # noqa: PLC0415
     from dbguardd.worker.look import look  # noqa: PLC0415
     from dbguardd.worker.staging import sweep  # noqa: PLC0415
     from dbguardd.worker.start import run_worker  # noqa: PLC0415
 
-    keep_to_itself()
+    forbid_inspection()
     faulthandler.enable()  # when the watchdog sends SIGABRT, the journal shows where the daemon hung
     host, machine_id = supervisor.this_host()
     socket = options.socket.absolute()

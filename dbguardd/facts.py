@@ -32,7 +32,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LogPosition:
     """A position in the log of a database, in the form that all parts can compare. See flow.Segment.
 
     The engine may record more about it. If `end` is known, the backup itself contains the log from here to `end`.
@@ -44,7 +44,7 @@ class Place:
     end: int | None = None
 
     @classmethod
-    def read(cls, value: Any) -> Place | None:
+    def read(cls, value: Any) -> LogPosition | None:
         """Parse what an engine has recorded; return None if it cannot be compared."""
         match value:
             case {"round": str() as round, "position": int() as position}:
@@ -69,14 +69,14 @@ def _turn(value: Any) -> Turn | None:
 
 
 @dataclass(frozen=True, slots=True)
-class GoesOn:
+class LogStart:
     """Where the stored log continues from a backup: after segment `after` of a chain, which the backup contains."""
 
     chain: str
     after: int
 
     @classmethod
-    def read(cls, value: Any) -> GoesOn | None:
+    def read(cls, value: Any) -> LogStart | None:
         """Parse the fact `log`; return None if no log continues from the backup."""
         match value:
             case {"chain": str() as chain, "after": int() as after}:
@@ -105,7 +105,7 @@ class BackupFacts:
     """The facts of a backup that other parts than its engine read, with their types. A fact that is absent is empty."""
 
     # From any engine.
-    place: Place | None = None  # `log_place`: the position of the backup in the log of its database
+    log_position: LogPosition | None = None  # `log_place`: the position of the backup in the log of its database
     snapshot_at: datetime | None = None  # the moment of the snapshot (UTC)
     blocked_seconds: float | None = None  # how long the backup kept the application waiting
     size_bytes: int = 0  # of the database; for a dump, its size in the server
@@ -124,7 +124,7 @@ class BackupFacts:
     left_out: tuple[str, ...] = ()  # the first other omissions: databases without access, links, unread files
     # jobs/backup.py
     path: str = ""  # the path of the file in the policy
-    goes_on: GoesOn | None = None  # `log`
+    log_start: LogStart | None = None  # `log`
     successor: bool = False  # the user said that this database replaces the one backed up before
     no_fingerprint: str = ""  # why there is no fingerprint; an engine may set this, too
 
@@ -137,7 +137,7 @@ class BackupFacts:
 
         excluded = tuple(str(name) for name in _of(list, facts.get("excluded")) or ())
         return cls(
-            place=Place.read(facts.get("log_place")),
+            log_position=LogPosition.read(facts.get("log_place")),
             snapshot_at=_moment(facts.get("snapshot_at")),
             blocked_seconds=_seconds(facts.get("blocked_seconds")),
             size_bytes=_of(int, facts.get("size_bytes")) or 0,
@@ -154,7 +154,7 @@ class BackupFacts:
             excluded_count=_of(int, facts.get("excluded_count")) or len(excluded),
             left_out=tuple(str(name) for name in _of(list, facts.get("left_out")) or ()),
             path=text("path"),
-            goes_on=GoesOn.read(facts.get("log")),
+            log_start=LogStart.read(facts.get("log")),
             successor=facts.get("successor") is True,
             no_fingerprint=text("no_fingerprint"),
         )

@@ -55,7 +55,7 @@ class Sink(Protocol):
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
         """Take the paged stream `name` from the open file descriptor `file`; return when all of it was read.
@@ -66,7 +66,7 @@ class Sink(Protocol):
         With `filled` the file is still being written: it already has its final size, and each item is the number of
         bytes from its start that will not change any more. It is iterated to its end; if it raises, no stream is kept.
 
-        With `asked`, another process may change the source, which makes everything read so far void. So `filled` is
+        With `on_demand`, another process may change the source, which makes everything read so far void. So `filled` is
         advanced only when the bytes that its next item adds are needed, and is exhausted only after all were read.
 
         With `changing` other processes write the file during the read, and a log that the engine also stores repairs
@@ -113,11 +113,11 @@ class Tree(Protocol):
     def read(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open one stream of either kind for reading from its start. Raises NotFound."""
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Write the whole stream into the open file `file` from offset 0; return its size in bytes.
 
         Bytes may arrive out of order. The descriptor stays the caller's, who must also make the file durable. With
-        `over` the file may contain another state of the stream: it is read, and of a paged stream only the pages that
+        `delta` the file may contain another state of the stream: it is read, and of a paged stream only the pages that
         differ are fetched and written.
         """
 
@@ -164,7 +164,7 @@ class Segment:
     body: Images | bytes | bytearray = field(repr=False)
 
 
-class Ship(Protocol):
+class LogSink(Protocol):
     """Where an engine puts the log that it follows. An error that these methods raise ends the following."""
 
     def begin(self, place: Facts, *, continued: bool, because: str) -> None:

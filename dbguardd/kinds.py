@@ -20,7 +20,9 @@ class Kind:
     followed: tuple[str, ...] = ()  # the methods whose backups a log can continue from
     archived: bool = False  # its server can hand over the log file by file (archive_command)
     thinned: bool = False  # its log consists of page images, so it can be made coarser
-    revived: bool = False  # to question a backup, it is restored first: the worker of a question has an engine half
+    asked_in_server: bool = (
+        False  # to question a backup, it is restored first: the worker of a question has an engine half
+    )
 
     @property
     def own(self) -> frozenset[str]:
@@ -47,7 +49,7 @@ KINDS: Mapping[str, Kind] = {
         account="postgres",
         followed=("pages",),
         archived=True,
-        revived=True,
+        asked_in_server=True,
     ),
 }
 

@@ -33,14 +33,14 @@ BY_HAND: Mapping[str, type[Request]] = {**REQUESTS, **STANDBY}
 """Every verb that can be run by hand, and its request."""
 
 
-def apart(verb: str, request: Mapping[str, Any]) -> str:
+def staging_suffix(verb: str, request: Mapping[str, Any]) -> str:
     """Return what separates the staging directory of a job from that of other jobs of its database; empty if shared."""
     if verb in QUESTION_VERBS:
         return "question"
     return f"{verb} {request.get('to', '')}" if verb == "follow" or verb in STANDBY else ""
 
 
-def opens(verb: str, engine: str | None) -> bool:
+def has_engine_half(verb: str, engine: str | None) -> bool:
     """Return whether the worker of a job has an engine half, which opens a database, live or restored."""
     kind = KINDS.get(engine or "")
-    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.revived)
+    return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.asked_in_server)

@@ -34,7 +34,7 @@ class Sweep(Protocol):
     def __call__(self, state: Path, /) -> Awaitable[Sequence[str]]: ...
 
 
-class Log(Protocol):
+class Logger(Protocol):
     """Takes events as noun.verb with facts, as structlog's loggers do."""
 
     def debug(self, event: str, **facts: Any) -> Any: ...
@@ -55,5 +55,5 @@ class Environment:
     now: Callable[[], datetime]
     new_id: Callable[[datetime], str]
     random: Callable[[], float]
-    log: Log
+    log: Logger
     state: str

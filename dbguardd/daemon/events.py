@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from dbguardd.catalog import Catalog
-from dbguardd.daemon.environment import Log
+from dbguardd.daemon.environment import Logger
 from dbguardd.daemon.wakeup import Wakeup
 from dbguardd.errors import GuardError
 from dbguardd.events import LEVELS, level_of
@@ -23,7 +23,7 @@ _SERIOUS = LEVELS[2:]
 class Events:
     """The events of one daemon. Use it from the thread of the event loop."""
 
-    def __init__(self, catalog: Catalog, now: Callable[[], datetime], log: Log) -> None:
+    def __init__(self, catalog: Catalog, now: Callable[[], datetime], log: Logger) -> None:
         self._catalog = catalog
         self._now = now
         self._log = log

@@ -30,7 +30,7 @@ from dbguardd.policy.model import Storage
 from dbguardd.policy.policy import Guarded, Policy, database_spec
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
 from dbguardd.rules import reliance, retention
-from dbguardd.rules.dated import Dated
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.states import Grade
 from dbguardd.wire import BackupRow
 
@@ -124,7 +124,9 @@ class InForce:
                 old = retention.Keep()
             else:
                 old = retention.Keep.from_spec(was)
-            gone = dict(retention.shrinks(dated(self._catalog.backups.of(name)), old, new, now) if old != new else {})
+            gone = dict(
+                retention.shrinks(states_of(self._catalog.backups.of(name)), old, new, now) if old != new else {}
+            )
             known = {} if name == adopted else was
             if known is not None and (begins := self._log_before(name, now - guarded.keep_log)):
                 kept = math.inf if known.get("expire") == "off" else known.get("keep_log_seconds", math.inf)
@@ -200,7 +202,7 @@ class InForce:
         if id:
             return next((row for row in rows if row.id.startswith(id.upper()) or row.id.endswith(id.upper())), None)
         with suppress(GuardError):  # the job reports what is wrong with `at`
-            chosen = reliance.choose(dated(rows), to_moment(str(at)) if at else None).backup
+            chosen = reliance.choose(states_of(rows), to_moment(str(at)) if at else None).backup
             return next((row for row in rows if chosen is not None and row.id == chosen.id), None)
         return None
 
@@ -339,10 +341,10 @@ def shrinks(going: Going) -> PolicyShrinks:
     )
 
 
-def dated(rows: Iterable[BackupRow]) -> list[Dated]:
+def states_of(rows: Iterable[BackupRow]) -> list[BackupState]:
     """Return backups in the form that retention needs."""
     return [
-        Dated(
+        BackupState(
             row.id,
             to_moment(row.created_at),
             proven=row.grade is Grade.PROVEN,

@@ -11,7 +11,7 @@ from typing import Any
 from dbguardd.catalog import Who
 from dbguardd.errors import Busy
 from dbguardd.requests import QUESTION_VERBS
-from dbguardd.verbs import opens
+from dbguardd.verbs import has_engine_half
 from dbguardd.wire import JobRow
 
 BY_DATABASE = frozenset(("backup", "verify", "restore", "undo", "check", "expire"))
@@ -116,7 +116,7 @@ class Live:
         storage = (f"storage:{self.terms.storage}", self.row.verb in ALONE_IN_STORAGE)
         if self.row.verb in BY_DATABASE and self.row.database is not None:
             return storage, (f"database:{self.row.database}", True)
-        if self.row.verb in QUESTION_VERBS and opens(self.row.verb, self.terms.spec["database"]["engine"]):
+        if self.row.verb in QUESTION_VERBS and has_engine_half(self.row.verb, self.terms.spec["database"]["engine"]):
             return storage, (f"question:{self.row.database}", True)  # beside other jobs, in a directory of its own
         return (storage,)
 

@@ -13,7 +13,7 @@ from functools import cache
 from dbguardd import __version__
 from dbguardd.catalog import Catalog, Run, Summary, to_moment, to_text
 from dbguardd.daemon.following import Following
-from dbguardd.daemon.inforce import InForce, dated
+from dbguardd.daemon.inforce import InForce, states_of
 from dbguardd.daemon.runner import Runner
 from dbguardd.daemon.scheduler import Scheduler
 from dbguardd.daemon.storages import Storages
@@ -31,7 +31,7 @@ from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.coverage import Stretch, coverage
-from dbguardd.rules.objectives import Facts, judge
+from dbguardd.rules.objectives import Facts, judge, length
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade, JobState
 from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
@@ -39,7 +39,7 @@ from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageS
 Lost = Callable[[str], GuardError | None]
 """Returns why nothing could be restored from a storage now; None if it could."""
 _LEAST_ROOM = 16 << 20
-_PATIENCE = timedelta(seconds=30)  # how long a log may wait for the backup from which it continues
+_PATIENCE = timedelta(seconds=30)  # how long a log may wait for its first backup, or for its follower
 _OF_SOURCE = "DBG-2"  # begins the codes of errors of a live database
 _OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # errors that keep us from a repository: storage, mount, key
 
@@ -115,7 +115,7 @@ class Views:
             return [replace(row, kept_because=["not in the policy: nothing expires"]) for row in rows]
         guarded = self.inforce.policy.guarded(name)
         keep = retention.Keep.from_spec(database_spec(guarded, lambda user: 0))
-        facts = dated(rows)
+        facts = states_of(rows)
         kept = retention.decide(facts, keep, now).keep
         when = timing(guarded, guarded.backup, f"{name} backup", self.machine_id)
         ends = retention.departures(facts, keep, now, lambda moment: next_due(when, moment))
@@ -262,6 +262,8 @@ class Views:
             return ""
         if (problem := self.following.problem(name)) is not None:
             return f"its log is not followed now: {problem.message.removeprefix(f'{name}: ')}"
+        if (silent := timedelta(seconds=self.following.silent_seconds(name))) > _PATIENCE:
+            return f"the last {length(silent)} of its log are not stored: it is written faster than it can be stored"
         covered = self.following.covered(name)[-1:]
         if not covered or newest is None or newest.created_at >= covered[0].since_at:
             return ""
@@ -270,7 +272,9 @@ class Views:
 
     def coverage(self, name: str) -> list[Stretch]:
         """Return the time ranges to which a database can be restored, oldest first."""
-        return coverage([row.logged() for row in self.following.covered(name)], dated(self.catalog.backups.of(name)))
+        return coverage(
+            [row.logged() for row in self.following.covered(name)], states_of(self.catalog.backups.of(name))
+        )
 
     def _orphan(self, name: str, engine: str, now: datetime, lost: Lost) -> DatabaseStatus:
         summary = self.catalog.backups.summary(name)

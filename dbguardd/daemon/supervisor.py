@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from dbguardd.catalog import Entry, Who
 from dbguardd.daemon import state_directory
 from dbguardd.daemon.clock import Clock, new_id
-from dbguardd.daemon.environment import Environment, Log, Look, OnMessage, RunWorker, Sweep
+from dbguardd.daemon.environment import Environment, Logger, Look, OnMessage, RunWorker, Sweep
 from dbguardd.daemon.following import Following
 from dbguardd.daemon.inforce import InForce
 from dbguardd.daemon.notify import Notify
@@ -56,7 +56,7 @@ class Setup:
     state: Path
     run_worker: RunWorker
     serve: Callable[[Service], Awaitable[Answering]]
-    log: Log
+    log: Logger
     host: str
     machine_id: str
     clock: Clock
@@ -252,7 +252,7 @@ class Supervisor:
             do.reload()
 
 
-def _witness(log: Log) -> Callable[[Entry], None]:
+def _witness(log: Logger) -> Callable[[Entry], None]:
     """Return a function that logs each audit entry to the journal, which the daemon cannot rewrite."""
 
     def tell(entry: Entry) -> None:

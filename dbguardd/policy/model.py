@@ -201,7 +201,7 @@ class KeepPlain(Table):
     """the directory for them; they are named NAME_YYYYMMDDTHHMMSSZ, and `latest` points to a checked one"""
 
 
-class Query(Table):
+class ProofQuery(Table):
     """A question to a restored database; its single value must be within [min, max], or equal `equals`."""
 
     sql: Annotated[str, Field(min_length=1, max_length=65536)]
@@ -221,7 +221,7 @@ class Query(Table):
 class Proof(Table):
     """What "restored correctly" means for this database, beyond the engine's checks and equal content."""
 
-    queries: Annotated[tuple[Query, ...], Field(strict=False, max_length=100)] = ()
+    queries: Annotated[tuple[ProofQuery, ...], Field(strict=False, max_length=100)] = ()
     """questions to the restored copy, each with its correct answer"""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from dbguardd.facts import Place
+from dbguardd.facts import LogPosition
 from dbguardd.flow import Facts
 from dbguardd.ulids import born
 
@@ -85,13 +85,13 @@ class Link(Protocol):
     def sum(self) -> str: ...  # noqa: D102
 
 
-def end_of(link: Link) -> Place:
+def end_of(link: Link) -> LogPosition:
     """Return the place in the log of the database where a segment ends."""
-    return Place.read(link.until) or Place("", 0)
+    return LogPosition.read(link.until) or LogPosition("", 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class LogView:
     """The log of a database: its chains, oldest first, and a function that opens one of their objects.
 
     A chain with a gap appears as several chains of the same id. open() raises Damaged, ObjectMissing.

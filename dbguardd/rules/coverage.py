@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from dbguardd.rules.backup_state import BackupState
 from dbguardd.rules.chains import Chain
-from dbguardd.rules.dated import Dated
 from dbguardd.rules.moment import Base, bases_of
 
 
@@ -44,7 +44,7 @@ def logged(chain: Chain, bases: Iterable[Base]) -> Logged:
     return Logged(since, chain.until, {piece.grain: piece.until for piece in chain.pieces if piece.grain})
 
 
-def coverage(logs: Iterable[Logged], backups: Sequence[Dated]) -> list[Stretch]:
+def coverage(logs: Iterable[Logged], backups: Sequence[BackupState]) -> list[Stretch]:
     """Return what can be restored of the logs, oldest first."""
     sound = sorted(backup.created_at for backup in backups if not backup.failed and not backup.safety)
     found = list[Stretch]()

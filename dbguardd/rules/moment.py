@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby, takewhile
 
-from dbguardd.facts import Place, turns_in
-from dbguardd.rules.chains import BYTES, Chain, Link, Piece, Stored, end_of
+from dbguardd.facts import LogPosition, turns_in
+from dbguardd.rules.chains import BYTES, Chain, Link, LogView, Piece, end_of
 
 _BURST = timedelta(minutes=1)  # within which many objects may be stored that have the same moment
 
@@ -25,7 +25,7 @@ class Base:
     created_at: datetime
     chain: str = ""  # empty: no log continues from it
     after: int = 0
-    place: Place | None = None
+    place: LogPosition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Ending:
     at: datetime
 
 
-def newest(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Ending | None:
+def newest(log: LogView, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Ending | None:
     """Return the newest moment at or before `wanted`; None if that is the backup `alone`, without a log.
 
     `bases` are all reliable backups, newest first.
@@ -52,7 +52,7 @@ def newest(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime | N
     return best
 
 
-def _endings(log: Stored, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Iterator[Ending]:
+def _endings(log: LogView, bases: Sequence[Base], alone: Base, wanted: datetime | None) -> Iterator[Ending]:
     """Yield the newest moment of each chain that has a base, the newest chain first.
 
     A chain that ends before the backup `alone` and does not continue from it is not even read: it may be damaged. Nor
@@ -82,7 +82,7 @@ def bases_of(chain: Chain, bases: Iterable[Base], wanted: datetime | None = None
 
 
 def last_segment(
-    log: Stored, chain: Chain, base: Base, wanted: datetime | None, most: int | None = None
+    log: LogView, chain: Chain, base: Base, wanted: datetime | None, most: int | None = None
 ) -> Link | None:
     """Return the last segment at or before `wanted` that ends a transaction and reaches past the base.
 
@@ -107,7 +107,7 @@ def last_segment(
     return found
 
 
-def at_position(log: Stored, bases: Sequence[Base], position: int) -> Ending | None:
+def at_position(log: LogView, bases: Sequence[Base], position: int) -> Ending | None:
     """Return the end of the log at a position: in the newest log, and from the newest base, that reach it."""
     for chain in reversed(log.chains):
         for base in bases_of(chain, bases):
@@ -120,7 +120,7 @@ def at_position(log: Stored, bases: Sequence[Base], position: int) -> Ending | N
     return None
 
 
-def reaching(log: Stored, chain: Chain, base: Base, position: int) -> Link | None:
+def reaching(log: LogView, chain: Chain, base: Base, position: int) -> Link | None:
     """Return the segment that reaches a position on the way to the end of the log, by the rounds that lead there.
 
     What was stored of a round beyond the position where it was left is not on that way.
@@ -141,7 +141,7 @@ def before(other: Base, later: Base) -> bool:
     return other.id < later.id and other.place.position <= later.place.position
 
 
-def up_to(log: Stored, chain: Chain, bases: Sequence[Base], later: Base) -> Ending | None:
+def up_to(log: LogView, chain: Chain, bases: Sequence[Base], later: Base) -> Ending | None:
     """Return the log that led up to a `later` backup, from one of `bases`, newest first; None if it ends earlier.
 
     It ends with the last segment that was stored when the later backup began. But if that backup contains the log up to
@@ -157,7 +157,7 @@ def up_to(log: Stored, chain: Chain, bases: Sequence[Base], later: Base) -> Endi
     return None if link is None or base is None else Ending(base, chain, link, later.created_at)
 
 
-def holds(link: Link, place: Place | None, at: datetime) -> bool:
+def holds(link: Link, place: LogPosition | None, at: datetime) -> bool:
     """Return whether a segment reaches the place in the log at which a backup was made; see flow.Segment.
 
     A log that was empty then may have another round when the next commit comes. So it suffices that everything in a
@@ -171,7 +171,7 @@ def holds(link: Link, place: Place | None, at: datetime) -> bool:
     return until.round == place.round and until.position >= place.position
 
 
-def leads(base: Place | None, until: Place) -> bool:
+def leads(base: LogPosition | None, until: LogPosition) -> bool:
     """Return whether the log that ends at `until` continues from the place of a backup, without a turn before it.
 
     What was stored of a round beyond the position where it was left is not part of what follows; see flow.Segment.
@@ -182,7 +182,7 @@ def leads(base: Place | None, until: Place) -> bool:
     return left is not None and base.position <= left
 
 
-def hole(log: Stored, chain: Chain, wanted: datetime | None) -> tuple[int, int] | None:
+def hole(log: LogView, chain: Chain, wanted: datetime | None) -> tuple[int, int] | None:
     """Return the segments that are missing after a part of a chain, if `wanted` is beyond its end; else None."""
     after = next((other for other in log.chains if other.id == chain.id and other.first > chain.last), None)
     if after is None or (wanted is not None and wanted <= chain.until):
@@ -190,7 +190,7 @@ def hole(log: Stored, chain: Chain, wanted: datetime | None) -> tuple[int, int] 
     return chain.last + 1, after.first - 1
 
 
-def shown_again(log: Stored, ending: Ending, wanted: datetime) -> bool:
+def shown_again(log: LogView, ending: Ending, wanted: datetime) -> bool:
     """Return whether the clock showed a moment again after the end of what is restored, because it had been set back.
 
     Then consecutive objects have the same moment in their names: the greatest that was reached before. The objects of a

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dbguardd.rules.dated import Dated, newest_first
+from dbguardd.rules.backup_state import BackupState, newest_first
 
 UNDO_DAYS = 7
 """For how many days a restore in place can be undone."""
@@ -26,12 +26,12 @@ class Choice:
     `later`: equally good backups that were made before it and yet have a later time, newest first.
     """
 
-    backup: Dated | None
-    passed_over: tuple[Dated, ...]
-    later: tuple[Dated, ...] = ()
+    backup: BackupState | None
+    passed_over: tuple[BackupState, ...]
+    later: tuple[BackupState, ...] = ()
 
 
-def choose(backups: Iterable[Dated], at: datetime | None = None) -> Choice:
+def choose(backups: Iterable[BackupState], at: datetime | None = None) -> Choice:
     """Choose among the backups that were made at or before `at`, or among all."""
     ordered = [backup for backup in newest_first(backups) if at is None or backup.created_at <= at]
     sound = [backup for backup in ordered if not (backup.failed or backup.safety)]
@@ -46,7 +46,7 @@ def choose(backups: Iterable[Dated], at: datetime | None = None) -> Choice:
     )
 
 
-def doubt(backup: Dated) -> str:
+def doubt(backup: BackupState) -> str:
     """Return what speaks against a backup; empty if nothing does."""
     if backup.failed:
         return "it did not pass its last test restore, or a check found it damaged"

@@ -23,7 +23,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from dbguardd.rules.dated import Dated, newest_first
+from dbguardd.rules.backup_state import BackupState, newest_first
 
 EVIDENCE = timedelta(days=7)
 BREAKER_COUNT = 3
@@ -93,14 +93,14 @@ class Verdict:
 class _Claim:
     """A reason to keep one backup; it ends after `ahead` more backups (or days, weeks, ... with a backup)."""
 
-    backup: Dated
+    backup: BackupState
     reason: str
     unit: str
     ahead: int = 0
     until: datetime | None = None
 
 
-def decide(backups: Sequence[Dated], keep: Keep, now: datetime) -> Verdict:
+def decide(backups: Sequence[BackupState], keep: Keep, now: datetime) -> Verdict:
     """Return which backups stay and which expire, with reasons."""
     ordered = newest_first(backups)
     kept: dict[str, list[str]] = {}
@@ -121,14 +121,14 @@ def breaker(total: int, dropped: int) -> str:
     return f"{dropped} of {total} backups would go; one run deletes at most {BREAKER_COUNT} or {BREAKER_SHARE:.0%}."
 
 
-def shrinks(backups: Sequence[Dated], old: Keep, new: Keep, now: datetime) -> Mapping[str, tuple[str, ...]]:
+def shrinks(backups: Sequence[BackupState], old: Keep, new: Keep, now: datetime) -> Mapping[str, tuple[str, ...]]:
     """Return what a new policy would delete at once that the old one would keep: reasons by id, newest first."""
     stays = decide(backups, old, now).keep
     return {id: reasons for id, reasons in decide(backups, new, now).drop.items() if id in stays}
 
 
 def departures(
-    backups: Sequence[Dated], keep: Keep, now: datetime, next_run: Callable[[datetime], datetime | None]
+    backups: Sequence[BackupState], keep: Keep, now: datetime, next_run: Callable[[datetime], datetime | None]
 ) -> Mapping[str, datetime | None]:
     """Return when each backup that stays will expire if all goes well; None: not under present conditions.
 
@@ -144,13 +144,13 @@ def departures(
     return ends
 
 
-def _why_not(backup: Dated, keep: Keep) -> str:
+def _why_not(backup: BackupState, keep: Keep) -> str:
     if backup.failed:
         return "its verification failed a while ago"
     return "a safety copy that is no longer held" if backup.safety else f"beyond {keep}"
 
 
-def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Claim]:
+def _claims(ordered: Sequence[BackupState], keep: Keep, now: datetime) -> Iterator[_Claim]:
     """Yield every reason to keep any backup; `ordered` is newest first."""
     for backup in ordered:
         for hold in backup.holds:
@@ -174,7 +174,7 @@ def _claims(ordered: Sequence[Dated], keep: Keep, now: datetime) -> Iterator[_Cl
                 yield _Claim(backup, f"within {_days(keep.within)}", "after", until=end)
 
 
-def _guarantees(ordered: Sequence[Dated], good: Sequence[Dated], min_proven: int) -> Iterator[_Claim]:
+def _guarantees(ordered: Sequence[BackupState], good: Sequence[BackupState], min_proven: int) -> Iterator[_Claim]:
     if ordered:
         yield _Claim(ordered[0], "newest", "run", 1)
     if good and good[0] is not ordered[0]:
@@ -184,9 +184,11 @@ def _guarantees(ordered: Sequence[Dated], good: Sequence[Dated], min_proven: int
         yield _Claim(backup, reason, "run", min_proven - rank)
 
 
-def _bucket_claims(good: Sequence[Dated], newest: Dated, unit: str, count: int, zone: ZoneInfo) -> Iterator[_Claim]:
+def _bucket_claims(
+    good: Sequence[BackupState], newest: BackupState, unit: str, count: int, zone: ZoneInfo
+) -> Iterator[_Claim]:
     """Yield the backups that represent the newest days (weeks, ...); `good` is by time, `newest` the last made."""
-    standing: dict[Any, Dated] = {}
+    standing: dict[Any, BackupState] = {}
     for backup in good if count else ():
         bucket = _BUCKETS[unit](backup.created_at.astimezone(zone))
         first = standing.setdefault(bucket, backup)
@@ -225,7 +227,7 @@ _NEXT_BUCKETS: Mapping[str, Callable[[datetime], date]] = {
 class _Future:
     """The future backups."""
 
-    newest: Dated | None
+    newest: BackupState | None
     zone: ZoneInfo
     now: datetime
     next_run: Callable[[datetime], datetime | None]

@@ -12,7 +12,7 @@ from typing import IO
 from dbguardd.errors import PlaceDenied, of_file
 
 
-def reader(may_become_others: bool) -> int:
+def question_uid(may_become_others: bool) -> int:
     """Return the uid with which a question half is started: that of nobody, if this process can become other users.
 
     Root starts it as root and it becomes nobody by itself, so that nobody need not be able to read our code.
@@ -34,7 +34,7 @@ def cannot_read(user: str, error: OSError) -> PlaceDenied:
     )
 
 
-def unnamed(state: Path) -> IO[bytes]:
+def anonymous_file(state: Path) -> IO[bytes]:
     """Return an open, unnamed file in the state directory. Raises NoSpace, PlaceDenied, Degraded."""
     try:
         return tempfile.TemporaryFile(dir=state, buffering=0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Engine, Query, Revived
+from dbguardd.engines.base import Engine, ProofQuery, ScratchRestore
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.errors import GuardError, NotFound, Unsupported, Usage, from_problem
 from dbguardd.flow import Facts, Images, Segment
@@ -68,21 +68,21 @@ class SeamSink:
         *,
         stamp: str = "",
         filled: Iterable[int] | None = None,
-        asked: bool = False,
+        on_demand: bool = False,
         changing: bool = False,
     ) -> None:
         """Hand an open file to the repository half and wait until it has been read."""
         growing = filled is not None
-        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "asked": asked, "changing": changing}
+        how = {"page_size": page_size, "stamp": stamp, "growing": growing, "on_demand": on_demand, "changing": changing}
         self._channel.send({"sink": "adopt", "name": name, **how}, file)
-        if filled is not None and asked:
-            self._step_when_asked(filled)
+        if filled is not None and on_demand:
+            self._step_on_demand(filled)
             return
         if filled is not None:
             self._follow(filled)
         self._channel.answer()
 
-    def _step_when_asked(self, filled: Iterable[int]) -> None:
+    def _step_on_demand(self, filled: Iterable[int]) -> None:
         """Advance each time that the repository half asks for it, until it says that it has everything."""
         steps = iter(filled)
         while self._channel.answer() == ASKS:
@@ -150,9 +150,9 @@ class SeamTree:
         finally:
             source.drain()
 
-    def deliver(self, name: str, file: int, *, over: bool = False) -> int:
+    def deliver(self, name: str, file: int, *, delta: bool = False) -> int:
         """Let the repository half write the stream into an open file."""
-        self._channel.send({"tree": "deliver", "name": name, "over": over}, file)
+        self._channel.send({"tree": "deliver", "name": name, "delta": delta}, file)
         return int(self._channel.answer())
 
 
@@ -172,8 +172,8 @@ class _Pushing(io.RawIOBase):
         return len(data)
 
 
-class SeamShip:
-    """A Ship whose other end is the repository half."""
+class SeamLogSink:
+    """A LogSink whose other end is the repository half."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -265,20 +265,20 @@ class EngineHalf:
                 more = [args["places"]] if args["places"] else []
                 return snapshots.restore(SeamTree(self._channel), Path(args["target"]), progress, *more)
             case "examine":
-                queries = [Query(**query) for query in args["queries"]]
+                queries = [ProofQuery(**query) for query in args["queries"]]
                 found = snapshots.examine(Path(args["target"]), queries, progress)
                 return replace(found, fingerprint=_fitting(found.fingerprint))
             case "replace":
                 return snapshots.replace(Path(args["source"]), progress)
             case "follow" | "unfollow" if (log := self._engine.log) is not None:
-                return log.follow(SeamShip(self._channel), **args) if name == "follow" else log.unfollow(**args)
-        ways = {"delta_restore": self._delta_restore, "standby": self._keep, "find": self._find}
+                return log.follow(SeamLogSink(self._channel), **args) if name == "follow" else log.unfollow(**args)
+        ways = {"delta_restore": self._delta_restore, "standby": self._standby, "find": self._find}
         return ways.get(name.partition(".")[0], self._ask)(name, args)
 
     def _find(self, name: str, args: Mapping[str, Any]) -> Any:
-        if self._engine.find is None:
+        if self._engine.find_restore_point is None:
             raise Unsupported(f"in the log of this kind of database nothing has a name: {name}")
-        found = self._engine.find(SeamTree(self._channel), str(args["name"]), self._progress)
+        found = self._engine.find_restore_point(SeamTree(self._channel), str(args["name"]), self._progress)
         return found and (found[0], found[1].isoformat())
 
     def _delta_restore(self, name: str, args: Mapping[str, Any]) -> Any:
@@ -286,29 +286,29 @@ class EngineHalf:
         match name.removeprefix("delta_restore."):
             case _ if delta is None:
                 raise Unsupported("this kind of database is not restored over the live one")
-            case "present":
-                return delta.present(live, args["facts"])
+            case "inspect":
+                return delta.inspect(live, args["facts"])
             case "check_unused":
                 return delta.check_unused(live, args["facts"])
-            case "keep":
-                return delta.keep(live, args["facts"], SeamSink(self._channel), progress)
+            case "save":
+                return delta.save(live, args["facts"], SeamSink(self._channel), progress)
             case "overwrite":
                 return str(delta.overwrite(SeamTree(self._channel), live, progress))
-            case "put":
-                return delta.put(live)
+            case "publish":
+                return delta.publish(live)
         raise Usage(f"the engine half has no call {name}")
 
     def _ask(self, name: str, args: Mapping[str, Any]) -> Any:
-        reviving = self._engine.reviving
-        if reviving is None:
+        questions = self._engine.server_questions
+        if questions is None:
             raise Usage(f"the engine half has no call {name}")
-        if name == "revive":
-            reviving.revive(SeamTree(self._channel), Path(args["place"]), args["database"], self._progress)
+        if name == "scratch_restore":
+            questions.scratch_restore(SeamTree(self._channel), Path(args["place"]), args["database"], self._progress)
             return None
-        asked = [Revived(Path(place), database) for place, database in args["asked"]]
-        return answered(reviving, name, asked, args, self._channel)
+        asked = [ScratchRestore(Path(place), database) for place, database in args["asked"]]
+        return answered(questions, name, asked, args, self._channel)
 
-    def _keep(self, name: str, args: Mapping[str, Any]) -> Any:
+    def _standby(self, name: str, args: Mapping[str, Any]) -> Any:
         standby, progress, tree = self._engine.standby, self._progress, SeamTree(self._channel)
         if standby is None:
             raise Unsupported("of this kind of database no standby is kept", detail="Only a SQLite database has one.")
@@ -319,7 +319,7 @@ class EngineHalf:
             case "make" | "advance" | "rebase":
                 return getattr(standby, step)(tree, target, args["mark"], progress)
             case "promote":
-                return standby.promote(target, [Query(**query) for query in args["queries"]], progress)
+                return standby.promote(target, [ProofQuery(**query) for query in args["queries"]], progress)
         raise Usage(f"the engine half has no call {name}")
 
     def _progress(self, step: str, done_bytes: int, total_bytes: int | None) -> None:

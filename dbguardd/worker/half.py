@@ -12,7 +12,7 @@ import sys
 
 from dbguardd.errors import Cancelled, WorkerDied
 from dbguardd.worker.channel import Channel
-from dbguardd.worker.child import settle
+from dbguardd.worker.child import prepare
 
 
 def main(half: str, parent: str, seam: str) -> int:
@@ -22,7 +22,7 @@ def main(half: str, parent: str, seam: str) -> int:
 
         _loaded()
         return answer_as_nobody(int(parent), int(seam), json.load(sys.stdin))
-    cancelled = settle(int(parent))
+    cancelled = prepare(int(parent))
     spec = json.load(sys.stdin)
     with socket.socket(fileno=int(seam)) as end:
         channel = Channel(end, cancelled)

@@ -25,7 +25,7 @@ from dbguardd.policy.addresses import socket_of
 from dbguardd.requests import NOWHERE
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import problem_of
-from dbguardd.worker.child import settle
+from dbguardd.worker.child import prepare
 from dbguardd.worker.owner import identity, not_started, owner_near
 from dbguardd.worker.start import environment
 
@@ -110,6 +110,6 @@ def seen(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    settle(int(sys.argv[1]))
+    prepare(int(sys.argv[1]))
     asked = json.loads(sys.stdin.buffer.read())
     json.dump(seen(asked["path"]) if "path" in asked else asked_of_server(asked), sys.stdout)

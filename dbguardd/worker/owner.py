@@ -20,7 +20,7 @@ from dbguardd.worker.asking import cannot_read
 _MOST_LINKS = 40  # as the kernel
 
 
-def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
+def owner_of_database(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     """Return the uid that opens the database: the user in the policy, else the owner of its place (or its directory).
 
     A daemon that cannot change users tries with its own rights. A database that only has backups is restored by the
@@ -35,10 +35,10 @@ def owner(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     if place != NOWHERE:
         return owner_near(Path(str(place)))
     near = owner_near(Path(str(request["to"]))) if request.get("to") else 0
-    return near or _servant(str(database.get("engine"))) or os.geteuid()
+    return near or _service_uid(str(database.get("engine"))) or os.geteuid()
 
 
-def _servant(engine: str) -> int:
+def _service_uid(engine: str) -> int:
     """Return the uid that a kind of server usually runs as on this host; 0 if there is none or we cannot become it."""
     with suppress(KeyError):
         return pwd.getpwnam(KINDS[engine].account).pw_uid if may_become_others() else 0
@@ -123,7 +123,7 @@ def identity(run_as: int) -> dict[str, Any]:
     return {"user": run_as, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
 
 
-def without_power(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
+def explain_missing_setuid(error: SourceDenied, spec: Mapping[str, Any]) -> SourceDenied:
     """Add to an error that no other user could be asked to open the database, if that is the reason."""
     database = spec.get("database") or {}
     if database.get("run_as") is None and not may_become_others():

@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from dbguardd.engines import ENGINES
-from dbguardd.engines.base import Bounds, Past
+from dbguardd.engines.base import Bounds, Questions
 from dbguardd.errors import Cancelled, GuardError, Unsupported, Usage, WorkerDied, from_problem
 from dbguardd.flow import Facts, Pages
 from dbguardd.worker.channel import DATA_BYTES, Channel
-from dbguardd.worker.child import settle
+from dbguardd.worker.child import prepare
 from dbguardd.worker.rights import become_nobody
 
 _BEAT_SECONDS = 0.2
@@ -76,7 +76,7 @@ class SeamAnswer:
 class QuestionHalf:
     """Serves the questions of the repository half until the channel closes."""
 
-    def __init__(self, channel: Channel, past: Past[Pages] | GuardError) -> None:
+    def __init__(self, channel: Channel, past: Questions[Pages] | GuardError) -> None:
         self._channel, self._past = channel, past
 
     def serve(self) -> None:
@@ -91,7 +91,9 @@ class QuestionHalf:
         return answered(self._past, name, pages, args, self._channel)
 
 
-def answered(past: Past[Asked], name: str, asked: Sequence[Asked], args: Mapping[str, Any], channel: Channel) -> Facts:
+def answered(
+    past: Questions[Asked], name: str, asked: Sequence[Asked], args: Mapping[str, Any], channel: Channel
+) -> Facts:
     """Answer the question `name` of the repository half over the channel; return its facts."""
     answer, bounds = SeamAnswer(channel), Bounds(**args["bounds"])
     match name:
@@ -116,16 +118,16 @@ def answer_as_nobody(parent: int, seam: int, settings: Mapping[str, Any]) -> int
     Everything needed is loaded before this process becomes nobody, and no part of a backup is read before.
     """
     past = _load(settings)
-    cancelled = settle(parent, become_nobody)
+    cancelled = prepare(parent, become_nobody)
     with socket.socket(fileno=seam) as end, suppress(WorkerDied, Cancelled):
         QuestionHalf(Channel(end, cancelled), past).serve()
     return 0
 
 
-def _load(settings: Mapping[str, Any]) -> Past[Pages] | GuardError:
+def _load(settings: Mapping[str, Any]) -> Questions[Pages] | GuardError:
     """Return what answers questions, or the error that the other half gets when it asks."""
     kind = settings["engine"]
-    opened = ENGINES[kind](settings).past if kind in ENGINES else None
+    opened = ENGINES[kind](settings).questions if kind in ENGINES else None
     if opened is None:
         return Unsupported(f"{kind}: backups of it cannot be asked anything")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dbguardd.engines.base import Finding, Progress, Query
+from dbguardd.engines.base import Finding, Progress, ProofQuery
 from dbguardd.errors import WorkerDied
 from dbguardd.flow import Facts, Tree
 from dbguardd.serialize import to_json
@@ -38,7 +38,7 @@ class RemoteStandby:
         """Make the copy equal to another state."""
         self._engine.call("standby.rebase", {"target": str(target), "mark": mark}, progress, tree=tree)
 
-    def promote(self, target: Path, queries: Sequence[Query], progress: Progress) -> list[Finding]:
+    def promote(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> list[Finding]:
         """Check the copy and end its replay."""
         args = {"target": str(target), "queries": to_json(queries)}
         return [Finding(**found) for found in self._engine.call("standby.promote", args, progress)]

@@ -29,7 +29,7 @@ from dbguardd.storage.base import Storage
 from dbguardd.worker.channel import Channel, problem_of
 from dbguardd.worker.remote import RemoteEngine
 from dbguardd.worker.remote_delta_restore import RemoteDeltaRestore
-from dbguardd.worker.remote_past import RemotePast
+from dbguardd.worker.remote_questions import RemoteQuestions
 from dbguardd.worker.remote_standby import RemoteStandby
 
 _PROGRESS_SECONDS = 0.2
@@ -42,7 +42,7 @@ _BY_IDENTITY = frozenset(("recover", "recovery-test"))
 """Verbs for which the user provides a recovery identity: they must work if the key of this machine is lost."""
 
 
-class Voice:
+class Reporter:
     """Writes messages to the daemon, one a line; progress at most five times a second."""
 
     def __init__(self, out: int, cancelled: Callable[[], bool]) -> None:
@@ -75,7 +75,7 @@ class Voice:
 
 def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]) -> int:
     """Run the job of `spec` to its end and report how it ended."""
-    voice = Voice(1, cancelled)
+    voice = Reporter(1, cancelled)
     try:
         engine = RemoteEngine(channel)
         if spec["verb"] == "follow" and spec["request"]["end"]:  # this does not need the stored log
@@ -106,10 +106,10 @@ def run(channel: Channel, spec: Mapping[str, Any], cancelled: Callable[[], bool]
                 report=voice.report,
                 progress=voice.progress,
                 cancelled=cancelled,
-                past=RemotePast(channel, engine),
+                questions=RemoteQuestions(channel, engine),
                 standby=RemoteStandby(engine),
                 delta_restore=RemoteDeltaRestore(engine),
-                find=engine.find,
+                find_restore_point=engine.find,
             ),
             job.request(**spec["request"]),
         )
@@ -133,7 +133,7 @@ def _look_after(engine: RemoteEngine, error: GuardError) -> None:
         raise
 
 
-def open_repository(spec: Mapping[str, Any], voice: Voice, now: datetime) -> tuple[Storage, Repository]:
+def open_repository(spec: Mapping[str, Any], voice: Reporter, now: datetime) -> tuple[Storage, Repository]:
     """Open the repository that the policy names; the verbs in _MAKES create it if there never was one.
 
     The daemon remembers which repository it has seen in a storage (`repository_id`). If that one is gone, a disk is
@@ -219,7 +219,7 @@ def _wrappers(spec: Mapping[str, Any]) -> list[KeyWrapper]:
     return open_wrappers(spec["key"])
 
 
-def _admit(spec: Mapping[str, Any], repository: Repository, voice: Voice) -> None:
+def _admit(spec: Mapping[str, Any], repository: Repository, voice: Reporter) -> None:
     """Give the recovery recipients in the policy access to the repository."""
     known = {label for _, label, _ in repository.recipients()}
     for recipient in spec["key"].get("recovery", ()):

@@ -18,7 +18,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_KILL, _CAP_SETGID, _CAP_SETUID = 5, 6, 7
 
 
-def give_up() -> None:
+def drop_capabilities() -> None:
     """Give up permanently what let the daemon become the database's owner; root stays root.
 
     Ambient capabilities survive a change from one ordinary user to another: without this, an engine half could become

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dbguardd.errors import GuardError, of_file
-from dbguardd.verbs import apart
+from dbguardd.verbs import staging_suffix
 from dbguardd.worker.owner import identity
 
 _SEED_BYTES = 32
@@ -44,7 +44,7 @@ async def sweep(state: Path) -> list[str]:
         for place in sorted((state / "staging").iterdir()):
             if parts := _NAME.fullmatch(place.name):
                 database, run_as = parts[1], int(parts[2])
-                asides = (apart(verb, {}) for verb in ("verify", "query", "follow"))
+                asides = (staging_suffix(verb, {}) for verb in ("verify", "query", "follow"))
                 ours = str(place) in (staging_of(str(state), database, run_as, aside) for aside in asides)
                 if ours and await wipe(place, run_as):
                     found[database] = None
@@ -82,7 +82,7 @@ def _seed(state: Path) -> bytes:
     return seed
 
 
-def make_way(staging: Path, run_as: int) -> None:
+def remove_foreign(staging: Path, run_as: int) -> None:
     """Remove what another user put where the engine half wants its directory.
 
     Any user may create names in the directory above (its mode is 1733), but only its owner, which is us, may rename

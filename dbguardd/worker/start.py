@@ -28,10 +28,10 @@ from dbguardd.errors import (
 )
 from dbguardd.humanize import discreet
 from dbguardd.requests import NOWHERE, QUESTION_VERBS
-from dbguardd.verbs import apart, opens
-from dbguardd.worker.asking import reader, unnamed
-from dbguardd.worker.owner import identity, may_become_others, not_started, owner, without_power
-from dbguardd.worker.staging import make_way, staging_of, wipe
+from dbguardd.verbs import has_engine_half, staging_suffix
+from dbguardd.worker.asking import anonymous_file, question_uid
+from dbguardd.worker.owner import explain_missing_setuid, identity, may_become_others, not_started, owner_of_database
+from dbguardd.worker.staging import remove_foreign, staging_of, wipe
 
 _MESSAGE_BYTES = 16 << 20  # the plan of an expiry of 100,000 backups is one message
 _STDERR_BYTES = 8 << 10
@@ -59,16 +59,20 @@ async def run_worker(
     try:
         engine = (spec["database"] or {}).get("engine")
         if spec["verb"] in QUESTION_VERBS:
-            answer = unnamed(Path(spec["state"]))
+            answer = anonymous_file(Path(spec["state"]))
             spec = {**spec, "answer": answer.fileno()}
-        if opens(spec["verb"], engine):
-            database, run_as = spec["database"], owner(spec["database"], spec["request"])
+        if has_engine_half(spec["verb"], engine):
+            database, run_as = spec["database"], owner_of_database(spec["database"], spec["request"])
             staging, asking, follows = (
                 staging_of(spec["state"], database["name"], run_as, aside)
-                for aside in (apart(spec["verb"], spec["request"]), apart("query", {}), apart("follow", {}))
+                for aside in (
+                    staging_suffix(spec["verb"], spec["request"]),
+                    staging_suffix("query", {}),
+                    staging_suffix("follow", {}),
+                )
             )
             spec = {**spec, "run_as": run_as, "staging": staging}
-            make_way(Path(spec["staging"]), run_as)
+            remove_foreign(Path(spec["staging"]), run_as)
             settings = {
                 **database["settings"],
                 "engine": engine,
@@ -79,7 +83,7 @@ async def run_worker(
             children.append(await _start("engine", there, settings, run_as))
         elif answer is not None:
             settings = {**spec["database"]["settings"], "engine": engine, "staging": NOWHERE}
-            children.append(await _start("question", there, settings, reader(may_become_others())))
+            children.append(await _start("question", there, settings, question_uid(may_become_others())))
         kept = () if answer is None else (answer.fileno(),)
         children.insert(0, await _start("repository", here, spec, os.geteuid(), kept))
         here.close()
@@ -90,7 +94,7 @@ async def run_worker(
             answer = None
         return result
     except SourceDenied as error:
-        raise without_power(error, spec) from None
+        raise explain_missing_setuid(error, spec) from None
     finally:
         if answer is not None:
             answer.close()

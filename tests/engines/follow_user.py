@@ -158,7 +158,7 @@ def checkpoint(path, options):
 
 
 class Shelf:
-    """A flow.Ship that keeps everything in a file of pickles, each written by one call, until told to stop."""
+    """A flow.LogSink that keeps everything in a file of pickles, each written by one call, until told to stop."""
 
     def __init__(self, file):
         self.file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

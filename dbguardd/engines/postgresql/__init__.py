@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Probe, Progress, Query, Snapshots
+from dbguardd.engines.base import Engine, Examination, Probe, Progress, ProofQuery, Snapshots
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     address_of,
@@ -29,7 +29,6 @@ from dbguardd.engines.postgresql.content import Content, Stored
 from dbguardd.engines.postgresql.dump import Contents, Dumper, Part, fits_nothing, left_out, stream_of
 from dbguardd.engines.postgresql.dump_files import write_files
 from dbguardd.engines.postgresql.look import probe
-from dbguardd.engines.postgresql.past import PostgresqlPast
 from dbguardd.engines.postgresql.physical.archived import ArchivedLog
 from dbguardd.engines.postgresql.physical.delta_restore import PagesDeltaRestore
 from dbguardd.engines.postgresql.physical.follow import Pace, PagesLog
@@ -37,6 +36,7 @@ from dbguardd.engines.postgresql.physical.pages import Pages
 from dbguardd.engines.postgresql.physical.rebuild import Restored
 from dbguardd.engines.postgresql.physical.recovery_target import find_point
 from dbguardd.engines.postgresql.prove import examine
+from dbguardd.engines.postgresql.questions import PostgresqlQuestions
 from dbguardd.engines.postgresql.roles import meant, servers
 from dbguardd.engines.postgresql.snapshot import Held, holding, list_closed, list_databases, roles_of
 from dbguardd.engines.postgresql.tools import find_tools
@@ -65,8 +65,10 @@ def open_postgresql(settings: Mapping[str, Any]) -> Engine:
     )
     follow = ArchivedLog if settings.get("continuous") == "archive" else PagesLog
     log, snapshots = follow(address, str(settings["staging"]), pace), Postgresql(settings)
-    delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlPast(settings)
-    return Engine("postgresql", snapshots, log=log, reviving=past, delta_restore=delta, find=find_point)
+    delta, past = PagesDeltaRestore(snapshots.restored_over), PostgresqlQuestions(settings)
+    return Engine(
+        "postgresql", snapshots, log=log, server_questions=past, delta_restore=delta, find_restore_point=find_point
+    )
 
 
 class Postgresql:
@@ -102,7 +104,7 @@ class Postgresql:
         self._restored = self._ways[str(tree.facts.get("method", "dump"))]
         return self._restored.restore(tree, target, progress, places)
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         return self._restored.examine(target, queries, progress)
 
     def restored_over(self, target: Path, restored: Restored) -> None:
@@ -185,7 +187,7 @@ class PostgresqlDumps:
         write_files(tree, target, progress, address_of(self._url))
         return []
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         only = self._where()[1] if self._url else ""
         return examine(target, self._staging, queries, progress, only)
 

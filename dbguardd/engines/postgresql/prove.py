@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Progress, Query, judge
+from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery, judge
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.connect import Connection
 from dbguardd.engines.postgresql.content import Content
@@ -60,7 +60,7 @@ _ERROR = re.compile(
 def examine(
     target: Path,
     staging: Path,
-    queries: Sequence[Query],
+    queries: Sequence[ProofQuery],
     progress: Progress,
     default_database: str,
     *,
@@ -176,7 +176,7 @@ def errors_of(said: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------ proof queries
 
 
-def _ask_all(sandbox: Sandbox, contents: Contents, queries: Sequence[Query], default: str) -> list[Finding]:
+def _ask_all(sandbox: Sandbox, contents: Contents, queries: Sequence[ProofQuery], default: str) -> list[Finding]:
     if not queries:
         return [Finding("proof queries", "not configured")]
     names = [part.database.name for part in contents.parts]
@@ -189,19 +189,19 @@ def only_of(names: Sequence[str]) -> str:
     return others[0] if len(others) == 1 else "postgres"
 
 
-def _ask(sandbox: Sandbox, query: Query, database: str, names: Sequence[str]) -> Finding:
+def _ask(sandbox: Sandbox, query: ProofQuery, database: str, names: Sequence[str]) -> Finding:
     if database not in names:
         return no_database(query, database)
     return ask(query, sandbox.ordinary(database))
 
 
-def no_database(query: Query, database: str) -> Finding:
+def no_database(query: ProofQuery, database: str) -> Finding:
     """Return the finding for a query whose database does not exist."""
     said = f"there is no database {database} in the backup: say which with `database`"
     return Finding(f"query: {query.sql}", "failed", said)
 
 
-def ask(query: Query, connecting: AbstractContextManager[Connection]) -> Finding:
+def ask(query: ProofQuery, connecting: AbstractContextManager[Connection]) -> Finding:
     """Run one query. Values of rows are not reported: findings are kept, logged, and shown to all who may read."""
     label = f"query: {query.sql}"
     try:

@@ -34,7 +34,7 @@ from dbguardd.engines.postgresql.connect import Address, connected, place_of, ro
 from dbguardd.engines.postgresql.physical.cluster import look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
 from dbguardd.engines.postgresql.physical.follow import FILES, STREAM, Pace, PagesLog, Server
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
 from dbguardd.engines.postgresql.physical.local import FOLLOWED
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, in_files, is_lowered
 from dbguardd.engines.postgresql.physical.other_servers import watching
@@ -44,7 +44,7 @@ from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import meant
 from dbguardd.errors import GuardError, LogBroken, Unsupported
 from dbguardd.facts import Turn
-from dbguardd.flow import Facts, Segment, Ship
+from dbguardd.flow import Facts, LogSink, Segment
 from dbguardd.places import PUSH_SOCKET
 
 _KEPT = 16
@@ -59,13 +59,13 @@ _PIECE = 1 << 20
 
 
 class ArchivedLog:
-    """The log of a cluster whose archiver waits until we have stored each file. Implements engines.base.Log."""
+    """The log of a cluster whose archiver waits until we have stored each file. Implements engines.base.LogSource."""
 
     def __init__(self, address: Address, staging: str, pace: Pace) -> None:
         self._address, self._pace = address, pace
         self._about, self._staging = place_of(address), staging
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         address = meant(self._address, self._about)
         with connected(address, about=self._about) as keeper, ExitStack() as stack:
             others = stack.enter_context(watching(self._address, self._about, self._pace.others_seconds))
@@ -77,7 +77,7 @@ class ArchivedLog:
             server = Server(address, self._about, keeper, cluster, slot, way.directory, others)
             taking = Taking(server, way.directory, ship, self._pace)
             if resume is not None:
-                server.check_not_left_behind(Place.read(resume))
+                server.check_not_left_behind(WalPosition.read(resume))
             because = "the log was not followed before" if resume is None else taking.lacks(resume)
             taking.begin(resume if not because else None, because)
             taking.look()
@@ -92,10 +92,10 @@ class ArchivedLog:
 class Taking:
     """The WAL files of one server on their way into the repository."""
 
-    def __init__(self, server: Server, directory: DataDirectory, ship: Ship, pace: Pace) -> None:
+    def __init__(self, server: Server, directory: DataDirectory, ship: LogSink, pace: Pace) -> None:
         self._server, self._ship, self._pace = server, ship, pace
         self._log, self._directory = server.cluster.log, directory
-        self._place = Place(round_of(server.cluster), 0, "")
+        self._place = WalPosition(round_of(server.cluster), 0, "")
         self._files = dict[str, str]()
         self._facts: Facts = {}
         self._seen = list[tuple[datetime, int, str]]()  # when, how far the log was written, the server's snapshot then
@@ -103,7 +103,7 @@ class Taking:
 
     def lacks(self, resume: Facts) -> str:
         """Return why the log cannot continue where the stored log ends; "" if it can."""
-        since = Place.read(resume)
+        since = WalPosition.read(resume)
         _, flushed = self._server.ends()
         if across(since.round) != across(self._place.round):
             return "a tablespace was made or dropped"
@@ -120,7 +120,7 @@ class Taking:
                 return "the server has another log than was stored of it"
         return self._lacks_files(since, since.position if left is None else min(since.position, left), flushed)
 
-    def _lacks_files(self, since: Place, at: int, flushed: int) -> str:
+    def _lacks_files(self, since: WalPosition, at: int, flushed: int) -> str:
         """Return why the server's files do not continue at `at`; "" if they do.
 
         `at` is the position of `since`, or the place where the server left that timeline if that comes first.
@@ -147,7 +147,7 @@ class Taking:
     def begin(self, resume: Facts | None, because: str) -> None:
         """Continue at a place, or begin a new log with the file that the server is writing now."""
         if resume is not None:
-            self._place, self._files = Place.read(resume), dict(resume.get(FILES) or {})
+            self._place, self._files = WalPosition.read(resume), dict(resume.get(FILES) or {})
             self._facts = {name: resume[name] for name in (*self._place.facts(), FILES) if name in resume}
             self._at = datetime.fromisoformat(str(resume["at"]))
             self._turn()
@@ -214,7 +214,7 @@ class Taking:
         while (left := self._server.left(self._place.timeline)) is not None and left <= self._place.position:
             since, timeline = self._place, self._server.after(self._place.timeline)
             turn = Turn(since.round, left, since.position, self._server.turned_at(timeline))
-            self._place = Place(round_of(self._server.cluster, timeline), left, "", (*since.turns, turn))
+            self._place = WalPosition(round_of(self._server.cluster, timeline), left, "", (*since.turns, turn))
 
     def _store(self) -> None:
         """Store the part of the next complete file that is not stored yet."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, major_of, no_answer, row, rows, shown, text, version_of
 from dbguardd.engines.postgresql.physical import configuration
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.typed import statements
 from dbguardd.errors import SourceDenied, SourceInvalid, Unsupported
 
@@ -63,7 +63,7 @@ class Cluster:
     bounded: bool  # whether the server limits how much WAL a slot keeps
     started: bytes  # when the server started: together with the system identifier it is unique
     standby: bool
-    log: Log
+    log: WalTimeline
     tablespaces: Mapping[str, tuple[bytes, str]]
     configuration: Mapping[str, str]
 
@@ -123,7 +123,7 @@ def look(connection: Connection, about: str, *, standby: bool = False) -> Cluste
         bounded,
         started,
         follows,
-        Log(system, timeline, segment),
+        WalTimeline(system, timeline, segment),
         spaces,
         configuration.outside(connection, os.fsdecode(directory)),
     )

@@ -66,7 +66,7 @@ def outside(connection: Connection, directory: str) -> dict[str, str]:
     return dict(sorted(found.items())[:_MOST_FILES])
 
 
-class Host(Protocol):
+class ConfigurationFiles(Protocol):
     """Reads configuration files on a host. What cannot be read counts as missing."""
 
     def read(self, path: str) -> bytes | None:
@@ -76,7 +76,7 @@ class Host(Protocol):
         """Return the names of the directories in a directory."""
 
 
-class Here:
+class LocalFiles:
     """The host that this process runs on."""
 
     def read(self, path: str) -> bytes | None:
@@ -95,7 +95,7 @@ class Here:
         return []
 
 
-class Asked:
+class ServerFiles:
     """The host of a server, read through its SQL functions."""
 
     def __init__(self, connection: Connection) -> None:
@@ -114,7 +114,7 @@ class Asked:
         return []
 
 
-def contents(files: Mapping[str, str], host: Host) -> Iterator[tuple[str, bytes | None]]:
+def contents(files: Mapping[str, str], host: ConfigurationFiles) -> Iterator[tuple[str, bytes | None]]:
     """Yield each directory (with None) and each file with its content. Missing and unreadable files are left out.
 
     If postgresql.conf itself is unreadable, nothing is yielded: no server starts with the rest. Directories beside
@@ -137,7 +137,7 @@ def _leads_below(name: str) -> bool:
     return "\0" not in name and not {"", ".", ".."}.intersection(name.split("/"))
 
 
-def _directories(files: Mapping[str, str], host: Host) -> set[str]:
+def _directories(files: Mapping[str, str], host: ConfigurationFiles) -> set[str]:
     found = {str(above) for name in files for above in PurePath(name).parents if above.name}
     if main := files.get(MAIN):
         found |= {f"{DIRECTORY}/{name}" for name in host.directories(os.path.dirname(main)) if "/" not in name}

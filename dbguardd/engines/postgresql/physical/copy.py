@@ -104,9 +104,9 @@ class Copy:
                     with member.opened() as file:
                         if file is not None and not recycled(member.path, file):
                             self._add(archive, member.path, file, os.fstat(file).st_size)
-            self._configuration(archive, configuration.Here())
+            self._configuration(archive, configuration.LocalFiles())
 
-    def _configuration(self, archive: TarWriter, host: configuration.Host) -> None:
+    def _configuration(self, archive: TarWriter, host: configuration.ConfigurationFiles) -> None:
         unread = dict(self._cluster.configuration)
         for name, content in configuration.contents(unread.copy(), host):
             if content is None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dbguardd.durable import sync_directory
-from dbguardd.engines.base import REPLACED, Present, Progress
+from dbguardd.engines.base import REPLACED, LiveState, Progress
 from dbguardd.engines.landing import outcome, outcomes
 from dbguardd.engines.postgresql.fresh import clear_left, durable
 from dbguardd.engines.postgresql.physical import resting
@@ -46,11 +46,11 @@ class PagesDeltaRestore:
     def __init__(self, adopt: Adopt) -> None:
         self._adopt, self._kept = adopt, ""
 
-    def present(self, live: Path, facts: Facts) -> Present:
+    def inspect(self, live: Path, facts: Facts) -> LiveState:
         where, found = self._look(live, ClusterFacts.read(facts))
         if found is None:
-            return Present(0, _free([str(where.parent)]), begun=False)
-        return Present(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
+            return LiveState(0, _free([str(where.parent)]), begun=False)
+        return LiveState(_size(found), _free(found.directories), begun=where.name.endswith(ASIDE))
 
     def check_unused(self, live: Path, facts: Facts) -> None:
         backup = ClusterFacts.read(facts)
@@ -58,7 +58,7 @@ class PagesDeltaRestore:
         if found is not None:
             resting.refuse_users(found, where, backup.service)
 
-    def keep(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
+    def save(self, live: Path, facts: Facts, sink: Sink, progress: Progress) -> Facts:
         backup = ClusterFacts.read(facts)
         where, found = self._look(live, backup)
         if found is None or where.name.endswith(ASIDE):
@@ -92,7 +92,7 @@ class PagesDeltaRestore:
         self._adopt(aside, replace(restored, live=str(live)))
         return aside
 
-    def put(self, live: Path) -> str:
+    def publish(self, live: Path) -> str:
         real = Path(os.path.realpath(live))
         aside = _aside(real)
         (aside / MANUAL).unlink(missing_ok=True)

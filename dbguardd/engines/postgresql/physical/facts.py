@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbguardd.engines.postgresql.physical.history import Place
-from dbguardd.engines.postgresql.physical.segments import Log, format_lsn, parse_lsn
+from dbguardd.engines.postgresql.physical.history import WalPosition
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, format_lsn, parse_lsn
 from dbguardd.errors import Damaged, LogBroken
-from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.facts import Target
 from dbguardd.flow import LOG, Facts
 
@@ -24,8 +24,8 @@ class Moment:
     """The log that a moment needs on top of its backup: the stream that holds it, its ends, and the target in it."""
 
     stream: str
-    since: Place
-    until: Place
+    since: WalPosition
+    until: WalPosition
     target: Target
 
     @property
@@ -37,7 +37,7 @@ class Moment:
     def read(cls, value: Facts) -> Moment:
         """Read the fact `moment` of a tree. Raises Damaged, with the fact LOG."""
         with _damaged("the log that goes on from the backup is none of a cluster", {LOG: "moment"}):
-            since, until = Place.read(value["since"]), Place.read(value["until"])
+            since, until = WalPosition.read(value["since"]), WalPosition.read(value["until"])
             return cls(str(value["stream"]), since, until, Target.read(value["target"]))
 
 
@@ -79,9 +79,9 @@ class ClusterFacts:
         """How many bytes a restore writes."""
         return self.size_bytes + (self.moment.log_bytes if self.moment else 0)
 
-    def log(self) -> Log:
+    def log(self) -> WalTimeline:
         """Return the log that the backup contains."""
-        return Log(self.system, self.timeline, self.segment_bytes)
+        return WalTimeline(self.system, self.timeline, self.segment_bytes)
 
     def stored(self) -> Facts:
         """Return the stored form; see read()."""

@@ -28,7 +28,7 @@ from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Address, Connection, connected, place_of, rows, silent, text
 from dbguardd.engines.postgresql.physical.cluster import Cluster, look, tablespaces
 from dbguardd.engines.postgresql.physical.datadir import WAL, DataDirectory
-from dbguardd.engines.postgresql.physical.history import MOST_TURNS, Place, across, round_of
+from dbguardd.engines.postgresql.physical.history import MOST_TURNS, WalPosition, across, round_of
 from dbguardd.engines.postgresql.physical.lowered import LOWERED, was_lowered
 from dbguardd.engines.postgresql.physical.other_servers import Others, watching
 from dbguardd.engines.postgresql.physical.segments import PAGE, parse_lsn, turns_of
@@ -38,7 +38,7 @@ from dbguardd.engines.postgresql.physical.way import way_of
 from dbguardd.engines.postgresql.roles import each, left_behind, other_cluster, writing
 from dbguardd.errors import GuardError, LogBroken, NoSpace, SourceInvalid, SourceReplaced, Unsupported
 from dbguardd.facts import Turn
-from dbguardd.flow import Facts, Segment, Ship
+from dbguardd.flow import Facts, LogSink, Segment
 
 STREAM = "log"
 """The name of the stream from which a restore reads the log."""
@@ -71,13 +71,13 @@ class Pace:
 
 
 class PagesLog:
-    """The log of a cluster that is backed up by its pages. Implements engines.base.Log."""
+    """The log of a cluster that is backed up by its pages. Implements engines.base.LogSource."""
 
     def __init__(self, address: Address, staging: str, pace: Pace) -> None:
         self._address, self._pace = address, pace
         self._about, self._slot = place_of(address), name_of(staging)
 
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
+    def follow(self, ship: LogSink, resume: Facts | None) -> None:
         try:
             address = writing(self._address, self._about)
         except SourceReplaced:
@@ -92,7 +92,7 @@ class PagesLog:
                 directory = stack.enter_context(way_of(keeper, cluster)).directory
                 server = Server(address, self._about, keeper, cluster, slot, directory, others)
                 if resume is not None:
-                    server.check_not_left_behind(Place.read(resume))
+                    server.check_not_left_behind(WalPosition.read(resume))
                 check_bound(keeper, None if directory is None else directory.free_for_log(), slot, self._about)
                 with streaming(address, self._about):
                     became = slot.take()  # only after a replication connection was accepted
@@ -110,13 +110,13 @@ class PagesLog:
                 with suppress(GuardError), connected(other, about=self._about) as keeper:
                     Slot(keeper, self._slot).drop()
 
-    def _follow(self, server: Server, became: str, ship: Ship, resume: Facts | None) -> NoReturn:
+    def _follow(self, server: Server, became: str, ship: LogSink, resume: Facts | None) -> NoReturn:
         """Continue where the stored log ends, if the server has all WAL since; otherwise begin a new log now."""
         because = "the log was not followed before"
         if resume is not None and FILES in resume:
             because = "its files were archived before, and nothing has held it since"
         elif resume is not None:
-            because = self._go_on(server, ship, Place.read(resume), datetime.fromisoformat(str(resume["at"])))
+            because = self._go_on(server, ship, WalPosition.read(resume), datetime.fromisoformat(str(resume["at"])))
         if resume is not None and became:
             because += f" ({became})"
         with streaming(server.address, self._about) as stream:
@@ -126,7 +126,7 @@ class PagesLog:
             follower.run(at)
         raise LogBroken(f"{self._about}: its log has ended")
 
-    def _go_on(self, server: Server, ship: Ship, since: Place, at: datetime) -> str:
+    def _go_on(self, server: Server, ship: LogSink, since: WalPosition, at: datetime) -> str:
         """Continue from a place, along one timeline after the other, forever. Return why if that is impossible."""
         begun = False
         if server.was_lowered(since, lambda: ship.reached(None)):
@@ -208,14 +208,14 @@ class Server:
         with replicating(self.address, self.about) as connection:
             return turns_of(history(connection, log.timeline).decode(errors="replace"))
 
-    def was_lowered(self, since: Place, alive: Alive) -> bool:
+    def was_lowered(self, since: WalPosition, alive: Alive) -> bool:
         """Return whether wal_level was minimal at some time after a place, if the slot does not cover that time."""
         held, segment = self.slot.since(), self.cluster.log.segment
         if held is not None and held <= since.position:
             return False
         return was_lowered(self.address, self.about, segment, self._behind(since), alive)
 
-    def _behind(self, since: Place) -> Iterator[tuple[int, int, int]]:
+    def _behind(self, since: WalPosition) -> Iterator[tuple[int, int, int]]:
         """Yield the parts of its log after a place: timeline, start, end."""
         at = since.position
         for timeline, left in (*self._turns(), (self.cluster.log.timeline, self.ends()[1])):
@@ -229,7 +229,7 @@ class Server:
         found = rows(self.keeper, _WRITTEN, self.cluster.log.on(timeline).history)
         return next((at for (at,) in found), datetime.now(UTC)).isoformat()
 
-    def check_not_left_behind(self, since: Place) -> None:
+    def check_not_left_behind(self, since: WalPosition) -> None:
         """Raise SourceReplaced if the server is of another cluster, or behind the timeline of the stored log."""
         system, timeline = since.round.split("/")[0], self.cluster.log.timeline
         if system != str(self.cluster.log.system):
@@ -266,17 +266,17 @@ class Server:
 class Follower:
     """One stream of the log, along one timeline, on its way into the repository."""
 
-    def __init__(self, stream: Stream, server: Server, ship: Ship, pace: Pace) -> None:
+    def __init__(self, stream: Stream, server: Server, ship: LogSink, pace: Pace) -> None:
         self._stream, self._server, self._ship, self._pace = stream, server, ship, pace
-        self._place = Place(round_of(server.cluster), 0, "")
+        self._place = WalPosition(round_of(server.cluster), 0, "")
         self._end: int | None = None  # where the server left this timeline; None while it is on it
-        self._turned: Place | None = None  # where the stored log ends, if that is on the timeline before
+        self._turned: WalPosition | None = None  # where the stored log ends, if that is on the timeline before
         self._tail = b""  # the bytes before the place
         self._waits = bytearray()  # the bytes after it that were received
         self._at = datetime.now(UTC)  # everything committed by then was stored
         self._rest = 0  # the write position when no more came in time: nothing committed lies there
 
-    def lacks(self, since: Place) -> str:
+    def lacks(self, since: WalPosition) -> str:
         """Start where the stored log ends; return why that is impossible, or "".
 
         If the server left the timeline of that place at or before it, start along the next timeline.
@@ -299,16 +299,16 @@ class Follower:
         except errors.UndefinedFile:
             return "the server has removed a part of its log before it was stored"
 
-    def _turn(self, since: Place, left: int) -> str:
+    def _turn(self, since: WalPosition, left: int) -> str:
         """Start along the next timeline, from where the timeline of `since` was left."""
         timeline = self._server.after(since.timeline)
         turns = (*since.turns, Turn(since.round, left, since.position, self._server.turned_at(timeline)))
-        self._place = Place(round_of(self._server.cluster, timeline), 0, "", turns)
+        self._place = WalPosition(round_of(self._server.cluster, timeline), 0, "", turns)
         self._end, self._turned = self._server.left(timeline), since
         self.start(left)
         return ""
 
-    def start(self, at: int) -> Place:
+    def start(self, at: int) -> WalPosition:
         """Start streaming at a position; return that place, with the digest of the bytes before it on the server."""
         first = self._first(at)
         self._stream.start(self._server.slot.name, self._place.timeline, first)
@@ -333,7 +333,7 @@ class Follower:
         self._place = replace(self._place, position=position, check=check)
         return part
 
-    def run(self, at: datetime) -> Place:
+    def run(self, at: datetime) -> WalPosition:
         """Store what arrives. Return where the timeline ends if the server has left it; otherwise run forever.
 
         Everything committed by `at` lies before the starting place.

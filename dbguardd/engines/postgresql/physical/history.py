@@ -20,7 +20,7 @@ MOST_TURNS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WalPosition:
     """A place in the log of a cluster (`round`: see round_of), a digest of the bytes before it, and its turns."""
 
     round: str
@@ -39,7 +39,7 @@ class Place:
         return {**told, TURNS: [[t.round, t.left, t.stored, t.at] for t in self.turns]} if self.turns else told
 
     @classmethod
-    def read(cls, facts: Facts) -> Place:
+    def read(cls, facts: Facts) -> WalPosition:
         """Read what facts() returned. A place stored by another engine belongs to no cluster."""
         return cls(str(facts["round"]), int(facts["position"]), str(facts.get("check")), turns_in(facts))
 
@@ -83,12 +83,12 @@ def across(round: str) -> tuple[str, str]:
     return system, rest.partition("/")[2]
 
 
-def stretches(since: Place, until: Place) -> Sequence[Stretch]:
+def stretches(since: WalPosition, until: WalPosition) -> Sequence[Stretch]:
     """Return the parts of the log between two places, in the order in which their bytes are stored."""
     return tuple(_stretches(since, until))
 
 
-def _stretches(since: Place, until: Place) -> Iterator[Stretch]:
+def _stretches(since: WalPosition, until: WalPosition) -> Iterator[Stretch]:
     at = since.position
     for turn in until.turns[len(since.turns) :]:
         yield Stretch(timeline_in(turn.round), at, turn.left, turn.stored)

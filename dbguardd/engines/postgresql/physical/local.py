@@ -161,7 +161,7 @@ def _way(address: Address) -> str:
 def _unread(connection: Connection, cluster: Cluster) -> str:
     """Return which of the server's configuration is in no backup, and how to fix that; "" if all of it is."""
     main = cluster.configuration.get(configuration.MAIN)
-    if main is None or configuration.Asked(connection).read(main) is not None:
+    if main is None or configuration.ServerFiles(connection).read(main) is not None:
         return ""
     ((role, *_),) = rows(connection, _FROM)
     mend = statements(connection, *(grant.format(in_one_line(role)) for grant in _READS))

@@ -20,7 +20,7 @@ from dbguardd.engines.postgresql.connect import Address, Connection, connect, no
 from dbguardd.engines.postgresql.physical.cluster import clock, waited
 from dbguardd.engines.postgresql.physical.datadir import DataDirectory
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log, label_start, let_go, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, label_start, let_go, parse_lsn
 from dbguardd.engines.postgresql.physical.slot import Slot, check_room
 from dbguardd.errors import GuardError, ServerUnreachable, SourceChanged
 
@@ -164,7 +164,7 @@ class Ended:
 class BackupMode:
     """Backup mode of one backup. Its slot holds WAL from hold() on; it is temporary, so the server drops it with us."""
 
-    def __init__(self, keeper: Connection, log: Log, *, standby: bool = False) -> None:
+    def __init__(self, keeper: Connection, log: WalTimeline, *, standby: bool = False) -> None:
         self._keeper, self._log, self._standby = keeper, log, standby
         self._slot = ""
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Examination, Probe, Progress, Query
+from dbguardd.engines.base import Examination, Probe, Progress, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.postgresql.connect import (
     Address,
@@ -57,7 +57,7 @@ from dbguardd.errors import (
     SourceMissing,
     Unsupported,
 )
-from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.flow import Facts, Sink, Tree
 
 MOST_DATABASES = 64
@@ -324,7 +324,7 @@ class Pages:
         lost, self.restored[target] = rebuild(tree, target, places or {}, progress)
         return lost
 
-    def examine(self, target: Path, queries: Sequence[Query], progress: Progress) -> Examination:
+    def examine(self, target: Path, queries: Sequence[ProofQuery], progress: Progress) -> Examination:
         restored = self.restored.pop(target, None)
         if restored is None:
             raise SourceMissing(f"{target}: nothing was restored there by this job", detail="a cluster is proven once")

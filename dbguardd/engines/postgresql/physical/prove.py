@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 
-from dbguardd.engines.base import Examination, Finding, Progress, Query
+from dbguardd.engines.base import Examination, Finding, Progress, ProofQuery
 from dbguardd.engines.fingerprint import Fingerprint
 from dbguardd.engines.postgresql.child import Alive, run
 from dbguardd.engines.postgresql.confine import landlock
@@ -68,7 +68,9 @@ SELECT xid FROM (
 """
 
 
-def prove(target: Path, restored: Restored, queries: Sequence[Query], database: str, progress: Progress) -> Examination:
+def prove(
+    target: Path, restored: Restored, queries: Sequence[ProofQuery], database: str, progress: Progress
+) -> Examination:
     """Recover the cluster at `target` and report what is found in it. Raises an error if no server can be started."""
 
     def alive(step: str = "recover") -> None:
@@ -248,7 +250,7 @@ def _in_doubt(connections: Mapping[bytes, Connection], snapshots: Mapping[str, s
     return ""
 
 
-def _examined(server: Server, queries: Sequence[Query], database: str, alive: Alive) -> Iterator[Finding]:
+def _examined(server: Server, queries: Sequence[ProofQuery], database: str, alive: Alive) -> Iterator[Finding]:
     """Yield findings about the structure of each database, and about the proof queries."""
     for name in _databases(server):
         try:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from dbguardd.engines.base import Finding, Query
+from dbguardd.engines.base import Finding, ProofQuery
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Connection, connected
 from dbguardd.engines.postgresql.meaning import refused
 from dbguardd.engines.postgresql.physical.check import LOCK_MILLISECONDS
@@ -32,7 +32,7 @@ Superuser = Callable[[str], AbstractContextManager[Connection]]
 
 
 def ask_all(
-    server: Server, queries: Sequence[Query], database: str, names: Sequence[str], superuser: Superuser
+    server: Server, queries: Sequence[ProofQuery], database: str, names: Sequence[str], superuser: Superuser
 ) -> Iterator[Finding]:
     """Yield the finding of each query. One that names no database goes to `database`, or to the only user database."""
     for query in queries:

@@ -120,7 +120,7 @@ def _relation(tree: Tree, name: str, work: Path, *, over: bool) -> int:
     anew = 0 if over else os.O_EXCL
     file = os.open(work / name, os.O_RDWR | os.O_CREAT | anew | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        return tree.deliver(name, file, over=over)
+        return tree.deliver(name, file, delta=over)
     finally:
         os.close(file)
 

@@ -37,7 +37,7 @@ from dbguardd.engines.postgresql.physical.datadir import (
 )
 from dbguardd.engines.postgresql.physical.mode import BackupMode, Ended
 from dbguardd.engines.postgresql.physical.replayed import replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.physical.sent import Entry, Sent
 from dbguardd.engines.postgresql.physical.stream import Stream, history, replicating
 from dbguardd.engines.postgresql.physical.tarred import TarWriter, written
@@ -106,7 +106,7 @@ class Received(Copy):
             for path in self._skipped:
                 self.directory.leave(path, self._cluster.directory)
             with ExitStack() as stack:  # an error drops a session's temporary slots, so the keeper is not used for this
-                self._configuration(archive, configuration.Asked(source.session(stack)))
+                self._configuration(archive, configuration.ServerFiles(source.session(stack)))
             archive.end()
             small.seek(0)
             with self._sink.write(FILES) as out:
@@ -241,7 +241,7 @@ def _in_room(room: Path) -> Iterator[None]:
         raise of_file(f"{room}: what the server sends cannot be written there", error) from error
 
 
-def _in_files(log: Log, at: int, data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
+def _in_files(log: WalTimeline, at: int, data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
     """Split received WAL by file: yield each file's name, the offset in it, and the bytes."""
     while data:
         offset = at % log.segment

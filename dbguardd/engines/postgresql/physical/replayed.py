@@ -17,7 +17,7 @@ from typing import cast
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import Connection, row, text
 from dbguardd.engines.postgresql.physical.records import Record, Records
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 from dbguardd.errors import SourceChanged
 
 _PATIENCE_SECONDS = 45.0  # an idle primary reports its position every 30 seconds by default
@@ -52,7 +52,7 @@ def replayed(keeper: Connection) -> tuple[int, int]:
     return parse_lsn(text(done)), parse_lsn(text(there))
 
 
-def last_record(records: Records, log: Log, start: int, end: int) -> Record:
+def last_record(records: Records, log: WalTimeline, start: int, end: int) -> Record:
     """Return the record that ends where replay has come to. Raises SourceChanged if there is none."""
     found = records.last(near(log, start, end), end) or records.last(start, end)
     if found is None:
@@ -60,7 +60,7 @@ def last_record(records: Records, log: Log, start: int, end: int) -> Record:
     return found
 
 
-def near(log: Log, start: int, end: int) -> int:
+def near(log: WalTimeline, start: int, end: int) -> int:
     """Return a place, not before `start`, from which the records before `end` can be read.
 
     It is in the same file: the file before may have been ended early, and reading stops in its empty rest.

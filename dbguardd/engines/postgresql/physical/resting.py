@@ -23,7 +23,7 @@ from dbguardd.engines.postgresql.physical.cluster import Cluster
 from dbguardd.engines.postgresql.physical.copy import Copy, now
 from dbguardd.engines.postgresql.physical.datadir import CONTROL, TABLESPACES, DataDirectory
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
-from dbguardd.engines.postgresql.physical.segments import Log
+from dbguardd.engines.postgresql.physical.segments import WalTimeline
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import GuardError, SourceInvalid, TargetInUse
 from dbguardd.flow import Facts, Sink
@@ -138,7 +138,7 @@ def keep(resting: Resting, sink: Sink, facts: ClusterFacts, progress: Progress) 
 
     All files are read: one damaged on disk has its old timestamps, and may be the reason for the restore.
     """
-    log = Log(resting.system, resting.timeline, facts.segment_bytes)
+    log = WalTimeline(resting.system, resting.timeline, facts.segment_bytes)
     spaces = {oid: (facts.tablespaces.get(oid, (oid, ""))[0], place) for oid, place in resting.spaces.items()}
     opened = DataDirectory(str(resting.data), resting.spaces, resting.version_directory, resting=True)
     with closing(opened) as directory:

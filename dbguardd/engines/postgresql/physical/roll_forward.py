@@ -21,13 +21,13 @@ from typing import BinaryIO
 from dbguardd.engines.postgresql.physical.copy import Tell
 from dbguardd.engines.postgresql.physical.datadir import WAL
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts, Moment
-from dbguardd.engines.postgresql.physical.history import Place, Stretch, across, stretches, timeline_in
+from dbguardd.engines.postgresql.physical.history import Stretch, WalPosition, across, stretches, timeline_in
 from dbguardd.engines.postgresql.physical.records import Records
 from dbguardd.engines.postgresql.physical.recovery_target import Part, ending, wrong
-from dbguardd.engines.postgresql.physical.segments import PAGE, Log, format_lsn
+from dbguardd.engines.postgresql.physical.segments import PAGE, WalTimeline, format_lsn
 from dbguardd.engines.postgresql.physical.tarred import written
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.facts import Place as LogPlace
+from dbguardd.facts import LogPosition as LogPlace
 from dbguardd.flow import Tree
 
 _PIECE = 1 << 20
@@ -67,7 +67,7 @@ def roll_forward(tree: Tree, facts: ClusterFacts, moment: Moment, work: Path, te
     return replace(ended, timeline=path[reached].timeline)
 
 
-def _path(base: LogPlace | None, since: Place, until: Place) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
+def _path(base: LogPlace | None, since: WalPosition, until: WalPosition) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
     """Return the parts of the log that come before the backup's timeline, and those from it to the moment."""
     if base is None or base.end is None:
         raise wrong("it does not say where a log goes on from it")
@@ -108,7 +108,7 @@ def _write(source: BinaryIO, files: Files, part: Stretch, tell: Tell) -> None:
 class Files:
     """Writes a log into WAL files, from a place on. `known`: the range in which it must equal the backup's own log."""
 
-    def __init__(self, directory: Path, log: Log, at: int, known: tuple[int, int]) -> None:
+    def __init__(self, directory: Path, log: WalTimeline, at: int, known: tuple[int, int]) -> None:
         self._directory, self._log, self.at, self._known = directory, log, at, known
         self._file, self._name = -1, ""
 

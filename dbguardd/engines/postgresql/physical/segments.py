@@ -34,7 +34,7 @@ def format_lsn(at: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class WalTimeline:
     """Identifies a log: its cluster, timeline, and file size in bytes."""
 
     system: int
@@ -46,7 +46,7 @@ class Log:
         """The name of the timeline history file; "" for the first timeline."""
         return f"{self.timeline:08X}.history" if self.timeline > 1 else ""
 
-    def on(self, timeline: int) -> Log:
+    def on(self, timeline: int) -> WalTimeline:
         """Return the log of the same cluster on another timeline."""
         return replace(self, timeline=timeline)
 
@@ -61,7 +61,7 @@ class Log:
             yield self.name(start), start
 
 
-def open_segment(directory: DataDirectory, log: Log, name: str, start: int) -> int:
+def open_segment(directory: DataDirectory, log: WalTimeline, name: str, start: int) -> int:
     """Open a WAL file and check that its header matches its name. Raises LogBroken if it is gone or does not match."""
     try:
         folder = os.open(WAL, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.file)
@@ -110,7 +110,7 @@ def recycled(path: str, file: int) -> bool:
     if name == path or not _FILE.fullmatch(name) or len(head) < _HEAD.size:
         return False
     _magic, _flags, timeline, at, _rest, system, segment, _page = _HEAD.unpack(head)
-    return not segment or Log(system, timeline, segment).name(at) != name
+    return not segment or WalTimeline(system, timeline, segment).name(at) != name
 
 
 def let_go(what: str, said: str = "") -> LogBroken:

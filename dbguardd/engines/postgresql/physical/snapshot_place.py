@@ -21,7 +21,7 @@ from dbguardd.engines.postgresql.connect import Connection, no_answer, row, text
 from dbguardd.engines.postgresql.physical.cluster import clock
 from dbguardd.engines.postgresql.physical.records import Record, Records
 from dbguardd.engines.postgresql.physical.replayed import near, quiet, replayed, replayed_at
-from dbguardd.engines.postgresql.physical.segments import Log, parse_lsn
+from dbguardd.engines.postgresql.physical.segments import WalTimeline, parse_lsn
 
 TRIES, _EACH = 40, 25
 _BACK = 1 << 20
@@ -110,7 +110,11 @@ def _is_commit(record: Record | None) -> bool:
 
 
 def find_replayed(
-    connections: Mapping[bytes, Connection], keeper: Connection, log: Log, known: tuple[int, int], records: Records
+    connections: Mapping[bytes, Connection],
+    keeper: Connection,
+    log: WalTimeline,
+    known: tuple[int, int],
+    records: Records,
 ) -> Placed | None:
     """Take a snapshot of each database of a standby, as find() does; see replayed.
 

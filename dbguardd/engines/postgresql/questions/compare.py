@@ -13,10 +13,10 @@ from itertools import chain
 from typing import Any
 
 from dbguardd.engines.postgresql.connect import Connection
-from dbguardd.engines.postgresql.past.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
-from dbguardd.engines.postgresql.past.ready import bring, make_ready, understood
-from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, load, load_all, tables, with_large
+from dbguardd.engines.postgresql.questions.reading import INTEGERS, Meter, Reader, Row, encoded, plain, said
+from dbguardd.engines.postgresql.questions.ready import bring, make_ready, understood
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
+from dbguardd.engines.postgresql.questions.tables import Column, Table, known, load, load_all, tables, with_large
 from dbguardd.errors import SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 from dbguardd.flow import Facts
 
@@ -60,13 +60,13 @@ SELECT pg_catalog.textsend(kind || ' ' || name), kind, name, text FROM (
 class Side:
     """One of the two databases: a connection for names, and the source of connections for rows."""
 
-    past: Past
+    past: ScratchServer
     meter: Meter
     reader: Reader
     tables: dict[str, Table]
 
     @classmethod
-    def of(cls, past: Past, reader: Reader, meter: Meter) -> Side:
+    def of(cls, past: ScratchServer, reader: Reader, meter: Meter) -> Side:
         """Read the list of tables."""
         return cls(past, meter, reader, tables(reader))
 
@@ -103,7 +103,7 @@ class Side:
 
 
 def difference(older: Side, newer: Side, table: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     before, after = ({name: one for name, one in side.tables.items() if not one.partition} for side in (older, newer))
     names = sorted({*before, *after})
     if table:

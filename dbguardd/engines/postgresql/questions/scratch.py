@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dbguardd.engines.base import Progress, Revived
+from dbguardd.engines.base import Progress, ScratchRestore
 from dbguardd.engines.postgresql.child import Alive
 from dbguardd.engines.postgresql.connect import UNHAMPERED, Address, Connection, connect, connected, rows, shown
-from dbguardd.engines.postgresql.past.dumped import Dumped, fetch
 from dbguardd.engines.postgresql.physical.facts import ClusterFacts
 from dbguardd.engines.postgresql.physical.prove import recover, settings_for
 from dbguardd.engines.postgresql.physical.queries import READS, make_reader
 from dbguardd.engines.postgresql.physical.rebuild import Restored, fill
+from dbguardd.engines.postgresql.questions.dumped import Dumped, fetch
 from dbguardd.engines.postgresql.server import Server, room, throwaway
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.engines.postgresql.typed import running
@@ -38,7 +38,7 @@ _SHOWN, _TOLD = 20, 5
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ScratchServer:
     """A cluster of the past that answers: its server, and the unprivileged role for questions.
 
     With a `dump`, only the rows exist that have been loaded.
@@ -74,7 +74,7 @@ class Past:
             connection.close()
 
 
-class Revival:
+class ScratchRestores:
     """Clusters of the past that this job has restored. `live` is the address in the policy's url, if there is one."""
 
     def __init__(self, live: Address) -> None:
@@ -82,14 +82,14 @@ class Revival:
         self._restored: dict[Path, Restored] = {}
         self._dumps: dict[Path, Dumped] = {}
 
-    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
-        """See engines.base.Reviving."""
+    def restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
+        """See engines.base.ServerQuestions."""
         if tree.facts.get("method", "dump") == "dump":
             place.mkdir(mode=0o700)
             with written(place):
                 choose = partial(self._meant, database, about="")
                 self._dumps[place] = fetch(tree, place, choose, progress)
-            return Revived(place, database)
+            return ScratchRestore(place, database)
         facts = ClusterFacts.read(tree.facts)
         if not facts.superuser:
             raise Unsupported("no superuser of the cluster may log in, so nobody can be let in to look")
@@ -102,28 +102,28 @@ class Revival:
             restored = fill(tree, _cluster(place), _cluster(place), progress)
         recover(_cluster(place), tools, restored, lambda: progress("recover", 0, None))
         self._restored[place] = restored
-        return Revived(place, database)
+        return ScratchRestore(place, database)
 
     @contextmanager
-    def asked(self, revived: Revived, about: str, alive: Alive) -> Iterator[Past]:
+    def serve(self, revived: ScratchRestore, about: str, alive: Alive) -> Iterator[ScratchServer]:
         """Run the server of a restored cluster for the length of a block; then delete everything."""
-        bounded = {"temp_file_limit": f"{max(1, room(revived.place) >> 11)}kB", "lo_compat_privileges": "on"}
+        bounded = {"temp_file_limit": f"{max(1, room(revived.directory) >> 11)}kB", "lo_compat_privileges": "on"}
         try:
-            if (dump := self._dumps.pop(revived.place, None)) is not None:
+            if (dump := self._dumps.pop(revived.directory, None)) is not None:
                 user = dump.superuser
                 told = {**bounded, "track_functions": "pl"}  # see ready
                 with throwaway(dump.cluster, dump.tools, alive, user=user, settings=told) as server:
                     ours = pwd.getpwuid(os.geteuid()).pw_name  # a dump does not name a superuser
-                    yield Past(server, dump.reader, dump.part.database.name, self._live, ours, dump)
+                    yield ScratchServer(server, dump.reader, dump.part.database.name, self._live, ours, dump)
                 return
-            facts, cluster = self._restored.pop(revived.place).facts, _cluster(revived.place)
+            facts, cluster = self._restored.pop(revived.directory).facts, _cluster(revived.directory)
             tools, settings = find_tools("postgres", facts.major), {**settings_for(facts), **bounded}
             with throwaway(cluster, tools, alive, user=facts.superuser, settings=settings) as server:
                 yield self._let_in(server, revived.database, facts.superuser, about)
         finally:
-            shutil.rmtree(revived.place, ignore_errors=True)
+            shutil.rmtree(revived.directory, ignore_errors=True)
 
-    def _let_in(self, server: Server, database: str, user: str, about: str) -> Past:
+    def _let_in(self, server: Server, database: str, user: str, about: str) -> ScratchServer:
         """Create the role for questions. Raises Usage if it is unclear which database is meant."""
         address = {**server.address(), "options": _SETTINGS}
         with connected(address, "template1", about="throw-away server") as superuser:
@@ -136,7 +136,7 @@ class Revival:
                 b"ALTER ROLE ALL RESET session_preload_libraries",  # the new role may not set it, and must not get it
             ):
                 superuser.execute(statement, prepare=False)
-        return Past(server, role, named, self._live, user)
+        return ScratchServer(server, role, named, self._live, user)
 
     def _meant(self, database: str, names: Sequence[str], *, about: str) -> str:
         """Return the database to ask: the named one, else the one in the url, else the only user database.

@@ -7,24 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Answer, Bounds, Progress, Revived
+from dbguardd.engines.base import Answer, Bounds, Progress, ScratchRestore
 from dbguardd.errors import Damaged, GuardError, KeyRefused, ObjectMissing, WorkerDied, from_problem
 from dbguardd.flow import Facts, Pages, Tree
 from dbguardd.serialize import to_json
 from dbguardd.worker.channel import Channel, Object, problem_of
 from dbguardd.worker.remote import RemoteEngine
 
-Asked = Pages | Revived
+Asked = Pages | ScratchRestore
 
 _SLACK_BYTES = 1 << 20
 _COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed", "listed")
 
 
-class RemotePast:
-    """The Past protocol over a Channel. The other half is not trusted, neither about damage nor the size of its answer.
+class RemoteQuestions:
+    """The Questions protocol over a Channel. The other half is trusted neither about damage nor about size.
 
     The facts of an answer are kept with the job, so only the expected form is accepted: they contain no row. The
-    arguments are Pages if the other half is a question half, and what revive() returned if it is an engine half.
+    arguments are Pages if the other half is a question half, and what scratch_restore() returned if it is an engine
+    half.
     """
 
     def __init__(self, channel: Channel, engine: RemoteEngine) -> None:
@@ -32,11 +33,11 @@ class RemotePast:
         self._failed: GuardError | None = None
         self._names = set[str]()
 
-    def revive(self, tree: Tree, place: Path, database: str, progress: Progress) -> Revived:
+    def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
         """Restore what questions about a database need."""
-        self._engine.call("revive", {"place": str(place), "database": database}, progress, tree=tree)
+        self._engine.call("scratch_restore", {"place": str(place), "database": database}, progress, tree=tree)
         self._names |= {database, *(tree.facts.get("snapshots") or ())} - {""}
-        return Revived(place, database)
+        return ScratchRestore(place, database)
 
     def query(self, asked: Asked, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         """Answer one SELECT."""
@@ -73,9 +74,10 @@ class RemotePast:
         self, name: str, args: Mapping[str, Any], asked: Sequence[Asked], bounds: Bounds, answer: Answer
     ) -> Object:
         told = [
-            [str(one.place), one.database] if isinstance(one, Revived) else [one.size, one.page_size] for one in asked
+            [str(one.directory), one.database] if isinstance(one, ScratchRestore) else [one.size, one.page_size]
+            for one in asked
         ]
-        pages = [one for one in asked if not isinstance(one, Revived)]
+        pages = [one for one in asked if not isinstance(one, ScratchRestore)]
         self._failed = None
         self._channel.send({"call": name, "args": {**args, "asked": told, "bounds": to_json(bounds)}})
         left = bounds.bytes + _SLACK_BYTES

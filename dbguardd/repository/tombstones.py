@@ -1,10 +1,10 @@
-"""Tombs: what is about to be deleted, and since when. The first phase of the sweep, and what writers look at.
+"""Tombs: what is to be deleted, and since when. They are the first phase of the sweep, and writers look at them.
 
-A backup's tomb makes it invisible at once. A pack's tomb is only a warning: the pack stays for the grace that the tomb
-names, and a sweep looks again at every backup before it deletes the pack. In the meantime a writer that inherits packs
-from its parent, or someone who recalls a backup, may rely on a doomed pack only while its tomb is younger than the
-grace less a margin; the manifest is then there before any sweep makes up its mind. tests/repository/test_gc_model.py
-goes through all interleavings of this, and shows that each of the conditions is needed.
+The tomb of a backup makes it invisible at once. The tomb of a pack is only a warning: the pack stays for the grace that
+the tomb names, and a sweep checks every backup again before it deletes the pack. A writer that inherits packs from its
+parent, or a recall of a backup, may rely on a doomed pack only while its tomb is younger than the grace less a margin;
+then the manifest exists before any sweep decides. tests/repository/test_gc_model.py tries all interleavings, and shows
+that each of these conditions is needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PER_TOMB = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Tomb:
-    """One tomb: of `backup`, or of `packs`. Time zero is `stored_at`, by the storage's clock."""
+class Tombstone:
+    """One tomb: of `backup`, or of `packs`. Its age counts from `stored_at`, by the storage's clock."""
 
     name: str
     stored_at: datetime
@@ -37,11 +37,11 @@ class Tomb:
     pulse: Pulse
     backup: str
     packs: frozenset[str]
-    grace: timedelta  # of packs; the grace of a backup is the sweep's
+    grace: timedelta  # of packs; for a backup the sweep's grace applies
     reasons: tuple[str, ...]
 
     def over(self, now: datetime, pulse: Pulse, grace: timedelta) -> bool:
-        """Tell whether the grace is over by every clock there is. Raises ClockDoubt where they disagree."""
+        """Return whether the grace is over by every available clock. Raises ClockDoubt if they disagree."""
         longest = max(grace, self.grace)
         if now - max(self.stored_at, self.at) < longest:
             return False
@@ -55,11 +55,11 @@ class Tomb:
         return True
 
 
-def tomb_of(record: Record) -> Tomb:
-    """Read a tomb. Raises Damaged if the record is none."""
+def tombstone_of(record: Record) -> Tombstone:
+    """Parse a tomb. Raises Damaged if the record is none."""
     body = record.body
     try:
-        return Tomb(
+        return Tombstone(
             record.name,
             record.stored_at,
             moment(body["at"]),
@@ -73,16 +73,16 @@ def tomb_of(record: Record) -> Tomb:
         raise Damaged(f"{record.name}: not a tomb of this format", detail=repr(error)) from error
 
 
-def bury_backup(records: Records, backup: str, reasons: Iterable[str], now: datetime, pulse: Pulse) -> None:
+def put_backup_tombstone(records: Records, backup: str, reasons: Iterable[str], now: datetime, pulse: Pulse) -> None:
     """Write the tomb of a backup."""
     body = {"backup": backup, "reasons": list(reasons), **_when(now, pulse)}
     records.put(records.keyring.root, "tomb", backup, body)
 
 
-def bury_packs(
+def put_pack_tombstones(
     records: Records, packs: Iterable[str], grace: timedelta, *, now: datetime, pulse: Pulse, randomness: Randomness
 ) -> None:
-    """Write tombs for packs, a few thousand to a tomb. `now` is the storage's time."""
+    """Write tombs for packs, up to PER_TOMB in each. `now` is the storage's time."""
     names = sorted(packs)
     for start in range(0, len(names), PER_TOMB):
         body = {
@@ -97,20 +97,20 @@ def _when(now: datetime, pulse: Pulse) -> Mapping[str, Any]:
     return {"at": rfc3339(now), "boot": pulse.boot, "uptime_seconds": round(pulse.seconds, 3)}
 
 
-def standing(records: Records) -> Iterator[Tomb]:
+def tombstones(records: Records) -> Iterator[Tombstone]:
     """Yield the tombs that open, oldest name first."""
-    return (tomb_of(record) for record in records.readable("tomb"))
+    return (tombstone_of(record) for record in records.readable("tomb"))
 
 
-def rely_on(
+def check_packs_stay(
     storage: Storage, records: Records, packs: AbstractSet[str], storage_now: Callable[[], datetime], backup: Backup
 ) -> None:
     """Check that the manifest of `backup`, which needs `packs`, may be published within the margin from now.
 
-    Tombs are read before packs are listed: a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
+    Tombs are read before packs are listed, because a sweep deletes a tomb after its packs. Raises Busy, ObjectMissing.
     """
     what, full = f"{backup.database}: backup {backup.id}", f"dbguardctl backup {backup.database} --full"
-    for tomb in list(standing(records)):
+    for tomb in list(tombstones(records)):
         doomed = packs & tomb.packs
         if doomed and storage_now() - tomb.stored_at >= tomb.grace - margin(tomb.grace):
             raise Busy(

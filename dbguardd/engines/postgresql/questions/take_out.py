@@ -10,10 +10,10 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.child import tool
 from dbguardd.engines.postgresql.connect import shown
-from dbguardd.engines.postgresql.past.dumped import Dumped
-from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
-from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import Table, known, literal, load, owned, tables, with_large
+from dbguardd.engines.postgresql.questions.dumped import Dumped
+from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
+from dbguardd.engines.postgresql.questions.tables import Table, known, literal, load, owned, tables, with_large
 from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
 from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
@@ -30,8 +30,8 @@ _PARTITIONS = (
 )
 
 
-def table(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+def table(past: ScratchServer, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
+    """See engines.base.Questions."""
     if form not in ("sql", "csv"):
         raise Usage(f"{meter.about}: a table comes as sql or csv, not as {form}")
     if name.endswith(_ALL):
@@ -47,7 +47,7 @@ def table(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Fac
     return {**facts, "large_objects": large} if large else facts
 
 
-def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
+def _schema(past: ScratchServer, reader: Reader, name: str, form: str, meter: Meter) -> Facts:
     """Write everything in a schema, including what is no table."""
     names = [said(one) for (one,) in reader.rows(_SCHEMAS)]
     if name not in names or form != "sql":
@@ -68,7 +68,7 @@ def _schema(past: Past, reader: Reader, name: str, form: str, meter: Meter) -> F
     return {"rows": _copied(_written(past, words, meter), meter), "triggers": 0}
 
 
-def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
+def _csv(past: ScratchServer, reader: Reader, table: Table, meter: Meter) -> Facts:
     load(past, table.number, meter)
     columns = ", ".join(one.quoted for one in table.columns)
     if not columns:
@@ -81,7 +81,7 @@ def _csv(past: Past, reader: Reader, table: Table, meter: Meter) -> Facts:
     return {"rows": lines - 1, "triggers": 0}
 
 
-def _sql(reader: Reader, table: Table, past: Past, meter: Meter) -> Facts:
+def _sql(reader: Reader, table: Table, past: ScratchServer, meter: Meter) -> Facts:
     """Write the whole definition of the table; its rows are inserted before its triggers are created."""
     if past.dump is not None:
         return _out_of_dump(past, past.dump, reader, table, meter)
@@ -100,13 +100,13 @@ def _of(reader: Reader, table: Table) -> list[str]:
     return [f"--table={one}" for one in wanted]
 
 
-def _dumped(past: Past, words: Sequence[str], meter: Meter) -> Iterator[bytes]:
+def _dumped(past: ScratchServer, words: Sequence[str], meter: Meter) -> Iterator[bytes]:
     """Yield the output of pg_dump for the database."""
     tools = find_tools("pg_dump", past.server.tools.major, need="a table is written by it")
     yield from _written(past, [tools.path("pg_dump"), *words], meter, f"--dbname={make_conninfo('', **past.address())}")
 
 
-def _written(past: Past, words: Sequence[str], meter: Meter, *more: str) -> Iterator[bytes]:
+def _written(past: ScratchServer, words: Sequence[str], meter: Meter, *more: str) -> Iterator[bytes]:
     with tool([*words, "--no-password", *more], keep=(past.server.place,)) as program:
         while piece := program.read(meter.alive):
             yield piece
@@ -117,7 +117,7 @@ def _written(past: Past, words: Sequence[str], meter: Meter, *more: str) -> Iter
             raise Degraded(f"{meter.about}: {Path(words[0]).name} cannot read it", detail=words_of_it[-500:])
 
 
-def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: Meter) -> Facts:
+def _out_of_dump(past: ScratchServer, dump: Dumped, reader: Reader, table: Table, meter: Meter) -> Facts:
     """Write the whole table: its definition from the restored database, and its rows straight from the dump.
 
     So no code of the table has run. Its owner will be whoever runs the text; privileges come last.
@@ -132,7 +132,7 @@ def _out_of_dump(past: Past, dump: Dumped, reader: Reader, table: Table, meter: 
     return {"rows": rows, "triggers": 0}
 
 
-def _restored(past: Past, dump: Dumped, lines: Sequence[str], meter: Meter) -> Iterator[bytes]:
+def _restored(past: ScratchServer, dump: Dumped, lines: Sequence[str], meter: Meter) -> Iterator[bytes]:
     """Yield what pg_restore writes for these lines of the dump's list."""
     if lines:
         with chosen(past.server, lines) as use:

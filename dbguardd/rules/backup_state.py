@@ -8,7 +8,7 @@ from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Dated:
+class BackupState:
     """What the rules need to know of a backup.
 
     `failed`: its last verification failed, or a check has since found it damaged; `safety`: it is the safety copy of a
@@ -24,7 +24,7 @@ class Dated:
     safety: bool = False
 
 
-def newest_first(backups: Iterable[Dated]) -> list[Dated]:
+def newest_first(backups: Iterable[BackupState]) -> list[BackupState]:
     """Return the backups, the last made first.
 
     Ids increase with every backup, whatever the clock says; times do not if the clock was ahead and was corrected.

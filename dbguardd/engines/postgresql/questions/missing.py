@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from dbguardd.engines.postgresql.past.compare import ALL, Side, named, ordered, walked
-from dbguardd.engines.postgresql.past.reading import Meter, Row, encoded, plain
-from dbguardd.engines.postgresql.past.tables import Column, Table, known, literal, owned, with_large
-from dbguardd.engines.postgresql.past.take_out import one_line, remark, without_large
+from dbguardd.engines.postgresql.questions.compare import ALL, Side, named, ordered, walked
+from dbguardd.engines.postgresql.questions.reading import Meter, Row, encoded, plain
+from dbguardd.engines.postgresql.questions.tables import Column, Table, known, literal, owned, with_large
+from dbguardd.engines.postgresql.questions.take_out import one_line, remark, without_large
 from dbguardd.errors import Unsupported
 from dbguardd.flow import Facts
 
@@ -73,7 +73,7 @@ class _Search:
 
 
 def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+    """See engines.base.Questions."""
     name, where = search
     old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
     new = newer.tables.get(old.quoted)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from dbguardd.engines.postgresql.past.reading import Meter, Reader, said
-from dbguardd.engines.postgresql.past.revive import Past
+from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.errors import Unsupported, Usage
 from dbguardd.flow import NO_TABLE
 
@@ -87,12 +87,12 @@ def literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def owned(past: Past, table: Table) -> Table:
+def owned(past: ScratchServer, table: Table) -> Table:
     """Return a table with its original owner: after restoring a dump everything belongs to the restoring role."""
     return table if past.dump is None else replace(table, owner=past.dump.owner(table.schema, table.name) or "unknown")
 
 
-def load(past: Past, numbers: bytes, meter: Meter) -> None:
+def load(past: ScratchServer, numbers: bytes, meter: Meter) -> None:
     """Load the rows of tables, given a list of OIDs in SQL. Raises Unsupported if no backup has them."""
     if past.dump is not None:
         try:
@@ -103,19 +103,19 @@ def load(past: Past, numbers: bytes, meter: Meter) -> None:
             raise
 
 
-def load_all(past: Past, meter: Meter) -> bool:
+def load_all(past: ScratchServer, meter: Meter) -> bool:
     """Load everything that can be; return whether anything was not loaded before. load() reports what is missing."""
     with meter.paused():
         return past.dump is not None and past.dump.load_all(past.server, meter.ready)
 
 
-def load_large(past: Past, meter: Meter) -> bool:
+def load_large(past: ScratchServer, meter: Meter) -> bool:
     """Load the large objects; return whether they were not loaded before. Raises Unsupported."""
     with meter.paused():
         return past.dump is not None and past.dump.load_large(past.server, meter.ready)
 
 
-def with_large(past: Past, reader: Reader, columns: Iterable[Column]) -> list[str]:
+def with_large(past: ScratchServer, reader: Reader, columns: Iterable[Column]) -> list[str]:
     """Return which columns may refer to large objects: a table only contains their OIDs."""
     numbers = [one.name for one in columns if one.number]
     if past.dump is not None:

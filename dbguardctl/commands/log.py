@@ -16,7 +16,7 @@ from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, text_option
 from dbguardctl.session import Session, no_database
-from dbguardctl.views import past as view
+from dbguardctl.views import log as view
 from dbguardd.errors import DaemonUnreachable, Usage
 
 Json = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Questions to backups made by the method pages: engines.base.Past. Imports apsw, which nothing else needs."""
+"""Questions to backups made by the method pages: engines.base.Questions. Imports apsw, which nothing else needs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dbguardd.engines.sqlite.missing import missing
 from dbguardd.flow import Facts, Pages
 
 
-class SqlitePast:
-    """Questions to SQLite files as they were. Implements engines.base.Past."""
+class SqliteQuestions:
+    """Questions to SQLite files as they were. Implements engines.base.Questions."""
 
     def query(self, asked: Pages, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         return ask.query(asked, sql, bounds, answer)

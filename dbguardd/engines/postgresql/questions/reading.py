@@ -23,8 +23,8 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from dbguardd.engines.base import Answer, Bounds
 from dbguardd.engines.postgresql.connect import Connection
-from dbguardd.engines.postgresql.past.revive import check_room
 from dbguardd.engines.postgresql.physical.check import LOCKED
+from dbguardd.engines.postgresql.questions.scratch import check_room
 from dbguardd.errors import Degraded, GuardError, NoSpace, SourceDamaged, SourceLocked, TooCostly, Unsupported, Usage
 
 Row = Sequence[bytes | None]

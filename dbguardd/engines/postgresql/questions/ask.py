@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dbguardd.engines.postgresql.past.reading import Meter, Reader, encoded, plain
-from dbguardd.engines.postgresql.past.ready import bring, make_ready, understood
-from dbguardd.engines.postgresql.past.revive import Past
+from dbguardd.engines.postgresql.questions.reading import Meter, Reader, encoded, plain
+from dbguardd.engines.postgresql.questions.ready import bring, make_ready, understood
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.errors import Usage
 from dbguardd.flow import Facts
 
 
-def query(past: Past, sql: str, meter: Meter) -> Facts:
-    """See engines.base.Past."""
+def query(past: ScratchServer, sql: str, meter: Meter) -> Facts:
+    """See engines.base.Questions."""
     make_ready(past, sql, sql, meter)
     asking = _Asking(past, sql, meter)
     while True:
@@ -24,7 +24,7 @@ def query(past: Past, sql: str, meter: Meter) -> Facts:
 class _Asking:
     """One statement. Its answer is written once, however often it is retried before the first row."""
 
-    def __init__(self, past: Past, sql: str, meter: Meter) -> None:
+    def __init__(self, past: ScratchServer, sql: str, meter: Meter) -> None:
         self._past, self._sql, self._meter = past, sql, meter
         self._headed = False
         self.lacks = ""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from dbguardd.engines.postgresql.past.dumped import excluded
-from dbguardd.engines.postgresql.past.reading import LARGE, Meter, Reader
-from dbguardd.engines.postgresql.past.revive import Past
-from dbguardd.engines.postgresql.past.tables import load, load_all, load_large
+from dbguardd.engines.postgresql.questions.dumped import excluded
+from dbguardd.engines.postgresql.questions.reading import LARGE, Meter, Reader
+from dbguardd.engines.postgresql.questions.scratch import ScratchServer
+from dbguardd.engines.postgresql.questions.tables import load, load_all, load_large
 from dbguardd.errors import TooCostly, Usage
 
 _CATCHING = """
@@ -23,14 +23,14 @@ AND p.prorettype <> 'pg_catalog.trigger'::pg_catalog.regtype
 _CALLED = "SELECT funcid FROM pg_catalog.pg_stat_xact_user_functions"
 
 
-def understood(reader: Reader, past: Past, statement: str, typed: str) -> Reader:
+def understood(reader: Reader, past: ScratchServer, statement: str, typed: str) -> Reader:
     """Have a statement parsed with an application's search path. Raises Usage, with what was `typed`."""
     reader.use_search_path()
     reader.understand(statement, typed, past.lacking())
     return reader
 
 
-def make_ready(past: Past, statement: str, typed: str, meter: Meter) -> None:
+def make_ready(past: ScratchServer, statement: str, typed: str, meter: Meter) -> None:
     """Load what a statement refers to, of which a person has `typed` a part. Raises Usage, Unsupported."""
     if past.dump is None:
         return
@@ -44,14 +44,14 @@ def make_ready(past: Past, statement: str, typed: str, meter: Meter) -> None:
             raise error
 
 
-def bring(past: Past, lacks: str, meter: Meter) -> bool:
+def bring(past: ScratchServer, lacks: str, meter: Meter) -> bool:
     """Load what a statement was denied (Reader.lacks); return whether anything was loaded."""
     if past.dump is None or not lacks:
         return False
     return load_large(past, meter) if lacks == LARGE else load_all(past, meter)
 
 
-def _goes_on_after_errors(past: Past, statement: str, typed: str, meter: Meter) -> bool:
+def _goes_on_after_errors(past: ScratchServer, statement: str, typed: str, meter: Meter) -> bool:
     """Return whether a function is called that may ignore read errors, within the rows to be shown."""
     with past.reading() as connection:
         if [*Reader(connection, meter).rows(_CATCHING)] == []:

@@ -27,19 +27,19 @@ class PostgresqlQuestions:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         url = str(settings.get("url") or "")
-        self._revival = ScratchRestores(address_of(url) if url else {})
+        self._scratch = ScratchRestores(address_of(url) if url else {})
 
     def scratch_restore(self, tree: Tree, place: Path, database: str, progress: Progress) -> ScratchRestore:
-        return self._revival.restore(tree, place, database, progress)
+        return self._scratch.restore(tree, place, database, progress)
 
     def query(self, asked: ScratchRestore, sql: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.directory)
-        with self._revival.serve(asked, meter.about, meter.alive) as past:
+        with self._scratch.serve(asked, meter.about, meter.alive) as past:
             return {**query(past, sql, meter), "in_database": past.database}
 
     def table(self, asked: ScratchRestore, name: str, form: str, bounds: Bounds, answer: Answer) -> Facts:
         meter = Meter(bounds, answer, asked.directory)
-        with self._revival.serve(asked, meter.about, meter.alive) as past, past.reading() as connection:
+        with self._scratch.serve(asked, meter.about, meter.alive) as past, past.reading() as connection:
             return {**table(past, Reader(connection, meter), name, form, meter), "in_database": past.database}
 
     def difference(
@@ -64,6 +64,6 @@ class PostgresqlQuestions:
     @contextmanager
     def _both(self, both: Sequence[ScratchRestore], meter: Meter) -> Iterator[Sequence[Side]]:
         with ExitStack() as stack:
-            pasts = [stack.enter_context(self._revival.serve(one, meter.about, meter.alive)) for one in both]
+            pasts = [stack.enter_context(self._scratch.serve(one, meter.about, meter.alive)) for one in both]
             readers = [Reader(stack.enter_context(past.reading()), meter) for past in pasts]
             yield [Side.of(past, reader, meter) for past, reader in zip(pasts, readers, strict=True)]

@@ -62,7 +62,8 @@ def make_backup(
             str(database["engine"]),
             str(database["settings"].get("method", "pages")),
             began,
-            full=full and (successor or newest_at_other_path(run) is None),  # a file with a new path is compared with its parent
+            full=full
+            and (successor or newest_at_other_path(run) is None),  # a file with a new path is compared with its parent
             note=note,
             level=int(database["compress_level"]),
             cancelled=run.cancelled,

@@ -74,7 +74,9 @@ def named(run: Run, id: str) -> Backup:
     raise NotFound(f"{run.name} has no backup {id}", hints=[f"dbguardctl list {run.name} --all"])
 
 
-def states_of(run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None) -> list[BackupState]:
+def states_of(
+    run: Run, backups: Sequence[Backup], holds: Mapping[str, Sequence[Hold]] | None = None
+) -> list[BackupState]:
     """Return what the rules need to know of backups: the result of the newest proof of each, and its holds."""
     newest = newest_proofs(run)
     failed = {id: proof for id, proof in newest.items() if failure_of(proof) is not None}

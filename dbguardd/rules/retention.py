@@ -184,7 +184,9 @@ def _guarantees(ordered: Sequence[BackupState], good: Sequence[BackupState], min
         yield _Claim(backup, reason, "run", min_proven - rank)
 
 
-def _bucket_claims(good: Sequence[BackupState], newest: BackupState, unit: str, count: int, zone: ZoneInfo) -> Iterator[_Claim]:
+def _bucket_claims(
+    good: Sequence[BackupState], newest: BackupState, unit: str, count: int, zone: ZoneInfo
+) -> Iterator[_Claim]:
     """Yield the backups that represent the newest days (weeks, ...); `good` is by time, `newest` the last made."""
     standing: dict[Any, BackupState] = {}
     for backup in good if count else ():

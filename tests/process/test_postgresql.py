@@ -189,7 +189,7 @@ def test_a_stopped_server_is_seen_and_its_backups_can_be_restored(served: House)
         status = until(
             lambda: (row := served.status("cluster"))["state"] == "failing" and row, lambda: served.status("cluster")
         )
-        assert any("server is not there" in line for line in status["attention"])
+        assert any("server is not running" in line for line in status["attention"])
         done = served.does("restore", "cluster", "--to", str(place_for(served, "stopped")))
         assert "RESTORE.txt" in os.listdir(done["target"])
     served.idle()

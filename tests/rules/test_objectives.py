@@ -79,23 +79,23 @@ def test_a_safe_database_needs_nobody():
             "app: the newest backup is not proven: content is not lost: no table has a row any more",
             "dbguardctl list app",
         ),
-        ({"paused": True}, Health.PAUSED, "app: paused until somebody resumes it", "dbguardctl resume app"),
+        ({"paused": True}, Health.PAUSED, "app: paused until it is resumed", "dbguardctl resume app"),
         (
             {"in_policy": False},
             Health.ORPHANED,
-            "app: not in the policy any more; its 5 backups stay, no new ones are made",
+            "app: no longer in the policy; its 5 backups stay, no new ones are made",
             "dbguardctl list app",
         ),
         (
             {"has_recovery": False, "key": "hr"},
             Health.SAFE,
-            "app: nobody can read its backups if this machine is lost: key hr has no recovery recipient",
+            "app: without this machine nobody can read its backups: key hr has no recovery recipient",
             "dbguardctl key recovery-sheet hr",
         ),
         (
             {"overdue_since_at": NOW - 5 * HOUR},
             Health.LATE,
-            "app: overdue, it should have run at 2026-09-12 04:00 UTC",
+            "app: overdue, due at 2026-09-12 04:00 UTC",
             "dbguardctl job list --database app",
         ),
     ],
@@ -140,5 +140,5 @@ def test_across_boots_a_clock_that_went_back_or_very_far_ahead_is_doubted():
     assert doubt(earlier, Reading(NOW + timedelta(days=9), 5.0, "b")) == ""
     assert doubt(earlier, Reading(NOW + timedelta(days=46), 5.0, "b")).startswith("The clock is 46 days ahead of")
     behind = doubt(earlier, Reading(NOW - timedelta(days=9), 5.0, "b"))
-    assert behind == "The clock is 9 days behind what it was before the last start."
+    assert behind == "The clock is 9 days behind where it was before the last start."
     assert doubt(earlier, Reading(NOW + timedelta(days=9000), 1e6, "a")) == "The clock was set forward by 9000 days."

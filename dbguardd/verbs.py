@@ -41,6 +41,6 @@ def staging_suffix(verb: str, request: Mapping[str, Any]) -> str:
 
 
 def has_engine_half(verb: str, engine: str | None) -> bool:
-    """Return whether the worker of a job has an engine half, which has_engine_half a database, live or restored."""
+    """Return whether the worker of a job has an engine half, which opens a database, live or restored."""
     kind = KINDS.get(engine or "")
     return verb in ENGINE_VERBS or (verb in QUESTION_VERBS and kind is not None and kind.asked_in_server)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -49,6 +50,7 @@ class Follower:
     until_at: str = ""
     segment: int = 0
     kept: float = 0.0
+    heard: float = math.inf  # event loop time at which it began, or last said up to when everything is stored
     held: str = ""  # the processes that hold the log of the database, which therefore grows
     over: bool = False  # the log will not be followed any more: the server may stop keeping it for us
 
@@ -101,6 +103,11 @@ class Following:
         """Return what keeps the log of a database from being followed now; None if it is followed."""
         follower = self._followers.get(name)
         return None if follower is None else follower.problem
+
+    def silent_seconds(self, name: str) -> float:
+        """For how long nobody could tell that all of the log of a database is stored."""
+        follower = self._followers.get(name)
+        return 0.0 if follower is None else max(0.0, time.monotonic() - follower.heard)
 
     def trouble(self, name: str, now: datetime) -> list[str]:
         """Return what is wrong with the log of a database, in words: who holds it, and what a test restore found."""
@@ -196,7 +203,7 @@ class Following:
         while not cancel.is_set():
             began = asyncio.get_running_loop().time()
             error = await self._once(name, follower)
-            follower.held = ""
+            follower.held, follower.heard = "", math.inf
             self._keep(name, follower)
             if cancel.is_set():
                 await self._leave(name, follower)
@@ -255,7 +262,7 @@ class Following:
             follower.problem = None
             grown, follower.segment = follower.segment != int(facts["segment"]), int(facts["segment"])
             follower.until_at = str(facts["until_at"])
-            now = asyncio.get_running_loop().time()
+            now = follower.heard = asyncio.get_running_loop().time()
             if grown and now - follower.kept >= _KEEP_SECONDS:  # for an idle database nothing is written
                 follower.kept = now
                 self._keep(name, follower)
@@ -269,6 +276,7 @@ class Following:
             self._bases[name].needed = True
         if event == "log.begun":
             follower.chain, follower.until_at = str(facts["chain"]), ""
+            follower.heard = asyncio.get_running_loop().time()
             follower.begun_at = "" if facts["continued"] else str(facts["begun_at"])
             newest = self._catalog.backups.summary(name).newest
             older = newest is None or newest.created_at < str(facts["begun_at"])  # also if an earlier daemon began it

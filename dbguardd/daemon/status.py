@@ -31,7 +31,7 @@ from dbguardd.policy.schedule import Schedule
 from dbguardd.rules import retention
 from dbguardd.rules.calendar import next_due
 from dbguardd.rules.coverage import Stretch, coverage
-from dbguardd.rules.objectives import Facts, judge
+from dbguardd.rules.objectives import Facts, judge, length
 from dbguardd.rules.reliance import SAFETY_NOTE, UNDO_DAYS
 from dbguardd.states import Grade, JobState
 from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageStatus
@@ -39,7 +39,7 @@ from dbguardd.wire import BackupRow, DatabaseStatus, KeyStatus, Status, StorageS
 Lost = Callable[[str], GuardError | None]
 """Returns why nothing could be restored from a storage now; None if it could."""
 _LEAST_ROOM = 16 << 20
-_PATIENCE = timedelta(seconds=30)  # how long a log may wait for the backup from which it continues
+_PATIENCE = timedelta(seconds=30)  # how long a log may wait for its first backup, or for its follower
 _OF_SOURCE = "DBG-2"  # begins the codes of errors of a live database
 _OF_WAY = ("DBG-3001", "DBG-4002", "DBG-5")  # errors that keep us from a repository: storage, mount, key
 
@@ -262,6 +262,8 @@ class Views:
             return ""
         if (problem := self.following.problem(name)) is not None:
             return f"its log is not followed now: {problem.message.removeprefix(f'{name}: ')}"
+        if (silent := timedelta(seconds=self.following.silent_seconds(name))) > _PATIENCE:
+            return f"the last {length(silent)} of its log are not stored: it is written faster than it can be stored"
         covered = self.following.covered(name)[-1:]
         if not covered or newest is None or newest.created_at >= covered[0].since_at:
             return ""

@@ -156,7 +156,7 @@ class LogSource(Protocol):
     """The log of one database, followed while it is written."""
 
     def follow(self, ship: LogSink, resume: Facts | None) -> None:
-        """LogSink every commit from now on, or from the place `resume` on if the log still has everything since.
+        """Ship every commit from now on, or from the place `resume` on if the log still has everything since.
 
         Never return.
 

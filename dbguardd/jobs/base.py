@@ -132,7 +132,7 @@ def log_view(run: Run) -> LogView:
 
 
 def read_progress(run: Run, size: int) -> Callable[[int], None]:
-    """Return a progress function for read_progress `size` bytes: it reports life, and ends read_progress when the job is cancelled.
+    """Return a progress function for reading `size` bytes: it reports life, and ends reading when the job is cancelled.
 
     It is called with the bytes read of the current stream, and adds up consecutive streams.
     """

@@ -85,7 +85,7 @@ def scan(run: Run, request: Scan) -> Result:
     known = {backup.id for backup in backups}
     for proof in run.repository.proofs():
         if proof.backup in known:
-            run.report("backup.proof_row", **proof_row(proof))
+            run.report("backup.graded", **proof_row(proof))
     with suppress(NoSpace):  # it was reported, and everything else must still be known
         lacking = list(run.repository.lacking())
         record_damage(

@@ -138,7 +138,7 @@ def was_restored_in_place(run: Run, chain: str | None = None) -> bool:
 
 
 def _log_leads_to(run: Run, facts: BackupFacts) -> bool:
-    """Return whether the log_view log leads to a backup: it has not left the backup's round before its log_position."""
+    """Return whether the stored log leads to a backup: it has not left the backup's round before its position."""
     end = None if facts.timeline is None else _log_end(run, log_view(run))
     return end is None or leads(facts.log_position, end)
 
@@ -156,12 +156,12 @@ def _log_end(run: Run, log: LogView) -> LogPosition | None:
 
 
 def successor_command(run: Run) -> str:
-    """Return the command that declares this database the successor_command of the one backed up before."""
+    """Return the command that declares this database the successor of the one backed up before."""
     return f"dbguardctl backup {run.name} --successor"
 
 
 def log_tip(run: Run) -> LogStart | None:
-    """Return where the log_view log of the database ends now: a backup begun from now on contains all of it."""
+    """Return where the stored log of the database ends now: a backup begun from now on contains all of it."""
     chains = log_view(run).chains
     return LogStart(chains[-1].id, chains[-1].last) if chains else None
 
@@ -183,7 +183,7 @@ def log_start(run: Run, before: LogStart | None, place: LogPosition | None) -> L
 
 
 def log_tip_at(run: Run, place: LogPosition) -> LogStart | None:
-    """Return the last log_view segment that a backup of a standby contains: one that ends at or before `place`."""
+    """Return the last stored segment that a backup of a standby contains: one that ends at or before `place`."""
     log, end = log_view(run), place.position if place.end is None else place.end
     for piece in reversed(log.chains[-1].pieces if log.chains else ()):
         for link in reversed(log.open(piece)):

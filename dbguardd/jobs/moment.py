@@ -118,7 +118,7 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
 
 def base_of(backup: Backup) -> Base:
     """Return what the rules need to know of a backup to find where its log leads."""
-    log_start, log_position = backup.facts.log_start, backup.facts.log_position
+    goes_on, place = backup.facts.log_start, backup.facts.log_position
     if goes_on is None:
         return Base(backup.id, backup.created_at, place=place)
     return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)

@@ -167,7 +167,7 @@ def chosen(run: Run, id: str, at: str) -> Moment:
     return moment
 
 
-def questions(run: Run) -> ServerQuestions[Pages | ScratchRestore]:
+def past(run: Run) -> ServerQuestions[Pages | ScratchRestore]:
     """Return the engine's capability to answer questions."""
     if run.questions is None:
         raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")

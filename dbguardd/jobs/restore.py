@@ -221,7 +221,7 @@ def _replacing(run: Run, plan: Mapping[str, Any], safety: str | None, *, half: b
 
 
 def _check_unused(run: Run, backup: Backup) -> None:
-    """Raise TargetInUse if a process uses the live_path database."""
+    """Raise TargetInUse if a process uses the live database."""
     if is_server(run):
         delta_restore(run).check_unused(live_path(run), backup.raw_facts)
     else:
@@ -281,7 +281,7 @@ def _plan(run: Run, moment: Moment, target: Path, in_place: bool) -> dict[str, A
     backup = moment.backup
     newest = next(reversed(run.repository.proofs(backup.id)), None)
     needs, free = moment.bytes * (3 if in_place else 1), free_bytes(target.parent)
-    if in_place and is_server(run):  # the space of the inspect database is reused
+    if in_place and is_server(run):  # the space of the present database is reused
         there = delta_restore(run).inspect(target, backup.raw_facts)
         needs, free = max(0, moment.bytes - there.bytes), there.free_bytes
     elif in_place:

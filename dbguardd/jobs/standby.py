@@ -106,7 +106,7 @@ class Keeping:
 
     def _mark_of(self, moment: Moment) -> Mark:
         """Return the mark of a copy of that moment. Raises Unsupported if no log continues from it."""
-        run, log_start, log_position = self._run, moment.backup.facts.log_start, moment.backup.facts.log_position
+        run, goes_on, place = self._run, moment.backup.facts.log_start, moment.backup.facts.log_position
         if moment.until is not None:
             chain, segment, place = moment.until.chain.id, moment.until.last, None
         elif goes_on is not None and place is not None:

@@ -23,7 +23,7 @@ _SPARE_BYTES = 64 << 20
 
 
 def live_path(run: Run) -> Path:
-    """Return the path of the live_path database; for a cluster, the data directory in its newest backup."""
+    """Return the path of the live database; for a cluster, the data directory in its newest backup."""
     if not is_server(run):
         return Path(str(run.database["settings"]["path"]))
     facts = [backup.facts for backup in run.repository.backups(run.name)]
@@ -98,7 +98,7 @@ def only_backups_left(run: Run) -> bool:
 
 
 def new_place(run: Run, moment: Moment) -> str:
-    """Return the default target of a restore: beside the live_path file, or in the home of the user that runs the server."""
+    """Return the default target of a restore: beside the live file, or in the home of the user that runs the server."""
     path = _home(run) / run.name if is_server(run) else live_path(run)
     return str(path.with_name(f"{path.stem}_{moment.at:%Y%m%dT%H%M%SZ}{path.suffix}"))
 

@@ -35,7 +35,7 @@ def cannot_read(user: str, error: OSError) -> PlaceDenied:
 
 
 def anonymous_file(state: Path) -> IO[bytes]:
-    """Return an open, anonymous_file file in the state directory. Raises NoSpace, PlaceDenied, Degraded."""
+    """Return an open, unnamed file in the state directory. Raises NoSpace, PlaceDenied, Degraded."""
     try:
         return tempfile.TemporaryFile(dir=state, buffering=0)
     except OSError as error:

@@ -21,7 +21,7 @@ _MOST_LINKS = 40  # as the kernel
 
 
 def owner_of_database(database: Mapping[str, Any], request: Mapping[str, Any]) -> int:
-    """Return the uid that opens the database: the user in the policy, else the owner_of_database of its place (or its directory).
+    """Return the uid that opens the database: the user in the policy, else the owner of its place (or its directory).
 
     A daemon that cannot change users tries with its own rights. A database that only has backups is restored by the
     owner of the target's place, but never as root: nobody has said that it was root's. A server is restored there as

@@ -245,9 +245,8 @@ class RemoteEngine:
 
         self._answer(adopt)
         with suppress(_SourceAborted):
-            for _ in (
-                filled if filled and not on_demand else ()
-            ):  # if the sink failed, the engine half is told, and ends
+            # If the sink failed, the engine half is told, and ends.
+            for _ in filled if filled and not on_demand else ():
                 pass
 
     def _filled(self, progress: Progress, *, on_demand: bool) -> Iterator[int]:

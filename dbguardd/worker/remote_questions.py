@@ -21,10 +21,11 @@ _COUNTS = ("tables", "differing", "not_compared", "added", "removed", "changed",
 
 
 class RemoteQuestions:
-    """The Questions protocol over a Channel. The other half is not trusted, neither about damage nor the size of its answer.
+    """The Questions protocol over a Channel. The other half is trusted neither about damage nor about size.
 
-    The facts of an answer about kept with an job, so only an expected form is accepted: they contain no row. The
-    arguments about Pages if an engine half is a question half, and what scratch_restore() returned if it is an engine half.
+    The facts of an answer are kept with the job, so only the expected form is accepted: they contain no row. The
+    arguments are Pages if the other half is a question half, and what scratch_restore() returned if it is an engine
+    half.
     """
 
     def __init__(self, channel: Channel, engine: RemoteEngine) -> None:

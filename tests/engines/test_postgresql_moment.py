@@ -313,7 +313,7 @@ def test_a_log_is_taken_by_its_server_as_the_manual_says(live, kept, place):
     backup = {"facts": {**kept.first[1], "log": {"chain": chain.id, "after": 0}}}
     recover.keep_log(place / "store", key, backup, when, target)
     page = (Path(__file__).parents[2] / "man" / "dbguard-recovery.7").read_text()
-    block = page.partition("so say where it is before that:\n.Bd -literal\n")[2].partition(".Ed")[0]
+    block = page.partition("so configure it before that:\n.Bd -literal\n")[2].partition(".Ed")[0]
     taken = page[page.index("if test -f log.conf") :].partition("fi\n")[0]
     told = block.replace("/srv/recovered", str(target)).replace("2026-09-12 08:59:00Z", when.isoformat())
     script = f"set -e\ntar xf files.tar; tar xf log.tar; rm files.tar log.tar\n{told}\n{taken}fi\nchmod -R go= .\n"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
+import re
+import subprocess
+import sys
+from contextlib import ExitStack, closing, contextmanager
 from itertools import repeat
 from pathlib import Path
 
@@ -13,10 +16,12 @@ from follow_world import World, reading, sql
 
 from dbguardd.engines.sqlite import keep, locks
 from dbguardd.engines.sqlite.child import child, uri
-from dbguardd.engines.sqlite.follow import Follower, Pace
+from dbguardd.engines.sqlite.follow import Follower
 from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import open_live
 from dbguardd.engines.sqlite.marks import Marks
+from dbguardd.engines.sqlite.pace import Pace
+from dbguardd.errors import LogBroken
 
 KEEP = Path(keep.__file__)
 
@@ -298,3 +303,64 @@ def test_a_turn_does_not_checkpoint_a_round_that_nobody_read(tmp_path):
     assert len(world.chains()) == 1
     world.prove()
     world.prove_end()
+
+
+class Writing:
+    """A process that makes so many commits whenever it is asked to, without being started each time."""
+
+    def __init__(self, world):
+        code = (
+            "import sqlite3, sys\n"
+            "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "db.execute('PRAGMA synchronous=OFF'); db.execute('PRAGMA wal_autocheckpoint=0')\n"
+            "for line in sys.stdin:\n"
+            "    for _ in range(int(line)): db.execute('UPDATE data SET x = randomblob(500) WHERE id = 1')\n"
+            "    print(flush=True)\n"
+        )
+        argv = [sys.executable, "-c", code, str(world.path)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def commits(self, count):
+        self._process.stdin.write(b"%d\n" % count)
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == b"\n"
+
+    def close(self):
+        self._process.stdin.close()
+        assert self._process.wait(60) == 0
+        self._process.stdout.close()
+
+
+def outrunning(world, lines, steps, count, first=100, **pace):
+    """Follow beside a writer that commits `count` times after each segment is stored, before a newer mark is taken."""
+    with closing(Writing(world)) as writer:
+
+        def outrun():
+            if lines[-2:-1] == ["ship"]:
+                writer.commits(count)
+
+        ship, before = Begun(steps, lambda: writer.commits(first)), dict.fromkeys(("move", "renew"), repeat(outrun))
+        return followed(world, ship, lines, before=before, turn_frames=10, segment_bytes=8 * 4096, **pace)
+
+
+def test_a_log_begins_anew_although_more_is_committed_while_a_segment_is_stored_than_it_may_have(tmp_path):
+    world = World(tmp_path, seed=59)
+    lines = []
+    outrunning(world, lines, Steps(lines, looks=40), count=6, first=1000)
+    assert "go" in lines
+
+
+def test_how_far_the_log_is_stored_is_told_after_each_look(tmp_path):
+    world = World(tmp_path, seed=60)
+    lines = []
+    outrunning(world, lines, Steps(lines, looks=5, look=lambda: lines.append("reached")), count=40)
+    looks = "".join({"ship": "s", "move": "m", "renew": "m", "reached": "r"}.get(line, "") for line in lines)
+    assert not re.search("ms+ms+m", looks)
+
+
+def test_a_log_whose_end_is_never_reached_is_let_go(tmp_path):
+    world = World(tmp_path, seed=61)
+    lines = []
+    with pytest.raises(LogBroken) as caught:
+        outrunning(world, lines, Steps(lines, looks=20), count=400, behind_bytes=1000 * 4096)
+    assert "no nearer to its end" in caught.value.detail

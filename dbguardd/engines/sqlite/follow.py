@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blake3 import blake3
@@ -34,6 +33,7 @@ from dbguardd.engines.sqlite.frames import Frames, WalPosition, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, open_live, read_header
 from dbguardd.engines.sqlite.marks import Marks, kept
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported
 from dbguardd.flow import Facts, Images, LogSink, Segment
@@ -44,27 +44,13 @@ _TURN_LOOKS = 4  # between two turns: each blocks writers for a moment
 _MOST = 16  # a WAL of this many times turn_frames is restarted without that wait
 _BEAT_FRAMES = 1000
 _LONG = 4  # times turn_frames: the holders of a longer WAL are reported
+_LONGEST = 4  # times behind_bytes: a longer WAL whose end we do not reach is let go
+_MOST_HASTE = 8.0
 _HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that another process holds
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often the WAL is read, how large a segment becomes, when the WAL is to be restarted."""
-
-    stream: str = "database"
-    look_seconds: float = 0.5
-    segment_bytes: int = 4 << 20
-    turn_frames: int = 1000  # like SQLite's automatic checkpoint; from this length on we checkpoint
-    behind_bytes: int = 1 << 30  # of the WAL that may wait to be read: until it is, the WAL cannot restart
-    max_block_seconds: float = 0.1
-    lock_timeout_seconds: float = 10.0
-    staging: str = ""
-    scan_bytes: int = 32 << 20  # bytes of the main file read beside each look, until every page was read (see watch)
-    audit_seconds: float = 86_400.0  # between two comparisons of the live file with its WAL
-
-
 def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
-    """LogSink what is committed from now on, or from `resume` on if the WAL still has everything since; never return.
+    """Ship what is committed from now on, or from `resume` on if the WAL still has everything since; never return.
 
     Raises what `ship` raises; LogBroken if something was lost, Unsupported for a database without a WAL, SourceChanged
     if the file was replaced, and whatever prevents reading a database.
@@ -215,10 +201,7 @@ class Follower:
         fresh = index.frames > self._place.frames
         behind = (index.frames - self._place.frames) * index.page_size
         if behind > self._pace.behind_bytes:
-            raise LogBroken(
-                f"{self._live.path}: more is written than can be stored",
-                detail=f"{behind} bytes of its log wait, {self._pace.behind_bytes} may. It is let go, to begin anew.",
-            )
+            raise self._outrun(f"{behind} bytes of its log wait, {self._pace.behind_bytes} may.")
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True
@@ -293,8 +276,10 @@ class Follower:
             index = self._frames.index()
             if self._place == self._free or (self._is_little(index, []) and not self._is_free(index)):
                 break
+            at = datetime.now(UTC)
             if self._look():
                 self._renew()
+            self._ship.reached(at)  # a slow disk takes long for all rounds
         rest = list[Segment]()
         done = self._place == self._free or (self._near(rest) and self._finish_round(rest))
         for segment in rest:
@@ -317,6 +302,7 @@ class Follower:
         for _ in range(_ROUNDS):
             since = self._place.frames
             if not self._read_rest(rest):
+                self._check_length()
                 return False
             fresh = self._place.frames - since
             if not fresh or (fresh * 2 > before and not self._is_slow()):
@@ -324,6 +310,16 @@ class Follower:
             self._renew()
             before = fresh
         return True
+
+    def _check_length(self) -> None:
+        """Raise LogBroken if the log is far too long, only we hold it, and we have just not come near its end."""
+        length = log_bytes(self._place.frames, self._frames.index().page_size)
+        if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
+            raise self._outrun(f"Its log has {length} bytes, and we come no nearer to its end.")
+
+    def _outrun(self, why: str) -> LogBroken:
+        what = f"{self._live.path}: more is written than can be stored"
+        return LogBroken(what, detail=f"{why} It is let go, to begin anew.")
 
     def _finish_round(self, rest: list[Segment]) -> bool:
         """Read the rest of the WAL while writers are blocked, and return whether the WAL will restart.
@@ -343,8 +339,12 @@ class Follower:
         return done
 
     def _block_seconds(self) -> float:
-        """Return how long writers may be blocked: the longer the WAL, the more harm it does itself."""
-        return self._pace.max_block_seconds * max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
+        """Return for how long writers may be blocked."""
+        return self._pace.max_block_seconds * self._haste()
+
+    def _haste(self) -> float:
+        """Return how many times the usual limits apply to this WAL: the longer it is, the more harm it does."""
+        return max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
 
     def _is_slow(self) -> bool:
         """Return whether the disk is too slow even for the few frames of the last checkpoints."""
@@ -380,14 +380,18 @@ class Follower:
         return all_moved and self._free != self._place
 
     def _is_much(self, index: locks.Index) -> bool:
-        """Return whether more than one segment is not in the main file: too much to checkpoint while writers wait."""
-        return (index.frames - index.moved) * index.page_size > self._pace.segment_bytes
+        """Return whether too much is not in the main file to be checkpointed while writers wait."""
+        return (index.frames - index.moved) * index.page_size > self._rest_bytes()
 
     def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
-        """Return whether what is after this place, plus what was read but not stored, fits into one segment."""
+        """Return whether what is after this place, plus what was read but not stored, may be read at once."""
         waits = (index.frames - self._place.frames) * index.page_size
         waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
-        return index.salts == self._place.salts and waits <= self._pace.segment_bytes
+        return index.salts == self._place.salts and waits <= self._rest_bytes()
+
+    def _rest_bytes(self) -> float:
+        """How much that is: it lies in memory until it is stored."""
+        return self._pace.segment_bytes * min(self._haste(), _MOST_HASTE)
 
     def _alive(self) -> None:
         self._ship.reached(None)

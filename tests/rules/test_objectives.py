@@ -52,7 +52,7 @@ def test_a_safe_database_needs_nobody():
         (
             {"rpo": None, "recoverable_to_at": NOW - 37 * HOUR, "newest_at": NOW - 37 * HOUR},
             Health.LATE,
-            "app: the newest proven backup is 1 d 13 h old, planned is every 1 d",
+            "app: the newest proven backup is 1 d 13 h old, the schedule is every 1 d",
             "dbguardctl backup app",
         ),
         (
@@ -113,7 +113,7 @@ def test_a_slow_restore_is_said():
 def test_the_worst_comes_first():
     found = judge(replace(SAFE, paused=True, failures=1, recoverable_to_at=NOW - 9 * HOUR, has_recovery=False), NOW)
     assert found.state is Health.FAILING
-    assert [sentence.split(":")[1].split()[0] for sentence in found.attention] == ["the", "the", "paused", "nobody"]
+    assert [sentence.split(":")[1].split()[0] for sentence in found.attention] == ["the", "the", "paused", "without"]
     assert found.attention[0] == "app: the last run failed"
 
 

@@ -74,9 +74,9 @@ def test_a_safe_database_needs_nobody():
             "dbguardctl job show 01J",
         ),
         (
-            {"newest_doubt": "content is not lost: no table has a row any more"},
+            {"newest_doubt": "content is not lost: no table has any row now"},
             Health.UNPROVEN,
-            "app: the newest backup is not proven: content is not lost: no table has a row any more",
+            "app: the newest backup is not proven: content is not lost: no table has any row now",
             "dbguardctl list app",
         ),
         ({"paused": True}, Health.PAUSED, "app: paused until it is resumed", "dbguardctl resume app"),

@@ -49,8 +49,8 @@ _USERS_OWN = (_LARGE, b"pg_largeobject_metadata")
 """Catalogs that hold users' data: compared like tables."""
 _LOCK_MILLISECONDS = 3000
 _TOO_LONG = re.compile("invalid memory alloc request size|string buffer")
-"""What the server says of a row whose text would have 1 GiB: of bytea that is twice its size, and in binary it is not.
-And what it says of a row that is damaged, but that in binary as well."""
+"""Errors of the server for a row whose text would exceed 1 GiB: the text of bytea is twice its size, but its binary
+form is not. A damaged row may give the same errors, but also in binary."""
 
 _TABLES = b"""
 SELECT c.oid::int8, n.nspname, c.relname, c.relfilenode::int8, format('%I.%I', n.nspname, c.relname)

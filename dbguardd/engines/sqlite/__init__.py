@@ -24,9 +24,10 @@ from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.copy import NEW, opened
 from dbguardd.engines.sqlite.examine import examine
-from dbguardd.engines.sqlite.follow import Pace, follow
+from dbguardd.engines.sqlite.follow import follow
 from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.publish import fresh, sweep
 from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of

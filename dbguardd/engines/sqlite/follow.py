@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from blake3 import blake3
@@ -34,6 +33,7 @@ from dbguardd.engines.sqlite.frames import Frames, WalPosition, log_bytes
 from dbguardd.engines.sqlite.holders import Stay, named, readers
 from dbguardd.engines.sqlite.live import Live, open_live, read_header
 from dbguardd.engines.sqlite.marks import Marks, kept
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.engines.sqlite.watch import Watch
 from dbguardd.errors import LogBroken, SourceChanged, Unsupported
 from dbguardd.flow import Facts, Images, LogSink, Segment
@@ -44,25 +44,9 @@ _TURN_LOOKS = 4  # between two turns: each blocks writers for a moment
 _MOST = 16  # a WAL of this many times turn_frames is restarted without that wait
 _BEAT_FRAMES = 1000
 _LONG = 4  # times turn_frames: the holders of a longer WAL are reported
-_LONGEST = 4  # times behind_bytes: a longer WAL whose end we do not reach is let go
-_MOST_HASTE = 8.0
+_LONGEST = 4  # times behind_bytes: a longer WAL whose end is never reached is given up
+_MOST_HASTE = 8.0  # bounds the memory for what is read but not stored
 _HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that another process holds
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often the WAL is read, how large a segment becomes, when the WAL is to be restarted."""
-
-    stream: str = "database"
-    look_seconds: float = 0.5
-    segment_bytes: int = 4 << 20
-    turn_frames: int = 1000  # like SQLite's automatic checkpoint; from this length on we checkpoint
-    behind_bytes: int = 1 << 30  # of the WAL that may wait to be read: until it is, the WAL cannot restart
-    max_block_seconds: float = 0.1
-    lock_timeout_seconds: float = 10.0
-    staging: str = ""
-    scan_bytes: int = 32 << 20  # bytes of the main file read beside each look, until every page was read (see watch)
-    audit_seconds: float = 86_400.0  # between two comparisons of the live file with its WAL
 
 
 def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
@@ -295,7 +279,7 @@ class Follower:
             at = datetime.now(UTC)
             if self._look():
                 self._renew()
-            self._ship.reached(at)  # a slow disk takes long for all rounds
+            self._ship.reached(at)  # on a slow disk all rounds together take long
         rest = list[Segment]()
         done = self._place == self._free or (self._near(rest) and self._finish_round(rest))
         for segment in rest:
@@ -328,14 +312,14 @@ class Follower:
         return True
 
     def _check_length(self) -> None:
-        """Raise LogBroken if the log is far too long, only we hold it, and we have just not come near its end."""
+        """Raise LogBroken if the WAL is far too long, although only we hold it, and its end was not reached."""
         length = log_bytes(self._place.frames, self._frames.index().page_size)
         if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
-            raise self._outrun(f"Its log has {length} bytes, and we come no nearer to its end.")
+            raise self._outrun(f"Its log has {length} bytes, and its end is not reached.")
 
     def _outrun(self, why: str) -> LogBroken:
         what = f"{self._live.path}: more is written than can be stored"
-        return LogBroken(what, detail=f"{why} It is let go, to begin anew.")
+        return LogBroken(what, detail=f"{why} It is given up, and begins anew.")
 
     def _finish_round(self, rest: list[Segment]) -> bool:
         """Read the rest of the WAL while writers are blocked, and return whether the WAL will restart.
@@ -355,11 +339,11 @@ class Follower:
         return done
 
     def _block_seconds(self) -> float:
-        """Return for how long writers may be blocked."""
+        """Return how long writers may be blocked."""
         return self._pace.max_block_seconds * self._haste()
 
     def _haste(self) -> float:
-        """Return how many times the usual limits apply to this WAL: the longer it is, the more harm it does."""
+        """Return how many times the usual may wait, and writers with it: the longer the WAL, the more harm it does."""
         return max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
 
     def _is_slow(self) -> bool:
@@ -396,17 +380,17 @@ class Follower:
         return all_moved and self._free != self._place
 
     def _is_much(self, index: locks.Index) -> bool:
-        """Return whether too much is not in the main file to be checkpointed while writers wait."""
+        """Return whether too much of the WAL is not in the main file to checkpoint the rest while writers wait."""
         return (index.frames - index.moved) * index.page_size > self._rest_bytes()
 
     def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
-        """Return whether what is after this place, plus what was read but not stored, may be read at once."""
+        """Return whether what comes next, plus what was read but not stored, is little enough to be read at once."""
         waits = (index.frames - self._place.frames) * index.page_size
         waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
         return index.salts == self._place.salts and waits <= self._rest_bytes()
 
     def _rest_bytes(self) -> float:
-        """How much that is: it lies in memory until it is stored."""
+        """Return how much that is: it stays in memory until it is stored."""
         return self._pace.segment_bytes * min(self._haste(), _MOST_HASTE)
 
     def _alive(self) -> None:

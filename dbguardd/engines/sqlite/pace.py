@@ -1,4 +1,4 @@
-"""How a follower of a WAL is paced: how often it looks, how much it takes at once, when the WAL is to restart."""
+"""How a follower of a WAL is paced: how often it looks, how much it takes, when the WAL restarts."""
 
 from __future__ import annotations
 

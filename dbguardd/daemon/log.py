@@ -254,7 +254,7 @@ def _datagrams(path: str) -> Send:
             opened.settimeout(0)
             return
         except OSError as error:  # a full or restarting journal must not stop backups
-            print(f"dbguardd: the journal took no entry: {error}", file=sys.stderr)  # noqa: T201
+            print(f"dbguardd: the journal did not accept an entry: {error}", file=sys.stderr)  # noqa: T201
         opened.settimeout(_PATIENCE_SECONDS)
 
     return send

@@ -45,7 +45,7 @@ def follow(run: Run, request: Follow) -> Result:
     except SourceReplaced as error:
         error.hints = error.hints or (successor_command(run),)
         raise
-    raise Internal(f"{run.name}: following its log came to an end")
+    raise Internal(f"{run.name}: following its log ended without a reason")
 
 
 class Shipping:

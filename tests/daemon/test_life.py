@@ -397,7 +397,7 @@ def test_a_daemon_that_cannot_listen_leaves_no_job_behind(place: Place) -> None:
         async def serve(service: Any) -> Any:
             await started(worker)
             jobs.extend(job.id for job in service.jobs("app", "running", 5))
-            raise SecondInstance("somebody listens there")
+            raise SecondInstance("another process listens there")
 
         clock = Clock(lambda: place.wall, lambda: place.steady)
         with pytest.raises(SecondInstance):

@@ -219,7 +219,7 @@ def test_who_is_not_let_in_is_told_the_line_that_lets_him(live, replication):
             "local all postgres trust\n",
         ):
             set_to(refused)
-            with pytest.raises(SourceDenied, match="lets us not in") as denied:
+            with pytest.raises(SourceDenied, match="refuses the login") as denied:
                 until(reach, "the new lines")
             (hint,) = denied.value.hints
             said = re.match(r"first in pg_hba.conf: (local \w+ lower) peer  -- then SELECT pg_reload_conf", hint)

@@ -118,10 +118,10 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
 
 def base_of(backup: Backup) -> Base:
     """Return what the rules need to know of a backup to find where its log leads."""
-    goes_on, place = backup.facts.log_start, backup.facts.log_position
-    if goes_on is None:
-        return Base(backup.id, backup.created_at, place=place)
-    return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)
+    log_start, log_position = backup.facts.log_start, backup.facts.log_position
+    if log_start is None:
+        return Base(backup.id, backup.created_at, place=log_position)
+    return Base(backup.id, backup.created_at, log_start.chain, log_start.after, log_position)
 
 
 def tell_log(run: Run, name: str, chains: Iterable[Chain], backups: Iterable[Backup]) -> None:

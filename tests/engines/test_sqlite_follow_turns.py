@@ -363,4 +363,4 @@ def test_a_log_whose_end_is_never_reached_is_let_go(tmp_path):
     lines = []
     with pytest.raises(LogBroken) as caught:
         outrunning(world, lines, Steps(lines, looks=20), count=400, behind_bytes=1000 * 4096)
-    assert "no nearer to its end" in caught.value.detail
+    assert "its end is not reached" in caught.value.detail

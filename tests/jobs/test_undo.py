@@ -176,7 +176,7 @@ class PagedDeltaRestore(ToyDeltaRestore):
         self.world = world
         self.lose: set[str] = set()
 
-    def keep(self, live, facts, sink, progress):
+    def save(self, live, facts, sink, progress):
         before = {entry.name for entry in self.world.storage.list("packs/")}
         with live.open("rb") as file:
             sink.adopt("pages", file.fileno(), 512)
@@ -197,7 +197,7 @@ class PagedDeltaRestore(ToyDeltaRestore):
 def test_a_safety_copy_that_cannot_be_read_back_is_told_and_keeps_nobody_from_the_restore(world):
     world.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
     world.delta_restore = over = PagedDeltaRestore(world)
-    world.engine.dump = lambda sink, progress, *, compared=True: over.keep(world.path, {}, sink, progress)
+    world.engine.dump = lambda sink, progress, *, compared=True: over.save(world.path, {}, sink, progress)
     world.engine.fingerprint = lambda progress, stored: NoFingerprint("a toy of pages")
     wanted = world.backup(users=[7])
     world.write(users=[8])

@@ -45,7 +45,7 @@ _MOST = 16  # a WAL of this many times turn_frames is restarted without that wai
 _BEAT_FRAMES = 1000
 _LONG = 4  # times turn_frames: the holders of a longer WAL are reported
 _LONGEST = 4  # times behind_bytes: a longer WAL is given up if we alone hold it and never reach its end
-_MOST_HASTE = 8.0
+_MOST_HASTE = 8.0  # bounds the memory for what is read but not stored
 _HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that another process holds
 
 
@@ -274,7 +274,7 @@ class Follower:
             at = datetime.now(UTC)
             if self._look():
                 self._renew()
-            self._ship.reached(at)  # a slow disk takes long for all rounds
+            self._ship.reached(at)  # on a slow disk all rounds together take long
         rest = list[Segment]()
         done = self._place == self._free or (self._near(rest) and self._finish_round(rest))
         for segment in rest:
@@ -310,7 +310,7 @@ class Follower:
         """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now."""
         length = log_bytes(self._place.frames, self._frames.index().page_size)
         if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
-            raise self._outrun(f"Its log has {length} bytes, and we come no nearer to its end.")
+            raise self._outrun(f"Its WAL has {length} bytes, and its end is not reached.")
 
     def _outrun(self, why: str) -> LogBroken:
         what = f"{self._live.path}: commits come faster than they can be stored"
@@ -334,11 +334,11 @@ class Follower:
         return done
 
     def _block_seconds(self) -> float:
-        """Return for how long writers may be blocked."""
+        """Return how long writers may be blocked."""
         return self._pace.max_block_seconds * self._haste()
 
     def _haste(self) -> float:
-        """Return how many times the usual limits apply to this WAL: the longer it is, the more harm it does."""
+        """Return how many times the usual may wait, and writers with it: the longer the WAL, the more harm it does."""
         return max(1.0, self._place.frames / (2 * _MOST * self._pace.turn_frames))
 
     def _is_slow(self) -> bool:
@@ -369,11 +369,11 @@ class Follower:
         return all_moved and self._free != self._place
 
     def _is_much(self, index: locks.Index) -> bool:
-        """Return whether too much is not in the main file to be checkpointed while writers wait."""
+        """Return whether too much of the WAL is not in the main file to checkpoint the rest while writers wait."""
         return (index.frames - index.moved) * index.page_size > self._rest_bytes()
 
     def _is_little(self, index: locks.Index, rest: list[Segment]) -> bool:
-        """Return whether what is after this place, plus what was read but not stored, may be read at once."""
+        """Return whether what comes next, plus what was read but not stored, is little enough to be read at once."""
         waits = (index.frames - self._place.frames) * index.page_size
         waits += sum(len(segment.body.pages) for segment in rest if isinstance(segment.body, Images))
         return index.salts == self._place.salts and waits <= self._rest_bytes()

@@ -208,7 +208,7 @@ def test_a_log_goes_on_where_the_very_same_lies_before_it_only(live, follower, w
     assert because in follower.events("begin")[-1][3] and not follower.events("begin")[-1][2]
 
 
-@pytest.mark.parametrize(("round", "because"), [("7/1", "another cluster"), ("{system}/9", "left behind")])
+@pytest.mark.parametrize(("round", "because"), [("7/1", "different cluster"), ("{system}/9", "left behind")])
 def test_another_cluster_and_a_server_of_the_past_are_never_followed(live, follower, round, because):
     follower.start()
     follower.catches_up()

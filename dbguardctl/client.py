@@ -180,7 +180,7 @@ def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
     hints, detail = ["systemctl status dbguardd"], ""
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
-            why = "the socket does not exist" if isinstance(error, FileNotFoundError) else "nobody listens there"
+            why = "the socket does not exist" if isinstance(error, FileNotFoundError) else "no daemon listens there"
             hints, detail = _starting(path), "A restore does not need the daemon: dbguardd run restore NAME --to PLACE"
         case PermissionError():
             there = "" if path == SOCKET else f"--socket {shlex.quote(path)} "

@@ -89,10 +89,10 @@ def _aware(local: datetime, zone: tzinfo | None, text: str) -> datetime:
     )
     back = first.astimezone(UTC).astimezone(zone).replace(tzinfo=None, fold=0)
     if back != local.replace(fold=0):
-        raise Usage(f"{text!r} does not exist: the clocks were put forward then", detail="Add the offset, as +02:00.")
+        raise Usage(f"{text!r} does not exist: the clocks went forward then", detail="Add the offset, as +02:00.")
     if first.utcoffset() != second.utcoffset():
         raise Usage(
-            f"{text!r} happened twice: the clocks were put back then",
+            f"{text!r} occurred twice: the clocks went back then",
             detail=f"Say which: {local:%Y-%m-%d %H:%M:%S}{first:%z} or {local:%Y-%m-%d %H:%M:%S}{second:%z}.",
         )
     return first

@@ -67,7 +67,7 @@ def _unwritten(error: OSError) -> int:
 
 def _misunderstood(error: Exception) -> Internal:
     return Internal(
-        "dbguardctl: the answer of the daemon is not what was expected",
+        "dbguardctl: the daemon gave an unexpected answer",
         detail=f"{type(error).__name__}: {error}",
         hints=["dbguardctl --version", "dbguardd --version"],
     )
@@ -77,7 +77,7 @@ def _incomplete(session: Session, error: click.exceptions.NoArgsIsHelpError) -> 
     """Show the help of a command group that was called without a command."""
     if session.json and error.ctx:
         session.report(
-            Usage(f"{error.ctx.command_path}: which of its commands?", hints=[f"{error.ctx.command_path} --help"])
+            Usage(f"{error.ctx.command_path}: give one of its commands", hints=[f"{error.ctx.command_path} --help"])
         )
     else:
         click.echo(error.format_message(), err=True)

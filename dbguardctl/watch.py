@@ -86,7 +86,7 @@ def _say_again(session: Session, row: Json, tried: int) -> None:
         session.say(f"       {line}")
     for hint in (problem.get("hints") or ())[:1]:
         session.say("       try  ", Cell(str(hint), "try"))
-    session.say("       Ctrl-C ends this waiting only, and it goes on (so does --no-wait). To end it: ",
+    session.say("       Ctrl-C only stops waiting; the job goes on (as with --no-wait). To cancel it: ",
                 Cell(f"dbguardctl job cancel {row['id']}", "try"))  # fmt: skip
 
 

@@ -64,12 +64,12 @@ def credential_rm(session: Session, name: str, force: bool) -> None:
     if users:
         raise Held(
             f"credential {name}: the policy names it",
-            detail=f"{', '.join(users)} would be without its secret at the next start of dbguardd.",
+            detail=f"{', '.join(users)} would lack its secret at the next start of dbguardd.",
             hints=[f"dbguardctl credential rm {name} --force"],
         )
     store.remove(name)
     answer = {"schema": "dbguard.credential/1", "name": name, "restart": _RESTART}
-    left = text("What was encrypted with it stays, and needs another key: the recovery key, for backups.", indent=4)
+    left = text("Data encrypted with it stays and needs another key: for backups, the recovery key.", indent=4)
     session.answer(answer, [text(Cell("ok", "good"), f"  credential {name} is removed"), left, *_after()])
 
 

@@ -34,7 +34,7 @@ def grants(url: str) -> str:
     """Return the SQL that creates the role in an address, for the databases in it. Raises Usage."""
     if engine_of(url) != "postgresql":
         raise Usage(
-            f"init: {url}: is no address of a PostgreSQL server", hints=["dbguardctl init --sql postgresql:///"]
+            f"init: {url}: is not the address of a PostgreSQL server", hints=["dbguardctl init --sql postgresql:///"]
         )
     role, database = _named(url)
     if any(not name.isprintable() or _TAG in name for name in (role, database)):

@@ -44,7 +44,7 @@ def key() -> None:
 @key.command("list")
 @pass_session
 def key_list(session: Session) -> None:
-    """List the keys, and whether a recovery copy was ever tested."""
+    """List the keys, and whether a recovery copy ever tested."""
     answer = session.daemon.get("keys")
     if session.json:
         session.print_json(answer)
@@ -98,7 +98,7 @@ def _show_sheet(session: Session, name: str, answer: dict[str, Any]) -> None:
     screen = session.out
     sheet = str(answer.get("sheet_text") or answer.get("identity") or "")
     screen.show(paragraph(sheet if screen.utf8 else _without_code(sheet)))
-    session.say("Print this or write it down, keep it away from this machine, and close this window. Then: ",
+    session.say("Print this or write it down, keep it away from this machine, and close this window. Then test it: ",
                 Cell(f"dbguardctl key recovery-test {name}", "try"))  # fmt: skip
     _say_others(session, answer.get("others") or [])
 
@@ -156,8 +156,8 @@ def recovery_drop(session: Session, recipient: str, name: str, confirm: str) -> 
         others = [one for row in rows if row["name"] == name for one in row.get("recipients") or ()]
         left = [one for one in others if not one["recipient"].startswith(recipient)]
         tested = sum(one["tested_at"] is not None for one in left)
-        stay = f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} was ever tested."
-        session.err.show([text(Cell(f"This lets {recipient} open the backups no longer. {stay}", "bad"))])
+        stay = f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} ever tested."
+        session.err.show([text(Cell(f"{recipient} will no longer open the backups. {stay}", "bad"))])
         asked = f"Type {recipient} to go on"
         confirm = str(click.prompt(asked, default="", show_default=False, err=True)).strip()
     fields = {"recipient": recipient, "confirm": confirm}
@@ -186,7 +186,7 @@ def recover(session: Session, name: str) -> None:
         text(Cell("ok", "good"), f"  storage {row['storage']} is open; backups {row['backups']}, mark {row['mark']}")
         for row in answer.get("repositories", ())
     ]
-    blocks.append(text("They are yours only if the recovery sheet says the same mark."))
+    blocks.append(text("They are yours only if the recovery sheet shows the same mark."))
     session.answer(answer, [*blocks, text(Cell("next  ", "dim"), Cell("dbguardctl status", "try"))])
 
 

@@ -49,7 +49,9 @@ def backup(
 ) -> int:
     """Back up one database, or all."""
     if everything == bool(database):
-        raise Usage("backup: say which database, or --all", hints=["dbguardctl backup NAME", "dbguardctl backup --all"])
+        raise Usage(
+            "backup: name a database, or use --all", hints=["dbguardctl backup NAME", "dbguardctl backup --all"]
+        )
     limit = seconds(timeout)
     if database:
         session.wanted_database = database

@@ -54,7 +54,7 @@ def entry_lines(row: Json, screen: Screen, zone: tzinfo | None, *, verbose: bool
 
 def nothing(database: str | None) -> list[Block]:
     """Return the message for a history without entries."""
-    return [text(f"Nothing has happened{f' to {database}' if database else ''} that was asked for.")]
+    return [text(f"Nothing to show{f' for {database}' if database else ''}.")]
 
 
 def events(rows: list[Json], now: datetime, zone: tzinfo | None) -> list[Block]:

@@ -87,7 +87,7 @@ def _safe_directory(directory: Path) -> None:
         directory.mkdir(mode=0o755)
     seen = directory.stat()
     if seen.st_uid not in (0, os.geteuid()):
-        raise PolicyUnsafe(f"{directory}: belongs to somebody else", detail=f"owner uid {seen.st_uid}")
+        raise PolicyUnsafe(f"{directory}: has another owner", detail=f"owner uid {seen.st_uid}")
     shared = seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if shared and not seen.st_mode & stat.S_ISVTX:
         raise PolicyUnsafe(
@@ -122,8 +122,10 @@ def _not_answered(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except OSError as error:  # EAGAIN: it listens and its queue is full; on other errors, do not replace it either
-            raise SecondInstance(f"{path}: somebody listens there", detail=error.strerror or str(error)) from error
-    raise SecondInstance(f"{path}: somebody listens there")
+            raise SecondInstance(
+                f"{path}: another process listens there", detail=error.strerror or str(error)
+            ) from error
+    raise SecondInstance(f"{path}: another process listens there")
 
 
 def _make(path: Path, group: str | None, mode: int, lock: int) -> Listener:

@@ -139,7 +139,7 @@ class Live:
         """Return the error with which a second request for the same job is refused."""
         cancel = [f"dbguardctl job cancel {self.row.id}"] if self.row.attempt > 1 else []  # then a new try is possible
         return Busy(
-            f"{of}: {self.row.verb} is {self.row.state} already",
+            f"{of}: {self.row.verb} is already {self.row.state}",
             detail=f"job {self.row.id}, asked for by {self.row.actor}",
             hints=[f"dbguardctl job watch {self.row.id}", *cancel],
             facts={"job": self.row.id},

@@ -143,7 +143,7 @@ class Runner:
         row = self.job(prefix)
         live = self._find(row.id)
         if live is None:
-            raise Busy(f"job {row.id} has ended already: {row.state}", hints=[f"dbguardctl job show {row.id}"])
+            raise Busy(f"job {row.id} has already ended: {row.state}", hints=[f"dbguardctl job show {row.id}"])
         live.cancelled_by = by
         live.cancel.set()
         if live in self._waiting:

@@ -68,7 +68,7 @@ class Storages:
         for other in self.inforce.storages():
             there = self.paths.level(self.inforce.storage(other).path).lies_in
             if other != name and own and there and (own[0] in there or there[0] in own):
-                how = "are the same directory" if own[0] == there[0] else "lie in one another"
+                how = "are the same directory" if own[0] == there[0] else "are inside one another"
                 return PolicyInvalid(
                     f"storages {name} and {other} {how}, through a link or a mount",
                     detail="A failure there loses both, and each deletes by its own rules what both hold.",

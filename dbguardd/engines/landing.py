@@ -78,7 +78,7 @@ def _uses(pid: str, wanted: set[tuple[int, int]], within: tuple[str, ...], gone:
 def describe(pid: int | None) -> str:
     """Return a description of a process for people."""
     if pid is None or pid <= 0:
-        return "the holder let go just now, or is on another host"
+        return "the holder has gone, or is on another host"
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return f"process {pid} ({file.read().strip()})"
@@ -107,9 +107,9 @@ def outcome(target: Path, error: OSError) -> GuardError:
     detail = error.strerror or str(error)
     match error.errno:
         case errno.EEXIST | errno.ENOTEMPTY:
-            return TargetExists(f"{target}: something is there", detail="it appeared while the restore ran")
+            return TargetExists(f"{target}: it exists already", detail="it was created while the restore ran")
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return NoSpace(f"{target}: no room for what is restored", detail=detail)
+            return NoSpace(f"{target}: not enough space for the restore", detail=detail)
         case errno.ENOENT | errno.ENOTDIR:
             return Usage(
                 f"{target}: no such directory: {target.parent}",
@@ -118,7 +118,7 @@ def outcome(target: Path, error: OSError) -> GuardError:
         case errno.EACCES | errno.EPERM:
             return PlaceDenied(
                 f"{target}: cannot be written",
-                detail=f"{detail}: the job acts as {_user()}, who may not write in {target.parent}",
+                detail=f"{detail}: the job acts as {_user()}, who may not write to {target.parent}",
                 hints=[
                     f"{_make(reachable(target.parent / 'restored', os.geteuid()))}  # and restore to a place in there"
                 ],

@@ -92,7 +92,7 @@ def _left_behind(run: Run) -> SourceReplaced:
         f"{run.name}: its server was left behind when another one took over, or was set back",
         detail="The stored log is on a newer timeline than this server: nothing written here will be "
         "in that history. If another server took over, stop this one and rebuild it as a standby "
-        "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
+        "(pg_rewind, pg_basebackup). Only if it was set back on purpose, or should be the primary again "
         f"whatever was written to the other: {successor_command(run)}",
         hints=[successor_command(run)],
     )

@@ -147,7 +147,7 @@ class Keeping:
             if later[0].id == mark.chain:
                 raise ObjectMissing(f"the log {mark.chain} lacks its segment {following}")
             because = next((link.because for link in log.open(later[-1].pieces[0]) if not link.number), "")
-            self._past(LogBroken(f"{self._run.name}: its log began anew", detail=because))
+            self._past(LogBroken(f"{self._run.name}: its log has a gap", detail=because))
         return None
 
     def _step(self, log: StoredLog, chain: Chain) -> bool:

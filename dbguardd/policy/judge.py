@@ -52,7 +52,7 @@ def _layers(policy: Policy) -> Iterator[Mistake]:
         if "key" in given and settings.key not in keys:
             yield _unknown(f"{owner}: key", "key", settings.key, keys, *path, "key")
         if "keep" in given and settings.keep.empty:
-            what = f"{owner}: keep asks for no backup at all"
+            what = f"{owner}: keep keeps no backup"
             yield _error(
                 "keeps-nothing", what, *path, "keep", hint="at least one of last, daily, weekly, ... or within"
             )
@@ -68,11 +68,13 @@ def _queries(owner: str, path: Path, proof: Proof) -> Iterator[Mistake]:
     for index, query in enumerate(proof.queries):
         here = (*path, "proof", "queries", index)
         if query.min is None and query.max is None and query.equals is None:
-            yield _error("bad-value", f"{owner}: a proof query needs min, max or equals: nothing is compared", *here)
+            yield _error(
+                "bad-value", f"{owner}: a proof query needs min, max or equals, otherwise nothing is compared", *here
+            )
         elif query.equals is not None and (query.min is not None or query.max is not None):
             yield _error("bad-value", f"{owner}: a proof query has either equals, or min and max", *here)
         elif query.min is not None and query.max is not None and query.min > query.max:
-            yield _error("bad-value", f"{owner}: min is larger than max, so no value is right", *here)
+            yield _error("bad-value", f"{owner}: min is larger than max, so no value can pass", *here)
 
 
 def _storage_list(owner: str, path: Path, names: tuple[str, ...], known: set[str]) -> Iterator[Mistake]:
@@ -283,7 +285,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
             f'database "{name}": rpo {format_duration(rpo)} cannot be met: '
             f'backup = "{guarded.backup.text}" leaves {format_duration(gaps[1])} between two backups'
         )
-        yield _warning("rpo", what, *where("objective"), hint="back up more often, or promise less")
+        yield _warning("rpo", what, *where("objective"), hint="back up more often, or raise rpo")
     yield from _log(guarded, where)
     if guarded.verify == "off":
         what = f'database "{name}": verify = "off": no backup will ever be proven'
@@ -302,7 +304,7 @@ def _database(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistak
         yield _warning("rpo", what, *where("verify"), hint='verify = "after-backup" proves each one')
     if keep.last == 0 and keep.hourly == 0 and keep.daily == 0 and not keep.empty and keep.within is None:
         what = f'database "{name}": keep asks for nothing recent (no last, hourly, daily or within)'
-        yield _warning("keeps-little", what, *where("keep"), hint="mistakes are mostly noticed within days")
+        yield _warning("keeps-little", what, *where("keep"), hint="most mistakes are noticed within days")
 
 
 def _log(guarded: Guarded, where: Callable[[str], Path]) -> Iterator[Mistake]:

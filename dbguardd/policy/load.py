@@ -36,7 +36,7 @@ NAMED = frozenset(("database", "class", "storage", "key"))
 """Tables of tables, keyed by a name."""
 
 _SYNTAX = re.compile(r"(?P<what>.*?) ?\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
-_UNREAD = "what else is wrong shows when this is right"
+_UNREAD = "further mistakes show once this is corrected"
 _ROUNDS = 4
 Json = dict[str, Any]
 
@@ -230,13 +230,13 @@ def _trust(file: Path, status: Any, owner: int, *, regular: bool = False) -> Non
     sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         raise PolicyUnsafe(
-            f"{file}: others may write to it",
+            f"{file}: other users may write to it",
             detail=f"Its mode is {stat.S_IMODE(mode):04o}; group and others must not have write permission.",
             hints=[f"chmod go-w {name}"],
         )
     if status.st_uid not in (0, owner):
         raise PolicyUnsafe(
-            f"{file}: belongs to somebody else",
+            f"{file}: has another owner",
             detail=f"Its owner is uid {status.st_uid}; it must be root or uid {owner}, who reads it. "
             "By hand: run this as root or as its owner.",
             hints=[f"chown {'root' if regular else owner} {name}  # if what is in it is to be trusted"],
@@ -281,9 +281,9 @@ def _syntax(name: str, text: str, message: str) -> Mistake:
     where = mistakes.place(text, min(start, len(text)), start + 1)
     key = where["source"].partition("=")[0].strip()
     if what.startswith("Cannot overwrite a value") and key:
-        what = f'the key "{key}" stands there twice'
+        what = f'the key "{key}" is given twice'
     elif what.startswith("Cannot declare") and key:
-        what = f"the table {key} stands there twice"
+        what = f"the table {key} is given twice"
     what = f"not TOML: {what[:1].lower()}{what[1:]}"
     return Mistake("error", "config/syntax", what, file=name, hint=_UNREAD, **where)
 

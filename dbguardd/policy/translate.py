@@ -122,12 +122,12 @@ def _translate(kind: str, path: Path, item: Any) -> tuple[Mistake, bool]:
         table = f"{owner} needs" if owner and key else "the policy needs"
         return Mistake("error", "config/missing-key", f'{table} the setting "{path[-1]}"', path), True
     if item["loc"] and item["loc"][-1] == "[key]":
-        what = f'"{path[-1] if path else ""}" is no good name: it {_PATTERNS[NAME]}'
+        what = f'"{path[-1] if path else ""}" is not a valid name: it {_PATTERNS[NAME]}'
         return Mistake("error", "config/bad-name", what, path), True
     subject = f"{owner}: {key}" if key else owner
     reason, hint = _reason(kind, item)
     if path and any(word in str(path[-1]) for word in _SECRETIVE) and isinstance(item["input"], str):
-        reason, hint = f"must not stand here; name it: {SECRET_FORMS}", ""
+        reason, hint = f"must not be written here; refer to it: {SECRET_FORMS}", ""
         return Mistake("error", "config/literal-secret", f"{subject} {reason}", path), False
     separator = ": " if reason.startswith('"') else " "
     return Mistake("error", "config/bad-value", f"{subject}{separator}{reason}", path, hint=hint), False
@@ -139,7 +139,7 @@ def _unknown(path: Path, value: Any) -> Mistake:
     inner = rest_of(path[:-1])
     known = _keys_of(path[:-1])
     if any(word in name.lower() for word in _SECRETIVE) and isinstance(value, str):
-        what = f'{owner}: "{name}" looks like a secret, and secrets never stand in the policy: {SECRET_FORMS}'
+        what = f'{owner}: "{name}" looks like a secret, and secrets are never written in the policy: {SECRET_FORMS}'
         return Mistake("error", "config/literal-secret", what, path)
     holder = f"{owner}: {inner}" if inner else owner or "the policy"
     aliases = {alias: key for alias, key in _ALIASES.items() if key in known}

@@ -304,7 +304,7 @@ class RemoteEngine:
 
 
 def _no_segment() -> WorkerDied:
-    return WorkerDied("the engine half sent a segment that is none")
+    return WorkerDied("the engine half sent an invalid segment")
 
 
 def _tell(message: Object, progress: Progress) -> None:
@@ -320,7 +320,7 @@ def _place(value: Any) -> Facts:
     told = isinstance(value, dict) and isinstance(value.get("round"), str) and isinstance(value.get("position"), int)
     told = told and isinstance(value.get(TURNS, []), list) and all(map(_is_turn, value.get(TURNS, [])))
     if not told or len(json.dumps(value)) > _PLACE_BYTES:
-        raise WorkerDied("the engine half named a place that is none")
+        raise WorkerDied("the engine half named an invalid position")
     place: Facts = value
     return place
 

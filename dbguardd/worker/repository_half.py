@@ -176,8 +176,8 @@ def _opened(settings: Mapping[str, Any], *, create: bool, seen: bool) -> Storage
         if seen or create or os.path.lexists(place) or not place.parent.is_dir():
             raise
         raise Unreachable(
-            f"storage {settings['name']}: {place} is not made yet",
-            detail="The first backup makes it. Is it to lie on a disk of its own? Then that has to be mounted before.",
+            f"storage {settings['name']}: {place} does not exist yet",
+            detail="The first backup creates it. If it should be on a disk of its own, mount that first.",
             hints=["dbguardctl backup --all", f"findmnt -T {shlex.quote(str(place.parent))}"],
         ) from error
 

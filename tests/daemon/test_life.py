@@ -397,7 +397,7 @@ def test_a_daemon_that_cannot_listen_leaves_no_job_behind(place: Place) -> None:
         async def serve(service: Any) -> Any:
             await started(worker)
             jobs.extend(job.id for job in service.jobs("app", "running", 5))
-            raise SecondInstance("somebody listens there")
+            raise SecondInstance("another process listens there")
 
         clock = Clock(lambda: place.wall, lambda: place.steady)
         with pytest.raises(SecondInstance):
@@ -418,7 +418,7 @@ def test_a_full_state_directory_is_something_to_look_at(place: Place) -> None:
             service._do.views.storages.paths._look = lambda path: Level(1 << 20, 1 << 30, "")
             await measured(service)
             (said,) = service.status().attention
-            assert said.startswith(f"the state directory {place.state} has 1 MiB left")
+            assert said.startswith(f"the state directory {place.state} has only 1 MiB free")
 
     asyncio.run(main())
 
@@ -478,7 +478,9 @@ def test_half_a_restore_in_place_is_something_to_look_at_for_as_long_as_it_can_b
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("leads_to", "how"), [("store", "are the same directory"), ("store/in", "lie in one another")])
+@pytest.mark.parametrize(
+    ("leads_to", "how"), [("store", "are the same directory"), ("store/in", "are inside one another")]
+)
 def test_two_storages_that_are_one_by_a_link_are_told(place: Place, tmp_path: Path, leads_to: str, how: str) -> None:
     (tmp_path / "store" / "in").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / leads_to)

@@ -107,7 +107,7 @@ def test_only_what_is_stored_may_be_removed(taken):
         assert taken.ask(name, data).startswith("no "), name
     taken.live.sql("SELECT pg_backup_start('x', true); SELECT count(*) FROM pg_backup_stop(false)")
     history = next(path.name for path in (taken.live.data / "pg_wal").glob("*.backup"))
-    assert taken.ask(history).startswith("ok it is no part of the log")
+    assert taken.ask(history).startswith("ok it is not part of the followed log")
 
 
 def test_a_storage_that_is_full_and_a_follower_that_dies_let_the_server_ask_again(taken):
@@ -142,11 +142,11 @@ def test_a_log_that_does_not_go_on_begins_anew_and_says_why(taken):
     assert name in resume["files"] and len(resume["files"]) <= 16
     taken.live.sql("INSERT INTO ledger (note) VALUES ('in the file that is written now')")
     wrong = {
-        "has another log": {"position": resume["position"] + 100, "check": "0" * 64, "files": {}},
-        "another log": {"files": {**resume["files"], name: "0" * 32}},
+        "differs from the stored log": {"position": resume["position"] + 100, "check": "0" * 64, "files": {}},
+        "WAL differs": {"files": {**resume["files"], name: "0" * 32}},
         "removed a part": {"position": SEGMENT, "files": {}},
-        "less of its log": {"position": 1 << 50},
-        "which does not come of timeline 0": {"round": resume["round"].replace("/1", "/0")},
+        "WAL ends before": {"position": 1 << 50},
+        "which does not descend from timeline 0": {"round": resume["round"].replace("/1", "/0")},
     }
     for why, said in wrong.items():
         taken.start(resume={**resume, **said})

@@ -111,7 +111,7 @@ def test_a_sender_that_hangs_while_its_server_answers_is_not_waited_for(live, fo
     try:
         commits(live)
         ended = follower.ended()
-        assert isinstance(ended, ServerUnreachable) and "nothing comes of the log that it has" in ended.message
+        assert isinstance(ended, ServerUnreachable) and "the server does not send the WAL that it has" in ended.message
     finally:
         os.kill(sender, signal.SIGCONT)
     follower.start()
@@ -192,8 +192,8 @@ def test_a_slot_that_holds_too_much_is_a_gap(live, follower):
     ("wrong", "because"),
     [
         ({"round": "{system}/1/0123"}, "tablespace"),
-        ({"check": "0" * 64}, "another log"),
-        ({"position": 1 << 50}, "less of its log"),
+        ({"check": "0" * 64}, "differs from the stored log"),
+        ({"position": 1 << 50}, "ends before the stored log"),
     ],
 )
 def test_a_log_goes_on_where_the_very_same_lies_before_it_only(live, follower, wrong, because):
@@ -208,7 +208,7 @@ def test_a_log_goes_on_where_the_very_same_lies_before_it_only(live, follower, w
     assert because in follower.events("begin")[-1][3] and not follower.events("begin")[-1][2]
 
 
-@pytest.mark.parametrize(("round", "because"), [("7/1", "another cluster"), ("{system}/9", "left behind")])
+@pytest.mark.parametrize(("round", "because"), [("7/1", "different cluster"), ("{system}/9", "left behind")])
 def test_another_cluster_and_a_server_of_the_past_are_never_followed(live, follower, round, because):
     follower.start()
     follower.catches_up()
@@ -346,7 +346,7 @@ def test_a_server_that_was_a_standby_meanwhile_is_followed_on_along_its_new_time
 
 
 def test_no_log_goes_on_over_what_was_written_at_wal_level_minimal(follower, live):
-    """The server has all of it, and no recovery goes past that. No server starts so while it has a slot."""
+    """The server has all of it, and no recovery can continue past that. No server starts so while it has a slot."""
     follower.start()
     commits(live)
     follower.catches_up()

@@ -79,7 +79,7 @@ def test_who_keeps_the_disk_of_a_proof_full_is_ended(live, place, disk):  # noqa
         engine.examine(place / "restored", (), no_progress)
 
     try:
-        with pytest.raises(NoSpace, match="taken up the room"):
+        with pytest.raises(NoSpace, match="filled the free space"):
             as_owner(prove)
     finally:
         live.sql("DROP DATABASE evil")

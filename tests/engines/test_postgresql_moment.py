@@ -339,7 +339,7 @@ def test_no_name_of_a_prepared_transaction_moves_the_place_of_a_backup(live):
 
     taken = as_owner(lambda: backed_up(live, forge)[2])
     live.sql(f"ROLLBACK PREPARED '{live.sql('SELECT gid FROM pg_prepared_xacts')}'")
-    assert isinstance(taken, NoFingerprint) and "no place in the log" in taken.why
+    assert isinstance(taken, NoFingerprint) and "no log position matches" in taken.why
 
 
 class Telling:

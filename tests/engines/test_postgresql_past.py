@@ -149,7 +149,7 @@ def test_a_table_whose_owner_lets_nobody_read_it_keeps_no_other_from_being_compa
     ((facts, told),) = past.several(("difference", ""), of=pair, database="other", bounds=Bounds("b", 24.0, 3, 1 << 20))
     states = {line["table"]["table"]: line["table"]["state"] for line in told.lines}
     assert states == {"lair.slow": "not compared", "public.neighbour": "same"} and facts["not_compared"] == 1
-    assert "no answer in the time" in told.lines[0]["table"]["why"]
+    assert "no answer within the time" in told.lines[0]["table"]["why"]
 
 
 @pytest.mark.parametrize("past", ["pages"], indirect=True)

@@ -188,11 +188,11 @@ def test_a_server_that_was_left_behind_is_never_taken(life):
     two.start()
     for _ in ("while it follows", "when it starts"):
         refused = life.follower.ended()
-        assert isinstance(refused, SourceReplaced) and "both take writes" in refused.message
+        assert isinstance(refused, SourceReplaced) and "both accept writes" in refused.message
         assert one.sql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'") == "1"
         life.follower.start()
     life.follower.ended()
-    with pytest.raises(SourceReplaced, match="both take writes"):
+    with pytest.raises(SourceReplaced, match="both accept writes"):
         as_owner(base, life.both)
     one.stop(signal.SIGINT)
     life.follower.start()

@@ -189,7 +189,7 @@ def test_tables_that_cannot_be_compared_are_said_to_be_so(tmp_path):
     wider = make(tmp_path / "wider", "create table a (id integer primary key, v, z)", "insert into a values (1, 5, 3)")
     told = Told()
     PAST.difference(FilePages(old), FilePages(wider), "a", BOUNDS, told)
-    assert told.lines[-1]["table"]["why"] == "column no longer there, not compared: w; new column, not compared: z"
+    assert told.lines[-1]["table"]["why"] == "removed column, not compared: w; new column, not compared: z"
     assert told.lines[0]["after"] == {"id": 1, "v": 5}
     columns = ", ".join(f"c{number}" for number in range(1200))
     many = [f"create table many (id integer primary key, {columns})", "insert into many (id) values (1)"]

@@ -68,7 +68,7 @@ def test_nothing_can_be_done_but_reading(shop, sql):
 def test_one_statement_and_nothing_less(shop):
     with pytest.raises(Usage, match="one statement at a time"):
         ask(shop, "select 1; select 2")
-    with pytest.raises(Usage, match="can only read"):
+    with pytest.raises(Usage, match="may only read"):
         ask(shop, "select 1; delete from orders")
     for sql in ("", "  ", "-- nothing", ";"):
         with pytest.raises(Usage, match="no statement"):
@@ -138,7 +138,7 @@ ENDLESS = "with recursive r(n) as (select 1 union all select n + 1 from r) selec
                                  "select count(*) from orders a, orders b, orders c, orders d"])  # fmt: skip
 def test_what_never_ends_is_given_up_in_time(shop, sql):
     began = time.monotonic()
-    with pytest.raises(TooCostly, match="no answer in the time"):
+    with pytest.raises(TooCostly, match="no answer within the time"):
         ask(shop, sql, Bounds("app", 0.3, 1000, 1 << 20))
     assert time.monotonic() - began < 10
 

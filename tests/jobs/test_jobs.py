@@ -100,7 +100,7 @@ def test_wrong_content_that_opens_is_never_proven(world, restored, said):
 def test_a_proof_query_that_does_not_hold_fails_the_proof(world):
     world.spec["database"]["queries"] = [{"sql": "rows", "min": 100, "max": None, "equals": None, "why": ""}]
     world.backup()
-    with pytest.raises(ProofFailed, match="did not pass"):
+    with pytest.raises(ProofFailed, match="failed its test restore"):
         world.do("verify", database="app")
 
 

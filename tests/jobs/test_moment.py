@@ -471,5 +471,5 @@ def test_a_place_in_a_log_is_for_a_server_and_one_way_to_say_what(world: World) 
     for way in ({"lsn": "0/1"}, {"name": "before it"}):
         with pytest.raises(Unsupported, match="only the log of a PostgreSQL cluster"):
             world.do("restore", database="app", dry_run=True, **way)
-        with pytest.raises(Usage, match="give one of"):
+        with pytest.raises(Usage, match="give only one of"):
             world.do("restore", database="app", at="2026-03-01T12:00:00Z", dry_run=True, **way)

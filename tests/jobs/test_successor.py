@@ -23,12 +23,12 @@ def test_another_cluster_does_not_go_on_with_the_backups_of_a_lost_one(world):
     world.engine.rights = {"system": "7002"}
     world.engine.sent = False
     for full in (False, True):  # as full_every asks for it, and many a hint
-        with pytest.raises(SourceReplaced, match="another cluster") as caught:
+        with pytest.raises(SourceReplaced, match="a different cluster") as caught:
             world.do("backup", database="app", full=full)
     assert not world.engine.sent  # it was known before
     world.engine.found = {"system": "7002"}
     (said,) = [row for row in world.do("check", database="app")["findings"] if row["name"] == "the server"]
-    assert said["outcome"] == "failed" and "is another cluster" in said["detail"] and "--successor" in said["detail"]
+    assert said["outcome"] == "failed" and "a different cluster" in said["detail"] and "--successor" in said["detail"]
     ways = [hint.partition("  #")[0] for hint in caught.value.hints]
     assert ways == ["dbguardctl restore app", "dbguardctl unprotect app", "dbguardctl protect toy: --name app-2",
                     "dbguardctl backup app --successor"]  # fmt: skip

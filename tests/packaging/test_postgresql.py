@@ -184,7 +184,9 @@ def test_a_server_that_is_stopped_is_said_and_its_backups_are_of_use(machine, sh
 def test_over_the_network_only_as_the_manual_says(machine, shop):
     url = "postgresql://seller@localhost/shop"
     said = machine.ctl("protect", url)
-    assert said.status == 1 and "has a network only by a drop-in" in said.err and "man 5 dbguard.toml" in said.err
+    assert (
+        said.status == 1 and "has network access only with a drop-in" in said.err and "man 5 dbguard.toml" in said.err
+    )
     manual = machine.run("zcat", "/usr/share/man/man5/dbguard.toml.5.gz").out
     (drop_in,) = re.findall(r"\n(\[Service\]\n(?:[A-Z].*\n)*PrivateNetwork=no\n(?:[A-Z].*\n)*)", manual)
     place = machine.put(drop_in.replace("192.0.2.7", "localhost"),

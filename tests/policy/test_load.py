@@ -79,7 +79,7 @@ def test_a_file_that_others_may_write_is_not_believed(folder, mode):
         file = write(folder / name, "version = 1\n", mode)
         with pytest.raises(PolicyUnsafe) as caught:
             load(folder / "policy.toml", ME)
-        assert caught.value.message == f"{file}: others may write to it"
+        assert caught.value.message == f"{file}: other users may write to it"
         assert caught.value.hints == (f"chmod go-w {file}",)
         file.chmod(0o600)
 
@@ -98,7 +98,7 @@ def test_a_file_of_somebody_else_is_not_believed(folder):
     os.chown(folder / "policy.toml", 12345, 12345)
     with pytest.raises(PolicyUnsafe) as caught:
         load(folder / "policy.toml", 4711)
-    assert caught.value.message.endswith("belongs to somebody else")
+    assert caught.value.message.endswith("has another owner")
     load(folder / "policy.toml", 12345)
 
 

@@ -41,7 +41,7 @@ def test_a_life_by_hand(run, house: House) -> None:
     assert f"proven  backup {id}" in run("verify", "app").stdout
 
     planned = run("expire", "app", "--dry-run").stdout
-    assert re.search(r"^  \w{26}  goes  beyond last 1$", planned, re.M)
+    assert re.search(r"^  \w{26}  expire  beyond last 1$", planned, re.M)
     assert "1 would expire, 1 kept; nothing was deleted" in planned
     assert "1 expired, 1 kept" in run("expire", "app").stdout
     assert "nothing could be freed now" in run("sweep", "local", "--dry-run").stdout

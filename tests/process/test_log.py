@@ -39,7 +39,7 @@ def test_the_story_of_a_database(house: House) -> None:
     assert lines[3:5] == [f"app: backup {id} is held by {me}: before the move", f"app: paused by {me}"]
     assert lines[5].startswith(f"✖ app: backup failed: {path}: no such file (DBG-2001)")
     assert len(lines) == 6
-    assert house.ctl("log", "shop").out == "Nothing has happened to shop that was asked for.\n"
+    assert house.ctl("log", "shop").out == "Nothing to show for shop.\n"
     assert told(house, "--errors") == lines[5:]
     verbose = told(house, "app", "-v")
     assert "app: job.queued" not in str(verbose) and any("backup is queued" in line for line in verbose)

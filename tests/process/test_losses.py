@@ -143,7 +143,7 @@ def test_another_repository_in_its_place_is_not_written_to(house: House) -> None
     house.start()
     house.idle()
     problem = house.fails("DBG-4002", 11, "backup", "app")
-    assert "another repository" in problem["message"]
+    assert "a different repository" in problem["message"]
     assert sorted(path.name for path in house.store.rglob("*")) == before
     assert len(house.backups("app")) == 1
     shutil.rmtree(house.store)

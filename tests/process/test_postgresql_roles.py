@@ -51,7 +51,7 @@ def test_the_daemon_goes_on_with_the_server_that_takes_over(
     assert numbers(one, target) == list(range(1, 31))
     one.start()  # nobody told it that it was lost
     said = house.ctl("backup", "cluster")
-    assert said.status == 1 and "both take writes" in said.err
+    assert said.status == 1 and "both accept writes" in said.err
     two.stop(signal.SIGINT)
     said = house.ctl("backup", "cluster")
     assert said.status == 1 and "left behind" in said.err

@@ -68,7 +68,7 @@ def test_damage_that_a_check_finds_makes_status_fall_back_and_the_next_backup_he
             house.idle()
         status = house.status("app")
         assert (status["state"], status["proven_backup"]) == ("failing", good)
-        assert "cannot be relied on" in status["attention"][0]
+        assert "is not reliable" in status["attention"][0]
         assert status["hints"][0] == "dbguardctl backup app --verify"
         assert house.ctl("status").status == 3
     house.does("restore", "app", "--to", str(house.place / "x.db"))
@@ -158,15 +158,15 @@ def test_a_job_that_waits_for_its_next_try_is_not_shown_as_running(house: House)
     row = house.status("app")
     assert (row["running_job"], row["next_verb"], row["recoverable_to_at"] is None) == (None, "backup", False)
     assert row["next_run_at"] == house.job(job)["problem"]["next_try_at"]
-    assert "it is tried again" in row["attention"][0] and row["problem"]["message"] in row["attention"][0]
+    assert "will be retried" in row["attention"][0] and row["problem"]["message"] in row["attention"][0]
     said = house.ctl("status")
     assert (said.status, "running now" in said.out) == (3, False)
-    assert f"[{row['problem']['code']}]" in next(line for line in said.out.splitlines() if "tried again" in line)
+    assert f"[{row['problem']['code']}]" in next(line for line in said.out.splitlines() if "will be retried" in line)
     path.rename(path.with_name("gone"))  # two things are wrong: neither has the code of the other
     house.store.rename(house.state / "away")
     until(lambda: "no backup can be" in house.ctl("status").out, house.jobs)
     lines = house.ctl("status").out.splitlines()
-    assert "[DBG" not in next(line for line in lines if "tried again" in line)
+    assert "[DBG" not in next(line for line in lines if "will be retried" in line)
     assert "[DBG-3" in next(line for line in lines if "no backup can be" in line)
     (house.state / "away").rename(house.store)
     path.with_name("gone").rename(path)
@@ -213,7 +213,7 @@ def test_what_left_the_policy_says_what_can_be_done_with_it(house: House) -> Non
     house.protects()
     house.does("reload")
     assert "its place is not known" in house.fails("DBG-0001", 2, "restore", "app")["message"]
-    assert "nobody knows" in house.fails("DBG-0001", 2, "restore", "app", "--in-place", "--confirm", "app")["message"]
+    assert "is not known" in house.fails("DBG-0001", 2, "restore", "app", "--in-place", "--confirm", "app")["message"]
     house.does("restore", "app", "--to", str(house.place / "x.db"))
     assert rows(house.place / "x.db") == rows(path)
     said = house.ctl("prune", "app")

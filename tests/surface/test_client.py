@@ -202,7 +202,7 @@ def test_a_job_that_is_tried_again_says_so(
     assert inside("backup", "app") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"attempt 1 failed, it is tried again \S.*\d\d:06: app: locked \[DBG-\d{4}\]", said)
-    assert "Ctrl-C ends this waiting only" in said and "To end it: dbguardctl job cancel 01K4" in said
+    assert "Ctrl-C only stops waiting" in said and "To cancel it: dbguardctl job cancel 01K4" in said
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_a_job_that_is_tried_again_says_so(
         (["job", "lst"], 2, "dbguardctl job list"),
         (["list", "app", "--whi"], 2, "--why"),
         (["list"], 2, "list: which database?"),
-        (["backup"], 2, "say which database, or --all"),
-        (["backup", "app", "--all"], 2, "say which database, or --all"),
+        (["backup"], 2, "name a database, or use --all"),
+        (["backup", "app", "--all"], 2, "name a database, or use --all"),
         (["status", "appp"], 8, "Did you mean app?"),
         (["list", "appp"], 8, "Did you mean app?"),
         (["list", "../etc"], 2, "is not a name"),
@@ -422,7 +422,7 @@ def test_in_place_asks_for_the_name(daemon: FakeDaemon) -> None:
 def test_a_recovery_key_is_dropped_after_a_question(daemon: FakeDaemon) -> None:
     terminal = Terminal(daemon, "key", "recovery-drop", "age1")
     terminal.read_until("Type age1 to go on: ")
-    assert "open the backups no longer. Recovery keys that stay: " in terminal.text
+    assert "will no longer open the backups. Recovery keys that stay: " in terminal.text
     terminal.type("age1\n")
     terminal.end()
     assert daemon.bodies("POST /keys/main/recovery-drop") == [{"recipient": "age1", "confirm": "age1"}]

@@ -63,7 +63,7 @@ def test_the_log_tells_what_was_asked_for(
     assert entries(inside, capsys, "--since", "2026-09-12 09:14:01", "--until", "2026-09-12 09:14:05") == [43]
     assert entries(inside, capsys, "app", "--errors") == []
     assert inside("log", "app", "--errors") == 0
-    assert capsys.readouterr().out == "Nothing has happened to app that was asked for.\n"
+    assert capsys.readouterr().out == "Nothing to show for app.\n"
 
 
 def test_the_log_reads_as_far_back_as_it_must(

@@ -41,7 +41,7 @@ def test_what_begins_to_use_a_storage_makes_the_repository(tmp_path, voice, verb
 
 @pytest.mark.parametrize("verb", sorted(JOBS.keys() - MAKERS))
 def test_what_reads_or_deletes_makes_nothing_in_an_empty_mount_point(tmp_path, voice, verb):
-    with pytest.raises(Unreachable, match="not made yet"):
+    with pytest.raises(Unreachable, match="does not exist yet"):
         open_repository(spec(tmp_path, verb), voice, NOW)
     seen = spec(tmp_path, verb)
     seen["storage"]["repository_id"] = "0" * 32
@@ -102,4 +102,4 @@ def test_a_server_whose_log_cannot_be_stored_is_looked_after_all_the_same(tmp_pa
     problem = json.loads(capfd.readouterr().out)["problem"]
     assert asked == [("unfollow", {"if_short": True})]
     assert problem["code"] == (NoSpace.code if short else Unreachable.code)
-    assert "store is not made yet" in (problem["detail"] if short else problem["message"])
+    assert "store does not exist yet" in (problem["detail"] if short else problem["message"])

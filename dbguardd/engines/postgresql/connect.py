@@ -87,7 +87,7 @@ def address_of(url: str) -> dict[str, str]:
     try:
         said = {key: str(value) for key, value in conninfo_to_dict(url).items() if value not in (None, "")}
     except psycopg.ProgrammingError as error:
-        raise PolicyInvalid(f"{url}: is no address of a PostgreSQL server", detail=str(error).strip()) from error
+        raise PolicyInvalid(f"{url}: is not the address of a PostgreSQL server", detail=str(error).strip()) from error
     if not {"host", "hostaddr", "service"} & set(said):
         said["host"] = POSTGRESQL_SOCKETS
     return said
@@ -210,7 +210,7 @@ def row(connection: Connection, kinds: Sequence[type], query: bytes, *values: An
 
 def no_answer(said: Any) -> SourceInvalid:
     """Return an error: the answer is not one that PostgreSQL gives."""
-    return SourceInvalid("PostgreSQL: the server answers what no server of its kind answers", detail=repr(said)[:500])
+    return SourceInvalid("PostgreSQL: the server gave an unexpected answer", detail=repr(said)[:500])
 
 
 def text(value: Any) -> str:
@@ -276,8 +276,8 @@ def silent(about: str, what: str, seconds: float) -> ServerUnreachable:
     """Return an error: a server keeps its connections open but sends nothing."""
     return ServerUnreachable(
         f"{about}: {what}, for {seconds:g} s",
-        detail="The connections are there: the server is stopped, its disk hangs, or what it sends is swallowed on its "
-        "way. It was waited for, and is left alone now.",
+        detail="The connection is open: the server is stopped, its disk hangs, or the network drops what it sends. "
+        "dbguard has stopped waiting.",
     )
 
 
@@ -313,17 +313,17 @@ def _unconnected(about: str, address: Address, error: psycopg.Error) -> GuardErr
         return SourceMissing(
             f"{about}: there is no database {found[1]}",
             detail=said,
-            hints=["su postgres -c 'psql -l'  # the databases that there are"],
+            hints=["su postgres -c 'psql -l'  # the existing databases"],
         )
     if re.search(r"authentication failed|pg_hba\.conf|no password supplied|role .* does not exist", said):
         return SourceDenied(
-            f"{about}: the server lets us not in",
+            f"{about}: the server refuses the login",
             detail=said,
             hints=_hints_for_denied(said, address),
         )
     if "max_wal_senders" in said:
         return ServerUnreachable(
-            f"{about}: takes no more connections for replication",
+            f"{about}: accepts no more replication connections",
             detail=said,
             hints=["ALTER SYSTEM SET max_wal_senders = 20;  -- or more than it is; then restart the server"],
         )
@@ -337,7 +337,7 @@ def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
     """Return what to say of a server that does not answer, and what a person should do first."""
     host = address.get("hostaddr") or address.get("host", "")
     if re.search("definition of service|service file", said):
-        return said, [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.pg_service.conf, or that of the system, has to have it"]
+        return said, [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.pg_service.conf, or that of the system, has to define it"]
     if host.startswith("/"):
         lists = shutil.which("pg_lsclusters")
         return said, ["pg_lsclusters  # which servers run, and at which port" if lists else f"ls -A {host}  # sockets"]
@@ -345,7 +345,7 @@ def _unreachable(address: Address, said: str) -> tuple[str, list[str]]:
         return said, []
     local = ["dbguardctl protect postgresql:///  # the server of this host, by its socket"]
     return (
-        f"{said}\nNo other host can be reached from here: dbguardd.service has a network only by a drop-in.",
+        f"{said}\nNo other host can be reached from here: dbguardd.service has network access only with a drop-in.",
         [*(local if re.match(r"localhost$|127\.|::1$", host) else ()), "man 5 dbguard.toml  # POSTGRESQL, Network"],
     )
 
@@ -370,7 +370,7 @@ def _hints_for_denied(said: str, address: Address) -> list[str]:
     if "password" in said:
         user = pwd.getpwuid(os.geteuid())
         return [f"{user.pw_dir}/.pgpass, of {user.pw_name} and with mode 0600, has a line HOST:PORT:*:USER:PASSWORD"]
-    return ["set run_as to the user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
+    return ["set run_as to a user whom the server knows, or user= in the url", "man 5 dbguard.toml  # POSTGRESQL"]
 
 
 def _in_hba(name: str) -> str:

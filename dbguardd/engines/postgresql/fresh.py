@@ -71,7 +71,7 @@ def durable(places: Sequence[str]) -> None:
 
 def _check_free(target: Path) -> None:
     if os.path.lexists(target):
-        raise TargetExists(f"{target}: something is there", detail="a restore never overwrites")
+        raise TargetExists(f"{target}: it exists already", detail="a restore never overwrites")
 
 
 def clear_left(directory: Path) -> None:

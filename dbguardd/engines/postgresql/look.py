@@ -106,7 +106,7 @@ def _content(address: Address, databases: Sequence[Database]) -> dict[str, Any]:
 
 def _closed(databases: Sequence[tuple[str, str]]) -> Iterator[Finding]:
     """Report the databases that nobody can connect to, so that no dump contains them and no proof compares them."""
-    said = f"{some([name for name, _ in databases])}: nobody can connect, so it is in no dump, and no proof compares it"
+    said = f"{some([name for name, _ in databases])}: nobody can connect, so it is in no dump and no proof"
     yield Finding("databases", "inconclusive", f"{said}. Fix: {' '.join(mend for _, mend in databases[:_SHOWN])}")
 
 
@@ -132,7 +132,7 @@ def _privileges(
         yield Finding("row security", "failed", f"it hides rows of {some(hidden)}. Fix, as a superuser: {mend}")
     if large:
         mend = "ask as a superuser (user= in url)"
-        yield Finding("large objects", "failed", f"{role} may not read those of {some(large)}. Fix: {mend}")
+        yield Finding("large objects", "failed", f"{role} may not read the large objects of {some(large)}. Fix: {mend}")
     if not unread and not hidden and not large:
         yield Finding(name, "ok", f"{role} may read every table")
 

@@ -98,13 +98,13 @@ def examine(
         found = content.fingerprint() if whole else None
         findings.append(_content(contents, found))
         findings += _ask_all(sandbox, contents, queries, default_database)
-    said = f"{target / MANUAL} has the commands that bring it into a server"
+    said = f"{target / MANUAL} has the commands that load it into a server"
     return Examination(tuple(findings), found, {"postgresql": tools.version, "next": said})
 
 
 def _content(contents: Contents, found: Fingerprint | None) -> Finding:
     if found is None:
-        return Finding("content", "inconclusive", "not all of it could be brought back, so it is not compared")
+        return Finding("content", "inconclusive", "not all of it could be restored, so it is not compared")
     excluded = sum(len(part.excluded) for part in contents.parts)
     counted = (count(len(contents.parts), "database"), count(len(found.tables), "table"), count(found.rows, "row"))
     said = ", ".join(counted)
@@ -158,7 +158,7 @@ def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, 
         lines = restorable(listed(sandbox.server.tools, dump, sandbox.alive), contents, part)
         said = bring_back(sandbox, dump, part, lines)
     except TooCostly as error:
-        findings.append(Finding(label, "inconclusive", f"{error.message}: a function that its owner wrote may not end"))
+        findings.append(Finding(label, "inconclusive", f"{error.message}: a function in the database may run forever"))
         return False
     errors = errors_of(said.errors)
     if said.status == 0:

@@ -119,15 +119,15 @@ def check_one(seen: Sequence[Seen], about: str) -> None:
     """Raise SourceReplaced unless the servers belong to one cluster with at most one primary."""
     if len({one.system for one in seen}) > 1:
         raise SourceReplaced(
-            f"{about}: the servers of the url are of different clusters",
+            f"{about}: the servers in the url belong to different clusters",
             detail="; ".join(f"{one.about}: system identifier {one.system}" for one in seen),
         )
     if len(primaries := [one.about for one in seen if not one.standby]) > 1:
         raise SourceReplaced(
-            f"{' and '.join(primaries)}: both take writes, as servers of one cluster",
-            detail="One of them was left behind when another took over, and what is written there is in no other. "
-            "dbguard goes on with neither, so that two histories are never mixed. Stop the one that is not to be "
-            "the primary, and make it anew as a standby (pg_rewind, pg_basebackup).",
+            f"{' and '.join(primaries)}: both accept writes, although they belong to one cluster",
+            detail="One of them was left behind when another took over, and its writes are on no other server. "
+            "dbguard uses neither, so that two histories are never mixed. Stop the one that should not be "
+            "the primary, and rebuild it as a standby (pg_rewind, pg_basebackup).",
         )
 
 
@@ -150,17 +150,17 @@ def other_cluster(about: str, system: str, before: str) -> SourceReplaced:
     """Return an error: the server belongs to another cluster than the existing backups."""
     return SourceReplaced(
         f"{about}: is a different cluster than the one that was backed up",
-        detail=f"Its system identifier is {system}, and {before} is what was stored.",
+        detail=f"Its system identifier is {system}; the stored backups have {before}.",
     )
 
 
 def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
     """Return an error: the server is on an older timeline than the stored log, so another server has taken over."""
     return SourceReplaced(
-        f"{about}: was left behind when another server took over, or was put back",
-        detail=f"It is on timeline {timeline}, and timeline {before} is stored: what is written there since then is in "
-        "in that history. If another server took over, stop this one and rebuild it as a standby "
-        "(pg_rewind, pg_basebackup). If it was put back by hand, and is to go on: dbguardctl backup NAME --successor",
+        f"{about}: was left behind when another server took over, or was set back",
+        detail=f"It is on timeline {timeline}, but timeline {before} is stored: its later writes are not in "
+        "that history. If another server took over, stop this one and rebuild it as a standby "
+        "(pg_rewind, pg_basebackup). If it was set back by hand on purpose: dbguardctl backup NAME --successor",
     )
 
 

@@ -162,9 +162,9 @@ def bring_back(sandbox: Sandbox, dump: Path, part: Part, lines: Sequence[str], *
         said = run(words, sandbox.alive, keep=(sandbox.server.place,))
     log = sandbox.server.log()
     if trouble(said.errors) is NoSpace or trouble(log) is NoSpace:
-        raise NoSpace(f"{name}: no room for it in a throw-away server", detail=log)
+        raise NoSpace(f"{name}: not enough space for it in a throw-away server", detail=log)
     if trouble(said.errors) is not None:
-        raise Degraded(f"{name}: the throw-away server gave up", detail=log)
+        raise Degraded(f"{name}: the throw-away server failed", detail=log)
     return said
 
 
@@ -176,7 +176,7 @@ def within(size: int, alive: Alive, least_seconds: float = LEAST_SECONDS) -> Ali
     def look() -> None:
         alive()
         if time.monotonic() > end:
-            raise TooCostly(f"the rows did not come back in {seconds:.0f} s")
+            raise TooCostly(f"the rows were not restored within {seconds:.0f} s")
 
     return look
 

@@ -142,9 +142,9 @@ def throwaway(
         said = _tail(told / _LOG) or error.detail
         meaning = trouble(said) or Degraded
         raise meaning(
-            f"{data}: the throw-away server of PostgreSQL {tools.version} has ended before it was asked everything",
-            detail=f"{said}\nThat says nothing about the data. A host without free memory ends its largest program.",
-            hints=["journalctl -k  # who ended it"],
+            f"{data}: the throw-away server of PostgreSQL {tools.version} ended before all questions were answered",
+            detail=f"{said}\nThis says nothing about the data. A host that is out of memory kills its largest process.",
+            hints=["journalctl -k  # what ended it"],
         ) from error
     finally:
         if process is not None:
@@ -188,8 +188,8 @@ def roomy(place: Path, alive: Alive) -> Alive:
         alive()
         if (free := room(place)) < least:
             raise NoSpace(
-                f"{place}: what was tried there has taken up the room that is free",
-                detail=f"No space left on its disk: {free} bytes. A function of a database's owner may have done that.",
+                f"{place}: the test restore has filled the free space",
+                detail=f"No space left on its disk: {free} bytes. A function in the database may have caused that.",
                 facts={"free_bytes": free},
             )
 

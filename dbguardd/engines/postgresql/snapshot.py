@@ -145,9 +145,9 @@ def _locked(connection: Connection, about: str, deadline: float, alive: Alive) -
         except psycopg.errors.LockNotAvailable as error:
             if time.monotonic() >= deadline:
                 raise SourceLocked(
-                    f"{about}: somebody alters a table, and keeps the lock on it",
-                    detail="It was tried again and again for as long as lock_timeout says.",
-                    hints=["SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'  -- who it is"],
+                    f"{about}: a session keeps an exclusive lock on a table",
+                    detail="It was retried until lock_timeout was over.",
+                    hints=["SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'  -- the sessions"],
                 ) from error
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
             if time.monotonic() >= deadline:

@@ -136,13 +136,13 @@ class _Comparison:
         columns = tuple(name for name in old.columns if name in new.columns)
         lost = [name for name in old.columns if name not in columns]
         fresh = [name for name in new.columns if name not in columns]
-        said = (("column no longer there", lost), ("new column", fresh))
+        said = (("removed column", lost), ("new column", fresh))
         why = "; ".join(f"{what}, not compared: {', '.join(names)}" for what, names in said if names)
         keys = told_apart(self._both.connection, old), told_apart(self._both.connection, new)
         if keys[0] != keys[1] and old.primary == new.primary and old.rowid and old.rowid == new.rowid:
             keys = (old.rowid,), (new.rowid,)  # only one of the two has a NULL in its key
         if keys[0] != keys[1] or not keys[0]:
-            return None, "nothing tells its rows apart" if keys[0] == keys[1] else "its key has changed"
+            return None, "its rows cannot be told apart" if keys[0] == keys[1] else "its key has changed"
         return Pair(old, new, keys[0], columns), why
 
     def _all(self, table: Table, change: str) -> int:

@@ -48,7 +48,7 @@ class Copy:
         free = room.f_bavail * room.f_frsize
         if free < need:
             raise NoSpace(
-                f"{self._name}: no room for the staged copy",
+                f"{self._name}: not enough space for the staged copy",
                 detail=f"{need} bytes needed, {free} bytes free in the staging directory",
                 facts={"needed_bytes": need, "free_bytes": free},
             )
@@ -71,7 +71,7 @@ class Copy:
 
     def _refused(self, error: OSError) -> NoSpace | Unreachable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return NoSpace(f"{self._name}: no room for the staged copy", detail=error.strerror or "")
+            return NoSpace(f"{self._name}: not enough space for the staged copy", detail=error.strerror or "")
         return Unreachable(f"{self._name}: cannot be copied to staging", detail=error.strerror or str(error))
 
     def _move(self, limit: int) -> int:

@@ -97,7 +97,11 @@ class Follower:
             self._expected = str((resume or {}).get("sum", ""))
         else:
             index = self._skipped()
-            because = "the log was not followed before" if since is None else "the log begins after what was read of it"
+            because = (
+                "the log was not followed before"
+                if since is None
+                else "the WAL starts after the last position that was read"
+            )
             self._ship.begin(self._place.facts(), continued=False, because=because)
         self._look_back(index)
         while True:
@@ -198,7 +202,7 @@ class Follower:
         fresh = index.frames > self._place.frames
         behind = (index.frames - self._place.frames) * index.page_size
         if behind > self._pace.behind_bytes:
-            raise self._outrun(f"{behind} bytes of its log wait, {self._pace.behind_bytes} may.")
+            raise self._outrun(f"{behind} bytes of its WAL are waiting, the limit is {self._pace.behind_bytes}.")
         while self._place.frames < index.frames:
             self._ship.ship(self._stretch(index, at))
         self._read = True
@@ -218,7 +222,7 @@ class Follower:
         self._ship.reached(at)
         if not os.path.lexists(self._live.path):
             raise SourceChanged(
-                f"{self._live.path}: it was removed, or has another name, while its log was followed",
+                f"{self._live.path}: it was removed or renamed while its log was followed",
                 detail=f"What was committed until {at:%H:%M:%S} UTC is stored. What is still written to it is not.",
             )
         self._frames.check_files()
@@ -226,7 +230,7 @@ class Follower:
     def _begin_anew(self, index: locks.Index) -> None:
         """Go to the start of the next round of the WAL. Raises LogBroken, or WorkerDied if one may have been missed."""
         if not self._read:
-            raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
+            raise LogBroken(f"{self._live.path}: its WAL was reset before all of it was read")
         self._marks.stood()
         self._watch.new_round()
         self._place = WalPosition(index.salts, 0, b"", self._file)
@@ -306,11 +310,11 @@ class Follower:
         """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now."""
         length = log_bytes(self._place.frames, self._frames.index().page_size)
         if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
-            raise self._outrun(f"Its log has {length} bytes, and its end is not reached.")
+            raise self._outrun(f"Its WAL has {length} bytes, and its end is not reached.")
 
     def _outrun(self, why: str) -> LogBroken:
-        what = f"{self._live.path}: more is written than can be stored"
-        return LogBroken(what, detail=f"{why} It is given up, and begins anew.")
+        what = f"{self._live.path}: commits come faster than they can be stored"
+        return LogBroken(what, detail=f"{why} dbguard releases the WAL, so that it can be reset.")
 
     def _finish_round(self, rest: list[Segment]) -> bool:
         """Read the rest of the WAL while writers are blocked, and return whether the WAL will restart.

@@ -76,7 +76,7 @@ class Frames:
         deadline = time.monotonic() + self._patience_seconds
         while (index := locks.read_index(self._shm)) is None:
             if time.monotonic() >= deadline:
-                raise LogBroken(f"{self._live.path}: the index of its log cannot be read")
+                raise LogBroken(f"{self._live.path}: the WAL index (-shm) cannot be read")
             self._alive()
             time.sleep(_PAUSE_SECONDS)
         return index
@@ -127,13 +127,13 @@ class Frames:
         ours = next((n for n, (_, _, salts, _) in enumerate(heads) if salts != since.salts), len(heads))
         taken = next((n + 1 for n in range(ours - 1, -1, -1) if heads[n][1]), ours if ours == most else 0)
         if not taken or self.index().salts != index.salts:
-            raise LogBroken(f"{self._live.path}: its log was overwritten while it was read")
+            raise LogBroken(f"{self._live.path}: its WAL was overwritten while it was read")
         _, size, _, checksum = heads[taken - 1]
         pages = {head[0]: n * frame + _FRAME.size for n, head in enumerate(heads[:taken])}  # the newest image of each
         until = WalPosition(since.salts, since.frames + taken, checksum, self._file)
         last = until.frames == index.frames
         if last and (until.checksum != index.checksum or size != index.pages):
-            raise LogBroken(f"{self._live.path}: the last frame of its log is not the one that its index names")
+            raise LogBroken(f"{self._live.path}: the last frame of its WAL is not the one that the WAL index names")
         numbers, view = sorted(page for page in pages if not size or page <= size), memoryview(raw)
         images = {page: view[pages[page] : pages[page] + index.page_size] for page in numbers}
         return Stretch(until, images, [head[1] for head in heads[:taken] if head[1]] if size else (), last)

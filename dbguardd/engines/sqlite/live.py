@@ -175,7 +175,7 @@ def _check_kind(path: str, found: os.stat_result) -> None:
         # would silently be missing from the backup.
         raise SourceInvalid(
             f"{path}: has {found.st_nlink} names (hard links)",
-            detail="SQLite keeps its log beside the name an application opened; the log of another name is invisible",
+            detail="SQLite keeps the WAL beside the name that an application opened; other names do not see it",
             hints=[f"find {os.path.dirname(path)} -xdev -samefile {path}"],
         )
 
@@ -190,7 +190,7 @@ def read_header(live: Live) -> Header:
     if not raw:
         raise SourceInvalid(
             f"{live.path}: the file is empty (0 bytes)",
-            detail="an application that has not written anything yet, or a truncated file; there is nothing to restore",
+            detail="the application has not written to it yet, or it was truncated; there is nothing to back up",
         )
     if not raw.startswith(MAGIC):
         if _looks_random(raw):
@@ -198,7 +198,7 @@ def read_header(live: Live) -> Header:
                 f"{live.path}: no SQLite header, and the bytes look random",
                 detail=f"{_entropy(raw):.2f} bits of entropy a byte in the first {len(raw)} bytes",
             )
-        what = "it does not begin as one does"  # its first bytes are not reported: it may be any file
+        what = "it does not start like one"  # its first bytes are not reported: it may be any file
         raise SourceInvalid(f"{live.path}: not a SQLite database", detail=what)
     header = Header.parse(raw.ljust(100, b"\0"))
     size = header.page_size
@@ -209,7 +209,7 @@ def read_header(live: Live) -> Header:
     # SQLCipher can leave the first bytes unencrypted; then the first b-tree page shows the encryption.
     if len(raw) > 612 and raw[100] not in (5, 13) and _looks_random(raw[108:]):
         raise SourceEncrypted(
-            f"{live.path}: a SQLite header, but the first page looks random",
+            f"{live.path}: it has a SQLite header, but the first page looks random",
             detail=f"page type {raw[100]} where 5 or 13 is possible",
         )
     return header
@@ -227,7 +227,7 @@ def _looks_random(raw: bytes) -> bool:
 def _translate(path: str, error: OSError) -> GuardError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         above = os.path.dirname(path)
-        there, gone = "is there, the file is not.", "is not there either: is something not mounted?"
+        there, gone = "exists, but the file does not.", "does not exist either: is a disk not mounted?"
         return SourceMissing(
             f"{path}: no such file", detail=f"Its directory {above} {there if os.path.isdir(above) else gone}"
         )

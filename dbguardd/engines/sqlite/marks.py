@@ -122,4 +122,4 @@ class Marks:
         return answer
 
     def _died(self) -> WorkerDied:
-        return WorkerDied(f"{self._path}: the process that keeps its log ended too early")
+        return WorkerDied(f"{self._path}: the process that holds its WAL ended too early")

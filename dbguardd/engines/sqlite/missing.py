@@ -60,11 +60,15 @@ def _key(both: Opened, old: Table, new: Table | None) -> tuple[str, ...]:
     """Return the key of rows. Raises Unsupported if it is only the row id, which SQLite reuses."""
     about = both.bounds.about
     if new is None:
-        raise Unsupported(f"{about}: the newer one has no table {old.name}", detail="Take out the whole table instead.")
+        raise Unsupported(
+            f"{about}: the newer backup has no table {old.name}", detail="Export the whole table instead."
+        )
     key = told_apart(both.connection, old)
     if key != told_apart(both.connection, new) or not set(key) <= set(old.primary):
-        detail = "Its primary key has changed, or it has none, or NULL in it. Compare the two, and take the table out."
-        raise Unsupported(f"{about}: nothing tells for sure which rows of {old.name} are missing", detail=detail)
+        detail = (
+            "Its primary key has changed, is missing, or contains NULL. Compare the two backups, and export the table."
+        )
+        raise Unsupported(f"{about}: it is not certain which rows of {old.name} are missing", detail=detail)
     return key
 
 

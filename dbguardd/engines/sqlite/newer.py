@@ -65,4 +65,4 @@ def check_all_read(connection: sqlite3.Connection) -> None:
     if lost:
         named = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
         said = named.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise Unread(f"SQLite {sqlite3.sqlite_version} on this host does not know the words of a newer one in {said}")
+        raise Unread(f"SQLite {sqlite3.sqlite_version} on this host is older than the one that made {said}")

@@ -78,7 +78,9 @@ def overwrite(path: Path, file: int, change: Change, ready: Callable[[], None], 
         sync_directory(path.parent)
         ready()
         if not locks.wait_exclusive(file, time.monotonic() + seconds):
-            raise TargetInUse(f"{path}: readers keep it as it is for {seconds:g} s", hints=[f"fuser -v {path}"])
+            raise TargetInUse(
+                f"{path}: readers keep it from being replaced for {seconds:g} s", hints=[f"fuser -v {path}"]
+            )
         idle = False
         for number in change.numbers():
             _put(file, change.image(number), (number - 1) * change.page_size)

@@ -26,21 +26,23 @@ class Refusals:
         said = str(error)
         match error:
             case _ if late:
-                return TooCostly(f"{self._about}: no answer in the time that the question has")
+                return TooCostly(f"{self._about}: no answer within the time limit")
             case apsw.AuthError():
-                return Usage(f"{self._about}: a question can only read")
+                return Usage(f"{self._about}: a question may only read")
             case MemoryError() | apsw.NoMemError():
-                return TooCostly(f"{self._about}: the question needs more memory than it may have")
+                return TooCostly(f"{self._about}: the question needs more memory than it may use")
             case apsw.TooBigError():
-                return TooCostly(f"{self._about}: a value is too large for a question")
+                return TooCostly(f"{self._about}: a value is too large to be returned")
             case UnicodeDecodeError():
                 advice = "Ask for CAST(column AS BLOB) or hex(column) instead."
                 return Unsupported(f"{self._about}: a text is not valid UTF-8", detail=advice)
             case apsw.CorruptError() | apsw.NotADBError() | apsw.FormatError():
                 what = f"{type(error).__name__}: {said}" if "schema" in said else type(error).__name__
-                return SourceDamaged(f"{self._about}: was damaged when it was backed up, or no database", detail=what)
+                return SourceDamaged(
+                    f"{self._about}: was already damaged when it was backed up, or is no database", detail=what
+                )
         if "same text encoding" in said:
-            return Unsupported(f"{self._about}: the two have different encodings, and cannot be compared")
+            return Unsupported(f"{self._about}: the two have different text encodings and cannot be compared")
         shown = said if _PLAIN.fullmatch(said) else f"{type(error).__name__} while it ran"
         return Usage(f"{self._about}: SQLite cannot answer that", detail=shown)
 
@@ -48,7 +50,7 @@ class Refusals:
         """Return our error for a statement that did not start, so the message contains nothing from a row."""
         if isinstance(error, apsw.AuthError):
             return Usage(
-                f"{self._about}: a question can only read",
+                f"{self._about}: a question may only read",
                 detail=f"{error}; in: {sql}",
             )
         return Usage(f"{self._about}: {error}", detail="\n".join([f"in: {sql}", *_likely(str(error), tables)]))

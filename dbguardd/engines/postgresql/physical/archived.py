@@ -109,15 +109,17 @@ class Taking:
             return "a tablespace was made or dropped"
         left = self._server.left(since.timeline)
         if left is None and since.timeline != self._log.timeline:
-            return f"the server is on timeline {self._log.timeline}, which does not come of timeline {since.timeline}"
+            return (
+                f"the server is on timeline {self._log.timeline}, which does not descend from timeline {since.timeline}"
+            )
         if len(since.turns) >= MOST_TURNS:
             return f"other servers have taken over {MOST_TURNS} times"
         if left is None and flushed < since.position:
-            return "the server has less of its log than was stored of it"
+            return "the server's WAL ends before the stored log"
         for name, known in dict(resume.get(FILES) or {}).items():
             kept = left is None or _start_of(name, self._log.segment) + self._log.segment <= left
             if kept and self._digest(name)[:_DIGEST] not in ("", known):
-                return "the server has another log than was stored of it"
+                return "the server's WAL differs from the stored log"
         return self._lacks_files(since, since.position if left is None else min(since.position, left), flushed)
 
     def _lacks_files(self, since: WalPosition, at: int, flushed: int) -> str:
@@ -130,7 +132,7 @@ class Taking:
         if not there and (at > start or flushed >= start + self._log.segment):
             return "the server has removed a part of its log before it was stored"
         if start < since.position == at and self._check(at) != since.check:
-            return "the server has another log than was stored of it"
+            return "the server's WAL differs from the stored log"
         segment = self._log.segment
         return LOWERED if is_lowered(at, in_files(self._opened, at, flushed, segment), segment) else ""
 
@@ -176,7 +178,9 @@ class Taking:
     def _watch(self) -> None:
         self._server.others.check()
         if tablespaces(self._server.keeper) != self._server.cluster.tablespaces:
-            raise LogBroken(f"{self._server.about}: a tablespace was made or dropped", detail="No log goes past that.")
+            raise LogBroken(
+                f"{self._server.about}: a tablespace was made or dropped", detail="A log cannot continue past that."
+            )
 
     def look(self) -> None:
         """Store each file that is complete by now. Raises LogBroken, and what storing raises."""
@@ -280,12 +284,12 @@ class Taking:
         if (known := self._files.get(name)) is not None:
             if known == digest[:_DIGEST]:
                 return "ok it is stored"
-            return "no another file is stored under that name: it is of another server, or was written anew"
+            return "no a different file is stored under that name: of another server, or rewritten"
         if end > self._place.position:
             return "no it is not stored yet"
         if self._digest(name) != digest:
             return "no it is no file of the server whose log is followed here"
-        return "ok it is no part of the log that is followed, which begins later, or goes along another timeline"
+        return "ok it is not part of the followed log, which begins later or is on another timeline"
 
     def _digest(self, name: str) -> str:
         """Return the digest of a WAL file of the server; "" if there is no such file."""
@@ -381,11 +385,13 @@ def archived(address: Address, staging: str) -> Finding:
     if not on:
         lacking.append("archive_mode is off. Fix: ALTER SYSTEM SET archive_mode = 'on';  -- then restart the server")
     elif failing and not lacking:
-        lacking.append(f"archive_command fails, last for {text(failed)}, and {waiting} files wait: the log says why")
+        lacking.append(
+            f"archive_command fails, last for {text(failed)}, and {waiting} files wait: the server log says why"
+        )
     if lacking:
         return Finding(FOLLOWED, "failed", "; ".join(lacking))
     if not timeout:
         mend = f"ALTER SYSTEM SET archive_timeout = '60s'; {_RELOAD}"
-        what = "archive_timeout is 0, so what is committed is stored when its file is full, whenever that is"
+        what = "archive_timeout is 0, so commits are stored only when their file is full, whenever that is"
         return Finding(FOLLOWED, "inconclusive", f"{what}. Fix: {mend}")
-    return Finding(FOLLOWED, "ok", f"{wanted}: what is committed is stored within {timeout} s, file by file")
+    return Finding(FOLLOWED, "ok", f"{wanted}: commits are stored within {timeout} s, file by file")

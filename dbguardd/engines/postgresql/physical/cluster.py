@@ -138,9 +138,9 @@ def check_same(connection: Connection, cluster: Cluster, about: str) -> None:
 def two_servers(about: str) -> SourceInvalid:
     """Return an error: a backup is of one server, but our connections reached several."""
     return SourceInvalid(
-        f"{about}: two connections came to two servers",
-        detail="A backup is of one. Something between here and there chooses anew for each connection, or the server "
-        "was restarted meanwhile.",
+        f"{about}: two connections reached two servers",
+        detail="A backup is of one server. Something in between picks a server for each connection, or the server "
+        "was restarted.",
         hints=["name the server itself in the url"],
     )
 

@@ -143,7 +143,7 @@ class DataDirectory:
             time.sleep(_BETWEEN_SECONDS)
         raise SourceDamaged(
             f"{self.path}/{CONTROL}: its checksum is wrong",
-            detail="No server starts on that file; this one read it when it started.",
+            detail="No server starts with that file; this one read it when it started.",
             hints=["keep the server running, and dump it: pg_dumpall"],
         )
 
@@ -179,9 +179,9 @@ class DataDirectory:
         """Raise SourceInvalid if members() or met() has not come across a tablespace: it was dropped, or is missing."""
         for number in sorted(set(self._tablespaces) - self._walked):
             raise SourceInvalid(
-                f"{self._tablespaces[number]}: the tablespace that the server has there is not there",
+                f"{self._tablespaces[number]}: a tablespace of the server is missing",
                 detail=f"{TABLESPACES}/{number} has to be a link to an absolute path, and a directory has to be there. "
-                "A backup without it would lack all that is in it.",
+                "A backup would lack its content.",
             )
 
     def _below(self, above: int, path: str) -> Iterator[Member]:
@@ -246,7 +246,7 @@ class DataDirectory:
             if os.fstat(place).st_uid != self._owner:
                 raise SourceDenied(
                     f"{location}: the tablespace there belongs to another user than the data directory",
-                    detail="It is not read, and a backup without it would lack all that is in it.",
+                    detail="It is not read, and a backup would lack its content.",
                     hints=[shlex.join(["chown", str(self._owner), location])],
                 )
             with suppress(FileNotFoundError):  # without it this is the empty mount point of a missing disk
@@ -274,9 +274,9 @@ class DataDirectory:
         """Leave out a link in the data directory `at`. Raises SourceInvalid if no cluster is whole without it."""
         if _NEEDED.fullmatch(path) or is_relation(path):
             raise SourceInvalid(
-                f"{at}/{path}: is a link, and no link of the server's own making",
-                detail="It is not followed, and a backup without what it leads to would not be whole.",
-                hints=["stop the server, and move what it leads to back in its place", 'set method = "dump"'],
+                f"{at}/{path}: is a link that the server did not make",
+                detail="It is not followed, and a backup without its target would be incomplete.",
+                hints=["stop the server, and move its target back in its place", 'set method = "dump"'],
             )
         self._leave(path)
 

@@ -100,7 +100,9 @@ class PagesDeltaRestore:
             if (place := Path(os.readlink(link))).is_relative_to(aside):
                 lead(aside, link.name, real / place.relative_to(aside))
         if os.path.lexists(real):
-            raise TargetExists(f"{real}: something was made there meanwhile", hints=[f"ls -l {shlex.quote(str(real))}"])
+            raise TargetExists(
+                f"{real}: something was created there in the meantime", hints=[f"ls -l {shlex.quote(str(real))}"]
+            )
         with outcomes(real):
             os.rename(aside, real)
             sync_directory(real.parent)
@@ -166,7 +168,7 @@ def _set_aside(where: Path, found: Resting | None) -> Path:
             raise outcome(where, error) from error
         raise Unsupported(
             f"{where}: {kept[error.errno]}, and cannot be given another name while it is written",
-            detail="So a server could be started on half of it, if that was cut short. It was not touched.",
+            detail="If it were interrupted, a server could start on a half-written cluster. Nothing was changed.",
             hints=["dbguardctl restore NAME --to DIRECTORY"],
         ) from error
     return aside
@@ -202,7 +204,7 @@ def _check_free(spaces: Mapping[str, Path], found: Resting | None) -> None:
     known = found.spaces if found else {}
     why = "It is no tablespace of the cluster that is there, so nothing of it is overwritten."
     if found is None:
-        why = "The data directory is gone, so it cannot be told whether it is a part of that cluster."
+        why = "The data directory is gone, so it is not known whether it is a part of that cluster."
     for number, place in spaces.items():
         with outcomes(place), suppress(FileNotFoundError):
             if number not in known and str(place) not in known.values() and any(place.iterdir()):

@@ -260,7 +260,9 @@ class Server:
             check_room(self.keeper, self.slot.name, self.directory, "until it is stored", _ROOM)
         self.others.check()
         if tablespaces(self.keeper) != self.cluster.tablespaces:
-            raise LogBroken(f"{self.about}: a tablespace was made or dropped", detail="A log does not go past that.")
+            raise LogBroken(
+                f"{self.about}: a tablespace was made or dropped", detail="A log cannot continue past that."
+            )
 
 
 class Follower:
@@ -286,7 +288,7 @@ class Follower:
             return "a tablespace was made or dropped"
         left = server.left(since.timeline)
         if left is None and since.timeline != log.timeline:
-            return f"the server is on timeline {log.timeline}, which does not come of timeline {since.timeline}"
+            return f"the server is on timeline {log.timeline}, which does not descend from timeline {since.timeline}"
         if len(since.turns) >= MOST_TURNS:
             return f"other servers have taken over {MOST_TURNS} times"
         try:
@@ -294,8 +296,8 @@ class Follower:
                 return self._turn(since, left)
             self._place, self._end = replace(since, position=0), left
             if left is None and server.ends()[1] < since.position:
-                return "the server has less of its log than was stored of it"
-            return "" if self.start(since.position) == since else "the server has another log than was stored of it"
+                return "the server's WAL ends before the stored log"
+            return "" if self.start(since.position) == since else "the server's WAL differs from the stored log"
         except errors.UndefinedFile:
             return "the server has removed a part of its log before it was stored"
 
@@ -370,7 +372,9 @@ class Follower:
             if self._stream.at > at:
                 at, came = self._stream.at, time.monotonic()
             elif time.monotonic() - came > self._pace.patience_seconds:
-                raise silent(self._server.about, "nothing comes of the log that it has", self._pace.patience_seconds)
+                raise silent(
+                    self._server.about, "the server does not send the WAL that it has", self._pace.patience_seconds
+                )
 
     def _take(self, seconds: float) -> None:
         """Receive what comes next; store it if much is waiting."""

@@ -113,7 +113,7 @@ def _lacking(connection: Connection, address: Address) -> Iterator[Lack]:
         _check_replicates(connection, address, about)
     except GuardError as error:
         said = error.detail or error.message
-        yield Lack(f"it takes no connection for replication: {said}.", next(iter(error.hints), ""))
+        yield Lack(f"it accepts no replication connection: {said}.", next(iter(error.hints), ""))
 
 
 def left_over(address: Address) -> Finding | None:
@@ -123,7 +123,9 @@ def left_over(address: Address) -> Finding | None:
     if not found:
         return None
     mend = "; ".join(f"SELECT pg_drop_replication_slot('{name}')" for name in found)
-    said = f"nobody reads {', '.join(found)}, for which the server keeps its log. Unless another dbguard does: {mend}"
+    said = (
+        f"nothing reads {', '.join(found)}, but the server retains WAL for it. Unless another dbguard uses it: {mend}"
+    )
     return Finding("replication slots", "inconclusive", said)
 
 
@@ -174,7 +176,7 @@ def _check_may(connection: Connection, about: str) -> None:
     lacks = [grant for grant, has in zip(_GRANTS, rights, strict=True) if not has]
     if not superuser and lacks:
         raise SourceDenied(
-            f"{about}: who asks is no superuser, and may not have the files sent",
+            f"{about}: the role is no superuser and may not request the files",
             detail="A physical backup asks and reads as the server's own user does, or as a role for replication that "
             "reads everything.",
             hints=[statements(connection, *(grant.format(in_one_line(role)) for grant in lacks))],
@@ -189,7 +191,7 @@ def _check_replicates(connection: Connection, address: Address, about: str, slot
     except SourceDenied as error:
         ((role, host),) = rows(connection, _FROM)
         raise Unsupported(
-            f"{about}: it takes no connection for replication",
+            f"{about}: it accepts no replication connection",
             detail=error.detail or error.message,
             hints=[line_of_hba("replication", shown(role), "" if host is None else text(host))],
         ) from error

@@ -1,4 +1,4 @@
-"""Whether wal_level was minimal at some time: no recovery goes past that.
+"""Whether wal_level was minimal at some time: no recovery can continue past that.
 
 A server with a slot, or with archiving on, does not start at that level. So the WAL after the stored log is searched
 only if the slot was made later, or there is none. The first record that a server writes at a changed level contains its
@@ -21,7 +21,7 @@ from dbguardd.engines.postgresql.physical.segments import looked_for
 from dbguardd.engines.postgresql.physical.stream import Stream, streaming
 from dbguardd.errors import LogBroken
 
-LOWERED = "the server has written its log at wal_level = minimal meanwhile, and no recovery goes past that"
+LOWERED = "the server has written its log at wal_level = minimal meanwhile, and no recovery can continue past that"
 
 _BYTES = 54
 _RECORD = re.compile(struct.pack("=II", _BYTES, 0) + rb".{8}[\x60-\x6f]\0\0\0.{4}\xff\x1c.{8}\0{4}.{8}\0{4}", re.DOTALL)

@@ -43,7 +43,7 @@ def bounded(address: Address, about: str) -> Iterator[None]:
         try:
             connect(address, about=about).close()
         except GuardError as gone:
-            raise ServerUnreachable(f"{about}: the server was stopped meanwhile", detail=said) from gone
+            raise ServerUnreachable(f"{about}: the server was stopped during the backup", detail=said) from gone
         raise let_go(f"{about}: the server has ended the session that held its log", said) from error
 
 
@@ -76,7 +76,7 @@ class Watch:
             with self._answered():
                 held = Slot(self._session, self._slot).holds()
             if not held:
-                raise let_go(f"{self._about}: the server has let go of the log that the backup needs")
+                raise let_go(f"{self._about}: the server has removed WAL that the backup needs")
 
     def leave(self) -> None:
         """Stop waiting for any answer. Called from another thread than the one in look()."""

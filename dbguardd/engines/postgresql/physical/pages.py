@@ -210,9 +210,7 @@ class Pages:
         else:
             placed = snapshot_place.find(connections, keeper, ended.stop, cluster.log.segment, records)
         if placed is None:
-            self._untold = (
-                "no place in the log is that of a snapshot: too much commits at once, whenever they are taken"
-            )
+            self._untold = "no log position matches a snapshot: too many transactions commit at the same time"
             return None
         if sum(map(len, placed.snapshots.values())) > _SNAPSHOT_BYTES:
             self._untold = "too many transactions were running"
@@ -234,8 +232,8 @@ class Pages:
             raise SourceChanged(
                 f"{self._about}: the files of a database were copied or moved during the backup",
                 detail="CREATE DATABASE with STRATEGY file_copy, or ALTER DATABASE SET TABLESPACE: the log does not "
-                "tell what was copied, so a recovery would copy something else.",
-                hints=["back up again", "CREATE DATABASE ... STRATEGY wal_log  -- goes well beside a backup"],
+                "contain what was copied, so a recovery could copy something else.",
+                hints=["back up again", "CREATE DATABASE ... STRATEGY wal_log  -- works during a backup"],
             )
         if tablespaces(keeper) != cluster.tablespaces or any(kind == b"Tablespace" for kind, _ in told):
             raise SourceChanged(

@@ -78,10 +78,12 @@ def prove(
 
     facts = restored.facts
     if facts.resting and restored.live:
-        said = "it lies there just as it was kept: its own server goes on from there, and none was started on it"
+        said = (
+            "it was put back as it was kept: its own server continues from there, and no test server was started on it"
+        )
         return Examination([Finding(_RECOVERY, "not configured", said)], None, {"next": starting(restored)})
     if not facts.superuser:
-        said = "no superuser of the cluster may log in, so nobody can look what is in it"
+        said = "no superuser of the cluster may log in, so its content cannot be read"
         return Examination([Finding(_RECOVERY, "inconclusive", said)], None)
     tools = find_tools("postgres", facts.major, need="a backup is proven by a server of its version")
     findings: list[Finding] = []
@@ -229,7 +231,7 @@ def _content(
         except psycopg.Error as error:
             findings.append(Finding(reading, *_meaning(error)))
         if doubt:
-            findings.append(Finding("the snapshot is the place of the backup", "inconclusive", doubt))
+            findings.append(Finding("the snapshot is at the position of the backup", "inconclusive", doubt))
         return None if doubt else found
 
 

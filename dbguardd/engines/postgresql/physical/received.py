@@ -193,7 +193,7 @@ class Received(Copy):
                     at += len(piece)
                     came = time.monotonic()
                 if time.monotonic() - came > source.patience * _HANGS:
-                    raise silent(source.about, "nothing comes of the log that the server has", source.patience * _HANGS)
+                    raise silent(source.about, "the server does not send the WAL that it has", source.patience * _HANGS)
                 alive()
         self._log_at = at
 

@@ -181,8 +181,8 @@ def _check_spaces(space: int | None, end: int) -> None:
     """Raise Unsupported if a tablespace is created on the way: replaying that empties its directory, on this host."""
     if space is not None and space < end:
         raise Unsupported(
-            f"a tablespace was made at {format_lsn(space)} in the log: a restore does not go past that",
-            detail="A recovery would make it again at its place on this host, and empty the directory there.",
+            f"a tablespace was made at {format_lsn(space)} in the log: a restore cannot continue past that",
+            detail="A recovery would create it again at its place on this host, and empty the directory there.",
             hints=["restore a moment before that, or one after the next backup"],
             facts={LOG: format_lsn(space)},
         )

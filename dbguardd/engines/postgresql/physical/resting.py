@@ -69,7 +69,7 @@ def look_at(data: Path) -> Resting:
         links = [link for link in (data / TABLESPACES).iterdir() if _SPACE.fullmatch(link.name) and link.is_symlink()]
     except (OSError, ValueError, struct.error) as error:
         raise SourceInvalid(
-            f"{data}: it cannot be told whose cluster is there",
+            f"{data}: it is not known whose cluster is there",
             detail=f"Nothing of it is overwritten. {error}",
             hints=[shlex.join(["mv", "-nT", str(data), f"{data}.broken"]) + "  # and restore again"],
         ) from error

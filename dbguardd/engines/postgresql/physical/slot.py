@@ -101,7 +101,7 @@ def check_bound(keeper: Connection, room: int | None, slot: Slot | None, about: 
     size = "any number of bytes" if most is None else f"{most} bytes, and {room} bytes are free"
     fit = _MIB_ELSEWHERE if room is None else max(1, min(64 << 10, room // 2 // _MIB))
     raise Unsupported(
-        f"{about}: a slot that nobody reads could fill the disk of its log",
+        f"{about}: an unread slot could fill the disk of its WAL",
         detail=f"max_slot_wal_keep_size lets a slot hold {size}. While dbguard is stopped nothing takes that away, and "
         "a server without room for its log stops.",
         hints=[statements(keeper, f"ALTER SYSTEM SET max_slot_wal_keep_size = '{fit}MB'", RELOAD) + "  # no restart"],
@@ -128,9 +128,9 @@ def check_room(keeper: Connection, slot: str, directory: DataDirectory, what: st
     held = next((int(held) for (held,) in rows(keeper, _HELD, slot) if held is not None), 0)
     if held > free:
         raise NoSpace(
-            f"{directory.path}/{WAL}: the server needs the room that its log takes {what}",
-            detail=f"The log that is held has {held} bytes, and {free} bytes are free; a server that has no room "
-            "for its log stops. The server lets go of it now.",
+            f"{directory.path}/{WAL}: the server needs the space that its WAL takes {what}",
+            detail=f"The retained WAL has {held} bytes, and {free} bytes are free; a server without space for "
+            "its WAL stops. The retained WAL is released now.",
             hints=hints,
             facts={"needed_bytes": held, "free_bytes": free},
         )

@@ -89,7 +89,7 @@ def way_to(keeper: Connection, cluster: Cluster, slot: str) -> Iterator[Way]:
             stack.callback(directory.close)
             check_own(directory, slot, cluster.log.system)
             if rows(keeper, _SUPERUSER) != [(True,)]:
-                why = f"{directory.path} could be read, but who asks is no superuser"
+                why = f"{directory.path} could be read, but the role is no superuser"
         except (SourceChanged, SourceDenied, SourceInvalid, SourceMissing) as error:
             why = f"{error.message} ({error.detail})" if isinstance(error, SourceDenied) else error.message
         yield Way(cluster, None if why else directory, why)

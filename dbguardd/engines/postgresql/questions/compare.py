@@ -248,7 +248,7 @@ def _rest(table: Table, shared: Sequence[str]) -> list[Column]:
 
 
 def _columns_beside(old: Table, new: Table, shared: Sequence[str]) -> str:
-    said = (("column no longer there", _rest(old, shared)), ("new column", _rest(new, shared)))
+    said = (("removed column", _rest(old, shared)), ("new column", _rest(new, shared)))
     return "; ".join(f"{what}, not compared: {', '.join(one.name for one in few)}" for what, few in said if few)
 
 

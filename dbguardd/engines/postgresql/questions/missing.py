@@ -78,8 +78,8 @@ def missing(older: Side, newer: Side, search: tuple[str, str], form: str, meter:
     old = known(older.tables, name, meter.about, older.reader, older.past.lacking())
     new = newer.tables.get(old.quoted)
     if new is None:
-        detail = "Take out the whole table instead."
-        raise Unsupported(f"{meter.about}: the newer one has no table {old.quoted}", detail=detail)
+        detail = "Export the whole table instead."
+        raise Unsupported(f"{meter.about}: the newer backup has no table {old.quoted}", detail=detail)
     if not old.key or old.key != new.key:
         raise Unsupported(
             f"{meter.about}: nothing tells for sure which rows of {old.quoted} are missing",

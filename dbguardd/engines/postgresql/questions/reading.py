@@ -74,7 +74,7 @@ class Meter:
 
     def late(self) -> TooCostly:
         """Return the error for a question whose time is used up."""
-        return TooCostly(f"{self.about}: no answer in the time that the question has")
+        return TooCostly(f"{self.about}: no answer within the time limit")
 
     @contextmanager
     def part(self) -> Iterator[None]:
@@ -171,7 +171,7 @@ class Reader:
             if result.status == ExecStatus.SINGLE_TUPLE:
                 row = [result.get_value(0, at) for at in width]
                 if any(value is not None and len(value) > _VALUE_BYTES for value in row):
-                    raise TooCostly(f"{self._meter.about}: a value is too large for a question")
+                    raise TooCostly(f"{self._meter.about}: a value is too large to be returned")
                 self._meter.count()
                 yield row
 
@@ -210,7 +210,7 @@ class Reader:
         try:
             yield from self._heard(send, single=single)
         except errors.OperationalError as error:
-            raise Degraded(f"{self._meter.about}: the throw-away server gave up") from error
+            raise Degraded(f"{self._meter.about}: the throw-away server failed") from error
 
     def _heard(self, send: Any, *, single: bool) -> Iterator[PGresult]:
         send()
@@ -249,7 +249,7 @@ class Reader:
 _GAVE_UP = (Degraded, "the throw-away server gave up")
 _ELSEWHERE = (Unsupported, "it needs another server, or a file, which is in no backup: ask each partition by itself")
 _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
-    "25006": (Usage, "a question can only read"),
+    "25006": (Usage, "a question may only read"),
     "42704": (Usage, "something that it names is not there, such as a large object that was deleted before"),
     "55000": (Unsupported, "something is not as it has to be for that: a materialized view has no rows in a dump"),
     "55P03": (SourceLocked, "what is asked for cannot be read"),

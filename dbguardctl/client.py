@@ -181,7 +181,7 @@ def _unreachable(path: str, error: Exception) -> DaemonUnreachable:
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
             why = "the socket does not exist" if isinstance(error, FileNotFoundError) else "nobody listens there"
-            hints, detail = _starting(path), "A restore does not need it: dbguardd run restore NAME --to PLACE"
+            hints, detail = _starting(path), "A restore does not need the daemon: dbguardd run restore NAME --to PLACE"
         case PermissionError():
             there = "" if path == SOCKET else f"--socket {shlex.quote(path)} "
             why, hints = "you may not open the socket", [f"sudo dbguardctl {there}status"]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dbguardd.errors import ConfirmMissing, NoSpace, NotFound, PlaceDenied, Unsupported, Usage
+from dbguardd.errors import ConfirmMissing, NotFound, PlaceDenied, Unsupported, Usage, of_file
 
 STORE = Path("/etc/credstore.encrypted")
 DROP_INS = Path("/etc/systemd/system/dbguardd.service.d")
@@ -58,7 +58,7 @@ class Credstore:
     def set(self, name: str, secret: bytes, *, replace: bool) -> None:
         """Encrypt a secret for this host and give it to dbguardd from its next start on.
 
-        Raises Usage, PlaceDenied, Unsupported, ConfirmMissing (it exists, and `replace` is not set), NoSpace.
+        Raises Usage, PlaceDenied, Unsupported, ConfirmMissing (it exists, and `replace` is not set), NoSpace, Degraded.
         """
         self.check(name, "set")
         if not 0 < len(secret) <= MOST_BYTES:
@@ -84,7 +84,7 @@ class Credstore:
             self._drop_in(name).write_text(line, encoding="ascii")
             _durable(self._drop_in(name))
         except OSError as error:
-            raise NoSpace(f"credential {name}: cannot be written", detail=str(error)) from error
+            raise of_file(f"credential {name}: cannot be written", error) from error
         finally:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
@@ -93,14 +93,17 @@ class Credstore:
     def remove(self, name: str) -> None:
         """Stop giving a credential to dbguardd, and delete it.
 
-        Raises Usage, PlaceDenied, NotFound, Unsupported.
+        Raises Usage, PlaceDenied, NotFound, Unsupported, Degraded.
         """
         self.check(name, "rm")
         file = self._store / f"dbguard.{name}"
         if not file.exists() and not self._drop_in(name).exists():
             raise NotFound(f"credential {name}: is not set", hints=["dbguardctl credential list"])
-        self._drop_in(name).unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
+        try:
+            self._drop_in(name).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise of_file(f"credential {name}: cannot be removed", error) from error
         _run(["systemctl", "daemon-reload"], b"")
 
     def _drop_in(self, name: str) -> Path:

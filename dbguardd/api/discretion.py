@@ -1,4 +1,4 @@
-"""What is hidden from users who may only read: what others look for in the past, and errors about that (decision 0077).
+"""Hides from users who may only read what others look for in the past, and errors about that (decision 0077).
 
 A search condition may identify people. Users who may ask the same see it, and the audit log keeps it permanently.
 """

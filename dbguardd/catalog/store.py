@@ -55,7 +55,7 @@ class Catalog:
             raise
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Return a block that is applied as a whole or not at all. Never await inside it."""
+        """Return a context that commits its block as a whole or not at all. Never await inside it."""
         return self._session.transaction()
 
     def record(

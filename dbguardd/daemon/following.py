@@ -187,7 +187,7 @@ class Following:
         return [task for task in self._alive if task.get_name() == f"follow-{name}"]
 
     def _end(self, name: str) -> None:
-        """Stop a follower; for good, if the policy no longer has the log followed."""
+        """Stop a follower; permanently if the policy no longer asks to follow the log."""
         follower, policy = self._followers.pop(name), self._inforce.policy
         asked = name in policy.names() and policy.guarded(name).continuous
         follower.over = self._open and not asked

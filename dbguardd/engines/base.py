@@ -194,7 +194,7 @@ class Questions(Protocol[OpenBackup]):
     """Questions to backups (query, get, diff, undelete).
 
     `Asked` is how a backup is read: for SQLite its Pages, of which a question reads a few and restores nothing; for
-    PostgreSQL a Revived server. The content may be hostile: only the answer is written, no other file is opened, and
+    PostgreSQL a ScratchRestore. The content may be hostile: only the answer is written, no other file is opened, and
     limits end a question. The returned facts say how much was found, never what. Raises Usage (the question is wrong),
     TooCostly, Unsupported, SourceDamaged (it was damaged when it was backed up), and what `asked` and `answer` raise.
     """

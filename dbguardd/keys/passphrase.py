@@ -15,7 +15,7 @@ from dbguardd.keys.envelope import header_of, seal, unseal
 from dbguardd.keys.secret import Secret
 
 SHORTEST = 12
-"""The least length in characters of a passphrase that wraps a key: who has the storage can guess without limit."""
+"""The least number of characters in a passphrase: an attacker who has the storage can guess without limit."""
 
 _MAGIC = b"passphrase1"
 

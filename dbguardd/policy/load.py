@@ -65,7 +65,7 @@ class Loaded:
 
     policy: Policy
     origins: Mapping[str, str]
-    """for every key that stands in a file, dotted: the file and line, "/etc/dbguard/policy.toml:9" """
+    """by dotted key, for each key in a file: the file and line, "/etc/dbguard/policy.toml:9" """
     warnings: tuple[Mistake, ...]
     files: tuple[str, ...]
 

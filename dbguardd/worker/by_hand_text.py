@@ -72,7 +72,7 @@ def of_report(event: str, facts: Json) -> str | None:
         case "backup.stored":
             return f"stored  backup {facts['id']}: durable, and read back from the storage"
         case "repository.created":
-            return f"note  storage {facts['storage']} was empty: a new repository was made in it"
+            return f"note  storage {facts['storage']} was empty: a new repository was created in it"
         case "standby":
             return _of_standby(facts)
         case "parent.unreadable":

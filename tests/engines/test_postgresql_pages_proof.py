@@ -199,6 +199,10 @@ CREATE FUNCTION verify_heapam(relation oid, check_toast boolean)
 CREATE FUNCTION looks(n int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
   BEGIN PERFORM public.act(); EXCEPTION WHEN OTHERS THEN NULL; END; RETURN n; END $$;
 CREATE VIEW v AS SELECT looks(n) AS n FROM q;
+CREATE FUNCTION refuses() RETURNS event_trigger LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM public.act(); RAISE EXCEPTION 'nobody defines anything here'; END $$;
+RESET ROLE; CREATE EVENT TRIGGER refuses ON ddl_command_start EXECUTE FUNCTION refuses();
+ALTER EVENT TRIGGER refuses ENABLE ALWAYS;
 """
 
 

@@ -16,10 +16,11 @@ from follow_world import World, reading, sql
 
 from dbguardd.engines.sqlite import keep, locks
 from dbguardd.engines.sqlite.child import child, uri
-from dbguardd.engines.sqlite.follow import Follower, Pace
+from dbguardd.engines.sqlite.follow import Follower
 from dbguardd.engines.sqlite.frames import Frames, WalPosition
 from dbguardd.engines.sqlite.live import open_live
 from dbguardd.engines.sqlite.marks import Marks
+from dbguardd.engines.sqlite.pace import Pace
 from dbguardd.errors import LogBroken
 
 KEEP = Path(keep.__file__)

@@ -78,7 +78,7 @@ def test_json_stays_json(run) -> None:
         (["backup", ""], 2, "DBG-0001", "argument database: it is empty"),
         (["restore", "app", "--backup", ""], 2, "DBG-0001", "argument --backup: it is empty"),
         (["bakcup", "app"], 2, "DBG-0001", "invalid choice"),
-        (["backup", "lost"], 1, "DBG-2001", "dbguardctl status lost says what of it can be restored."),
+        (["backup", "lost"], 1, "DBG-2001", "dbguardctl status lost shows what can be restored."),
         (["backup", "nosuch"], 8, "DBG-0004", "Databases: app, lost."),
         (["restore", "app", "--in-place"], 10, "DBG-6004", "--in-place --confirm app"),
         (["restore", "app", "--to", "app.db"], 10, "DBG-6002", "run restore app --to "),

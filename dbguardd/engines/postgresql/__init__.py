@@ -3,7 +3,7 @@
 Modules, in reading order: connect (what a server says), snapshot (one moment, held open), content (the fingerprint),
 tools, child and confine (PostgreSQL's programs), dump, fresh and dump_files (a restore), server (a throw-away server),
 sandbox (where a dump is restored for a proof), prove, look (what is there). The other method, backing up whole clusters
-by their pages, is in physical; questions to backups are in past.
+by their pages, is in physical; questions to backups are in questions.
 """
 
 from __future__ import annotations

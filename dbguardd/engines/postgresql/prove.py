@@ -40,9 +40,12 @@ from dbguardd.errors import GuardError, TooCostly
 from dbguardd.humanize import count
 
 _QUERY_SECONDS = 60.0
-_BEYOND = re.compile("(?i)must be superuser|only superuser|superuser privilege|permission denied for language")
+_BEYOND = re.compile('(?i)superuser|permission denied|(language|foreign-data wrapper) ".*" does not exist')
+"""Errors of a role without rights: refused, or missing because only a superuser can create it (see sandbox)."""
+_FILLING = "\nCommand was: REFRESH MATERIALIZED VIEW "
 _OWNERS_CODE = re.compile(r"violates check constraint|^(CONTEXT:  )?(PL/\w+|SQL) function ", re.MULTILINE)
 _BY_OWNER = " (a check or a function that its owner wrote refuses it, and may go by who restores, or when)"
+_BY_QUERY = " (a materialized view is filled by its query, which needs something that is not here; the rows are here)"
 _NOT_OF_THE_DATA = ("08", "53", "57", "58")  # classes of errors: connections, and resources or settings of a server
 _SHOWN = 20
 _QUOTES_NO_ROW = re.compile(
@@ -161,11 +164,23 @@ def _bring_back(sandbox: Sandbox, target: Path, contents: Contents, part: Part, 
     if said.status == 0:
         findings.append(Finding(label, "ok", "restored; constraints and indexes were built anew and hold"))
         return not missing
-    by_owner = _OWNERS_CODE.search(said.errors) is not None
-    beyond = missing or by_owner or any(_BEYOND.search(line) for line in errors)
-    outcome, why = "inconclusive" if beyond else "failed", _BY_OWNER * by_owner
+    outcome, why, has_rows = judged(said.errors)
+    outcome = "inconclusive" if missing else outcome
     findings.append(Finding(label, outcome, "; ".join(errors[:_SHOWN]) + why or f"pg_restore ended with {said.status}"))
-    return False
+    return has_rows and not missing
+
+
+def judged(said: str) -> tuple[str, str, bool]:
+    """Return what it means for a backup that pg_restore did not bring all of it back.
+
+    The outcome; why, where that is not plain; and if all rows are there, so that they can be compared.
+    """
+    errors = errors_of(said)
+    if errors and all(_FILLING in one for one in said.split("pg_restore: error: ")[1:]):
+        return "inconclusive", _BY_QUERY, True
+    if _OWNERS_CODE.search(said) is not None:
+        return "inconclusive", _BY_OWNER, False
+    return "inconclusive" if any(_BEYOND.search(line) for line in errors) else "failed", "", False
 
 
 def errors_of(said: str) -> list[str]:

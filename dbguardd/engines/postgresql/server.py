@@ -1,4 +1,4 @@
-"""A throw-away server: on our own data directory, with our configuration, reachable only by us, and deleted afterwards.
+"""A throw-away server: on our own data directory, with our configuration, reachable only by us, deleted afterwards.
 
 Nothing in a backup configures it: no archive_command, no preloaded library, no address to listen on. It serves one
 socket, in its data directory, which nobody else may enter. It may connect to nothing, start nothing, and write only
@@ -37,6 +37,7 @@ _SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "port": "5432",
     "max_connections": "20",
+    "max_locks_per_transaction": "4096",  # what is over thousands of partitions locks all of them
     "shared_buffers": "64MB",
     "work_mem": "16MB",
     "maintenance_work_mem": "256MB",

@@ -44,7 +44,7 @@ _TURN_LOOKS = 4  # between two turns: each blocks writers for a moment
 _MOST = 16  # a WAL of this many times turn_frames is restarted without that wait
 _BEAT_FRAMES = 1000
 _LONG = 4  # times turn_frames: the holders of a longer WAL are reported
-_LONGEST = 4  # times behind_bytes: a longer WAL whose end is never reached is given up
+_LONGEST = 4  # times behind_bytes: a longer WAL is given up if we alone hold it and never reach its end
 _MOST_HASTE = 8.0  # bounds the memory for what is read but not stored
 _HELD_SECONDS = 30.0  # longest pause between two attempts to restart a WAL that another process holds
 
@@ -129,10 +129,7 @@ class Follower:
         return index
 
     def _look_back(self, index: locks.Index) -> None:
-        """Read the part of the WAL before the starting place, except what is in the main file.
-
-        If the WAL has restarted, all of that is in the main file.
-        """
+        """Read the part of the WAL before the starting place, except what is in the main file (all, if restarted)."""
         if self._is_much(index):
             self._marks.bring()
             index = self._frames.index()
@@ -227,10 +224,7 @@ class Follower:
         self._frames.check_files()
 
     def _begin_anew(self, index: locks.Index) -> None:
-        """Go to the start of the next round of the WAL.
-
-        Raises LogBroken, or WorkerDied if a round may have been missed.
-        """
+        """Go to the start of the next round of the WAL. Raises LogBroken, or WorkerDied if one may have been missed."""
         if not self._read:
             raise LogBroken(f"{self._live.path}: its log began anew before all of it was read")
         self._marks.stood()
@@ -257,10 +251,7 @@ class Follower:
         return Segment(self._pace.stream, since.facts(), found.until.facts(), at, body)
 
     def _renew(self) -> None:
-        """Let checkpoints proceed to here.
-
-        Checkpoint a long WAL at once: otherwise a commit of the application does it.
-        """
+        """Let checkpoints proceed to here. Checkpoint a long WAL at once, or a commit of the application will do it."""
         self._marks.renew(self._place, self._place.frames >= self._pace.turn_frames)
 
     def _is_due(self) -> bool:
@@ -312,7 +303,7 @@ class Follower:
         return True
 
     def _check_length(self) -> None:
-        """Raise LogBroken if the WAL is far too long, although only we hold it, and its end was not reached."""
+        """Raise LogBroken if the WAL is far too long, only we hold it, and its end was out of reach just now."""
         length = log_bytes(self._place.frames, self._frames.index().page_size)
         if length > _LONGEST * self._pace.behind_bytes and not readers(self._shm, (self._marks.pid,)):
             raise self._outrun(f"Its log has {length} bytes, and its end is not reached.")
@@ -360,10 +351,7 @@ class Follower:
         return True
 
     def _name_holders(self, *, done: bool) -> None:
-        """Report the processes that hold a long WAL: those at one frame since the last attempt.
-
-        Report it too if none does.
-        """
+        """Report the processes that hold a long WAL, staying at one frame since the last attempt; or that none does."""
         before, self._readers = self._readers, set() if done else readers(self._shm, (self._marks.pid,))
         stay = before & self._readers if self._place.frames >= _LONG * self._pace.turn_frames else set()
         if stay or (done and self._held):
@@ -372,10 +360,7 @@ class Follower:
             self._ship.held(length, [named(pid) for pid in sorted({pid for pid, _, _ in stay})])
 
     def _is_free(self, index: locks.Index) -> bool:
-        """Return whether all of the WAL was read and is in the main file.
-
-        Then a newer mark is 0, unless frames are added.
-        """
+        """Return whether all of the WAL was read and is in the main file. A new mark is 0 then, unless frames come."""
         all_moved = index.salts == self._place.salts and index.moved == index.frames == self._place.frames > 0
         return all_moved and self._free != self._place
 
@@ -390,7 +375,7 @@ class Follower:
         return index.salts == self._place.salts and waits <= self._rest_bytes()
 
     def _rest_bytes(self) -> float:
-        """Return how much that is: it stays in memory until it is stored."""
+        """Return the bytes that may be read at once: they are in memory until they are stored."""
         return self._pace.segment_bytes * min(self._haste(), _MOST_HASTE)
 
     def _alive(self) -> None:

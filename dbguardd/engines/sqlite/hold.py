@@ -1,4 +1,4 @@
-"""Holds a read transaction on a live WAL database until standard input is closed. Runs as a script, in its own process.
+"""Holds a read transaction on a live WAL database until standard input is closed. Runs as a script in its own process.
 
 Arguments: the file: URI (with mode=ro) and the time to wait for locks in seconds. Answers with JSON lines: {"held":
 version} once the read mark is set, {"released": true} when it is gone, or {"error": text, "code": SQLite result code}.

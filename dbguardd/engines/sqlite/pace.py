@@ -1,4 +1,4 @@
-"""How a follower of a WAL is paced: how often it looks, how much it takes, when the WAL restarts."""
+"""How a log of SQLite is followed: how often, in what portions, within which limits."""
 
 from __future__ import annotations
 

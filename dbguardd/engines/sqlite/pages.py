@@ -95,7 +95,7 @@ class Opened:
 def opened(files: Mapping[str, Pages], bounds: Bounds, answer: Answer) -> Iterator[Opened]:
     """Open backups as the databases of one connection: the first is "main", the others are attached by name.
 
-    Raises what Past raises; errors of SQLite inside the block are translated, too.
+    Raises what Questions raises; errors of SQLite inside the block are translated, too.
     """
     vfs = _Vfs({f"/{name}": pages for name, pages in files.items()})
     refusals = Refusals(bounds.about)

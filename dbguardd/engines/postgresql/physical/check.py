@@ -21,6 +21,7 @@ LOCKED = "a prepared transaction has locked it (end it in the original: pg_prepa
 _ELSEWHERE = "this host has another version of its collation than the server, and so may sort it otherwise"
 _TOLD = 5
 _LEAST_SECONDS, _LEAST_BYTES_A_SECOND = 600.0, 4 << 20
+_TRIGGERS = b"SELECT format('ALTER EVENT TRIGGER %I DISABLE', evtname) FROM pg_event_trigger WHERE evtenabled <> 'D'"
 _INSTALLED = b"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'amcheck')"
 _HEAPS = b"""
 SELECT c.oid::int8, n.nspname, c.relname, false
@@ -94,8 +95,11 @@ def _amcheck(connection: Connection) -> bytes:
     """Put amcheck into a new schema that contains nothing else, and return the schema's name.
 
     Where amcheck is now, the owner of the schema may be anybody, and could have added functions of the same names that
-    match our calls better: these would run as the superuser and report no errors.
+    match our calls better: these would run as the superuser and report no errors. Event triggers are disabled, since
+    their functions would run, too, or could prevent the creation.
     """
+    for (disable,) in rows(connection, _TRIGGERS):
+        connection.execute(bytes(disable), prepare=False)
     schema = f"dbguard_{secrets.token_hex(8)}".encode()
     connection.execute(b"CREATE SCHEMA " + schema, prepare=False)
     ((installed,),) = rows(connection, _INSTALLED)

@@ -1,4 +1,4 @@
-"""Copies a cluster: large relations as paged streams, small files in one archive, and the WAL that makes it consistent.
+"""Copies a cluster: large relations as paged streams, small files in an archive, and the WAL that makes it consistent.
 
 Streams: each relation file of at least PAGED_BYTES, under its path; `files.tar` with everything else except pg_control;
 `log.tar` with what is known only at the end: pg_control, backup_label, tablespace_map and the WAL.

@@ -75,7 +75,7 @@ def binary_rows(messages: Iterable[Data]) -> Iterator[Data]:
     """Yield the rows of a binary COPY. Its header precedes the first row; its trailer is no row."""
     head = _HEAD_BYTES
     for message in messages:
-        if (row := bytes(message[head:])) != _NO_ROW:
+        if (row := memoryview(message)[head:]) != _NO_ROW:  # not a copy: it may have 1 GiB
             yield row
         head = 0
 

@@ -57,8 +57,8 @@ def _reader(database: str, superuser: Superuser) -> Iterator[str]:
     try:
         yield role
     finally:
-        with superuser(database) as connection:
-            connection.execute(f"DROP OWNED BY {role}".encode(), prepare=False)
+        with superuser(database) as connection:  # by what no event trigger of the cluster fires for, nor refuses
+            connection.execute(b"REVOKE ALL ON DATABASE " + bytes(quoted) + f" FROM {role}".encode(), prepare=False)
             connection.execute(f"DROP ROLE {role}".encode(), prepare=False)
 
 

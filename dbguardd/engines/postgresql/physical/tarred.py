@@ -25,7 +25,8 @@ _FILE, _DIRECTORY, _MORE = b"0", b"5", b"x"
 _NAME, _SIZE, _CHECKSUM, _KIND, _MAGIC = 0, 4, 6, 7, 9
 _USTAR = b"ustar\0" + b"00"
 _MOST_SIZE, _MOST_NAME, _MOST_MORE = 8**11 - 1, 100, 1 << 20
-_RECORD = re.compile(rb"(\d+) (path|size)=", re.DOTALL)
+_RECORD = re.compile(rb"(\d{1,20}) (path|size)=", re.DOTALL)
+_OCTAL, _DECIMAL = re.compile(rb"[0-7]{11}\0"), re.compile(rb"\d{1,20}")
 
 
 class TarWriter:
@@ -169,7 +170,8 @@ def _parsed(header: bytes) -> tuple[bytes, bytes, int]:
     """Return name, kind and size. Raises Damaged."""
     fields = _HEADER.unpack(header)
     blank = header[:148] + b" " * 8 + header[156:]
-    if fields[_MAGIC] != _USTAR or fields[_CHECKSUM] != b"%06o\0 " % sum(blank):
+    right = fields[_MAGIC] == _USTAR and fields[_CHECKSUM] == b"%06o\0 " % sum(blank)
+    if not right or not _OCTAL.fullmatch(fields[_SIZE]):
         raise Damaged("an archive of a backup cannot be read: it has no header where one should be")
     return fields[_NAME].rstrip(b"\0"), fields[_KIND], int(fields[_SIZE].rstrip(b"\0"), 8)
 
@@ -187,7 +189,9 @@ def _with_more(source: BinaryIO, length: int) -> tuple[bytes, bytes, int]:
             raise Damaged("an archive of a backup has an impossible record", detail=repr(data[at : at + 100]))
         told[record[2]], at = data[record.end() : end - 1], end
     name, kind, size = _parsed(_taken(source, _BLOCK))
-    return told.get(b"path", name), kind, int(told.get(b"size", b"%d" % size))
+    if not _DECIMAL.fullmatch(long := told.get(b"size", b"%d" % size)):
+        raise Damaged("an archive of a backup has an impossible record", detail=repr(long[:100]))
+    return told.get(b"path", name), kind, int(long)
 
 
 def _checked(name: bytes) -> bytes:

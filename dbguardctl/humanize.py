@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from dbguardd.humanize import UNKNOWN, offset, parse_utc, safe
 
 NEVER = "never"
+_SHORTEST_ID = 10  # characters: of a ULID they are its millisecond
 _WHILE_SECONDS = 60  # the longest time that an answer may take
 
 _MOMENT = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)(?: UTC\b|Z\b)")
@@ -110,14 +111,11 @@ def days_ago(text: str | None, now: datetime, zone: tzinfo | None) -> str:
     return "today" if days <= 0 else "yesterday" if days == 1 else f"{days} days ago"
 
 
-def shorten(ids: list[str], least: int = 10) -> dict[str, str]:
-    """Return the shortest prefixes, of `least` or more characters, that distinguish the ids.
-
-    The first ten characters of a ULID are its millisecond.
-    """
+def shorten(ids: list[str]) -> dict[str, str]:
+    """Return the shortest prefixes, of ten or more characters, that distinguish the ids."""
     unique = set(ids)
     longest = max((len(id) for id in unique), default=0)
-    for length in range(least, longest):
+    for length in range(_SHORTEST_ID, longest):
         if len({id[:length] for id in unique}) == len(unique):
             return {id: id[:length] for id in unique}
     return {id: id for id in unique}

@@ -101,7 +101,7 @@ def request_options(
 def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how long to wait for a job."""
     function = text_option(
-        "--timeout", metavar="SPAN", help="Stop waiting after that long (90s, 2h); the job goes on."
+        "--timeout", metavar="SPAN", help="Stop waiting after this time (90s, 2h); the job goes on."
     )(function)
     return click.option("--no-wait", is_flag=True, help="Print the id of the job and do not wait for it.")(function)
 

@@ -140,7 +140,7 @@ class Diff(Request):
 
 @dataclass(frozen=True, slots=True)
 class Undelete(Request):
-    """Find rows that a backup has and the newest backup has no more, or not as they were, and write SQL for them."""
+    """Find rows of a backup that the newest backup lacks, or has with other values, and write SQL for them."""
 
     database: str
     table: str = option("the table")

@@ -14,7 +14,7 @@ from dbguardctl.views import care as view
 
 
 @click.command(cls=Command)
-@click.option("--next", "count", default=10, show_default=True, type=click.IntRange(1, 1000), help="So many runs.")
+@click.option("--next", "count", default=10, show_default=True, type=click.IntRange(1, 1000), help="Number of runs.")
 @pass_session
 def schedule(session: Session, count: int) -> None:
     """Show what will run next, and when."""
@@ -27,7 +27,7 @@ def schedule(session: Session, count: int) -> None:
 
 @click.command(cls=Command)
 @database_argument()
-@text_option("--for", "length", metavar="SPAN", help="Resume by itself after that long (30min, 2h, 1d).")
+@text_option("--for", "length", metavar="SPAN", help="Resume automatically after this time (30min, 2h, 1d).")
 @pass_session
 def pause(session: Session, database: str, length: str) -> None:
     """Start no scheduled jobs of a database for a while. What runs goes on; backups by hand still work."""
@@ -58,7 +58,7 @@ def audit() -> None:
 
 @audit.command("show")
 @click.option("--after", metavar="ENTRY", type=click.IntRange(0), help="Only entries after this one.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10000), help="At most so many.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10000), help="At most this many.")
 @pass_session
 def audit_show(session: Session, after: int | None, limit: int) -> None:
     """Show who asked for what, and what was refused."""

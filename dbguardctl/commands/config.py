@@ -36,7 +36,7 @@ def config_check(session: Session) -> int:
 
 
 @config.command("show")
-@click.option("--origin", is_flag=True, help="Say where each value comes from: default, class, or file and line.")
+@click.option("--origin", is_flag=True, help="Show where each value comes from: default, class, or file and line.")
 @pass_session
 def config_show(session: Session, origin: bool) -> None:
     """Show the policy in force, with every default."""

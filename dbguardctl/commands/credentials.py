@@ -37,7 +37,7 @@ def credential() -> None:
 
 @credential.command("set")
 @_name
-@click.option("--random", is_flag=True, help="Make 32 random bytes, as a machine key needs; nobody ever sees them.")
+@click.option("--random", is_flag=True, help="Make 32 random bytes, for a machine key; they are never shown.")
 @click.option("--replace", is_flag=True, help="Replace one that is set already.")
 @pass_session
 def credential_set(session: Session, name: str, random: bool, replace: bool) -> None:

@@ -50,12 +50,12 @@ def _only(session: Session) -> str:
 
 @click.command("list", cls=Command)
 @database_argument(required=False)
-@click.option("--why", is_flag=True, help="Say what keeps each backup and when it goes.")
+@click.option("--why", is_flag=True, help="Show what keeps each backup and when it expires.")
 @click.option(
     "--all",
     "everything",
     is_flag=True,
-    help="Show all backups, not only the newest twenty, and those that can be recalled.",
+    help="Show all backups, not only the newest 20, and those that can be recalled.",
 )
 @pass_session
 def list_backups(session: Session, database: str | None, why: bool, everything: bool) -> None:

@@ -25,7 +25,7 @@ def job() -> None:
     "--database", metavar="NAME", type=Name(), shell_complete=complete_database, help="Only of this database."
 )
 @click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only in this state.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10000), help="At most so many.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10000), help="At most this many.")
 @pass_session
 def job_list(session: Session, database: str | None, state: str | None, limit: int) -> None:
     """List jobs, newest first."""
@@ -52,7 +52,7 @@ def job_show(session: Session, id: str) -> None:
 
 @job.command("watch")
 @id_argument(complete=complete_job)
-@text_option("--timeout", metavar="SPAN", help="Stop waiting after that long (90s, 2h); the job goes on.")
+@text_option("--timeout", metavar="SPAN", help="Stop waiting after this time (90s, 2h); the job goes on.")
 @pass_session
 def job_watch(session: Session, id: str, timeout: str) -> int:
     """Wait for a job, and end as the command that started it would have."""

@@ -144,7 +144,7 @@ def recovery_test(session: Session, name: str) -> None:
 @key.command("recovery-drop")
 @click.argument("recipient", metavar="RECIPIENT", type=Name(), shell_complete=_complete_recipient)
 @_name
-@text_option("--confirm", metavar="RECIPIENT", help="The same again: on a terminal it is asked for.")
+@text_option("--confirm", metavar="RECIPIENT", help="The same recipient again; asked for on a terminal.")
 @pass_session
 def recovery_drop(session: Session, recipient: str, name: str, confirm: str) -> None:
     """Let the recovery key of a lost sheet open the backups no longer. `key list` shows the recipients.

@@ -29,11 +29,11 @@ _PAGE = 2_000
 
 @click.command(cls=Command)
 @database_argument(required=False)
-@text_option("--since", metavar="TIME", help="Only what happened then or later, as 'yesterday 09:00'.")
-@text_option("--until", metavar="TIME", help="Only what happened before that.")
-@click.option("-n", "--lines", metavar="COUNT", type=click.IntRange(1), help="The newest so many; 50 unless --since.")
-@click.option("-f", "--follow", is_flag=True, help="Go on as things happen, until Ctrl-C.")
-@click.option("--errors", is_flag=True, help="Only what went wrong, or may have.")
+@text_option("--since", metavar="TIME", help="Only what happened at or after this time, such as 'yesterday 09:00'.")
+@text_option("--until", metavar="TIME", help="Only what happened before this time.")
+@click.option("-n", "--lines", metavar="COUNT", type=click.IntRange(1), help="The newest ones; 50 without --since.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new events, until Ctrl-C.")
+@click.option("--errors", is_flag=True, help="Only warnings and errors.")
 @pass_session
 def log(
     session: Session, database: str | None, *, since: str, until: str, lines: int | None, follow: bool, errors: bool
@@ -92,13 +92,13 @@ def must_be_known(session: Session, database: str | None) -> None:
 
 
 @click.command(cls=Command)
-@click.option("--follow", is_flag=True, help="Go on printing events as they happen, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Keep printing new events, until Ctrl-C.")
 @click.option("--after", metavar="EVENT", type=click.IntRange(0), help="Those after this one, instead of the newest.")
 @click.option(
     "--database", metavar="NAME", type=Name(), shell_complete=complete_database, help="Only of this database."
 )
 @click.option("--job", metavar="ID", type=Name(), help="Only of this job.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10000), help="At most so many.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10000), help="At most this many.")
 @pass_session
 def events(
     session: Session, *, follow: bool, after: int | None, database: str | None, job: str | None, limit: int

@@ -36,7 +36,7 @@ _ID = re.compile("0[0-9a-z]{3,25}", re.I)
 @database_argument()
 @click.argument("sql", metavar="SELECT")
 @request_options(requests.Query, rename=_NAMES)
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a head, NULL as nothing, blobs in hex.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a header line, NULL as nothing, blobs in hex.")
 @pass_session
 def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any) -> None:
     """Answer one SELECT."""
@@ -61,14 +61,14 @@ def query(session: Session, database: str, sql: str, as_csv: bool, **fields: Any
 
 @click.command(cls=Command, help=requests.Get.__doc__)
 @database_argument()
-@text_option("--table", required=True, help="The table; 'SCHEMA.*' is all of a schema of PostgreSQL, as SQL.")
+@text_option("--table", required=True, help="The table; 'SCHEMA.*' is a whole PostgreSQL schema, as SQL.")
 @request_options(requests.Get, skip=("table", "format"), rename=_NAMES)
 @click.option(
     "--format",
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
-    help="SQL for the sqlite3 shell, or psql; or CSV: a head, NULL as nothing, blobs in hex.",
+    help="SQL for the sqlite3 shell, or psql; or CSV: a header line, NULL as nothing, blobs in hex.",
 )
 @text_option("--to", metavar="FILE", help="Write into this new file instead of to standard output.")
 @pass_session
@@ -165,17 +165,17 @@ def _write(target: _New | None, portion: bytes) -> None:
     metavar="TIME|ID",
     required=True,
     shell_complete=complete_id,
-    help="The backup before: a moment, as 'yesterday 09:00', or the id of a backup.",
+    help="The older backup: a time, such as 'yesterday 09:00', or the id of a backup.",
 )
 @text_option(
     "--to",
     "newer",
     metavar="TIME|ID",
     shell_complete=complete_id,
-    help="The backup after, said in the same way; the newest to rely on if not given.",
+    help="The newer backup, in the same form; default: the newest reliable one.",
 )
 @request_options(requests.Diff, skip=("older", "newer"), rename=_NAMES)
-@click.option("--summary", is_flag=True, help="Only how many rows of each table were added, removed and changed.")
+@click.option("--summary", is_flag=True, help="Only the number of rows added, removed and changed in each table.")
 @pass_session
 def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
     """Compare two backups."""
@@ -201,7 +201,7 @@ def diff(session: Session, database: str, summary: bool, **fields: Any) -> None:
 @database_argument()
 @text_option("--table", required=True, help="The table.")
 @request_options(requests.Undelete, skip=("table",), rename=_NAMES)
-@text_option("--to", metavar="FILE", help="Write the SQL into this new file; what it says is done by whoever runs it.")
+@text_option("--to", metavar="FILE", help="Write the SQL into this new file; nothing changes until you run it.")
 @pass_session
 def undelete(session: Session, database: str, sql: bool, to: str, **fields: Any) -> None:
     """Find rows that are gone, or changed."""

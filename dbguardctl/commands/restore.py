@@ -44,7 +44,7 @@ def restore(session: Session, words: tuple[str, ...], back: bool, no_wait: bool,
         if any(value for name, value in fields.items() if name != "confirm"):
             raise Usage(
                 "restore undo: takes only --confirm",
-                detail="What it puts back is the newest backup that is held for it.",
+                detail="It puts back the newest backup that is held for it.",
                 hints=[f"dbguardctl list {database} --why"],
             )
         return _undo(session, database, fields["confirm"], no_wait, timeout)

@@ -47,8 +47,8 @@ version = 1
 
 @click.command(cls=Command)
 @click.option("--policy", default=None, show_default=POLICY, metavar="FILE", type=Given(),
-              help="The policy file to begin.")  # fmt: skip
-@text_option("--sql", metavar="URL", help="Print the SQL that makes the role of a PostgreSQL server, and do nothing.")
+              help="The policy file to write.")  # fmt: skip
+@text_option("--sql", metavar="URL", help="Print the SQL that creates the role on a PostgreSQL server, and do nothing.")
 @pass_session
 def init(session: Session, policy: str | None, sql: str) -> None:
     """Begin a policy file, commented, if there is none, and print what to do next."""
@@ -118,10 +118,10 @@ def reload(session: Session) -> None:
 
 @click.command(cls=Command)
 @click.argument("path", metavar="PATH|URL", type=click.Path(readable=False))  # the daemon reads it
-@text_option("--name", metavar="NAME", help="Name of the database; otherwise made from the path.")
+@text_option("--name", metavar="NAME", help="Name of the database; default: made from the path.")
 @click.option("--continuous", is_flag=True, help="Follow its log as well: any second can be restored.")
-@text_option("--adopt", metavar="NAME", help="It is NAME, of which only backups are left: go on with those.")
-@text_option("--confirm", metavar="NAME", help="With --adopt: it is that one, although it does not look like it.")
+@text_option("--adopt", metavar="NAME", help="It is the former database NAME: continue its backups.")
+@text_option("--confirm", metavar="NAME", help="With --adopt: it is that database, although it looks different.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, and write nothing.")
 @pass_session
 def protect(session: Session, path: str, dry_run: bool, **asked: Any) -> int:

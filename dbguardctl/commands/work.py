@@ -40,7 +40,7 @@ def names_of(session: Session, kind: str = "databases", *, orphans: bool = False
 
 @click.command(cls=Command, help=requests.Backup.__doc__)
 @database_argument(required=False)
-@click.option("--all", "everything", is_flag=True, help="Back up every database of the policy.")
+@click.option("--all", "everything", is_flag=True, help="Back up every database in the policy.")
 @request_options(requests.Backup)
 @wait_options
 @pass_session

@@ -64,19 +64,19 @@ class Pause:
 class Hold:
     """Forbid the deletion of a backup."""
 
-    reason: str = field(metadata={"help": "why, in words; shown wherever the backup is"})
+    reason: str = field(metadata={"help": "why, in words; shown wherever the backup is listed"})
 
 
 @dataclass(frozen=True, slots=True)
 class Protect:
     """Detect a database, write its policy and reload."""
 
-    path: str = field(metadata={"help": "where the database lies"})
+    path: str = field(metadata={"help": "the path or address of the database"})
     name: str = field(default="", metadata={"help": "what to call it; made from the path if not given"})
-    dry_run: bool = field(default=False, metadata={"help": "say what would be written, and write nothing"})
+    dry_run: bool = field(default=False, metadata={"help": "show what would be written, and write nothing"})
     continuous: bool = field(default=False, metadata={"help": "follow its log, so that any second can be restored"})
-    adopt: str = field(default="", metadata={"help": "the database without a policy that it is, and has backups of"})
-    confirm: str = field(default="", metadata={"help": "the same again, although it does not look like that one"})
+    adopt: str = field(default="", metadata={"help": "the former database that it is: continue its backups"})
+    confirm: str = field(default="", metadata={"help": "the same name again, if it does not look like that database"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Unprotect:
     """Remove the policy of a database; its backups stay."""
 
     confirm: str = field(default="", metadata={"help": "the name of the database, typed in full"})
-    dry_run: bool = field(default=False, metadata={"help": "say what would be removed, and remove nothing"})
+    dry_run: bool = field(default=False, metadata={"help": "show what would be removed, and remove nothing"})
 
 
 @dataclass(frozen=True, slots=True)

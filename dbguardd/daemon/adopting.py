@@ -47,16 +47,16 @@ def check_left(name: str, seen: Seen, adopt: str, catalog: Catalog, ways: Ways) 
     engine, count = catalog.backups.databases().get(name, ""), catalog.backups.summary(name).count
     if adopt and engine != seen.engine:
         raise Usage(
-            f"{adopt}: there are no backups of a {KINDS[seen.engine].title} database of that name to go on with",
+            f"{adopt}: there are no backups of a {KINDS[seen.engine].title} database of that name to continue",
             hints=["dbguardctl status", ways.asked],
         )
     if engine and not adopt:
-        same = [f"{ways.asked} --adopt {name}  # it is that one, restored or moved"] if engine == seen.engine else []
+        same = [f"{ways.asked} --adopt {name}  # the same one, restored or moved"] if engine == seen.engine else []
         raise PolicyShrinks(
             f"{name}: there {'is' if count == 1 else 'are'} {counted(count, 'backup')} of a database of that name, "
             "which is not in the policy",
-            detail=f"Nobody knows if {seen.path} is that one. If not, its backups would in time take their place.",
-            hints=[*same, f"{ways.asked} --name {ways.free}  # it is another one"],
+            detail=f"Whether {seen.path} is that one is not known. If not, its backups would in time replace them.",
+            hints=[*same, f"{ways.asked} --name {ways.free}  # it is a different one"],
         )
 
 
@@ -65,11 +65,11 @@ def check_same(name: str, seen: Seen, catalog: Catalog, ways: Ways) -> None:
     if doubts := [*_doubts(name, seen, catalog)]:
         raise ConfirmMissing(
             f"{name}: {seen.path} does not look like the database that was backed up",
-            detail="\n".join([*doubts, "What is adopted is what a restore brings back from then on."]),
+            detail="\n".join([*doubts, "After an adoption, a restore brings back this database."]),
             hints=[
-                f"dbguardctl restore {name} --to PLACE  # that one is lost: bring it back, then adopt what comes of it",
-                f"{ways.asked} --name {ways.free}  # it is another one",
-                f"{ways.asked} --adopt {name} --confirm {name}  # it is that one all the same",
+                f"dbguardctl restore {name} --to PLACE  # the old one is lost: restore it, then adopt the result",
+                f"{ways.asked} --name {ways.free}  # it is a different one",
+                f"{ways.asked} --adopt {name} --confirm {name}  # it is the same one nevertheless",
             ],
         )
 
@@ -84,12 +84,12 @@ def _doubts(name: str, seen: Seen, catalog: Catalog) -> Iterator[str]:
     newest, rows = catalog.backups.summary(name).newest, int(catalog.settings.get(f"rows:{name}") or 0)
     of = f"the newest backup, of {newest.created_at}," if newest else "the newest backup"
     if seen.empty and rows:
-        yield f"No table of it has a row; {of} has {counted(rows, 'row')}."
+        yield f"None of its tables has a row; {of} has {counted(rows, 'row')}."
     system, position = _server(name, catalog)
     if is_another(name, seen, catalog):
-        yield f"It is another cluster, {seen.system}; {of} is of {system}."
+        yield f"It is a different cluster, {seen.system}; {of} is of {system}."
     elif seen.position is not None and position is not None and seen.position < position:
-        yield f"Its log ends at {_lsn(seen.position)}; {of} is of {_lsn(position)}: it was set back to before that."
+        yield f"Its log ends at {_lsn(seen.position)}, before {_lsn(position)}, where {of} is: it was set back."
 
 
 def _server(name: str, catalog: Catalog) -> tuple[str | None, int | None]:

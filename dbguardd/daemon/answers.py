@@ -37,7 +37,7 @@ class Answers:
         kept = self._kept.get(job)
         if kept is None or kept.uid != uid:
             raise NotFound(
-                f"job {job}: there is no answer for you",
+                f"job {job}: no answer is kept for this user",
                 detail=f"An answer is kept for {WAIT_SECONDS:g} s, given once, and only to the user who asked.",
             )
         del self._kept[job]

@@ -114,7 +114,7 @@ class Following:
         follower, proof = self._followers.get(name), self.proof(name)
         found = [follower.held] if follower is not None and follower.held else []
         if proof is not None and proof.failed_at and to_moment(proof.failed_at) > now - _RECENT:
-            found.append(f"its log did not pass a test restore at {proof.failed_at}: {proof.failure}")
+            found.append(f"its log failed a test restore at {proof.failed_at}: {proof.failure}")
         return found
 
     # ------------------------------------------------------------------------------------------ life
@@ -252,7 +252,7 @@ class Following:
         except Exception as bug:  # noqa: BLE001 - a bug ends this follower, not the daemon
             self._runner.events.log("log.crashed", {"database": name}, bug)
             return Internal(f"{name}: its log is not followed because of a bug", detail=repr(bug))
-        return Internal(f"{name}: following its log came to an end")
+        return Internal(f"{name}: following its log ended without a reason")
 
     def _heard(self, name: str, follower: Follower, message: Facts) -> None:
         if message.get("type") != "report":
@@ -271,7 +271,7 @@ class Following:
             return
         if event == "log.held":
             who, log = ", ".join(facts["by"]), size(int(facts["log_bytes"]))
-            follower.held = who and f"its log has {log} and cannot begin anew: {who} keeps reading"
+            follower.held = who and f"its WAL of {log} cannot be reset: {who} keeps a read transaction open"
         if event == "log.turned":  # the first backup from the new server shows that the log leads to it
             self._bases[name].needed = True
         if event == "log.begun":

@@ -131,7 +131,7 @@ class InForce:
             if known is not None and (begins := self._log_before(name, now - guarded.keep_log)):
                 kept = math.inf if known.get("expire") == "off" else known.get("keep_log_seconds", math.inf)
                 if guarded.keep_log.total_seconds() < kept:
-                    gone[LOG] = (f"what there is of it since {begins}, and is older than keep_log",)
+                    gone[LOG] = (f"everything since {begins} that is older than keep_log",)
             if gone:
                 found[name] = gone
         return found
@@ -174,7 +174,7 @@ class InForce:
             raise shrinks({name: self.frozen[name]})
         if not self._is_read(self.policy, guarded.storage[0]):
             raise Busy(
-                f"{name}: nothing expires before the catalog has read storage {guarded.storage[0]}",
+                f"{name}: nothing expires until the catalog has read storage {guarded.storage[0]}",
                 hints=["dbguardctl job list", "dbguardctl status"],
             )
 
@@ -248,14 +248,14 @@ class InForce:
             raise no_database(name, [*self.policy.names(), *self._catalog.backups.databases()])
         if order.verb == "expire":
             raise Usage(
-                f"{name}: is not in the policy any more, so nothing says which of its backups to keep",
-                detail="Put its table back with a smaller `keep`: the older ones go then, the newest stays.",
+                f"{name}: is no longer in the policy, so there is no `keep` for its backups",
+                detail="Put its table back with a smaller `keep`: the older ones expire, the newest stays.",
                 hints=[f"dbguardctl list {name}", "dbguardctl config diff"],
             )
         if order.verb == "restore" and not order.request.get("to"):
             raise Usage(
-                f"{name}: is not in the policy any more, so nobody knows where it was",
-                detail="Say where it is to go.",
+                f"{name}: is no longer in the policy, so its place is not known",
+                detail="Say where to restore it.",
                 hints=[" ".join(["dbguardctl restore", name, *_asked(order.request), "--to PLACE"])],
             )
         guarded = Guarded.model_construct(engine=rows[0].engine, path=NOWHERE, method=rows[0].method)

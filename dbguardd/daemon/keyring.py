@@ -23,8 +23,8 @@ async def make_sheet(operations: Operations, key: str, who: Who) -> Json:
     storages = _storages(operations, key)
     if len(storages) > 1:
         raise Unsupported(
-            f"key {key}: opens {len(storages)} storages, a sheet is made for one",
-            detail="Make an age identity off this machine and name its recipient in the policy: it opens all of them.",
+            f"key {key}: opens {len(storages)} storages, but a sheet is for one",
+            detail="Make an age identity on another machine and name its recipient in the policy: it opens all.",
             hints=["age-keygen", f'[key.{key}] recovery = ["age1..."]'],
         )
     others = recovery(operations.catalog.settings, key)
@@ -53,7 +53,7 @@ async def try_identity(operations: Operations, key: str, identity: str, who: Who
         known = settings.get(f"repository:{storage}") is not None or recovery(settings, key)
         if not known and not operations.inforce.holds_repository(storage):
             raise NotFound(
-                f"key {key}: there is nothing to open yet in storage {storage}",
+                f"key {key}: there is no repository yet in storage {storage}",
                 detail="A storage gets its repository with the first backup, or with the first recovery sheet.",
             )
         order = Order("recovery-test", {}, who, storage=storage, hidden={"identity": identity})
@@ -75,7 +75,7 @@ async def drop(operations: Operations, key: str, recipient: str, confirm: str, w
     if whole in everyone and left and confirm not in (recipient, whole):  # the job itself asks about the last one
         tested = sum(settings.get(f"recovery_tested:{key}:{name}") is not None for name in left)
         raise ConfirmMissing(
-            f"{whole}: whoever has its sheet opens the backups no longer, which cannot be undone",
+            f"{whole}: whoever has its sheet no longer opens the backups, which cannot be undone",
             detail=f"Recovery keys that stay: {len(left)}, of which {tested or 'none'} was ever tested.",
             hints=[
                 f"dbguardctl key recovery-test {key}",

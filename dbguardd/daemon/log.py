@@ -40,10 +40,10 @@ EventDict = MutableMapping[str, Any]
 Send = Callable[[bytes], None]
 
 
-def setup(*, level: int = logging.INFO, json_lines: bool = False) -> Any:
+def setup(*, json_lines: bool = False) -> Any:
     """Configure structlog and logging for this process and return the daemon's logger.
 
-    The output for people has events of `level` and above; the outputs for machines have all events, with their levels.
+    The output for people leaves out debug events; the outputs for machines have all events, with their levels.
     """
     processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info, redact]
     journal = to_journal()
@@ -56,7 +56,7 @@ def setup(*, level: int = logging.INFO, json_lines: bool = False) -> Any:
         processors.append(as_json if json_lines else Lines(colour=sys.stderr.isatty()))
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if journal or json_lines else level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if journal or json_lines else logging.INFO),
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
@@ -254,7 +254,7 @@ def _datagrams(path: str) -> Send:
             opened.settimeout(0)
             return
         except OSError as error:  # a full or restarting journal must not stop backups
-            print(f"dbguardd: the journal took no entry: {error}", file=sys.stderr)  # noqa: T201
+            print(f"dbguardd: the journal did not accept an entry: {error}", file=sys.stderr)  # noqa: T201
         opened.settimeout(_PATIENCE_SECONDS)
 
     return send

@@ -99,7 +99,7 @@ async def detect(path: str, look: Look, state: Path) -> Found:
         return await _detect_server(engine, whole(path), look)
     if "://" in path:
         raise Unsupported(
-            f"{path}: is the address of a kind of server that is not known",
+            f"{path}: is the address of an unknown kind of server",
             detail="This version protects SQLite database files (a path) and PostgreSQL servers (postgresql:///).",
         )
     return await _detect_file(path, look, state)
@@ -117,7 +117,7 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
     if Path(seen["path"]).is_relative_to(os.path.realpath(state)):
         raise Usage(
             f"{path}: is one of dbguard's own files",
-            detail=f"What lies in {state} is kept by other means: a lost catalog is read from the backups again.",
+            detail=f"Files in {state} need no backup: a lost catalog is rebuilt from the backups.",
         )
     _refuse_side_file(str(seen["path"]))
     if not seen["regular"]:
@@ -128,14 +128,14 @@ async def _detect_file(path: str, look: Look, state: Path) -> Found:
         )
     head = bytes.fromhex(seen["head"])[: len(_MAGIC)]
     if head and head != _MAGIC and _readable(head):
-        raise SourceInvalid(f"{path}: is no database, it looks like text")
+        raise SourceInvalid(f"{path}: is not a database, it looks like text")
     if head and head != _MAGIC:
         raise SourceEncrypted(
             f"{path}: does not begin like a SQLite database",
-            detail="It is encrypted, or something else: other databases are not supported yet.",
+            detail="It is encrypted, or of a kind that is not supported.",
         )
     if not seen["size_bytes"]:
-        raise SourceInvalid(f"{path}: is empty", detail="Protect it when the application has written to it.")
+        raise SourceInvalid(f"{path}: is empty", detail="Protect it once the application has written to it.")
     if not head:
         raise SourceDenied(f"{path}: its owner may not read it", hints=[f"ls -l {_shown(path)}"])
     what = f"SQLite database, {_size(seen['size_bytes'])}, owned by uid {seen['uid']}"
@@ -155,10 +155,10 @@ def _writable(real: str, path: str) -> str:
 def _unseen(path: str, error: OSError) -> SourceDenied:
     """Return the error for a path that could not be examined, with a hint to the target if it is a link."""
     if not os.path.islink(path) or error.errno == errno.ELOOP:
-        return SourceDenied(f"{path}: cannot be looked at", detail=error.strerror or str(error))
+        return SourceDenied(f"{path}: cannot be examined", detail=error.strerror or str(error))
     there = os.path.join(os.path.dirname(path), os.readlink(path))
     hints = [f"dbguardctl protect {_shown(there)}"]
-    return SourceDenied(f"{path}: is a link to {there}", detail="Who owns the link may not look there.", hints=hints)
+    return SourceDenied(f"{path}: is a link to {there}", detail="The link's owner has no access there.", hints=hints)
 
 
 async def _detect_server(engine: str, url: str, look: Look) -> Found:
@@ -173,7 +173,7 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     lacking = [found["detail"] for found in probe["findings"] if found["outcome"] == "failed"]
     if lacking:
         raise Unsupported(
-            f"{url}: something is missing before it can be backed up and proven",
+            f"{url}: it cannot be backed up and proven yet, something is missing",
             detail="\n".join(lacking),
             hints=[f"dbguardctl protect {_shown(url)}"],
         )
@@ -183,7 +183,7 @@ async def _detect_server(engine: str, url: str, look: Look) -> Found:
     what = f"{server}, {many}, {size}, opened as {_user(seen['uid'])}"
     method, wal = str(probe["facts"].get("method", "")), bool(probe["facts"].get("followed"))
     lacks = next((found["detail"] for found in probe["findings"] if found["name"] == "following its log"), "")
-    lacks = lacks or "a log goes on from backups by pages, and there can be none"
+    lacks = lacks or "a log needs backups by pages, which are not possible here"
     closely = {name: probe["facts"].get(name) for name in ("empty", "system", "position")}
     return Found(url, what, wal, engine, method, lacks, probe["facts"].get("mends", ()), closely)
 
@@ -195,7 +195,7 @@ def _refuse_side_file(path: str) -> None:
             whole = path.removesuffix(side)
             raise Usage(
                 f"{path}: is a part of a database, not the database",
-                detail=f"SQLite keeps it beside {whole}, and every backup of that has what is in it.",
+                detail=f"It belongs to {whole}, and each backup of that includes its content.",
                 hints=[f"dbguardctl protect {_shown(whole)}"],
             )
 
@@ -217,9 +217,9 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
     if wanted.continuous and not found.wal:
         raise _not_followed(found, wanted)
     if wanted.confirm not in ("", wanted.adopt):
-        raise Usage(f"{real}: what is confirmed is the name that is adopted, not {wanted.confirm!r}")
+        raise Usage(f"{real}: --confirm must repeat the adopted name, not {wanted.confirm!r}")
     if wanted.name and wanted.adopt:
-        raise Usage(f"{real}: what is adopted keeps its name, {wanted.adopt}")
+        raise Usage(f"{real}: an adopted database keeps its name, {wanted.adopt}")
     chosen = choose_name(wanted.adopt or wanted.name, real, policy)
     asked = f"dbguardctl protect {_shown(real)}{' --continuous' * wanted.continuous}"
     seen = adopting.Seen(real, found.engine, **found.closely)
@@ -229,7 +229,7 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
         adopting.check_same(chosen, seen, catalog, ways)
     file = inforce.path.parent / "conf.d" / f"{chosen}.toml"
     if file.exists():
-        raise Usage(f"{file}: is there already", hints=[f"{asked} --name OTHER"])
+        raise Usage(f"{file}: exists already", hints=[f"{asked} --name OTHER"])
     settings: dict[str, str | bool | Mapping[str, str]] = {"engine": found.engine, KINDS[found.engine].where: real}
     settings |= {"method": found.method} if found.method not in ("", KINDS[found.engine].methods[0]) else {}
     settings |= {"continuous": True} if wanted.continuous else {}
@@ -244,12 +244,12 @@ def plan(found: Found, wanted: Wanted, inforce: InForce, catalog: Catalog, now: 
 
 def _guarded_already(real: str, name: str, inforce: InForce, *, follows: bool) -> Usage:
     """Return the error that names the existing protection and, if needed, says how to follow the log."""
-    message, hints = f"{real}: is protected already, as database {name}", [f"dbguardctl status {name}"]
+    message, hints = f"{real}: is already protected as database {name}", [f"dbguardctl status {name}"]
     if follows:
         return Usage(message, hints=hints)
     file = inforce.path.parent / "conf.d" / f"{name}.toml"
     where = f"{file}, in its table" if file.exists() else "the policy, in the table"
-    detail = f"To follow its log from now on, write into {where} [database.{name}]: continuous = true"
+    detail = f"To follow its log from now on, add to {where} [database.{name}]: continuous = true"
     return Usage(message, detail=detail, hints=["dbguardctl reload", f"dbguardctl check {name}"])
 
 
@@ -263,7 +263,7 @@ def _not_followed(found: Found, wanted: Wanted) -> Unsupported:
         return Unsupported(f"{found.path}: its log cannot be followed", detail=said, hints=[*found.mends, without])
     return Unsupported(
         f"{found.path}: it has no log to follow (journal mode is not WAL)",
-        detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us. "
+        detail="Only in WAL mode can each commit be read beside the application. dbguard never changes it. "
         'Without: backup = "every 1min" in its policy makes a point each minute, which is what can be restored.',
         hints=[f"sqlite3 {_shown(found.path)} 'PRAGMA journal_mode=WAL'", without],
     )
@@ -286,12 +286,12 @@ def choose_name(name: str, path: str, policy: Policy) -> str:
     if name:
         if not re.fullmatch(NAME, name):
             raise Usage(
-                f"{name!r}: is no name for a database",
-                detail=f"A name has a-z, 0-9, - and _, at most {_MAX_NAME}, and starts with a letter or a digit.",
+                f"{name!r}: is not a valid name for a database",
+                detail=f"A name has at most {_MAX_NAME} of a-z, 0-9, - and _, and starts with a letter or a digit.",
                 hints=[f"dbguardctl protect {_shown(path)} --name {stem}"],
             )
         if name in policy.names():
-            raise Usage(f"{name}: there is a database of that name", hints=["dbguardctl status"])
+            raise Usage(f"{name}: a database of that name exists already", hints=["dbguardctl status"])
         return name
     return _numbered(stem, policy.names())
 
@@ -342,8 +342,8 @@ def drop_in(name: str, loaded: Loaded, policy_file: Path) -> Path:
     alone = [file for file in places if list(said[file]) == ["database"] and list(said[file]["database"]) == [name]]
     if places != alone or len(alone) != 1 or Path(alone[0]).parent != policy_file.parent / "conf.d":
         raise Usage(
-            f"{name}: its policy is not in a file of its own, so nothing was taken away",
-            detail=f"Take [database.{name}] out of {' and '.join(places)}, then reload. Its backups stay.",
+            f"{name}: its policy is not in a file of its own, so nothing was removed",
+            detail=f"Remove [database.{name}] from {' and '.join(places)}, then reload. Its backups stay.",
             hints=["dbguardctl reload"],
         )
     return Path(alone[0])

@@ -93,7 +93,7 @@ class Recorder:
             return trouble
         except Exception as bug:  # noqa: BLE001 - a bug must not either
             self._events.log("job.crashed", {}, bug)
-            return Internal("the end of a job could not be told because of a bug", detail=repr(bug))
+            return Internal("the end of a job could not be recorded because of a bug", detail=repr(bug))
         return None
 
     def _remember(self, live: Live, error: GuardError | None) -> None:

@@ -75,7 +75,7 @@ class Runner:
     def submit(self, order: Order) -> JobRow:
         """Queue a job and return its row. Raises Busy, Overloaded, Interrupted, and what `terms` raises."""
         if not self.accepting:
-            raise Interrupted("dbguardd is stopping and takes no new jobs")
+            raise Interrupted("dbguardd is stopping and accepts no new jobs")
         terms = self._environment.terms(order)
         for live in self._live():
             if order.verb in UNIQUE and live.same_as(order, terms.storage):
@@ -148,7 +148,7 @@ class Runner:
         live.cancel.set()
         if live in self._waiting:
             self._waiting.remove(live)
-            self._end(live, JobState.CANCELLED, Cancelled(f"job {row.id} was cancelled by {by} before it ran"))
+            self._end(live, JobState.CANCELLED, Cancelled(f"job {row.id} was cancelled by {by} before it started"))
             self._pump()
         return replace(live.row)
 
@@ -159,7 +159,7 @@ class Runner:
         rows = self._catalog.jobs.unfinished()
         now = to_text(self._environment.now())
         for row in rows:
-            error = Interrupted(f"job {row.id} ended with the daemon that ran it", detail=f"It was {row.state}.")
+            error = Interrupted(f"job {row.id} was interrupted when dbguardd stopped", detail=f"It was {row.state}.")
             self._recorder.say_what_is_live(row, error)
             ended = replace(row, state=JobState.INTERRUPTED, finished_at=now, problem=error.problem())
             with self._catalog.transaction():
@@ -297,8 +297,8 @@ class Runner:
             if not limit.expired():
                 raise
             raise Stalled(
-                f"the job came to no end within job_timeout, {terms.limit_seconds:g} s",
-                detail=f"It was at {row.step or 'its beginning'}, {row.done_bytes} bytes.",
+                f"the job did not finish within job_timeout, {terms.limit_seconds:g} s",
+                detail=f"It was at step {row.step or 'none'}, {row.done_bytes} bytes.",
             ) from error
         if index is not None:
             count = self._catalog.replay(live.terms.storage, index, self._environment.now())

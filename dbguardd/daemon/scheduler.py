@@ -161,7 +161,7 @@ class Scheduler:
             self._doubt_until = None
             self.reconsider()
             return None
-        return f"{self._doubted} Nothing is deleted, unless somebody asks for it, for another {left / 3600:.1f} h."
+        return f"{self._doubted} Nothing is deleted by schedule for another {left / 3600:.1f} h."
 
     def _jobs(self) -> list[_Recurring]:
         return [job for job in self._registry.get_jobs() if isinstance(job, _Recurring)]

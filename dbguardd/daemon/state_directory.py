@@ -55,7 +55,7 @@ def furnished(state: Path) -> Iterator[None]:
 
 
 def _unusable(state: Path, error: OSError) -> GuardError:
-    problem = of_file(f"{state}: cannot be used as state directory", error)
+    problem = of_file(f"{state}: cannot be used as the state directory", error)
     if isinstance(problem, PlaceDenied):
         problem.hints = ("run it as root or as the user of the service, or give --state a directory of your own",)
     return problem
@@ -73,7 +73,7 @@ def opened(state: Path, now: datetime, witness: Callable[[Entry], None]) -> Iter
         catalog = Catalog.open(path)
     except CatalogDamaged as error:
         aside = _set_aside(path, now)
-        notes = (f"the catalog was damaged ({error.detail}); it lies in {aside} and is rebuilt from the repositories",)
+        notes = (f"the catalog was damaged ({error.detail}); it was moved to {aside} and is rebuilt now",)
         catalog = Catalog.open(path)
     try:
         audit = Audit.open(state / "audit.jsonl", catalog.settings, now, witness)
@@ -115,5 +115,5 @@ def _set_aside(path: Path, now: datetime) -> Path:
             if part.exists():
                 part.replace(aside.with_name(aside.name + suffix))
     except OSError as error:
-        raise of_file(f"{path}: is damaged and cannot be set aside", error) from error
+        raise of_file(f"{path}: is damaged and cannot be moved aside", error) from error
     return aside

@@ -85,7 +85,7 @@ class Views:
         problem = row.problem if scan is None else scan.problem
         if problem is None or not problem["retryable"]:
             return row
-        hints = [*problem["hints"], "dbguardctl reload  # when that is mended: it is read at once"]
+        hints = [*problem["hints"], "dbguardctl reload  # once that is corrected: the storage is read at once"]
         return replace(row, ok=False, problem={**problem, "hints": hints})
 
     def databases(self, now: datetime, keys: list[KeyStatus] | None = None) -> list[DatabaseStatus]:
@@ -141,7 +141,7 @@ class Views:
             yield f"the catalog could not be written: {self.runner.trouble.message}"
         room = self.storages.paths.level(str(self.inforce.state)).free_bytes
         if room is not None and room < _LEAST_ROOM:
-            yield f"the state directory {self.inforce.state} has {size(room)} left: jobs will fail"
+            yield f"the state directory {self.inforce.state} has only {size(room)} free: jobs will fail"
         doubt = self.scheduler.doubt()
         if doubt is not None:
             yield doubt
@@ -195,7 +195,7 @@ class Views:
             has_recovery=recoverable.get(guarded.key),
         )
         kind = ServerUnreachable if guarded.url else SourceMissing
-        here = kind(f"{missing}: there is no such {'socket' if guarded.url else 'file'}") if missing else None
+        here = kind(f"{missing}: no such {'socket' if guarded.url else 'file'}") if missing else None
         trouble = gone or here or (from_problem(worst.problem) if worst and worst.problem else None)
         row = self._row(facts, guarded.engine, summary, now, trouble)
         expire = self.catalog.runs.get(name, "expire")
@@ -204,18 +204,18 @@ class Views:
             row.hints.append(f"dbguardctl job show {expire.job}")
         row.next_run_at, row.next_verb = (to_text(ahead[0]), ahead[1]) if ahead else (None, None)
         if active and active.problem and active.state is JobState.QUEUED:  # an attempt failed, and a retry waits
-            what = f"{name}: {active.verb} failed, it is tried again: {active.problem.get('message', '')}"
+            what = f"{name}: {active.verb} failed and will be retried: {active.problem.get('message', '')}"
             row.attention.insert(0, what)
             row.problem = row.problem if gone else active.problem  # the problem that the text above describes
             row.next_run_at, row.next_verb, active = active.problem.get("next_try_at"), active.verb, None
         since = _moment(self.catalog.settings.get(f"replacing:{name}") or None)
         if since and not (active and active.verb in ("restore", "undo")) and now - since < timedelta(days=UNDO_DAYS):
-            what = "restore or undo it again" if guarded.url else "it is whole, as it was or as restored"
-            row.attention.append(f"{name}: a restore in place was cut short; {what}")
+            what = "restore or undo it again" if guarded.url else "the database is complete, as before or restored"
+            row.attention.append(f"{name}: a restore in place was interrupted; {what}")
             row.hints.append(f"dbguardctl restore undo {name}")
         self._say_of_log(row, now)
         if worst and not gone and _code(worst).startswith(_OF_WAY):
-            row.hints.insert(0, f"dbguardctl check {name}  # shows whether that is over, and so does a backup")
+            row.hints.insert(0, f"dbguardctl check {name}  # shows whether this is settled; a backup does, too")
         if away:
             row = _unrecoverable(row)
         return replace(
@@ -271,7 +271,7 @@ class Views:
         if not covered or newest is None or newest.created_at >= covered[0].since_at:
             return ""
         waits = now - to_moment(covered[0].since_at)
-        return "its log waits for a backup to go on from" if waits > _PATIENCE else ""
+        return "its log waits for a backup to start from" if waits > _PATIENCE else ""
 
     def coverage(self, name: str) -> list[Stretch]:
         """Return the time ranges to which a database can be restored, oldest first."""

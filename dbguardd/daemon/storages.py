@@ -71,7 +71,7 @@ class Storages:
                 how = "are the same directory" if own[0] == there[0] else "lie in one another"
                 return PolicyInvalid(
                     f"storages {name} and {other} {how}, through a link or a mount",
-                    detail="What takes one takes both, and each deletes by its own rules what both hold.",
+                    detail="A failure there loses both, and each deletes by its own rules what both hold.",
                     hints=[f"realpath {shlex.quote(self.inforce.storage(one).path)}" for one in (name, other)],
                 )
         return None
@@ -121,7 +121,7 @@ class Storages:
         if level.error:
             return Unreachable(f"storage {name} cannot be read", detail=level.error)
         if level.repository not in (None, seen):
-            other = "another repository than before" if level.repository else "no repository any more"
+            other = "a different repository than before" if level.repository else "no repository now"
             return NotARepository(f"storage {name} holds {other}", detail=f"{storage.path}: {seen} should be there.")
         if error := self.paths.level(self._key_file(key)).error:
             return KeyMissing(f"key {key} is gone", detail=error, hints=[f"dbguardctl key recover {key}"])
@@ -131,7 +131,7 @@ class Storages:
         """Raise an error if the content of a storage is not known yet."""
         if self.catalog.settings.get(f"indexed:{name}") is None and self.inforce.holds_repository(name):
             raise self.lost(name) or Busy(
-                f"storage {name}: the backups in it are not read yet, so nobody knows of which databases they are",
+                f"storage {name}: its backups have not been read yet, so it is not known which databases they are of",
                 hints=["dbguardctl status", "dbguardctl job list"],
             )
 
@@ -143,7 +143,7 @@ class Storages:
         error = from_problem(scan.problem)
         if isinstance(error, KeyMissing | KeyRefused):
             error.hints = (f"dbguardctl key recover {opener(self.inforce.keyring(), name)}",)
-            error.message = f"there are backups that no key of this machine opens: {error.message}"
+            error.message = f"no key of this machine opens the backups: {error.message}"
         return error
 
     def is_unread(self, name: str) -> bool:
@@ -183,11 +183,11 @@ class Storages:
 def _taken_out(name: str, unknown: NotFound) -> NotFound:
     """Return the error for a storage that is no longer in the policy: what that means for its backups."""
     return NotFound(
-        f"storage {name}, which holds the newest backup, is not in the policy any more",
-        detail=f"{unknown.detail} Nothing in it was touched. With [storage.{name}] in the policy again, as it was, its "
-        "backups can be restored.",
+        f"storage {name}, which holds the newest backup, is no longer in the policy",
+        detail=f"{unknown.detail} Nothing in it was touched. Put [storage.{name}] back into the policy as it was, "
+        "and its backups can be restored.",
         hints=[
-            "dbguardctl reload  # when that table is back",
-            "dbguardctl backup --all  # or begin in another",
+            "dbguardctl reload  # once that table is back",
+            "dbguardctl backup --all  # or start in another storage",
         ],
     )

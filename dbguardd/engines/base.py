@@ -193,7 +193,7 @@ class Answer(Protocol):
 class Questions(Protocol[OpenBackup]):
     """Questions to backups (query, get, diff, undelete).
 
-    `Asked` is how a backup is read: for SQLite its Pages, of which a question reads a few and restores nothing; for
+    `OpenBackup` is how a backup is read: SQLite's Pages, of which a question reads a few and restores nothing; for
     PostgreSQL a ScratchRestore. The content may be hostile: only the answer is written, no other file is opened, and
     limits end a question. The returned facts say how much was found, never what. Raises Usage (the question is wrong),
     TooCostly, Unsupported, SourceDamaged (it was damaged when it was backed up), and what `asked` and `answer` raise.
@@ -314,9 +314,9 @@ class DeltaRestore(Protocol):
         """Back up the stopped database as it is; see Snapshots.dump. Raises SourceMissing if nothing is there."""
 
     def overwrite(self, tree: Tree, live: Path, progress: Progress) -> Path:
-        """Make it equal to `tree`, durably; return where it is, for Snapshots.examine and put().
+        """Make it equal to `tree`, durably; return where it is, for Snapshots.examine and publish().
 
-        Raises TargetInUse, also if it was used since keep(), and NoSpace before any change; a later error has the fact
+        Raises TargetInUse, also if it was used since save(), and NoSpace before any change; a later error has the fact
         REPLACED.
         """
 

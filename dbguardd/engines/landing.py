@@ -112,7 +112,7 @@ def outcome(target: Path, error: OSError) -> GuardError:
             return NoSpace(f"{target}: no room for what is restored", detail=detail)
         case errno.ENOENT | errno.ENOTDIR:
             return Usage(
-                f"{target}: there is no directory {target.parent}",
+                f"{target}: no such directory: {target.parent}",
                 hints=[_make(target.parent)],
             )
         case errno.EACCES | errno.EPERM:

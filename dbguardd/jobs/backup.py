@@ -1,4 +1,4 @@
-"""Backs up one database. take() is the whole data path: engine to sink to repository, then the fingerprint."""
+"""Backs up one database. make_backup() is the whole data path: engine to sink to repository, then the fingerprint."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def make_backup(
             if not successor and dump is None:  # a safety copy is made of whatever is there
                 saving.admits = lambda facts: check_same_cluster(run, BackupFacts.read(facts))
             dumped = (dump or partial(run.snapshots.dump, compared=compared))(saving, run.progress)
-            said = BackupFacts.read(dumped)
-            goes_on = _log_start(run, log, said) if database.get("continuous") else None
-            facts = {**dumped, "log": None if goes_on is None else to_json(goes_on)}
-            facts |= {"no_fingerprint": skipped} if skipped else {}
-            facts |= {"path": database["settings"]["path"]} if "path" in database["settings"] else {}
+            facts = BackupFacts.read(dumped)
+            start = _log_start(run, log, facts) if database.get("continuous") else None
+            raw = {**dumped, "log": None if start is None else to_json(start)}
+            raw |= {"no_fingerprint": skipped} if skipped else {}
+            raw |= {"path": database["settings"]["path"]} if "path" in database["settings"] else {}
             if successor:
-                facts["successor"] = True
+                raw["successor"] = True
             elif dump is None:
-                check_same_cluster(run, said)  # again: another server may have taken over since the backup began
+                check_same_cluster(run, facts)  # again: another server may have taken over since the backup began
                 check_same_file(run, saving)
-            made = saving.seal(facts, _created_at(said, began, run.now()))
+            made = saving.seal(raw, _created_at(facts, began, run.now()))
             for doubt in saving.doubts:
                 run.report("parent.unreadable", backup=made.id, code=doubt.code, problem=doubt.message)
         run.report(
@@ -90,7 +90,7 @@ def make_backup(
             **backup_row(made, run.spec["storage"]["name"]),
             grade=Grade.STORED,
             seconds=round(run.monotonic() - started, 3),
-            blocked_seconds=said.blocked_seconds,
+            blocked_seconds=facts.blocked_seconds,
             **server_facts(made),
         )
         if compared:
@@ -149,20 +149,20 @@ def _why_skipped(run: Run) -> str:
     return ""
 
 
-def _log_start(run: Run, before: LogStart | None, said: BackupFacts) -> LogStart | None:
+def _log_start(run: Run, before: LogStart | None, facts: BackupFacts) -> LogStart | None:
     """Return where the log continues from a backup. `before` is the end of the stored log when the backup began.
 
     A backup of a standby is of an earlier place: as far as the standby had replayed.
     """
-    if before is not None and said.standby and said.log_position is not None:
-        return log_tip_at(run, said.log_position)
-    return log_start(run, before, said.log_position)
+    if before is not None and facts.standby and facts.log_position is not None:
+        return log_tip_at(run, facts.log_position)
+    return log_start(run, before, facts.log_position)
 
 
-def _created_at(said: BackupFacts, began: datetime, ended: datetime) -> datetime:
+def _created_at(facts: BackupFacts, began: datetime, ended: datetime) -> datetime:
     """Return the moment of a backup: the engine's if it is within the job, or of a standby; otherwise `began`."""
-    at = said.snapshot_at
-    return at if at is not None and (began <= at or said.standby) and at <= ended else began
+    at = facts.snapshot_at
+    return at if at is not None and (began <= at or facts.standby) and at <= ended else began
 
 
 BACKUP = Job("backup", Request, backup)

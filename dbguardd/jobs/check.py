@@ -52,7 +52,7 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 def _database(run: Run) -> Iterator[Finding]:
     if only_backups_left(run):
-        yield Finding("database", "not configured", "not in the policy: nobody knows where it is, only its backups are")
+        yield Finding("database", "not configured", "not in the policy: its place is not known, only its backups are")
         return
     probe = run.snapshots.probe()
     yield Finding("database", "ok", f"{run.database['engine']} {probe.version}, {probe.size_bytes} bytes")
@@ -74,7 +74,7 @@ def _same(run: Run, facts: BackupFacts) -> Iterator[Finding]:
         ways = "; ".join(error.hints)
         yield Finding("the server", "failed", f"{error.code} {error.message}. {error.detail} One of: {ways}")
     else:
-        yield Finding("the server", "ok", f"is the one whose backups there are: cluster {facts.system}")
+        yield Finding("the server", "ok", f"is the one that was backed up: cluster {facts.system}")
 
 
 def _moved(run: Run) -> Iterator[Finding]:
@@ -89,10 +89,10 @@ def _storage(run: Run) -> Iterator[Finding]:
     name = f"storage {run.spec['storage']['name']}"
     able = run.storage.probe()
     if not (able.create_only and able.read_after_write):
-        yield Finding(name, "failed", "a probe was not read back as it was written")
+        yield Finding(name, "failed", "a test object was not read back as it was written")
         return
     room = "" if able.free_bytes is None else f", {able.free_bytes} bytes free"
-    yield Finding(name, "ok", f"wrote, read back and deleted a probe{room}")
+    yield Finding(name, "ok", f"wrote, read back and deleted a test object{room}")
     if not able.durable:
         yield Finding(name, "inconclusive", "directory entries cannot be made durable on this file system")
 
@@ -112,7 +112,7 @@ def _proof(run: Run) -> Iterator[Finding]:
     known = reliance.choose(states_of(run, run.repository.backups(run.name))).backup
     if known is None or not known.proven:
         prove = f"dbguardctl verify {run.name}" if only_backups_left(run) else f"dbguardctl backup {run.name} --verify"
-        yield Finding("proof", "failed", f"no backup is proven ({prove})")
+        yield Finding("proof", "failed", f"no backup is proven yet ({prove})")
     else:
         at = instant(newest_proofs(run)[known.id].at)
         yield Finding("proof", "ok", f"backup {known.id} was restored and compared at {at}")

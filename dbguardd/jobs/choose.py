@@ -32,12 +32,12 @@ def choose(run: Run, id: str = "", at: str = "") -> tuple[Backup, list[str]]:
     if choice.backup is not None:
         said = [f"{_passed(newer)}; take it with --id {newer[0].id}"] if newer else []
         if choice.later:
-            why = "made before that, and dated by a clock that was ahead or by another server"
+            why = "made before that, but dated later by a clock that was ahead or by another server"
             said.append(f"{_named(choice.later)}: {why}; take it with --id {choice.later[0].id}")
         return next(backup for backup in backups if backup.id == choice.backup.id), said
     if newer:
         raise NotFound(
-            f"{run.name} has no backup to rely on" + (f" that is as old as {at}" if at else ""),
+            f"{run.name} has no reliable backup" + (f" that is as old as {at}" if at else ""),
             detail=f"{_passed(newer)}.",
             hints=[f"dbguardctl backup {run.name} --full --verify", f"dbguardctl list {run.name}"],
         )
@@ -68,7 +68,7 @@ def named(run: Run, id: str) -> Backup:
         if backup.id.startswith(id.upper()) or backup.id.endswith(id.upper()):
             raise NotFound(
                 f"{run.name}: backup {backup.id} has expired",
-                detail="It can be restored when it was recalled.",
+                detail="Recall it first, then it can be restored.",
                 hints=[f"dbguardctl recall {backup.id}"],
             )
     raise NotFound(f"{run.name} has no backup {id}", hints=[f"dbguardctl list {run.name} --all"])

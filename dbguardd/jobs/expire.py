@@ -44,7 +44,7 @@ def expire(run: Run, request: Expire) -> Result:
     confirmed = request.confirm == run.name
     if verdict.breaker and not confirmed:
         raise Breaker(
-            f"{run.name}: {len(verdict.drop)} of {len(backups)} backups would go at once",
+            f"{run.name}: {len(verdict.drop)} of {len(backups)} backups would be deleted at once",
             detail=verdict.breaker,
             hints=[f"dbguardctl prune {run.name} --dry-run", f"dbguardctl prune {run.name} --confirm {run.name}"],
         )
@@ -147,8 +147,8 @@ def _trust_clock(run: Run, backups: Sequence[Backup], now: datetime) -> None:
         if newest.created_at > now + timedelta(seconds=_CLOCK_DOUBT_SECONDS):
             raise ClockDoubt(
                 f"{run.name}: nothing is deleted while the clock is behind the newest backup",
-                detail=f"It is {instant(now)} here, and the newest backup was made at {instant(newest.created_at)}.",
-                hints=[f"dbguardctl backup {run.name}  # if the clock is right now: what is made last counts"],
+                detail=f"It is {instant(now)} here; the newest backup was made at {instant(newest.created_at)}.",
+                hints=[f"dbguardctl backup {run.name}  # if the clock is right now: the last one made counts"],
             )
 
 

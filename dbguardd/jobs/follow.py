@@ -45,7 +45,7 @@ def follow(run: Run, request: Follow) -> Result:
     except SourceReplaced as error:
         error.hints = error.hints or (successor_command(run),)
         raise
-    raise Internal(f"{run.name}: following its log came to an end")
+    raise Internal(f"{run.name}: following its log ended without a reason")
 
 
 class Shipping:
@@ -148,9 +148,9 @@ class Shipping:
 
 def _succeeded(run: Run, chain: Chain) -> bool:
     """Return whether another cluster was since declared the successor, or put in place: no log continues to that."""
-    facts = (backup.facts for backup in run.repository.newest(run.name))
+    known = (backup.facts for backup in run.repository.newest(run.name))
     named = any(
-        one.successor and one.system and one.log_start is not None and one.log_start.chain == chain.id for one in facts
+        one.successor and one.system and one.log_start is not None and one.log_start.chain == chain.id for one in known
     )
     return named or was_restored_in_place(run, chain.id)
 

@@ -29,23 +29,23 @@ def check_same_cluster(run: Run, facts: BackupFacts) -> None:
     if before.system and facts.system != before.system:
         url = str(run.database["settings"].get("url") or "postgresql:///")
         raise SourceReplaced(
-            f"{run.name}: is another cluster than the one whose backups there are",
-            detail=f"Its system identifier is {facts.system}, that of the newest backup is {before.system}. "
-            "Nothing was stored: the backups of that one would in time make room for its own. Which of these is it?",
+            f"{run.name}: is a different cluster than the one that was backed up",
+            detail=f"Its system identifier is {facts.system}; the newest backup has {before.system}. "
+            "Nothing was stored: its backups would in time replace those of the other. Which of these is it?",
             hints=[
-                f"dbguardctl restore {run.name}  # that one was lost; RESTORE.txt says how it takes its place",
-                f"dbguardctl unprotect {run.name}  # this is another one; then the next line",
+                f"dbguardctl restore {run.name}  # the old one was lost; RESTORE.txt says how to put it back",
+                f"dbguardctl unprotect {run.name}  # this is a different one; then the next line",
                 f"{shlex.join(['dbguardctl', 'protect', url])} --name {run.name}-2",
-                f"{successor_command(run)}  # this is what has become of that one: pg_upgrade, initdb",
+                f"{successor_command(run)}  # this one continues the old one: pg_upgrade, initdb",
             ],
         )
     if was_restored_in_place(run):
         return
     if was_set_back(facts, before):
         raise SourceReplaced(
-            f"{run.name}: its server was set back to before its newest backup",
-            detail="Its log ends before the place that the newest backup is of: a snapshot of its disk was put back, "
-            f"or an older copy was started. If that is to go on: {successor_command(run)}",
+            f"{run.name}: its server was set back to a state before its newest backup",
+            detail="Its log ends before the position of the newest backup: a snapshot of its disk was put back, "
+            f"or an older copy was started. If that is intended: {successor_command(run)}",
             hints=[successor_command(run)],
         )
     left = facts.timeline is not None and before.timeline is not None and facts.timeline < before.timeline
@@ -63,12 +63,12 @@ def check_same_file(run: Run, saving: Saving) -> None:
     if before is None or 2 * saving.kept_bytes(before.id) >= saving.written_bytes:
         return
     raise SourceReplaced(
-        f"{run.name}: may be another database than the one whose backups there are",
-        detail=f"The policy says that it is {run.database['settings']['path']}; when the newest backup was made it was "
-        f"{before.facts.path}. Of its {saving.written_bytes} bytes {saving.kept_bytes(before.id)} are as they were "
-        "then. Nothing was stored: its backups would in time take the place of those of the other. If it is another "
-        f"one, give {run.name} its path back in the policy, and this one a table of its own.",
-        hints=[f"{successor_command(run)}  # it is that one: moved, and written anew since"],
+        f"{run.name}: may be a different database than the one that was backed up",
+        detail=f"Its path in the policy is {run.database['settings']['path']}; the newest backup was made of "
+        f"{before.facts.path}. Of its {saving.written_bytes} bytes, {saving.kept_bytes(before.id)} are as in that "
+        "backup. Nothing was stored: its backups would in time replace those of the other. If it is a different "
+        f"one, give {run.name} its old path in the policy, and this one a table of its own.",
+        hints=[f"{successor_command(run)}  # it is the same one: moved and rewritten since"],
     )
 
 
@@ -89,9 +89,9 @@ def _is_unused_safety_copy(run: Run, backup: Backup) -> bool:
 
 def _left_behind(run: Run) -> SourceReplaced:
     return SourceReplaced(
-        f"{run.name}: its server was left behind when another one took over, or was put back",
-        detail="What is stored goes on along a newer timeline than that of this server: what is written here is in "
-        "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
+        f"{run.name}: its server was left behind when another one took over, or was set back",
+        detail="The stored log is on a newer timeline than this server: nothing written here will be "
+        "in that history. If another server took over, stop this one and rebuild it as a standby "
         "(pg_rewind, pg_basebackup). Only if it was put back by hand, or is to be the primary again, "
         f"whatever was written to the other: {successor_command(run)}",
         hints=[successor_command(run)],

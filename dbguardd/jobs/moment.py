@@ -62,9 +62,9 @@ class Moment:
     def describe_log(self) -> str:
         """Return how much of the log it includes, and whether a sum shows that it equals the database."""
         segments = 0 if self.until is None else self.until.last - self.until.after
-        shown = "the sum of its pages is that of the database" if self.compared else "no sum of its pages is known"
+        shown = "its page checksum equals the database's" if self.compared else "no page checksum is known"
         if self.until is not None and self.until.form == BYTES:
-            shown = f"all that had committed by {instant(self.at)}"
+            shown = f"everything committed by {instant(self.at)}"
         return f"{count(segments, 'segment')} without a gap, {shown}"
 
     @property
@@ -112,16 +112,16 @@ def reach(run: Run, id: str = "", at: str = "") -> Moment:
         best.warnings.extend(_doubts(log, ending, wanted))
     if wanted is not None and wanted - best.at > _NEAR and (why := _early(best)):
         early = (wanted - best.at).total_seconds()
-        best.warnings.append(f"that is {early:.0f} s before the moment asked for: {why}")
+        best.warnings.append(f"this is {early:.0f} s before the requested moment: {why}")
     return best
 
 
 def base_of(backup: Backup) -> Base:
     """Return what the rules need to know of a backup to find where its log leads."""
-    goes_on, place = backup.facts.log_start, backup.facts.log_position
-    if goes_on is None:
-        return Base(backup.id, backup.created_at, place=place)
-    return Base(backup.id, backup.created_at, goes_on.chain, goes_on.after, place)
+    log_start, log_position = backup.facts.log_start, backup.facts.log_position
+    if log_start is None:
+        return Base(backup.id, backup.created_at, place=log_position)
+    return Base(backup.id, backup.created_at, log_start.chain, log_start.after, log_position)
 
 
 def tell_log(run: Run, name: str, chains: Iterable[Chain], backups: Iterable[Backup]) -> None:
@@ -150,29 +150,29 @@ def _doubts(log: LogView, ending: Ending, wanted: datetime | None) -> Iterator[s
     """Yield warnings about later moments in the log, or missing ones."""
     if (lacks := rule.hole(log, ending.chain, wanted)) is not None:
         lost = f"the log lacks its segments {lacks[0]} to {lacks[1]}"
-        yield f"{lost}: what it has after {instant(ending.chain.until)} cannot be restored"
+        yield f"{lost}: commits after {instant(ending.chain.until)} cannot be restored"
     if wanted is not None and rule.shown_again(log, ending, wanted):
-        said = "the clock was set back later on, and came to the moment asked for again: this is the first time"
-        yield f"{said}; without --at, or with a later one, what was committed since is there, too"
+        said = "the clock was set back later and passed the requested moment twice: this is the first time"
+        yield f"{said}; without --at, or with a later one, later commits are included"
 
 
 def _early(moment: Moment) -> str:
     """Return why nothing closer to the requested time can be restored; "" if nothing changed until then."""
     if moment.grain:
-        return f"nothing nearer can be restored, where the log has one moment in {span(moment.grain)}"
+        return f"nothing nearer can be restored: this part of the log has one moment every {span(moment.grain)}"
     if moment.until is None:
         return "its log has no moment between the two" if moment.backup.facts.log_start is not None else ""
     whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
-    return "" if whole else "nothing that may have been committed since is stored"
+    return "" if whole else "later commits, if any, are not stored"
 
 
 def _left_out(backup: Backup) -> Iterator[str]:
     """Yield which rows the policy has left out of a backup, and what else is not in it."""
     if names := left_out(backup):
-        yield f"nothing of {some(names)} is in it: it was not read"
+        yield f"nothing of {some(names)} is included: it could not be read"
     names, tables = excluded(backup)
     if tables:
-        yield f"the rows of {count(tables, 'table')} are not in it, by `exclude` of the policy: {some(names, tables)}"
+        yield f"the rows of {count(tables, 'table')} are not included, excluded by the policy: {some(names, tables)}"
 
 
 def at_lsn(run: Run, lsn: str) -> Moment:
@@ -181,12 +181,12 @@ def at_lsn(run: Run, lsn: str) -> Moment:
         high, low = (int(part, 16) for part in lsn.split("/"))
         position = high << 32 | low
     except ValueError:
-        raise Usage(f"{lsn!r} is no place in a log", detail="Write it as PostgreSQL does: 16/B374D848.") from None
+        raise Usage(f"{lsn!r} is not a log position", detail="Write it as PostgreSQL does: 16/B374D848.") from None
     log = log_view(run)
     known = _sound(run) if log.chains else {}
     ending = rule.at_position(log, [*map(base_of, known.values())], position)
     if ending is None:
-        raise _not_covered(run, f"{lsn} is not covered by the log of a backup")
+        raise _not_covered(run, f"{lsn} is not covered by the log of any backup")
     return _moment(known[ending.base.id], ending, Target(position=position, lsn=lsn))
 
 
@@ -217,7 +217,7 @@ def at_restore_point(run: Run, name: str) -> Moment:
 def _not_covered(run: Run, what: str) -> NotFound:
     return NotFound(
         f"{run.name}: {what}",
-        detail="A place is covered from the first backup on that was made while the log was followed.",
+        detail="Positions are covered from the first backup that was made while the log was followed.",
         hints=[f"dbguardctl list {run.name}"],
     )
 

@@ -62,7 +62,7 @@ def query(run: Run, request: Query) -> Result:
     bounds = _bounds(run, request.rows, request.seconds, _ANSWER_BYTES)
     moment = chosen(run, request.backup, request.at)
     with _asking(run, (moment,), request.in_database) as (asked,):
-        facts = past(run).query(asked, request.sql, _about(bounds, run, moment), answer(run))
+        facts = questions(run).query(asked, request.sql, _about(bounds, run, moment), answer(run))
     return {**source(run, moment), **facts}
 
 
@@ -73,7 +73,7 @@ def get(run: Run, request: Get) -> Result:
     bounds = _bounds(run, 1, request.seconds, _room(run))
     moment = chosen(run, request.backup, request.at)
     with _offering(run, moment, request.in_database), _asking(run, (moment,), request.in_database) as (asked,):
-        facts = past(run).table(asked, request.table, request.format, _about(bounds, run, moment), answer(run))
+        facts = questions(run).table(asked, request.table, request.format, _about(bounds, run, moment), answer(run))
     return {**source(run, moment), "table": request.table, **facts}
 
 
@@ -85,7 +85,7 @@ def diff(run: Run, request: Diff) -> Result:
     older, newer = (chosen(run, *_said(moment)) for moment in (request.older, request.newer))
     about = Bounds(_both(run, older, newer), bounds.seconds, bounds.rows, bounds.bytes)
     with _asking(run, (older, newer), request.in_database) as (before, after):
-        facts = past(run).difference(before, after, request.table, about, answer(run))
+        facts = questions(run).difference(before, after, request.table, about, answer(run))
     return {"older": source(run, older), "newer": source(run, newer), **facts}
 
 
@@ -102,7 +102,7 @@ def undelete(run: Run, request: Undelete) -> Result:
     form = f"changed {form}" if request.changed else form
     asking = _asking(run, (older, newer), request.in_database)
     with _offering(run, older, request.in_database), asking as (before, after):
-        facts = past(run).missing((before, after), search, form, about, answer(run))
+        facts = questions(run).missing((before, after), search, form, about, answer(run))
     of = {"older": source(run, older), "newer": source(run, newer)}
     return {**of, "table": request.table, "changed": request.changed, **facts}
 
@@ -167,7 +167,7 @@ def chosen(run: Run, id: str, at: str) -> Moment:
     return moment
 
 
-def past(run: Run) -> ServerQuestions[Pages | ScratchRestore]:
+def questions(run: Run) -> ServerQuestions[Pages | ScratchRestore]:
     """Return the engine's capability to answer questions."""
     if run.questions is None:
         raise Unsupported(f"{run.name}: {run.database['engine']} backups cannot be asked anything")
@@ -258,7 +258,7 @@ def _brought_back(run: Run, moments: Sequence[Moment], database: str) -> Sequenc
         try:
             with opened(run, moment) as tree:
                 place = Path(run.staging) / f"past{number}"
-                found.append(past(run).scratch_restore(tree, place, database, run.progress))
+                found.append(questions(run).scratch_restore(tree, place, database, run.progress))
         except DAMAGE as error:
             raise _condemned(run, moment.backup, error) from None
         except (Usage, Unsupported, SourceDamaged) as error:

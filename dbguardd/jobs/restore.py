@@ -56,10 +56,10 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place and request.to:
         raise Usage(f"{run.name}: --to and --in-place exclude each other")
     if sum(map(bool, (request.backup, request.at, request.lsn, request.name))) > 1:
-        raise Usage(f"{run.name}: give one of --id, --at, --lsn and --name")
+        raise Usage(f"{run.name}: give only one of --id, --at, --lsn and --name")
     if (request.lsn or request.name) and not is_server(run):
         raise Unsupported(
-            f"{run.name}: only the log of a PostgreSQL cluster has places and restore points",
+            f"{run.name}: only the log of a PostgreSQL cluster has positions and restore points",
             hints=[f"dbguardctl restore {run.name} --at TIME"],
         )
     if request.lsn:
@@ -90,7 +90,7 @@ def restore(run: Run, request: Restore) -> Result:
     if request.in_place:
         return _in_place(run, moment, plan)
     started = run.monotonic()
-    left = (f"the copy was left at {target} for inspection",)
+    left = (f"the copy stays at {target} for inspection",)
     findings, lost = restore_and_compare(run, moment, target, left, others)
     seconds = round(run.monotonic() - started, 3)
     of = {"backup": moment.backup.id, "as_of_at": instant(moment.shown)}
@@ -174,7 +174,7 @@ def _by_swap(run: Run, moment: Moment, plan: Mapping[str, Any]) -> tuple[list[Fi
     staged = Path(run.staging) / "restored"
     elsewhere = f"dbguardctl restore {run.name} {_which(moment)} --to NEWPLACE"
     findings, _ = restore_and_compare(
-        run, moment, staged, (f"{elsewhere}  # it is left there for inspection",), in_staging=True
+        run, moment, staged, (f"{elsewhere}  # the copy stays there for inspection",), in_staging=True
     )
     _check_unused(run, moment.backup)  # before a whole copy is stored for nothing
     safety = _safety_copy(run)
@@ -273,7 +273,7 @@ def _in_the_way(run: Run, backup: Backup) -> list[str]:
         _check_unused(run, backup)
     except TargetInUse as error:
         stop = f" ({error.hints[0]})" if is_server(run) and error.hints else ""
-        return [f"{error.message}: it would be refused until that is stopped{stop}"]
+        return [f"{error.message}: the restore is refused until that has stopped{stop}"]
     return []
 
 

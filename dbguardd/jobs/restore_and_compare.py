@@ -67,7 +67,7 @@ def _found(run: Run, moment: Moment, target: Path, hints: Sequence[str], *, in_s
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         compares = run.repository.fingerprint(moment.backup.id) is not None
-        what = "is not what was backed up" if compares else "is as it was backed up, and was damaged already then"
+        what = "is not what was backed up" if compares else "equals what was backed up, which was already damaged"
         raise ProofFailed(
             f"{run.name}: the restored copy of {moment.backup.id} {what}",
             detail="; ".join(f"{finding.name}: {finding.detail}" for finding in failed),
@@ -144,12 +144,12 @@ def _compare(run: Run, moment: Moment, target: Path, *, in_staging: bool) -> tup
     expected = run.repository.fingerprint(moment.backup.id)
     compared = same_content(examined, expected, moment.backup)
     if in_staging and expected is None and moment.backup.note == SAFETY_NOTE:  # there is nothing to compare
-        compared = Finding(compared.name, "not configured", "a safety copy is put back as it was kept")
+        compared = Finding(compared.name, "not configured", "a safety copy is restored as stored")
     return examined, compared
 
 
 def _unread(run: Run, target: Path, error: GuardError) -> Examination:
     """Return the examination of a restored database that nothing on this machine can read."""
     lacks = " ".join([error.message, *(f"({hint})" for hint in error.hints)])
-    then = {"next": f"{target} has all that was backed up, and a text with the commands that bring it into a server"}
+    then = {"next": f"{target} holds all that was backed up, and a text with the commands to load it into a server"}
     return Examination([Finding("test restore", "inconclusive", lacks)], None, then if is_server(run) else {})

@@ -106,11 +106,11 @@ class Keeping:
 
     def _mark_of(self, moment: Moment) -> Mark:
         """Return the mark of a copy of that moment. Raises Unsupported if no log continues from it."""
-        run, goes_on, place = self._run, moment.backup.facts.log_start, moment.backup.facts.log_position
+        run, log_start, place = self._run, moment.backup.facts.log_start, moment.backup.facts.log_position
         if moment.until is not None:
             chain, segment, place = moment.until.chain.id, moment.until.last, None
-        elif goes_on is not None and place is not None:
-            chain, segment = goes_on.chain, goes_on.after
+        elif log_start is not None and place is not None:
+            chain, segment = log_start.chain, log_start.after
         else:
             raise Unsupported(
                 f"{run.name}: no log goes on from its newest backup {moment.backup.id}",

@@ -79,15 +79,15 @@ def tablespaces(backup: Backup, target: Path, others: Mapping[str, str], *, in_p
 def _no_restore_into_server(run: Run) -> Unsupported:
     return Unsupported(
         f"{run.name}: the databases of a live server are not replaced by a dump",
-        detail="It is restored to a new directory, and brought back from there beside them, or in their place.",
+        detail="It is restored to a new directory; load it from there into the server.",
         hints=[f"dbguardctl restore {run.name}"],
     )
 
 
 def _not_on_this_host(run: Run) -> Unsupported:
     return Unsupported(
-        f"{run.name}: the server has sent its files, so there is no place on this host to restore them in",
-        detail="They are restored to a new directory here, from where its owner moves it to the host of the server.",
+        f"{run.name}: its files came over the network, so they cannot be restored in place on this host",
+        detail="They are restored to a new directory here; move that to the host of the server.",
         hints=[f"dbguardctl restore {run.name}"],
     )
 
@@ -108,7 +108,9 @@ def _home(run: Run) -> Path:
     try:
         return Path(pwd.getpwuid(int(run.spec["run_as"])).pw_dir)
     except KeyError:
-        raise Usage(f"{run.name}: say where it is to go", hints=[f"dbguardctl restore {run.name} --to PLACE"]) from None
+        raise Usage(
+            f"{run.name}: say where to restore to", hints=[f"dbguardctl restore {run.name} --to PLACE"]
+        ) from None
 
 
 def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> None:
@@ -124,7 +126,7 @@ def check_target(run: Run, target: Path, request: Restore, moment: Moment) -> No
             )
             raise TargetExists(
                 f"{run.name}: {path} exists",
-                detail="A restore never overwrites; a stray -wal or -journal would even change the restored data.",
+                detail="A restore never overwrites; a leftover -wal or -journal would even change the restored data.",
                 hints=[_same_command(request, None if lost else _beside(run, target, moment))],
             )
 
@@ -182,7 +184,7 @@ def check_directory(backup: Backup, target: Path) -> None:
         os.lstat(target.parent)
     except (FileNotFoundError, NotADirectoryError):
         if owner_of(backup):  # otherwise the engine half reports it: it knows as whom it acts
-            message = f"{target}: there is no directory {target.parent}"
+            message = f"{target}: no such directory: {target.parent}"
             raise Usage(message, hints=[mkdir_command(backup, target.parent)]) from None
     except OSError:
         pass  # if we may not look, the engine half reports it
@@ -234,7 +236,7 @@ def check_staging(run: Run, backup: Backup, size: int, what: str = "a test resto
         raise NoSpace(
             f"{run.name}: not enough space for {what} backup {backup.id}",
             detail=f"{needs} bytes are needed in {run.staging}, {free} bytes are free, "
-            f"of which {spare} bytes have to stay so. The backup is as it was.",
+            f"of which {spare} bytes must stay free. The backup is unchanged.",
             hints=[f"df -h {shlex.quote(str(Path(run.staging).parent))}"],
             facts={"needed_bytes": needs + spare, "free_bytes": free},
         )

@@ -79,7 +79,7 @@ def _restore_moment(run: Run, moment: Moment, name: str) -> Finding:
         findings = list(examined.findings)
         if (twin := backup_at(run, moment)) and (expected := run.repository.fingerprint(twin.id)):
             compared = same_content(examined, expected, twin)
-            findings.append(replace(compared, name=f"content of backup {twin.id}, which was made just there"))
+            findings.append(replace(compared, name=f"content of backup {twin.id}, made at the same moment"))
             said += f"; {findings[-1].name}: {compared.detail}"
             unsure = False
         bad = [f"{found.name}: {found.detail or 'failed'}" for found in findings if found.outcome == "failed"]
@@ -106,7 +106,7 @@ def _line(error: GuardError) -> str:
 
 def _log_proof_failed(run: Run, tried: Finding) -> ProofFailed:
     return ProofFailed(
-        f"{run.name}: its log did not pass a test restore; the backups are not affected",
+        f"{run.name}: its log failed a test restore; the backups are not affected",
         detail=tried.detail,
         hints=[f"dbguardctl backup {run.name}", f"dbguardctl check {run.name} --data"],
         facts={"database": run.name},
@@ -154,7 +154,7 @@ def prove(run: Run, backup: Backup) -> Proof:
     run.report("backup.graded", **proof_row(proof))
     if failure := failure_of(proof):
         raise ProofFailed(
-            f"{run.name}: backup {backup.id} did not pass its test restore",
+            f"{run.name}: backup {backup.id} failed its test restore",
             detail=failure,
             hints=[f"dbguardctl show {backup.id}", f"dbguardctl backup {run.name} --full"],
             facts={"database": run.name, "backup": backup.id},
@@ -163,7 +163,7 @@ def prove(run: Run, backup: Backup) -> Proof:
 
 
 def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[Finding]:
-    """Yield a finding if no table has a row any more that had one when the database was last proven.
+    """Yield a finding if no table has any row now that had one when the database was last proven.
 
     A full disk, a new installation, another database in its place or a mistake can leave such a database, and it passes
     every check. The backup is kept, but an unproven backup does not replace proven ones: those stay (`min_proven`), and
@@ -189,7 +189,7 @@ def _lost_content(run: Run, backup: Backup, examined: Examination) -> Iterator[F
     had = Fingerprint.read(known)
     if gone := lost_content(had, examined.fingerprint, alike=before.method == backup.method):
         said = f"{gone}; {before.id}, the last proven backup before, has {had.rows} rows"
-        yield Finding("content is not lost", "inconclusive", f"{said}. If that is right: {successor_command(run)}")
+        yield Finding("content is not lost", "inconclusive", f"{said}. If that is intended: {successor_command(run)}")
 
 
 def lost_content(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
@@ -199,12 +199,12 @@ def lost_content(before: Fingerprint, now: Fingerprint, *, alike: bool) -> str:
     """
     had = {name for name, table in before.tables.items() if table.rows}
     if had and not now.rows:
-        return "no table has a row any more"
+        return "no table has any row now"
     folded = any(":" in table.digest for found in (before, now) for table in found.tables.values())
     if not had or folded or not alike or any(name in had and table.rows for name, table in now.tables.items()):
         return ""
     named = ", ".join(sorted(had)[:_NAMED]) + (f" and {len(had) - _NAMED} more" if len(had) > _NAMED else "")
-    return f"of the tables that had rows none is there with a row any more ({named})"
+    return f"none of the tables that had rows has any row now ({named})"
 
 
 def record_damage(run: Run, source: str, damage: Mapping[str, str]) -> None:

@@ -253,7 +253,7 @@ def _storages(storages: dict[str, Storage]) -> Iterator[Mistake]:
         for other in names[:index]:
             inner, outer = storages[name].path, storages[other].path
             if _inside(inner, outer) or _inside(outer, inner):
-                what = f'storage "{name}" and storage "{other}" lie in one another or are the same directory'
+                what = f'storage "{name}" and storage "{other}" are inside one another or are the same directory'
                 yield _error("same-path", what, "storage", name if name != "local" else other, "path")
 
 

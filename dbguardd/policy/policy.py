@@ -101,14 +101,14 @@ class Policy(Table):
             return key.model_copy(update={"path": f"{state.rstrip('/')}/machine.key"})
         return key
 
-    def spec(self, name: str, state: str, uid_of: Callable[[str], int] = uid_of_user) -> Json:
+    def spec(self, name: str, state: str) -> Json:
         """Return the members `database`, `storage` and `key` of a job's spec: plain JSON, with units in the names.
 
         Raises NotFound, PolicyInvalid (run_as names no user).
         """
         guarded = self.guarded(name)
         return {
-            "database": database_spec(guarded, uid_of),
+            "database": database_spec(guarded, uid_of_user),
             "storage": self.storage_spec(guarded.storage[0], state),
             "key": self.key_spec(guarded.key, state),
         }

@@ -2,7 +2,8 @@
 
 The first run writes a tomb for packs that no backup needs. A later run, when the grace of a tomb is over, reads every
 backup again and deletes the packs in the tomb that are still not needed, and the backups that expired a grace ago.
-Writers need not stop: see tombs.py for what they do. The order of one run, which can be killed anywhere and repeated:
+Writers need not stop: see tombstones.py for what they do. The order of one run, which can be killed anywhere and
+repeated:
 
 1. the storage's time (clock.py) and the tombs that are due,
 2. all backups, what each needs, and all packs; anything unreadable or missing ends the run here, including a manifest

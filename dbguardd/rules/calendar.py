@@ -91,11 +91,11 @@ def due(timing: Timing, now: datetime, last_started_at: datetime | None, known_s
     late = now - planned
     overdue = late > timing.window
     missed = _count(timing, after, planned) - 1
-    found = Due(Verdict.RUN, next_at, planned, missed, overdue, "makes up for a missed run" if overdue else "planned")
+    found = Due(Verdict.RUN, next_at, planned, missed, overdue, "catches up on a missed run" if overdue else "planned")
     if overdue and timing.missed == "skip":
         return _skip(found, "missed, and missed = skip")
     if not missed and next_at is not None and (next_at - now) * CATCH_UP_SHARE < next_at - planned:
-        return _skip(found, "late, and the next regular run is near")
+        return _skip(found, "late, and the next regular run is soon")
     return found
 
 

@@ -30,8 +30,8 @@ def doubt(earlier: Reading, later: Reading, largest: timedelta = LARGEST_STEP) -
     passed = later.wall - earlier.wall
     if earlier.boot_id != later.boot_id:
         if passed > LONGEST_REST:
-            return f"The clock is {_hours(passed)} ahead of what it was before the last start; it may have leapt."
-        return f"The clock is {_hours(-passed)} behind what it was before the last start." if passed < -largest else ""
+            return f"The clock is {_hours(passed)} ahead of where it was before the last start; it may have jumped."
+        return f"The clock is {_hours(-passed)} behind where it was before the last start." if passed < -largest else ""
     step = passed - timedelta(seconds=later.since_boot_seconds - earlier.since_boot_seconds)
     if abs(step) <= largest:
         return ""

@@ -86,34 +86,34 @@ def judge(facts: Facts, now: datetime) -> Judgement:
 def _points(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
     if facts.lost:
-        what = f"{name}: nothing can be stored or restored now: {facts.lost}"
+        what = f"{name}: no backup can be made or restored now: {facts.lost}"
         yield _Point(Health.FAILING if facts.in_policy else Health.ORPHANED, what, f"dbguardctl check {name}")
     if facts.in_policy:
         yield from _of_guarded(facts, now)
         return
     stay = "its backup stays" if facts.backups == 1 else f"its {facts.backups} backups stay"
-    what = f"{name}: not in the policy any more; {stay}, no new ones are made"
+    what = f"{name}: no longer in the policy; {stay}, no new ones are made"
     yield _Point(Health.ORPHANED, what, f"dbguardctl list {name}")
 
 
 def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
     name = facts.name
     if facts.missing and facts.served:
-        what = f"{name}: its server is not there: no socket {facts.missing}"
+        what = f"{name}: its server is not running: no socket {facts.missing}"
         yield _Point(Health.FAILING, what, f"dbguardctl check {name}")
     elif facts.missing:
         way = f"dbguardctl restore {name} --in-place" if facts.backups else f"ls -l {facts.missing}"
-        yield _Point(Health.FAILING, f"{name}: the database is not there: {facts.missing}", way)
+        yield _Point(Health.FAILING, f"{name}: the database file is missing: {facts.missing}", way)
     elif facts.failures:
         yield _failing(facts)
     elif facts.newest_failure:  # another backup was verified since, or it was found damaged
-        what = f"{name}: the newest backup cannot be relied on: {facts.newest_failure}"
+        what = f"{name}: the newest backup is not reliable: {facts.newest_failure}"
         yield _Point(Health.FAILING, what, f"dbguardctl backup {name} --verify")
     if older := facts.failed - bool(facts.newest_failure):
-        what = f"{name}: {older} of its older backups cannot be relied on; without a hold they go after a week"
+        what = f"{name}: {older} of its older backups are not reliable; without a hold they are deleted after a week"
         yield _Point(Health.SAFE, what, f"dbguardctl list {name} --all --why")
     if facts.paused:
-        until = "until somebody resumes it" if facts.paused_until_at is None else f"until {_utc(facts.paused_until_at)}"
+        until = "until it is resumed" if facts.paused_until_at is None else f"until {_utc(facts.paused_until_at)}"
         yield _Point(Health.PAUSED, f"{name}: paused {until}", f"dbguardctl resume {name}")
     yield from _behind(facts, now)
     if (
@@ -124,7 +124,7 @@ def _of_guarded(facts: Facts, now: datetime) -> Iterator[_Point]:
         took, goal = length(timedelta(seconds=facts.restore_seconds)), length(facts.rto)
         yield _Point(Health.SAFE, f"{name}: a restore takes {took}, longer than the goal of {goal}")
     if facts.has_recovery is False:
-        what = f"{name}: nobody can read its backups if this machine is lost: key {facts.key} has no recovery recipient"
+        what = f"{name}: without this machine nobody can read its backups: key {facts.key} has no recovery recipient"
         yield _Point(Health.SAFE, what, f"dbguardctl key recovery-sheet {facts.key}")
 
 
@@ -141,7 +141,7 @@ def _behind(facts: Facts, now: datetime) -> Iterator[_Point]:
     if facts.log_problem:
         yield _Point(Health.LATE, f"{name}: {facts.log_problem}", f"dbguardctl log {name}")
     if facts.overdue_since_at is not None and not facts.paused:
-        what = f"{name}: overdue, it should have run at {_utc(facts.overdue_since_at)}"
+        what = f"{name}: overdue, due at {_utc(facts.overdue_since_at)}"
         yield _Point(Health.LATE, what, f"dbguardctl job list --database {name}")
 
 
@@ -157,7 +157,7 @@ def _failing(facts: Facts) -> _Point:
 def _unproven(facts: Facts) -> _Point:
     name = facts.name
     if facts.newest_at is None and facts.unread:
-        return _Point(Health.UNPROVEN, f"{name}: its backups are not read yet: it is not known which there are")
+        return _Point(Health.UNPROVEN, f"{name}: its backups have not been read yet, so none are known")
     if facts.newest_at is None:
         return _Point(Health.UNPROVEN, f"{name}: there is no backup yet", f"dbguardctl backup {name} --verify")
     why = "" if facts.verified else ' (verify = "off")'
@@ -170,7 +170,7 @@ def _late(facts: Facts, now: datetime, proven_at: datetime) -> Iterator[_Point]:
     if facts.rpo is not None:
         limit, goal = facts.rpo, f"the goal is {length(facts.rpo)}"
     elif facts.interval is not None:
-        limit, goal = facts.interval * PATIENCE, f"planned is every {length(facts.interval)}"
+        limit, goal = facts.interval * PATIENCE, f"the schedule is every {length(facts.interval)}"
     else:
         return
     if age <= limit:

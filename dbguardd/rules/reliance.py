@@ -49,7 +49,7 @@ def choose(backups: Iterable[BackupState], at: datetime | None = None) -> Choice
 def doubt(backup: BackupState) -> str:
     """Return what speaks against a backup; empty if nothing does."""
     if backup.failed:
-        return "it did not pass its last test restore, or a check found it damaged"
+        return "it failed its last test restore, or a check found it damaged"
     if backup.safety:
         return "it is a safety copy of a restore in place"
     return "" if backup.proven else "it is not proven"

@@ -157,7 +157,7 @@ def open_repository(spec: Mapping[str, Any], voice: Reporter, now: datetime) -> 
             voice.report("repository.created", storage=spec["storage"]["name"], id=repository.id)
     if expected is not None and repository.id != expected:
         raise NotARepository(
-            f"storage {spec['storage']['name']} holds another repository than before",
+            f"storage {spec['storage']['name']} holds a different repository than before",
             detail=f"Repository {repository.id} is there, {expected} was used until now.",
             hints=["mount the right disk, or give the new one a storage table of its own in the policy"],
         )

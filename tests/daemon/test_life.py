@@ -470,7 +470,7 @@ def test_half_a_restore_in_place_is_something_to_look_at_for_as_long_as_it_can_b
         async with place.daemon() as (service, _):
             service._do.tell("restore.replacing", "app", {"database": "app", "target": "/srv/app.db"})
             (row,) = service.status().databases
-            assert "a restore in place was cut short" in row.attention[-1]
+            assert "a restore in place was interrupted" in row.attention[-1]
             assert "dbguardctl restore undo app" in row.hints
             place.wall += timedelta(days=8)
             assert not any("restore in place" in line for line in service.status().databases[0].attention)

@@ -378,15 +378,15 @@ def test_protect_writes_the_policy_and_proves_the_first_backup(place: Place) -> 
         await done(service, service.job(made["job"]["id"]))
         assert [row.name for row in service.status().databases] == ["app", "my-shop"]
         assert [path.name for path in drop_in.parent.iterdir()] == ["my-shop.toml"]
-        with pytest.raises(Usage, match="protected already") as refused:
+        with pytest.raises(Usage, match="already protected") as refused:
             await service.protect({"path": str(file)}, ALICE)
         assert refused.value.detail == ""
-        with pytest.raises(Usage, match="protected already") as refused:  # what does it, then?
+        with pytest.raises(Usage, match="already protected") as refused:  # what does it, then?
             await service.protect({"path": str(file), "continuous": True}, ALICE)
         assert f"{drop_in}, in its table [database.my-shop]: continuous = true" in refused.value.detail
         link = place.path / "link.db"
         link.symlink_to(file)
-        with pytest.raises(Usage, match="protected already"):
+        with pytest.raises(Usage, match="already protected"):
             await service.protect({"path": str(link)}, ALICE)
         assert ("policy.protect", "done") in actions(service)
 

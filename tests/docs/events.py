@@ -11,17 +11,17 @@ from tests.docs.source import reported
 PAGE = Path(__file__).parents[2] / "man" / "dbguardd.8"
 BEGIN, END = ".Sh EVENTS\n", ".Ss Audit\n"
 HEAD = """\
-What happens has a name.
+Each event has a name.
 .Ql dbguardctl log
-tells it in words,
+shows events as sentences,
 .Ql dbguardctl events
-with its facts, and
+shows them with their facts, and
 .Ql GET /v1/events
-streams it:
+streams them:
 """
 BETWEEN = """\
 .Pp
-These are in the log only
+These events are only in the log
 .Pq in the journal, field Ev DBGUARD_EVENT :
 """
 

@@ -134,6 +134,11 @@ CREATE FUNCTION page(n int) RETURNS text LANGUAGE plpgsql AS
   $$ BEGIN RETURN (SELECT encode(lo_get(page), 'escape') FROM scan WHERE id = n); END $$;
 CREATE VIEW rich AS SELECT b.id FROM booking b JOIN account a ON a.id = b.account;
 CREATE MATERIALIZED VIEW sums AS SELECT sum(n) FROM account;
+CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '/nowhere');
+CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (user 'x', password 'y');
+CREATE TABLE spread (n int) PARTITION BY RANGE (n);
+CREATE TABLE spread1 PARTITION OF spread FOR VALUES FROM (0) TO (9); INSERT INTO spread1 VALUES (1), (2);
+CREATE FOREIGN TABLE spread2 PARTITION OF spread FOR VALUES FROM (9) TO (19) SERVER s;
 """
 WAYS = ("indexed", "checked", "typed", "hidden", "ruled")
 """Tables by which the owner hopes to act; each has the rows 1 and 2."""

@@ -390,6 +390,17 @@ def test_large_objects_can_be_asked_for_and_are_said_to_be_in_no_table(past):
     assert told.lines[0]["table"]["why"] == "large objects are not compared, only their numbers: page"
 
 
+def test_a_partition_on_another_server_keeps_nobody_from_what_is_here(past):
+    whole, part, rows = past.several(
+        ("table", "spread", "sql"), ("table", "spread1", "csv"), ("table", "spread", "csv"), database="books"
+    )
+    assert whole[0]["rows"] == part[0]["rows"] == 2
+    assert isinstance(rows, Unsupported) and "another server" in rows.message
+    ((_, told),) = past.several(("difference", ""), of=("one", "two"), database="books")
+    whys = {line["table"]["table"]: line["table"].get("why", "") for line in told.lines if "table" in line}
+    assert "another server" in whys["public.spread"] and whys["public.booking"] == ""
+
+
 @pytest.mark.parametrize("past", ["dump"], indirect=True)
 def test_rows_that_the_policy_left_out_are_said_to_be(past):
     both, questions = {"of": ("one", "two")}, [
@@ -404,7 +415,7 @@ def test_rows_that_the_policy_left_out_are_said_to_be(past):
     assert isinstance(function, Usage) and isinstance(definer, Usage)  # never a wrong answer
     assert "materialized view" in view.message and sequence[1].lines[1] == [9]
     whys = {line["table"]["table"]: line["table"]["why"] for line in told.lines if "table" in line}
-    assert facts["not_compared"] == 1 and "the policy leaves them out" in whys["public.session"]
+    assert facts["not_compared"] == 2 and "the policy leaves them out" in whys["public.session"]
 
 
 @pytest.mark.parametrize("past", ["dump"], indirect=True)

@@ -432,10 +432,10 @@ def test_who_enters_after_the_lock_was_tried_is_not_waited_for(live, tmp_path):
 NO_ROOM = """
 import os, resource, sqlite3, sys
 from pathlib import Path
-from dbguardd.engines.base import Query
+from dbguardd.engines.base import ProofQuery
 from dbguardd.engines.sqlite.examine import examine
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-query = Query("SELECT count(*) FROM (SELECT DISTINCT body FROM big ORDER BY body)", equals=20000)
+query = ProofQuery("SELECT count(*) FROM (SELECT DISTINCT body FROM big ORDER BY body)", equals=20000)
 for finding in examine(Path(sys.argv[1]), [query], lambda *_: None).findings:
     print(finding.outcome, finding.name.split()[0])
 """

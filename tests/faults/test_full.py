@@ -180,7 +180,7 @@ def test_a_test_restore_never_takes_the_last_room(press):
         with filled(hand.state, size + 16 * 4096):  # it would fit
             refused = hand.run("verify", "shop")
             assert (refused.status, refused.problem["code"]) == (11, "DBG-3002"), refused.stderr
-            assert "have to stay" in refused.problem["detail"] and refused.said("backup.graded") == []
+            assert "must stay" in refused.problem["detail"] and refused.said("backup.graded") == []
             told(refused.problem)
         assert hand.run("verify", "shop").result["proof"]["grade"] == "proven"
 

@@ -287,7 +287,7 @@ def test_in_place_changes_nothing_if_the_copy_is_wrong_or_the_live_one_in_use(wo
         world.do("restore", database="app", in_place=True, confirm="app")
     assert (world.live(), world.ids()) == ({"users": [9]}, before)  # nothing was copied for nothing
     plan = world.do("restore", database="app", in_place=True, dry_run=True)["plan"]
-    assert "is in use: it would be refused" in plan["warnings"][-1] and plan["undo_days"] == 7
+    assert "is in use: the restore is refused" in plan["warnings"][-1] and plan["undo_days"] == 7
     elsewhere = world.do("restore", database="app", dry_run=True)["plan"]
     assert (elsewhere["warnings"], elsewhere["undo_days"]) == ([], None)
 

@@ -82,7 +82,7 @@ def test_a_database_that_rested_is_as_it_was(world: World) -> None:
     assert (found["segments"], found["warnings"]) == (3, [])
     found = plan(world, at=(world.now + timedelta(minutes=4)).isoformat())
     assert found["segments"] == 5
-    assert "240 s before the moment asked for: nothing that may have been committed since" in found["warnings"][0]
+    assert "240 s before the requested moment: later commits, if any" in found["warnings"][0]
 
 
 def test_a_database_that_rests_since_its_backup_is_not_said_to_have_lost_anything(world: World) -> None:
@@ -208,7 +208,7 @@ def test_a_moment_at_which_a_backup_was_made_has_the_content_of_that(
     (told,) = world.said("log.tried")
     assert told["outcome"] == outcome
     assert told["moment_at"] == "2026-03-01T12:02:09.000Z"
-    assert f"backup {twin}, which was made just there" in told["detail"]
+    assert f"backup {twin}, made at the same moment" in told["detail"]
 
 
 def bytes_follow(world: World, first: int, last: int) -> None:
@@ -256,7 +256,7 @@ def test_a_log_of_bytes_is_proven_by_the_backup_after_it(world: World) -> None:
     world.engine.restored = {}
     with pytest.raises(ProofFailed) as caught:  # the toy puts no log over anything
         world.do("verify", database="app", backup=second)
-    assert f"content of backup {second}, which was made just there" in (caught.value.detail or "")
+    assert f"content of backup {second}, made at the same moment" in (caught.value.detail or "")
     moment = world.engine.restored["moment"]
     assert moment["target"]["backup"]["log_place"] == {**place(6), "end": 8}
     assert (moment["since"]["position"], moment["until"]["position"]) == (3, 8)
@@ -349,7 +349,7 @@ def test_a_log_that_became_coarser_says_so_when_a_moment_is_asked_for(world: Wor
     assert (told["outcome"], told["grain_seconds"]) == ("ok", 60)
     found = plan(world, at=(begin + timedelta(seconds=200)).isoformat())
     assert 130 < found["segments"] < 200
-    assert "where the log has one moment in 1 m" in found["warnings"][-1]
+    assert "one moment every 1 m" in found["warnings"][-1]
     found = plan(world)
     assert (found["backup"], found["segments"]) == (newest, 3)
     world.do("scan")

@@ -66,7 +66,7 @@ def test_a_file_at_another_path_goes_on_with_the_backups_only_if_it_is_mostly_wh
     assert not [row for row in world.do("check", database="app")["findings"] if row["name"] == "the file"]
     world.spec["database"]["settings"]["path"] = str(world.path)
     for full in (False, True):  # with the same tables, and as full_every asks for it
-        with pytest.raises(SourceReplaced, match="may be another database") as caught:
+        with pytest.raises(SourceReplaced, match="may be a different database") as caught:
             world.write(orders=pages(1))
             world.do("backup", database="app", full=full)
     assert caught.value.hints[0].partition("  #")[0] == "dbguardctl backup app --successor"
@@ -121,7 +121,7 @@ def test_a_database_whose_every_table_is_another_takes_the_place_of_no_proven_ba
     assert proven()
     world.backup(users=[], orders=[1])
     (said,) = world.do("verify", database="app")["proof"]["findings"][-1:]
-    assert said["outcome"] == "inconclusive" and "of the tables that had rows none is there" in said["detail"]
+    assert said["outcome"] == "inconclusive" and "none of the tables that had rows" in said["detail"]
     assert "(notes, users)" in said["detail"] and "has 3 rows" in said["detail"]
     world.backup(users=[2], orders=[1])
     assert proven()

@@ -42,13 +42,13 @@ def test_a_failure_after_the_live_database_was_replaced_leaves_the_way_back(worl
 def test_a_database_that_was_damaged_before_it_was_replaced_is_not_called_a_wrong_copy(world, tmp_path):
     safety = world.do("restore", database="app", in_place=True, confirm="app")["safety_copy"]
     world.engine.examine = lambda target, queries, progress: Examination([Finding("opened", "failed", "torn")], None)
-    with pytest.raises(ProofFailed, match="was damaged already then") as caught:
+    with pytest.raises(ProofFailed, match="was already damaged") as caught:
         world.do("undo", database="app", confirm="app")
     assert "--to NEWPLACE" in caught.value.hints[-1]
     assert world.live() == {"users": [1]}
-    with pytest.raises(ProofFailed, match="was damaged already then") as caught:
+    with pytest.raises(ProofFailed, match="was already damaged") as caught:
         world.do("restore", database="app", backup=safety, to=str(tmp_path / "old"))
-    assert "left at" in caught.value.hints[-1]
+    assert "stays at" in caught.value.hints[-1]
     assert (tmp_path / "old").read_bytes()
 
 
@@ -87,7 +87,7 @@ def test_a_backup_that_failed_is_restored_by_its_id_only(world, tmp_path):
 def test_where_only_safety_copies_are_left_nothing_is_chosen(world):
     world.do("restore", database="app", in_place=True, confirm="app")
     world.repository.expire({world.ids()[-1]: ["old"]}, world.now)
-    with pytest.raises(NotFound, match="no backup to rely on") as caught:
+    with pytest.raises(NotFound, match="no reliable backup") as caught:
         world.do("restore", database="app", dry_run=True)
     assert "safety copy" in caught.value.detail
 
@@ -159,7 +159,7 @@ def test_a_cluster_that_has_moved_to_another_host_is_not_restored_over_what_it_l
     before = world.backup(users=[1])
     world.engine.rights = {"directory": None, "read_by": "replication"}
     for id in (world.backup(users=[2]), before):
-        with pytest.raises(Unsupported, match="no place on this host"):
+        with pytest.raises(Unsupported, match="in place on this host"):
             world.do("restore", database="app", backup=id, in_place=True, confirm="app")
     assert world.live() == {"users": [2]}
     world.engine.rights = {"directory": str(world.path), "read_by": "files"}  # it came back
@@ -176,7 +176,7 @@ class PagedDeltaRestore(ToyDeltaRestore):
         self.world = world
         self.lose: set[str] = set()
 
-    def keep(self, live, facts, sink, progress):
+    def save(self, live, facts, sink, progress):
         before = {entry.name for entry in self.world.storage.list("packs/")}
         with live.open("rb") as file:
             sink.adopt("pages", file.fileno(), 512)
@@ -197,7 +197,7 @@ class PagedDeltaRestore(ToyDeltaRestore):
 def test_a_safety_copy_that_cannot_be_read_back_is_told_and_keeps_nobody_from_the_restore(world):
     world.spec["database"]["settings"] = {"url": "toy:", "method": "pages"}
     world.delta_restore = over = PagedDeltaRestore(world)
-    world.engine.dump = lambda sink, progress, *, compared=True: over.keep(world.path, {}, sink, progress)
+    world.engine.dump = lambda sink, progress, *, compared=True: over.save(world.path, {}, sink, progress)
     world.engine.fingerprint = lambda progress, stored: NoFingerprint("a toy of pages")
     wanted = world.backup(users=[7])
     world.write(users=[8])

@@ -104,19 +104,19 @@ class ToyEngine:
 
 
 class ToyDeltaRestore:
-    """Restores a toy over the live one: until put() it has another name."""
+    """Restores a toy over the live one: until publish() it has another name."""
 
     def __init__(self, engine: ToyEngine) -> None:
         self.engine = engine
         self.aside = engine.path.with_name("aside.json")
 
-    def present(self, live, facts):
+    def inspect(self, live, facts):
         return LiveState(1, 1 << 40, begun=self.aside.exists())
 
     def check_unused(self, live, facts):
         self.engine.check_unused()
 
-    def keep(self, live, facts, sink, progress):
+    def save(self, live, facts, sink, progress):
         return {**self.engine.dump(sink, progress), "directory": str(live), "resting": True}
 
     def overwrite(self, tree, live, progress):
@@ -126,7 +126,7 @@ class ToyDeltaRestore:
         self.engine.restore(tree, self.aside, progress)
         return self.aside
 
-    def put(self, live):
+    def publish(self, live):
         self.aside.rename(live)
         return str(live)
 

@@ -102,7 +102,7 @@ def test_protected_as_it_comes_it_is_safe(machine, shop):
         assert named[name]["outcome"] == "ok", named
     assert named["backups by pages"]["detail"].endswith(f"/var/lib/postgresql/{major}/main")
     assert named["programs for a test restore"]["detail"].endswith(f"in /usr/lib/postgresql/{major}/bin")
-    assert "protected already" in machine.ctl("protect", "postgresql:///?host=/var/run/postgresql").err
+    assert "already protected" in machine.ctl("protect", "postgresql:///?host=/var/run/postgresql").err
 
 
 def is_whole(machine):

@@ -435,13 +435,13 @@ def test_who_lets_the_log_grow_is_named(house: House) -> None:
             return [line for line in house.status("app")["attention"] if f"process {reader.pid} (" in line]
 
         (line,) = until(told, lambda: house.status("app"))
-        assert "cannot begin anew" in line
+        assert "cannot be reset" in line
         assert house.events("log.held")[-1]["by"][0].startswith(f"process {reader.pid} (")
         assert reader.stdin is not None
         reader.stdin.close()
         reader.wait()
     said = lambda: str(house.status("app")["attention"])  # noqa: E731
-    until(lambda: "cannot begin anew" not in said(), said)
+    until(lambda: "cannot be reset" not in said(), said)
 
 
 def in_use(path: Path, pid: int) -> bool:

@@ -65,7 +65,7 @@ def test_another_file_under_the_name_of_one_that_has_backups_is_told_and_takes_n
     said = house.status("app")
     assert (said["state"], said["proven_backup"]) == ("unproven", first)
     (doubt,) = [line for line in said["attention"] if "not proven" in line]
-    assert "none is there with a row any more (note)" in doubt and "dbguardctl backup app --successor" in doubt
+    assert "has any row now (note)" in doubt and "dbguardctl backup app --successor" in doubt
     assert house.does("backup", "app", "--successor")["proof"]["grade"] == "proven"
     assert house.status("app")["state"] == "safe"
     house.is_sound()

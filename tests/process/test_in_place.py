@@ -108,7 +108,7 @@ def test_what_was_deleted_comes_back_in_its_place(house: House) -> None:
         side.unlink()
     said = house.ctl("status")  # nobody has asked for a backup since
     assert said.status == 3
-    assert f"the database is not there: {path}" in said.out and "dbguardctl restore app --in-place" in said.out
+    assert f"the database file is missing: {path}" in said.out and "dbguardctl restore app --in-place" in said.out
     house.fails("DBG-2001", 1, "backup", "app")
     assert house.status("app")["state"] == "failing"
     done = house.does("restore", "app", "--in-place", "--confirm", "app")

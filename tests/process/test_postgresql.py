@@ -97,7 +97,7 @@ def test_two_commands_protect_a_server_and_prove_it_and_what_is_lost_comes_back(
     link = served.place / "sockets"
     link.symlink_to(live.socket)
     for same in (live.url, live.url + "&connect_timeout=9", live.url.replace(str(live.socket), str(link))):
-        assert "protected already" in served.fails("DBG-0001", 2, "protect", same)["message"]
+        assert "already protected" in served.fails("DBG-0001", 2, "protect", same)["message"]
 
     said = served.ctl("unprotect", "postgresql", "--confirm", "postgresql").out
     assert "dbguardctl restore postgresql --to PLACE" in said
@@ -189,7 +189,7 @@ def test_a_stopped_server_is_seen_and_its_backups_can_be_restored(served: House)
         status = until(
             lambda: (row := served.status("cluster"))["state"] == "failing" and row, lambda: served.status("cluster")
         )
-        assert any("server is not there" in line for line in status["attention"])
+        assert any("server is not running" in line for line in status["attention"])
         done = served.does("restore", "cluster", "--to", str(place_for(served, "stopped")))
         assert "RESTORE.txt" in os.listdir(done["target"])
     served.idle()

@@ -47,7 +47,7 @@ def test_it_is_proven_comes_back_to_a_new_place_and_never_in_place(
     assert house.does("query", "cluster", "SELECT count(*) FROM customer")["rows"] == [[20000]]
     live.sql("DROP TABLE customer")
     refused = house.fails("DBG-2008", 2, "restore", "cluster", "--in-place")
-    assert "no place on this host" in refused["message"] and refused["hints"] == ["dbguardctl restore cluster"]
+    assert "in place on this host" in refused["message"] and refused["hints"] == ["dbguardctl restore cluster"]
     folder = house.place / "back"
     folder.mkdir()
     os.chown(folder, stranger(), -1)

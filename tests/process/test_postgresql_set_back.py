@@ -38,7 +38,7 @@ def test_a_server_of_the_past_is_refused_before_its_copy(house: House, request: 
         live.sql("UPDATE t SET sum = 'other'; CHECKPOINT")  # so there is something to store, and less log than was
         before = stored_bytes(house)
         problem = house.fails("DBG-2013", 1, "backup", "cluster")
-        assert "set back to before its newest backup" in problem["message"]
+        assert "set back to a state before its newest backup" in problem["message"]
         assert stored_bytes(house) - before < 10_000
         assert house.does("backup", "cluster", "--successor")["backup"]["kind"]
         house.idle()

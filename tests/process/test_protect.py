@@ -53,7 +53,7 @@ def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: Hous
     house.write("[defaults]\nkeep = { last = 1 }\nmin_proven = 1\n")
     house.does("reload")
     said = house.ctl("protect", str(path), "--adopt", "app")
-    assert said.status in (0, 3) and "1 older backup would go at once" in said.out, said
+    assert said.status in (0, 3) and "1 older backup would be deleted at once" in said.out, said
     house.idle()
     assert len(house.backups("app")) == 3
     drop_in.write_text(drop_in.read_text().partition("[database.app.keep]")[0])
@@ -79,7 +79,7 @@ def test_what_does_not_look_like_what_was_backed_up_is_not_adopted_unless_that_i
     house.start()
     house.idle()
     refused = house.fails("DBG-6004", 10, "protect", str(path), "--adopt", "app")
-    assert "No table of it has a row" in refused["detail"] and "50 rows" in refused["detail"]
+    assert "None of its tables has a row" in refused["detail"] and "50 rows" in refused["detail"]
     ways = [hint.partition("  #")[0] for hint in refused["hints"]]
     asked = f"dbguardctl protect {path}"
     assert ways == ["dbguardctl restore app --to PLACE", f"{asked} --name app-2", f"{asked} --adopt app --confirm app"]

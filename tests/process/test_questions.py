@@ -187,7 +187,7 @@ def test_who_may_restore_may_ask_and_nobody_gets_the_answer_of_another(house: Ho
     theirs = subprocess.run(argv, user=other, group=other, extra_groups=[], cwd="/", capture_output=True, text=True,
                             check=False)  # fmt: skip
     assert theirs.returncode != 0
-    assert "there is no answer for you" in theirs.stderr
+    assert "no answer is kept for this user" in theirs.stderr
     assert NEEDLE in fetch(house, job)
 
 

@@ -10,7 +10,7 @@ def test_a_lost_sheet_is_withdrawn(house: House) -> None:
     house.protects(house.table("app"))
     house.start()
     early = house.ctl("key", "recovery-test", stdin=f"AGE-SECRET-KEY-1{'Q' * 58}")
-    assert (early.status, "nothing to open yet" in early.err) == (8, True)
+    assert (early.status, "no repository yet" in early.err) == (8, True)
     house.does("backup", "app")
     lost = house.does("key", "recovery-sheet")
     kept = house.does("key", "recovery-sheet")

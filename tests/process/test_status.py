@@ -37,8 +37,8 @@ def test_a_storage_that_was_taken_out_of_the_policy_is_named_with_what_it_held(h
     on("second")
     house.does("reload")
     said = " ".join(house.ctl("status").out.split())
-    assert "storage first, which holds the newest backup, is not in the policy any more" in said
-    assert "With [storage.first] in the policy again" in said and "dbguardctl reload # when that table" in said
+    assert "storage first, which holds the newest backup, is no longer in the policy" in said
+    assert "Put [storage.first] back into the policy" in said and "dbguardctl reload # once that table" in said
     on("first")
     house.does("reload")
     assert house.status("app")["proven_backup"]
@@ -78,7 +78,7 @@ def test_damage_that_a_check_finds_makes_status_fall_back_and_the_next_backup_he
     assert healed["kind"] == "full"
     status = house.status("app")
     assert (status["state"], status["proven_backup"]) == ("safe", healed["id"])
-    assert "1 of its older backups cannot be relied on" in status["attention"][0]
+    assert "1 of its older backups are not reliable" in status["attention"][0]
     house.idle()
 
 
@@ -122,10 +122,10 @@ def test_what_could_not_be_restored_now_is_not_shown_as_safe(house: House, how: 
             row = house.status(name)
             assert (row["recoverable_to_at"], row["proven_backup"]) == (None, None), row
             assert row["state"] == {"app": "failing", "left": "orphaned"}[name]
-            assert row["last_proven_at"] and "nothing can be stored or restored" in row["attention"][0]
+            assert row["last_proven_at"] and "no backup can be made or restored" in row["attention"][0]
         said = house.ctl("status")
         assert said.status == 3
-        assert "nothing now" in said.out and "nothing can be stored or restored now" in said.out
+        assert "nothing now" in said.out and "no backup can be made or restored now" in said.out
         assert ("dbguardctl key recover main" in said.out) is (how == "no key")
         assert ("machine.key" if how == "no key" else str(house.store)) in said.out
     bring_back()
@@ -164,10 +164,10 @@ def test_a_job_that_waits_for_its_next_try_is_not_shown_as_running(house: House)
     assert f"[{row['problem']['code']}]" in next(line for line in said.out.splitlines() if "tried again" in line)
     path.rename(path.with_name("gone"))  # two things are wrong: neither has the code of the other
     house.store.rename(house.state / "away")
-    until(lambda: "nothing can be" in house.ctl("status").out, house.jobs)
+    until(lambda: "no backup can be" in house.ctl("status").out, house.jobs)
     lines = house.ctl("status").out.splitlines()
     assert "[DBG" not in next(line for line in lines if "tried again" in line)
-    assert "[DBG-3" in next(line for line in lines if "nothing can be" in line)
+    assert "[DBG-3" in next(line for line in lines if "no backup can be" in line)
     (house.state / "away").rename(house.store)
     path.with_name("gone").rename(path)
     house.does("job", "cancel", job)
@@ -212,12 +212,12 @@ def test_what_left_the_policy_says_what_can_be_done_with_it(house: House) -> Non
     house.idle()
     house.protects()
     house.does("reload")
-    assert "nobody knows where it was" in house.fails("DBG-0001", 2, "restore", "app")["message"]
+    assert "its place is not known" in house.fails("DBG-0001", 2, "restore", "app")["message"]
     assert "nobody knows" in house.fails("DBG-0001", 2, "restore", "app", "--in-place", "--confirm", "app")["message"]
     house.does("restore", "app", "--to", str(house.place / "x.db"))
     assert rows(house.place / "x.db") == rows(path)
     said = house.ctl("prune", "app")
-    assert (said.status, "not in the policy any more" in said.err, "smaller `keep`" in said.err) == (2, True, True)
+    assert (said.status, "no longer in the policy" in said.err, "smaller `keep`" in said.err) == (2, True, True)
 
 
 def test_an_expired_backup_can_be_looked_at(house: House) -> None:

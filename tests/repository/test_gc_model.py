@@ -1,6 +1,6 @@
 """The sweep, its writers and recalls as a small model: every interleaving is tried, and no backup ever lacks a pack.
 
-The model follows tombs.py and sweep.py step by step. Time is whole ticks; GRACE = 2, MARGIN = 1. Nobody waits for
+The model follows tombstones.py and sweep.py step by step. Time is whole ticks; GRACE = 2, MARGIN = 1. Nobody waits for
 anybody, anyone may stop for ever between two steps (that is a crash), and time passes whenever it likes.
 
 Checked in every state: no visible backup was deleted, and every acknowledged backup that is there, visible or expired,

@@ -144,12 +144,12 @@ def test_three_days_off_are_made_up_for_once():
     found = due(DAILY, at("2026-01-10 09:00"), at("2026-01-06 01:00:02"), SINCE)
     assert (found.verdict, found.missed, found.overdue) == (Verdict.RUN, 3, True)
     assert found.planned_at == at("2026-01-10 01:00")
-    assert found.reason == "makes up for a missed run"
+    assert found.reason == "catches up on a missed run"
 
 
 def test_nothing_is_made_up_for_shortly_before_the_next_run():
     found = due(DAILY, at("2026-01-10 19:30"), at("2026-01-09 01:00:02"), SINCE)
-    assert (found.verdict, found.reason) == (Verdict.SKIP, "late, and the next regular run is near")
+    assert (found.verdict, found.reason) == (Verdict.SKIP, "late, and the next regular run is soon")
     assert found.next_at == at("2026-01-11 01:00")
 
 

@@ -52,7 +52,7 @@ def test_a_safe_database_needs_nobody():
         (
             {"rpo": None, "recoverable_to_at": NOW - 37 * HOUR, "newest_at": NOW - 37 * HOUR},
             Health.LATE,
-            "app: the newest proven backup is 1 d 13 h old, planned is every 1 d",
+            "app: the newest proven backup is 1 d 13 h old, the schedule is every 1 d",
             "dbguardctl backup app",
         ),
         (
@@ -74,28 +74,28 @@ def test_a_safe_database_needs_nobody():
             "dbguardctl job show 01J",
         ),
         (
-            {"newest_doubt": "content is not lost: no table has a row any more"},
+            {"newest_doubt": "content is not lost: no table has any row now"},
             Health.UNPROVEN,
-            "app: the newest backup is not proven: content is not lost: no table has a row any more",
+            "app: the newest backup is not proven: content is not lost: no table has any row now",
             "dbguardctl list app",
         ),
-        ({"paused": True}, Health.PAUSED, "app: paused until somebody resumes it", "dbguardctl resume app"),
+        ({"paused": True}, Health.PAUSED, "app: paused until it is resumed", "dbguardctl resume app"),
         (
             {"in_policy": False},
             Health.ORPHANED,
-            "app: not in the policy any more; its 5 backups stay, no new ones are made",
+            "app: no longer in the policy; its 5 backups stay, no new ones are made",
             "dbguardctl list app",
         ),
         (
             {"has_recovery": False, "key": "hr"},
             Health.SAFE,
-            "app: nobody can read its backups if this machine is lost: key hr has no recovery recipient",
+            "app: without this machine nobody can read its backups: key hr has no recovery recipient",
             "dbguardctl key recovery-sheet hr",
         ),
         (
             {"overdue_since_at": NOW - 5 * HOUR},
             Health.LATE,
-            "app: overdue, it should have run at 2026-09-12 04:00 UTC",
+            "app: overdue, due at 2026-09-12 04:00 UTC",
             "dbguardctl job list --database app",
         ),
     ],
@@ -113,7 +113,7 @@ def test_a_slow_restore_is_said():
 def test_the_worst_comes_first():
     found = judge(replace(SAFE, paused=True, failures=1, recoverable_to_at=NOW - 9 * HOUR, has_recovery=False), NOW)
     assert found.state is Health.FAILING
-    assert [sentence.split(":")[1].split()[0] for sentence in found.attention] == ["the", "the", "paused", "nobody"]
+    assert [sentence.split(":")[1].split()[0] for sentence in found.attention] == ["the", "the", "paused", "without"]
     assert found.attention[0] == "app: the last run failed"
 
 
@@ -140,5 +140,5 @@ def test_across_boots_a_clock_that_went_back_or_very_far_ahead_is_doubted():
     assert doubt(earlier, Reading(NOW + timedelta(days=9), 5.0, "b")) == ""
     assert doubt(earlier, Reading(NOW + timedelta(days=46), 5.0, "b")).startswith("The clock is 46 days ahead of")
     behind = doubt(earlier, Reading(NOW - timedelta(days=9), 5.0, "b"))
-    assert behind == "The clock is 9 days behind what it was before the last start."
+    assert behind == "The clock is 9 days behind where it was before the last start."
     assert doubt(earlier, Reading(NOW + timedelta(days=9000), 1e6, "a")) == "The clock was set forward by 9000 days."

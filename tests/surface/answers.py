@@ -210,7 +210,7 @@ RESULTS: dict[str, dict[str, Any]] = {
 
 CRM_1 = "01K4Z0000E0000000000000006"
 SHORT = ProofFailed(
-    f"crm: backup {CRM_1} did not pass its test restore", detail="table orders has 5 rows instead of 7",
+    f"crm: backup {CRM_1} failed its test restore", detail="table orders has 5 rows instead of 7",
     hints=[f"dbguardctl show {CRM_1}", "dbguardctl backup crm --full"], facts={"database": "crm", "backup": CRM_1},
 ).problem()  # fmt: skip
 EVENTS = [

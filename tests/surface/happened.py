@@ -12,7 +12,7 @@ FULL = NoSpace(
 ).problem()
 AWAY = Unreachable("storage nas: does not answer", detail="/mnt/nas: Input/output error.").problem()
 SHORT = ProofFailed(
-    f"app: backup {APP_1} did not pass its test restore", detail="integrity: 2 rows missing", facts={"backup": APP_1}
+    f"app: backup {APP_1} failed its test restore", detail="integrity: 2 rows missing", facts={"backup": APP_1}
 ).problem()
 WRONG = PolicyInvalid("policy: 2 mistakes", detail="error: x\n --> a.toml:9:1\n  |\n9 | y").problem()
 RECIPIENT = "age1qyqszqgpqyqszqgpqyqszqgp"
@@ -91,9 +91,9 @@ HAPPENED: tuple[dict[str, Any], ...] = (
     of("log.turned", round="7301234567890123456/2", left_round="7301234567890123456/1", lost_bytes=None),
     of("log.turned", round="7301234567890123456/3", left_round="7301234567890123456/2", lost_bytes=8192),
     of("log.tried", outcome="ok", moment_at="2026-09-12T03:14:07.250Z",
-       detail="34 segments without a gap, the sum of its pages is that of the database"),
+       detail="34 segments without a gap, its page checksum equals the database's"),
     of("log.tried", outcome="inconclusive", moment_at="2026-09-12T03:14:07.250Z",
-       detail="34 segments without a gap, no sum of its pages is known"),
+       detail="34 segments without a gap, no page checksum is known"),
     of("log.tried", outcome="failed", detail="34 segments without a gap; integrity_check: page 7 is torn",
        moment_at="2026-09-12T03:14:07.250Z"),
     of("log.unreadable", problem="log/…: its bytes are not those it is named after"),

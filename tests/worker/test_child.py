@@ -8,8 +8,8 @@ import pytest
 
 BECOME_ROOT = """
 import os, sys
-from dbguardd.worker.child import settle
-settle(os.getppid())
+from dbguardd.worker.child import prepare
+prepare(os.getppid())
 try:
     os.setuid(0)
 except PermissionError:
@@ -26,15 +26,15 @@ def test_a_half_that_inherits_the_power_to_become_others_cannot_use_it(program):
 
 
 def test_a_half_whose_parent_is_gone_ends_at_once():
-    argv = [sys.executable, "-c", "from dbguardd.worker.child import settle; settle(1); print('lived')"]
+    argv = [sys.executable, "-c", "from dbguardd.worker.child import prepare; prepare(1); print('lived')"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("", 1)
 
 
 KEEPS = """
 import ctypes, os, resource
-from dbguardd.worker.child import settle
-settle(os.getppid())
+from dbguardd.worker.child import prepare
+prepare(os.getppid())
 print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 print(open("/proc/self/oom_score_adj").read().strip(), len(os.listdir("/proc/self/fd")) > 0)
 """
@@ -55,7 +55,7 @@ def test_a_half_of_another_user_keeps_to_itself(program):
 
 def test_a_half_is_what_goes_first_when_memory_runs_out():
     code = (
-        "import os; from dbguardd.worker.child import settle; settle(os.getppid());"
+        "import os; from dbguardd.worker.child import prepare; prepare(os.getppid());"
         "print(open('/proc/self/oom_score_adj').read().strip())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

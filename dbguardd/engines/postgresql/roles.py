@@ -149,7 +149,7 @@ def servers(address: Address) -> Finding | None:
 def other_cluster(about: str, system: str, before: str) -> SourceReplaced:
     """Return an error: the server belongs to another cluster than the existing backups."""
     return SourceReplaced(
-        f"{about}: is another cluster than the one whose backups there are",
+        f"{about}: is a different cluster than the one that was backed up",
         detail=f"Its system identifier is {system}, and {before} is what was stored.",
     )
 
@@ -159,7 +159,7 @@ def left_behind(about: str, timeline: int, before: int) -> SourceReplaced:
     return SourceReplaced(
         f"{about}: was left behind when another server took over, or was put back",
         detail=f"It is on timeline {timeline}, and timeline {before} is stored: what is written there since then is in "
-        "no history that goes on. If another server took over, stop this one, and make it anew as a standby "
+        "in that history. If another server took over, stop this one and rebuild it as a standby "
         "(pg_rewind, pg_basebackup). If it was put back by hand, and is to go on: dbguardctl backup NAME --successor",
     )
 

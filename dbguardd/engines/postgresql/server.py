@@ -90,12 +90,11 @@ class Server:
         return _tail(self.configuration / _LOG)
 
 
-def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER, checksums: bool = False) -> None:
+def make_cluster(data: Path, tools: Tools, alive: Alive, *, user: str = USER) -> None:
     """Create an empty cluster in `data`, which must not exist; its superuser is `user`. Raises initdb's failure."""
     refuse_root()
-    more = ["--data-checksums"] if checksums else []
     words = ["--no-sync", "--no-instructions", "--auth=trust", f"--username={user}", "--encoding=UTF8", "--locale=C"]
-    said = run([tools.path("initdb"), *words, *more, f"--pgdata={data}"], alive)
+    said = run([tools.path("initdb"), *words, f"--pgdata={data}"], alive)
     if said.status != 0:
         shutil.rmtree(data, ignore_errors=True)
         kind = trouble(said.errors) or Degraded

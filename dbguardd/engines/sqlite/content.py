@@ -27,7 +27,6 @@ _LIST_HEADER = 5  # marshal: type code and length of the list around the rows
 _BATCH_BYTES = 128 << 10
 _BATCH_ROWS = 256
 _SMALL_VALUE = 256 << 10
-_HUGE_VALUE = 1_000_000_000
 
 
 class Endless(sqlite3.DatabaseError):

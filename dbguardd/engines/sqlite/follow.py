@@ -59,7 +59,7 @@ def follow(path: str, pace: Pace, ship: LogSink, resume: Facts | None) -> None:
         if not read_header(live).wal:
             raise Unsupported(
                 f"{live.path}: it has no log to follow (journal mode is not WAL)",
-                detail="Only in WAL mode every commit can be read beside the application. Nothing is converted by us.",
+                detail="Only in WAL mode can each commit be read beside the application. dbguard never changes it.",
                 hints=[
                     f"sqlite3 {live.path} 'PRAGMA journal_mode=WAL'",
                     'or instead of continuous, in the policy: backup = "every 1min": a point each minute',

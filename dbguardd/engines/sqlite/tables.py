@@ -48,9 +48,9 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def encoding(connection: apsw.Connection, schema: str = "main") -> str:
+def encoding(connection: apsw.Connection) -> str:
     """Return the encoding of a database, in SQLite's notation."""
-    return str(connection.pragma("encoding", schema=schema))
+    return str(connection.pragma("encoding", schema="main"))
 
 
 def tables(connection: apsw.Connection, schema: str = "main") -> dict[str, Table]:

@@ -247,6 +247,7 @@ class Reader:
 
 
 _GAVE_UP = (Degraded, "the throw-away server gave up")
+_ELSEWHERE = (Unsupported, "it needs another server, or a file, which is in no backup: ask each partition by itself")
 _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
     "25006": (Usage, "a question can only read"),
     "42704": (Usage, "something that it names is not there, such as a large object that was deleted before"),
@@ -260,6 +261,8 @@ _MEANT: Mapping[str, tuple[type[GuardError], str]] = {
         "it needs a file that is not here: of the backup (a proof tells), or a library of this host",
     ),
     "58": (Degraded, "the throw-away server could not read or write a file"),
+    "08001": _ELSEWHERE,  # a foreign table, or dblink: the throw-away server connects to nothing
+    "HV": _ELSEWHERE,
     "XX001": (SourceDamaged, "was damaged when it was backed up"),
     "XX002": (SourceDamaged, "was damaged when it was backed up"),
     "57": _GAVE_UP,

@@ -10,13 +10,14 @@ from psycopg.conninfo import make_conninfo
 
 from dbguardd.engines.postgresql.child import tool
 from dbguardd.engines.postgresql.connect import shown
+from dbguardd.engines.postgresql.meaning import outcome
 from dbguardd.engines.postgresql.questions.dumped import Dumped
 from dbguardd.engines.postgresql.questions.reading import Meter, Reader, said
 from dbguardd.engines.postgresql.questions.scratch import ScratchServer
 from dbguardd.engines.postgresql.questions.tables import Table, known, literal, load, owned, tables, with_large
 from dbguardd.engines.postgresql.sandbox import chosen
 from dbguardd.engines.postgresql.tools import find_tools
-from dbguardd.errors import Degraded, SourceLocked, Unsupported, Usage
+from dbguardd.errors import Degraded, SourceDamaged, SourceLocked, Unsupported, Usage
 from dbguardd.flow import Facts
 from dbguardd.humanize import some
 
@@ -85,11 +86,8 @@ def _sql(reader: Reader, table: Table, past: ScratchServer, meter: Meter) -> Fac
     """Write the whole definition of the table; its rows are inserted before its triggers are created."""
     if past.dump is not None:
         return _out_of_dump(past, past.dump, reader, table, meter)
-    ((rows,),) = reader.rows(f"SELECT count(*) FROM {table.rows}")  # noqa: S608 - names of the catalog
     encoding = ["--encoding=UTF8"] if reader.encoding == "UTF8" else []
-    for piece in _dumped(past, [*encoding, *_of(reader, table)], meter):
-        meter.write(piece)
-    return {"rows": int(rows or 0), "triggers": 0}
+    return {"rows": _copied(_dumped(past, [*encoding, *_of(reader, table)], meter), meter), "triggers": 0}
 
 
 def _of(reader: Reader, table: Table) -> list[str]:
@@ -114,7 +112,8 @@ def _written(past: ScratchServer, words: Sequence[str], meter: Meter, *more: str
             words_of_it = program.last_words()
             if "lock timeout" in words_of_it:
                 raise SourceLocked(f"{meter.about}: a prepared transaction has locked it")
-            raise Degraded(f"{meter.about}: {Path(words[0]).name} cannot read it", detail=words_of_it[-500:])
+            kind = SourceDamaged if outcome(words_of_it) == "failed" else Degraded
+            raise kind(f"{meter.about}: {Path(words[0]).name} cannot read it", detail=words_of_it[-500:])
 
 
 def _out_of_dump(past: ScratchServer, dump: Dumped, reader: Reader, table: Table, meter: Meter) -> Facts:

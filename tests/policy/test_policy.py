@@ -88,7 +88,7 @@ def test_no_such_database():
 
 
 def test_the_spec_of_a_job():
-    spec = policy(FULL).spec("app", "/var/lib/dbguard", {"root": 0}.__getitem__)
+    spec = policy(FULL).spec("app", "/var/lib/dbguard")
     assert json.loads(json.dumps(spec)) == spec == {
         "database": {
             "name": "app",

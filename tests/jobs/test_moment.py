@@ -89,7 +89,7 @@ def test_a_database_that_rests_since_its_backup_is_not_said_to_have_lost_anythin
     follow(world, 1, 3)
     base(world, 3)
     found = plan(world, at=(world.now + timedelta(minutes=4)).isoformat())
-    assert found["warnings"] == ["that is 240 s before the moment asked for: its log has no moment between the two"]
+    assert found["warnings"] == ["this is 240 s before the requested moment: its log has no moment between the two"]
 
 
 def test_what_goes_on_from_an_older_backup_is_not_newer_than_the_newest(world: World) -> None:
@@ -478,5 +478,5 @@ def test_a_place_in_a_log_is_for_a_server_and_one_way_to_say_what(world: World) 
     for way in ({"lsn": "0/1"}, {"name": "before it"}):
         with pytest.raises(Unsupported, match="only the log of a PostgreSQL cluster"):
             world.do("restore", database="app", dry_run=True, **way)
-        with pytest.raises(Usage, match="give one of"):
+        with pytest.raises(Usage, match="give only one of"):
             world.do("restore", database="app", at="2026-03-01T12:00:00Z", dry_run=True, **way)

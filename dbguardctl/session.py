@@ -13,8 +13,8 @@ from typing import Any, TextIO
 from dbguardctl.client import Daemon, Json
 from dbguardctl.humanize import when, zoned
 from dbguardctl.screen import Block, Cell, Screen, text
-from dbguardd.errors import GuardError, NotFound
-from dbguardd.humanize import hint_word, humanized, some
+from dbguardd.errors import GuardError, NotFound, did_you_mean
+from dbguardd.humanize import hint_word, humanized
 from dbguardd.places import SOCKET
 
 
@@ -120,21 +120,6 @@ class Session:
             return
         if wanted not in names:
             error.detail = " ".join(part for part in (error.detail, did_you_mean(wanted, names)) if part)
-
-
-def did_you_mean(word: str, words: list[str]) -> str:
-    """Return a question that suggests similar names; empty if there is none."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
-
-    near = get_close_matches(word, words, 3, 0.6)
-    return f"Did you mean {' or '.join(near)}?" if near else ""
-
-
-def no_database(name: str, names: list[str]) -> NotFound:
-    """Return the error for a database that does not exist, with similar names and all names."""
-    there = f"Databases: {some(names)}." if names else "There is none yet."
-    detail = " ".join(part for part in (there, did_you_mean(name, names)) if part)
-    return NotFound(f"{name}: there is no such database", detail=detail, hints=["dbguardctl status"])
 
 
 def speaks_utf8() -> bool:

@@ -12,6 +12,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+_NAMED = 10  # databases, in the error for one that does not exist
 _NAMESPACE = "6a1f3c0e-5d7b-4f0c-9a2e-8b4d1c3f5a70"
 
 
@@ -133,6 +134,24 @@ class NotFound(GuardError):
     exit_status, http_status = 8, 404
     meaning = "Nothing was done."
     advice = "See what exists: dbguardctl status, dbguardctl list NAME, dbguardctl job list."
+
+
+def no_database(name: str, names: Sequence[str]) -> NotFound:
+    """Return the error for a database that does not exist, with similar names and all `names`."""
+    if not names:
+        return NotFound(f"{name}: no such database", detail="There is none yet.", hints=["dbguardctl protect PATH"])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    near = f" {near}" if (near := did_you_mean(name, names)) else ""
+    detail = f"Databases: {', '.join(sorted(names)[:_NAMED])}{more}.{near}"
+    return NotFound(f"{name}: no such database", detail=detail, hints=["dbguardctl status"])
+
+
+def did_you_mean(word: str, words: Sequence[str]) -> str:
+    """Return a question that suggests similar names; empty if there is none."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
+
+    near = get_close_matches(word, words, 3, 0.6) or [one for one in words if one.startswith(word)][:3]
+    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 class Busy(GuardError):

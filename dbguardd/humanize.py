@@ -27,6 +27,7 @@ _LOOK = re.compile(
     r"| (status|list|show|log|check|schedule|config (check|diff|show|explain)"
     r"|(job|key|audit|credential) (list|show|watch|verify))\b))"
 )
+_COUNTED = re.compile(r"(?<![\w.,:-])\d{4,18}(?= (?:more )?(?:rows?|pages?|tables?|objects?|files?|backups?)\b)")
 _HOSTILE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
@@ -83,7 +84,12 @@ def span(seconds: float | None) -> str:
 
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: 1 database, 6 databases."""
-    return f"{number:,}".replace(",", " ") + f" {noun}{'' if number == 1 else 's'}"
+    return f"{grouped(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def grouped(number: int) -> str:
+    """Return how many of something there are, its thousands grouped: 52,020. Numbers that identify stay whole."""
+    return f"{number:,}"
 
 
 def some(names: Sequence[str], whole: int | None = None, most: int = 5) -> str:
@@ -93,8 +99,9 @@ def some(names: Sequence[str], whole: int | None = None, most: int = 5) -> str:
 
 
 def humanized(words: str) -> str:
-    """Return text with long numbers of bytes replaced by sizes: 1116691497 bytes become 1.04 GiB."""
-    return re.sub(r"\b(\d{4,18}) bytes\b", lambda found: size(int(found[1])), words)
+    """Return words in which 1116691497 bytes become 1.04 GiB, and 52020 rows become 52,020 rows."""
+    sized = re.sub(r"\b(\d{4,18}) bytes\b", lambda found: size(int(found[1])), words)
+    return _COUNTED.sub(lambda found: grouped(int(found[0])), sized)
 
 
 def hint_word(hint: str) -> str:

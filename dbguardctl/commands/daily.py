@@ -7,9 +7,9 @@ import click
 from dbguardctl.app import Command, pass_session
 from dbguardctl.options import complete_database_or_id, complete_expired, database_argument, id_argument
 from dbguardctl.screen import Cell, text
-from dbguardctl.session import Session, no_database
+from dbguardctl.session import Session
 from dbguardctl.views import status as status_view
-from dbguardd.errors import Usage
+from dbguardd.errors import Usage, no_database
 
 
 @click.command(cls=Command)

@@ -7,8 +7,8 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from dbguardctl.app import PROGRAM, Command, pass_session
 from dbguardctl.screen import Block, Cell, text
-from dbguardctl.session import Session, did_you_mean
-from dbguardd.errors import EXIT_STATUSES, OUTCOMES, GuardError, NotFound
+from dbguardctl.session import Session
+from dbguardd.errors import EXIT_STATUSES, OUTCOMES, GuardError, NotFound, did_you_mean
 
 
 def _complete_code(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

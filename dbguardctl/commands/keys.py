@@ -15,8 +15,8 @@ from dbguardctl.consent import can_ask
 from dbguardctl.humanize import when
 from dbguardctl.options import Name, _ask, text_option
 from dbguardctl.screen import Block, Cell, Table, paragraph, text
-from dbguardctl.session import Session, did_you_mean
-from dbguardd.errors import NotFound, TargetExists, Usage, of_file
+from dbguardctl.session import Session
+from dbguardd.errors import NotFound, TargetExists, Usage, did_you_mean, of_file
 from dbguardd.humanize import count
 
 _IDENTITY, _IDENTITY_REST = "AGE-SECRET-KEY-1", 58

@@ -15,9 +15,9 @@ from dbguardctl.app import Command, pass_session
 from dbguardctl.humanize import utc_text
 from dbguardctl.moments import parse_moment
 from dbguardctl.options import Name, complete_database, database_argument, text_option
-from dbguardctl.session import Session, no_database
+from dbguardctl.session import Session
 from dbguardctl.views import log as view
-from dbguardd.errors import DaemonUnreachable, Usage
+from dbguardd.errors import DaemonUnreachable, Usage, no_database
 
 Json = dict[str, Any]
 

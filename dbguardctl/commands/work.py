@@ -22,18 +22,18 @@ def seconds(text: str) -> float | None:
     return parse_span(text) if text else None
 
 
-def names_of(session: Session, kind: str = "databases", *, orphans: bool = False) -> list[str]:
+def names_of(session: Session, kind: str = "databases", *, orphans: bool = False, none: bool = False) -> list[str]:
     """Return the names of all databases in the policy, or of all storages. Raises NotFound if there are none.
 
-    With `orphans`, also the databases that only have backups.
+    With `orphans`, also the databases that only have backups; with `none`, these may be all that there are.
     """
     rows = session.daemon.get("status")[kind]
     names = [str(row["name"]) for row in rows if orphans or row.get("state") != Health.ORPHANED]
-    if not names and rows:
+    if not names and rows and not none:
         what = "dbguard: no database is in the policy"
         raise NotFound(what, detail=f"Backups of {some([row['name'] for row in rows])} are kept, and nothing expires.",
                        hints=["dbguardctl status"])  # fmt: skip
-    if not names:
+    if not rows:
         raise NotFound("dbguard: no database is protected yet", hints=["dbguardctl protect PATH"])
     return names
 
@@ -128,8 +128,10 @@ def prune(session: Session, database: str | None, no_wait: bool, timeout: str, *
     if fields["confirm"] and fields["confirm"] != database:
         raise Usage(f"prune: --confirm says {fields['confirm']!r}, and the database is {database}")
     session.wanted_database = database or ""
-    names = [database] if database else names_of(session)
+    names = [database] if database else names_of(session, none=True)
     requests = [{"database": name, **fields} for name in names]
+    if not names:
+        session.say("no database is in the policy: no backup expires")
     expired, status = watch.batch(session, "expire", requests, no_wait=no_wait, timeout=limit)
     swept: list[dict[str, Any]] = []
     if status in (0, 3) and not no_wait:

@@ -6,8 +6,9 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Table, text
-from dbguardd.humanize import absolute, count, humanized, size, span
+from dbguardd.humanize import absolute, count, grouped, humanized, size, span
 
+_COUNTS = frozenset(("rows", "pages", "tables", "count", "objects", "packs", "segments", "files", "backups", "entries"))
 _UNITS = ("_at", "_bytes", "_seconds", "_ratio")
 
 
@@ -37,7 +38,9 @@ def _number(name: str, item: float) -> str:
         return span(item)
     if name.endswith("_ratio"):
         return f"{item * 100:.1f} %"
-    return f"{item:,}".replace(",", " ") if isinstance(item, int) else f"{item:g}"
+    if isinstance(item, float):
+        return f"{item:g}"
+    return grouped(item) if name.rpartition("_")[2] in _COUNTS else str(item)
 
 
 def _label(name: str) -> str:

@@ -10,7 +10,7 @@ from datetime import tzinfo
 from typing import Any
 
 from dbguardctl.screen import Block, Cell, Line, Table, text
-from dbguardd.humanize import absolute, count, safe
+from dbguardd.humanize import absolute, count, grouped, safe
 
 Json = dict[str, Any]
 
@@ -154,7 +154,7 @@ def _definition(row: Json) -> Line:
 
 
 def _counted(row: Json) -> list[Cell | str]:
-    counts = ["?" if row[name] is None else f"{row[name]:,}".replace(",", " ") for name in _SIGNS]
+    counts = ["?" if row[name] is None else grouped(row[name]) for name in _SIGNS]
     state = {"differs": "", "not compared": "not compared: "}.get(row["state"], f"the table was {row['state']}")
     return [Cell(row["table"], "strong"), *counts, ", ".join(row["keyed_by"]), f"{state}{row['why']}"]
 

@@ -23,7 +23,7 @@ from typing import Any
 from dbguardd.catalog import Catalog, coverage, to_moment
 from dbguardd.daemon.live import ERRANDS, Order, Terms
 from dbguardd.durable import sync_directory
-from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, of_file
+from dbguardd.errors import Busy, GuardError, Internal, NotFound, PolicyShrinks, Usage, no_database, of_file
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.load import Host, Loaded, load
 from dbguardd.policy.model import Storage
@@ -245,8 +245,7 @@ class InForce:
         """
         rows = self._catalog.backups.of(name)
         if not rows:
-            known = ", ".join(self.policy.names()) or "none"
-            raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
+            raise no_database(name, [*self.policy.names(), *self._catalog.backups.databases()])
         if order.verb == "expire":
             raise Usage(
                 f"{name}: is no longer in the policy, so there is no `keep` for its backups",

@@ -20,7 +20,7 @@ from dbguardd.daemon import configuration, keyring, protect
 from dbguardd.daemon.live import Order
 from dbguardd.daemon.operations import Operations
 from dbguardd.daemon.peers import Peer, Refusals, role_of
-from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage
+from dbguardd.errors import ConfirmMissing, GuardError, Internal, NotFound, Usage, no_database
 from dbguardd.requests import REQUESTS
 from dbguardd.serialize import to_json
 from dbguardd.states import JobState, Role
@@ -96,7 +96,9 @@ class Service:
             except NotFound:
                 if missing.facts:  # the backup has expired
                     return self._shown(self._catalog.backups.get(id, expired=True))
-                raise NotFound(f"{id}: no such backup, job or database", hints=["dbguardctl status"]) from None
+                error = no_database(id, self._do.views.names())
+                error.message = f"{id}: no such backup, job or database"
+                raise error from None
             events = self._catalog.events.find(EventRange(job=job.id), _BATCH)
             return {"kind": "job", "job": to_json(job), "events": to_json(events)}
         return self._shown(next(row for row in self._do.views.backups(found.database, now) if row.id == found.id))

@@ -20,10 +20,10 @@ from dbguardd.daemon.storages import Storages
 from dbguardd.daemon.timetable import longest_gap, timing
 from dbguardd.errors import (
     GuardError,
-    NotFound,
     ServerUnreachable,
     SourceMissing,
     from_problem,
+    no_database,
 )
 from dbguardd.humanize import size
 from dbguardd.policy.policy import database_spec
@@ -98,20 +98,23 @@ class Views:
         found = [self._database(name, now, recoverable, lost) for name in guarded]
         return found + [self._orphan(name, engine, now, lost) for name, engine in sorted(orphans.items())]
 
+    def names(self) -> list[str]:
+        """Return every database of the policy, then those that only have backups."""
+        return list(dict.fromkeys((*self.inforce.policy.names(), *self.catalog.backups.databases())))
+
     def database(self, name: str, now: datetime) -> DatabaseStatus:
         """Return one database. Raises NotFound."""
-        for found in self.databases(now):
-            if found.name == name:
-                return found
-        known = ", ".join(self.inforce.policy.names()) or "none"
-        raise NotFound(f"{name}: no such database", detail=f"Databases: {known}.", hints=["dbguardctl status"])
+        found = {row.name: row for row in self.databases(now)}
+        if name not in found:
+            raise no_database(name, list(found))
+        return found[name]
 
     def backups(self, name: str, now: datetime) -> list[BackupRow]:
         """Return the backups of one database, newest first, with what keeps each and until when. Raises NotFound."""
         rows = self.catalog.backups.of(name)
         if name not in self.inforce.policy.names():
             if not rows:
-                raise NotFound(f"{name}: no such database", hints=["dbguardctl status"])
+                raise no_database(name, self.names())
             return [replace(row, kept_because=["not in the policy: nothing expires"]) for row in rows]
         guarded = self.inforce.policy.guarded(name)
         keep = retention.Keep.from_spec(database_spec(guarded, lambda user: 0))

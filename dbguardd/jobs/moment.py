@@ -161,7 +161,7 @@ def _early(moment: Moment) -> str:
     if moment.grain:
         return f"nothing nearer can be restored: this part of the log has one moment every {span(moment.grain)}"
     if moment.until is None:
-        return "nothing nearer can be restored" if moment.backup.facts.log_start is not None else ""
+        return "its log has no moment between the two" if moment.backup.facts.log_start is not None else ""
     whole = moment.until.last < moment.until.chain.last  # the next segment was committed later
     return "" if whole else "later commits, if any, are not stored"
 

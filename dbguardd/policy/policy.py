@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, StrictStr
 
-from dbguardd.errors import NotFound
+from dbguardd.errors import NotFound, no_database
 from dbguardd.kinds import KINDS
 from dbguardd.policy.accounts import uid_of_user
 from dbguardd.policy.model import NAME, Access, Daemon, Database, Key, Settings, Storage, Table
@@ -65,9 +65,7 @@ class Policy(Table):
         try:
             own = self.database[name]
         except KeyError:
-            known, first = ", ".join(self.database) or "none", [] if self.database else ["dbguardctl protect PATH"]
-            what = f"{name}: no such database in the policy"
-            raise NotFound(what, detail=f"Databases: {known}.", hints=first) from None
+            raise no_database(name, list(self.database)) from None
         layers = [self.defaults, *([self.class_[own.class_]] if own.class_ in self.class_ else []), own]
         values: Json = {}
         for layer in layers:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dbguardd.errors import NotFound
+from dbguardd.errors import NotFound, did_you_mean
 from dbguardd.policy.model import Database, Key, Settings, Storage, Table
 from dbguardd.policy.policy import Policy
 from dbguardd.policy.translate import model_in
@@ -146,6 +146,14 @@ def explain(key: str, policy: Policy | None = None) -> Json:
     found = [entry for name, entry in known.items() if name == pattern]
     if not found:
         found = [entry for name, entry in known.items() if name.split(".", 2 if ".NAME." in name else 1)[-1] == key]
+    if not found and (own_keys := _keys_of(parts, known)):
+        names = list(getattr(policy, parts[0])) if policy and len(parts) == 2 else []
+        near = "" if parts[-1] in names else did_you_mean(parts[-1], names)
+        raise NotFound(
+            f"{key}: no key of the policy, but a table of them",
+            detail=f"{near} Keys of [{'.'.join(_table_of(parts))}]: {', '.join(own_keys)}.".strip(),
+            hints=[f"dbguardctl config explain {'.'.join(_table_of(parts))}.{own_keys[0]}"],
+        )
     if not found:
         short = {name.split(".", 2 if ".NAME." in name else 1)[-1]: name for name in known}
         own = [f"database.NAME.{name.removeprefix('defaults.')}" for name in known if name.startswith("defaults.")]
@@ -157,6 +165,7 @@ def explain(key: str, policy: Policy | None = None) -> Json:
         )
     entry = found[0]
     inherited = entry.key.startswith("defaults.")
+    bare = inherited and parts[0] not in ("defaults", "class", "database")
     where = ["[defaults]", "[class.NAME]", "[database.NAME]"] if inherited else [f"[{_table(entry.key)}]"]
     return {
         "key": key,
@@ -165,8 +174,22 @@ def explain(key: str, policy: Policy | None = None) -> Json:
         "default": entry.default,
         "required": entry.required,
         "tables": where if _table(entry.key) else [],
-        "value": None if policy is None else _value(policy, parts),
+        "value": None if policy is None else _value(policy, ["defaults", *parts] if bare else parts),
     }
+
+
+def _table_of(parts: list[str]) -> list[str]:
+    return [parts[0], "NAME"] if parts[0] in _NAMED else parts[:1]
+
+
+def _keys_of(parts: list[str], known: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a table, if `parts` name one and no key in it."""
+    table = _table_of(parts)
+    if len(parts) > len(table):
+        return []
+    prefixes = [".".join(table) + ".", *(["defaults."] if parts[0] in ("class", "database") else [])]
+    found = [name.removeprefix(prefix) for prefix in prefixes for name in known if name.startswith(prefix)]
+    return list(dict.fromkeys(name for name in found if "." not in name))
 
 
 def _pattern(parts: list[str]) -> str:

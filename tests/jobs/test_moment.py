@@ -85,6 +85,13 @@ def test_a_database_that_rested_is_as_it_was(world: World) -> None:
     assert "240 s before the requested moment: later commits, if any" in found["warnings"][0]
 
 
+def test_a_database_that_rests_since_its_backup_is_not_said_to_have_lost_anything(world: World) -> None:
+    follow(world, 1, 3)
+    base(world, 3)
+    found = plan(world, at=(world.now + timedelta(minutes=4)).isoformat())
+    assert found["warnings"] == ["this is 240 s before the requested moment: its log has no moment between the two"]
+
+
 def test_what_goes_on_from_an_older_backup_is_not_newer_than_the_newest(world: World) -> None:
     follow(world, 1, 3)
     base(world, 3)

@@ -81,10 +81,14 @@ def test_no_such_database():
     with pytest.raises(NotFound) as caught:
         policy(FULL).guarded("nope")
     assert caught.value.detail == "Databases: app, other."
+    with pytest.raises(NotFound) as caught:
+        policy(FULL).guarded("ap")
+    assert caught.value.detail == "Databases: app, other. Did you mean app?"
+    assert caught.value.hints == ("dbguardctl status",)
 
 
 def test_the_spec_of_a_job():
-    spec = policy(FULL).spec("app", "/var/lib/dbguard", {"root": 0}.__getitem__)
+    spec = policy(FULL).spec("app", "/var/lib/dbguard")
     assert json.loads(json.dumps(spec)) == spec == {
         "database": {
             "name": "app",
@@ -199,6 +203,26 @@ def test_explain_an_unknown_key(key, close):
     with pytest.raises(NotFound) as caught:
         explain(key)
     assert close in caught.value.detail + " ".join(caught.value.hints)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("database.ap", "Did you mean app? Keys of [database.NAME]: engine, path, url,"),
+        ("database.app", "Keys of [database.NAME]: engine, path, url,"),
+        ("storage.disk", "Keys of [storage.NAME]: type, path,"),
+        ("daemon", "Keys of [daemon]: max_jobs."),
+    ],
+)
+def test_a_table_is_explained_by_its_keys(key, said):
+    with pytest.raises(NotFound) as caught:
+        explain(key, policy(FULL))
+    assert caught.value.detail.startswith(said)
+    explain(caught.value.hints[0].removeprefix("dbguardctl config explain "))
+
+
+def test_the_value_of_a_key_without_a_table_is_the_default_of_all_databases():
+    assert explain("storage", policy(FULL))["value"] == ["local"]
 
 
 def test_the_effective_policy_is_a_policy():

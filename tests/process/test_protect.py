@@ -36,6 +36,7 @@ def test_a_protection_ends_and_its_backups_stay_and_are_gone_on_with(house: Hous
     assert rows(house.place / "back.db") == 50
     assert [e["outcome"] for e in house.audit() if e["action"] == "policy.unprotect"] == ["intent", "done"]
     assert house.fails("DBG-0004", 8, "unprotect", "app", "--confirm", "app")
+    assert [(job["verb"], job["state"]) for job in house.does("prune")["sweep"]] == [("sweep", "done")]
 
     for words in ([], ["--name", "app"]):  # it could be another one of that name: the old backups would expire
         refused = house.fails("DBG-1002", 10, "protect", str(path), *words)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbguardctl import humanize
+from dbguardctl.views.facts import value
 from dbguardd import humanize as shared
 from tests.surface.answers import NOW
 
@@ -104,3 +105,12 @@ def test_harmless_text_stays_as_it_is() -> None:
 def test_a_moment_survives_the_way_to_the_api(milliseconds: int) -> None:
     aware = datetime.fromtimestamp(milliseconds / 1000, UTC)
     assert shared.parse_utc(humanize.utc_text(aware)) == aware
+
+
+def test_thousands_of_what_is_counted_are_grouped_and_numbers_that_identify_are_not():
+    words = "3 tables, 52020 rows equal, 11598 pages of 4096 bytes; process 15022, uid 10001, 2026-11-27, t1234 rows"
+    said = "3 tables, 52,020 rows equal, 11,598 pages of 4 KiB; process 15022, uid 10001, 2026-11-27, t1234 rows"
+    assert shared.humanized(words) == said
+    assert shared.count(52020, "row") == "52,020 rows"
+    shown = {name: value(name, 15022, None) for name in ("pid", "port", "rows", "page_count")}
+    assert shown == {"pid": "15022", "port": "15022", "rows": "15,022", "page_count": "15,022"}

@@ -325,7 +325,7 @@ class Engine:
     name: str
     snapshots: Snapshots
     log: Log | None = None
-    standby: Standby | None = None
+    standby: Callable[[], Standby] | None = None  # made where one is kept
     past: Callable[[], Past[Pages]] | None = None  # made where it is asked: its driver is needed there only
     reviving: Reviving[Revived] | None = None
     delta_restore: DeltaRestore | None = None

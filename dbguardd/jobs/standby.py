@@ -31,7 +31,7 @@ from dbguardd.facts import Place
 from dbguardd.jobs.base import Job, Result, Run, brief, instant
 from dbguardd.jobs.moment import Moment, opened, reach
 from dbguardd.jobs.target import live
-from dbguardd.repository import Chain, Link, Log, StretchTree, Until
+from dbguardd.repository import Chain, Link, Log, Until
 from dbguardd.requests import NOWHERE
 from dbguardd.rules.moment import holds
 from dbguardd.serialize import to_json
@@ -167,7 +167,7 @@ class Keeping:
         if last is None:
             return False
         new = replace(mark, segment=last.number, at=last.at.isoformat(), place=None)
-        tree = StretchTree(log, Until(chain, mark.segment, last.number), last)
+        tree = log.stretch(Until(chain, mark.segment, last.number), last)
         self._copy.advance(tree, self.target, to_json(new), self._run.progress)
         self.mark = new
         return True

@@ -15,24 +15,21 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbguardd import __version__
 from dbguardd.errors import Busy, Damaged, GuardError, ObjectMissing
 from dbguardd.keys.base import KeyWrapper
 from dbguardd.repository import opening
-from dbguardd.repository.check import Checking, Progress, unmet
 from dbguardd.repository.clock import PROMPT_SECONDS, Pulses, pulse, recallable_until, storage_time
 from dbguardd.repository.ledger import Ledger
-from dbguardd.repository.log import Link, Log
+from dbguardd.repository.log import Link, Log, Until
 from dbguardd.repository.model import Backup, Expired, Finding, Hold, Proof, Stream, Swept
-from dbguardd.repository.moment import LogTree, MomentTree, StretchTree, Until
 from dbguardd.repository.notes import Notes
 from dbguardd.repository.opening import Recipient
 from dbguardd.repository.records import Records
 from dbguardd.repository.saving import Saving
 from dbguardd.repository.seal import Domain, Keyring, Randomness
-from dbguardd.repository.thin import Grain, make_coarser
 from dbguardd.repository.tombs import pack_of, rely_on
 from dbguardd.repository.tree import Told, Tree, packs_of, untold
 from dbguardd.rules.chains import BYTES, Chain, Piece
@@ -40,13 +37,16 @@ from dbguardd.states import Grade
 from dbguardd.storage.base import Storage
 from dbguardd.ulids import ulid
 
+if TYPE_CHECKING:
+    from dbguardd.repository.check import Progress
+    from dbguardd.repository.moment import LogTree, MomentTree
+
 __all__ = [
     "BYTES",
     "Backup",
     "Chain",
     "Expired",
     "Finding",
-    "Grain",
     "Hold",
     "Link",
     "Log",
@@ -56,14 +56,11 @@ __all__ = [
     "Repository",
     "Saving",
     "Stream",
-    "StretchTree",
     "Swept",
     "Tree",
     "Until",
-    "make_coarser",
     "recallable_until",
 ]
-
 
 _QUOTES = '"""'
 _PARENTS = 3  # backups that are tried as a parent before a full one is made
@@ -279,7 +276,7 @@ class Repository:
         """Open a backup for reading as tree() does, with the log put over it up to `until`."""
         with self.tree(backup, progress, beside=beside) as tree:
             _, domain = self._ledger.find(backup.id)
-            yield MomentTree(tree, self._log(domain), until, progress)
+            yield self._log(domain).over(tree, until, progress)
 
     @contextmanager
     def with_log(
@@ -288,7 +285,7 @@ class Repository:
         """Open a backup for reading as tree() does, with the bytes of the log up to `until` behind it."""
         with self.tree(backup, progress, there=there) as tree:
             _, domain = self._ledger.find(backup.id)
-            yield LogTree(tree, self._log(domain), until, progress)
+            yield self._log(domain).behind(tree, until, progress)
 
     def log(self, database: str, now: datetime | None = None) -> Log | None:
         """Return the log of a database; None if nothing of it was ever stored. With `now` it is made then."""
@@ -381,17 +378,21 @@ class Repository:
         `now` is the host's time at this moment; the storage's own decides. Raises ClockDoubt, Breaker (unless
         `confirmed`), Damaged and ObjectMissing: beside damage nothing is deleted.
         """
-        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - what most workers never do
+        from dbguardd.repository.sweep import Sweeping  # noqa: PLC0415 - here and below: what most workers never do
 
         sweeping = Sweeping(self._storage, self._records, self._notes, self._packs_of, self._pulses, self._randomness)
         return sweeping.run(now, grace, dry_run=dry_run, confirmed=confirmed)
 
     def check(self, data: bool, progress: Progress = lambda step, done, total: None) -> Iterator[Finding]:
         """Look for damage; with `data`, at every byte of every object. Yields what it found and what it did not see."""
+        from dbguardd.repository.check import Checking  # noqa: PLC0415
+
         return Checking(self._storage, self._records, self._packs_of, progress).run(data)
 
     def lacking(self) -> Iterator[Finding]:
         """Yield what the backups that have not expired need and is not there, as a copy made meanwhile has it."""
+        from dbguardd.repository.check import unmet  # noqa: PLC0415
+
         backups = list(self._ledger.newest())  # before the packs: one that is made just now has all of its own
         return unmet(self._packs_of, backups, {pack_of(entry) for entry in self._storage.list("packs/")}, {})
 

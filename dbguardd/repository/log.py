@@ -26,14 +26,15 @@ import json
 import re
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
 from dbguardd.errors import Damaged, ObjectMissing
+from dbguardd.facts import Target
 from dbguardd.flow import Facts, Images, Segment
 from dbguardd.repository.frames import decompress
 from dbguardd.repository.model import encode, moment, rfc3339
@@ -42,6 +43,11 @@ from dbguardd.repository.seal import Domain, Randomness, seal, unseal
 from dbguardd.rules.chains import BYTES, Chain, Piece
 from dbguardd.storage.base import Entry, Storage
 from dbguardd.ulids import ulid
+
+if TYPE_CHECKING:
+    from dbguardd.repository.moment import LogTree, MomentTree, StretchTree
+    from dbguardd.repository.thin import Thinned
+    from dbguardd.repository.tree import Tree
 
 FOLD = 32
 FOLDED_BYTES = 8 << 20
@@ -102,6 +108,20 @@ class Link:
         for place, (number,) in enumerate(_LENGTH.iter_unpack(data[: 4 * self.count])):
             start = 4 * self.count + place * self.page_size
             yield number, data[start : start + self.page_size]
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
+
+    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which.
+    """
+
+    chain: Chain
+    after: int
+    last: int
+    form: str = ""
+    target: Target = field(default_factory=Target)
 
 
 class Log:
@@ -166,6 +186,24 @@ class Log:
     def open(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, wherever they are by now. Raises Damaged, ObjectMissing."""
         return [link for link in self._held(piece) if piece.first <= link.number and link.first <= piece.last]
+
+    def over(self, base: Tree, until: Until, beat: Callable[[int], None]) -> MomentTree:
+        """Return a backup for reading, with the images of pages in a stretch of this log put over it."""
+        from dbguardd.repository.moment import MomentTree  # noqa: PLC0415 - here and below: what most workers never do
+
+        return MomentTree(base, self, until, beat)
+
+    def behind(self, base: Tree, until: Until, beat: Callable[[int], None]) -> LogTree:
+        """Return a backup for reading, with the bytes of a stretch of this log behind it."""
+        from dbguardd.repository.moment import LogTree  # noqa: PLC0415
+
+        return LogTree(base, self, until, beat)
+
+    def stretch(self, until: Until, last: Link) -> StretchTree:
+        """Return a stretch that ends with the segment `last`, for reading: what is put over a copy in one step."""
+        from dbguardd.repository.moment import StretchTree  # noqa: PLC0415
+
+        return StretchTree(self, until, last)
 
     def _held(self, piece: Piece) -> list[Link]:
         """Return the segments in an object, or in the larger one that it was folded into meanwhile."""
@@ -273,6 +311,14 @@ class Log:
         """Delete objects, oldest first: what is left is always a log without a gap."""
         for piece in pieces:
             self._storage.delete(piece.name)
+
+    def make_coarser(
+        self, grains: Mapping[int, timedelta], now: datetime, beat: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Thinned]:
+        """Keep one moment in so many seconds of what is of that age by the storage's own time; see thin.py."""
+        from dbguardd.repository.thin import Grain, make_coarser  # noqa: PLC0415
+
+        return make_coarser(self, [Grain(*one) for one in grains.items()], now, beat)
 
 
 def piece_of(entry: Entry) -> Piece | None:

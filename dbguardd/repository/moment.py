@@ -9,33 +9,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from dbguardd.errors import Damaged, ObjectMissing, Usage
-from dbguardd.facts import Target
 from dbguardd.flow import BLOCK_BYTES, LOG, Facts, Pages
 from dbguardd.repository.delivery import refused
 from dbguardd.repository.joined import joined
-from dbguardd.repository.log import Link, Log
+from dbguardd.repository.log import Link, Log, Until
 from dbguardd.repository.tree import Tree
-from dbguardd.rules.chains import BYTES, Chain
+from dbguardd.rules.chains import BYTES
 from dbguardd.serialize import to_json
 from dbguardd.sums import as_text, file_sum
-
-
-@dataclass(frozen=True, slots=True)
-class Until:
-    """Which segments of a chain lie between a backup and a moment: those after `after`, up to `last`.
-
-    Of a log whose segments have bytes (`form`), the engine finds the moment in them: `target` says which.
-    """
-
-    chain: Chain
-    after: int
-    last: int
-    form: str = ""
-    target: Target = field(default_factory=Target)
 
 
 class MomentTree:

@@ -1,4 +1,4 @@
-"""Where bytes lie: storages, and what can be put around them.
+"""Where bytes lie: storages. What can be put around them is in layers.py.
 
 STORAGES is the table of kinds; open_storage opens one as a policy names it. A new kind is a new row, a module that
 keeps storage/base.py's promises, and a line in tests/storage/test_contract.py.
@@ -13,23 +13,16 @@ from typing import Any
 from dbguardd.errors import PolicyInvalid
 from dbguardd.storage.base import MAX_OBJECT, Buffer, Capabilities, Entry, Storage
 from dbguardd.storage.directory import Directory
-from dbguardd.storage.layers import Call, ReadOnly, Recording, Retrying
-from dbguardd.storage.memory import Memory
 from dbguardd.storage.room import Limits
 
 __all__ = [
     "MAX_OBJECT",
     "STORAGES",
     "Buffer",
-    "Call",
     "Capabilities",
     "Directory",
     "Entry",
     "Limits",
-    "Memory",
-    "ReadOnly",
-    "Recording",
-    "Retrying",
     "Storage",
     "open_storage",
 ]
@@ -41,6 +34,8 @@ def _directory(settings: Mapping[str, Any], create: bool) -> Storage:
 
 
 def _memory(settings: Mapping[str, Any], create: bool) -> Storage:
+    from dbguardd.storage.memory import Memory  # noqa: PLC0415 - what no policy names
+
     return Memory()
 
 

@@ -183,7 +183,7 @@ def test_a_damaged_pack_is_found_named_contained_and_healed(hand, harm):
     assert third in found
     assert first not in found
     assert second not in found
-    hand.restores(first, second)
+    hand.reads([first, second])  # and below by restores
     other_is_well(hand)
     verdict = hand.run("verify", "shop", "--backup", third)
     assert (verdict.status, verdict.problem["code"]) == (4, "DBG-6001"), verdict.stderr

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query
+from dbguardd.engines.base import Engine, Examination, Past, Probe, Progress, Query, Standby
 from dbguardd.engines.fingerprint import Fingerprint, NoFingerprint
 from dbguardd.engines.landing import outcome
 from dbguardd.engines.sqlite import snapshot
@@ -23,14 +23,11 @@ from dbguardd.engines.sqlite.attempt import NAME, Budget, Moved, Taken
 from dbguardd.engines.sqlite.child import refusal
 from dbguardd.engines.sqlite.copy import NEW, opened
 from dbguardd.engines.sqlite.examine import examine
-from dbguardd.engines.sqlite.follow import Pace, follow
 from dbguardd.engines.sqlite.live import Header, State, open_live, read_header, resolve
 from dbguardd.engines.sqlite.newer import Unread
 from dbguardd.engines.sqlite.publish import fresh, sweep
-from dbguardd.engines.sqlite.replace import refuse_others, replace
 from dbguardd.engines.sqlite.rights import give, rights_of
 from dbguardd.engines.sqlite.script import replay, write_script
-from dbguardd.engines.sqlite.standby import SqliteStandby
 from dbguardd.engines.sqlite.still import open_still, read_fingerprint
 from dbguardd.errors import (
     NoSpace,
@@ -62,9 +59,14 @@ def open_sqlite(settings: Mapping[str, Any]) -> Engine:
     lock_timeout_seconds, growth_bytes (of a log, see wal), beat_seconds and step_bytes (how often progress is shown
     while the live file is copied), look_seconds (how often a log that is followed is looked at).
     """
-    wait = float(settings.get("lock_timeout_seconds", 10.0))
-    standby = SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
-    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=standby, past=open_past)
+
+    def open_standby() -> Standby:
+        from dbguardd.engines.sqlite.standby import SqliteStandby  # noqa: PLC0415 - here and below: a backup needs none
+
+        wait = float(settings.get("lock_timeout_seconds", 10.0))
+        return SqliteStandby(Path(str(settings["staging"])), _PAGES, wait)
+
+    return Engine("sqlite", Sqlite(settings), log=SqliteLog(settings), standby=open_standby, past=open_past)
 
 
 def open_past() -> Past[Pages]:
@@ -78,8 +80,13 @@ class SqliteLog:
     """The log of one SQLite file in WAL mode. Implements engines.base.Log."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._path = str(settings["path"])
-        self._pace = Pace(
+        self._settings = settings
+
+    def follow(self, ship: Ship, resume: Facts | None) -> None:
+        from dbguardd.engines.sqlite.follow import Pace, follow  # noqa: PLC0415
+
+        settings = self._settings
+        pace = Pace(
             stream=_PAGES,
             staging=str(settings["staging"]),
             audit_seconds=float(settings.get("audit_seconds", 86_400.0)),
@@ -87,9 +94,7 @@ class SqliteLog:
             max_block_seconds=float(settings.get("max_block_seconds", 0.1)),
             lock_timeout_seconds=float(settings.get("lock_timeout_seconds", 10.0)),
         )
-
-    def follow(self, ship: Ship, resume: Facts | None) -> None:
-        follow(self._path, self._pace, ship, resume)
+        follow(str(settings["path"]), pace, ship, resume)
 
     def unfollow(self, *, if_short: bool = False) -> None:
         """Nothing: a mark ends with who holds it."""
@@ -236,6 +241,8 @@ class Sqlite:
         return examine(target, queries, progress)
 
     def check_unused(self) -> None:
+        from dbguardd.engines.sqlite.replace import refuse_others  # noqa: PLC0415
+
         try:
             real = resolve(self._path)
         except SourceMissing:
@@ -243,6 +250,8 @@ class Sqlite:
         refuse_others(real)
 
     def replace(self, source: Path, progress: Progress) -> None:
+        from dbguardd.engines.sqlite.replace import replace  # noqa: PLC0415
+
         replace(self._path, source, progress)
 
 
